@@ -1,0 +1,282 @@
+//! The command line: its words and options, and nothing else.
+
+mod parse;
+mod words;
+
+pub use parse::{Lines, Place};
+pub use words::arrange;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::host::{Connect, Host};
+use crate::job::{JobName, State, Target};
+use crate::signal::SignalWord;
+
+/// Start jobs on other machines over SSH, and signal, follow and await them from anywhere
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Spawn(Spawn),
+    Kill(Kill),
+    Stop(Stop),
+    Wait(Wait),
+    Tail(Tail),
+    Ps(Ps),
+    Rm(Rm),
+}
+
+/// What every command takes.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Common {
+    /// Print no more than what was asked for
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Say on standard error what happens while connecting
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// The options that take part in connecting, with ssh's meanings.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connecting (kept with the job)")]
+pub struct ConnectArgs {
+    /// The port of the SSH server
+    #[arg(short, long, value_parser = crate::host::parse_port)]
+    port: Option<u16>,
+    /// The user to log in as
+    #[arg(short, long = "login", value_name = "USER")]
+    login: Option<String>,
+    /// A private key to log in with; may be given several times
+    #[arg(short, long = "identity", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    identity: Vec<PathBuf>,
+    /// The SSH configuration file, in place of the user's and the system's
+    #[arg(short = 'F', long = "config", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// Go there by way of these hosts
+    #[arg(short = 'J', long = "jump", value_name = "HOST[,HOST]")]
+    jump: Option<String>,
+    /// An option of ssh_config(5); may be given several times
+    #[arg(short, long = "option", value_name = "KEY=VALUE", value_parser = parse::ssh_option)]
+    option: Vec<String>,
+}
+
+impl From<ConnectArgs> for Connect {
+    fn from(given: ConnectArgs) -> Self {
+        Self {
+            port: given.port,
+            user: given.login,
+            identities: given.identity,
+            config: given.config,
+            jump: given.jump,
+            options: given.option,
+        }
+    }
+}
+
+/// Start a job that outlives the connection, and print its id
+#[derive(Args, Debug)]
+pub struct Spawn {
+    /// A name for the job, unique among the unfinished ones
+    #[arg(short, long)]
+    pub name: Option<JobName>,
+    /// The directory to start in; a relative one is taken from the home directory (on `local`: from here)
+    #[arg(short = 'C', long, value_name = "DIR")]
+    pub cwd: Option<OsString>,
+    /// A variable for the job's environment; KEY alone takes its value from here and keeps it out of every argument list
+    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = parse::Variables)]
+    pub env: Vec<(String, Option<OsString>)>,
+    /// COMMAND is one line for /bin/sh -c
+    #[arg(short = 'c', long)]
+    pub shell: bool,
+    /// Put standard error into standard output, in order
+    #[arg(long)]
+    pub merge: bool,
+    /// Print the job as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Refused: jobs have no terminal
+    #[arg(short = 't', hide = true)]
+    pub terminal: bool,
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
+    pub host: Host,
+    /// The command and its arguments: everything behind HOST
+    #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+/// The way that a signal may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Via {
+    /// By the channel where one is held, else by pid
+    #[default]
+    Auto,
+    /// By the SSH channel's signal request alone
+    Channel,
+    /// By a kill on the host alone
+    Pid,
+}
+
+/// An operating system with a signal table of its own.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OsWord {
+    Linux,
+    Darwin,
+    Freebsd,
+}
+
+/// Send a signal to jobs, each exactly once
+#[derive(Args, Debug)]
+pub struct Kill {
+    /// The signal: a name with or without SIG, or a number of the job's system; also as -TERM or -15
+    #[arg(short, long)]
+    pub signal: Option<SignalWord>,
+    /// Wait so long for the jobs to end
+    #[arg(short, long, value_name = "DURATION", value_parser = parse::duration)]
+    pub wait: Option<Duration>,
+    /// Send this as well when a job still runs after the wait, and wait as long again
+    #[arg(long, value_name = "SIGNAL", requires = "wait")]
+    pub then: Option<SignalWord>,
+    /// Which way the signal may take
+    #[arg(long, value_enum, default_value_t)]
+    pub via: Via,
+    /// Which of a job's processes get it
+    #[arg(long, value_enum, default_value_t)]
+    pub target: Target,
+    /// List the signals, or the one given: a name, a number or an exit status
+    #[arg(short, long, conflicts_with_all = ["signal", "wait", "then"])]
+    pub list: bool,
+    /// With --list: whose signals
+    #[arg(long, value_enum, requires = "list")]
+    pub os: Option<OsWord>,
+    /// Print one JSON object per job
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub common: Common,
+    /// JOB [SIGNAL], or with -s any number of JOBs: ids, names, or unique beginnings of ids
+    #[arg(value_name = "JOB", required_unless_present = "list")]
+    pub words: Vec<OsString>,
+}
+
+/// End jobs: TERM, then CONT if stopped, then KILL after the grace
+#[derive(Args, Debug)]
+pub struct Stop {
+    /// How long a job may take to end by itself
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub grace: Duration,
+    /// Print one JSON object per job
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub common: Common,
+    /// Ids, names, or unique beginnings of ids
+    #[arg(required = true, value_name = "JOB")]
+    pub jobs: Vec<OsString>,
+}
+
+/// Wait for jobs to end, and exit as they do
+#[derive(Args, Debug)]
+pub struct Wait {
+    /// Give up after so long, with status 124
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub timeout: Option<Duration>,
+    /// Print one JSON object per job
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub common: Common,
+    /// Ids, names, or unique beginnings of ids
+    #[arg(required = true, value_name = "JOB")]
+    pub jobs: Vec<OsString>,
+}
+
+/// Show what a job has written
+#[derive(Args, Debug)]
+pub struct Tail {
+    /// The last N lines of each stream, from line N on, or all
+    #[arg(short = 'n', long, value_name = "N|+N|all", default_value = "10", conflicts_with = "bytes", allow_hyphen_values = true)]
+    pub lines: Lines,
+    /// The last N bytes of each stream, or from byte N on
+    #[arg(short = 'c', long, value_name = "N|+N", allow_hyphen_values = true)]
+    pub bytes: Option<Place>,
+    /// Go on until the job ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Standard output only
+    #[arg(long, conflicts_with = "stderr")]
+    pub stdout: bool,
+    /// Standard error only
+    #[arg(long)]
+    pub stderr: bool,
+    #[command(flatten)]
+    pub common: Common,
+    /// An id, a name, or the unique beginning of an id
+    pub job: OsString,
+}
+
+/// List jobs, as their hosts say they stand
+#[derive(Args, Debug)]
+pub struct Ps {
+    /// Finished jobs too
+    #[arg(short, long)]
+    pub all: bool,
+    /// Those of one host
+    #[arg(long)]
+    pub host: Option<Host>,
+    /// Those in one of these states
+    #[arg(long, value_name = "STATE", value_delimiter = ',')]
+    pub state: Vec<State>,
+    /// Show what was last known, and ask no host
+    #[arg(long)]
+    pub cached: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print a JSON array
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+    /// Say on standard error what happens while connecting
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Ids, names, or unique beginnings of ids, shown in any state
+    #[arg(value_name = "JOB")]
+    pub jobs: Vec<OsString>,
+}
+
+/// Forget finished jobs, and remove their files from their hosts
+#[derive(Args, Debug)]
+pub struct Rm {
+    /// All that are finished
+    #[arg(long, conflicts_with = "force")]
+    pub finished: bool,
+    /// All that ended at least so long ago
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration, conflicts_with = "force")]
+    pub older_than: Option<Duration>,
+    /// Stop a job first that still runs
+    #[arg(long)]
+    pub force: bool,
+    /// Forget the record only, for a host that is gone
+    #[arg(long, conflicts_with = "force")]
+    pub forget: bool,
+    #[command(flatten)]
+    pub common: Common,
+    /// Ids, names, or unique beginnings of ids
+    #[arg(value_name = "JOB", required_unless_present_any = ["finished", "older_than"])]
+    pub jobs: Vec<OsString>,
+}

@@ -1,0 +1,152 @@
+//! Two things that clap can't express, done to the words before it sees them.
+//!
+//! Everything behind HOST is the job's command, also what looks like an option of rsig. And a word such as `-9` or
+//! `-FPE` is a signal in `kill`, where clap would read `-F PE`.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::CommandFactory as _;
+
+use super::Cli;
+use crate::signal;
+
+/// What a word behind the verb is to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// An option, with or without a value in the same word.
+    Option,
+    /// The value of the option before it.
+    Value,
+    /// The first `--`.
+    Dashes,
+    /// Anything else.
+    Positional,
+}
+
+/// Where the words behind the verb begin.
+const BEHIND_VERB: usize = 2;
+
+/// The words of a command line as clap is to see them.
+pub fn arrange(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = words.into_iter().collect();
+    let definition = Cli::command();
+    // No option stands before the verb but --help and --version, which end it all.
+    let Some(command) = words.get(1).and_then(|verb| definition.find_subcommand(verb)) else { return words };
+    let kinds = classify(command, &words);
+    match command.get_name() {
+        "spawn" | "run" => separate_command(&kinds, &mut words),
+        "kill" => separate_signal(&kinds, &mut words),
+        _ => {}
+    }
+    words
+}
+
+/// Sees to it that everything behind HOST is taken as it is: a `--` stands before or directly behind it, not both.
+fn separate_command(kinds: &[Word], words: &mut Vec<OsString>) {
+    let find = |wanted| kinds.iter().position(|kind| *kind == wanted).map(|at| at + BEHIND_VERB);
+    let Some(host) = find(Word::Positional) else { return };
+    let dashes_before = find(Word::Dashes).is_some_and(|dashes| dashes < host);
+    let dashes_behind = words.get(host + 1).is_some_and(|word| word == "--");
+    match (dashes_before, dashes_behind) {
+        (true, true) => drop(words.remove(host + 1)),
+        (false, false) => words.insert(host + 1, "--".into()),
+        _ => {}
+    }
+}
+
+/// Turns a word that is a signal in kill(1)'s form into an option that clap knows.
+fn separate_signal(kinds: &[Word], words: &mut [OsString]) {
+    for (word, kind) in words.iter_mut().skip(BEHIND_VERB).zip(kinds) {
+        if let Some(name) = word.to_str().filter(|text| *kind == Word::Option && signal::dashed(text).is_some()) {
+            *word = format!("--signal={}", &name[1..]).into();
+        }
+    }
+}
+
+/// What each word behind the verb is.
+fn classify(command: &clap::Command, words: &[OsString]) -> Vec<Word> {
+    let mut kinds = Vec::new();
+    for word in words.iter().skip(BEHIND_VERB) {
+        let text = word.to_str().unwrap_or_default();
+        let previous = words.get(BEHIND_VERB + kinds.len().wrapping_sub(1));
+        kinds.push(match kinds.last() {
+            _ if kinds.contains(&Word::Dashes) => Word::Positional,
+            Some(Word::Option) if previous.is_some_and(|option| takes_next(command, option)) => Word::Value,
+            _ if text == "--" => Word::Dashes,
+            _ if text.len() > 1 && text.starts_with('-') => Word::Option,
+            _ => Word::Positional,
+        });
+    }
+    kinds
+}
+
+/// Whether an option takes the next word as its value.
+fn takes_next(command: &clap::Command, word: &OsStr) -> bool {
+    let Some(text) = word.to_str() else { return false };
+    if command.get_name() == "kill" && signal::dashed(text).is_some() {
+        return false;
+    }
+    let takes = |argument: &clap::Arg| argument.get_action().takes_values() && !argument.is_positional();
+    if let Some(long) = text.strip_prefix("--") {
+        return !long.contains('=')
+            && command.get_arguments().any(|argument| argument.get_long() == Some(long) && takes(argument));
+    }
+    // In a bundle such as -vn, the first option with a value takes the rest of the word, or else the next one.
+    let mut letters = text.chars().skip(1);
+    while let Some(letter) = letters.next() {
+        if command.get_arguments().any(|argument| argument.get_short() == Some(letter) && takes(argument)) {
+            return letters.next().is_none();
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arranged(line: &str) -> String {
+        let words = arrange(line.split(' ').map(OsString::from));
+        words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn all_behind_the_host_is_the_command() {
+        for (line, expected) in [
+            ("rsig spawn web1 ls -n", "rsig spawn web1 -- ls -n"),
+            ("rsig spawn web1 -- ls -n", "rsig spawn web1 -- ls -n"),
+            ("rsig spawn web1 -- -- x", "rsig spawn web1 -- -- x"),
+            ("rsig spawn -- web1 -n", "rsig spawn -- web1 -n"),
+            ("rsig spawn -- web1 -- -n", "rsig spawn -- web1 -n"),
+            ("rsig spawn -n a web1 ls", "rsig spawn -n a web1 -- ls"),
+            ("rsig spawn -na web1 ls", "rsig spawn -na web1 -- ls"),
+            ("rsig spawn --name=a web1 ls", "rsig spawn --name=a web1 -- ls"),
+            ("rsig spawn --name a web1 ls", "rsig spawn --name a web1 -- ls"),
+            ("rsig spawn -vn a web1 --name b", "rsig spawn -vn a web1 -- --name b"),
+            ("rsig spawn -n -- web1 ls", "rsig spawn -n -- web1 -- ls"),
+            ("rsig spawn -c web1 ls", "rsig spawn -c web1 -- ls"),
+            ("rsig spawn --help", "rsig spawn --help"),
+            ("rsig ps -a", "rsig ps -a"),
+        ] {
+            assert_eq!(arranged(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn signals_of_kill_are_taken_out() {
+        for (line, expected) in [
+            ("rsig kill -9 a b", "rsig kill --signal=9 a b"),
+            ("rsig kill a -TERM", "rsig kill a --signal=TERM"),
+            ("rsig kill -FPE a", "rsig kill --signal=FPE a"),
+            ("rsig kill -SIGUSR1 a", "rsig kill --signal=SIGUSR1 a"),
+            ("rsig kill -s -9 a", "rsig kill -s -9 a"),
+            ("rsig kill --then -9 a", "rsig kill --then -9 a"),
+            ("rsig kill a -- -9", "rsig kill a -- -9"),
+            ("rsig kill -w 5s a", "rsig kill -w 5s a"),
+            ("rsig kill -term a", "rsig kill -term a"),
+            ("rsig spawn web1 kill -9 1", "rsig spawn web1 -- kill -9 1"),
+        ] {
+            assert_eq!(arranged(line), expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! `kill` and `stop`: sends signals, each exactly once, and waits for what comes of them.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Context, Named, by_host, on_each_host, resolve};
+use crate::cli::Via;
+use crate::delivery::{self, Order, Outcome, ended_before};
+use crate::error::{Failure, Kind};
+use crate::job::{Record, Target};
+use crate::remote::look;
+use crate::signal::{Signal, SignalWord};
+use crate::transport::Line;
+
+/// What is to be sent, and to what.
+pub struct Request {
+    /// The jobs, as typed.
+    pub jobs: Vec<OsString>,
+    /// What is sent.
+    pub signal: SignalWord,
+    /// How long to wait for the end.
+    pub wait: Option<Duration>,
+    /// What is sent when the job still runs then.
+    pub then: Option<SignalWord>,
+    /// Which way the signals may take.
+    pub via: Via,
+    /// Which of the processes.
+    pub target: Target,
+    /// A stopped job gets CONT after the signal.
+    pub wake: bool,
+}
+
+/// What became of one job's signals.
+pub struct Report {
+    /// The word that stood for the job.
+    pub word: String,
+    /// The signals as they are on the job's host, where that is known.
+    pub signal: Option<Signal>,
+    /// The second signal.
+    pub then_signal: Option<Signal>,
+    /// How it came out; an error alone when there is no such job.
+    pub outcome: Result<Outcome, Failure>,
+}
+
+impl Report {
+    /// Why it came out badly, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match &self.outcome {
+            Ok(outcome) => outcome.error.as_ref(),
+            Err(failure) => Some(failure),
+        }
+    }
+}
+
+/// One job on its way through the command.
+struct Ask {
+    word: String,
+    record: Record,
+}
+
+/// Sends the signals and waits, all hosts at once. The reports come as they are known.
+///
+/// # Errors
+/// When the state file can't be used. What goes wrong with a job is in its report.
+pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(Report)) -> Result<()> {
+    let mut asks = Vec::new();
+    for Named { word, record } in resolve(&context.store, &request.jobs) {
+        match record {
+            Ok(record) if record.state.is_finished() => on_report(of_finished(word, record, request)),
+            Ok(record) => asks.push(Ask { word, record }),
+            Err(failure) => {
+                on_report(Report { word, signal: None, then_signal: None, outcome: Err(failure) });
+            }
+        }
+    }
+    let policy = context.policy;
+    let store = &mut context.store;
+    let mut result = Ok(());
+    on_each_host(
+        &policy,
+        by_host(asks, |ask| &ask.record),
+        |line, asks, sender| {
+            // Nobody listens any more only when all is over.
+            on_host(line, asks, request, &mut |report| drop(sender.send(report)));
+        },
+        |report| {
+            if let Err(error) = record(store, &report) {
+                result = Err(error);
+            }
+            on_report(report);
+        },
+    );
+    result
+}
+
+/// A job whose end is known here needs no host.
+fn of_finished(word: String, record: Record, request: &Request) -> Report {
+    let error = request.wait.is_none().then(|| ended_before(&record));
+    let on = |signal: SignalWord| record.system().and_then(|os| signal.on(os).ok());
+    Report {
+        word,
+        signal: on(request.signal),
+        then_signal: request.then.and_then(on),
+        outcome: Ok(Outcome { still_running: Some(false), error, ..Outcome::of(record) }),
+    }
+}
+
+/// Keeps what was learned of a job.
+fn record(store: &mut crate::store::Store, report: &Report) -> Result<()> {
+    let Ok(outcome) = &report.outcome else { return Ok(()) };
+    store.update([&outcome.record])?;
+    let second = matches!(outcome.then, Some(delivery::Sent::Yes(_))).then_some(report.then_signal).flatten();
+    let first = matches!(outcome.sent, delivery::Sent::Yes(_)).then_some(report.signal).flatten();
+    match second.or(first) {
+        Some(signal) => store.signalled(&outcome.record.id, &signal.name()),
+        None => Ok(()),
+    }
+}
+
+/// Carries out the request for the jobs of one host.
+fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &mut dyn FnMut(Report)) {
+    let mut orders = Vec::new();
+    let mut words = std::collections::HashMap::new();
+    for mut ask in asks {
+        let fail = |record: Record, failure| {
+            Ok(Outcome { error: Some(failure), ..Outcome::of(record) })
+        };
+        let signals = system(line, &mut ask.record).and_then(|()| signals(&ask.record, request));
+        match signals {
+            Ok((signal, then)) => {
+                words.insert(ask.record.id.clone(), (ask.word, signal, then));
+                let (target, wake) = (request.target, request.wake);
+                orders.push(Order { record: ask.record, signal: Some(signal), then, target, wake });
+            }
+            Err(failure) => {
+                let outcome = fail(ask.record, failure);
+                on_report(Report { word: ask.word, signal: None, then_signal: None, outcome });
+            }
+        }
+    }
+    if orders.is_empty() {
+        return;
+    }
+    delivery::deliver(line, orders, request.wait, &mut |outcome| {
+        if let Some((word, signal, then_signal)) = words.remove(&outcome.record.id) {
+            on_report(Report { word, signal: Some(signal), then_signal, outcome: Ok(outcome) });
+        }
+    });
+}
+
+/// Finds out a job's operating system, where its host was never heard of it.
+fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
+    if record.os.is_some() {
+        return Ok(());
+    }
+    let host = line.host();
+    let seen = look::see(&host, line.shell()?.as_mut(), &[record.id.as_str()])?;
+    seen.iter().for_each(|seen| seen.update(record));
+    match (record.state.is_finished(), &record.os) {
+        (true, _) => Err(ended_before(record)),
+        (false, Some(_)) => Ok(()),
+        (false, None) => {
+            Err(Failure::new(Kind::Failed, format!("{}: it has not started yet; try again in a moment", record.label())))
+        }
+    }
+}
+
+/// The request's signals on the job's host.
+fn signals(record: &Record, request: &Request) -> Result<(Signal, Option<Signal>), Failure> {
+    if request.via == Via::Channel {
+        let message = format!("{}: no channel of it is held; send by pid, or leave --via out", record.label());
+        return Err(Failure::new(Kind::NoChannel, message));
+    }
+    let os = record.system().unwrap_or(crate::signal::Os::Other);
+    let on = |word: SignalWord| {
+        word.on(os).map_err(|error| Failure::new(Kind::BadSignal, format!("{}: {error}", record.label())))
+    };
+    Ok((on(request.signal)?, request.then.map(on).transpose()?))
+}

@@ -1,0 +1,112 @@
+//! `ps`: how jobs stand, as their hosts say.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use super::{Context, Named, by_host, on_each_host, resolve};
+use crate::error::Failure;
+use crate::host::Host;
+use crate::job::{Record, State};
+use crate::remote::look;
+use crate::store::Which;
+
+/// Which jobs to list.
+pub struct Request {
+    /// These, in any state; else all that fit.
+    pub jobs: Vec<OsString>,
+    /// Finished ones too.
+    pub all: bool,
+    /// Those of one host.
+    pub host: Option<Host>,
+    /// Those in one of these states; none given is any.
+    pub states: Vec<State>,
+    /// Ask no host.
+    pub cached: bool,
+}
+
+/// A job, and how it stands now.
+pub struct Listed {
+    /// What is known of it.
+    pub record: Record,
+    /// Its state now: unlike the record's, it may be unknown.
+    pub state: State,
+}
+
+/// The jobs, and what went wrong on the way.
+pub struct Listing {
+    /// The jobs, the oldest first, or in the order in which they were named.
+    pub jobs: Vec<Listed>,
+    /// Words that name no job, and hosts that could not be asked.
+    pub failures: Vec<Failure>,
+}
+
+/// Lists jobs.
+///
+/// # Errors
+/// When the state file can't be used.
+pub fn ps(context: &mut Context, request: &Request) -> Result<Listing> {
+    let mut listing = Listing { jobs: Vec::new(), failures: Vec::new() };
+    let mut records = Vec::new();
+    if request.jobs.is_empty() {
+        let finished_too =
+            request.all || (!request.states.is_empty() && request.states.iter().any(|state| state.is_finished()));
+        records = context.store.list(if finished_too { Which::All } else { Which::Unfinished })?;
+    } else {
+        for Named { record, .. } in resolve(&context.store, &request.jobs) {
+            match record {
+                Ok(record) => records.push(record),
+                Err(failure) => listing.failures.push(failure),
+            }
+        }
+    }
+    records.retain(|record| request.host.as_ref().is_none_or(|host| host == record.host()));
+    listing.jobs = records.into_iter().map(|record| Listed { state: record.state, record }).collect();
+    if !request.cached {
+        ask(context, &mut listing)?;
+    }
+    // What turned out to be finished just now is what a person who looks wants to see; the next time it is gone.
+    listing.jobs.retain(|job| request.states.is_empty() || request.states.contains(&job.state));
+    Ok(listing)
+}
+
+/// Asks the hosts of all unfinished jobs, all at once, one script each.
+fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
+    let unfinished = listing.jobs.iter().enumerate().filter(|(_, job)| !job.state.is_finished());
+    let asks: Vec<(usize, Record)> = unfinished.map(|(index, job)| (index, job.record.clone())).collect();
+    let policy = context.policy;
+    let Listing { jobs, failures } = listing;
+    on_each_host(
+        &policy,
+        by_host(asks, |(_, record)| record),
+        |line, asks, sender| {
+            let host = line.host();
+            let places: Vec<String> = asks
+                .iter()
+                .map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string()))
+                .collect();
+            let places: Vec<&str> = places.iter().map(String::as_str).collect();
+            let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &places));
+            drop(sender.send((asks, answer)));
+        },
+        |(asks, answer)| match answer {
+            Ok(answers) => {
+                for ((index, _), seen) in asks.into_iter().zip(answers) {
+                    let Some(job) = jobs.get_mut(index) else { continue };
+                    job.state = seen.state(&job.record);
+                    seen.update(&mut job.record);
+                }
+            }
+            Err(failure) => {
+                for (index, _) in asks {
+                    if let Some(job) = jobs.get_mut(index) {
+                        job.state = State::Unknown;
+                    }
+                }
+                failures.push(failure);
+            }
+        },
+    );
+    let checked = jobs.iter().filter(|job| job.state != State::Unknown).map(|job| &job.record);
+    context.store.update(checked)
+}

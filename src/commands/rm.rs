@@ -1,0 +1,162 @@
+//! `rm`: forgets finished jobs, and removes their files from their hosts.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Context, Named, by_host, on_each_host, resolve};
+use crate::delivery::{self, Order};
+use crate::error::{Failure, Kind};
+use crate::job::{JobId, Record, Target, now};
+use crate::remote::look::{self, Removal};
+use crate::remote::Standing;
+use crate::signal::SignalWord;
+use crate::store::Which;
+use crate::transport::Line;
+
+/// Which jobs to forget.
+pub struct Request {
+    /// These.
+    pub jobs: Vec<OsString>,
+    /// And all that are finished, for at least so long.
+    pub finished: Option<Duration>,
+    /// Stop those first that still run.
+    pub force: bool,
+    /// The records only; no host is asked.
+    pub forget: bool,
+}
+
+/// How long a job that is stopped first may take to end by itself.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What became of one job.
+pub enum Removed {
+    /// It is forgotten. The text says what stays behind, if anything does.
+    Gone(JobId, Option<String>),
+    /// It is not.
+    Kept(Failure),
+}
+
+/// Forgets jobs, all hosts at once.
+///
+/// # Errors
+/// When the state file can't be used.
+pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(Removed)) -> Result<()> {
+    let mut records: Vec<Record> = Vec::new();
+    for Named { record, .. } in resolve(&context.store, &request.jobs) {
+        match record {
+            Ok(record) => records.push(record),
+            Err(failure) => on_removed(Removed::Kept(failure)),
+        }
+    }
+    if let Some(age) = request.finished {
+        let old = |record: &Record| {
+            let ended = record.finished_at.or(record.checked_at).unwrap_or(record.created_at);
+            u64::try_from(now().saturating_sub(ended)).is_ok_and(|seconds| seconds >= age.as_secs())
+        };
+        let finished = context.store.list(Which::Finished)?;
+        records.extend(finished.into_iter().filter(old));
+        let mut ids = std::collections::HashSet::new();
+        records.retain(|record| ids.insert(record.id.clone()));
+    }
+    if request.forget {
+        for record in records {
+            context.store.remove(&record.id)?;
+            let (label, dir) = (record.label(), record.dir.as_deref().unwrap_or("its directory"));
+            let what = if record.state.is_finished() { "its files stay" } else { "it may still run, and its files stay" };
+            on_removed(Removed::Gone(record.id.clone(), Some(format!("{label}: {what} in {dir}"))));
+        }
+        return Ok(());
+    }
+    let policy = context.policy;
+    let store = &mut context.store;
+    let mut result = Ok(());
+    on_each_host(
+        &policy,
+        by_host(records, |record| record),
+        |line, records, sender| on_host(line, records, request.force, &mut |removed| drop(sender.send(removed))),
+        |removed| {
+            if let Removed::Gone(id, _) = &removed
+                && let Err(error) = store.remove(id)
+            {
+                result = Err(error);
+            }
+            on_removed(removed);
+        },
+    );
+    result
+}
+
+/// Removes the files of one host's jobs.
+fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_removed: &mut dyn FnMut(Removed)) {
+    let records = if force { stop(line, records, on_removed) } else { records };
+    if records.is_empty() {
+        return;
+    }
+    let host = line.host();
+    let places: Vec<String> =
+        records.iter().map(|record| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
+    let places: Vec<&str> = places.iter().map(String::as_str).collect();
+    let removals = line.shell().and_then(|mut shell| look::forget(&host, shell.as_mut(), &places));
+    match removals {
+        Ok(removals) => {
+            for (record, removal) in records.into_iter().zip(removals) {
+                on_removed(removed(&record, removal));
+            }
+        }
+        Err(failure) => {
+            for record in records {
+                let message = format!("{}: not forgotten: {failure}; --forget drops the record alone", record.label());
+                on_removed(Removed::Kept(Failure::new(failure.kind, message)));
+            }
+        }
+    }
+}
+
+fn removed(record: &Record, removal: Removal) -> Removed {
+    let kept = |what: &str| Removed::Kept(Failure::new(Kind::Failed, format!("{}: {what}", record.label())));
+    match removal {
+        Removal::Gone => Removed::Gone(record.id.clone(), None),
+        Removal::Kept(why) => kept(&format!("its files can't be removed: {why}")),
+        Removal::Refused(seen) => match seen.standing {
+            Standing::Elsewhere => kept("it is another machine's, and that one has to be asked"),
+            Standing::Foreign => kept("others could have written to its directory there, so nothing in it is touched"),
+            _ => kept("it has not ended; stop it first, or use --force"),
+        },
+    }
+}
+
+/// Stops what still runs, and gives those back that are over.
+fn stop(line: &mut Line<'_>, records: Vec<Record>, on_removed: &mut dyn FnMut(Removed)) -> Vec<Record> {
+    let (mut over, running): (Vec<Record>, Vec<Record>) =
+        records.into_iter().partition(|record| record.state.is_finished());
+    let mut orders = Vec::new();
+    for record in running {
+        let os = record.system().unwrap_or(crate::signal::Os::Other);
+        match (SignalWord::TERM.on(os), SignalWord::KILL.on(os)) {
+            (Ok(term), Ok(kill)) => orders.push(Order {
+                record,
+                signal: Some(term),
+                then: Some(kill),
+                target: Target::Group,
+                wake: true,
+            }),
+            (Err(error), _) | (_, Err(error)) => {
+                on_removed(Removed::Kept(Failure::new(Kind::BadSignal, format!("{}: {error}", record.label()))));
+            }
+        }
+    }
+    if orders.is_empty() {
+        return over;
+    }
+    delivery::deliver(line, orders, Some(GRACE), &mut |outcome| match (outcome.error, outcome.still_running) {
+        (Some(failure), _) => on_removed(Removed::Kept(failure)),
+        (None, Some(false)) => over.push(outcome.record),
+        (None, _) => {
+            let message = format!("{}: it has not ended, not even by KILL; not forgotten", outcome.record.label());
+            on_removed(Removed::Kept(Failure::new(Kind::TimedOut, message)));
+        }
+    });
+    over
+}

@@ -1,0 +1,202 @@
+//! `spawn`: starts a job that outlives the connection.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::Context;
+use crate::error::{Failure, Kind};
+use crate::host::Destination;
+use crate::job::{self, JobId, JobName, Record, State};
+use crate::remote::start::{Order, start};
+use crate::remote::{Standing, look};
+use crate::store::Taken;
+use crate::transport::Line;
+
+/// A job to start.
+pub struct Request {
+    /// Where.
+    pub destination: Destination,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+    /// Its name.
+    pub name: Option<JobName>,
+    /// The directory to start in, as typed.
+    pub cwd: Option<OsString>,
+    /// Variables for its environment.
+    pub env: Vec<(String, OsString)>,
+    /// Standard error goes where standard output goes.
+    pub merge: bool,
+}
+
+/// A job that was started.
+pub struct Spawned {
+    /// Its record.
+    pub record: Record,
+    /// What the user should know.
+    pub warning: Option<String>,
+}
+
+/// How often an answer that was lost is asked for again.
+const LOOKS: u32 = 5;
+/// The time between two of them.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+
+/// Starts a job.
+///
+/// # Errors
+/// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
+pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
+    let text = |word: &OsString| word.to_string_lossy().into_owned();
+    let command: Vec<String> = request.command.iter().map(text).collect();
+    let mut record = Record::new(JobId::random()?, request.name, request.destination, command);
+    let directory = directory(&record.destination, request.cwd)?;
+    record.cwd = directory.as_ref().map(text);
+    reserve(context, &record)?;
+
+    let policy = context.policy;
+    let destination = record.destination.clone();
+    let mut line = Line::new(&destination, &policy);
+    let order = Order {
+        id: &record.id.clone(),
+        cookie: &job::random_hex::<16>()?,
+        meta: &meta(&record)?,
+        command: &request.command,
+        env: &request.env,
+        directory,
+        merge: request.merge,
+    };
+    let mut given_up = |failure: Failure| -> Result<Spawned> {
+        context.store.remove(order.id)?;
+        Err(failure.into())
+    };
+    if let Err(failure) = line.connect() {
+        return given_up(failure);
+    }
+    let host = line.host();
+    let answer = match line.shell() {
+        Ok(mut shell) => start(&host, shell.as_mut(), &order),
+        Err(failure) => return given_up(failure),
+    };
+    let started = match answer {
+        Ok(Ok(started)) => started,
+        Ok(Err((_, failure))) => return given_up(failure),
+        Err(failure) if failure.kind == Kind::Unreachable => {
+            return after_a_break(context, &mut line, record, failure);
+        }
+        Err(failure) => return given_up(failure),
+    };
+    record.state = State::Running;
+    record.pid = Some(started.pid);
+    record.pgid = Some(started.pgid);
+    record.os = Some(started.os);
+    record.dir = Some(started.dir);
+    record.started_at = Some(started.started_at);
+    record.checked_at = Some(job::now());
+    let warning = started.ends_at_logout.then(|| {
+        format!(
+            "{}: logind there ends what a login leaves behind (KillUserProcesses), and `systemd-run --user --scope` does \
+             not work: the job ends when your last session there does",
+            record.label()
+        )
+    });
+    context.store.update([&record]).with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
+    Ok(Spawned { record, warning })
+}
+
+/// The directory to name to the host: on this machine a relative one is taken from here.
+fn directory(destination: &Destination, cwd: Option<OsString>) -> Result<Option<OsString>> {
+    if !destination.is_local() {
+        return Ok(cwd);
+    }
+    let here = std::env::current_dir().context("the current directory can't be read")?;
+    let home = cwd.as_ref().is_some_and(|cwd| cwd.to_string_lossy().starts_with('~'));
+    Ok(match cwd {
+        Some(cwd) if home => Some(cwd),
+        Some(cwd) => Some(here.join(PathBuf::from(cwd)).into_os_string()),
+        None => Some(here.into_os_string()),
+    })
+}
+
+/// What the host keeps of the job, for whoever finds it there: one line.
+fn meta(record: &Record) -> Result<String> {
+    let meta = serde_json::json!({
+        "id": record.id.as_str(),
+        "name": record.name.as_ref().map(JobName::as_str),
+        "command": record.command,
+        "cwd": record.cwd,
+        "created_at": record.created_at,
+    });
+    serde_json::to_string(&meta).context("the job can't be described")
+}
+
+/// Records the job before anything is asked of its host.
+fn reserve(context: &mut Context, record: &Record) -> Result<()> {
+    let Err(error) = context.store.insert(record) else { return Ok(()) };
+    if error.downcast_ref::<Taken>().is_none() {
+        return Err(error.context("the job can't be recorded, so it was not started"));
+    }
+    let taken = |holder: &Record, why: &str| {
+        let name = record.name.as_ref().map_or("", JobName::as_str);
+        let id = &holder.id;
+        Failure::new(
+            Kind::Failed,
+            format!("the name {name} is taken by {}{why}; take another, or end that job: rsig stop {id}", holder.label()),
+        )
+    };
+    let Some(name) = &record.name else { return Err(error) };
+    let Some(mut holder) = context.store.holder(name)? else {
+        return context.store.insert(record);
+    };
+    // What this machine knows may be old: only the host can say whether that job still runs.
+    let policy = context.policy;
+    let destination = holder.destination.clone();
+    let mut line = Line::new(&destination, &policy);
+    let host = line.host();
+    let place = holder.dir.clone().unwrap_or_else(|| holder.id.to_string());
+    let seen = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
+    match seen {
+        Ok(seen) => seen.iter().for_each(|seen| seen.update(&mut holder)),
+        Err(failure) => return Err(taken(&holder, &format!(" as far as is known ({failure})")).into()),
+    }
+    context.store.update([&holder])?;
+    if holder.state.is_finished() { context.store.insert(record) } else { Err(taken(&holder, "").into()) }
+}
+
+/// The connection broke before the host had answered: looks whether the job runs, or never started.
+fn after_a_break(context: &mut Context, line: &mut Line<'_>, mut record: Record, failure: Failure) -> Result<Spawned> {
+    let host = line.host();
+    let mut seen = None;
+    for attempt in 0..LOOKS {
+        line.hang_up();
+        let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
+        seen = answer.ok().and_then(|mut seen| seen.pop());
+        // What is about to start, or may still be on its way there, is given time.
+        match seen.as_ref().map(|seen| seen.standing) {
+            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS => {
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            _ => break,
+        }
+    }
+    match seen {
+        Some(seen) if seen.standing == Standing::Absent => {
+            context.store.remove(&record.id)?;
+            Err(failure.into())
+        }
+        Some(seen) if !matches!(seen.standing, Standing::Starting | Standing::Elsewhere | Standing::Foreign) => {
+            seen.update(&mut record);
+            context.store.update([&record])?;
+            Ok(Spawned { record, warning: None })
+        }
+        _ => {
+            let message = format!(
+                "{failure}. Whether the job started is not known: `rsig ps {}` will tell once {host} answers again",
+                record.id
+            );
+            Err(Failure::new(Kind::Unconfirmed, message).into())
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a user, a script or a program must be able to tell apart when something could not be done.
+
+use std::fmt;
+
+/// The kinds of failure, as `kill --json` names them, each with an exit status of its own meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The command line says something that can't be.
+    Usage,
+    /// No job of that id or name.
+    NotFound,
+    /// The word fits several jobs.
+    Ambiguous,
+    /// The job had ended before.
+    NotRunning,
+    /// The job's host has no such signal.
+    BadSignal,
+    /// The host could not be reached, or broke off.
+    Unreachable,
+    /// The host refused every key and password.
+    Auth,
+    /// The host's key is not the one that is known.
+    HostKey,
+    /// The job's processes are another user's.
+    NotPermitted,
+    /// No channel is held that could take the signal.
+    NoChannel,
+    /// The connection broke, and whether the signal was sent can't be found out.
+    Unconfirmed,
+    /// The time that was given is over.
+    TimedOut,
+    /// Anything else; the message says what.
+    Failed,
+}
+
+impl Kind {
+    /// The exit status that goes with it.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Usage | Self::BadSignal => exit::USAGE,
+            Self::NotFound | Self::Ambiguous => exit::NO_JOB,
+            Self::NotRunning => exit::NOT_RUNNING,
+            Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
+            Self::TimedOut => exit::TIMED_OUT,
+            Self::NotPermitted | Self::NoChannel | Self::Failed => exit::FAILED,
+        }
+    }
+
+    /// The word that stands for it in JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Ambiguous => "ambiguous",
+            Self::NotRunning => "not_running",
+            Self::BadSignal => "bad_signal",
+            Self::Unreachable => "unreachable",
+            Self::Auth => "auth",
+            Self::HostKey => "host_key",
+            Self::NotPermitted => "not_permitted",
+            Self::NoChannel => "no_channel",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Usage | Self::TimedOut | Self::Failed => "failed",
+        }
+    }
+}
+
+/// The exit statuses of rsig itself; `wait` and `run` also pass on the job's.
+pub mod exit {
+    /// Done.
+    pub const DONE: u8 = 0;
+    /// Failed for a reason that the message gives.
+    pub const FAILED: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// No such job, or the word fits several.
+    pub const NO_JOB: u8 = 3;
+    /// The job had already ended, and nothing was sent.
+    pub const NOT_RUNNING: u8 = 4;
+    /// Still running when the time was over.
+    pub const TIMED_OUT: u8 = 124;
+    /// `wait`: the job is lost, or rsig failed itself.
+    pub const LOST: u8 = 125;
+    /// The host could not be reached, or refused the login or was refused for its key.
+    pub const UNREACHABLE: u8 = 255;
+}
+
+/// Something could not be done: what kind of thing that is, and the sentence for the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What a program tells apart.
+    pub kind: Kind,
+    /// What a person reads: what happened, to which job or host, what to do next.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of a kind, with the sentence that says what happened.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<anyhow::Error> for Failure {
+    /// Takes the failure out of its context; an error without one is of kind [`Kind::Failed`].
+    fn from(error: anyhow::Error) -> Self {
+        let kind = error.downcast_ref::<Self>().map_or(Kind::Failed, |failure| failure.kind);
+        Self { kind, message: format!("{error:#}") }
+    }
+}

@@ -1,0 +1,368 @@
+//! The HOST word of the command line and the options that take part in connecting.
+//!
+//! `ssh -G` passes `host:22` unsplit and rejects `ssh://user@[::1]:99`, so the word is split here,
+//! before any other program sees it. Names are held against a short list of allowed characters:
+//! they end up in configuration tokens such as `%h`, which a `ProxyCommand` hands to a shell.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest host or user name that is taken (RFC 1035 2.3.4 allows 255 octets for a host).
+const NAME_MAX: usize = 255;
+
+/// A host as the user named it: this machine, or one that is reached over SSH.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Host {
+    typed: String,
+    remote: Option<Remote>,
+}
+
+/// The parts of a HOST word that is not `local`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Remote {
+    /// The user before `@`, if any.
+    pub user: Option<String>,
+    /// An alias of `ssh_config(5)`, a host name or an address, without brackets.
+    pub name: String,
+    /// The port after `:`, if any.
+    pub port: Option<u16>,
+}
+
+/// Why a word is no host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostError {
+    /// Nothing where the host should be.
+    #[error("the host is empty")]
+    EmptyHost,
+    /// Nothing before the `@`.
+    #[error("the user before '@' is empty")]
+    EmptyUser,
+    /// `-x` would be taken for an option by other programs.
+    #[error("a {0} must not begin with '-'")]
+    LeadingDash(&'static str),
+    /// A character that has a meaning to a shell, or none in a name.
+    #[error("a {what} must not hold {character:?}")]
+    BadCharacter {
+        /// `host` or `user`.
+        what: &'static str,
+        /// The first character at fault.
+        character: char,
+    },
+    /// Longer than any name can be.
+    #[error("the {0} is longer than {NAME_MAX} characters")]
+    TooLong(&'static str),
+    /// Not a whole number from 1 to 65535.
+    #[error("{0:?} is not a port (1 to 65535)")]
+    BadPort(String),
+    /// `::1` without brackets: where would the port begin?
+    #[error("put an IPv6 address in brackets: [{0}]")]
+    BareIpv6(String),
+    /// `[` without `]`, or text in brackets that is no address.
+    #[error("{0:?} is not an IPv6 address in brackets")]
+    BadBrackets(String),
+}
+
+impl Host {
+    /// The word for this machine.
+    pub const LOCAL: &'static str = "local";
+
+    /// Whether the word is `local`: no SSH takes part.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.remote.is_none()
+    }
+
+    /// The parts of the word; none for `local`.
+    #[must_use]
+    pub fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
+    }
+}
+
+impl FromStr for Host {
+    type Err = HostError;
+
+    fn from_str(typed: &str) -> Result<Self, HostError> {
+        let remote = if typed == Self::LOCAL { None } else { Some(Remote::from_str(typed)?) };
+        Ok(Self { typed: typed.to_owned(), remote })
+    }
+}
+
+impl FromStr for Remote {
+    type Err = HostError;
+
+    fn from_str(typed: &str) -> Result<Self, HostError> {
+        let rest = typed.strip_prefix("ssh://").unwrap_or(typed);
+        // A user may be user@domain, so the last '@' counts, as in ssh(1).
+        let (user, rest) = match rest.rsplit_once('@') {
+            Some(("", _)) => return Err(HostError::EmptyUser),
+            Some((user, rest)) => (Some(user), rest),
+            None => (None, rest),
+        };
+        if let Some(user) = user {
+            check_name("user", user, "._+-@")?;
+        }
+        let (name, port) = split_port(rest)?;
+        Ok(Self {
+            user: user.map(str::to_owned),
+            name: name.to_owned(),
+            port: port.map(parse_port).transpose()?,
+        })
+    }
+}
+
+/// Splits `name[:port]` or `[address][:port]` and checks the name.
+fn split_port(rest: &str) -> Result<(&str, Option<&str>), HostError> {
+    if let Some(inner) = rest.strip_prefix('[') {
+        let bad = || HostError::BadBrackets(rest.to_owned());
+        let (address, after) = inner.split_once(']').ok_or_else(bad)?;
+        address.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
+        return match after.strip_prefix(':') {
+            Some(port) => Ok((address, Some(port))),
+            None if after.is_empty() => Ok((address, None)),
+            None => Err(bad()),
+        };
+    }
+    if rest.parse::<std::net::Ipv6Addr>().is_ok() {
+        return Err(HostError::BareIpv6(rest.to_owned()));
+    }
+    let (name, port) = match rest.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (rest, None),
+    };
+    if name.is_empty() {
+        return Err(HostError::EmptyHost);
+    }
+    check_name("host", name, "._+-")?;
+    Ok((name, port))
+}
+
+fn check_name(what: &'static str, name: &str, punctuation: &str) -> Result<(), HostError> {
+    if name.starts_with('-') {
+        return Err(HostError::LeadingDash(what));
+    }
+    if name.chars().count() > NAME_MAX {
+        return Err(HostError::TooLong(what));
+    }
+    match name.chars().find(|c| !c.is_alphanumeric() && !punctuation.contains(*c)) {
+        Some(character) => Err(HostError::BadCharacter { what, character }),
+        None => Ok(()),
+    }
+}
+
+/// A port as typed: digits alone, 1 to 65535.
+///
+/// # Errors
+/// [`HostError::BadPort`] for anything else, `+22` and the empty text included.
+pub fn parse_port(text: &str) -> Result<u16, HostError> {
+    let digits_only = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse::<u16>() {
+        Ok(port) if digits_only && port != 0 => Ok(port),
+        _ => Err(HostError::BadPort(text.to_owned())),
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.typed)
+    }
+}
+
+impl TryFrom<String> for Host {
+    type Error = HostError;
+
+    fn try_from(typed: String) -> Result<Self, HostError> {
+        typed.parse()
+    }
+}
+
+impl From<Host> for String {
+    fn from(host: Host) -> Self {
+        host.typed
+    }
+}
+
+/// The options of the command line that take part in connecting, with ssh(1)'s meanings.
+/// They are kept in a job's record, so that later commands need the job alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Connect {
+    /// `-p`; wins over a port in the HOST word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// `-l`; wins over a user in the HOST word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// `-i`, in the order given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub identities: Vec<PathBuf>,
+    /// `-F`; `none` is a word of its own to ssh(1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<PathBuf>,
+    /// `-J`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jump: Option<String>,
+    /// `-o`, each `KEY=VALUE` as typed, in the order given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+impl Connect {
+    /// The same options with the paths of `-i` and `-F` made absolute, so that they mean the same
+    /// from another directory. Paths inside `-o` stay as typed.
+    #[must_use]
+    pub fn absolute(mut self, cwd: &Path) -> Self {
+        for identity in &mut self.identities {
+            *identity = absolute_path(cwd, identity);
+        }
+        self.config = self.config.map(|config| {
+            if config == Path::new("none") { config } else { absolute_path(cwd, &config) }
+        });
+        self
+    }
+
+    /// Holds `-l`'s user against the same rules as one in the HOST word.
+    ///
+    /// # Errors
+    /// What is wrong with the user.
+    pub fn check(&self) -> Result<(), HostError> {
+        match self.user.as_deref() {
+            Some("") => Err(HostError::EmptyUser),
+            Some(user) => check_name("user", user, "._+-@"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `path` under `cwd`, unless it is absolute already or begins with something that is expanded
+/// later (`~`, `%d`, `${HOME}`).
+fn absolute_path(cwd: &Path, path: &Path) -> PathBuf {
+    let expanded_later = path.to_str().is_some_and(|text| text.starts_with(['~', '%', '$']));
+    if expanded_later { path.to_owned() } else { cwd.join(path) }
+}
+
+/// Everything that decides where a connection goes and how: what a keeper is found by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Destination {
+    /// The HOST word.
+    pub host: Host,
+    /// The connecting options beside it.
+    #[serde(default)]
+    pub connect: Connect,
+}
+
+impl Destination {
+    /// Whether this is the machine that rsig runs on.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.host.is_local()
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.host.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remote(user: Option<&str>, name: &str, port: Option<u16>) -> Option<Remote> {
+        Some(Remote { user: user.map(str::to_owned), name: name.to_owned(), port })
+    }
+
+    #[test]
+    fn words_that_name_a_host() {
+        for (typed, expected) in [
+            ("local", None),
+            ("web1", remote(None, "web1", None)),
+            ("web1:2222", remote(None, "web1", Some(2222))),
+            ("bob@web1", remote(Some("bob"), "web1", None)),
+            ("bob@corp.example@web1:22", remote(Some("bob@corp.example"), "web1", Some(22))),
+            ("ssh://bob@web1:65535", remote(Some("bob"), "web1", Some(65535))),
+            ("ssh://web1", remote(None, "web1", None)),
+            ("[::1]", remote(None, "::1", None)),
+            ("[::1]:99", remote(None, "::1", Some(99))),
+            ("ssh://u@[fe80::2]:99", remote(Some("u"), "fe80::2", Some(99))),
+            ("10.0.0.1:22", remote(None, "10.0.0.1", Some(22))),
+            ("local:22", remote(None, "local", Some(22))),
+            ("bob@local", remote(Some("bob"), "local", None)),
+            ("ssh://local", remote(None, "local", None)),
+            ("db_2.gr\u{fc}n.example", remote(None, "db_2.gr\u{fc}n.example", None)),
+        ] {
+            let host: Host = typed.parse().unwrap();
+            assert_eq!(host.remote().cloned(), expected, "{typed}");
+            assert_eq!(host.to_string(), typed);
+            assert_eq!(host.is_local(), typed == "local");
+        }
+    }
+
+    #[test]
+    fn words_that_do_not() {
+        use HostError::*;
+        for (typed, expected) in [
+            ("", EmptyHost),
+            ("ssh://", EmptyHost),
+            (":22", EmptyHost),
+            ("bob@", EmptyHost),
+            ("@web1", EmptyUser),
+            ("-oProxyCommand=x", LeadingDash("host")),
+            ("bob@-web", LeadingDash("host")),
+            ("-l@web", LeadingDash("user")),
+            ("web1:0", BadPort("0".into())),
+            ("web1:65536", BadPort("65536".into())),
+            ("web1:", BadPort(String::new())),
+            ("web1:+22", BadPort("+22".into())),
+            ("web1:22:33", BadPort("22:33".into())),
+            ("[::1]:x", BadPort("x".into())),
+            ("::1", BareIpv6("::1".into())),
+            ("[::1", BadBrackets("[::1".into())),
+            ("[web1]:22", BadBrackets("[web1]:22".into())),
+            ("[::1]22", BadBrackets("[::1]22".into())),
+            ("[fe80::1%eth0]", BadBrackets("[fe80::1%eth0]".into())),
+        ] {
+            assert_eq!(typed.parse::<Host>(), Err(expected), "{typed}");
+        }
+        for character in " \t\n\0\x1b\u{202e}\u{a0}'\"`$\\;&|<>(){}*?[]!#~%^,=/".chars() {
+            for (what, typed) in [
+                ("host", format!("we{character}b")),
+                ("user", format!("b{character}b@web")),
+            ] {
+                assert_eq!(typed.parse::<Host>(), Err(BadCharacter { what, character }), "{typed:?}");
+            }
+        }
+        assert_eq!("x".repeat(256).parse::<Host>(), Err(TooLong("host")));
+    }
+
+    #[test]
+    fn paths_are_made_absolute_once() {
+        let connect = Connect {
+            identities: ["key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from).to_vec(),
+            config: Some("conf".into()),
+            options: vec!["IdentityFile=rel".into()],
+            ..Connect::default()
+        }
+        .absolute(Path::new("/work"));
+        let identities = ["/work/key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from);
+        assert_eq!(connect.identities, identities);
+        assert_eq!(connect.config.as_deref(), Some(Path::new("/work/conf")));
+        assert_eq!(connect.options, ["IdentityFile=rel"]);
+        assert_eq!(connect.clone().absolute(Path::new("/other")), connect);
+        let none = Connect { config: Some("none".into()), ..Connect::default() };
+        assert_eq!(none.clone().absolute(Path::new("/work")), none);
+    }
+
+    #[test]
+    fn a_user_of_its_own_option_is_checked_too() {
+        for (user, good) in [("bob", true), ("", false), ("-x", false), ("a b", false), ("$(x)", false)] {
+            let connect = Connect { user: Some(user.into()), ..Connect::default() };
+            assert_eq!(connect.check().is_ok(), good, "{user}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What a job is: its id, its name, its state, and the record that this machine keeps of it.
+//!
+//! Nothing here talks to a host or to the state file.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::Context as _;
+
+use crate::host::{Connect, Destination, Host};
+use crate::signal::Os;
+
+/// Crockford's base32 in lower case: no `i`, `l`, `o` or `u`.
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+/// The identity of a job, on every machine: 8 characters of [`ALPHABET`], which is 40 random bits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(String);
+
+impl JobId {
+    /// How many characters an id has.
+    pub const LENGTH: usize = 8;
+
+    /// A new id.
+    ///
+    /// # Errors
+    /// When the system gives no random numbers.
+    pub fn random() -> anyhow::Result<Self> {
+        let bytes = random_bytes::<{ Self::LENGTH }>()?;
+        Ok(Self(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()))
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(&self.0)
+    }
+}
+
+/// Whether every character could stand in an id.
+#[must_use]
+pub fn is_id_text(text: &str) -> bool {
+    text.bytes().all(|byte| ALPHABET.contains(&byte))
+}
+
+/// The word is no job id.
+#[derive(Debug, thiserror::Error)]
+#[error("not a job id: 8 characters of 0-9 and a-z without i, l, o and u")]
+pub struct BadJobId;
+
+impl FromStr for JobId {
+    type Err = BadJobId;
+
+    fn from_str(text: &str) -> Result<Self, BadJobId> {
+        if text.len() == Self::LENGTH && is_id_text(text) { Ok(Self(text.to_owned())) } else { Err(BadJobId) }
+    }
+}
+
+/// A name that a user gave a job: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct JobName(String);
+
+impl JobName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The word can't name a job.
+#[derive(Debug, thiserror::Error)]
+#[error("a name is 1 to 64 letters, digits, '.', '_' or '-', and begins with a letter or a digit")]
+pub struct BadJobName;
+
+impl FromStr for JobName {
+    type Err = BadJobName;
+
+    fn from_str(text: &str) -> Result<Self, BadJobName> {
+        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if first && rest && text.len() <= 64 { Ok(Self(text.to_owned())) } else { Err(BadJobName) }
+    }
+}
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Asked for; its host has not said yet that it runs.
+    Starting,
+    /// Its process is there.
+    Running,
+    /// Stopped by STOP.
+    Stopped,
+    /// Over, and its end is recorded.
+    Exited,
+    /// Its host was asked: the process is gone and nothing recorded its end, or it never started.
+    Lost,
+    /// Its host can't be asked now, or another machine answers under its name.
+    Unknown,
+}
+
+impl State {
+    /// Every state, in the order in which help lists them.
+    pub const ALL: [Self; 6] =
+        [Self::Starting, Self::Running, Self::Stopped, Self::Exited, Self::Lost, Self::Unknown];
+
+    /// Whether nothing can come after it.
+    #[must_use]
+    pub fn is_finished(self) -> bool {
+        matches!(self, Self::Exited | Self::Lost)
+    }
+
+    /// The word of the command line and of the JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Exited => "exited",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.word())
+    }
+}
+
+/// The word is no state.
+#[derive(Debug, thiserror::Error)]
+#[error("not a state: starting, running, stopped, exited, lost or unknown")]
+pub struct BadState;
+
+impl FromStr for State {
+    type Err = BadState;
+
+    fn from_str(text: &str) -> Result<Self, BadState> {
+        Self::ALL.into_iter().find(|state| state.word() == text).ok_or(BadState)
+    }
+}
+
+/// Which of a job's processes a signal is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Target {
+    /// Every process of the job's group, as Ctrl-C would
+    #[default]
+    Group,
+    /// The job's first process alone
+    Process,
+}
+
+impl Target {
+    /// The word of the command line and of the JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// Seconds since 1970-01-01 UTC, by the clock of the job's host.
+pub type Epoch = i64;
+
+/// What this machine keeps of a job. `None` is: not known (yet).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The job's id.
+    pub id: JobId,
+    /// The name that the user gave it.
+    pub name: Option<JobName>,
+    /// Where it runs, and how to get there.
+    pub destination: Destination,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// The directory that it was to start in, as given.
+    pub cwd: Option<String>,
+    /// Its directory on the host.
+    pub dir: Option<String>,
+    /// How it stood when its host was last asked.
+    pub state: State,
+    /// The number of its first process.
+    pub pid: Option<u32>,
+    /// The number of its process group.
+    pub pgid: Option<u32>,
+    /// What `uname -s` says on its host.
+    pub os: Option<String>,
+    /// When it started, by the host's clock.
+    pub started_at: Option<Epoch>,
+    /// When it ended, by the host's clock.
+    pub finished_at: Option<Epoch>,
+    /// Its exit status; 128+n when signal n ended it.
+    pub exit_status: Option<u8>,
+    /// The last signal that rsig sent it, without SIG.
+    pub last_signal: Option<String>,
+    /// When its host was last asked, by this machine's clock.
+    pub checked_at: Option<Epoch>,
+    /// When it was asked for, by this machine's clock.
+    pub created_at: Epoch,
+}
+
+impl Record {
+    /// A job that is about to be asked for.
+    #[must_use]
+    pub fn new(id: JobId, name: Option<JobName>, destination: Destination, command: Vec<String>) -> Self {
+        Self {
+            id,
+            name,
+            destination,
+            command,
+            cwd: None,
+            dir: None,
+            state: State::Starting,
+            pid: None,
+            pgid: None,
+            os: None,
+            started_at: None,
+            finished_at: None,
+            exit_status: None,
+            last_signal: None,
+            checked_at: None,
+            created_at: now(),
+        }
+    }
+
+    /// The operating system of the job's host, where it is known.
+    #[must_use]
+    pub fn system(&self) -> Option<Os> {
+        self.os.as_deref().map(Os::from_uname)
+    }
+
+    /// The signal that ended the job, if its exit status is 128+n: a job that exits with such a status by itself
+    /// can't be told apart.
+    #[must_use]
+    pub fn exit_signal(&self) -> Option<String> {
+        let status = self.exit_status?;
+        crate::signal::name_of_exit_status(self.system()?, status.into())
+    }
+
+    /// The job in a message: its id, its name if it has one, and its host.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{} ({}) on {}", self.id, name.as_str(), self.destination.host),
+            None => format!("{} on {}", self.id, self.destination.host),
+        }
+    }
+
+    /// The host that the job is on.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.destination.host
+    }
+
+    /// How to get to its host.
+    #[must_use]
+    pub fn connect(&self) -> &Connect {
+        &self.destination.connect
+    }
+}
+
+/// The time by this machine's clock.
+#[must_use]
+pub fn now() -> Epoch {
+    jiff::Timestamp::now().as_second()
+}
+
+/// Bytes that nobody can guess.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
+    Ok(bytes)
+}
+
+/// [`random_bytes`] in hexadecimal: twice as many characters.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub fn random_hex<const N: usize>() -> anyhow::Result<String> {
+    Ok(random_bytes::<N>()?.iter().fold(String::with_capacity(2 * N), |text, byte| format!("{text}{byte:02x}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_keep_to_their_alphabet() {
+        let id = JobId::random().unwrap();
+        assert_eq!(id.as_str().parse::<JobId>().unwrap(), id);
+        for bad in ["", "abc", "abcdefgi", "ABCDEFGH", "../../et", "abcdefghj", "abcdefg\n"] {
+            assert!(bad.parse::<JobId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_keep_to_theirs() {
+        for good in ["a", "train-1.2_x", "0", &"a".repeat(64)] {
+            assert!(good.parse::<JobName>().is_ok(), "{good:?}");
+        }
+        for bad in ["", "-a", ".a", "a b", "a/b", "ä", "a\n", &"a".repeat(65)] {
+            assert!(bad.parse::<JobName>().is_err(), "{bad:?}");
+        }
+    }
+}

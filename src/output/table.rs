@@ -1,0 +1,99 @@
+//! Outcomes as tables that fit the terminal.
+
+use tabled::builder::Builder;
+use tabled::settings::object::Rows;
+use tabled::settings::peaker::PriorityMax;
+use tabled::settings::{Color, Modify, Padding, Style, Width};
+
+use super::terminal;
+use crate::commands::ps::Listed;
+use crate::job::{Epoch, JobName, Record, State, now};
+use crate::printable::printable;
+use crate::signal::Row;
+
+/// The longest command that is shown where there is no terminal to fit.
+const COMMAND: usize = 4096;
+
+/// Jobs, one a line.
+pub fn jobs(jobs: &[Listed]) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(["ID", "NAME", "HOST", "STATE", "PID", "SINCE", "COMMAND"]);
+    let colours = terminal::is_coloured();
+    for Listed { record, state } in jobs {
+        let name = record.name.as_ref().map_or("-", JobName::as_str);
+        builder.push_record([
+            record.id.to_string(),
+            name.to_owned(),
+            record.destination.host.to_string(),
+            coloured(*state, &standing(record, *state), colours),
+            record.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            since(record, *state),
+            command(&record.command),
+        ]);
+    }
+    render(builder)
+}
+
+fn render(builder: Builder) -> String {
+    let mut table = builder.build();
+    table.with(Style::empty()).with(Padding::new(0, 2, 0, 0));
+    if let Some(width) = terminal::width() {
+        table.with(Width::truncate(width).suffix("…").priority(PriorityMax::right()));
+    }
+    if terminal::is_coloured() {
+        table.with(Modify::new(Rows::first()).with(Color::BOLD));
+    }
+    let text = table.to_string();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// The state, and what belongs to it.
+fn standing(record: &Record, state: State) -> String {
+    match (state, record.exit_status, record.exit_signal()) {
+        (State::Exited, Some(status), Some(signal)) => format!("exited {status} ({signal})"),
+        (State::Exited, Some(status), None) => format!("exited {status}"),
+        (State::Unknown, ..) => format!("unknown (was {})", record.state),
+        _ => state.to_string(),
+    }
+}
+
+fn coloured(state: State, text: &str, colours: bool) -> String {
+    let code = match state {
+        State::Running => "32",
+        State::Starting | State::Stopped | State::Unknown => "33",
+        State::Lost => "31",
+        State::Exited => "2",
+    };
+    if colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// How long ago the job started, or ended when it has; by two clocks that may differ.
+fn since(record: &Record, state: State) -> String {
+    let when = if state.is_finished() { record.finished_at } else { record.started_at };
+    when.map_or_else(|| "-".to_owned(), |when| age(now() - when))
+}
+
+fn age(seconds: Epoch) -> String {
+    match seconds.max(0) {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3600 => format!("{}m", seconds / 60),
+        seconds @ 3600..86400 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86400),
+    }
+}
+
+/// A command line as a person would type it, on one line.
+fn command(words: &[String]) -> String {
+    let joined = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "));
+    printable(joined, COMMAND)
+}
+
+/// A signal table.
+pub fn signals(rows: &[Row]) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(["NUMBER", "NAME", "DEFAULT", "DESCRIPTION"]);
+    for row in rows {
+        builder.push_record([&row.number.to_string(), &row.name, &row.action.to_string(), row.description]);
+    }
+    render(builder)
+}

@@ -1,0 +1,61 @@
+//! Writing to standard output and standard error.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use anyhow::Result;
+
+/// Prints a line to standard output.
+///
+/// # Errors
+/// When it can't be written; see [`die_of_broken_pipe`].
+pub fn print(text: impl std::fmt::Display) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
+/// Passes bytes on as they are.
+///
+/// # Errors
+/// When they can't be written.
+pub fn print_bytes(error_stream: bool, bytes: &[u8]) -> io::Result<()> {
+    if error_stream {
+        return io::stderr().lock().write_all(bytes);
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// Tells the user something on standard error. Where that is closed there is nobody to tell.
+pub fn warn(text: &str) {
+    drop(writeln!(io::stderr().lock(), "rsig: {text}"));
+}
+
+/// A step on the way, for `-v`.
+pub fn note(text: &str) {
+    warn(text);
+}
+
+/// Ends rsig as cat ends whose reader has gone, if that is what the error says.
+pub fn die_of_broken_pipe(error: &anyhow::Error) {
+    let broken = error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    });
+    if broken {
+        // Rust ignores PIPE; by its default it ends the process quietly.
+        drop(signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE));
+    }
+}
+
+/// Whether standard output takes colour: only a terminal does, and never with `NO_COLOR` (no-color.org).
+pub fn is_coloured() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    io::stdout().is_terminal() && !refused && !dumb
+}
+
+/// The width of the terminal, where standard output is one.
+pub fn width() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0)).filter(|width| *width > 0)
+}

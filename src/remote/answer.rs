@@ -1,0 +1,296 @@
+//! Reads what a script says, inside its frame.
+//!
+//! What comes from a host is not trusted: every line, the noise before the answer and the time it may take are
+//! bounded, and only the nonce of the script marks its beginning and its end.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use memchr::memmem;
+
+use super::script::{Nonce, Script};
+use crate::error::{Failure, Kind};
+use crate::printable::printable;
+use crate::transport::{Chunk, Shell};
+
+/// How much a login may say before the answer begins.
+const NOISE_MAX: usize = 1 << 20;
+/// The longest line of an answer.
+const LINE_MAX: usize = 64 << 10;
+/// The most that an answer may hold in all; 100,000 jobs fit.
+const ANSWER_MAX: usize = 16 << 20;
+/// How much of a host's own words a message shows, in characters.
+const SHOWN: usize = 300;
+/// How long a script may take to be sent, and to begin its answer: a slow login's time.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The buffer that output is read into.
+const BUFFER: usize = 256 << 10;
+
+/// Where a stream stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Before the frame: whatever the login says.
+    Noise,
+    /// Between begin and data or end.
+    Lines,
+    /// Between data and end.
+    Data,
+    /// After the end.
+    Over,
+}
+
+/// Which of a job's two streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// How an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All was said.
+    Whole,
+    /// A log became shorter while it was followed.
+    Cut,
+}
+
+/// What takes the parts of an answer.
+pub trait Listener {
+    /// A line, without its end.
+    ///
+    /// # Errors
+    /// When it is not what the script says: the exchange ends with this failure.
+    fn line(&mut self, line: &str) -> Result<(), Failure>;
+
+    /// Bytes of a job's output.
+    ///
+    /// # Errors
+    /// When they can't be passed on.
+    fn data(&mut self, stream: Stream, _bytes: &[u8]) -> Result<(), Failure> {
+        Err(Failure::new(Kind::Failed, format!("unexpected data in an answer ({stream:?})")))
+    }
+}
+
+impl<F: FnMut(&str) -> Result<(), Failure>> Listener for F {
+    fn line(&mut self, line: &str) -> Result<(), Failure> {
+        self(line)
+    }
+}
+
+/// One stream of the shell, cut into the parts of the frame.
+struct Framed {
+    phase: Phase,
+    /// What introduces each mark: a line break, the nonce, a space.
+    mark: Vec<u8>,
+    /// Bytes that may be the beginning of a mark or of a line.
+    held: Vec<u8>,
+    noise: usize,
+    /// The beginning of the noise, for the error message.
+    said: Vec<u8>,
+    ending: Ending,
+}
+
+impl Framed {
+    fn new(nonce: &Nonce) -> Self {
+        let mark = format!("\n{} ", nonce.as_str()).into_bytes();
+        // A line break stands in for what the login did not say, so that the first mark is found at the very beginning.
+        Self { phase: Phase::Noise, mark, held: vec![], noise: 0, said: vec![], ending: Ending::Whole }
+    }
+
+    /// Takes bytes in; passes data and lines on.
+    fn feed(
+        &mut self,
+        host: &str,
+        stream: Stream,
+        bytes: &[u8],
+        listener: &mut dyn Listener,
+    ) -> Result<(), Failure> {
+        let joined;
+        let mut rest = if self.held.is_empty() {
+            bytes
+        } else {
+            joined = [std::mem::take(&mut self.held).as_slice(), bytes].concat();
+            joined.as_slice()
+        };
+        while self.phase != Phase::Over {
+            let Some(at) = memmem::find(rest, &self.mark) else {
+                let keep = possible_mark(rest, &self.mark);
+                let (sure, unsure) = rest.split_at(rest.len() - keep);
+                let used = self.take(host, stream, sure, listener, false)?;
+                self.held = [sure.get(used..).unwrap_or_default(), unsure].concat();
+                return self.bounded(host);
+            };
+            let (before, from_mark) = rest.split_at(at);
+            let word = from_mark.get(self.mark.len()..).unwrap_or_default();
+            let Some(end) = memchr::memchr(b'\n', word.get(..32).unwrap_or(word)) else {
+                if word.len() >= 32 {
+                    return Err(garbage(host, word));
+                }
+                self.held = rest.to_vec();
+                return Ok(());
+            };
+            self.take(host, stream, before, listener, true)?;
+            let (word, after) = word.split_at(end);
+            self.phase = match (self.phase, word) {
+                (Phase::Noise, b"begin") => Phase::Lines,
+                (Phase::Noise | Phase::Lines, b"data") => Phase::Data,
+                (Phase::Lines | Phase::Data, b"end") => Phase::Over,
+                (Phase::Data, b"cut") => {
+                    self.ending = Ending::Cut;
+                    Phase::Over
+                }
+                _ => return Err(garbage(host, word)),
+            };
+            // The line break stays: it may introduce the next mark.
+            rest = after;
+            if self.phase == Phase::Data {
+                rest = after.get(1..).unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+
+    /// Uses what certainly belongs to the phase, and says how many bytes that was. `whole`: no more of it will come.
+    fn take(
+        &mut self,
+        host: &str,
+        stream: Stream,
+        bytes: &[u8],
+        listener: &mut dyn Listener,
+        whole: bool,
+    ) -> Result<usize, Failure> {
+        match self.phase {
+            Phase::Noise => {
+                self.noise += bytes.len();
+                let room = (4 * SHOWN).saturating_sub(self.said.len()).min(bytes.len());
+                self.said.extend_from_slice(bytes.get(..room).unwrap_or_default());
+                Ok(bytes.len())
+            }
+            Phase::Lines => {
+                let end = if whole { bytes.len() } else { memchr::memrchr(b'\n', bytes).map_or(0, |at| at + 1) };
+                let lines = bytes.get(..end).unwrap_or_default();
+                self.noise += lines.len();
+                for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                    let text = std::str::from_utf8(line).map_err(|_| garbage(host, line))?;
+                    listener.line(text)?;
+                }
+                Ok(end)
+            }
+            Phase::Data => {
+                if !bytes.is_empty() {
+                    listener.data(stream, bytes)?;
+                }
+                Ok(bytes.len())
+            }
+            Phase::Over => Ok(bytes.len()),
+        }
+    }
+
+    /// Holds what has come against what a host may send.
+    fn bounded(&self, host: &str) -> Result<(), Failure> {
+        let flood = match self.phase {
+            Phase::Noise => self.noise > NOISE_MAX,
+            Phase::Lines => self.noise > NOISE_MAX + ANSWER_MAX || self.held.len() > LINE_MAX,
+            Phase::Data | Phase::Over => false,
+        };
+        if flood {
+            let message = format!("{host} sends far more than an answer: {}", printable(&self.said, SHOWN));
+            return Err(Failure::new(Kind::Failed, message));
+        }
+        Ok(())
+    }
+}
+
+/// How many of the last bytes could be the beginning of a mark.
+fn possible_mark(bytes: &[u8], mark: &[u8]) -> usize {
+    let longest = bytes.len().min(mark.len() - 1);
+    (1..=longest).rev().find(|size| bytes.ends_with(mark.get(..*size).unwrap_or_default())).unwrap_or(0)
+}
+
+/// What a host said that no script says.
+pub fn garbage(host: &str, what: &[u8]) -> Failure {
+    let said = printable(what, SHOWN);
+    Failure::new(Kind::Failed, format!("{host} gave an answer that makes no sense: {said}"))
+}
+
+/// Sends a script and hears its whole answer. `patience` is how long it may take; `None`: for as long as it lasts,
+/// once it has begun. `both`: the script marks the end of standard error too.
+///
+/// # Errors
+/// [`Kind::Unreachable`] when the connection broke before the answer was whole; [`Kind::Failed`] when there is no
+/// answer in what came, or none came in time; or whatever the listener says.
+pub fn hear(
+    host: &str,
+    shell: &mut dyn Shell,
+    script: &Script,
+    patience: Option<Duration>,
+    both: bool,
+    listener: &mut dyn Listener,
+) -> Result<Ending, Failure> {
+    let started = Instant::now();
+    let broke = |error: io::Error| match error.kind() {
+        io::ErrorKind::TimedOut => Failure::new(Kind::Unreachable, format!("{host}: no answer in time")),
+        _ => Failure::new(Kind::Unreachable, format!("{host}: the connection broke: {error}")),
+    };
+    // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
+    let unsent = match shell.write(&script.text(), started + PATIENCE) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
+        sent => sent.map_err(broke).map(|()| None)?,
+    };
+    let mut out = Framed::new(script.nonce());
+    let mut err = Framed::new(script.nonce());
+    // A mark is a line of its own; the very first line has nothing before it.
+    out.held.push(b'\n');
+    err.held.push(b'\n');
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let until = match patience {
+            _ if out.phase == Phase::Noise => started + PATIENCE,
+            Some(patience) => started + patience.max(PATIENCE),
+            None => Instant::now() + Duration::from_secs(3600),
+        };
+        match shell.read(&mut buffer, until).map_err(broke)? {
+            Chunk::Out(size) => out.feed(host, Stream::Out, buffer.get(..size).unwrap_or_default(), listener)?,
+            Chunk::Err(size) => {
+                let bytes = buffer.get(..size).unwrap_or_default();
+                if both {
+                    err.feed(host, Stream::Err, bytes, listener)?;
+                } else {
+                    err.take(host, Stream::Err, bytes, listener, false)?;
+                }
+            }
+            Chunk::Nothing if patience.is_none() && out.phase != Phase::Noise => {}
+            Chunk::Nothing => {
+                let said = words(&out, &err);
+                let message = format!("{host} accepts the login, and then gives no answer{said}");
+                return Err(Failure::new(Kind::Unreachable, message));
+            }
+            Chunk::End if out.phase == Phase::Noise => {
+                let why = unsent.map(|error| format!(" ({error})")).unwrap_or_default();
+                let message = format!(
+                    "{host} does not run /bin/sh for this login{why}: a forced command or a login that is not allowed \
+                     a shell{}",
+                    words(&out, &err)
+                );
+                return Err(Failure::new(Kind::Failed, message));
+            }
+            Chunk::End => {
+                let message = format!("{host}: the connection broke in mid-answer{}", words(&err, &err));
+                return Err(Failure::new(Kind::Unreachable, message));
+            }
+        }
+        if out.phase == Phase::Over && (!both || err.phase == Phase::Over) {
+            return Ok(out.ending);
+        }
+    }
+}
+
+/// The noise of both streams, for a message.
+fn words(out: &Framed, err: &Framed) -> String {
+    let said = if err.said.trim_ascii().is_empty() { &out.said } else { &err.said };
+    let said = printable(said.trim_ascii(), SHOWN);
+    if said.is_empty() { said } else { format!("; it says: {said}") }
+}

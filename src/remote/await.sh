@@ -1,0 +1,43 @@
+# Waits for jobs to end.
+
+# watch INDEX PLACE : one more job to wait for.
+watch() {
+	place "$2"
+	eval "dir_$1=\$dir"
+	left="$left $1"
+}
+
+# await MILLISECONDS : until all that is left has ended, or the time is over; answers as each job ends.
+await() {
+	elapsed=0 step=5 round=0
+	while [ -n "$left" ]; do
+		waiting=$left left=
+		for index in $waiting; do
+			eval "dir=\$dir_$index"
+			state=running
+			# The whole look only now and then: it is for a job whose supervisor was killed.
+			if [ -e "$dir/status" ] || [ $((round % 16)) -eq 0 ]; then
+				! enter "$dir" || look
+			fi
+			case $state in
+			running | stopped | ending | starting) left="$left $index" ;;
+			*) report "$index" ;;
+			esac
+		done
+		if [ -z "$left" ] || [ "$elapsed" -ge "$1" ]; then
+			return
+		fi
+		round=$((round + 1))
+		nap "$step"
+		[ "$step" -ge 80 ] || step=$((step * 2))
+	done
+}
+
+# remaining : how those stand that have not ended.
+remaining() {
+	for index in $left; do
+		eval "dir=\$dir_$index"
+		! enter "$dir" || look
+		report "$index"
+	done
+}

@@ -1,0 +1,84 @@
+# Sends a signal to a job, once.
+
+left=
+
+# outcome CLAIM : what an earlier try of the same delivery wrote down, in `sent`; empty while it has not.
+outcome() {
+	sent=
+	[ ! -O "sig.$1" ] || read -r _ _ sent <"sig.$1"
+} 2>/dev/null
+
+# deliver INDEX PLACE CLAIM NAME ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of the
+# job there, unless CLAIM was taken before; then CONT to it when it is stopped and CONT is 1. Answers what came of it,
+# and then how the job stood before. The claim is a file that only one can create, so only its creator ever sends;
+# where none can be created (a full disk), a first try sends without and a RETRY does not.
+deliver() {
+	place "$2"
+	eval "dir_$1=\$dir"
+	if ! enter "$dir"; then
+		report "$1"
+		return
+	fi
+	look
+	while [ "$state" = ending ] && [ "$elapsed" -lt 2000 ]; do
+		nap 10
+		look
+	done
+	case $state in
+	running | stopped) ;;
+	*)
+		report "$1"
+		return
+		;;
+	esac
+	if [ "$5" = 0 ]; then
+		report "$1"
+		return
+	fi
+	set -C
+	if true >"sig.$3"; then
+		sent=
+	elif [ -e "sig.$3" ]; then
+		outcome "$3"
+		while [ -z "$sent" ] && [ "$elapsed" -lt 1000 ]; do
+			nap 10
+			outcome "$3"
+		done
+		sent=${sent:-unconfirmed}
+	elif [ "$8" = 1 ]; then
+		sent=unconfirmed
+	else
+		sent=
+	fi 2>/dev/null
+	set +C
+	if [ -z "$sent" ]; then
+		to=-$pgid
+		[ "$6" = group ] || to=$pid
+		# Once more, with nothing between the answer and the builtin that could take time.
+		if [ "$rs_group" != "$pgid" ] || ! alive "$pid" "$birth" "$boot"; then
+			sent=gone
+		elif kill "-$5" "$to"; then
+			sent=yes
+			[ "$7" != 1 ] || [ "$state" != stopped ] || kill -CONT "$to"
+		elif alive "$pid" "$birth" "$boot"; then
+			sent=denied
+		else
+			sent=gone
+		fi 2>/dev/null
+		printf '%s %s %s\n' "$4" "$now" "$sent" 2>/dev/null >>"sig.$3"
+	fi
+	[ "$sent" = denied ] || left="$left $1"
+	answer sent "$1" "$sent"
+	report "$1"
+}
+
+# deliver_if_left INDEX ... : the same for a job that has not ended yet; it stays among those that are left.
+deliver_if_left() {
+	case "$left " in
+	*" $1 "*)
+		others=$left
+		deliver "$@"
+		left=$others
+		;;
+	esac
+}

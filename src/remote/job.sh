@@ -1,0 +1,70 @@
+# Becomes the job: it leads a session of its own here, and ends in the job's exec.
+# Given by the client: rs_directory, exported variables, and the command in rs_command's definition.
+# $1: the supervisor's system, $2: boot, $3: node, $4: the login's umask, $5: its home directory.
+
+# rs_refuse KIND TEXT : the job can't start; the supervisor's starter says so.
+rs_refuse() {
+	printf '%s\n' "$*" >"$rs_here/refused"
+	exit 126
+}
+
+# rs_find COMMAND : the file that exec will take, in rs_file.
+rs_find() {
+	case $1 in
+	*/*)
+		[ -e "$1" ] || rs_refuse missing "there is no file $1"
+		[ ! -d "$1" ] || rs_refuse denied "$1 is a directory"
+		[ -x "$1" ] || rs_refuse denied "$1 is not executable"
+		rs_file=$1
+		return
+		;;
+	esac
+	rs_rest=${PATH-/usr/bin:/bin}:
+	rs_seen=
+	while [ -n "$rs_rest" ]; do
+		rs_file=${rs_rest%%:*}
+		rs_file=${rs_file:-.}/$1
+		rs_rest=${rs_rest#*:}
+		if [ -f "$rs_file" ]; then
+			[ ! -x "$rs_file" ] || return 0
+			rs_seen=$rs_file
+		fi
+	done
+	[ -z "$rs_seen" ] || rs_refuse denied "$rs_seen is not executable"
+	rs_refuse missing "there is no $1 in its PATH"
+}
+
+rs_here=$PWD
+rs_system=$1 rs_boot=$2 rs_node=$3 rs_mask=$4 rs_home=$5
+unset CDPATH
+case $rs_directory in
+'' | '~') rs_directory=$rs_home ;;
+/*) ;;
+'~/'*) rs_directory=$rs_home/${rs_directory#??} ;;
+*) rs_directory=$rs_home/$rs_directory ;;
+esac
+[ -d "$rs_directory" ] || rs_refuse directory "there is no directory $rs_directory"
+# The subshell tries first: a failed cd ends some shells.
+(cd "$rs_directory") 2>/dev/null || rs_refuse directory "the directory $rs_directory can't be entered"
+cd "$rs_directory" || exit
+unset OLDPWD
+
+# rs_start COMMAND [ARG]... : records who the job is, takes away what is not needed any more, and becomes it.
+rs_start() {
+	rs_find "$1"
+	rs_process $$ || rs_refuse start "its own process can't be read from /proc or ps"
+	{
+		printf '%s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" "$(date +%s)" "$rs_node" \
+			>"$rs_here/pid.new" &&
+			rm -f "$rs_here/job" "$rs_here/supervise" &&
+			mv -f "$rs_here/pid.new" "$rs_here/pid"
+	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
+	umask "$rs_mask"
+	case $1 in
+	-*)
+		shift
+		exec "$rs_file" "$@"
+		;;
+	esac
+	exec "$@"
+}

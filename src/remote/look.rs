@@ -1,0 +1,61 @@
+//! The scripts that look at jobs, and that remove the files of finished ones.
+
+use super::answer::{PATIENCE, garbage, hear};
+use super::script::Script;
+use super::seen::{Seen, indexed, job_line};
+use crate::error::Failure;
+use crate::printable::printable;
+use crate::transport::Shell;
+
+/// Asks a host how jobs stand, all of them in one script. `places`: see [`super::signal::Shot::place`].
+///
+/// # Errors
+/// As [`hear`], and when an answer for a job is missing.
+pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Seen>, Failure> {
+    let script = Script::see(places)?;
+    let mut seen: Vec<Option<Seen>> = vec![None; places.len()];
+    hear(host, shell, &script, Some(PATIENCE * 2), false, &mut |line: &str| {
+        let (index, job) = job_line(host, line, places.len())?;
+        if let Some(slot) = seen.get_mut(index) {
+            *slot = Some(job);
+        }
+        Ok(())
+    })?;
+    all_answered(host, seen)
+}
+
+/// What became of a job's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// They are gone, or there were none.
+    Gone,
+    /// They are there, in whole or in part, for the reason given.
+    Kept(String),
+    /// The job is not finished, or not this host's to judge.
+    Refused(Seen),
+}
+
+/// Removes the files of finished jobs.
+///
+/// # Errors
+/// As [`see`].
+pub fn forget(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Removal>, Failure> {
+    let script = Script::forget(places)?;
+    let mut removals = vec![None; places.len()];
+    hear(host, shell, &script, Some(PATIENCE * 4), false, &mut |line: &str| {
+        let (index, removal) = match indexed(line, places.len()) {
+            Some(("gone", index, _)) => (index, Removal::Gone),
+            Some(("kept", index, why)) => (index, Removal::Kept(printable(why, 300))),
+            _ => job_line(host, line, places.len()).map(|(index, seen)| (index, Removal::Refused(seen)))?,
+        };
+        if let Some(slot) = removals.get_mut(index) {
+            *slot = Some(removal);
+        }
+        Ok(())
+    })?;
+    all_answered(host, removals)
+}
+
+fn all_answered<T>(host: &str, answers: Vec<Option<T>>) -> Result<Vec<T>, Failure> {
+    answers.into_iter().collect::<Option<_>>().ok_or_else(|| garbage(host, b"an answer for one of the jobs is missing"))
+}

@@ -1,0 +1,97 @@
+# What every script about a job that exists shares: where it is, whether it is this user's, what state it is in.
+# Per job only builtins run, so that one script can look at a thousand of them.
+
+unset CDPATH
+now=$(date +%s)
+
+# answer WORD... : one line of the answer.
+answer() {
+	printf '%s\n' "$*"
+}
+
+# private DIR : succeeds when DIR is this user's, and nobody else can write to it.
+checked=
+private() {
+	[ "$1" != "$checked" ] || return 0
+	[ -O "$1" ] || return 1
+	case $(ls -ldn "$1/.") in
+	?????w* | ????????w* | '') return 1 ;;
+	esac
+	checked=$1
+} 2>/dev/null
+
+# place PLACE : sets dir to a job's directory, given as such or as the job's id.
+place() {
+	case $1 in
+	/*) dir=$1 ;;
+	*) dir=$rs_base/$1 ;;
+	esac
+}
+
+# enter DIR : goes into a job's directory. Else sets state to none (there is no such directory) or foreign (it is
+# a link, or somebody else's, or somebody else could have changed it).
+enter() {
+	code=- ended=- pid=- pgid=- began=- home=- system=-
+	state=none
+	[ -d "$1" ] || [ -L "$1" ] || return 1
+	state=foreign
+	[ ! -L "$1" ] && private "${1%/*}" && [ -O "$1" ] && cd -P "$1" && [ -O . ]
+} 2>/dev/null
+
+# alive PID BIRTH BOOT : succeeds when the very process that was recorded is there and has not ended.
+alive() {
+	case $1 in
+	'' | *[!0-9]* | 0 | 1) return 1 ;;
+	esac
+	[ "$3" = "$rs_boot" ] && rs_process "$1" && [ "$2" = "$rs_birth" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ]
+}
+
+# look : in a job's directory, sets state to exited, running, stopped, ending (gone, and its supervisor about to
+# record it), starting, lost or elsewhere (it is another machine's that shares this home), and all that is known.
+look() {
+	code=- ended=- pid=- pgid=- birth=- boot=- system=- began=- home=- state=
+	[ ! -O pid ] || read -r pid pgid birth boot system began home <pid
+	if [ -O status ] && read -r code ended <status; then
+		state=exited
+		return
+	fi
+	made=0
+	[ "$pid" != - ] || [ ! -O made ] || read -r made boot home <made
+	if [ "$home" != "$rs_node" ] && [ "$home" != - ]; then
+		state=elsewhere
+	elif alive "$pid" "$birth" "$boot"; then
+		state=running
+		[ "$rs_run" != T ] || state=stopped
+	elif [ -O supervisor ] && read -r owner owner_birth owner_boot <supervisor &&
+		alive "$owner" "$owner_birth" "$owner_boot"; then
+		state=ending
+		[ "$pid" != - ] || state=starting
+	elif [ -O status ] && read -r code ended <status; then
+		state=exited
+	elif [ "$boot" = "$rs_boot" ] && [ $((now - made)) -lt 60 ] && [ ! -e refused ]; then
+		state=starting
+	else
+		state=lost
+	fi
+} 2>/dev/null
+
+# report INDEX : the line about the job that was looked at.
+report() {
+	answer job "$1" "$state" "$code" "$ended" "$pid" "$pgid" "$began" "$system" "$home"
+}
+
+# nap MILLISECONDS : sleeps less than a second and counts it in `elapsed`; a whole one where sleep takes no fractions.
+elapsed=0
+nap() {
+	case $1 in
+	?) set -- "$1" "0.00$1" ;;
+	??) set -- "$1" "0.0$1" ;;
+	*) set -- "$1" "0.$1" ;;
+	esac
+	if sleep "$2" 2>/dev/null; then
+		elapsed=$((elapsed + $1))
+	else
+		sleep 1
+		elapsed=$((elapsed + 1000))
+	fi
+}

@@ -1,0 +1,15 @@
+//! What is said to a host and what it answers: the shell scripts of the far side, and the only code that renders
+//! them and reads their answers.
+//!
+//! How a script reaches its host is the business of [`crate::transport`].
+
+mod answer;
+pub mod look;
+pub mod output;
+mod script;
+mod seen;
+pub mod signal;
+pub mod start;
+
+pub use answer::Stream;
+pub use seen::{Seen, Standing};

@@ -1,0 +1,130 @@
+//! The script that passes a job's output on.
+
+use super::answer::{Ending, Listener, Stream, garbage, hear};
+use super::script::Script;
+use super::seen::{Seen, job_line};
+use crate::error::Failure;
+use crate::transport::Shell;
+
+/// Where in a log to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// With the last so many lines.
+    LastLines(u64),
+    /// With this line, counted from 1.
+    Line(u64),
+    /// With the last so many bytes.
+    LastBytes(u64),
+    /// With this byte, counted from 1.
+    Byte(u64),
+}
+
+impl From {
+    /// The words of the script.
+    #[must_use]
+    pub fn words(self) -> (&'static str, u64) {
+        match self {
+            Self::LastLines(count) => ("lines", count),
+            Self::Line(number) => ("line", number.max(1)),
+            Self::LastBytes(count) => ("bytes", count),
+            Self::Byte(number) => ("byte", number.max(1)),
+        }
+    }
+}
+
+/// What to read.
+pub struct Wanted<'a> {
+    /// The job: see [`super::signal::Shot::place`].
+    pub place: &'a str,
+    /// Its standard output.
+    pub out: bool,
+    /// Its standard error.
+    pub err: bool,
+    /// Where to begin, in each.
+    pub from: From,
+    /// Go on until the job ends.
+    pub follow: bool,
+}
+
+/// What is left out of a stream before its first byte, since it was not written yet when the script looked.
+#[derive(Clone, Copy, Debug, Default)]
+struct Skip {
+    lines: u64,
+    bytes: u64,
+}
+
+impl Skip {
+    /// The rest of `bytes` behind what is left out.
+    fn apply<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
+        if self.bytes > 0 {
+            let size = usize::try_from(self.bytes).unwrap_or(usize::MAX).min(bytes.len());
+            self.bytes -= size as u64;
+            bytes = bytes.get(size..).unwrap_or_default();
+        }
+        while self.lines > 0 {
+            match memchr::memchr(b'\n', bytes) {
+                Some(at) => bytes = bytes.get(at + 1..).unwrap_or_default(),
+                None => return &[],
+            }
+            self.lines -= 1;
+        }
+        bytes
+    }
+}
+
+/// How the reading of a log ended.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// How the job stood when it began.
+    pub seen: Seen,
+    /// The log was followed and became shorter: what came after is not known.
+    pub cut: bool,
+}
+
+/// What takes a job's output: which stream, and the bytes.
+pub type Sink<'a> = dyn FnMut(Stream, &[u8]) -> Result<(), Failure> + 'a;
+
+struct Reading<'a> {
+    host: &'a str,
+    sink: &'a mut Sink<'a>,
+    seen: Option<Seen>,
+    out: Skip,
+    err: Skip,
+}
+
+impl Listener for Reading<'_> {
+    fn line(&mut self, line: &str) -> Result<(), Failure> {
+        if let Some(fields) = line.strip_prefix("from ") {
+            let numbers: Option<Vec<u64>> = fields.split(' ').map(|word| word.parse().ok()).collect();
+            let Some([_, out_lines, out_bytes, _, err_lines, err_bytes]) = numbers.as_deref() else {
+                return Err(garbage(self.host, line.as_bytes()));
+            };
+            self.out = Skip { lines: *out_lines, bytes: *out_bytes };
+            self.err = Skip { lines: *err_lines, bytes: *err_bytes };
+        } else {
+            self.seen = Some(job_line(self.host, line, 1)?.1);
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
+        let skip = if stream == Stream::Out { &mut self.out } else { &mut self.err };
+        let bytes = skip.apply(bytes);
+        if bytes.is_empty() { Ok(()) } else { (self.sink)(stream, bytes) }
+    }
+}
+
+/// Reads a job's output.
+///
+/// # Errors
+/// As [`hear`], and what the sink says. The output of a job that is not there ends at once; see [`Read::seen`].
+pub fn read(host: &str, shell: &mut dyn Shell, wanted: &Wanted, sink: &mut Sink<'_>) -> Result<Read, Failure> {
+    let script = Script::tail(wanted)?;
+    // The sink is borrowed anew, since a Reading needs one lifetime for both of its references.
+    let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
+    let mut reading = Reading { host, sink: &mut pass, seen: None, out: Skip::default(), err: Skip::default() };
+    let ending = hear(host, shell, &script, None, true, &mut reading)?;
+    let seen = reading.seen.ok_or_else(|| garbage(host, b"nothing about the job"))?;
+    Ok(Read { seen, cut: ending == Ending::Cut })
+}
+

@@ -1,0 +1,23 @@
+# Tells one process from every other that has had, or will have, its number.
+
+# rs_process PID : sets rs_run to the process's state letter, rs_group to its process group and rs_birth to the time
+# it started at, in the host's own unit. Fails when there is no such process.
+rs_process() {
+	if [ "$rs_system" = Linux ]; then
+		[ -r "/proc/$1/stat" ] || return 1
+		rs_stat=
+		# A name may hold newlines and parentheses: read all of it and cut at the last one (proc(5)).
+		while IFS= read -r rs_line || [ -n "$rs_line" ]; do
+			rs_stat="$rs_stat $rs_line"
+		done <"/proc/$1/stat"
+		# shellcheck disable=SC2086
+		set -- ${rs_stat##*) }
+		[ $# -ge 20 ] || return 1
+		rs_run=$1 rs_group=$3 rs_birth=${20}
+	else
+		# shellcheck disable=SC2046
+		set -- $(LC_ALL=C TZ=UTC0 ps -o stat= -o pgid= -o lstart= -p "$1")
+		[ $# -eq 7 ] || return 1
+		rs_run=${1%"${1#?}"} rs_group=$2 rs_birth=$3_$4_$5_$6_$7
+	fi
+} 2>/dev/null

@@ -1,0 +1,250 @@
+//! Renders a script: the shell files of this folder, with their values quoted, in one frame.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
+use super::output::Wanted;
+use super::signal::{Plan, Shot};
+use super::start::Order;
+use crate::error::{Failure, Kind};
+use crate::job;
+
+/// A file of this folder.
+macro_rules! file {
+    ($name:literal) => {
+        include_str!(concat!($name, ".sh"))
+    };
+}
+
+/// The marker of one script's answer: 128 random bits, which neither a login's chatter nor a job can know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nonce(String);
+
+impl Nonce {
+    /// As text.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A script on its way to being sent.
+pub struct Script {
+    text: Vec<u8>,
+    nonce: Nonce,
+}
+
+impl Script {
+    /// A script that will go on with `parts`, after [`Script::set`] has given them their values.
+    fn begin() -> Result<Self, Failure> {
+        let nonce = Nonce(job::random_hex::<16>()?);
+        // One compound command: the shell has read all of it before it runs any of it, so that nothing in it can
+        // take the rest of the script from standard input.
+        let mut script = Self { text: b"{\n".to_vec(), nonce };
+        let nonce = script.nonce.0.clone();
+        script.set("rs_nonce", &nonce)?;
+        script.include(file!("frame"));
+        Ok(script)
+    }
+
+    /// Adds a file, without what only its readers need.
+    fn include(&mut self, file: &str) {
+        self.text.extend_from_slice(&stripped(file));
+    }
+
+    fn set(&mut self, name: &str, value: impl AsRef<OsStr>) -> Result<(), Failure> {
+        let value = quoted(value.as_ref())?;
+        for part in [name.as_bytes(), b"=", &value, b"\n"] {
+            self.text.extend_from_slice(part);
+        }
+        Ok(())
+    }
+
+    /// Adds a call of one of the files' functions.
+    fn call(&mut self, function: &str, arguments: &[&str]) -> Result<(), Failure> {
+        self.text.extend_from_slice(function.as_bytes());
+        for argument in arguments {
+            self.text.push(b' ');
+            self.text.extend_from_slice(&quoted(OsStr::new(argument))?);
+        }
+        self.text.push(b'\n');
+        Ok(())
+    }
+
+    /// The marker of its answer.
+    #[must_use]
+    pub fn nonce(&self) -> &Nonce {
+        &self.nonce
+    }
+
+    /// What to send, and with it the end of the script.
+    #[must_use]
+    pub fn text(&self) -> Vec<u8> {
+        let mut text = self.text.clone();
+        text.extend_from_slice(b"rs_end\n}\n");
+        text
+    }
+}
+
+/// A shell file without indentation and comment lines: some shells read a script byte by byte.
+fn stripped(file: &str) -> Vec<u8> {
+    let lines = file.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.flat_map(|line| [line.as_bytes(), b"\n"]).flatten().copied().collect()
+}
+
+/// A value as a word of the shell, in single quotes where it needs any.
+fn quoted(value: &OsStr) -> Result<Vec<u8>, Failure> {
+    shlex::bytes::try_quote(value.as_bytes())
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| Failure::new(Kind::Usage, "a NUL byte can't be passed to a host"))
+}
+
+/// The scripts, one function each.
+impl Script {
+    /// Starts a job.
+    pub(super) fn start(order: &Order) -> Result<Self, Failure> {
+        let mut script = Self::begin()?;
+        script.set("rs_id", order.id.as_str())?;
+        script.set("rs_meta", order.meta)?;
+        script.set("rs_cookie", order.cookie)?;
+        script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
+        script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
+        script.include(file!("host"));
+        script.include(file!("spawn"));
+        Ok(script)
+    }
+
+    /// Signals jobs and waits for them.
+    pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("deliver"));
+        if plan.wait.is_some() {
+            script.include(file!("await"));
+        }
+        for (index, (place, shot)) in plan.jobs.iter().enumerate() {
+            match shot {
+                Some(shot) => script.deliver("deliver", index, shot)?,
+                None => script.call("watch", &[&index.to_string(), place])?,
+            }
+        }
+        let Some(wait) = plan.wait else { return Ok(script) };
+        script.call("await", &[&wait.as_millis().to_string()])?;
+        if !plan.then.is_empty() {
+            for (index, shot) in &plan.then {
+                script.deliver("deliver_if_left", *index, shot)?;
+            }
+            script.call("await", &[&plan.then_wait.unwrap_or_default().as_millis().to_string()])?;
+        }
+        script.call("remaining", &[])?;
+        Ok(script)
+    }
+
+    fn deliver(&mut self, function: &str, index: usize, shot: &Shot) -> Result<(), Failure> {
+        let flag = |on| if on { "1" } else { "0" };
+        self.call(
+            function,
+            &[
+                &index.to_string(),
+                &shot.place,
+                &shot.claim,
+                &shot.signal.name(),
+                &shot.signal.wire(),
+                shot.target.word(),
+                flag(shot.wake),
+                flag(shot.retry),
+            ],
+        )
+    }
+
+    /// Says how jobs stand.
+    pub(super) fn see(places: &[&str]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("see"));
+        script.call_each("see", places)?;
+        Ok(script)
+    }
+
+    /// Removes the files of finished jobs.
+    pub(super) fn forget(places: &[&str]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("forget"));
+        script.call_each("forget", places)?;
+        Ok(script)
+    }
+
+    /// Passes a job's output on.
+    pub(super) fn tail(wanted: &Wanted) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        let streams = match (wanted.out, wanted.err) {
+            (true, false) => "out",
+            (false, true) => "err",
+            _ => "out err",
+        };
+        let (from, count) = wanted.from.words();
+        script.set("place", wanted.place)?;
+        script.set("streams", streams)?;
+        script.set("from", from)?;
+        script.set("count", count.to_string())?;
+        script.set("follow", if wanted.follow { "1" } else { "0" })?;
+        script.include(file!("tail"));
+        Ok(script)
+    }
+
+    fn about_jobs() -> Result<Self, Failure> {
+        let mut script = Self::begin()?;
+        for part in [file!("host"), file!("process"), file!("look")] {
+            script.include(part);
+        }
+        Ok(script)
+    }
+
+    fn call_each(&mut self, function: &str, places: &[&str]) -> Result<(), Failure> {
+        places.iter().enumerate().try_for_each(|(index, place)| self.call(function, &[&index.to_string(), place]))
+    }
+}
+
+/// The script of a job's supervisor.
+fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
+    let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
+    script.set("rs_errors", if order.merge { "out" } else { "err" })?;
+    script.include(file!("process"));
+    script.include(file!("supervise"));
+    script.text.extend_from_slice(b"exit\n}");
+    Ok(script.text)
+}
+
+/// The script that becomes the job.
+fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
+    let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
+    script.set("rs_directory", order.directory.as_deref().unwrap_or_default())?;
+    script.include(file!("process"));
+    script.include(file!("job"));
+    let own = [("RSIG_JOB", OsStr::new(order.id.as_str())), ("RSIG_COOKIE", OsStr::new(order.cookie))];
+    let given = order.env.iter().map(|(name, value)| (name.as_str(), value.as_os_str()));
+    for (name, value) in given.chain(own) {
+        script.set(name, value)?;
+        script.text.extend_from_slice(format!("export {name}\n").as_bytes());
+    }
+    script.text.extend_from_slice(b"rs_start");
+    for word in order.command {
+        script.text.push(b' ');
+        script.text.extend_from_slice(&quoted(word)?);
+    }
+    script.text.extend_from_slice(b"\n}");
+    Ok(script.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stripping_keeps_every_statement() {
+        let text = stripped("# head\n\nf() {\n\t# why\n\techo '# no comment'\n}\n");
+        assert_eq!(text, b"f() {\necho '# no comment'\n}\n");
+    }
+
+    #[test]
+    fn a_nul_is_refused() {
+        assert!(quoted(OsStr::from_bytes(b"a\0b")).is_err());
+    }
+}

@@ -1,0 +1,106 @@
+# Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise. Names begin with rs_, here and in what the job
+# comes from, since an assignment to a variable that the login exports would change the job's environment.
+
+# rs_refuse KIND TEXT : nothing was started, and nothing is left behind.
+rs_refuse() {
+	if [ -n "$rs_made" ]; then
+		cd /
+		rm -rf "$rs_made"
+	fi
+	printf 'refused %s\n' "$(printf '%s' "$*" | tr '\n' ' ')"
+	rs_end
+}
+
+rs_made=
+rs_newline='
+'
+rs_mask=$(umask)
+rs_home=${HOME-}
+umask 077
+unset CDPATH
+case $rs_base in
+*"$rs_newline"*) rs_refuse home "the path of the home directory holds a line break" ;;
+/*) ;;
+*) rs_refuse home "HOME is not set to an absolute path" ;;
+esac
+rs_why=$(mkdir -p "$rs_base" 2>&1) || rs_refuse home "$rs_why"
+[ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user"
+case $(ls -ldn "$rs_base/." 2>/dev/null) in
+?????w* | ????????w*) rs_refuse home "other users can write to $rs_base" ;;
+esac
+rs_why=$(mkdir "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
+rs_made=$rs_base/$rs_id
+cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
+
+# The end of the job goes over the blanks of status.new, so that a disk that is full by then can't lose it.
+rs_why=$({
+	printf '%s\n' "$rs_meta" >meta &&
+		printf '%s\n' "$rs_cookie" >cookie &&
+		printf '%s\n' "$rs_supervise" >supervise &&
+		printf '%s\n' "$rs_job" >job &&
+		printf '%s %s %s\n' "$(date +%s)" "$rs_boot" "$rs_node" >made &&
+		printf '%32s\n' '' >status.new &&
+		: >out && : >err
+} 2>&1) || rs_refuse disk "$rs_why"
+mkfifo ended 2>/dev/null
+
+# A session of one's own without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
+if command -v setsid >/dev/null 2>&1; then
+	rs_how=setsid
+elif command -v perl >/dev/null 2>&1 && perl -MPOSIX -e 1 2>/dev/null; then
+	rs_how=perl
+elif command -v python3 >/dev/null 2>&1; then
+	rs_how=python3
+elif (set -m) 2>/dev/null; then
+	rs_how=monitor
+else
+	rs_refuse session "it has no setsid, perl or python3, and its /bin/sh has no job control; one of them is needed"
+fi
+
+# Where logind ends what a login leaves behind, a scope of the user's own outlives it.
+rs_scope=
+if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
+	case $(busctl get-property org.freedesktop.login1 /org/freedesktop/login1 \
+		org.freedesktop.login1.Manager KillUserProcesses 2>/dev/null) in
+	*true)
+		if systemd-run --user --scope --quiet -- true </dev/null >/dev/null 2>&1; then
+			rs_scope='systemd-run --user --scope --quiet --'
+		else
+			printf 'warning logind\n'
+		fi
+		;;
+	esac
+fi
+
+set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_node" "$rs_mask" "$rs_home"
+# shellcheck disable=SC2086
+case $rs_how in
+# The second setsid leads a group by then, so it forks.
+setsid) $rs_scope setsid setsid /bin/sh "$@" ;;
+perl) $rs_scope perl -MPOSIX -e 'defined($_ = fork) or die "fork: $!"; exit 0 if $_; POSIX::setsid(); exec @ARGV' \
+	/bin/sh "$@" ;;
+python3) $rs_scope python3 -c 'import os, sys
+if os.fork(): os._exit(0)
+os.setsid()
+os.execv(sys.argv[1], sys.argv[1:])' /bin/sh "$@" ;;
+monitor)
+	set -m
+	$rs_scope /bin/sh "$@" &
+	set +m
+	;;
+esac </dev/null >/dev/null 2>trouble
+
+rs_tries=0
+until [ -s pid ] || [ -s refused ]; do
+	rs_tries=$((rs_tries + 1))
+	[ "$rs_tries" -le 3000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 trouble)"
+	sleep 0.01 2>/dev/null || sleep 1
+done
+if [ -s refused ]; then
+	read -r rs_why <refused
+	rs_refuse "$rs_why"
+fi
+read -r rs_why <pid
+printf 'started %s\ndirectory %s\n' "$rs_why" "$rs_made"
+rs_end

@@ -1,0 +1,112 @@
+//! The script that starts a job.
+
+use std::ffi::OsString;
+
+use super::answer::{PATIENCE, garbage, hear};
+use super::script::Script;
+use crate::error::{Failure, Kind};
+use crate::job::{Epoch, JobId};
+use crate::printable::printable;
+use crate::transport::Shell;
+
+/// A job to start.
+pub struct Order<'a> {
+    /// Its id.
+    pub id: &'a JobId,
+    /// The secret that marks its processes.
+    pub cookie: &'a str,
+    /// What the host keeps for whoever finds the job there: one line of JSON.
+    pub meta: &'a str,
+    /// The command and its arguments.
+    pub command: &'a [OsString],
+    /// Variables for its environment.
+    pub env: &'a [(String, OsString)],
+    /// Where it starts; else in the home directory.
+    pub directory: Option<OsString>,
+    /// Standard error goes where standard output goes.
+    pub merge: bool,
+}
+
+/// What the host says of a job that it has started.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Started {
+    /// The job's first process.
+    pub pid: u32,
+    /// The job's process group.
+    pub pgid: u32,
+    /// What `uname -s` says.
+    pub os: String,
+    /// When it started.
+    pub started_at: Epoch,
+    /// Its directory.
+    pub dir: String,
+    /// The host ends what a login leaves behind, and nothing could be done about it.
+    pub ends_at_logout: bool,
+}
+
+/// Why a host did not start a job. Nothing is left behind there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The command is not there.
+    Missing,
+    /// The command can't be executed.
+    Denied,
+    /// Anything else.
+    Other,
+}
+
+/// Starts a job on a host.
+///
+/// # Errors
+/// [`Kind::Unreachable`] when the connection broke, and the job may or may not run; else it does not.
+pub fn start(host: &str, shell: &mut dyn Shell, order: &Order) -> Result<Result<Started, (Refusal, Failure)>, Failure> {
+    let script = Script::start(order)?;
+    let mut started = Started::default();
+    let mut refusal = None;
+    let mut complete = 0;
+    hear(host, shell, &script, Some(PATIENCE * 2), false, &mut |line: &str| {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "started" => {
+                let (pid, pgid, os, started_at) =
+                    parse_started(rest).ok_or_else(|| garbage(host, line.as_bytes()))?;
+                (started.pid, started.pgid, started.os, started.started_at) = (pid, pgid, os, started_at);
+                complete += 1;
+            }
+            "directory" if rest.starts_with('/') => {
+                rest.clone_into(&mut started.dir);
+                complete += 1;
+            }
+            "refused" => refusal = Some(refused(host, rest)),
+            "warning" if rest == "logind" => started.ends_at_logout = true,
+            _ => return Err(garbage(host, line.as_bytes())),
+        }
+        Ok(())
+    })?;
+    match (refusal, complete) {
+        (Some(refusal), _) => Ok(Err(refusal)),
+        (None, 2) => Ok(Ok(started)),
+        _ => Err(garbage(host, b"neither started nor refused")),
+    }
+}
+
+/// `PID PGID BIRTH BOOT SYSTEM EPOCH NODE`.
+fn parse_started(fields: &str) -> Option<(u32, u32, String, Epoch)> {
+    let words: Vec<&str> = fields.splitn(7, ' ').collect();
+    let [pid, pgid, _, _, os, epoch, _] = words.as_slice() else { return None };
+    Some((pid.parse().ok()?, pgid.parse().ok()?, (*os).to_owned(), epoch.parse().ok()?))
+}
+
+fn refused(host: &str, rest: &str) -> (Refusal, Failure) {
+    let (kind, why) = rest.split_once(' ').unwrap_or((rest, ""));
+    let why = printable(why, 300);
+    let (refusal, message) = match kind {
+        "missing" => (Refusal::Missing, format!("{host}: command not found: {why}")),
+        "denied" => (Refusal::Denied, format!("{host}: {why}")),
+        "directory" => (Refusal::Other, format!("{host}: {why}")),
+        "home" | "disk" => (Refusal::Other, format!("{host}: the job's files can't be written there: {why}")),
+        "session" => (Refusal::Other, format!("{host}: a job can't be detached there: {why}")),
+        _ => (Refusal::Other, format!("{host}: the job did not start: {why}")),
+    };
+    (refusal, Failure::new(Kind::Failed, message))
+}

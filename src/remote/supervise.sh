@@ -1,0 +1,45 @@
+# Owns one job: runs it as its foreground child, in a session of the job's own, and records its end.
+# Given by the client: rs_errors, the file that takes standard error.
+# $1: how to make a session; $2 to $6 are the job's: system, boot, node, umask, home directory.
+
+rs_how=$1 rs_system=$2 rs_boot=$3
+shift
+# Caught, not ignored: a stray signal must not end the supervisor, and the job must have every signal at its default.
+trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
+rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor
+# Its end of file tells whoever reads it that the job is over. Opened for both, since that does not wait for a reader.
+[ ! -p ended ] || exec 5<>ended
+
+# With 5>&- behind each, since the job must not hold it.
+case $rs_how in
+setsid) setsid /bin/sh ./job "$@" ;;
+perl) perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV' /bin/sh ./job "$@" ;;
+python3) python3 -c 'import os, signal, sys
+os.setsid()
+[signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
+os.execv(sys.argv[1], sys.argv[1:])' /bin/sh ./job "$@" ;;
+monitor)
+	set -m
+	/bin/sh ./job "$@" &
+	# A trap cuts a wait short.
+	until
+		wait $!
+		rs_code=$?
+		! kill -0 $!
+	do :; done 2>/dev/null
+	set +m
+	(exit "$rs_code")
+	;;
+esac </dev/null >>out 2>>"$rs_errors" 5>&-
+rs_code=$?
+
+if [ ! -s pid ]; then
+	[ -s refused ] || printf 'start %s\n' "it ended with status $rs_code before it ran: $(head -c 300 "$rs_errors")" >refused
+	exit
+fi
+# ksh gives 256+n for a child that signal n ended.
+[ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
+# Over the blanks that were set aside at the start; a disk that is full all the same gets more time.
+until printf '%s %s\n' "$rs_code" "$(date +%s)" 1<>status.new && mv -f status.new status; do
+	sleep 5
+done

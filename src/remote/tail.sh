@@ -1,0 +1,144 @@
+# Passes a job's output on: standard output on fd 1, standard error on fd 2, every byte as it was written.
+# Given by the client: place, streams (out, err or both words), from (lines, line, bytes or byte), count, follow (0 or 1).
+# The first line of the answer gives the position of each stream's first byte, and how many lines and bytes the
+# client has to leave out itself because they are not written yet.
+
+# sizes : sets out_size and err_size.
+sizes() {
+	# shellcheck disable=SC2046
+	set -- $(ls -ln out err 2>/dev/null)
+	out_size=${5:-0}
+	err_size=${14:-0}
+}
+
+# first FILE SIZE : sets at to the position of the first byte that is asked for, lines and bytes to what is then
+# still to be left out.
+first() {
+	at=0 lines=0 bytes=0
+	case $from in
+	byte)
+		at=$((count - 1))
+		if [ "$at" -gt "$2" ]; then
+			bytes=$((at - $2)) at=$2
+		fi
+		;;
+	bytes)
+		at=$(($2 - count))
+		[ "$at" -ge 0 ] || at=0
+		;;
+	line)
+		[ "$count" -gt 1 ] || return 0
+		at=$(head -n $((count - 1)) "$1" | wc -c)
+		at=$((at))
+		lines=$((count - 1 - $(head -c "$at" "$1" | wc -l)))
+		;;
+	lines)
+		at=$2
+		[ "$count" -gt 0 ] || return 0
+		# Backwards in windows that grow, each read by position: the file may grow meanwhile.
+		window=65536
+		while :; do
+			[ "$window" -le "$2" ] || window=$2
+			exec 8<"$1"
+			seek $(($2 - window)) <&8
+			size=$(head -c "$window" <&8 | tail -n "$count" | wc -c)
+			size=$((size))
+			at=$(($2 - size))
+			if [ "$size" -lt "$window" ] || [ "$window" -ge "$2" ]; then
+				return 0
+			fi
+			window=$((window * 8))
+		done
+		;;
+	esac
+}
+
+# seek POSITION : moves the file that is standard input there; whoever reads the same descriptor next goes on at it.
+seek() {
+	dd bs=1 skip="$1" count=0 2>/dev/null
+}
+
+# copy SIZE : that many bytes of standard input.
+copy() {
+	[ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) 2>/dev/null
+	head -c $(($1 % 65536))
+}
+
+both() {
+	printf '\n%s %s\n' "$rs_nonce" "$1"
+	printf '\n%s %s\n' "$rs_nonce" "$1" >&2
+}
+
+place "$place"
+if ! enter "$dir"; then
+	report 0
+	rs_end
+fi
+look
+sizes
+first out "$out_size"
+out_at=$at out_skip="$lines $bytes"
+first err "$err_size"
+err_at=$at err_skip="$lines $bytes"
+report 0
+answer from "$out_at" "$out_skip" "$err_at" "$err_skip"
+both data
+exec 6<out 7<err
+seek "$out_at" <&6
+seek "$err_at" <&7
+case $streams in *out*) has_out=1 ;; *) has_out= ;; esac
+case $streams in *err*) has_err=1 ;; *) has_err= ;; esac
+
+if [ "$follow" = 0 ]; then
+	if [ "$state" = exited ]; then
+		[ -z "$has_out" ] || cat <&6
+		[ -z "$has_err" ] || cat <&7 >&2
+	else
+		[ -z "$has_out" ] || copy $((out_size - out_at)) <&6
+		[ -z "$has_err" ] || copy $((err_size - err_at)) <&7 >&2
+	fi
+	both end
+	exit 0
+fi
+
+# When the client goes, its end of standard input ends this script; a loop that writes nothing would never notice.
+exec 3<&0
+(
+	trap '' HUP INT QUIT TERM USR1 USR2
+	cat <&3 >/dev/null
+	kill -KILL $$
+) >/dev/null 2>&1 6<&- 7<&- &
+watcher=$!
+
+step=10 round=0
+while :; do
+	# Asked before the reading: what was written before the end is read after it.
+	case $state in
+	exited | lost | elsewhere) over=1 ;;
+	*) over= ;;
+	esac
+	[ -z "$has_out" ] || cat <&6
+	[ -z "$has_err" ] || cat <&7 >&2
+	[ -z "$over" ] || break
+	nap "$step"
+	out_was=$out_size err_was=$err_size
+	sizes
+	if [ "$out_size" -lt "$out_was" ] || [ "$err_size" -lt "$err_was" ]; then
+		both cut
+		exec 3<&-
+		kill -KILL "$watcher"
+		exit 0
+	fi
+	if [ "$out_size$err_size" != "$out_was$err_was" ]; then
+		step=10
+	elif [ "$step" -lt 160 ]; then
+		step=$((step * 2))
+	fi
+	round=$((round + 1))
+	if [ -e status ] || [ $((round % 16)) -eq 0 ]; then
+		look
+	fi
+done
+both end
+kill -KILL "$watcher"
+exit 0

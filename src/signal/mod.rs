@@ -1,0 +1,313 @@
+//! Signals: the words people type for them, and what a word means on a job's host.
+//!
+//! A number means what it means *there* (10 is USR1 on Linux, BUS on macOS and FreeBSD), so a word
+//! is parsed at the edge as a [`SignalWord`] and becomes a [`Signal`] only once the host's system
+//! is known. Sending is not done here, nor are words other than signals (`EXIT`, `DEBUG`, ...) known.
+
+mod os;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+pub use os::Os;
+pub use table::{Row, table};
+use table::{Known, RealTime};
+
+/// A signal as the user named it; what it is depends on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SignalWord(Word);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Word {
+    Number(u8),
+    Name(&'static str),
+    RealTime(RealTime),
+}
+
+/// A signal of one host's system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Signal {
+    name: Name,
+    number: Option<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Name {
+    Plain(&'static str),
+    RealTime(RealTime),
+}
+
+/// Why a word is no signal, or none on that system.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BadSignal {
+    #[error("a signal can't be empty; `rsig kill -l` lists them all")]
+    Empty,
+    #[error("'{word}' is no signal{}; `rsig kill -l` lists them all", did_you_mean(*.near))]
+    Unknown {
+        /// Escaped and bounded.
+        word: String,
+        near: Option<&'static str>,
+    },
+    #[error(
+        "no system has a signal {0}: numbers run from 0 to 128 \
+         (for an exit status, ask `rsig kill -l STATUS`)"
+    )]
+    TooHigh(String),
+    #[error("{os} has no signal {word}{}", where_listed(*.os))]
+    Lacking { os: Os, word: SignalWord },
+    #[error(
+        "{0} does not mean the same on every system, and rsig does not know this one: give a name \
+         that all have, or 0, 1, 2, 3, 6, 9, 14 or 15"
+    )]
+    Uncommon(SignalWord),
+    #[error("0 is no signal: sent to a job, it only asks whether the job is still there")]
+    NoRowForZero,
+    #[error("the number and the effect of {0} on this system are not known to rsig")]
+    NoRow(SignalWord),
+}
+
+fn did_you_mean(near: Option<&str>) -> String {
+    near.map_or_else(String::new, |name| format!(" (did you mean {name}?)"))
+}
+
+fn where_listed(os: Os) -> String {
+    os.option().map_or_else(String::new, |option| {
+        format!("; `rsig kill -l --os {option}` lists those it has")
+    })
+}
+
+impl SignalWord {
+    pub const TERM: Self = Self(Word::Name("TERM"));
+    pub const CONT: Self = Self(Word::Name("CONT"));
+    pub const KILL: Self = Self(Word::Name("KILL"));
+
+    /// Whether it is 0, which sends nothing and asks whether the job is there.
+    #[must_use]
+    pub fn is_existence_check(self) -> bool {
+        matches!(self.0, Word::Number(0))
+    }
+
+    /// The signal that this word means on a host that runs `os`.
+    ///
+    /// # Errors
+    /// [`BadSignal::Lacking`] when that system has no such name or number, and
+    /// [`BadSignal::Uncommon`] when it is unknown and the word not the same everywhere.
+    pub fn on(self, os: Os) -> Result<Signal, BadSignal> {
+        match self.0 {
+            Word::Number(0) => Some(Signal::EXISTENCE_CHECK),
+            Word::Number(number) => Signal::numbered(number, os),
+            Word::Name(name) => Known::named(name, os).map(|known| Signal::known(known, os)),
+            Word::RealTime(place) => table::real_time(os)
+                .and_then(|range| place.number(&range))
+                .and_then(|number| Signal::numbered(number, os)),
+        }
+        .ok_or(match os {
+            Os::Other => BadSignal::Uncommon(self),
+            _ => BadSignal::Lacking { os, word: self },
+        })
+    }
+}
+
+impl FromStr for SignalWord {
+    type Err = BadSignal;
+
+    fn from_str(word: &str) -> Result<Self, BadSignal> {
+        if word.is_empty() {
+            return Err(BadSignal::Empty);
+        }
+        if is_number(word) {
+            return match word.parse() {
+                Ok(number @ 0..=128) => Ok(Self(Word::Number(number))),
+                _ => Err(BadSignal::TooHigh(shown(word))),
+            };
+        }
+        let upper = word.to_ascii_uppercase();
+        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        if let Some(known) = table::names().find(|known| *known == name) {
+            return Ok(Self(Word::Name(known)));
+        }
+        if let Some(place) = RealTime::parse(name) {
+            return Ok(Self(Word::RealTime(place)));
+        }
+        Err(BadSignal::Unknown {
+            word: shown(word),
+            near: table::names().find(|known| one_slip_apart(known, name)),
+        })
+    }
+}
+
+impl fmt::Display for SignalWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Word::Number(number) => number.fmt(f),
+            Word::Name(name) => f.pad(name),
+            Word::RealTime(place) => place.fmt(f),
+        }
+    }
+}
+
+impl Signal {
+    const EXISTENCE_CHECK: Self = Self {
+        name: Name::Plain("0"),
+        number: Some(0),
+    };
+
+    fn known(known: &Known, os: Os) -> Self {
+        Self {
+            name: Name::Plain(known.name),
+            number: known.number(os),
+        }
+    }
+
+    fn numbered(number: u8, os: Os) -> Option<Self> {
+        if let Some(known) = Known::numbered(number, os) {
+            return Some(Self::known(known, os));
+        }
+        let range = table::real_time(os)?;
+        range.contains(&number).then(|| Self {
+            name: Name::RealTime(RealTime::nearest(number, &range)),
+            number: Some(number),
+        })
+    }
+
+    /// The host's number, 0 for the existence check; `None` where the host's system is not one
+    /// that rsig knows and the signal goes by its name alone.
+    pub fn number(&self) -> Option<u8> {
+        self.number
+    }
+
+    /// Without SIG: `TERM`, `RTMIN+3`; `0` for the existence check.
+    pub fn name(&self) -> String {
+        self.to_string()
+    }
+
+    /// What follows the dash in a shell's `kill -X`: the name, or the host's number where some
+    /// shell lacks the name.
+    pub fn wire(&self) -> String {
+        let by_number = match self.name {
+            Name::Plain(name) => table::NAMES_SHELLS_LACK.contains(&name),
+            Name::RealTime(_) => true,
+        };
+        match self.number {
+            Some(number) if by_number => number.to_string(),
+            _ => self.name(),
+        }
+    }
+
+    /// Its name in an SSH `signal` request, for the six that servers deliver and a relay can
+    /// answer. RFC 4254 6.9 names more; OpenSSH refuses those, and KILL ends the relay itself.
+    pub fn channel_name(&self) -> Option<&'static str> {
+        match self.name {
+            Name::Plain(name @ ("HUP" | "INT" | "QUIT" | "TERM" | "USR1" | "USR2")) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Signal 0: nothing is sent, only whether the job is there is told.
+    pub fn is_existence_check(&self) -> bool {
+        *self == Self::EXISTENCE_CHECK
+    }
+
+    /// KILL and STOP, which a process can neither catch, block nor ignore.
+    pub fn is_uncatchable(&self) -> bool {
+        matches!(self.name, Name::Plain("KILL" | "STOP"))
+    }
+
+    /// TSTP, TTIN and TTOU, which by default do nothing to a job: it leads a session of its own,
+    /// so its process group is orphaned (POSIX, general terminal interface).
+    pub fn stops_only_interactively(&self) -> bool {
+        matches!(self.name, Name::Plain("TSTP" | "TTIN" | "TTOU"))
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name {
+            Name::Plain(name) => f.pad(name),
+            Name::RealTime(place) => place.fmt(f),
+        }
+    }
+}
+
+/// The row that `rsig kill -l WORD` shows: for a name, a number, or an exit status from 129 on,
+/// which a shell gives to what signal `status - 128` ended.
+///
+/// # Errors
+/// As [`SignalWord`]'s, and when the signal has no row: 0, or a mere name on an unknown system.
+pub fn row_for(os: Os, word: &str) -> Result<Row, BadSignal> {
+    let word = match number_in_status(word) {
+        Some(number) => SignalWord(Word::Number(number)),
+        None => word.parse()?,
+    };
+    let signal = word.on(os)?;
+    table(os)
+        .into_iter()
+        .find(|row| Some(row.number) == signal.number)
+        .ok_or(if signal.is_existence_check() {
+            BadSignal::NoRowForZero
+        } else {
+            BadSignal::NoRow(word)
+        })
+}
+
+fn number_in_status(word: &str) -> Option<u8> {
+    let status: u8 = word.parse().ok().filter(|_| is_number(word))?;
+    status.checked_sub(128).filter(|number| *number > 0)
+}
+
+/// The name of signal n, where `status` is 128+n and n a signal of that system.
+pub fn name_of_exit_status(os: Os, status: u32) -> Option<String> {
+    let number = u8::try_from(status.checked_sub(128)?).ok()?;
+    Signal::numbered(number, os).map(|signal| signal.name())
+}
+
+/// The signal in an argument of kill(1)'s form: `-9`, `-KILL`, `-SIGKILL`, `-RTMIN+3`, upper case
+/// only, so that no option of small letters is ever taken for one.
+pub fn dashed(argument: &str) -> Option<SignalWord> {
+    let word = argument.strip_prefix('-')?;
+    let upper = !word.bytes().any(|byte| byte.is_ascii_lowercase());
+    word.parse().ok().filter(|_| upper)
+}
+
+/// `u8::from_str` alone would take `+9` too.
+fn is_number(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// One letter too many, too few or another, or two neighbours swapped.
+fn one_slip_apart(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
+    while let ([first, a_rest @ ..], [other, b_rest @ ..]) = (a, b)
+        && first == other
+    {
+        (a, b) = (a_rest, b_rest);
+    }
+    while let ([a_rest @ .., last], [b_rest @ .., other]) = (a, b)
+        && last == other
+    {
+        (a, b) = (a_rest, b_rest);
+    }
+    match (a, b) {
+        (&[one, two], _) => b == [two, one],
+        _ => a.len() <= 1 && b.len() <= 1,
+    }
+}
+
+/// A word to be shown in a message: bounded, control characters escaped.
+fn shown(word: &str) -> String {
+    const LONGEST: usize = 32;
+    let mut shown: String = word
+        .chars()
+        .take(LONGEST)
+        .flat_map(char::escape_debug)
+        .collect();
+    if word.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}

@@ -1,0 +1,439 @@
+//! The state file: this machine's records of jobs, in SQLite.
+//!
+//! Many commands write at once and any of them may be killed at any moment, so every change is one immediate
+//! transaction under a busy time-out. The journal is a write-ahead log: a change of what is only remembered for display
+//! needs no fsync, and one that must outlive a power cut ([`Store::insert`]) asks for it. The hosts hold the truth about
+//! their jobs; this file knows where to ask.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, TransactionBehavior, params};
+
+use crate::error::{Failure, Kind};
+use crate::host::Destination;
+use crate::job::{Epoch, JobId, JobName, Record};
+
+/// `rsig` in ASCII: marks a state file as ours (PRAGMA application_id).
+const APPLICATION: u32 = 0x7273_6967;
+/// The schema that this version writes (PRAGMA user_version).
+const SCHEMA: u32 = 1;
+/// How long a change waits for others, at most.
+const BUSY: Duration = Duration::from_secs(30);
+/// The name of the file in the state directory.
+const FILE: &str = "jobs.db";
+
+const CREATE: &str = "
+    CREATE TABLE jobs (
+        id TEXT PRIMARY KEY,
+        name TEXT,
+        host TEXT NOT NULL,
+        connect TEXT NOT NULL,
+        command TEXT NOT NULL,
+        cwd TEXT,
+        dir TEXT,
+        state TEXT NOT NULL,
+        pid INTEGER,
+        pgid INTEGER,
+        os TEXT,
+        started_at INTEGER,
+        finished_at INTEGER,
+        exit_status INTEGER,
+        last_signal TEXT,
+        checked_at INTEGER,
+        created_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX taken_names ON jobs (name) WHERE name IS NOT NULL AND state NOT IN ('exited', 'lost');
+    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL;
+    CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
+";
+
+const COLUMNS: &str = "id, name, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at, \
+     exit_status, last_signal, checked_at, created_at";
+
+/// The condition of the index `unfinished`, to the letter: SQLite uses it only then.
+const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
+
+/// An open state file.
+pub struct Store {
+    connection: Connection,
+}
+
+/// Which records to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Those of jobs that are not known to be over.
+    Unfinished,
+    /// Those of jobs that are.
+    Finished,
+    /// All.
+    All,
+}
+
+/// Where rsig keeps its state: `RSIG_STATE_DIR`, else `$XDG_STATE_HOME/rsig`, else `~/.local/state/rsig`.
+///
+/// # Errors
+/// When none of these is set to an absolute path.
+pub fn state_directory() -> Result<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(directory) = variable("RSIG_STATE_DIR") {
+        return std::path::absolute(directory).context("RSIG_STATE_DIR can't be made an absolute path");
+    }
+    variable("XDG_STATE_HOME")
+        .filter(|directory| directory.is_absolute())
+        .or_else(|| variable("HOME").filter(|home| home.is_absolute()).map(|home| home.join(".local/state")))
+        .map(|directory| directory.join("rsig"))
+        .ok_or_else(|| anyhow!("there is no place for the state file: neither RSIG_STATE_DIR nor HOME is set"))
+}
+
+/// Makes the state directory, or holds the one that is there against what it must be.
+fn private_directory(directory: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("the state directory {} can't be made", directory.display()))?;
+    let metadata = fs::symlink_metadata(directory)
+        .with_context(|| format!("the state directory {} can't be read", directory.display()))?;
+    let shown = directory.display();
+    if metadata.is_symlink() {
+        bail!("the state directory {shown} is a symbolic link: name the directory itself in RSIG_STATE_DIR");
+    }
+    if !metadata.is_dir() {
+        bail!("{shown} is in the place of the state directory and is none");
+    }
+    if metadata.uid() != nix::unistd::geteuid().as_raw() {
+        bail!("the state directory {shown} belongs to another user (uid {})", metadata.uid());
+    }
+    if metadata.mode() & 0o077 != 0 {
+        bail!("others have access to the state directory {shown}: run `chmod 700 '{shown}'`");
+    }
+    Ok(())
+}
+
+/// What the first bytes of a file say that it is.
+#[derive(Debug, PartialEq, Eq)]
+enum Content {
+    Nothing,
+    Ours(u32),
+    Foreign,
+}
+
+/// Reads the head of a file in SQLite's format (sqlite.org/fileformat.html, 1.3): opening it as a database could
+/// already change it.
+fn content(head: &[u8]) -> Content {
+    let number = |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    match (head, number(60), number(68)) {
+        ([], ..) => Content::Nothing,
+        (_, Some(version), Some(APPLICATION)) if head.starts_with(b"SQLite format 3\0") => Content::Ours(version),
+        _ => Content::Foreign,
+    }
+}
+
+fn read_head(path: &Path) -> io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path) {
+        Ok(file) => file.take(100).read_to_end(&mut head).map(|_| head),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(head),
+        Err(error) => Err(error),
+    }
+}
+
+impl Store {
+    /// Opens the state file, and makes it when there is none.
+    ///
+    /// # Errors
+    /// When the directory or the file is not ours alone, the file is something else or from a newer version (it is
+    /// left as it is), or can't be read.
+    pub fn open() -> Result<Self> {
+        Self::open_in(&state_directory()?)
+    }
+
+    /// Opens the state file in `directory`.
+    fn open_in(directory: &Path) -> Result<Self> {
+        private_directory(directory)?;
+        let path = directory.join(FILE);
+        let shown = path.display();
+        let head = read_head(&path).with_context(|| format!("the state file {shown} can't be read"))?;
+        match content(&head) {
+            Content::Foreign => bail!("{shown} is not a state file of rsig; it is left as it is"),
+            Content::Ours(version) if version > SCHEMA => bail!(
+                "the state file {shown} is from a newer rsig (its schema is {version}, this rsig knows {SCHEMA}): \
+                 use that one; the file is left as it is"
+            ),
+            Content::Ours(_) => Self::connect(&path),
+            Content::Nothing => Self::create(directory, &path),
+        }
+        .with_context(|| format!("the state file {shown} can't be used"))
+    }
+
+    fn connect(path: &Path) -> Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        // Resolved first: NOFOLLOW refuses a link anywhere in the path, and only the last part must not be one.
+        let parent = path.parent().map(fs::canonicalize).transpose()?.unwrap_or_default();
+        let connection = Connection::open_with_flags(parent.join(FILE), flags)?;
+        connection.busy_timeout(BUSY)?;
+        // The last command to leave need not write the log back: it is done when the log has grown.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        Ok(Self { connection })
+    }
+
+    /// Makes the file under a lock: a change of the journal's mode does not wait for others (sqlite.org/wal.html).
+    fn create(directory: &Path, path: &Path) -> Result<Self> {
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(directory.join("lock"))?;
+        lock.lock().context("the state directory can't be locked")?;
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        let mut store = Self::connect(path)?;
+        if content(&read_head(path)?) == Content::Nothing {
+            let transaction = store.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.pragma_update(None, "application_id", APPLICATION)?;
+            transaction.pragma_update(None, "user_version", SCHEMA)?;
+            transaction.execute_batch(CREATE)?;
+            transaction.commit()?;
+        }
+        store.connection.pragma_update(None, "journal_mode", "WAL")?;
+        Ok(store)
+    }
+
+    /// Adds a new record, so that it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`Taken`] when the id or the name is in use; else what the file says.
+    pub fn insert(&mut self, record: &Record) -> Result<()> {
+        self.connection.pragma_update(None, "synchronous", "FULL")?;
+        let statement =
+            format!("INSERT INTO jobs ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)");
+        let inserted = self.write(&statement, [record]);
+        self.connection.pragma_update(None, "synchronous", "NORMAL")?;
+        match inserted {
+            Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::ConstraintViolation => {
+                Err(Taken.into())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Writes what is known of jobs over their records; none is made where there is none any more. A record that says
+    /// how the job ended is not taken back by a command that looked earlier, and the last signal is kept.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
+        let statement = "UPDATE jobs SET name=?2, host=?3, connect=?4, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
+             pgid=?10, os=?11, started_at=?12, finished_at=?13, exit_status=?14, \
+             last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17 \
+             WHERE id=?1 AND (state <> 'exited' OR ?8 = 'exited')";
+        Ok(self.write(statement, records)?)
+    }
+
+    fn write<'a>(
+        &mut self,
+        statement: &str,
+        records: impl IntoIterator<Item = &'a Record>,
+    ) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for record in records {
+            execute(&transaction, statement, record)?;
+        }
+        transaction.commit()
+    }
+
+    /// Notes the last signal that a job was sent.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn signalled(&mut self, id: &JobId, signal: &str) -> Result<()> {
+        self.connection.execute("UPDATE jobs SET last_signal = ?2 WHERE id = ?1", [id.as_str(), signal])?;
+        Ok(())
+    }
+
+    /// Forgets a job.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn remove(&mut self, id: &JobId) -> Result<()> {
+        self.connection.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()])?;
+        Ok(())
+    }
+
+    /// Records, the oldest first.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn list(&self, which: Which) -> Result<Vec<Record>> {
+        let condition = match which {
+            Which::Unfinished => UNFINISHED,
+            Which::Finished => "state IN ('exited', 'lost')",
+            Which::All => "1",
+        };
+        let mut statement =
+            self.connection.prepare(&format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, id"))?;
+        let rows = statement.query_map([], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
+    /// The record of an id.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn get(&self, id: &JobId) -> Result<Option<Record>> {
+        self.one(&format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1"), id.as_str())
+    }
+
+    /// The unfinished job of a name, else the newest of that name.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn named(&self, name: &JobName) -> Result<Option<Record>> {
+        let statement = format!(
+            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 ORDER BY {UNFINISHED} DESC, created_at DESC, id LIMIT 1"
+        );
+        self.one(&statement, name.as_str())
+    }
+
+    /// The records whose ids begin with `prefix`, which holds nothing but an id's characters; at most `most`.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn beginning_with(&self, prefix: &str, most: u32) -> Result<Vec<Record>> {
+        let mut statement = self
+            .connection
+            .prepare(&format!("SELECT {COLUMNS} FROM jobs WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3"))?;
+        // '{' comes right behind 'z', the last character of an id.
+        let rows = statement.query_map(params![prefix, format!("{prefix}{{"), most], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
+    fn one(&self, statement: &str, key: &str) -> Result<Option<Record>> {
+        self.connection
+            .prepare_cached(statement)?
+            .query_row([key], |row| Ok(read_record(row)))
+            .optional()?
+            .transpose()
+    }
+}
+
+/// An id or a name is in use.
+#[derive(Debug, thiserror::Error)]
+#[error("the name is taken")]
+pub struct Taken;
+
+/// A value that is kept as JSON.
+fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+/// Binds a record to a statement whose parameters are the [`COLUMNS`] in their order.
+fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlite::Result<()> {
+    connection.prepare_cached(statement)?.execute(params![
+            record.id.as_str(),
+            record.name.as_ref().map(JobName::as_str),
+            record.destination.host.to_string(),
+            json(&record.destination.connect)?,
+            json(&record.command)?,
+            record.cwd,
+            record.dir,
+            record.state.word(),
+            record.pid,
+            record.pgid,
+            record.os,
+            record.started_at,
+            record.finished_at,
+            record.exit_status,
+            record.last_signal,
+            record.checked_at,
+            record.created_at,
+        ])?;
+    Ok(())
+}
+
+/// A row as a record. What is in the file was written by us, but a person may have been there since.
+fn read_record(row: &Row<'_>) -> Result<Record> {
+    let id: String = row.get(0)?;
+    let read = || -> Result<Record> {
+        Ok(Record {
+            id: id.parse()?,
+            name: row.get::<_, Option<String>>(1)?.map(|name| name.parse()).transpose()?,
+            destination: Destination {
+                host: row.get::<_, String>(2)?.parse()?,
+                connect: serde_json::from_str(&row.get::<_, String>(3)?)?,
+            },
+            command: serde_json::from_str(&row.get::<_, String>(4)?)?,
+            cwd: row.get(5)?,
+            dir: row.get(6)?,
+            state: row.get::<_, String>(7)?.parse()?,
+            pid: row.get(8)?,
+            pgid: row.get(9)?,
+            os: row.get(10)?,
+            started_at: row.get(11)?,
+            finished_at: row.get(12)?,
+            exit_status: row.get(13)?,
+            last_signal: row.get(14)?,
+            checked_at: row.get(15)?,
+            created_at: row.get::<_, Epoch>(16)?,
+        })
+    };
+    read().with_context(|| format!("the record of job {id:?} in the state file makes no sense"))
+}
+
+/// How many candidates an ambiguous word lists.
+const CANDIDATES: u32 = 8;
+/// The shortest prefix of an id that is taken for one.
+const PREFIX: usize = 3;
+
+impl Store {
+    /// The job that a word names: an id, a name (the unfinished job of that name, else the newest), or a unique
+    /// beginning of an id.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] or [`Kind::Ambiguous`]; or what the file says.
+    pub fn resolve(&self, word: &str) -> Result<Record> {
+        if let Ok(id) = word.parse::<JobId>()
+            && let Some(record) = self.get(&id)?
+        {
+            return Ok(record);
+        }
+        if let Ok(name) = word.parse::<JobName>()
+            && let Some(record) = self.named(&name)?
+        {
+            return Ok(record);
+        }
+        if (PREFIX..JobId::LENGTH).contains(&word.len()) && crate::job::is_id_text(word) {
+            let found = self.beginning_with(word, CANDIDATES + 1)?;
+            match found.as_slice() {
+                [] => {}
+                [one] => return Ok(one.clone()),
+                several => {
+                    let mut list: Vec<String> =
+                        several.iter().take(CANDIDATES as usize).map(|record| format!("  {}", record.label())).collect();
+                    if several.len() > CANDIDATES as usize {
+                        list.push("  ...".to_owned());
+                    }
+                    let message = format!("{word:?} fits several jobs:\n{}", list.join("\n"));
+                    return Err(Failure::new(Kind::Ambiguous, message).into());
+                }
+            }
+        }
+        let shown = crate::printable::printable(word, 80);
+        let message = format!("no job {shown:?}: `rsig ps -a` lists the jobs that this machine knows");
+        Err(Failure::new(Kind::NotFound, message).into())
+    }
+
+    /// The unfinished job that has this name, if any.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn holder(&self, name: &JobName) -> Result<Option<Record>> {
+        Ok(self.named(name)?.filter(|record| !record.state.is_finished()))
+    }
+}
+

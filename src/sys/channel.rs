@@ -1,0 +1,162 @@
+//! A session channel of libssh2 that never blocks and can be signalled.
+//!
+//! The `ssh2` crate can't send the `signal` request of RFC 4254 6.9, and its channels must not be dropped on a session
+//! that does not block. The rules of libssh2 that a caller keeps: one `open` at a time on a session, and a call that
+//! would block while [`Channel::owes_output`] is repeated before any other call is made.
+
+use std::ffi::{c_char, c_int, c_uint};
+use std::io;
+
+use libssh2_sys as raw;
+use ssh2::Session;
+
+unsafe extern "C" {
+    /// In the library, and not declared by libssh2-sys.
+    fn libssh2_channel_signal_ex(channel: *mut raw::LIBSSH2_CHANNEL, name: *const c_char, length: usize) -> c_int;
+}
+
+/// The stream of a channel that carries standard error (RFC 4254 5.2).
+const STANDARD_ERROR: c_int = 1;
+/// The largest packet that is taken, as the `ssh2` crate asks for.
+const PACKET: c_uint = 32_768;
+
+/// A session channel. It is freed with its session, or by [`Channel::free`].
+pub struct Channel {
+    session: Session,
+    channel: *mut raw::LIBSSH2_CHANNEL,
+}
+
+// SAFETY: a libssh2 channel has no tie to a thread, and is only used behind the session's lock.
+unsafe impl Send for Channel {}
+
+/// The result of a call that gives a size or a code below zero.
+fn checked(session: &mut raw::LIBSSH2_SESSION, code: isize) -> io::Result<usize> {
+    usize::try_from(code).map_err(|_| {
+        let code = c_int::try_from(code).unwrap_or(c_int::MIN);
+        if code == raw::LIBSSH2_ERROR_EAGAIN {
+            io::ErrorKind::WouldBlock.into()
+        } else {
+            io::Error::other(ssh2::Error::from_session_error_raw(session, code))
+        }
+    })
+}
+
+impl Channel {
+    /// Opens a channel whose receive window is `window` bytes.
+    ///
+    /// # Errors
+    /// `WouldBlock` until the server has answered: call again with the same arguments. Anything else is final.
+    pub fn open(session: &Session, window: u32) -> io::Result<Self> {
+        let mut locked = session.raw();
+        // SAFETY: the session is live and locked, and the name is a C string of 7 characters.
+        let channel = unsafe {
+            raw::libssh2_channel_open_ex(&raw mut *locked, c"session".as_ptr(), 7, window, PACKET, std::ptr::null(), 0)
+        };
+        if channel.is_null() {
+            // SAFETY: as above.
+            let code = unsafe { raw::libssh2_session_last_errno(&raw mut *locked) };
+            checked(&mut locked, if code < 0 { code as isize } else { -1 })?;
+        }
+        drop(locked);
+        Ok(Self { session: session.clone(), channel })
+    }
+
+    /// Whether an interrupted call has bytes of a packet left to send.
+    #[must_use]
+    pub fn owes_output(session: &Session) -> bool {
+        matches!(session.block_directions(), ssh2::BlockDirections::Outbound | ssh2::BlockDirections::Both)
+    }
+
+    /// Asks for `command` to be run (RFC 4254 6.5).
+    ///
+    /// # Errors
+    /// `WouldBlock` until the server has answered; other calls may be made meanwhile.
+    pub fn exec(&mut self, command: &str) -> io::Result<()> {
+        let length = c_uint::try_from(command.len()).map_err(io::Error::other)?;
+        let mut session = self.session.raw();
+        // SAFETY: the channel is live while its session is, the session is locked, both texts outlive the call.
+        let code = unsafe {
+            raw::libssh2_channel_process_startup(
+                self.channel,
+                c"exec".as_ptr(),
+                4,
+                command.as_ptr().cast(),
+                length,
+            )
+        };
+        checked(&mut session, code as isize).map(drop)
+    }
+
+    /// Reads standard output, or standard error. 0 is: nothing more will come on this stream, if [`Channel::at_end`].
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there.
+    pub fn read(&mut self, error_stream: bool, buffer: &mut [u8]) -> io::Result<usize> {
+        let stream = if error_stream { STANDARD_ERROR } else { 0 };
+        let mut session = self.session.raw();
+        // SAFETY: as for exec; the buffer is writable for its whole length.
+        let code = unsafe {
+            raw::libssh2_channel_read_ex(self.channel, stream, buffer.as_mut_ptr().cast(), buffer.len())
+        };
+        checked(&mut session, code)
+    }
+
+    /// Writes to standard input, and says how much was taken.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the window or the socket is full.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut session = self.session.raw();
+        // SAFETY: as for exec; the bytes are readable for their whole length.
+        let code = unsafe { raw::libssh2_channel_write_ex(self.channel, 0, bytes.as_ptr().cast(), bytes.len()) };
+        checked(&mut session, code)
+    }
+
+    /// Sends the `signal` request. Success means that the packet was queued: no server answers it.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the packet could not be sent whole.
+    #[allow(dead_code)]
+    pub fn signal(&mut self, name: &str) -> io::Result<()> {
+        let mut session = self.session.raw();
+        // SAFETY: as for exec; the name is readable for its whole length.
+        let code = unsafe { libssh2_channel_signal_ex(self.channel, name.as_ptr().cast(), name.len()) };
+        checked(&mut session, code as isize).map(drop)
+    }
+
+    /// Closes the standard input of the other side.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the packet could not be sent whole.
+    pub fn send_eof(&mut self) -> io::Result<()> {
+        let mut session = self.session.raw();
+        // SAFETY: as for exec.
+        let code = unsafe { raw::libssh2_channel_send_eof(self.channel) };
+        checked(&mut session, code as isize).map(drop)
+    }
+
+    /// Whether the server has sent its end of file and all before it was read.
+    #[must_use]
+    pub fn at_end(&self) -> bool {
+        let _session = self.session.raw();
+        // SAFETY: as for exec.
+        unsafe { raw::libssh2_channel_eof(self.channel) != 0 }
+    }
+
+    /// Closes the channel and gives its memory back. To be called at the end of file only: closing before it broke
+    /// Dropbear's whole connection now and then.
+    ///
+    /// # Errors
+    /// `WouldBlock` until the server has closed its side too.
+    pub fn free(&mut self) -> io::Result<()> {
+        if self.channel.is_null() {
+            return Ok(());
+        }
+        let mut session = self.session.raw();
+        // SAFETY: as for exec; the pointer is given up as soon as the library has freed it.
+        let code = unsafe { raw::libssh2_channel_free(self.channel) };
+        checked(&mut session, code as isize)?;
+        self.channel = std::ptr::null_mut();
+        Ok(())
+    }
+}

@@ -1,0 +1,6 @@
+//! The only unsafe code of rsig: what neither the standard library nor the `ssh2` crate offers.
+
+#![allow(unsafe_code)]
+
+pub mod channel;
+pub mod process;

@@ -1,0 +1,44 @@
+//! Starting a child process that inherits nothing by accident.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use nix::libc;
+
+/// The highest descriptor that is closed one by one where the system has no call that closes them all.
+const DESCRIPTORS: i32 = 1024;
+
+/// Makes a child start as a login would start it: every signal at its default and none blocked (nohup, a CI runner or
+/// `&` in a script may have had rsig started with some ignored), and no descriptor above standard error.
+pub fn start_clean(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec in the child of a process that may have threads, where only
+    // async-signal-safe functions may be called (signal-safety(7)): signal, sigemptyset, sigprocmask, close and fcntl
+    // are on that list, close_range is a bare system call, and nothing allocates.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in 1..=64 {
+                // Refused for KILL and STOP, and for the two that the C library keeps: nothing to undo there.
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            close_on_exec();
+            Ok(())
+        });
+    }
+}
+
+/// Marks every descriptor above 2; closing them here would take the pipe by which a failed exec is reported.
+unsafe fn close_on_exec() {
+    // SAFETY: both calls take plain numbers and touch no memory of ours.
+    unsafe {
+        #[cfg(target_os = "linux")]
+        if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) == 0 {
+            return;
+        }
+        for descriptor in 3..DESCRIPTORS {
+            libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! How a script reaches a host: by a child process on this machine, or over SSH.
+//!
+//! Whatever the way, what stands at its other end is `/bin/sh -s`, and what is said to it is the business of
+//! [`crate::remote`].
+
+pub mod local;
+pub mod ssh;
+
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollTimeout};
+
+use crate::error::Failure;
+use crate::host::Destination;
+
+/// What came from a shell.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Chunk {
+    /// That many bytes of its standard output.
+    Out(usize),
+    /// That many bytes of its standard error.
+    Err(usize),
+    /// It will say no more.
+    End,
+    /// Nothing until the time was over.
+    Nothing,
+}
+
+/// A live `/bin/sh -s`.
+pub trait Shell {
+    /// Sends all of `bytes` to its standard input.
+    ///
+    /// # Errors
+    /// When the connection is broken or the time is over.
+    fn write(&mut self, bytes: &[u8], until: Instant) -> std::io::Result<()>;
+
+    /// Takes what it says next, into `buffer`.
+    ///
+    /// # Errors
+    /// When the connection is broken: the shell's own end is [`Chunk::End`].
+    fn read(&mut self, buffer: &mut [u8], until: Instant) -> std::io::Result<Chunk>;
+}
+
+/// A host that can be given scripts, one after the other.
+pub trait Transport {
+    /// A new shell there.
+    ///
+    /// # Errors
+    /// When the host gives none; [`crate::error::Kind::Unreachable`] when the connection is broken.
+    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure>;
+}
+
+/// The way to one host, connected when it is first needed and again after it broke.
+pub struct Line<'a> {
+    destination: &'a Destination,
+    policy: &'a Policy,
+    transport: Option<Box<dyn Transport>>,
+}
+
+impl<'a> Line<'a> {
+    /// The way to a host; nothing is connected yet.
+    #[must_use]
+    pub fn new(destination: &'a Destination, policy: &'a Policy) -> Self {
+        Self { destination, policy, transport: None }
+    }
+
+    /// The host as the user named it, for messages.
+    #[must_use]
+    pub fn host(&self) -> String {
+        self.destination.to_string()
+    }
+
+    /// Connects, unless that was done.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn connect(&mut self) -> Result<(), Failure> {
+        self.shell_source().map(drop)
+    }
+
+    /// A new shell on the host.
+    ///
+    /// # Errors
+    /// As [`open`] and [`Transport::shell`].
+    pub fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
+        self.shell_source()?.shell()
+    }
+
+    /// Gives the connection up.
+    pub fn hang_up(&mut self) {
+        self.transport = None;
+    }
+
+    fn shell_source(&mut self) -> Result<&mut Box<dyn Transport>, Failure> {
+        match &mut self.transport {
+            Some(transport) => Ok(transport),
+            empty => Ok(empty.insert(open(self.destination, self.policy)?)),
+        }
+    }
+}
+
+/// How to connect.
+#[derive(Clone, Copy)]
+pub struct Policy {
+    /// Never ask the user anything.
+    pub batch: bool,
+    /// Takes a line for each step of connecting, for `-v`.
+    pub step: fn(&str),
+    /// Takes what the user should hear in any case.
+    pub warn: fn(&str),
+}
+
+/// Connects to a host.
+///
+/// # Errors
+/// `Unreachable`, `Auth` or `HostKey`; none for this machine.
+pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transport>, Failure> {
+    if destination.is_local() { Ok(Box::new(local::Local)) } else { ssh::open(destination, policy) }
+}
+
+/// Waits until one of the descriptors is ready, or the time is over: then it gives false.
+///
+/// # Errors
+/// What poll(2) says.
+pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> std::io::Result<bool> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up, so that the last millisecond is not spent spinning; a longer wait is taken in parts.
+        let milliseconds = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        match nix::poll::poll(fds, PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
