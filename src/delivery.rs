@@ -89,14 +89,7 @@ impl Outcome {
     /// A job that nothing was done to.
     #[must_use]
     pub fn of(record: Record) -> Self {
-        Self {
-            record,
-            sent: Sent::No,
-            then: None,
-            still_running: None,
-            waited: Duration::ZERO,
-            error: None,
-        }
+        Self { record, sent: Sent::No, then: None, still_running: None, waited: Duration::ZERO, error: None }
     }
 }
 
@@ -164,13 +157,12 @@ impl Course {
                 self.outcome.still_running = Some(false);
                 self.fail(Kind::NotRunning, "its process was gone; nothing was sent")
             }
-            Hit::Denied => {
-                self.fail(Kind::NotPermitted, "its processes are another user's by now; its host lets nobody else signal them")
-            }
-            Hit::Unconfirmed => self.fail(
-                Kind::Unconfirmed,
-                "the host cut an earlier try short; whether the signal was sent is not known",
+            Hit::Denied => self.fail(
+                Kind::NotPermitted,
+                "its processes are another user's by now; its host lets nobody else signal them",
             ),
+            Hit::Unconfirmed => self
+                .fail(Kind::Unconfirmed, "the host cut an earlier try short; whether the signal was sent is not known"),
         }
     }
 
@@ -193,9 +185,8 @@ impl Course {
                     &format!("it runs on {node}, and another machine answers under that host's name; nothing was sent"),
                 )
             }
-            (State::Unknown, _) => {
-                self.fail(Kind::Failed, "others could have written to its directory there, so nothing in it is believed")
-            }
+            (State::Unknown, _) => self
+                .fail(Kind::Failed, "others could have written to its directory there, so nothing in it is believed"),
             (State::Starting, _) if self.unsent().is_some() => {
                 self.fail(Kind::Failed, "it has not started yet; try again in a moment")
             }
@@ -290,7 +281,9 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
             return;
         }
         // A job that is only about to start can't be waited for there.
-        std::thread::sleep(SHORTEST.saturating_sub(asked_at.elapsed()).min(clock.until.saturating_duration_since(asked_at)));
+        std::thread::sleep(
+            SHORTEST.saturating_sub(asked_at.elapsed()).min(clock.until.saturating_duration_since(asked_at)),
+        );
     }
 }
 
@@ -308,7 +301,8 @@ fn plan(courses: &[Course], clock: Option<&Clock>) -> Plan {
     let mut plan = Plan { wait: left.map(|left| left.min(SCRIPT)), ..Plan::default() };
     let time_for_second = clock.is_some_and(|clock| !clock.second) && left.is_some_and(|left| left <= SCRIPT);
     for (index, course) in courses.iter().enumerate() {
-        plan.jobs.push((course.place(), course.unsent().map(|signal| course.shot(signal, &course.claim, course.asked))));
+        plan.jobs
+            .push((course.place(), course.unsent().map(|signal| course.shot(signal, &course.claim, course.asked))));
         if let Some(signal) = course.then_unsent().filter(|_| time_for_second) {
             plan.then.push((index, course.shot(signal, &course.then_claim, course.then_asked)));
         }

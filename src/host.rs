@@ -107,11 +107,7 @@ impl FromStr for Remote {
             check_name("user", user, "._+-@")?;
         }
         let (name, port) = split_port(rest)?;
-        Ok(Self {
-            user: user.map(str::to_owned),
-            name: name.to_owned(),
-            port: port.map(parse_port).transpose()?,
-        })
+        Ok(Self { user: user.map(str::to_owned), name: name.to_owned(), port: port.map(parse_port).transpose()? })
     }
 }
 
@@ -219,9 +215,8 @@ impl Connect {
         for identity in &mut self.identities {
             *identity = absolute_path(cwd, identity);
         }
-        self.config = self.config.map(|config| {
-            if config == Path::new("none") { config } else { absolute_path(cwd, &config) }
-        });
+        self.config =
+            self.config.map(|config| if config == Path::new("none") { config } else { absolute_path(cwd, &config) });
         self
     }
 
@@ -330,10 +325,7 @@ mod tests {
             assert_eq!(typed.parse::<Host>(), Err(expected), "{typed}");
         }
         for character in " \t\n\0\x1b\u{202e}\u{a0}'\"`$\\;&|<>(){}*?[]!#~%^,=/".chars() {
-            for (what, typed) in [
-                ("host", format!("we{character}b")),
-                ("user", format!("b{character}b@web")),
-            ] {
+            for (what, typed) in [("host", format!("we{character}b")), ("user", format!("b{character}b@web"))] {
                 assert_eq!(typed.parse::<Host>(), Err(BadCharacter { what, character }), "{typed:?}");
             }
         }

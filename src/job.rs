@@ -108,8 +108,7 @@ pub enum State {
 
 impl State {
     /// Every state, in the order in which help lists them.
-    pub const ALL: [Self; 6] =
-        [Self::Starting, Self::Running, Self::Stopped, Self::Exited, Self::Lost, Self::Unknown];
+    pub const ALL: [Self; 6] = [Self::Starting, Self::Running, Self::Stopped, Self::Exited, Self::Lost, Self::Unknown];
 
     /// Whether nothing can come after it.
     #[must_use]

@@ -173,9 +173,8 @@ impl Store {
     }
 
     fn connect(path: &Path) -> Result<Self> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX
-            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         // Resolved first: NOFOLLOW refuses a link anywhere in the path, and only the last part must not be one.
         let parent = path.parent().map(fs::canonicalize).transpose()?.unwrap_or_default();
         let connection = Connection::open_with_flags(parent.join(FILE), flags)?;
@@ -235,11 +234,7 @@ impl Store {
         Ok(self.write(statement, records)?)
     }
 
-    fn write<'a>(
-        &mut self,
-        statement: &str,
-        records: impl IntoIterator<Item = &'a Record>,
-    ) -> rusqlite::Result<()> {
+    fn write<'a>(&mut self, statement: &str, records: impl IntoIterator<Item = &'a Record>) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for record in records {
             execute(&transaction, statement, record)?;
@@ -275,8 +270,9 @@ impl Store {
             Which::Finished => "state IN ('exited', 'lost')",
             Which::All => "1",
         };
-        let mut statement =
-            self.connection.prepare(&format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, id"))?;
+        let mut statement = self
+            .connection
+            .prepare(&format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, id"))?;
         let rows = statement.query_map([], |row| Ok(read_record(row)))?;
         rows.map(|row| row?).collect()
     }
@@ -314,11 +310,7 @@ impl Store {
     }
 
     fn one(&self, statement: &str, key: &str) -> Result<Option<Record>> {
-        self.connection
-            .prepare_cached(statement)?
-            .query_row([key], |row| Ok(read_record(row)))
-            .optional()?
-            .transpose()
+        self.connection.prepare_cached(statement)?.query_row([key], |row| Ok(read_record(row))).optional()?.transpose()
     }
 }
 
@@ -335,24 +327,24 @@ fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
 /// Binds a record to a statement whose parameters are the [`COLUMNS`] in their order.
 fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlite::Result<()> {
     connection.prepare_cached(statement)?.execute(params![
-            record.id.as_str(),
-            record.name.as_ref().map(JobName::as_str),
-            record.destination.host.to_string(),
-            json(&record.destination.connect)?,
-            json(&record.command)?,
-            record.cwd,
-            record.dir,
-            record.state.word(),
-            record.pid,
-            record.pgid,
-            record.os,
-            record.started_at,
-            record.finished_at,
-            record.exit_status,
-            record.last_signal,
-            record.checked_at,
-            record.created_at,
-        ])?;
+        record.id.as_str(),
+        record.name.as_ref().map(JobName::as_str),
+        record.destination.host.to_string(),
+        json(&record.destination.connect)?,
+        json(&record.command)?,
+        record.cwd,
+        record.dir,
+        record.state.word(),
+        record.pid,
+        record.pgid,
+        record.os,
+        record.started_at,
+        record.finished_at,
+        record.exit_status,
+        record.last_signal,
+        record.checked_at,
+        record.created_at,
+    ])?;
     Ok(())
 }
 
@@ -413,8 +405,11 @@ impl Store {
                 [] => {}
                 [one] => return Ok(one.clone()),
                 several => {
-                    let mut list: Vec<String> =
-                        several.iter().take(CANDIDATES as usize).map(|record| format!("  {}", record.label())).collect();
+                    let mut list: Vec<String> = several
+                        .iter()
+                        .take(CANDIDATES as usize)
+                        .map(|record| format!("  {}", record.label()))
+                        .collect();
                     if several.len() > CANDIDATES as usize {
                         list.push("  ...".to_owned());
                     }
@@ -436,4 +431,3 @@ impl Store {
         Ok(self.named(name)?.filter(|record| !record.state.is_finished()))
     }
 }
-

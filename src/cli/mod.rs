@@ -210,7 +210,14 @@ pub struct Wait {
 #[derive(Args, Debug)]
 pub struct Tail {
     /// The last N lines of each stream, from line N on, or all
-    #[arg(short = 'n', long, value_name = "N|+N|all", default_value = "10", conflicts_with = "bytes", allow_hyphen_values = true)]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N|+N|all",
+        default_value = "10",
+        conflicts_with = "bytes",
+        allow_hyphen_values = true
+    )]
     pub lines: Lines,
     /// The last N bytes of each stream, or from byte N on
     #[arg(short = 'c', long, value_name = "N|+N", allow_hyphen_values = true)]

@@ -66,12 +66,12 @@ fn separate_signal(kinds: &[Word], words: &mut [OsString]) {
 /// What each word behind the verb is.
 fn classify(command: &clap::Command, words: &[OsString]) -> Vec<Word> {
     let mut kinds = Vec::new();
+    let mut previous = None;
     for word in words.iter().skip(BEHIND_VERB) {
         let text = word.to_str().unwrap_or_default();
-        let previous = words.get(BEHIND_VERB + kinds.len().wrapping_sub(1));
-        kinds.push(match kinds.last() {
+        kinds.push(match (kinds.last(), previous.replace(word)) {
             _ if kinds.contains(&Word::Dashes) => Word::Positional,
-            Some(Word::Option) if previous.is_some_and(|option| takes_next(command, option)) => Word::Value,
+            (Some(Word::Option), Some(option)) if takes_next(command, option) => Word::Value,
             _ if text == "--" => Word::Dashes,
             _ if text.len() > 1 && text.starts_with('-') => Word::Option,
             _ => Word::Positional,

@@ -125,9 +125,7 @@ fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &m
     let mut orders = Vec::new();
     let mut words = std::collections::HashMap::new();
     for mut ask in asks {
-        let fail = |record: Record, failure| {
-            Ok(Outcome { error: Some(failure), ..Outcome::of(record) })
-        };
+        let fail = |record: Record, failure| Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
         let signals = system(line, &mut ask.record).and_then(|()| signals(&ask.record, request));
         match signals {
             Ok((signal, then)) => {
@@ -162,9 +160,10 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
     match (record.state.is_finished(), &record.os) {
         (true, _) => Err(ended_before(record)),
         (false, Some(_)) => Ok(()),
-        (false, None) => {
-            Err(Failure::new(Kind::Failed, format!("{}: it has not started yet; try again in a moment", record.label())))
-        }
+        (false, None) => Err(Failure::new(
+            Kind::Failed,
+            format!("{}: it has not started yet; try again in a moment", record.label()),
+        )),
     }
 }
 

@@ -81,10 +81,8 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
         by_host(asks, |(_, record)| record),
         |line, asks, sender| {
             let host = line.host();
-            let places: Vec<String> = asks
-                .iter()
-                .map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string()))
-                .collect();
+            let places: Vec<String> =
+                asks.iter().map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
             let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &places));
             drop(sender.send((asks, answer)));

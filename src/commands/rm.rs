@@ -9,8 +9,8 @@ use super::{Context, Named, by_host, on_each_host, resolve};
 use crate::delivery::{self, Order};
 use crate::error::{Failure, Kind};
 use crate::job::{JobId, Record, Target, now};
-use crate::remote::look::{self, Removal};
 use crate::remote::Standing;
+use crate::remote::look::{self, Removal};
 use crate::signal::SignalWord;
 use crate::store::Which;
 use crate::transport::Line;
@@ -64,7 +64,8 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
         for record in records {
             context.store.remove(&record.id)?;
             let (label, dir) = (record.label(), record.dir.as_deref().unwrap_or("its directory"));
-            let what = if record.state.is_finished() { "its files stay" } else { "it may still run, and its files stay" };
+            let what =
+                if record.state.is_finished() { "its files stay" } else { "it may still run, and its files stay" };
             on_removed(Removed::Gone(record.id.clone(), Some(format!("{label}: {what} in {dir}"))));
         }
         return Ok(());
@@ -135,13 +136,9 @@ fn stop(line: &mut Line<'_>, records: Vec<Record>, on_removed: &mut dyn FnMut(Re
     for record in running {
         let os = record.system().unwrap_or(crate::signal::Os::Other);
         match (SignalWord::TERM.on(os), SignalWord::KILL.on(os)) {
-            (Ok(term), Ok(kill)) => orders.push(Order {
-                record,
-                signal: Some(term),
-                then: Some(kill),
-                target: Target::Group,
-                wake: true,
-            }),
+            (Ok(term), Ok(kill)) => {
+                orders.push(Order { record, signal: Some(term), then: Some(kill), target: Target::Group, wake: true })
+            }
             (Err(error), _) | (_, Err(error)) => {
                 on_removed(Removed::Kept(Failure::new(Kind::BadSignal, format!("{}: {error}", record.label()))));
             }

@@ -143,7 +143,10 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
         let id = &holder.id;
         Failure::new(
             Kind::Failed,
-            format!("the name {name} is taken by {}{why}; take another, or end that job: rsig stop {id}", holder.label()),
+            format!(
+                "the name {name} is taken by {}{why}; take another, or end that job: rsig stop {id}",
+                holder.label()
+            ),
         )
     };
     let Some(name) = &record.name else { return Err(error) };

@@ -39,9 +39,9 @@ pub fn note(text: &str) {
 
 /// Ends rsig as cat ends whose reader has gone, if that is what the error says.
 pub fn die_of_broken_pipe(error: &anyhow::Error) {
-    let broken = error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    });
+    let broken = error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe));
     if broken {
         // Rust ignores PIPE; by its default it ends the process quietly.
         drop(signal_hook::low_level::emulate_default_handler(signal_hook::consts::SIGPIPE));

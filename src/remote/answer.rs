@@ -83,7 +83,7 @@ impl<F: FnMut(&str) -> Result<(), Failure>> Listener for F {
 /// One stream of the shell, cut into the parts of the frame.
 struct Framed {
     phase: Phase,
-    /// What introduces each mark: a line break, the nonce, a space.
+    /// What introduces each mark: a byte that is rare in text, so that text is not held back for it, and the nonce.
     mark: Vec<u8>,
     /// Bytes that may be the beginning of a mark or of a line.
     held: Vec<u8>,
@@ -95,19 +95,12 @@ struct Framed {
 
 impl Framed {
     fn new(nonce: &Nonce) -> Self {
-        let mark = format!("\n{} ", nonce.as_str()).into_bytes();
-        // A line break stands in for what the login did not say, so that the first mark is found at the very beginning.
+        let mark = format!("\x01{} ", nonce.as_str()).into_bytes();
         Self { phase: Phase::Noise, mark, held: vec![], noise: 0, said: vec![], ending: Ending::Whole }
     }
 
     /// Takes bytes in; passes data and lines on.
-    fn feed(
-        &mut self,
-        host: &str,
-        stream: Stream,
-        bytes: &[u8],
-        listener: &mut dyn Listener,
-    ) -> Result<(), Failure> {
+    fn feed(&mut self, host: &str, stream: Stream, bytes: &[u8], listener: &mut dyn Listener) -> Result<(), Failure> {
         let joined;
         let mut rest = if self.held.is_empty() {
             bytes
@@ -144,11 +137,7 @@ impl Framed {
                 }
                 _ => return Err(garbage(host, word)),
             };
-            // The line break stays: it may introduce the next mark.
-            rest = after;
-            if self.phase == Phase::Data {
-                rest = after.get(1..).unwrap_or_default();
-            }
+            rest = after.get(1..).unwrap_or_default();
         }
         Ok(())
     }
@@ -242,9 +231,6 @@ pub fn hear(
     };
     let mut out = Framed::new(script.nonce());
     let mut err = Framed::new(script.nonce());
-    // A mark is a line of its own; the very first line has nothing before it.
-    out.held.push(b'\n');
-    err.held.push(b'\n');
     let mut buffer = vec![0; BUFFER];
     loop {
         let until = match patience {
@@ -293,4 +279,81 @@ fn words(out: &Framed, err: &Framed) -> String {
     let said = if err.said.trim_ascii().is_empty() { &out.said } else { &err.said };
     let said = printable(said.trim_ascii(), SHOWN);
     if said.is_empty() { said } else { format!("; it says: {said}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Heard {
+        lines: Vec<String>,
+        data: Vec<u8>,
+    }
+
+    impl Listener for Heard {
+        fn line(&mut self, line: &str) -> Result<(), Failure> {
+            self.lines.push(line.to_owned());
+            Ok(())
+        }
+
+        fn data(&mut self, _stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
+            self.data.extend_from_slice(bytes);
+            Ok(())
+        }
+    }
+
+    /// What is heard of `text`, in pieces of `size` bytes.
+    fn heard(nonce: &Nonce, text: &[u8], size: usize) -> Result<(Heard, Framed), Failure> {
+        let mut framed = Framed::new(nonce);
+        let mut heard = Heard::default();
+        for piece in text.chunks(size) {
+            framed.feed("h", Stream::Out, piece, &mut heard)?;
+        }
+        Ok((heard, framed))
+    }
+
+    #[test]
+    fn the_frame_is_found_wherever_the_pieces_are_cut() {
+        let script = Script::see(&[]).unwrap();
+        let nonce = script.nonce();
+        let mark = format!("\x01{} ", nonce.as_str());
+        // Data that looks like a mark for a while, and a last line without an end.
+        let near = &mark[..mark.len() - 2];
+        let text = format!(
+            "hello\n\x01{mark}begin\none\ntwo\n{mark}data\n\x01\nx{near}y\n{near}{mark}end\nlater{mark}begin\n"
+        );
+        for size in 1..text.len() {
+            let (heard, framed) = heard(nonce, text.as_bytes(), size).unwrap();
+            assert_eq!(heard.lines, ["one", "two"], "pieces of {size}");
+            assert_eq!(String::from_utf8(heard.data).unwrap(), format!("\x01\nx{near}y\n{near}"), "pieces of {size}");
+            assert_eq!((framed.phase, framed.ending), (Phase::Over, Ending::Whole));
+        }
+    }
+
+    #[test]
+    fn text_is_passed_on_at_once() {
+        let script = Script::see(&[]).unwrap();
+        let mark = format!("\x01{} ", script.nonce().as_str());
+        let (heard, _) = heard(script.nonce(), format!("{mark}begin\n{mark}data\nline\n").as_bytes(), 4096).unwrap();
+        assert_eq!(heard.data, b"line\n");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let script = Script::see(&[]).unwrap();
+        let mark = format!("\x01{} ", script.nonce().as_str());
+        for bad in [
+            format!("{mark}dance\n"),
+            format!("{mark}end\n"),
+            format!("{mark}begin\n{mark}begin\n"),
+            format!("{mark}begin\n{mark}{}", "x".repeat(100)),
+            format!("{mark}begin\n{}", "x".repeat(LINE_MAX + 1)),
+            "x".repeat(NOISE_MAX + 1),
+            format!("{mark}begin\n{}", "x\n".repeat((NOISE_MAX + ANSWER_MAX) / 2 + 1)),
+        ] {
+            assert!(heard(script.nonce(), bad.as_bytes(), 1 << 16).is_err(), "{:.60}", bad);
+        }
+        assert!(heard(script.nonce(), &[mark.as_bytes(), b"begin\n\xff\n"].concat(), 4096).is_err());
+    }
 }

@@ -127,4 +127,3 @@ pub fn read(host: &str, shell: &mut dyn Shell, wanted: &Wanted, sink: &mut Sink<
     let seen = reading.seen.ok_or_else(|| garbage(host, b"nothing about the job"))?;
     Ok(Read { seen, cut: ending == Ending::Cut })
 }
-

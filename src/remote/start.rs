@@ -68,8 +68,7 @@ pub fn start(host: &str, shell: &mut dyn Shell, order: &Order) -> Result<Result<
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "started" => {
-                let (pid, pgid, os, started_at) =
-                    parse_started(rest).ok_or_else(|| garbage(host, line.as_bytes()))?;
+                let (pid, pgid, os, started_at) = parse_started(rest).ok_or_else(|| garbage(host, line.as_bytes()))?;
                 (started.pid, started.pgid, started.os, started.started_at) = (pid, pgid, os, started_at);
                 complete += 1;
             }

@@ -65,8 +65,8 @@ copy() {
 }
 
 both() {
-	printf '\n%s %s\n' "$rs_nonce" "$1"
-	printf '\n%s %s\n' "$rs_nonce" "$1" >&2
+	printf '\001%s %s\n' "$rs_nonce" "$1"
+	printf '\001%s %s\n' "$rs_nonce" "$1" >&2
 }
 
 place "$place"

@@ -15,8 +15,8 @@ use std::str::FromStr;
 use thiserror::Error;
 
 pub use os::Os;
-pub use table::{Row, table};
 use table::{Known, RealTime};
+pub use table::{Row, table};
 
 /// A signal as the user named it; what it is depends on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,9 +76,7 @@ fn did_you_mean(near: Option<&str>) -> String {
 }
 
 fn where_listed(os: Os) -> String {
-    os.option().map_or_else(String::new, |option| {
-        format!("; `rsig kill -l --os {option}` lists those it has")
-    })
+    os.option().map_or_else(String::new, |option| format!("; `rsig kill -l --os {option}` lists those it has"))
 }
 
 impl SignalWord {
@@ -134,10 +132,7 @@ impl FromStr for SignalWord {
         if let Some(place) = RealTime::parse(name) {
             return Ok(Self(Word::RealTime(place)));
         }
-        Err(BadSignal::Unknown {
-            word: shown(word),
-            near: table::names().find(|known| one_slip_apart(known, name)),
-        })
+        Err(BadSignal::Unknown { word: shown(word), near: table::names().find(|known| one_slip_apart(known, name)) })
     }
 }
 
@@ -152,16 +147,10 @@ impl fmt::Display for SignalWord {
 }
 
 impl Signal {
-    const EXISTENCE_CHECK: Self = Self {
-        name: Name::Plain("0"),
-        number: Some(0),
-    };
+    const EXISTENCE_CHECK: Self = Self { name: Name::Plain("0"), number: Some(0) };
 
     fn known(known: &Known, os: Os) -> Self {
-        Self {
-            name: Name::Plain(known.name),
-            number: known.number(os),
-        }
+        Self { name: Name::Plain(known.name), number: known.number(os) }
     }
 
     fn numbered(number: u8, os: Os) -> Option<Self> {
@@ -169,10 +158,9 @@ impl Signal {
             return Some(Self::known(known, os));
         }
         let range = table::real_time(os)?;
-        range.contains(&number).then(|| Self {
-            name: Name::RealTime(RealTime::nearest(number, &range)),
-            number: Some(number),
-        })
+        range
+            .contains(&number)
+            .then(|| Self { name: Name::RealTime(RealTime::nearest(number, &range)), number: Some(number) })
     }
 
     /// The host's number, 0 for the existence check; `None` where the host's system is not one
@@ -245,14 +233,11 @@ pub fn row_for(os: Os, word: &str) -> Result<Row, BadSignal> {
         None => word.parse()?,
     };
     let signal = word.on(os)?;
-    table(os)
-        .into_iter()
-        .find(|row| Some(row.number) == signal.number)
-        .ok_or(if signal.is_existence_check() {
-            BadSignal::NoRowForZero
-        } else {
-            BadSignal::NoRow(word)
-        })
+    table(os).into_iter().find(|row| Some(row.number) == signal.number).ok_or(if signal.is_existence_check() {
+        BadSignal::NoRowForZero
+    } else {
+        BadSignal::NoRow(word)
+    })
 }
 
 fn number_in_status(word: &str) -> Option<u8> {
@@ -301,11 +286,7 @@ fn one_slip_apart(a: &str, b: &str) -> bool {
 /// A word to be shown in a message: bounded, control characters escaped.
 fn shown(word: &str) -> String {
     const LONGEST: usize = 32;
-    let mut shown: String = word
-        .chars()
-        .take(LONGEST)
-        .flat_map(char::escape_debug)
-        .collect();
+    let mut shown: String = word.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if word.chars().nth(LONGEST).is_some() {
         shown.push('…');
     }

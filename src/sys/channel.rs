@@ -76,13 +76,7 @@ impl Channel {
         let mut session = self.session.raw();
         // SAFETY: the channel is live while its session is, the session is locked, both texts outlive the call.
         let code = unsafe {
-            raw::libssh2_channel_process_startup(
-                self.channel,
-                c"exec".as_ptr(),
-                4,
-                command.as_ptr().cast(),
-                length,
-            )
+            raw::libssh2_channel_process_startup(self.channel, c"exec".as_ptr(), 4, command.as_ptr().cast(), length)
         };
         checked(&mut session, code as isize).map(drop)
     }
@@ -95,9 +89,8 @@ impl Channel {
         let stream = if error_stream { STANDARD_ERROR } else { 0 };
         let mut session = self.session.raw();
         // SAFETY: as for exec; the buffer is writable for its whole length.
-        let code = unsafe {
-            raw::libssh2_channel_read_ex(self.channel, stream, buffer.as_mut_ptr().cast(), buffer.len())
-        };
+        let code =
+            unsafe { raw::libssh2_channel_read_ex(self.channel, stream, buffer.as_mut_ptr().cast(), buffer.len()) };
         checked(&mut session, code)
     }
 

@@ -21,7 +21,7 @@ use ssh2::{Agent, ErrorCode, KeyboardInteractivePrompt, Prompt, Session};
 use super::config::{Resolved, with_suffix};
 use super::connect::Note;
 use super::keyfile::{self, KeyFile, PublicKey};
-use super::prompt::{Prompter, PromptError};
+use super::prompt::{PromptError, Prompter};
 use super::watchdog::Watchdog;
 use crate::printable::printable;
 
@@ -82,10 +82,9 @@ fn method_order(resolved: &Resolved) -> Vec<Method> {
     };
     let preferred: Vec<Method> = match &resolved.preferred_authentications {
         None => Method::ALL.to_vec(),
-        Some(names) => names
-            .iter()
-            .filter_map(|name| Method::ALL.into_iter().find(|method| method.name() == name))
-            .collect(),
+        Some(names) => {
+            names.iter().filter_map(|name| Method::ALL.into_iter().find(|method| method.name() == name)).collect()
+        }
     };
     preferred.into_iter().filter(enabled).collect()
 }
@@ -366,8 +365,9 @@ fn open_agent(session: &Session, resolved: &Resolved) -> Result<Option<(Agent, V
         let identities = agent.identities()?;
         Ok((agent, identities))
     };
-    let (agent, identities) = open()
-        .map_err(|error: ssh2::Error| format!("the agent at {} does not answer: {}", path.display(), error.message()))?;
+    let (agent, identities) = open().map_err(|error: ssh2::Error| {
+        format!("the agent at {} does not answer: {}", path.display(), error.message())
+    })?;
     let held = identities
         .iter()
         .filter_map(|identity| {
@@ -445,14 +445,16 @@ impl Login<'_> {
         let taken = |server: &Option<Vec<String>>, method: Method| {
             server.as_ref().is_none_or(|names| names.iter().any(|name| name == method.name()))
         };
-        let passwords_wait = self.left.iter().any(|method| *method != Method::PublicKey && taken(&self.server, *method))
-            && self.prompter.available().is_ok();
+        let passwords_wait =
+            self.left.iter().any(|method| *method != Method::PublicKey && taken(&self.server, *method))
+                && self.prompter.available().is_ok();
         let keys_done = self.keys.is_empty() || (self.failures >= FAILURES_MAX && passwords_wait);
         self.left.retain(|method| *method != Method::PublicKey || !keys_done);
         let can_ask = self.prompter.available();
-        self.left.iter().copied().find(|method| {
-            taken(&self.server, *method) && (*method == Method::PublicKey || can_ask.is_ok())
-        })
+        self.left
+            .iter()
+            .copied()
+            .find(|method| taken(&self.server, *method) && (*method == Method::PublicKey || can_ask.is_ok()))
     }
 
     fn used_up(&mut self, method: Method) {
@@ -480,7 +482,8 @@ impl Login<'_> {
             self.failures += 1;
         }
         self.show_banner();
-        let names: Vec<String> = answer.split(',').filter(|name| !name.is_empty()).take(20).map(|name| printable(name, 60)).collect();
+        let names: Vec<String> =
+            answer.split(',').filter(|name| !name.is_empty()).take(20).map(|name| printable(name, 60)).collect();
         (self.notes)(Note::Step(&format!("the server takes: {}", names.join(", "))));
         if self.server.as_ref().is_some_and(|before| *before != names) {
             // Another list than before: a step is done, and the methods start afresh.
@@ -520,9 +523,7 @@ impl Login<'_> {
         let outcome = match &key.source {
             Source::Agent(blob) => self.offer_from_agent(blob),
             Source::File { text, encrypted: false, public } => self.offer(text, public.as_ref(), None),
-            Source::File { text, encrypted: true, public } => {
-                self.offer_encrypted(&key.label, text, public.as_ref())
-            }
+            Source::File { text, encrypted: true, public } => self.offer_encrypted(&key.label, text, public.as_ref()),
         };
         match &outcome {
             Outcome::Refused | Outcome::NoOrPartial | Outcome::Lost(_) => self.tried.push(key.label),
@@ -703,7 +704,8 @@ impl Login<'_> {
         let mut items = self.remarks.clone();
         items.extend(self.keys.iter().map(|key| format!("{} (too many failed tries)", key.label)));
         for method in [Method::KeyboardInteractive, Method::Password] {
-            if !server.iter().any(|name| name == method.name()) || self.tried.iter().any(|tried| tried == method.name()) {
+            if !server.iter().any(|name| name == method.name()) || self.tried.iter().any(|tried| tried == method.name())
+            {
                 continue;
             }
             if !method_order(self.resolved).contains(&method) {
@@ -764,7 +766,8 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
                 answers.push(String::new());
                 continue;
             }
-            let question = format!("{before}({}) {}", self.who, printable(prompt.text.trim_end_matches('\n'), QUESTION_MAX));
+            let question =
+                format!("{before}({}) {}", self.who, printable(prompt.text.trim_end_matches('\n'), QUESTION_MAX));
             before.clear();
             let answer = if prompt.echo {
                 self.prompter.line(&question)

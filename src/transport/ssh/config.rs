@@ -469,8 +469,11 @@ impl Expander<'_> {
     }
 
     fn text(&self, key: &'static str, value: &str, allowed: &str) -> Result<String, ConfigError> {
-        tokens::percent(value, &self.tokens, allowed)
-            .map_err(|source| ConfigError::Expand { key, value: value.to_owned(), source })
+        tokens::percent(value, &self.tokens, allowed).map_err(|source| ConfigError::Expand {
+            key,
+            value: value.to_owned(),
+            source,
+        })
     }
 
     /// A list of paths on one line. `ssh -G` does not quote, so a word that begins no absolute
@@ -519,10 +522,8 @@ fn build(
             local_user: here.user.clone(),
         },
     };
-    let host_key_alias = settings
-        .some("hostkeyalias")
-        .map(|alias| expander.text("hostkeyalias", alias, FOR_FILES))
-        .transpose()?;
+    let host_key_alias =
+        settings.some("hostkeyalias").map(|alias| expander.text("hostkeyalias", alias, FOR_FILES)).transpose()?;
     if let Some(alias) = &host_key_alias {
         expander.tokens.key_alias.clone_from(alias);
     }
@@ -751,12 +752,15 @@ mod tests {
              identityfile ${KEYS}/k\nidentityfile ~bob/k\ncertificatefile %d/c\n",
         );
         let paths: Vec<_> = resolved.identities.iter().map(|i| (i.path.to_str().unwrap(), i.explicit)).collect();
-        assert_eq!(paths, [
-            ("/home/me/.ssh/bob_h.example", true),
-            ("/home/me/.ssh/id_rsa", false),
-            ("/env/KEYS/k", true),
-            ("/home/bob/k", true),
-        ]);
+        assert_eq!(
+            paths,
+            [
+                ("/home/me/.ssh/bob_h.example", true),
+                ("/home/me/.ssh/id_rsa", false),
+                ("/env/KEYS/k", true),
+                ("/home/bob/k", true),
+            ]
+        );
         assert_eq!(resolved.certificates, [PathBuf::from("/home/me/c")]);
         for (value, expected) in [
             ("none", None),
@@ -797,8 +801,10 @@ mod tests {
         let connect = Connect { config: Some("/c".into()), ..Connect::default() };
         for (output, expected) in [
             ("hostname h\nproxyjump gate", "-F /c -W [h]:22 -- gate"),
-            ("hostname ::1\nport 5\nbatchmode yes\nproxyjump a:1,b@c,ssh://d@[::2]:7",
-             "-F /c -l d -p 7 -J a:1,b@c -o BatchMode=yes -W [::1]:5 -- ::2"),
+            (
+                "hostname ::1\nport 5\nbatchmode yes\nproxyjump a:1,b@c,ssh://d@[::2]:7",
+                "-F /c -l d -p 7 -J a:1,b@c -o BatchMode=yes -W [::1]:5 -- ::2",
+            ),
         ] {
             let Some(Proxy::Jump { args, .. }) = built("web1", &connect, output).unwrap().proxy else {
                 panic!("no jump");
@@ -811,7 +817,9 @@ mod tests {
     fn the_command_line_is_enough_without_ssh() {
         let connect = Connect {
             identities: vec!["/k".into()],
-            options: ["ConnectTimeout=4", "HostName h.example", "BatchMode = yes", "User=\"eve\""].map(str::to_owned).to_vec(),
+            options: ["ConnectTimeout=4", "HostName h.example", "BatchMode = yes", "User=\"eve\""]
+                .map(str::to_owned)
+                .to_vec(),
             ..Connect::default()
         };
         let remote: Remote = "bob@web1:23".parse().unwrap();

@@ -19,7 +19,7 @@ use ssh2::{MethodType, Session};
 use super::auth::{self, AuthError};
 use super::config::{self, Proxy, Resolved};
 use super::handshake::{self, HandshakeError};
-use super::prompt::{Prompter, PromptError, Secret};
+use super::prompt::{PromptError, Prompter, Secret};
 use super::proxy::{self, ProxyProcess};
 use super::tcp;
 use super::watchdog::Watchdog;
@@ -395,13 +395,20 @@ mod tests {
     #[test]
     fn known_key_types_are_asked_for_first() {
         let offered = [
-            "ssh-ed25519-cert-v01@openssh.com", "ecdsa-sha2-nistp256", "ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256", "ssh-rsa",
+            "ssh-ed25519-cert-v01@openssh.com",
+            "ecdsa-sha2-nistp256",
+            "ssh-ed25519",
+            "rsa-sha2-512",
+            "rsa-sha2-256",
+            "ssh-rsa",
         ];
         for (known, expected) in [
             (&[][..], "ecdsa-sha2-nistp256,ssh-ed25519,rsa-sha2-512,rsa-sha2-256,ssh-rsa"),
             (&["ssh-rsa", "ssh-ed25519"], "rsa-sha2-512,rsa-sha2-256,ssh-rsa,ssh-ed25519,ecdsa-sha2-nistp256"),
-            (&["ssh-ed25519", "ssh-dss", "ssh-ed25519-cert-v01@openssh.com"],
-             "ssh-ed25519,ecdsa-sha2-nistp256,rsa-sha2-512,rsa-sha2-256,ssh-rsa"),
+            (
+                &["ssh-ed25519", "ssh-dss", "ssh-ed25519-cert-v01@openssh.com"],
+                "ssh-ed25519,ecdsa-sha2-nistp256,rsa-sha2-512,rsa-sha2-256,ssh-rsa",
+            ),
         ] {
             let known: Vec<String> = known.iter().map(|kind| (*kind).to_owned()).collect();
             assert_eq!(host_key_preference(&known, &offered), expected);

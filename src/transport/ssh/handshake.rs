@@ -45,7 +45,9 @@ pub(super) enum HandshakeError {
     #[error("timed out {0}")]
     TimedOut(Stage),
     /// The lists of algorithms have nothing in common.
-    #[error("and we have no algorithm in common for the key exchange, host key, cipher or MAC (`ssh -vv` shows its lists)")]
+    #[error(
+        "and we have no algorithm in common for the key exchange, host key, cipher or MAC (`ssh -vv` shows its lists)"
+    )]
     NoCommonAlgorithm,
     /// The network or the protocol failed.
     #[error("{0}")]

@@ -188,7 +188,9 @@ fn inspect(text: String) -> Option<KeyFile> {
         "OPENSSH PRIVATE KEY" => openssh_head(body.split_once("-----END ")?.0)?,
         "ENCRYPTED PRIVATE KEY" => (true, None),
         // RFC 1421 4.6.1.1: `Proc-Type: 4,ENCRYPTED`.
-        _ if label.ends_with("PRIVATE KEY") => (body.lines().take(3).any(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED")), None),
+        _ if label.ends_with("PRIVATE KEY") => {
+            (body.lines().take(3).any(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED")), None)
+        }
         _ => return None,
     };
     Some(KeyFile::Private { text, encrypted, public })
@@ -222,7 +224,14 @@ mod tests {
     fn the_head_tells_format_and_encryption() {
         let dir = tempfile::tempdir().unwrap();
         for kind in ["ed25519", "rsa", "ecdsa"] {
-            for (format, passphrase) in [("RFC4716", ""), ("RFC4716", "secret"), ("PEM", ""), ("PEM", "secret"), ("PKCS8", ""), ("PKCS8", "secret")] {
+            for (format, passphrase) in [
+                ("RFC4716", ""),
+                ("RFC4716", "secret"),
+                ("PEM", ""),
+                ("PEM", "secret"),
+                ("PKCS8", ""),
+                ("PKCS8", "secret"),
+            ] {
                 if kind == "ed25519" && format != "RFC4716" {
                     continue;
                 }
@@ -265,9 +274,13 @@ mod tests {
         assert!(matches!(read(&path), Ok(KeyFile::Public(_))));
         assert!(matches!(read(&dir.path().join("none")), Err(KeyFileError::Io(_))));
         assert!(matches!(read(dir.path()), Err(KeyFileError::NotAFile)));
-        for (text, unknown) in [("", true), ("hello\n", true), ("-----BEGIN CERTIFICATE-----\nx\n", true),
+        for (text, unknown) in [
+            ("", true),
+            ("hello\n", true),
+            ("-----BEGIN CERTIFICATE-----\nx\n", true),
             ("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n", true),
-            ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n", false)] {
+            ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n", false),
+        ] {
             assert_eq!(inspect(text.to_owned()).is_none(), unknown, "{text}");
         }
         for blob in [&b""[..], b"\0\0\0", b"\xff\xff\xff\xffab", b"\0\0\0\x02a"] {

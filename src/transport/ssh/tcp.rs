@@ -41,12 +41,7 @@ fn words(error: &io::Error) -> String {
 }
 
 /// Connects to the first address that answers; `TCP_NODELAY` is on.
-pub(super) fn connect(
-    name: &str,
-    port: u16,
-    family: AddressFamily,
-    deadline: Instant,
-) -> Result<TcpStream, TcpError> {
+pub(super) fn connect(name: &str, port: u16, family: AddressFamily, deadline: Instant) -> Result<TcpStream, TcpError> {
     let addresses = order(look_up(name, port, deadline)?, family)?;
     let stream = first_to_answer(&addresses, deadline)?;
     stream.set_nodelay(true).map_err(TcpError::Socket)?;

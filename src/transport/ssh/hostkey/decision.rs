@@ -10,9 +10,9 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::known_hosts::{Entry, Marker};
 use super::key::KeyLabel;
 use super::known_hosts::Location;
+use super::known_hosts::{Entry, Marker};
 use super::{HostKey, HostName, KnownHostsFile, NewEntry, WhyRefused};
 
 /// `ssh_config(5)` `StrictHostKeyChecking`: what becomes of a host that no file knows.
@@ -110,12 +110,7 @@ pub struct OtherName {
 
 /// Judges the key that a host has shown by the `known_hosts` files, the user's before the system's.
 #[must_use]
-pub fn decide(
-    files: &[KnownHostsFile],
-    host: &HostName,
-    key: &HostKey,
-    policy: StrictHostKeyChecking,
-) -> Decision {
+pub fn decide(files: &[KnownHostsFile], host: &HostName, key: &HostKey, policy: StrictHostKeyChecking) -> Decision {
     match verdict(files, host.as_str(), key) {
         Verdict::Revoked(at) => return Decision::Revoked { at },
         Verdict::Same(at) => return Decision::Accept { at },
@@ -177,10 +172,7 @@ fn verdict(files: &[KnownHostsFile], name: &str, key: &HostKey) -> Verdict {
         .filter(|(_, entry)| entry.marker == Marker::HostKey)
         .max_by_key(|(_, entry)| entry.key.type_name() == key.type_name());
     match other {
-        Some((file, entry)) => Verdict::Other {
-            at: file.location(entry),
-            known: entry.key.label(),
-        },
+        Some((file, entry)) => Verdict::Other { at: file.location(entry), known: entry.key.label() },
         None => Verdict::None,
     }
 }
@@ -194,9 +186,7 @@ fn lines_about<'a>(
 }
 
 fn all_lines(files: &[KnownHostsFile]) -> impl Iterator<Item = (&KnownHostsFile, &Entry)> {
-    files
-        .iter()
-        .flat_map(|file| file.entries.iter().map(move |entry| (file, entry)))
+    files.iter().flat_map(|file| file.entries.iter().map(move |entry| (file, entry)))
 }
 
 fn cert_authority(files: &[KnownHostsFile], name: &str) -> Option<Location> {
@@ -209,10 +199,7 @@ fn cert_authority(files: &[KnownHostsFile], name: &str) -> Option<Location> {
 fn other_names(files: &[KnownHostsFile], key: &HostKey) -> Vec<OtherName> {
     all_lines(files)
         .filter(|(_, entry)| entry.marker == Marker::HostKey && entry.key == *key)
-        .map(|(file, entry)| OtherName {
-            at: file.location(entry),
-            names: entry.names.text(),
-        })
+        .map(|(file, entry)| OtherName { at: file.location(entry), names: entry.names.text() })
         .collect()
 }
 
@@ -248,11 +235,7 @@ pub fn preferred_key_types(files: &[KnownHostsFile], host: &HostName) -> Vec<&'s
 /// The keys of the host of this name, without the revoked ones.
 fn usable_keys<'a>(files: &'a [KnownHostsFile], name: &'a str) -> Vec<&'a HostKey> {
     let lines: Vec<_> = lines_about(files, name).map(|(_, entry)| entry).collect();
-    let is_revoked = |key: &HostKey| {
-        lines
-            .iter()
-            .any(|entry| entry.marker == Marker::Revoked && entry.key == *key)
-    };
+    let is_revoked = |key: &HostKey| lines.iter().any(|entry| entry.marker == Marker::Revoked && entry.key == *key);
     lines
         .iter()
         .filter(|entry| entry.marker == Marker::HostKey && !is_revoked(&entry.key))
@@ -284,10 +267,7 @@ mod tests {
     }
 
     fn at(file: &str, line: usize) -> Location {
-        Location {
-            file: file.into(),
-            line,
-        }
+        Location { file: file.into(), line }
     }
 
     fn web() -> HostName {
@@ -307,20 +287,11 @@ mod tests {
         let changed = file("b", "[web]:2222 {other}\n");
         let revoked = file("c", "@revoked * {server}\n");
         for policy in [Yes, Ask, AcceptNew, No] {
-            assert_eq!(
-                judge(&[changed.clone(), known.clone()], policy),
-                Decision::Accept { at: at("a", 1) }
-            );
-            assert_eq!(
-                judge(&[known.clone(), revoked.clone()], policy),
-                Decision::Revoked { at: at("c", 1) }
-            );
+            assert_eq!(judge(&[changed.clone(), known.clone()], policy), Decision::Accept { at: at("a", 1) });
+            assert_eq!(judge(&[known.clone(), revoked.clone()], policy), Decision::Revoked { at: at("c", 1) });
             assert_eq!(
                 judge(std::slice::from_ref(&changed), policy),
-                Decision::Changed {
-                    at: at("b", 1),
-                    known: ed25519(2).label()
-                }
+                Decision::Changed { at: at("b", 1), known: ed25519(2).label() }
             );
         }
         let entry = web().entry_for(&ed25519(1)).unwrap();
@@ -337,20 +308,14 @@ mod tests {
 
     #[test]
     fn an_unknown_host_comes_with_hints() {
-        let files = [file(
-            "k",
-            "web {other}\n@cert-authority *:2222 {rsa}\nDb,DB2 {server}\n@revoked x {server}\n",
-        )];
+        let files = [file("k", "web {other}\n@cert-authority *:2222 {rsa}\nDb,DB2 {server}\n@revoked x {server}\n")];
         let Decision::Unknown { hints, .. } = judge(&files, StrictHostKeyChecking::Ask) else {
             panic!("not unknown");
         };
         let expected = Hints {
             cert_authority: Some(at("k", 2)),
             other_key_without_port: Some(at("k", 1)),
-            other_names: vec![OtherName {
-                at: at("k", 3),
-                names: "db,db2".to_owned(),
-            }],
+            other_names: vec![OtherName { at: at("k", 3), names: "db,db2".to_owned() }],
         };
         assert_eq!(hints, expected);
     }
@@ -358,10 +323,7 @@ mod tests {
     #[test]
     fn a_changed_key_is_compared_with_one_of_its_type() {
         let files = [file("k", "[web]:2222 {other}\n[web]:2222 {rsa}\n")];
-        let expected = Decision::Changed {
-            at: at("k", 1),
-            known: ed25519(2).label(),
-        };
+        let expected = Decision::Changed { at: at("k", 1), known: ed25519(2).label() };
         assert_eq!(judge(&files, StrictHostKeyChecking::Yes), expected);
     }
 
@@ -374,11 +336,7 @@ mod tests {
             ("ed25519", "[web]:2222 {other}\n", &default),
             ("rsa", "[web]:2222 {rsa}\n", &rsa_first),
             ("without the port", "web {rsa}\n", &rsa_first),
-            (
-                "port before none",
-                "web {rsa}\n[web]:2222 {other}\n",
-                &default,
-            ),
+            ("port before none", "web {rsa}\n[web]:2222 {other}\n", &default),
             ("revoked", "[web]:2222 {rsa}\n@revoked * {rsa}\n", &default),
             ("authority", "@cert-authority * {rsa}\n", &default),
             ("of another host", "db {rsa}\n", &default),
@@ -389,11 +347,7 @@ mod tests {
             ),
         ];
         for (what, text, expected) in cases {
-            assert_eq!(
-                preferred_key_types(&[file("k", text)], &web()),
-                *expected,
-                "{what}"
-            );
+            assert_eq!(preferred_key_types(&[file("k", text)], &web()), *expected, "{what}");
         }
     }
 

@@ -46,14 +46,8 @@ pub enum KnownHostsError {
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_all<P: AsRef<Path>>(
-    paths: impl IntoIterator<Item = P>,
-) -> Result<Vec<KnownHostsFile>, KnownHostsError> {
-    paths
-        .into_iter()
-        .filter(|path| path.as_ref() != Path::new("none"))
-        .map(|path| read(path.as_ref()))
-        .collect()
+pub fn read_all<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Vec<KnownHostsFile>, KnownHostsError> {
+    paths.into_iter().filter(|path| path.as_ref() != Path::new("none")).map(|path| read(path.as_ref())).collect()
 }
 
 /// Reads one file. A missing one is empty.
@@ -66,16 +60,11 @@ pub fn read(path: &Path) -> Result<KnownHostsFile, KnownHostsError> {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
         Err(source) => {
-            return Err(KnownHostsError::Read {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(KnownHostsError::Read { path: path.to_owned(), source });
         }
     };
     if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(KnownHostsError::TooLong {
-            path: path.to_owned(),
-        });
+        return Err(KnownHostsError::TooLong { path: path.to_owned() });
     }
     Ok(KnownHostsFile::parse(path, &text))
 }
@@ -83,9 +72,7 @@ pub fn read(path: &Path) -> Result<KnownHostsFile, KnownHostsError> {
 /// The file's bytes, but no more than one beyond the limit.
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    File::open(path)?
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut text)?;
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -98,10 +85,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 pub fn add(path: &Path, entry: &NewEntry, hash_known_hosts: bool) -> Result<(), KnownHostsError> {
     line(entry, hash_known_hosts)
         .and_then(|line| append(path, &line))
-        .map_err(|source| KnownHostsError::Add {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|source| KnownHostsError::Add { path: path.to_owned(), source })
 }
 
 fn line(entry: &NewEntry, hash_known_hosts: bool) -> io::Result<String> {
@@ -110,32 +94,18 @@ fn line(entry: &NewEntry, hash_known_hosts: bool) -> io::Result<String> {
     }
     let mut salt = [0; HASH_BYTES];
     getrandom::fill(&mut salt).map_err(|error| io::Error::other(error.to_string()))?;
-    entry
-        .hashed_line(&salt)
-        .ok_or_else(|| io::Error::other("the name can't be hashed"))
+    entry.hashed_line(&salt).ok_or_else(|| io::Error::other("the name can't be hashed"))
 }
 
 fn append(path: &Path, line: &str) -> io::Result<()> {
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         match DirBuilder::new().mode(0o700).create(parent) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
     }
-    let mut file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)?;
-    let separator = if lacks_final_newline(&file, &file.metadata()?)? {
-        "\n"
-    } else {
-        ""
-    };
+    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let separator = if lacks_final_newline(&file, &file.metadata()?)? { "\n" } else { "" };
     // One write, so that two processes that add a line at once do not mix them.
     file.write_all(format!("{separator}{line}\n").as_bytes())
 }
@@ -180,16 +150,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = read(dir.path()).unwrap_err();
         assert!(matches!(error, KnownHostsError::Read { .. }));
-        assert!(
-            error
-                .to_string()
-                .contains(&dir.path().display().to_string())
-        );
+        assert!(error.to_string().contains(&dir.path().display().to_string()));
         let error = read(Path::new("/dev/zero")).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "/dev/zero is no known_hosts file: it has more than 16 MiB"
-        );
+        assert_eq!(error.to_string(), "/dev/zero is no known_hosts file: it has more than 16 MiB");
     }
 
     #[test]
@@ -234,10 +197,7 @@ mod tests {
         let (link, target) = (dir.path().join("link"), dir.path().join("target"));
         std::os::unix::fs::symlink(&target, &link).unwrap();
         add(&link, &entry, false).unwrap();
-        assert_eq!(
-            fs::read_to_string(&target).unwrap(),
-            format!("{}\n", entry.line())
-        );
+        assert_eq!(fs::read_to_string(&target).unwrap(), format!("{}\n", entry.line()));
         add(Path::new("/dev/null"), &entry, false).unwrap();
         let error = add(&dir.path().join("no/such/known_hosts"), &entry, false).unwrap_err();
         assert!(error.to_string().contains("no/such/known_hosts"), "{error}");

@@ -42,10 +42,7 @@ impl HostKey {
         if !is_type_name(type_name) || !has_its_fields(type_name, fields) {
             return Err(MalformedKey);
         }
-        Ok(Self {
-            type_name: type_name.to_owned(),
-            blob: blob.to_owned(),
-        })
+        Ok(Self { type_name: type_name.to_owned(), blob: blob.to_owned() })
     }
 
     /// Reads the base64 text of a `known_hosts` line (padded, as ssh demands).
@@ -70,10 +67,7 @@ impl HostKey {
     /// Type and fingerprint, for messages.
     #[must_use]
     pub fn label(&self) -> KeyLabel {
-        KeyLabel {
-            type_name: self.type_name.clone(),
-            fingerprint: self.fingerprint(),
-        }
+        KeyLabel { type_name: self.type_name.clone(), fingerprint: self.fingerprint() }
     }
 
     /// Type and base64, as in a `.pub` file and in the last fields of a `known_hosts` line.
@@ -118,9 +112,7 @@ impl fmt::Display for KeyLabel {
 /// The name goes into messages and files as it is, so only what algorithm names are made of.
 fn is_type_name(name: &str) -> bool {
     (1..=MAX_TYPE_CHARS).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.@+".contains(&b))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@+".contains(&b))
 }
 
 /// A line that was cut short in pasting can still be good base64: for the types that hosts have, the
@@ -189,10 +181,7 @@ pub(super) mod tests {
         assert_eq!(ed25519(1).type_name(), "ssh-ed25519");
         assert_eq!(rsa(1).type_name(), "ssh-rsa");
         let point = blob("ecdsa-sha2-nistp256", &[b"nistp256", &[4; 65]]);
-        assert_eq!(
-            HostKey::read(&point).unwrap().type_name(),
-            "ecdsa-sha2-nistp256"
-        );
+        assert_eq!(HostKey::read(&point).unwrap().type_name(), "ecdsa-sha2-nistp256");
         let later = blob("ssh-newer@example.com", &[b"anything"]);
         assert!(HostKey::read(&later).is_ok());
     }
@@ -212,10 +201,7 @@ pub(super) mod tests {
             ("cut short", good[..good.len() - 1].to_vec()),
             ("bytes to spare", [good.clone(), vec![0]].concat()),
             ("a key of 31 bytes", blob("ssh-ed25519", &[&[1; 31]])),
-            (
-                "ecdsa of another curve",
-                blob("ecdsa-sha2-nistp256", &[b"nistp384", &[4; 65]]),
-            ),
+            ("ecdsa of another curve", blob("ecdsa-sha2-nistp256", &[b"nistp384", &[4; 65]])),
             ("rsa without n", blob("ssh-rsa", &[&[1, 0, 1]])),
             ("endless", blob("ssh-newer", &[&[0; MAX_KEY_BYTES]])),
         ];
@@ -227,14 +213,9 @@ pub(super) mod tests {
     #[test]
     fn the_fingerprint_is_the_one_of_ssh_keygen() {
         // ssh-keygen -l on this very line
-        let key = HostKey::from_base64(
-            b"AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB",
-        )
-        .unwrap();
+        let key =
+            HostKey::from_base64(b"AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB").unwrap();
         assert_eq!(key, ed25519(1));
-        assert_eq!(
-            key.label().to_string(),
-            "ssh-ed25519 SHA256:RXm/ruZ0eTzRXKwi1AQEDynB0VgHQ2ac9KPSFdf/YnA"
-        );
+        assert_eq!(key.label().to_string(), "ssh-ed25519 SHA256:RXm/ruZ0eTzRXKwi1AQEDynB0VgHQ2ac9KPSFdf/YnA");
     }
 }

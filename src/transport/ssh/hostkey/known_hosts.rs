@@ -29,12 +29,7 @@ pub struct Location {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}",
-            printable(&self.file.to_string_lossy()),
-            self.line
-        )
+        write!(f, "{}:{}", printable(&self.file.to_string_lossy()), self.line)
     }
 }
 
@@ -69,22 +64,13 @@ impl KnownHostsFile {
     /// Parses the text of the file at `path`. Lines that say nothing usable are passed over.
     #[must_use]
     pub fn parse(path: &Path, text: &[u8]) -> Self {
-        let entries = text
-            .split(|&b| b == b'\n')
-            .zip(1..)
-            .filter_map(|(line, number)| read_line(line, number))
-            .collect();
-        Self {
-            path: path.to_owned(),
-            entries,
-        }
+        let entries =
+            text.split(|&b| b == b'\n').zip(1..).filter_map(|(line, number)| read_line(line, number)).collect();
+        Self { path: path.to_owned(), entries }
     }
 
     pub(super) fn location(&self, entry: &Entry) -> Location {
-        Location {
-            file: self.path.clone(),
-            line: entry.line,
-        }
+        Location { file: self.path.clone(), line: entry.line }
     }
 }
 
@@ -93,9 +79,7 @@ fn read_line(line: &[u8], number: usize) -> Option<Entry> {
     // ssh reads C strings, and takes a carriage return for white space at the end of the base64 text.
     let line = line.split(|&b| b == 0).next()?;
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let mut fields = line
-        .split(|&b| b == b' ' || b == b'\t')
-        .filter(|field| !field.is_empty());
+    let mut fields = line.split(|&b| b == b' ' || b == b'\t').filter(|field| !field.is_empty());
 
     let first = fields.next()?;
     if first.starts_with(b"#") {
@@ -112,19 +96,13 @@ fn read_line(line: &[u8], number: usize) -> Option<Entry> {
     let type_name = fields.next()?;
     let key = HostKey::from_base64(fields.next()?).ok()?;
     is_type_of(type_name, &key).then_some(())?;
-    Some(Entry {
-        line: number,
-        marker,
-        names: Names::read(names)?,
-        key,
-    })
+    Some(Entry { line: number, marker, names: Names::read(names)?, key })
 }
 
 /// Whether the line's type field fits its key. The names of RSA's newer signatures stand for RSA keys too.
 fn is_type_of(field: &[u8], key: &HostKey) -> bool {
     let type_name = key.type_name();
-    field == type_name.as_bytes()
-        || (type_name == "ssh-rsa" && matches!(field, b"rsa-sha2-256" | b"rsa-sha2-512"))
+    field == type_name.as_bytes() || (type_name == "ssh-rsa" && matches!(field, b"rsa-sha2-256" | b"rsa-sha2-512"))
 }
 
 /// A line to add to a `known_hosts` file.
@@ -136,10 +114,7 @@ pub struct NewEntry {
 
 impl NewEntry {
     pub(super) fn new(name: &str, key: &HostKey) -> Self {
-        Self {
-            name: name.to_owned(),
-            key: key.text(),
-        }
+        Self { name: name.to_owned(), key: key.text() }
     }
 
     /// The line with its name readable, without a newline.
@@ -175,34 +150,14 @@ mod tests {
         let key = ed25519(1).text();
         let cases: &[(&str, String, Marker)] = &[
             ("plain", format!("web {key}"), Marker::HostKey),
-            (
-                "comment",
-                format!("web {key} root@web # x"),
-                Marker::HostKey,
-            ),
-            (
-                "tabs",
-                format!("\t web\t{}\t", key.replace(' ', " \t")),
-                Marker::HostKey,
-            ),
+            ("comment", format!("web {key} root@web # x"), Marker::HostKey),
+            ("tabs", format!("\t web\t{}\t", key.replace(' ', " \t")), Marker::HostKey),
             ("carriage return", format!("web {key}\r"), Marker::HostKey),
             ("NUL", format!("web {key}\0x"), Marker::HostKey),
             ("revoked", format!("@revoked web {key}"), Marker::Revoked),
-            (
-                "tab after marker",
-                format!("@revoked\tweb {key}"),
-                Marker::Revoked,
-            ),
-            (
-                "authority",
-                format!("@cert-authority * {key}"),
-                Marker::CertAuthority,
-            ),
-            (
-                "signature name",
-                format!("web {}", rsa(1).text().replace("ssh-rsa", "rsa-sha2-512")),
-                Marker::HostKey,
-            ),
+            ("tab after marker", format!("@revoked\tweb {key}"), Marker::Revoked),
+            ("authority", format!("@cert-authority * {key}"), Marker::CertAuthority),
+            ("signature name", format!("web {}", rsa(1).text().replace("ssh-rsa", "rsa-sha2-512")), Marker::HostKey),
         ];
         for (what, line, marker) in cases {
             assert_eq!(entries(line.as_bytes()), [(1, *marker)], "{what}");

@@ -18,9 +18,7 @@ const OTHER_NAMES_SHOWN: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum HostKeyProblem {
     /// What the server sent is no key.
-    #[error(
-        "the host key of {host} is malformed: the server there does not speak SSH as it should"
-    )]
+    #[error("the host key of {host} is malformed: the server there does not speak SSH as it should")]
     Malformed {
         /// The host.
         host: HostName,
@@ -69,27 +67,12 @@ pub enum HostKeyProblem {
 impl HostKeyProblem {
     /// An unknown host that is refused. `user_file` is the first `UserKnownHostsFile`, if there is one.
     #[must_use]
-    pub fn unknown(
-        host: &HostName,
-        key: &HostKey,
-        why: WhyRefused,
-        hints: Hints,
-        user_file: Option<&Path>,
-    ) -> Self {
+    pub fn unknown(host: &HostName, key: &HostKey, why: WhyRefused, hints: Hints, user_file: Option<&Path>) -> Self {
         let remedy = host
             .entry_for(key)
             .zip(user_file)
-            .map(|(entry, file)| Remedy {
-                line: entry.line(),
-                file: file.to_owned(),
-            });
-        Self::Unknown {
-            host: host.clone(),
-            key: key.label(),
-            why,
-            hints: Box::new(hints),
-            remedy,
-        }
+            .map(|(entry, file)| Remedy { line: entry.line(), file: file.to_owned() });
+        Self::Unknown { host: host.clone(), key: key.label(), why, hints: Box::new(hints), remedy }
     }
 }
 
@@ -147,16 +130,8 @@ fn changed(host: &HostName, key: &KeyLabel, known: &KeyLabel, at: &Location) -> 
     )
 }
 
-fn unknown(
-    host: &HostName,
-    key: &KeyLabel,
-    why: WhyRefused,
-    hints: &Hints,
-    remedy: Option<&Remedy>,
-) -> String {
-    let mut lines = vec![format!(
-        "the host key of {host}, {key}, is not known, and {why}"
-    )];
+fn unknown(host: &HostName, key: &KeyLabel, why: WhyRefused, hints: &Hints, remedy: Option<&Remedy>) -> String {
+    let mut lines = vec![format!("the host key of {host}, {key}, is not known, and {why}")];
     lines.extend(hint_lines(hints));
     match (why, remedy) {
         (WhyRefused::Declined | WhyRefused::NameCannotBeRecorded, _) => {}
@@ -180,10 +155,7 @@ fn unknown(
 /// The question that an unknown host raises on a terminal. It ends without a newline.
 #[must_use]
 pub fn question(host: &HostName, key: &KeyLabel, hints: &Hints) -> String {
-    let KeyLabel {
-        type_name,
-        fingerprint,
-    } = key;
+    let KeyLabel { type_name, fingerprint } = key;
     let mut lines = vec![
         format!("The authenticity of host '{host}' can't be established."),
         format!("{type_name} key fingerprint is {fingerprint}."),
@@ -225,10 +197,8 @@ fn hint_lines(hints: &Hints) -> impl Iterator<Item = String> {
              supported: its plain key has to be known."
         )
     });
-    let other_key = hints
-        .other_key_without_port
-        .as_ref()
-        .map(|at| format!("{at} has another key for this name without the port."));
+    let other_key =
+        hints.other_key_without_port.as_ref().map(|at| format!("{at} has another key for this name without the port."));
     authority.into_iter().chain(other_key)
 }
 
@@ -252,7 +222,7 @@ pub(super) fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::OtherName;
+    use super::super::decision::OtherName;
     use super::super::key::tests::{ed25519, rsa};
     use super::*;
 
@@ -261,10 +231,7 @@ mod tests {
     }
 
     fn at(line: usize) -> Location {
-        Location {
-            file: "/home/me/.ssh/known_hosts".into(),
-            line,
-        }
+        Location { file: "/home/me/.ssh/known_hosts".into(), line }
     }
 
     #[test]
@@ -320,10 +287,7 @@ mod tests {
         };
         let refused = text(WhyRefused::NoTerminal);
         let line = web().entry_for(&ed25519(1)).unwrap().line();
-        assert!(
-            refused.contains(&format!("known_hosts:\n    {line}\n")),
-            "{refused}"
-        );
+        assert!(refused.contains(&format!("known_hosts:\n    {line}\n")), "{refused}");
         assert!(refused.contains("accept-new"), "{refused}");
         assert!(!text(WhyRefused::Declined).contains(&line));
     }
@@ -333,26 +297,16 @@ mod tests {
         let key = ed25519(1).label();
         let plain = question(&web(), &key, &Hints::default());
         assert!(plain.starts_with("The authenticity of host '[web]:2222' can't be established.\n"));
-        assert!(plain.contains(&format!(
-            "ssh-ed25519 key fingerprint is {}.\n",
-            key.fingerprint
-        )));
+        assert!(plain.contains(&format!("ssh-ed25519 key fingerprint is {}.\n", key.fingerprint)));
         assert!(plain.contains("not known by any other names"));
-        let other = |line| OtherName {
-            at: at(line),
-            names: "db".to_owned(),
-        };
+        let other = |line| OtherName { at: at(line), names: "db".to_owned() };
         let hints = Hints {
             cert_authority: Some(at(1)),
             other_key_without_port: Some(at(2)),
             other_names: (3..13).map(other).collect(),
         };
         let full = question(&web(), &key, &hints);
-        for part in [
-            "known_hosts:1 names",
-            "known_hosts:2 has",
-            "known_hosts:10: db\n    (2 more)",
-        ] {
+        for part in ["known_hosts:1 names", "known_hosts:2 has", "known_hosts:10: db\n    (2 more)"] {
             assert!(full.contains(part), "{part}: {full}");
         }
     }
@@ -362,10 +316,7 @@ mod tests {
         let host = HostName::alias("web\x1b[2J\n");
         let problem = HostKeyProblem::Malformed { host };
         assert!(!problem.to_string().contains(char::is_control), "{problem}");
-        let at = Location {
-            file: "a\x07b".into(),
-            line: 1,
-        };
+        let at = Location { file: "a\x07b".into(), line: 1 };
         assert_eq!(at.to_string(), "a\\u{7}b:1");
     }
 }

@@ -26,12 +26,12 @@ mod key;
 mod known_hosts;
 mod message;
 mod name;
+#[cfg(test)]
+mod verdicts;
 
-pub use decision::{
-    Decision, IfUnknown, StrictHostKeyChecking, decide, preferred_key_types,
-};
+pub use decision::{Decision, IfUnknown, StrictHostKeyChecking, decide, preferred_key_types};
 pub use file::{KnownHostsError, add, read_all};
-pub use key::{HostKey};
+pub use key::HostKey;
 pub use known_hosts::{KnownHostsFile, NewEntry};
 pub use message::{HostKeyProblem, WhyRefused, answer, question};
 pub use name::HostName;

@@ -32,24 +32,15 @@ impl HostName {
     pub fn new(host: &str, port: u16) -> Self {
         let host = host.to_ascii_lowercase();
         if port == DEFAULT_PORT {
-            return Self {
-                looked_up: host,
-                without_port: None,
-            };
+            return Self { looked_up: host, without_port: None };
         }
-        Self {
-            looked_up: format!("[{host}]:{port}"),
-            without_port: Some(host),
-        }
+        Self { looked_up: format!("[{host}]:{port}"), without_port: Some(host) }
     }
 
     /// A host by its `HostKeyAlias` (tokens expanded): that alone, whatever the port.
     #[must_use]
     pub fn alias(alias: &str) -> Self {
-        Self {
-            looked_up: alias.to_ascii_lowercase(),
-            without_port: None,
-        }
+        Self { looked_up: alias.to_ascii_lowercase(), without_port: None }
     }
 
     /// What is looked up first.
@@ -68,8 +59,7 @@ impl HostName {
     #[must_use]
     pub fn entry_for(&self, key: &HostKey) -> Option<NewEntry> {
         let name = self.without_port().unwrap_or(&self.looked_up);
-        let is_syntax =
-            |c: char| c.is_whitespace() || c.is_control() || "@?*#[]|'\"\\,!".contains(c);
+        let is_syntax = |c: char| c.is_whitespace() || c.is_control() || "@?*#[]|'\"\\,!".contains(c);
         if name.is_empty() || name.contains(is_syntax) {
             return None;
         }
@@ -99,10 +89,7 @@ impl Names {
             return Some(Self::Patterns(field.to_ascii_lowercase()));
         }
         let mut parts = field.strip_prefix(b"|1|")?.splitn(2, |&b| b == b'|');
-        Some(Self::Hashed {
-            salt: hash_part(parts.next()?)?,
-            hash: hash_part(parts.next()?)?,
-        })
+        Some(Self::Hashed { salt: hash_part(parts.next()?)?, hash: hash_part(parts.next()?)? })
     }
 
     /// Whether the line is about the host of this name, which is in lower case.
@@ -192,40 +179,20 @@ mod tests {
     #[test]
     fn lookups() {
         let plain = HostName::new("Web1.Example", 22);
-        assert_eq!(
-            (plain.as_str(), plain.without_port()),
-            ("web1.example", None)
-        );
+        assert_eq!((plain.as_str(), plain.without_port()), ("web1.example", None));
         let port = HostName::new("::1", 2222);
-        assert_eq!(
-            (port.as_str(), port.without_port()),
-            ("[::1]:2222", Some("::1"))
-        );
+        assert_eq!((port.as_str(), port.without_port()), ("[::1]:2222", Some("::1")));
         let alias = HostName::alias("Web");
         assert_eq!((alias.as_str(), alias.without_port()), ("web", None));
     }
 
     #[test]
     fn a_name_that_is_syntax_gets_no_line() {
-        for name in [
-            "", "*", "web?", "a,b", "!a", "a b", "a\nb", "[a]", "|1|", "@revoked", "a\tb",
-        ] {
-            assert_eq!(
-                HostName::alias(name).entry_for(&ed25519(1)),
-                None,
-                "{name:?}"
-            );
-            assert_eq!(
-                HostName::new(name, 2222).entry_for(&ed25519(1)),
-                None,
-                "{name:?}"
-            );
+        for name in ["", "*", "web?", "a,b", "!a", "a b", "a\nb", "[a]", "|1|", "@revoked", "a\tb"] {
+            assert_eq!(HostName::alias(name).entry_for(&ed25519(1)), None, "{name:?}");
+            assert_eq!(HostName::new(name, 2222).entry_for(&ed25519(1)), None, "{name:?}");
         }
-        assert!(
-            HostName::new("fe80::1%eth0", 2222)
-                .entry_for(&ed25519(1))
-                .is_some()
-        );
+        assert!(HostName::new("fe80::1%eth0", 2222).entry_for(&ed25519(1)).is_some());
     }
 
     #[test]
@@ -284,8 +251,7 @@ mod tests {
     #[test]
     fn hashed_names() {
         // Written by `ssh-keygen -H`.
-        let names =
-            Names::read(b"|1|T6Pk0JZsY9KGBTxA+djeRLgQPPk=|21gizQaWJP3Jbr6on1UntLiOSHE=").unwrap();
+        let names = Names::read(b"|1|T6Pk0JZsY9KGBTxA+djeRLgQPPk=|21gizQaWJP3Jbr6on1UntLiOSHE=").unwrap();
         assert!(names.matches("[web1.example]:2222"));
         assert!(!names.matches("web1.example"));
         for bad in ["|", "|1", "|1|", "|1||", "|2|a|b", "|1|AAAA|AAAA", "|1|!|!"] {

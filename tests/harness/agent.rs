@@ -1,0 +1,58 @@
+//! A throwaway ssh-agent(1).
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::keys::Key;
+use super::poll_until;
+use super::running::{Invocation, Running, tool};
+use super::scratch::Scratch;
+
+/// Ends on drop.
+pub struct Agent {
+    socket: PathBuf,
+    _process: Running,
+    scratch: Scratch,
+}
+
+impl Agent {
+    /// An agent without keys.
+    pub fn start() -> Self {
+        let scratch = Scratch::new();
+        let socket = scratch.path().join("agent");
+        let process =
+            tool("ssh-agent", "openssh-client").env("HOME", scratch.path()).args(["-D", "-a"]).arg(&socket).start();
+        poll_until("ssh-agent listens", Duration::from_secs(10), || UnixStream::connect(&socket).is_ok());
+        Self { socket, _process: process, scratch }
+    }
+
+    /// For `SSH_AUTH_SOCK` or `IdentityAgent`.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Adds a key; one with a passphrase goes in without anybody being asked.
+    pub fn add(&self, key: &Key) {
+        let copy = self.scratch.path().join("key");
+        fs::copy(&key.private, &copy).expect("the key file is readable");
+        tool("ssh-keygen", "openssh-client")
+            .args(["-q", "-p", "-N", "", "-P", &key.passphrase, "-f"])
+            .arg(&copy)
+            .run()
+            .ok();
+        self.ssh_add().arg("-q").arg(&copy).run().ok();
+        fs::remove_file(&copy).expect("our own file can be removed");
+    }
+
+    /// The public keys that it holds, one a line.
+    pub fn list(&self) -> String {
+        let listed = self.ssh_add().arg("-L").run();
+        if listed.status().code() == Some(1) { String::new() } else { listed.ok().stdout() }
+    }
+
+    fn ssh_add(&self) -> Invocation {
+        tool("ssh-add", "openssh-client").env("SSH_AUTH_SOCK", &self.socket).env("HOME", self.scratch.path())
+    }
+}

@@ -1,0 +1,37 @@
+//! Numbers (ports, user ids) that no other test on this machine uses at the same time.
+
+use std::ops::Range;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// A number that is ours for as long as this lives.
+///
+/// The claim is a socket in Linux' abstract namespace: the kernel drops it with the process, however that
+/// ends, so nothing is left behind and nothing goes stale.
+pub struct Claim {
+    number: u16,
+    _socket: UnixDatagram,
+}
+
+impl Claim {
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+}
+
+/// The first number of `range` that is unclaimed and that `usable` agrees to, from a start that differs by process.
+pub fn claim(kind: &str, range: Range<u16>, usable: impl Fn(u16) -> bool) -> Claim {
+    let size = range.end - range.start;
+    let offset = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(size)).unwrap_or(0);
+    range
+        .clone()
+        .cycle()
+        .skip(usize::from(offset))
+        .take(usize::from(size))
+        .find_map(|number| {
+            let address = SocketAddr::from_abstract_name(format!("rsig-test-{kind}-{number}")).ok()?;
+            let socket = UnixDatagram::bind_addr(&address).ok()?;
+            usable(number).then_some(Claim { number, _socket: socket })
+        })
+        .unwrap_or_else(|| panic!("no {kind} is free between {} and {}", range.start, range.end))
+}

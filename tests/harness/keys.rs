@@ -1,0 +1,78 @@
+//! SSH keys by ssh-keygen(1).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::running::tool;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    Ed25519,
+    /// 2048 bits: can take a second to find.
+    Rsa,
+    /// On the curve nistp256.
+    Ecdsa,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    OpenSsh,
+    /// The old format. Ed25519 has none: ssh-keygen then writes the OpenSSH format without a word.
+    Pem,
+}
+
+/// A key pair in two files, the public one beside the private one with `.pub` after its name.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub private: PathBuf,
+    /// One line as in `authorized_keys`, without newline.
+    pub public: String,
+    /// Empty for none.
+    pub passphrase: String,
+}
+
+impl Type {
+    /// As `ssh-keygen -t` and `dropbearkey -t` name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ed25519 => "ed25519",
+            Self::Rsa => "rsa",
+            Self::Ecdsa => "ecdsa",
+        }
+    }
+}
+
+/// Makes a key pair at `path`. An empty passphrase means none.
+pub fn generate(path: &Path, key_type: Type, passphrase: &str, format: Format) -> Key {
+    let mut words = vec!["-q", "-t", key_type.name(), "-C", "rsig-test", "-N", passphrase];
+    if key_type == Type::Rsa {
+        words.extend(["-b", "2048"]);
+    }
+    if format == Format::Pem {
+        words.extend(["-m", "PEM"]);
+    }
+    tool("ssh-keygen", "openssh-client").args(words).arg("-f").arg(path).run().ok();
+    Key {
+        private: path.to_owned(),
+        public: read_trimmed(&path.with_added_extension("pub")),
+        passphrase: passphrase.to_owned(),
+    }
+}
+
+/// Signs `key` with `authority` for a login as `principal`; the path of the certificate.
+pub fn certify(authority: &Key, key: &Key, principal: &str) -> PathBuf {
+    tool("ssh-keygen", "openssh-client")
+        .args(["-q", "-I", "rsig-test", "-n", principal, "-P", &authority.passphrase, "-s"])
+        .arg(&authority.private)
+        .arg(key.private.with_added_extension("pub"))
+        .run()
+        .ok();
+    let mut name = key.private.clone().into_os_string();
+    name.push("-cert.pub");
+    PathBuf::from(name)
+}
+
+fn read_trimmed(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{} can't be read: {error}", path.display()));
+    text.trim_end().to_owned()
+}

@@ -1,0 +1,72 @@
+//! Real servers, real processes and slow networks for the integration tests. Linux only; servers need root.
+//!
+//! A test file begins with `mod harness;` and uses what it needs:
+//!
+//! - [`Site`] and [`on_every_site!`]: the same test over every transport; [`Fixture`] is what it gets.
+//! - [`Server`]: sshd or dropbear on 127.0.0.1 with accounts of its own. [`Proxy`] stands before it.
+//! - [`Rsig`]: the program under test with its own home and state; [`Output`] asserts, [`Running`] and [`Tty`] talk.
+//! - [`Agent`], [`keys`]: a throwaway ssh-agent and keys.
+//! - [`poll_until`]: instead of any sleep.
+//!
+//! Nothing stays behind. Everything a test makes lies below one directory in /tmp, and every process it starts
+//! bears a mark of it (see [`procs`]): a guard's `Drop` kills and removes what is its own, also when the test
+//! panics, and fails the test when that does not work. When the whole test process is killed, the warden does it
+//! (see `warden.rs`), within about a second. The exceptions: SIGKILL to the warden as well, and a process that
+//! has shed every mark on purpose.
+//!
+//! Worth knowing:
+//! - Bind guards to names: `let _ = Server::...start()` drops at once. A [`Proxy`] does not keep its server alive.
+//! - Guards in statics are never dropped by Rust; the warden clears them away when the test process ends.
+//! - Run tests as root. Debian packages: openssh-server openssh-client dropbear-bin libnss-wrapper zsh fish tcsh mksh.
+//! - A test that needs an ignored signal starts `env --ignore-signal=HUP` with the program; one that compares
+//!   `SigIgn` leaves 32 and 33 out, which cargo's `posix_spawn` can leave ignored and no program can undo.
+//! - `mod harness;` must stand at the root of the test file, for [`on_every_site!`] names it.
+//! - Do not write a script and exec it: another thread that forks meanwhile may hold it open (ETXTBSY).
+//!   `sh FILE` has no such trouble.
+
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
+
+pub mod accounts;
+pub mod agent;
+mod claim;
+mod daemon;
+pub mod keys;
+mod options;
+pub mod procs;
+pub mod proxy;
+pub mod rsig;
+pub mod running;
+pub mod scratch;
+pub mod server;
+pub mod site;
+pub mod tty;
+mod warden;
+
+use std::time::{Duration, Instant};
+
+pub use accounts::{Login, Shell};
+pub use agent::Agent;
+pub use options::Options;
+pub use procs::Process;
+pub use proxy::{Direction, Proxy};
+pub use rsig::Rsig;
+pub use running::{Invocation, Output, Running, tool};
+pub use scratch::Scratch;
+pub use server::Server;
+pub(crate) use site::on_every_site;
+pub use site::{Fixture, Site};
+pub use tty::Tty;
+pub use warden::base;
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When it does not within `limit`, with `what`.
+#[track_caller]
+pub fn poll_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

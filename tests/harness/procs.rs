@@ -1,0 +1,151 @@
+//! Which processes run, and which of them belong to a directory or user of the tests.
+//!
+//! A process belongs to a directory when one of these lies in it: a value in its environment (HOME, say), its
+//! working directory, an open file. It also belongs when its user is the throwaway account's, and when it
+//! descends from one that belongs. One mark alone would not do: sshd overwrites its environment with its title, a keeper
+//! holds no file and works in `/`, and a container's root (no `CAP_SYS_PTRACE`) can read nothing but the user of
+//! another user's process. Zombies have ended and never count.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// One process as /proc shows it, proc(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub pid: i32,
+    pub ppid: i32,
+    pub uid: u32,
+    /// The kernel's name for it, at most 15 bytes: the program's, until it changes it.
+    pub name: String,
+    /// Its arguments with spaces between them.
+    pub cmdline: String,
+    state: char,
+    start_time: u64,
+}
+
+impl Process {
+    /// The process with this id, unless it has ended.
+    pub fn find(pid: i32) -> Option<Self> {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let stat = String::from_utf8_lossy(&stat);
+        let (head, fields) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t"))?.split('\t').next()?;
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+        let process = Self {
+            pid,
+            ppid: fields.get(1)?.parse().ok()?,
+            uid: uid.parse().ok()?,
+            name: head.split_once('(')?.1.to_owned(),
+            cmdline: cmdline.trim_end().to_owned(),
+            state: fields.first()?.chars().next()?,
+            start_time: fields.get(19)?.parse().ok()?,
+        };
+        (!matches!(process.state, 'Z' | 'X')).then_some(process)
+    }
+
+    /// Whether this very process still runs: same id, same start.
+    pub fn runs(&self) -> bool {
+        Self::find(self.pid).is_some_and(|now| now.start_time == self.start_time)
+    }
+
+    /// Whether it is stopped by a signal.
+    pub fn is_stopped(&self) -> bool {
+        self.state == 'T'
+    }
+
+    fn bears_mark_of(&self, dir: &Path) -> bool {
+        let proc = format!("/proc/{}", self.pid);
+        let proc = Path::new(&proc);
+        let path_within = |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
+        // A thread of this test process may be between fork and exec: it still has our files open.
+        if fs::read_link(proc.join("exe")).is_ok_and(|exe| Some(exe) == std::env::current_exe().ok()) {
+            return false;
+        }
+        let named = match fs::read(proc.join("environ")) {
+            Ok(environ) => environ.split(|&byte| byte == 0).any(|entry| {
+                let value = entry.splitn(2, |&byte| byte == b'=').nth(1).unwrap_or_default();
+                Path::new(OsStr::from_bytes(value)).starts_with(dir)
+            }),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.cmdline.split(' ').any(|word| Path::new(word).starts_with(dir))
+            }
+            Err(_) => false,
+        };
+        named
+            || path_within(&proc.join("cwd"))
+            || fs::read_dir(proc.join("fd")).is_ok_and(|files| files.flatten().any(|file| path_within(&file.path())))
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (of {}, uid {}, {}): {}", self.pid, self.ppid, self.uid, self.state, self.cmdline)
+    }
+}
+
+/// All processes that have not ended.
+pub fn all() -> Vec<Process> {
+    let entries = fs::read_dir("/proc").expect("/proc is there");
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(Process::find).collect()
+}
+
+/// The processes that belong to `dir` or to `user`, this one never among them.
+pub fn belonging_to(dir: &Path, user: Option<u32>) -> Vec<Process> {
+    let myself = std::process::id().cast_signed();
+    let (mut ours, mut others): (Vec<_>, Vec<_>) = all()
+        .into_iter()
+        .filter(|process| process.pid != myself)
+        .partition(|process| Some(process.uid) == user || process.bears_mark_of(dir));
+    let mut parents: HashSet<i32> = ours.iter().map(|process| process.pid).collect();
+    loop {
+        let (children, rest): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|process| parents.contains(&process.ppid));
+        if children.is_empty() {
+            return ours;
+        }
+        parents = children.iter().map(|process| process.pid).collect();
+        ours.extend(children);
+        others = rest;
+    }
+}
+
+/// Kills by SIGKILL what `find` finds until it finds nothing.
+///
+/// # Errors
+/// The survivors, when there still are some after `limit`.
+pub fn kill_until_none(limit: Duration, find: impl Fn() -> Vec<Process>) -> Result<(), Vec<Process>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let found = find();
+        if found.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(found);
+        }
+        for process in &found {
+            // One that has ended meanwhile is as good as killed; a survivor shows in the next round.
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        while Instant::now() < deadline && found.iter().any(Process::runs) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// One process a line, for a failed assertion.
+pub fn listing(processes: &[Process]) -> String {
+    processes.iter().map(Process::to_string).collect::<Vec<_>>().join("\n")
+}

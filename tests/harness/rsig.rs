@@ -1,0 +1,65 @@
+//! The program under test with a home and state of its own.
+
+use std::path::{Path, PathBuf};
+
+use super::procs::Process;
+use super::running::{Invocation, Output, Running};
+use super::scratch::Scratch;
+
+/// One user's machine, so to speak: own `HOME` and `RSIG_STATE_DIR`, nothing inherited.
+///
+/// On drop what was started with this home (keepers, jobs on `local`) is killed and the directories removed.
+/// `ssh -G` takes the home from the password database, not from here: give `-F` on everything that connects.
+pub struct Rsig {
+    home: PathBuf,
+    state: PathBuf,
+    scratch: Scratch,
+}
+
+impl Rsig {
+    pub fn new() -> Self {
+        let scratch = Scratch::new();
+        Self { home: scratch.subdir("home", 0o700), state: scratch.subdir("state", 0o700), scratch }
+    }
+
+    /// The home of whoever runs it, and of jobs on `local`.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// `RSIG_STATE_DIR`.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// A directory for the test's own files, mode 0755.
+    pub fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// rsig with these words, to be given more options and then run or started. It works in its home.
+    pub fn command(&self, words: &[&str]) -> Invocation {
+        Invocation::of(env!("CARGO_BIN_EXE_rsig"))
+            .args(words)
+            .env("HOME", &self.home)
+            .env("RSIG_STATE_DIR", &self.state)
+            .cwd(&self.home)
+    }
+
+    /// Runs rsig to its end, 60 s at most.
+    #[track_caller]
+    pub fn run(&self, words: &[&str]) -> Output {
+        self.command(words).run()
+    }
+
+    /// Starts rsig; the guard kills it on drop.
+    #[track_caller]
+    pub fn spawn_process(&self, words: &[&str]) -> Running {
+        self.command(words).start()
+    }
+
+    /// Everything that was started with this home and still runs: rsig itself, keepers, jobs on `local`.
+    pub fn processes(&self) -> Vec<Process> {
+        self.scratch.processes()
+    }
+}

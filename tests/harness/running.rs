@@ -1,0 +1,434 @@
+//! Starting programs with a clean environment, talking to them, and asserting what came of it.
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+use super::poll_until;
+use super::tty::Tty;
+
+/// How long a program may run unless [`Invocation::limit`] says otherwise.
+pub const LIMIT: Duration = Duration::from_mins(1);
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program to be run: what, with which words, environment and input.
+///
+/// Its environment is `PATH`, `LANG=C.UTF-8`, the coverage tool's `LLVM_PROFILE_FILE` if there is one, and what
+/// [`env`](Self::env) adds. All signals are at their default, whatever cargo was started with (nohup, `&`, a CI
+/// runner); 32 and 33, which are libc's own, may be ignored all the same. It starts in `/` unless
+/// [`cwd`](Self::cwd) says otherwise; its stdin is /dev/null. Its process is named `env` until that has exec'd it.
+#[must_use = "it starts with run, start or tty"]
+pub struct Invocation {
+    program: OsString,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    cwd: PathBuf,
+    input: Input,
+    limit: Duration,
+}
+
+enum Input {
+    Null,
+    Open,
+    Bytes(Vec<u8>),
+}
+
+impl Invocation {
+    pub fn of(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: PathBuf::from("/"),
+            input: Input::Null,
+            limit: LIMIT,
+        }
+    }
+
+    pub fn arg(mut self, word: impl AsRef<OsStr>) -> Self {
+        self.args.push(word.as_ref().to_owned());
+        self
+    }
+
+    pub fn args(mut self, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.args.extend(words.into_iter().map(|word| word.as_ref().to_owned()));
+        self
+    }
+
+    /// Adds a variable, or replaces the one of that name.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    pub fn cwd(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.cwd = dir.into();
+        self
+    }
+
+    /// Its whole standard input.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Input::Bytes(bytes.into());
+        self
+    }
+
+    /// Leaves its standard input open for [`Running::write`].
+    pub fn stdin_open(mut self) -> Self {
+        self.input = Input::Open;
+        self
+    }
+
+    /// How long it may run before it is killed and the test fails.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Runs it to its end, which includes the end of its stdout and stderr: a background process that keeps
+    /// one of them open would hang `$(...)` in a script, so here it fails the test at the limit.
+    #[track_caller]
+    pub fn run(self) -> Output {
+        self.start().wait()
+    }
+
+    /// Starts it; the guard kills it on drop.
+    #[track_caller]
+    pub fn start(self) -> Running {
+        let mut command = self.command(&[]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(if matches!(self.input, Input::Null) { Stdio::null() } else { Stdio::piped() });
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{self} can't be started: {error}"));
+        let stdout = Captured::from(child.stdout.take().expect("stdout is a pipe"));
+        let stderr = Captured::from(child.stderr.take().expect("stderr is a pipe"));
+        let mut stdin = child.stdin.take();
+        let shown = self.to_string();
+        if let Input::Bytes(bytes) = self.input
+            && let Some(mut pipe) = stdin.take()
+        {
+            // A program may end without reading its input, that is not for us to judge.
+            thread::spawn(move || drop(pipe.write_all(&bytes)));
+        }
+        Running { child, shown, stdin, stdout, stderr, limit: self.limit }
+    }
+
+    /// Starts it on a terminal of its own of this size, which is its controlling one: see [`Tty`].
+    #[track_caller]
+    pub fn tty(self, columns: u16, rows: u16) -> Tty {
+        // setsid --ctty execs the program: same process, now leading a session on that terminal.
+        let mut command = self.command(&["setsid", "--ctty"]);
+        command.env("TERM", "xterm");
+        Tty::start(command, self.to_string(), columns, rows, self.limit)
+    }
+
+    fn command(&self, before: &[&str]) -> Command {
+        // Each of these execs the next one, so the process is the program's in the end.
+        let mut command = Command::new("/usr/bin/env");
+        command
+            .arg("--default-signal")
+            .args(before)
+            .arg(&self.program)
+            .args(&self.args)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("LANG", "C.UTF-8");
+        if let Some(file) = std::env::var_os("LLVM_PROFILE_FILE") {
+            command.env("LLVM_PROFILE_FILE", file);
+        }
+        command.envs(self.env.iter().map(|(key, value)| (key, value))).current_dir(&self.cwd);
+        command
+    }
+}
+
+impl fmt::Display for Invocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Path::new(&self.program).file_name().unwrap_or(&self.program);
+        write!(f, "`{}", name.display())?;
+        for word in &self.args {
+            write!(f, " {}", word.display())?;
+        }
+        f.write_str("`")
+    }
+}
+
+/// A program of the system.
+///
+/// # Panics
+/// When it is missing; the message names its Debian package.
+pub fn tool(program: &str, package: &str) -> Invocation {
+    Invocation::of(program_path(program, package))
+}
+
+/// Where a program of the system is; panics as [`tool`] does.
+pub fn program_path(program: &str, package: &str) -> PathBuf {
+    PATH.split(':')
+        .map(|dir| Path::new(dir).join(program))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{program} is missing: apt-get install {package}"))
+}
+
+/// A program that runs; killed on drop (itself, not its children: those go with their scratch directory).
+pub struct Running {
+    child: Child,
+    shown: String,
+    stdin: Option<ChildStdin>,
+    stdout: Captured,
+    stderr: Captured,
+    limit: Duration,
+}
+
+impl Running {
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Signals the process itself, not its group.
+    ///
+    /// # Panics
+    /// When it has ended and was waited for.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        signal::kill(Pid::from_raw(self.pid()), signal)
+            .unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.shown));
+    }
+
+    /// Writes to its standard input, see [`Invocation::stdin_open`].
+    #[track_caller]
+    pub fn write(&mut self, bytes: impl AsRef<[u8]>) {
+        let stdin = self.stdin.as_mut().expect("its stdin was left open");
+        stdin
+            .write_all(bytes.as_ref())
+            .and_then(|()| stdin.flush())
+            .unwrap_or_else(|error| panic!("stdin of {}: {error}", self.shown));
+    }
+
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// What it has written to its standard output so far.
+    pub fn stdout_so_far(&self) -> Vec<u8> {
+        self.stdout.bytes()
+    }
+
+    /// What it has written to its standard error so far.
+    pub fn stderr_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.bytes()).into_owned()
+    }
+
+    /// Waits until its standard output holds `text`.
+    #[track_caller]
+    pub fn wait_for_stdout(&self, text: &str) {
+        poll_until(&format!("{} prints {text:?}", self.shown), self.limit, || {
+            String::from_utf8_lossy(&self.stdout.bytes()).contains(text)
+        });
+    }
+
+    /// Waits until its standard error holds `text`.
+    #[track_caller]
+    pub fn wait_for_stderr(&self, text: &str) {
+        poll_until(&format!("{} says {text:?}", self.shown), self.limit, || self.stderr_so_far().contains(text));
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    /// Waits for its end and for the end of its output; its standard input is closed first.
+    ///
+    /// # Panics
+    /// When that takes longer than the limit, with the output so far.
+    #[track_caller]
+    pub fn wait(mut self) -> Output {
+        self.stdin = None;
+        let deadline = Instant::now() + self.limit;
+        loop {
+            let ended = self.child.try_wait().expect("the child is ours to wait for");
+            if let Some(status) = ended
+                && self.stdout.is_finished()
+                && self.stderr.is_finished()
+            {
+                return Output {
+                    shown: self.shown.clone(),
+                    status,
+                    stdout: self.stdout.bytes(),
+                    stderr: self.stderr_so_far(),
+                };
+            }
+            if Instant::now() > deadline {
+                let what = if ended.is_some() {
+                    "has ended, but something else still holds its stdout or stderr"
+                } else {
+                    "still runs"
+                };
+                let stdout = String::from_utf8_lossy(&self.stdout.bytes()).into_owned();
+                let stderr = self.stderr_so_far();
+                panic!("{} {what} after {:?}\nstdout: {stdout}\nstderr: {stderr}", self.shown, self.limit);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has been waited for already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a program wrote and how it ended. The asserting methods return it, so they can be chained.
+pub struct Output {
+    shown: String,
+    status: ExitStatus,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Output {
+    pub fn status(&self) -> ExitStatus {
+        self.status
+    }
+
+    /// Its standard output as it came.
+    pub fn stdout_bytes(&self) -> &[u8] {
+        &self.stdout
+    }
+
+    /// Its standard output, which must be UTF-8.
+    #[track_caller]
+    pub fn stdout(&self) -> String {
+        String::from_utf8(self.stdout.clone()).unwrap_or_else(|_| panic!("stdout is not UTF-8: {self}"))
+    }
+
+    /// The one line of its standard output, without its newline.
+    #[track_caller]
+    pub fn line(&self) -> String {
+        let text = self.stdout();
+        match text.strip_suffix('\n') {
+            Some(line) if !line.contains('\n') => line.to_owned(),
+            _ => panic!("stdout is not one line: {self}"),
+        }
+    }
+
+    pub fn stderr(&self) -> &str {
+        &self.stderr
+    }
+
+    /// Asserts exit status 0.
+    #[track_caller]
+    pub fn ok(&self) -> &Self {
+        self.code(0)
+    }
+
+    /// Asserts an exit status; an end by a signal has none.
+    #[track_caller]
+    pub fn code(&self, code: i32) -> &Self {
+        assert_eq!(self.status.code(), Some(code), "{self}");
+        self
+    }
+
+    /// Asserts an end by a signal.
+    #[track_caller]
+    pub fn ended_by(&self, signal: Signal) -> &Self {
+        assert_eq!(self.status.signal(), Some(signal as i32), "{self}");
+        self
+    }
+
+    #[track_caller]
+    pub fn stdout_is(&self, text: &str) -> &Self {
+        assert_eq!(self.stdout(), text, "{self}");
+        self
+    }
+
+    #[track_caller]
+    pub fn stdout_has(&self, text: &str) -> &Self {
+        assert!(self.stdout_text().contains(text), "stdout lacks {text:?}: {self}");
+        self
+    }
+
+    #[track_caller]
+    pub fn stderr_has(&self, text: &str) -> &Self {
+        assert!(self.stderr.contains(text), "stderr lacks {text:?}: {self}");
+        self
+    }
+
+    #[track_caller]
+    pub fn stderr_lacks(&self, text: &str) -> &Self {
+        assert!(!self.stderr.contains(text), "stderr has {text:?}: {self}");
+        self
+    }
+
+    #[track_caller]
+    pub fn stderr_is_empty(&self) -> &Self {
+        assert!(self.stderr.is_empty(), "{self}");
+        self
+    }
+
+    fn stdout_text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.stdout)
+    }
+}
+
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {}\n--- stdout\n{}\n--- stderr\n{}\n---",
+            self.shown,
+            self.status,
+            self.stdout_text(),
+            self.stderr
+        )
+    }
+}
+
+/// Bytes that a thread reads until the other side closes.
+#[derive(Clone)]
+pub struct Captured(Arc<Mutex<Stream>>);
+
+#[derive(Default)]
+struct Stream {
+    bytes: Vec<u8>,
+    finished: bool,
+}
+
+impl Captured {
+    pub fn from(mut source: impl Read + Send + 'static) -> Self {
+        let captured = Self(Arc::default());
+        let stream = captured.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            // A terminal whose other side has closed reads as EIO, so an error is an end like any other.
+            while let Ok(count @ 1..) = source.read(&mut buffer) {
+                stream.lock().bytes.extend_from_slice(&buffer[..count]);
+            }
+            stream.lock().finished = true;
+        });
+        captured
+    }
+
+    /// A copy of what has come so far.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.lock().bytes.clone()
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.lock().finished
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stream> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,155 @@
+//! The places where a job can run, for tests that hold on all of them.
+
+use std::path::{Path, PathBuf};
+
+use super::accounts::Login;
+use super::procs::Process;
+use super::proxy::Proxy;
+use super::rsig::Rsig;
+use super::server::Server;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    Local,
+    OpenSshRoot,
+    OpenSshUser,
+    DropbearRoot,
+}
+
+/// rsig and a place where its jobs run. The fields may be changed: `connect` to go through a proxy, say.
+pub struct Fixture {
+    // Dropped first, so that keepers are gone before their server is.
+    pub rsig: Rsig,
+    pub server: Option<Server>,
+    /// What to call the host.
+    pub host: String,
+    /// The options that take part in connecting, to stand right after the command's name.
+    pub connect: Vec<String>,
+    pub site: Site,
+}
+
+impl Site {
+    pub const ALL: [Self; 4] = [Self::Local, Self::OpenSshRoot, Self::OpenSshUser, Self::DropbearRoot];
+
+    #[track_caller]
+    pub fn start(self) -> Fixture {
+        let server = match self {
+            Self::Local => None,
+            Self::OpenSshRoot => Some(Server::openssh(Login::Root).start()),
+            Self::OpenSshUser => Some(Server::openssh(Login::User).start()),
+            Self::DropbearRoot => Some(Server::dropbear(Login::Root).start()),
+        };
+        Fixture::of(self, server)
+    }
+}
+
+impl Fixture {
+    /// A fixture with a server that a test has started with options of its own; `local` without one.
+    pub fn with(server: Option<Server>) -> Self {
+        Self::of(server.as_ref().map_or(Site::Local, |_| Site::OpenSshRoot), server)
+    }
+
+    fn of(site: Site, server: Option<Server>) -> Self {
+        let host = if server.is_some() { "server" } else { "local" };
+        let config = server.as_ref().map(|server| server.ssh_config(host));
+        let connect = config.map_or_else(Vec::new, options);
+        Self { rsig: Rsig::new(), server, host: host.to_owned(), connect, site }
+    }
+
+    /// Has rsig reach the server through a proxy from now on.
+    ///
+    /// # Panics
+    /// On `local`.
+    pub fn go_through(&mut self, proxy: &Proxy) {
+        let server = self.server.as_ref().expect("a proxy needs a server behind it");
+        self.connect = options(server.ssh_config_through(&self.host, proxy));
+    }
+
+    /// The words of a command that names the host: `COMMAND OPTIONS CONNECT... HOST`, and what may follow.
+    pub fn words<'a>(&'a self, command: &'a str, options: &[&'a str], rest: &[&'a str]) -> Vec<&'a str> {
+        let mut words = vec![command];
+        words.extend(options);
+        words.extend(self.connect.iter().map(String::as_str));
+        words.push(&self.host);
+        words.extend(rest);
+        words
+    }
+
+    /// Spawns a job and returns its id.
+    ///
+    /// # Panics
+    /// When rsig fails, or prints anything but one well-formed id.
+    #[track_caller]
+    pub fn spawn(&self, options: &[&str], command: &[&str]) -> String {
+        let rest: Vec<&str> = std::iter::once("--").chain(command.iter().copied()).collect();
+        let id = self.rsig.run(&self.words("spawn", options, &rest)).ok().line();
+        let of_alphabet = |c: char| c.is_ascii_digit() || (c.is_ascii_lowercase() && !"ilou".contains(c));
+        assert!(id.len() == 8 && id.chars().all(of_alphabet), "not a job id: {id:?}");
+        id
+    }
+
+    /// The home in which jobs start.
+    pub fn job_home(&self) -> &Path {
+        self.server.as_ref().map_or(self.rsig.home(), Server::home)
+    }
+
+    /// Where the files of the host's jobs are.
+    pub fn jobs_dir(&self) -> PathBuf {
+        self.job_home().join(".local/state/rsig/jobs")
+    }
+
+    /// What runs on the host for its jobs: the jobs, their supervisors and relays; no server, no rsig.
+    pub fn processes(&self) -> Vec<Process> {
+        let mut found = self.server.as_ref().map_or_else(|| self.rsig.processes(), Server::processes);
+        found.retain(|process| process.name != "rsig");
+        found
+    }
+}
+
+fn options(config: PathBuf) -> Vec<String> {
+    let config = config.into_os_string().into_string().expect("our paths are UTF-8");
+    vec!["-F".to_owned(), config]
+}
+
+/// Has each test run on every [`Site`]: a module with its name and a test for each site in it.
+///
+/// ```ignore
+/// on_every_site! {
+///     fn a_job_ends_with_its_own_status(f: &Fixture) {
+///         let job = f.spawn(&[], &["false"]);
+///         f.rsig.run(&["wait", &job]).code(1);
+///     }
+/// }
+/// ```
+macro_rules! on_every_site {
+    ($($(#[$meta:meta])* fn $name:ident($fixture:ident: &Fixture) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports, clippy::wildcard_imports)]
+            use super::*;
+
+            fn check($fixture: &$crate::harness::Fixture) $body
+
+            #[test]
+            fn on_local() {
+                check(&$crate::harness::Site::Local.start());
+            }
+
+            #[test]
+            fn on_openssh_as_root() {
+                check(&$crate::harness::Site::OpenSshRoot.start());
+            }
+
+            #[test]
+            fn on_openssh_as_user() {
+                check(&$crate::harness::Site::OpenSshUser.start());
+            }
+
+            #[test]
+            fn on_dropbear_as_root() {
+                check(&$crate::harness::Site::DropbearRoot.start());
+            }
+        }
+    )+};
+}
+pub(crate) use on_every_site;

@@ -1,0 +1,61 @@
+//! The directory that holds everything of this test process, and the small shell that clears it away
+//! when the process has ended, however it ended.
+//!
+//! `Drop` does the cleaning in the ordinary case and when a test panics. It does not run when the process
+//! is killed, nor for statics: then the warden does. It notices by the end of a pipe rather than by a parent-death
+//! signal: that one is tied to the thread that started the child, and each test has a thread of its own.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+static WARDEN: LazyLock<Warden> = LazyLock::new(Warden::start);
+
+struct Warden {
+    base: PathBuf,
+    line: Mutex<ChildStdin>,
+}
+
+/// The directory of this test process: short (sockets go below it), mode 0755 (unprivileged accounts have
+/// their homes below it), directly in /tmp.
+pub fn base() -> &'static Path {
+    &WARDEN.base
+}
+
+/// Has every process of this user killed when the test process ends.
+pub fn watch_user(uid: u32) {
+    let mut line = WARDEN.line.lock().unwrap_or_else(PoisonError::into_inner);
+    writeln!(line, "{uid}").expect("the warden takes a user id");
+}
+
+impl Warden {
+    // It lives longer than we do, so there is nobody to wait for it but init.
+    #[allow(clippy::zombie_processes)]
+    fn start() -> Self {
+        let random = RandomState::new().hash_one(0) & 0xff_ffff;
+        let base = PathBuf::from(format!("/tmp/rsig-{:x}-{random:06x}", std::process::id()));
+        let mut child = Command::new("sh")
+            .args(["-c", include_str!("warden.sh"), "warden"])
+            .arg(&base)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh starts");
+        let mut answer = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut answer).expect("the warden answers");
+        }
+        assert_eq!(answer, "ready\n", "the warden could not make {}", base.display());
+        let line = child.stdin.take().expect("the warden's stdin is a pipe");
+        Self { base, line: Mutex::new(line) }
+    }
+}

@@ -1,0 +1,4 @@
+//! The tests of the binary: each drives the real program against real servers.
+
+mod harness;
+mod selftest;
