@@ -106,10 +106,15 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
+        script.set("rs_relay", order.relay.unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
-        script.include(file!("host"));
-        script.include(file!("spawn"));
+        for part in [file!("host"), file!("process"), file!("spawn")] {
+            script.include(part);
+        }
+        if order.relay.is_some() {
+            script.include(file!("relay"));
+        }
         Ok(script)
     }
 
