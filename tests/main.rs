@@ -1,4 +1,5 @@
 //! The tests of the binary: each drives the real program against real servers.
 
+mod completion;
 mod harness;
 mod selftest;
