@@ -10,10 +10,12 @@
 //! certificate file whose private key is with an agent only, RSA certificates in an agent, and the
 //! change of an expired password.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Once;
 use std::time::Duration;
 
 use ssh2::{Agent, ErrorCode, KeyboardInteractivePrompt, Prompt, Session};
@@ -34,6 +36,8 @@ const FAILURES_MAX: u32 = 5;
 /// With more keys than this and none of them configured, the server is asked first: asking is not
 /// counted as a failure then, and the key that fits may be the fifth.
 const BLIND_KEYS_MAX: usize = 4;
+/// More steps than this are no login either: a server could ask for new ones for ever.
+const STEPS_MAX: u32 = 5;
 /// How often a passphrase is asked for, as in ssh(1).
 const PASSPHRASE_TRIES: u32 = 3;
 /// More prompts than this in one round, or rounds in one try, are no login.
@@ -82,9 +86,10 @@ fn method_order(resolved: &Resolved) -> Vec<Method> {
     };
     let preferred: Vec<Method> = match &resolved.preferred_authentications {
         None => Method::ALL.to_vec(),
-        Some(names) => {
-            names.iter().filter_map(|name| Method::ALL.into_iter().find(|method| method.name() == name)).collect()
-        }
+        Some(names) => names
+            .iter()
+            .filter_map(|name| Method::ALL.into_iter().find(|method| method.name() == name))
+            .collect(),
     };
     preferred.into_iter().filter(enabled).collect()
 }
@@ -134,7 +139,11 @@ struct AgentKey {
 }
 
 /// The keys to offer, in order, and remarks about those that can't be.
-fn plan(configured: Vec<Configured>, held: &[AgentKey], only_configured: bool) -> (VecDeque<Candidate>, Vec<String>) {
+fn plan(
+    configured: Vec<Configured>,
+    held: &[AgentKey],
+    only_configured: bool,
+) -> (VecDeque<Candidate>, Vec<String>) {
     let mut first = VecDeque::new();
     let mut last = Vec::new();
     let mut remarks = Vec::new();
@@ -146,8 +155,10 @@ fn plan(configured: Vec<Configured>, held: &[AgentKey], only_configured: bool) -
             KeyFile::Public(public) => public.plain(),
         };
         // Through the agent, a certificate before the plain key.
-        let mut with_agent: Vec<&AgentKey> =
-            held.iter().filter(|held| public.is_some() && held.key.plain() == public).collect();
+        let mut with_agent: Vec<&AgentKey> = held
+            .iter()
+            .filter(|held| public.is_some() && held.key.plain() == public)
+            .collect();
         with_agent.sort_by_key(|held| !held.key.is_certificate());
         for held in with_agent {
             used.push(&held.key.blob);
@@ -155,37 +166,80 @@ fn plan(configured: Vec<Configured>, held: &[AgentKey], only_configured: bool) -
                 remarks.push(format!("{path}: {remark}"));
                 continue;
             }
-            let (label, source) = (format!("{path} (agent)"), Source::Agent(held.key.blob.clone()));
-            first.push_back(Candidate { label, configured: true, source });
+            let (label, source) = (
+                format!("{path} (agent)"),
+                Source::Agent(held.key.blob.clone()),
+            );
+            first.push_back(Candidate {
+                label,
+                configured: true,
+                source,
+            });
         }
-        let in_agent = public.as_ref().is_some_and(|public| held.iter().any(|held| held.key == *public));
-        let KeyFile::Private { text, encrypted, .. } = identity.key else {
+        let in_agent = public
+            .as_ref()
+            .is_some_and(|public| held.iter().any(|held| held.key == *public));
+        let KeyFile::Private {
+            text, encrypted, ..
+        } = identity.key
+        else {
             if !in_agent {
-                remarks.push(format!("{path}: only the public half is here, and no agent holds the private one"));
+                remarks.push(format!(
+                    "{path}: only the public half is here, and no agent holds the private one"
+                ));
             }
             continue;
         };
         if public.as_ref().is_some_and(PublicKey::is_hardware) {
             if !in_agent {
-                remarks.push(format!("{path}: a security key works through an agent only (ssh-add {path})"));
+                remarks.push(format!(
+                    "{path}: a security key works through an agent only (ssh-add {path})"
+                ));
             }
             continue;
         }
         for certificate in identity.certificates {
             let label = format!("{path} (certificate)");
-            let source = Source::File { text: text.clone(), encrypted, public: Some(certificate) };
-            let candidate = Candidate { label, configured: true, source };
-            if encrypted && in_agent { last.push(candidate) } else { first.push_back(candidate) }
+            let source = Source::File {
+                text: text.clone(),
+                encrypted,
+                public: Some(certificate),
+            };
+            let candidate = Candidate {
+                label,
+                configured: true,
+                source,
+            };
+            if encrypted && in_agent {
+                last.push(candidate)
+            } else {
+                first.push_back(candidate)
+            }
         }
         if !in_agent {
-            let source = Source::File { text, encrypted, public };
-            let candidate = Candidate { label: path.to_string(), configured: true, source };
+            let source = Source::File {
+                text,
+                encrypted,
+                public,
+            };
+            let candidate = Candidate {
+                label: path.to_string(),
+                configured: true,
+                source,
+            };
             // A key that ssh tries unasked should cost no passphrase while the agent has others.
-            if encrypted && !identity.explicit { last.push(candidate) } else { first.push_back(candidate) }
+            if encrypted && !identity.explicit {
+                last.push(candidate)
+            } else {
+                first.push_back(candidate)
+            }
         }
     }
     if !only_configured {
-        for held in held.iter().filter(|held| !used.contains(&held.key.blob.as_slice())) {
+        for held in held
+            .iter()
+            .filter(|held| !used.contains(&held.key.blob.as_slice()))
+        {
             let label = format!("{:?} (agent)", held.comment);
             match agent_cannot(&held.key) {
                 Some(remark) => remarks.push(format!("{label}: {remark}")),
@@ -215,7 +269,10 @@ fn read_configured(resolved: &Resolved, remarks: &mut Vec<String>) -> Vec<Config
         .filter_map(|path| {
             let found = keyfile::read_public(path).filter(PublicKey::is_certificate);
             if found.is_none() {
-                remarks.push(format!("{}: not a certificate that can be read", path.display()));
+                remarks.push(format!(
+                    "{}: not a certificate that can be read",
+                    path.display()
+                ));
             }
             found
         })
@@ -237,13 +294,20 @@ fn read_configured(resolved: &Resolved, remarks: &mut Vec<String>) -> Vec<Config
         let beside = keyfile::read_public(&with_suffix(&identity.path, "-cert.pub"));
         let mut fitting: Vec<PublicKey> = Vec::new();
         for certificate in certificates.iter().cloned().chain(beside) {
-            let fits = certificate.is_certificate() && public.is_some() && certificate.plain().as_ref() == public;
+            let fits = certificate.is_certificate()
+                && public.is_some()
+                && certificate.plain().as_ref() == public;
             if fits && !fitting.contains(&certificate) {
                 fitting.push(certificate);
             }
         }
         let (path, explicit) = (identity.path.clone(), identity.explicit);
-        configured.push(Configured { path, explicit, key, certificates: fitting });
+        configured.push(Configured {
+            path,
+            explicit,
+            key,
+            certificates: fitting,
+        });
     }
     configured
 }
@@ -267,7 +331,10 @@ enum Outcome {
 /// passphrase is wrong. The code is the same as for a refused signature.
 const NO_SIGNATURE: &str = "Callback returned error";
 /// libssh2's words when the answer did not come, for both kinds of tries.
-const NO_ANSWER: [&str; 2] = ["Waiting for USERAUTH response", "Waiting for publickey USERAUTH response"];
+const NO_ANSWER: [&str; 2] = [
+    "Waiting for USERAUTH response",
+    "Waiting for publickey USERAUTH response",
+];
 const NO_INTERACTIVE_ANSWER: &str = "Waiting for keyboard USERAUTH response";
 
 fn outcome(result: Result<(), ssh2::Error>) -> Outcome {
@@ -279,20 +346,30 @@ fn outcome(result: Result<(), ssh2::Error>) -> Outcome {
     };
     let message = error.message();
     match code {
-        libssh2_sys::LIBSSH2_ERROR_AUTHENTICATION_FAILED if message != NO_INTERACTIVE_ANSWER => Outcome::Refused,
+        libssh2_sys::LIBSSH2_ERROR_AUTHENTICATION_FAILED if message != NO_INTERACTIVE_ANSWER => {
+            Outcome::Refused
+        }
         libssh2_sys::LIBSSH2_ERROR_PUBLICKEY_UNVERIFIED if message == NO_SIGNATURE => {
             Outcome::Unusable("no signature could be made with it".to_owned())
         }
-        libssh2_sys::LIBSSH2_ERROR_PUBLICKEY_UNVERIFIED if !NO_ANSWER.contains(&message) => Outcome::NoOrPartial,
-        libssh2_sys::LIBSSH2_ERROR_FILE => Outcome::Unusable("it can't be read as a key".to_owned()),
+        libssh2_sys::LIBSSH2_ERROR_PUBLICKEY_UNVERIFIED if !NO_ANSWER.contains(&message) => {
+            Outcome::NoOrPartial
+        }
+        libssh2_sys::LIBSSH2_ERROR_FILE => {
+            Outcome::Unusable("it can't be read as a key".to_owned())
+        }
         libssh2_sys::LIBSSH2_ERROR_METHOD_NONE => {
             Outcome::Unusable("the server takes no signature that it can make".to_owned())
         }
-        libssh2_sys::LIBSSH2_ERROR_KEYFILE_AUTH_FAILED => Outcome::Unusable("the passphrase is wrong".to_owned()),
-        libssh2_sys::LIBSSH2_ERROR_AGENT_PROTOCOL => Outcome::Unusable("the agent did not sign".to_owned()),
-        libssh2_sys::LIBSSH2_ERROR_PASSWORD_EXPIRED => {
-            Outcome::Unusable("the password has expired: log in with ssh once and change it".to_owned())
+        libssh2_sys::LIBSSH2_ERROR_KEYFILE_AUTH_FAILED => {
+            Outcome::Unusable("the passphrase is wrong".to_owned())
         }
+        libssh2_sys::LIBSSH2_ERROR_AGENT_PROTOCOL => {
+            Outcome::Unusable("the agent did not sign".to_owned())
+        }
+        libssh2_sys::LIBSSH2_ERROR_PASSWORD_EXPIRED => Outcome::Unusable(
+            "the password has expired: log in with ssh once and change it".to_owned(),
+        ),
         _ => Outcome::Lost(printable(message, 200)),
     }
 }
@@ -343,7 +420,9 @@ pub(super) fn authenticate(
         failures: 0,
         interactive_tries: 0,
         password_tries: 0,
-        partial: false,
+        steps: 0,
+        refused: Vec::new(),
+        begun: false,
         cut: false,
         tried: Vec::new(),
         remarks,
@@ -353,7 +432,10 @@ pub(super) fn authenticate(
 
 /// The agent and its keys; none where there is no agent. Its answers are not bounded in time: it
 /// may be asking the user.
-fn open_agent(session: &Session, resolved: &Resolved) -> Result<Option<(Agent, Vec<AgentKey>)>, String> {
+fn open_agent(
+    session: &Session,
+    resolved: &Resolved,
+) -> Result<Option<(Agent, Vec<AgentKey>)>, String> {
     let Some(path) = &resolved.agent else {
         return Ok(None);
     };
@@ -366,13 +448,20 @@ fn open_agent(session: &Session, resolved: &Resolved) -> Result<Option<(Agent, V
         Ok((agent, identities))
     };
     let (agent, identities) = open().map_err(|error: ssh2::Error| {
-        format!("the agent at {} does not answer: {}", path.display(), error.message())
+        format!(
+            "the agent at {} does not answer: {}",
+            path.display(),
+            error.message()
+        )
     })?;
     let held = identities
         .iter()
         .filter_map(|identity| {
             let key = PublicKey::from_blob(identity.blob())?;
-            Some(AgentKey { key, comment: printable(identity.comment(), 100) })
+            Some(AgentKey {
+                key,
+                comment: printable(identity.comment(), 100),
+            })
         })
         .collect();
     Ok(Some((agent, held)))
@@ -395,8 +484,12 @@ struct Login<'a> {
     failures: u32,
     interactive_tries: u32,
     password_tries: u32,
-    /// Whether one of several required steps is done.
-    partial: bool,
+    /// How many of several required steps are done.
+    steps: u32,
+    /// Keys that the server refused; it may take them in a further step.
+    refused: Vec<Candidate>,
+    /// Whether anything was asked of the server.
+    begun: bool,
     /// The server asked questions without an end.
     cut: bool,
     /// What was refused, for the error.
@@ -408,11 +501,15 @@ struct Login<'a> {
 impl Login<'_> {
     fn run(mut self) -> Result<(), AuthError> {
         let blind = self.left.first() == Some(&Method::PublicKey)
-            && self.keys.front().is_some_and(|key| key.configured || self.keys.len() <= BLIND_KEYS_MAX);
+            && self
+                .keys
+                .front()
+                .is_some_and(|key| key.configured || self.keys.len() <= BLIND_KEYS_MAX);
         if !blind && self.ask_server()? {
             return Ok(());
         }
         while let Some(method) = self.next_method() {
+            self.begun = true;
             let outcome = match method {
                 Method::PublicKey => self.try_key(),
                 Method::KeyboardInteractive => self.try_interactive(),
@@ -425,12 +522,18 @@ impl Login<'_> {
                 Outcome::Refused => {
                     self.failures += 1;
                     // A password that was taken as the first of two steps looks like a wrong one.
-                    let may_be_partial = method != Method::PublicKey && self.failures < FAILURES_MAX;
+                    let may_be_partial =
+                        method != Method::PublicKey && self.failures < FAILURES_MAX;
                     if (self.server.is_none() || may_be_partial) && self.ask_server()? {
                         return Ok(());
                     }
                 }
                 Outcome::NoOrPartial => {
+                    // The server had said that it takes this key, so its no means: and now the rest.
+                    // With an earlier list to compare, asking tells for sure.
+                    if self.server.is_none() {
+                        self.step_done();
+                    }
                     if self.ask_server()? {
                         return Ok(());
                     }
@@ -443,18 +546,22 @@ impl Login<'_> {
     /// The method to go on with; none when all are used up.
     fn next_method(&mut self) -> Option<Method> {
         let taken = |server: &Option<Vec<String>>, method: Method| {
-            server.as_ref().is_none_or(|names| names.iter().any(|name| name == method.name()))
+            server
+                .as_ref()
+                .is_none_or(|names| names.iter().any(|name| name == method.name()))
         };
-        let passwords_wait =
-            self.left.iter().any(|method| *method != Method::PublicKey && taken(&self.server, *method))
-                && self.prompter.available().is_ok();
-        let keys_done = self.keys.is_empty() || (self.failures >= FAILURES_MAX && passwords_wait);
-        self.left.retain(|method| *method != Method::PublicKey || !keys_done);
-        let can_ask = self.prompter.available();
-        self.left
+        let passwords_wait = self
+            .left
             .iter()
-            .copied()
-            .find(|method| taken(&self.server, *method) && (*method == Method::PublicKey || can_ask.is_ok()))
+            .any(|method| *method != Method::PublicKey && taken(&self.server, *method))
+            && self.prompter.available().is_ok();
+        let keys_done = self.keys.is_empty() || (self.failures >= FAILURES_MAX && passwords_wait);
+        self.left
+            .retain(|method| *method != Method::PublicKey || !keys_done);
+        let can_ask = self.prompter.available();
+        self.left.iter().copied().find(|method| {
+            taken(&self.server, *method) && (*method == Method::PublicKey || can_ask.is_ok())
+        })
     }
 
     fn used_up(&mut self, method: Method) {
@@ -463,28 +570,39 @@ impl Login<'_> {
 
     /// Asks the server what it takes (a `none` request, RFC 4252 5.2). True if that let us in.
     fn ask_server(&mut self) -> Result<bool, AuthError> {
-        let asked_before = self.server.is_some() || self.failures > 0 || self.partial;
+        // sshd counts a `none` as a failed try unless it is the first request of all.
+        let counted = std::mem::replace(&mut self.begun, true);
         let user = &self.resolved.user;
         let answer = self.watchdog.within(ANSWER_LIMIT, || {
-            // ssh2 panics on a list that is not UTF-8, which a hostile server can send.
-            catch_unwind(AssertUnwindSafe(|| self.session.auth_methods(user).map(str::to_owned)))
+            without_panic(|| self.session.auth_methods(user).map(str::to_owned))
         });
         let answer = match answer {
             _ if self.session.authenticated() => {
                 (self.notes)(Note::Step("the server asks for no authentication"));
                 return Ok(true);
             }
-            Ok(Ok(list)) => list,
-            Ok(Err(error)) => return Err(self.lost(error.message())),
-            Err(_) => return Err(AuthError::Lost("the server's list of methods is not text".to_owned())),
+            Some(Ok(list)) => list,
+            Some(Err(error)) => return Err(self.lost(error.message())),
+            None => {
+                return Err(AuthError::Lost(
+                    "the server's list of methods is not text".to_owned(),
+                ));
+            }
         };
-        if asked_before {
+        if counted {
             self.failures += 1;
         }
         self.show_banner();
-        let names: Vec<String> =
-            answer.split(',').filter(|name| !name.is_empty()).take(20).map(|name| printable(name, 60)).collect();
-        (self.notes)(Note::Step(&format!("the server takes: {}", names.join(", "))));
+        let names: Vec<String> = answer
+            .split(',')
+            .filter(|name| !name.is_empty())
+            .take(20)
+            .map(|name| printable(name, 60))
+            .collect();
+        (self.notes)(Note::Step(&format!(
+            "the server takes: {}",
+            names.join(", ")
+        )));
         if self.server.as_ref().is_some_and(|before| *before != names) {
             // Another list than before: a step is done, and the methods start afresh.
             self.step_done();
@@ -494,12 +612,17 @@ impl Login<'_> {
     }
 
     fn step_done(&mut self) {
-        self.partial = true;
+        self.steps += 1;
+        if self.steps > STEPS_MAX {
+            return;
+        }
+        self.keys.extend(self.refused.drain(..));
         self.interactive_tries = 0;
         self.password_tries = 0;
         let keys_left = !self.keys.is_empty();
         self.left = method_order(self.resolved);
-        self.left.retain(|method| *method != Method::PublicKey || keys_left);
+        self.left
+            .retain(|method| *method != Method::PublicKey || keys_left);
         (self.notes)(Note::Step("the server wants a further step"));
     }
 
@@ -522,11 +645,26 @@ impl Login<'_> {
         (self.notes)(Note::Step(&format!("trying the key {}", key.label)));
         let outcome = match &key.source {
             Source::Agent(blob) => self.offer_from_agent(blob),
-            Source::File { text, encrypted: false, public } => self.offer(text, public.as_ref(), None),
-            Source::File { text, encrypted: true, public } => self.offer_encrypted(&key.label, text, public.as_ref()),
+            Source::File {
+                text,
+                encrypted: false,
+                public,
+            } => self.offer(text, public.as_ref(), None),
+            Source::File {
+                text,
+                encrypted: true,
+                public,
+            } => self.offer_encrypted(&key.label, text, public.as_ref()),
         };
         match &outcome {
-            Outcome::Refused | Outcome::NoOrPartial | Outcome::Lost(_) => self.tried.push(key.label),
+            Outcome::Refused | Outcome::NoOrPartial | Outcome::Lost(_) => {
+                if !self.tried.contains(&key.label) {
+                    self.tried.push(key.label.clone());
+                }
+                if outcome == Outcome::Refused {
+                    self.refused.push(key);
+                }
+            }
             Outcome::Unusable(reason) => self.remarks.push(format!("{}: {reason}", key.label)),
             _ => {}
         }
@@ -550,7 +688,14 @@ impl Login<'_> {
 
     fn offer(&self, text: &str, public: Option<&PublicKey>, passphrase: Option<&str>) -> Outcome {
         let line = public.map(PublicKey::to_line);
-        let offer = || self.session.userauth_pubkey_memory(&self.resolved.user, line.as_deref(), text, passphrase);
+        let offer = || {
+            self.session.userauth_pubkey_memory(
+                &self.resolved.user,
+                line.as_deref(),
+                text,
+                passphrase,
+            )
+        };
         outcome(self.watchdog.within(ANSWER_LIMIT, offer))
     }
 
@@ -595,7 +740,10 @@ impl Login<'_> {
             Ok(password) => password,
             Err(error) => return self.no_answer(Method::Password, &error),
         };
-        let attempt = || self.session.userauth_password(&self.resolved.user, password.expose());
+        let attempt = || {
+            self.session
+                .userauth_password(&self.resolved.user, password.expose())
+        };
         let outcome = outcome(self.watchdog.within(ANSWER_LIMIT, attempt));
         self.note_try(Method::Password, &outcome);
         outcome
@@ -608,8 +756,18 @@ impl Login<'_> {
         }
         let who = self.who();
         let (prompter, watchdog) = (&mut *self.prompter, self.watchdog);
-        let mut dialogue = Dialogue { prompter, watchdog, who, rounds: 0, failed: None, cut: false };
-        let attempt = || self.session.userauth_keyboard_interactive(&self.resolved.user, &mut dialogue);
+        let mut dialogue = Dialogue {
+            prompter,
+            watchdog,
+            who,
+            rounds: 0,
+            failed: None,
+            cut: false,
+        };
+        let attempt = || {
+            self.session
+                .userauth_keyboard_interactive(&self.resolved.user, &mut dialogue)
+        };
         let result = self.watchdog.within(INTERACTIVE_LIMIT, attempt);
         let (rounds, failed, cut) = (dialogue.rounds, dialogue.failed, dialogue.cut);
         if cut {
@@ -638,10 +796,10 @@ impl Login<'_> {
 
     fn note_try(&mut self, method: Method, outcome: &Outcome) {
         match outcome {
-            Outcome::Refused | Outcome::NoOrPartial => {
-                if !self.tried.iter().any(|tried| tried == method.name()) {
-                    self.tried.push(method.name().to_owned());
-                }
+            Outcome::Refused | Outcome::NoOrPartial
+                if !self.tried.iter().any(|tried| tried == method.name()) =>
+            {
+                self.tried.push(method.name().to_owned());
             }
             Outcome::Unusable(reason) => {
                 self.used_up(method);
@@ -653,7 +811,9 @@ impl Login<'_> {
 
     fn lost(&self, reason: &str) -> AuthError {
         if self.cut {
-            return AuthError::Refused("the server kept asking questions without an end".to_owned());
+            return AuthError::Refused(
+                "the server kept asking questions without an end".to_owned(),
+            );
         }
         if self.watchdog.fired() {
             return AuthError::Lost(format!(
@@ -668,14 +828,21 @@ impl Login<'_> {
                 self.refusal()
             ));
         }
-        AuthError::Lost(format!("the connection broke during authentication: {}", printable(reason, 200)))
+        AuthError::Lost(format!(
+            "the connection broke during authentication: {}",
+            printable(reason, 200)
+        ))
     }
 
     /// Who was refused, what the server takes, what was tried and what was not, what to do.
     fn refusal(&self) -> String {
         let server = self.server.as_deref().unwrap_or_default();
-        let mut text = format!("{} port {} refused the login", self.who(), self.resolved.port);
-        if self.partial {
+        let mut text = format!(
+            "{} port {} refused the login",
+            self.who(),
+            self.resolved.port
+        );
+        if self.steps > 0 {
             text.push_str(" after a first step that it accepted");
         }
         let mut add = |what: &str, items: &[String]| {
@@ -702,14 +869,22 @@ impl Login<'_> {
 
     fn not_tried(&self, server: &[String]) -> Vec<String> {
         let mut items = self.remarks.clone();
-        items.extend(self.keys.iter().map(|key| format!("{} (too many failed tries)", key.label)));
+        items.extend(
+            self.keys
+                .iter()
+                .map(|key| format!("{} (too many failed tries)", key.label)),
+        );
         for method in [Method::KeyboardInteractive, Method::Password] {
-            if !server.iter().any(|name| name == method.name()) || self.tried.iter().any(|tried| tried == method.name())
+            if !server.iter().any(|name| name == method.name())
+                || self.tried.iter().any(|tried| tried == method.name())
             {
                 continue;
             }
             if !method_order(self.resolved).contains(&method) {
-                items.push(format!("{} (switched off by the configuration)", method.name()));
+                items.push(format!(
+                    "{} (switched off by the configuration)",
+                    method.name()
+                ));
             } else if let Err(error) = self.prompter.available() {
                 items.push(format!("{} ({error})", method.name()));
             }
@@ -729,6 +904,28 @@ impl Login<'_> {
     }
 }
 
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The result of `call`, or none where it panics; then nothing is printed. For ssh2's
+/// `auth_methods`, which panics on a list that is not UTF-8: a hostile server can send one.
+fn without_panic<T>(call: impl FnOnce() -> T) -> Option<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                usual(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = catch_unwind(AssertUnwindSafe(call));
+    QUIET.set(false);
+    result.ok()
+}
+
 /// Answers the server's questions of one keyboard-interactive try (RFC 4256).
 struct Dialogue<'a> {
     prompter: &'a mut dyn Prompter,
@@ -742,7 +939,12 @@ struct Dialogue<'a> {
 }
 
 impl KeyboardInteractivePrompt for Dialogue<'_> {
-    fn prompt<'p>(&mut self, name: &str, instructions: &str, prompts: &[Prompt<'p>]) -> Vec<String> {
+    fn prompt<'p>(
+        &mut self,
+        name: &str,
+        instructions: &str,
+        prompts: &[Prompt<'p>],
+    ) -> Vec<String> {
         self.rounds += 1;
         if self.failed.is_some() {
             // libssh2 gives no other way to leave a server that does not stop asking.
@@ -757,7 +959,13 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
             .flat_map(|text| text.lines())
             .filter(|line| !line.trim().is_empty())
             .take(10)
-            .map(|line| format!("({}) {}\n", self.who, printable(line.trim_end(), QUESTION_MAX)))
+            .map(|line| {
+                format!(
+                    "({}) {}\n",
+                    self.who,
+                    printable(line.trim_end(), QUESTION_MAX)
+                )
+            })
             .collect();
         let mut answers = Vec::new();
         for prompt in prompts {
@@ -766,13 +974,18 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
                 answers.push(String::new());
                 continue;
             }
-            let question =
-                format!("{before}({}) {}", self.who, printable(prompt.text.trim_end_matches('\n'), QUESTION_MAX));
+            let question = format!(
+                "{before}({}) {}",
+                self.who,
+                printable(prompt.text.trim_end_matches('\n'), QUESTION_MAX)
+            );
             before.clear();
             let answer = if prompt.echo {
                 self.prompter.line(&question)
             } else {
-                self.prompter.secret(&question).map(|secret| secret.expose().to_owned())
+                self.prompter
+                    .secret(&question)
+                    .map(|secret| secret.expose().to_owned())
             };
             answers.push(answer.unwrap_or_else(|error| {
                 self.failed = Some(error);
@@ -780,5 +993,131 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
             }));
         }
         answers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn public(kind: &str, seed: u8) -> PublicKey {
+        let mut blob = u32::try_from(kind.len()).unwrap().to_be_bytes().to_vec();
+        blob.extend_from_slice(kind.as_bytes());
+        blob.extend_from_slice(&[0, 0, 0, 1, seed]);
+        PublicKey {
+            kind: kind.to_owned(),
+            blob,
+        }
+    }
+
+    fn private(path: &str, seed: u8, encrypted: bool, explicit: bool) -> Configured {
+        let public = Some(public("ssh-ed25519", seed));
+        let key = KeyFile::Private {
+            text: String::new(),
+            encrypted,
+            public,
+        };
+        Configured {
+            path: path.into(),
+            explicit,
+            key,
+            certificates: Vec::new(),
+        }
+    }
+
+    fn held(seed: u8) -> AgentKey {
+        AgentKey {
+            key: public("ssh-ed25519", seed),
+            comment: format!("held {seed}"),
+        }
+    }
+
+    fn labels(plan: &(VecDeque<Candidate>, Vec<String>)) -> Vec<&str> {
+        plan.0.iter().map(|key| key.label.as_str()).collect()
+    }
+
+    #[test]
+    fn configured_keys_come_first_and_needless_passphrases_last() {
+        let configured = || {
+            vec![
+                private("/default-locked", 1, true, false),
+                private("/plain", 2, false, false),
+                private("/in-agent", 3, true, false),
+                private("/named-locked", 4, true, true),
+            ]
+        };
+        let all = plan(configured(), &[held(9), held(3)], false);
+        let expected = [
+            "/plain",
+            "/in-agent (agent)",
+            "/named-locked",
+            "\"held 9\" (agent)",
+            "/default-locked",
+        ];
+        assert_eq!(labels(&all), expected);
+        let only = plan(configured(), &[held(9), held(3)], true);
+        assert_eq!(
+            labels(&only),
+            [
+                "/plain",
+                "/in-agent (agent)",
+                "/named-locked",
+                "/default-locked"
+            ]
+        );
+    }
+
+    #[test]
+    fn keys_that_cannot_be_used_are_remarked_on() {
+        let half = |key| Configured {
+            path: "/k".into(),
+            explicit: true,
+            key,
+            certificates: Vec::new(),
+        };
+        let hardware = public("sk-ssh-ed25519@openssh.com", 1);
+        let in_file = KeyFile::Private {
+            text: String::new(),
+            encrypted: false,
+            public: Some(hardware.clone()),
+        };
+        for (key, agent, remark) in [
+            (
+                KeyFile::Public(public("ssh-ed25519", 1)),
+                vec![],
+                "only the public half",
+            ),
+            (
+                in_file,
+                vec![],
+                "a security key works through an agent only",
+            ),
+        ] {
+            let (keys, remarks) = plan(vec![half(key)], &agent, false);
+            assert!(
+                keys.is_empty() && remarks.len() == 1 && remarks[0].contains(remark),
+                "{remarks:?}"
+            );
+        }
+        let agent = [AgentKey {
+            key: hardware.clone(),
+            comment: String::new(),
+        }];
+        assert_eq!(
+            labels(&plan(vec![half(KeyFile::Public(hardware))], &agent, true)),
+            ["/k (agent)"]
+        );
+        let certificate = AgentKey {
+            key: public("ssh-rsa-cert-v01@openssh.com", 1),
+            comment: String::new(),
+        };
+        let (keys, remarks) = plan(Vec::new(), &[certificate], false);
+        assert!(keys.is_empty() && remarks.len() == 1);
+    }
+
+    #[test]
+    fn a_panic_inside_is_an_answer() {
+        assert_eq!(without_panic(|| 1), Some(1));
+        assert_eq!(without_panic(|| -> u8 { panic!("not shown") }), None);
     }
 }

@@ -5,10 +5,13 @@
 //! speak SSH gives itself away. libssh2 skips such lines without a bound, so they are read here.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use ssh2::{ErrorCode, Session};
@@ -92,9 +95,16 @@ enum Opening<'a> {
 fn opening(bytes: &[u8], at_line_start: bool) -> Opening<'_> {
     let compared = bytes.len().min(4);
     if at_line_start && bytes.get(..compared) == b"SSH-".get(..compared) {
-        return if compared == 4 { Opening::Version } else { Opening::Undecided };
+        return if compared == 4 {
+            Opening::Version
+        } else {
+            Opening::Undecided
+        };
     }
-    let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .map_or(bytes.len(), |at| at + 1);
     Opening::Other(bytes.get(..end).unwrap_or_default())
 }
 
@@ -131,8 +141,12 @@ impl Preamble {
                 Opening::Other(text) => {
                     let taken = text.len();
                     self.add(text)?;
-                    recv(socket.as_raw_fd(), buffer.get_mut(..taken).unwrap_or_default(), MsgFlags::empty())
-                        .map_err(|error| HandshakeError::Failed(error.desc().to_owned()))?;
+                    recv(
+                        socket.as_raw_fd(),
+                        buffer.get_mut(..taken).unwrap_or_default(),
+                        MsgFlags::empty(),
+                    )
+                    .map_err(|error| HandshakeError::Failed(error.desc().to_owned()))?;
                 }
             }
         }
@@ -145,7 +159,11 @@ impl Preamble {
         if self.total > PREAMBLE_MAX || self.line.len() > LINE_MAX || self.line.contains(&0) {
             return Err(HandshakeError::NotSsh(self.said().unwrap_or_default()));
         }
-        if self.line.ends_with(b"\n") { self.end_line() } else { Ok(()) }
+        if self.line.ends_with(b"\n") {
+            self.end_line()
+        } else {
+            Ok(())
+        }
     }
 
     fn end_line(&mut self) -> Result<(), HandshakeError> {
@@ -163,7 +181,9 @@ impl Preamble {
     /// The first words of the server.
     fn said(&self) -> Option<String> {
         let line = self.line.trim_ascii();
-        self.first.clone().or_else(|| (!line.is_empty()).then(|| printable(line, SHOWN_MAX)))
+        self.first
+            .clone()
+            .or_else(|| (!line.is_empty()).then(|| printable(line, SHOWN_MAX)))
     }
 
     fn closed(&mut self) -> HandshakeError {
@@ -171,22 +191,78 @@ impl Preamble {
         if let Err(busy) = self.end_line() {
             return busy;
         }
-        self.first.take().map_or(HandshakeError::Closed(Stage::Version), HandshakeError::NotSsh)
+        self.first.take().map_or(
+            HandshakeError::Closed(Stage::Version),
+            HandshakeError::NotSsh,
+        )
     }
 }
 
 /// Refuses a server that speaks SSH 1 alone (RFC 4253 5.1: 1.99 is both).
 fn check_version(bytes: &[u8]) -> Result<(), HandshakeError> {
-    let end = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| matches!(byte, b'\r' | b'\n'))
+        .unwrap_or(bytes.len());
     let line = bytes.get(..end).unwrap_or_default();
     // A version line may come in pieces; libssh2 reads it then.
-    if line.len() < b"SSH-1.99".len() || line.starts_with(b"SSH-2.") || line.starts_with(b"SSH-1.99") {
+    if line.len() < b"SSH-1.99".len()
+        || line.starts_with(b"SSH-2.")
+        || line.starts_with(b"SSH-1.99")
+    {
         return Ok(());
     }
     Err(HandshakeError::TooOld(printable(line, SHOWN_MAX)))
 }
 
-/// Brings `session`, which has the connected and non-blocking `socket`, to an encrypted state.
+/// A descriptor that libssh2 may use and does not own.
+struct Borrowed(RawFd);
+
+impl AsRawFd for Borrowed {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+/// Sends our version line over the connected `socket`, before anything is read from it, and gives
+/// back the descriptor under which `session` knows the socket from then on.
+///
+/// Waiting for the server's line first would cost a round trip. libssh2 sends ours and reads theirs
+/// in one call, with no bound on what may come before it; so that call is made with a socket pair
+/// in place of the connection, which is put in its place afterwards.
+pub(super) fn say_version(
+    session: &mut Session,
+    socket: OwnedFd,
+) -> Result<OwnedFd, HandshakeError> {
+    let io_failed = |error: io::Error| HandshakeError::Failed(error.to_string());
+    let (inner, mut outer) = UnixStream::pair().map_err(io_failed)?;
+    outer.set_nonblocking(true).map_err(io_failed)?;
+    inner.set_nonblocking(true).map_err(io_failed)?;
+    let mut inner = OwnedFd::from(inner);
+    session.set_blocking(false);
+    session.set_tcp_stream(Borrowed(inner.as_raw_fd()));
+    match session.handshake() {
+        Err(error) if error.code() == EAGAIN => {}
+        Err(error) => return Err(HandshakeError::Failed(error.message().to_owned())),
+        Ok(()) => {
+            return Err(HandshakeError::Failed(
+                "the handshake ended before it began".to_owned(),
+            ));
+        }
+    }
+    let mut line = [0; LINE_MAX];
+    let length = outer.read(&mut line).map_err(io_failed)?;
+    // A fresh connection has room for a line. A server that has hung up already has left its reason
+    // to be read.
+    let _ = nix::unistd::write(&socket, line.get(..length).unwrap_or_default());
+    nix::unistd::dup2(&socket, &mut inner).map_err(|error| io_failed(error.into()))?;
+    fcntl(&inner, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+        .map_err(|error| io_failed(error.into()))?;
+    Ok(inner)
+}
+
+/// Brings `session`, which has said its version over the non-blocking `socket`, to an encrypted
+/// state, and leaves it blocking.
 /// The watchdog is armed by the caller; `say` gets the lines of a proxy's standard error.
 pub(super) fn handshake(
     session: &mut Session,
@@ -210,26 +286,9 @@ fn exchange(
     say: &dyn Fn(&[u8]),
     stage: &mut Stage,
 ) -> Result<(), HandshakeError> {
-    session.set_blocking(false);
     let mut preamble = Preamble::default();
-    // Our version line goes out before theirs is waited for, or a round trip is lost. Only when
-    // theirs is here already is it looked at first.
-    let mut version_seen = preamble.take(socket)?;
-    if !version_seen {
-        match session.handshake() {
-            Err(error) if error.code() == EAGAIN => {}
-            other => return other.map_err(|error| failed(session, &error)),
-        }
-        // A line may have come in between and been read by libssh2.
-        match session.banner_bytes() {
-            Some(line) if line.starts_with(b"SSH-") => version_seen = true,
-            Some(line) => preamble.add(&[line, b"\n"].concat())?,
-            None => {}
-        }
-    }
-    while !version_seen {
+    while !preamble.take(socket)? {
         wait_for(socket, PollFlags::POLLIN, proxy.as_deref_mut(), say)?;
-        version_seen = preamble.take(socket)?;
     }
     *stage = Stage::KeyExchange;
     loop {
@@ -243,7 +302,7 @@ fn exchange(
                 };
                 wait_for(socket, flags, proxy.as_deref_mut(), say)?;
             }
-            Err(error) => return Err(failed(session, &error)),
+            Err(error) => return Err(failed(&error)),
         }
     }
     session.set_blocking(true);
@@ -257,7 +316,11 @@ fn wait_for(
     mut proxy: Option<&mut ProxyProcess>,
     say: &dyn Fn(&[u8]),
 ) -> Result<(), HandshakeError> {
-    let slice = if proxy.is_some() { PollTimeout::from(50_u8) } else { PollTimeout::NONE };
+    let slice = if proxy.is_some() {
+        PollTimeout::from(50_u8)
+    } else {
+        PollTimeout::NONE
+    };
     loop {
         let ready = poll(&mut [PollFd::new(socket, flags)], slice);
         if let Some(proxy) = proxy.as_deref_mut() {
@@ -272,14 +335,10 @@ fn wait_for(
 }
 
 /// What an error of libssh2's handshake means.
-fn failed(session: &Session, error: &ssh2::Error) -> HandshakeError {
+fn failed(error: &ssh2::Error) -> HandshakeError {
     let ErrorCode::Session(code) = error.code() else {
         return HandshakeError::Failed(error.message().to_owned());
     };
-    let said = session.banner_bytes().filter(|line| !line.starts_with(b"SSH-")).map(|line| printable(line, SHOWN_MAX));
-    if let Some(said) = said {
-        return if asks_to_come_back(&said) { HandshakeError::Busy(said) } else { HandshakeError::NotSsh(said) };
-    }
     match code {
         libssh2_sys::LIBSSH2_ERROR_SOCKET_DISCONNECT
         | libssh2_sys::LIBSSH2_ERROR_SOCKET_RECV
@@ -287,7 +346,9 @@ fn failed(session: &Session, error: &ssh2::Error) -> HandshakeError {
         libssh2_sys::LIBSSH2_ERROR_KEX_FAILURE | libssh2_sys::LIBSSH2_ERROR_METHOD_NONE => {
             HandshakeError::NoCommonAlgorithm
         }
-        libssh2_sys::LIBSSH2_ERROR_BANNER_RECV => HandshakeError::NotSsh(String::new()),
-        _ => HandshakeError::Failed(format!("the SSH handshake failed: {} ({code})", error.message())),
+        _ => HandshakeError::Failed(format!(
+            "the SSH handshake failed: {} ({code})",
+            error.message()
+        )),
     }
 }

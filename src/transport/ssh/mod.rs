@@ -14,7 +14,7 @@ mod tcp;
 mod tokens;
 mod watchdog;
 
-use connect::{ConnectError, Connection, Note};
+use connect::{ConnectError, Note};
 
 use super::{Policy, Shell, Transport};
 use crate::error::{Failure, Kind};
@@ -23,7 +23,7 @@ use crate::host::Destination;
 /// A connection to one host, and the host's name for messages.
 struct Ssh {
     host: String,
-    connection: Connection,
+    shells: shell::Shells,
 }
 
 /// Connects to a host.
@@ -40,8 +40,7 @@ pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transp
     };
     let policy = connect::Policy { batch: policy.batch };
     let connection = connect::connect(destination, policy, &host_keys, &mut prompt::User, &notes).map_err(failure)?;
-    connection.session().set_blocking(false);
-    Ok(Box::new(Ssh { host: destination.to_string(), connection }))
+    Ok(Box::new(Ssh { host: destination.to_string(), shells: shell::Shells::new(connection) }))
 }
 
 fn failure(error: ConnectError) -> Failure {
@@ -54,7 +53,7 @@ fn failure(error: ConnectError) -> Failure {
 
 impl Transport for Ssh {
     fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-        match shell::SshShell::open(&self.connection) {
+        match self.shells.open() {
             Ok(shell) => Ok(Box::new(shell)),
             Err(error) => {
                 let message = format!("{}: the server gives no channel: {error}", self.host);
