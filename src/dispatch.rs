@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
-use crate::cli::{self, Cli, Command, Common, OsWord};
+use crate::cli::{self, Cli, Command, Common, complete};
 use crate::commands::{Context, kill, ps, rm, spawn, tail, wait};
 use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
@@ -23,6 +23,9 @@ use crate::transport::{Policy, keeper};
 /// All of rsig.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<OsString> = words.into_iter().collect();
+    if let Some(shell) = std::env::var_os(complete::VARIABLE) {
+        return complete(&shell, words.into_iter().skip(1).collect());
+    }
     if let [_, verb, socket] = words.as_slice()
         && verb == keeper::SERVE
     {
@@ -38,6 +41,18 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         if waiting { output::wait_failure(failure.kind) } else { failure.kind.exit_status() }
     });
     ExitCode::from(status)
+}
+
+/// What a shell asks for at the TAB key.
+fn complete(shell: &OsStr, words: Vec<OsString>) -> ExitCode {
+    let Some(shell) = complete::Shell::of(shell) else {
+        warn(&format!("{} names no shell that rsig completes for: bash, zsh or fish", complete::VARIABLE));
+        return ExitCode::from(exit::USAGE);
+    };
+    let text = if words.is_empty() { shell.script().to_owned() } else { complete::answer(shell, words) };
+    // A shell that has gone needs no answer.
+    drop(output::print_bytes(false, text.as_bytes()));
+    ExitCode::SUCCESS
 }
 
 fn dispatch(command: Command) -> Result<u8> {
@@ -121,12 +136,7 @@ fn with_value((name, value): (String, Option<OsString>)) -> Result<(String, OsSt
 }
 
 fn list_signals(arguments: &cli::Kill) -> Result<u8> {
-    let os = match arguments.os {
-        None => Os::here(),
-        Some(OsWord::Linux) => Os::Linux,
-        Some(OsWord::Darwin) => Os::Darwin,
-        Some(OsWord::Freebsd) => Os::FreeBSD,
-    };
+    let os = arguments.os.map_or_else(Os::here, Os::from);
     let rows = match arguments.words.as_slice() {
         [] => signal::table(os),
         [word] => vec![signal::row_for(os, &word.to_string_lossy()).map_err(|error| usage(error.to_string()))?],
