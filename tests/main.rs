@@ -1,4 +1,6 @@
 //! The tests of the binary: each drives the real program against real servers.
 
 mod harness;
+mod jobs;
 mod selftest;
+mod spawn;
