@@ -11,14 +11,20 @@ use crate::harness::{Fixture, Output, Process, poll_until};
 /// What any step of a test may take, on a machine with much else to do.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// A program for perl that writes the name of every signal it gets, a line each, exactly as often as it gets it.
-pub const LISTENER: &str = r#"$| = 1;
-for my $name (keys %SIG, map("NUM$_", 32 .. 64), "RTMIN", "RTMAX") {
-    next if $name =~ /^(KILL|STOP|CHLD|CLD|NUM32|NUM33|__.*)$/;
-    $SIG{$name} = sub { syswrite STDOUT, "$name\n" };
+/// A program for perl that writes the name of every signal it gets, a line each, exactly as often as it gets it: each
+/// handler runs at once (perl's own deferred ones are merged) and no other meanwhile.
+pub const LISTENER: &str = r#"use POSIX; use Config;
+my ($all, $none) = (POSIX::SigSet->new, POSIX::SigSet->new);
+$all->fillset;
+my $action = POSIX::SigAction->new(sub { syswrite STDOUT, "$_[0]\n" }, $all);
+sigprocmask(SIG_SETMASK, $all);
+my $number = 0;
+for my $name (split " ", $Config{sig_name}) {
+    sigaction($number, $action) if $number < 65 and $name !~ /^(ZERO|KILL|STOP|CHLD|CONT|NUM32|NUM33)$/;
+    $number++;
 }
 syswrite STDOUT, "ready\n";
-sleep 1 while 1"#;
+sigsuspend($none) while 1"#;
 
 impl Fixture {
     /// What rsig prints with these words, as JSON, a value a line.

@@ -2,5 +2,6 @@
 
 mod harness;
 mod jobs;
+mod kill;
 mod selftest;
 mod spawn;
