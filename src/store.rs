@@ -28,9 +28,10 @@ const BUSY: Duration = Duration::from_secs(30);
 /// The name of the file in the state directory.
 const FILE: &str = "jobs.db";
 
+// Within one second of created_at, the rowid tells what came first.
 const CREATE: &str = "
     CREATE TABLE jobs (
-        id TEXT PRIMARY KEY,
+        id TEXT NOT NULL PRIMARY KEY,
         name TEXT,
         host TEXT NOT NULL,
         connect TEXT NOT NULL,
@@ -47,7 +48,7 @@ const CREATE: &str = "
         last_signal TEXT,
         checked_at INTEGER,
         created_at INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
     CREATE UNIQUE INDEX taken_names ON jobs (name) WHERE name IS NOT NULL AND state NOT IN ('exited', 'lost');
     CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL;
     CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
@@ -303,7 +304,7 @@ impl Store {
         let condition = which.condition();
         let mut statement = self
             .connection
-            .prepare(&format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, id"))?;
+            .prepare(&format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, rowid"))?;
         let rows = statement.query_map([], |row| Ok(read_record(row)))?;
         rows.map(|row| row?).collect()
     }
@@ -322,7 +323,7 @@ impl Store {
     /// What the file says.
     pub fn named(&self, name: &JobName) -> Result<Option<Record>> {
         let statement = format!(
-            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 ORDER BY {UNFINISHED} DESC, created_at DESC, id LIMIT 1"
+            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
         );
         self.one(&statement, name.as_str())
     }

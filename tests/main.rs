@@ -3,4 +3,7 @@
 mod completion;
 mod harness;
 mod keeper;
+mod jobs;
+mod kill;
 mod selftest;
+mod spawn;

@@ -1,6 +1,7 @@
 # What every script about a job that exists shares: where it is, whether it is this user's, what state it is in.
 # Per job only builtins run, so that one script can look at a thousand of them.
 
+umask 077
 unset CDPATH
 now=$(date +%s)
 

@@ -66,3 +66,11 @@ unsafe fn close_on_exec() {
         }
     }
 }
+
+/// Takes back what rsig may have inherited: with CHLD ignored, no program that it starts could be waited for (wait(2)).
+pub fn be_waiting_parent() {
+    // SAFETY: the default action is no handler, so nothing of ours runs in a signal's context.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+    }
+}
