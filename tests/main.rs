@@ -3,5 +3,8 @@
 mod harness;
 mod jobs;
 mod kill;
+mod kit;
 mod selftest;
 mod spawn;
+mod store;
+mod usage;
