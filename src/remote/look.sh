@@ -71,6 +71,9 @@ look() {
 		state=exited
 	elif [ "$boot" = "$rs_boot" ] && [ $((now - made)) -lt 60 ] && [ ! -e refused ]; then
 		state=starting
+	elif [ "$boot" = - ] && [ -z "$(find . -prune -mmin +1)" ]; then
+		# Its directory was made a moment ago, and says nothing yet.
+		state=starting
 	else
 		state=lost
 	fi
