@@ -207,13 +207,13 @@ impl Store {
         let directory = state_directory()?;
         let path = directory.join(FILE);
         match content(&read_head(&path)?) {
-            Content::Ours(version) if version <= SCHEMA => {}
-            Content::Nothing => return Ok(None),
-            Content::Ours(_) | Content::Foreign => bail!("{} is not a state file of this rsig", path.display()),
+            Content::Ours { schema, finished: true } if schema <= SCHEMA => {}
+            Content::Nothing | Content::Ours { finished: false, .. } => return Ok(None),
+            Content::Ours { .. } | Content::Foreign => bail!("{} is not a state file of this rsig", path.display()),
         }
         check_directory(&directory)?;
         let connection = Self::open_file(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Some(Self { connection }))
+        Ok(Some(Self { connection, path }))
     }
 
     fn open_file(path: &Path, access: OpenFlags) -> Result<Connection> {
