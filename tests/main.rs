@@ -3,5 +3,10 @@
 mod harness;
 mod jobs;
 mod kill;
+mod ps;
+mod rm;
 mod selftest;
 mod spawn;
+mod states;
+mod tail;
+mod wait;
