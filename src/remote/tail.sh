@@ -5,10 +5,11 @@
 
 # sizes : sets out_size and err_size.
 sizes() {
+	# ls sorts what it is given.
 	# shellcheck disable=SC2046
-	set -- $(ls -ln out err 2>/dev/null)
-	out_size=${5:-0}
-	err_size=${14:-0}
+	set -- $(LC_ALL=C ls -ln err out 2>/dev/null)
+	err_size=${5:-0}
+	out_size=${14:-0}
 }
 
 # first FILE SIZE : sets at to the position of the first byte that is asked for, lines and bytes to what is then
