@@ -198,7 +198,11 @@ impl Course {
     }
 
     /// The host can't be asked any more.
-    fn give_up(&mut self, failure: &Failure) {
+    fn give_up(&mut self, failure: &Failure, waiting: bool) {
+        if !waiting && matches!(self.outcome.sent, Sent::Yes(_)) {
+            // Only how the job stood then is missing.
+            return;
+        }
         if self.unsent().is_some() && self.asked {
             self.outcome.sent = Sent::Unknown;
         } else if self.then_unsent().is_some() && self.then_asked {
@@ -246,7 +250,7 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
         }
     }
     if let Err(failure) = line.connect() {
-        return give_up(courses, &failure, on_outcome);
+        return give_up(courses, &failure, wait.is_some(), on_outcome);
     }
     let started = Instant::now();
     let mut clock = wait.map(|wait| Clock { wait, until: started + wait, second: false });
@@ -261,15 +265,15 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
                 breaks += 1;
                 line.hang_up();
                 if let Err(failure) = line.connect() {
-                    return give_up(courses, &failure, on_outcome);
+                    return give_up(courses, &failure, wait.is_some(), on_outcome);
                 }
                 continue;
             }
-            Err(failure) => return give_up(courses, &failure, on_outcome),
+            Err(failure) => return give_up(courses, &failure, wait.is_some(), on_outcome),
         }
         let Some(clock) = &mut clock else {
             let failure = Failure::new(Kind::Failed, format!("{}: it gave no answer about the job", line.host()));
-            return give_up(courses, &failure, on_outcome);
+            return give_up(courses, &failure, wait.is_some(), on_outcome);
         };
         if let Some(then_wait) = seconds {
             clock.second = true;
@@ -287,9 +291,9 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
     }
 }
 
-fn give_up(courses: Vec<Course>, failure: &Failure, on_outcome: &mut dyn FnMut(Outcome)) {
+fn give_up(courses: Vec<Course>, failure: &Failure, waiting: bool, on_outcome: &mut dyn FnMut(Outcome)) {
     for mut course in courses {
-        course.give_up(failure);
+        course.give_up(failure, waiting);
         on_outcome(course.outcome);
     }
 }
