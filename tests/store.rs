@@ -255,10 +255,10 @@ fn an_open_umask_opens_nothing() {
             .cwd(rsig.home())
     };
     // Without RSIG_STATE_DIR: the directories on the way are made as well.
-    let job = under("spawn local -- sh -c 'umask; : >made'").run().ok().line();
-    under(&format!("wait {job}")).run().ok();
-    let own_umask = under(&format!("tail {job}")).run().ok().line();
-    assert_eq!(own_umask, "0000", "the job has the login's own");
+    let job = under("spawn local -- sh -c 'umask; sleep 1000; :'").run().ok().line();
+    // The job has the login's own.
+    poll_until("it has said its umask", SOON, || under(&format!("tail {job}")).run().ok().stdout() == "0000\n");
+    under(&format!("kill {job} --wait 20s")).run().ok();
     let state = rsig.home().join(".local/state/rsig");
     let mut waiting = vec![state.clone()];
     let mut seen = 0;
