@@ -20,6 +20,8 @@ const SCRIPT: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_millis(200);
 /// How often a broken connection is made anew before a delivery gives up.
 const RETRIES: u32 = 2;
+/// A try that fails after this time, beyond what was waited, has found a silent host.
+const SILENT: Duration = Duration::from_secs(25);
 
 /// The way that a signal took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +194,10 @@ impl Course {
             }
             _ => {
                 self.outcome.still_running = Some(true);
+                if !waiting && self.unsent().is_some_and(|signal| !signal.is_existence_check()) {
+                    self.outcome.sent = Sent::Unknown;
+                    return self.fail(Kind::Unconfirmed, "its host does not say whether the signal was sent");
+                }
                 !waiting
             }
         }
@@ -262,7 +268,8 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
         match carry_out_plan(line, &mut courses, &plan, started, on_outcome) {
             Ok(()) => breaks = 0,
             Err(failure) if failure.kind == Kind::Unreachable && breaks < RETRIES => {
-                breaks += 1;
+                // A silent host takes long to find out about: it is tried once more, not twice.
+                breaks += if asked_at.elapsed() < SILENT { 1 } else { RETRIES };
                 line.hang_up();
                 if let Err(failure) = line.connect() {
                     return give_up(courses, &failure, wait.is_some(), on_outcome);
@@ -325,6 +332,7 @@ fn carry_out_plan(
 ) -> Result<(), Failure> {
     let host = line.host();
     let mut shell = line.shell()?;
+    let asked_before: Vec<(bool, bool)> = courses.iter().map(|course| (course.asked, course.then_asked)).collect();
     for course in courses.iter_mut() {
         course.asked = true;
     }
@@ -349,6 +357,11 @@ fn carry_out_plan(
             on_outcome(course.outcome.clone());
         }
     });
+    if matches!(&result, Err(failure) if failure.kind == Kind::NoShell) {
+        for (course, before) in courses.iter_mut().zip(asked_before) {
+            (course.asked, course.then_asked) = before;
+        }
+    }
     let mut settled = settled.into_iter();
     courses.retain_mut(|course| {
         course.outcome.waited = started.elapsed();
