@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{Direction, Fixture, Login, Output, Proxy, Running, Server, poll_until};
-use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, count, lines, look, state};
+use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
 
 /// A server behind a proxy, the fixture going through it.
 fn behind_proxy(login: Login) -> (Fixture, Proxy) {
