@@ -3,6 +3,7 @@
 mod completion;
 mod faults;
 mod harness;
+mod hostile;
 mod jobs;
 mod keeper;
 mod kill;
