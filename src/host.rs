@@ -87,15 +87,8 @@ impl FromStr for Host {
     type Err = HostError;
 
     fn from_str(typed: &str) -> Result<Self, HostError> {
-        let remote = if typed == Self::LOCAL {
-            None
-        } else {
-            Some(Remote::from_str(typed)?)
-        };
-        Ok(Self {
-            typed: typed.to_owned(),
-            remote,
-        })
+        let remote = if typed == Self::LOCAL { None } else { Some(Remote::from_str(typed)?) };
+        Ok(Self { typed: typed.to_owned(), remote })
     }
 }
 
@@ -114,11 +107,7 @@ impl FromStr for Remote {
             check_name("user", user, "._+-@")?;
         }
         let (name, port) = split_port(rest)?;
-        Ok(Self {
-            user: user.map(str::to_owned),
-            name: name.to_owned(),
-            port: port.map(parse_port).transpose()?,
-        })
+        Ok(Self { user: user.map(str::to_owned), name: name.to_owned(), port: port.map(parse_port).transpose()? })
     }
 }
 
@@ -155,10 +144,7 @@ fn check_name(what: &'static str, name: &str, punctuation: &str) -> Result<(), H
     if name.chars().count() > NAME_MAX {
         return Err(HostError::TooLong(what));
     }
-    match name
-        .chars()
-        .find(|c| !c.is_alphanumeric() && !punctuation.contains(*c))
-    {
+    match name.chars().find(|c| !c.is_alphanumeric() && !punctuation.contains(*c)) {
         Some(character) => Err(HostError::BadCharacter { what, character }),
         None => Ok(()),
     }
@@ -229,13 +215,8 @@ impl Connect {
         for identity in &mut self.identities {
             *identity = absolute_path(cwd, identity);
         }
-        self.config = self.config.map(|config| {
-            if config == Path::new("none") {
-                config
-            } else {
-                absolute_path(cwd, &config)
-            }
-        });
+        self.config =
+            self.config.map(|config| if config == Path::new("none") { config } else { absolute_path(cwd, &config) });
         self
     }
 
@@ -255,14 +236,8 @@ impl Connect {
 /// `path` under `cwd`, unless it is absolute already or begins with something that is expanded
 /// later (`~`, `%d`, `${HOME}`).
 fn absolute_path(cwd: &Path, path: &Path) -> PathBuf {
-    let expanded_later = path
-        .to_str()
-        .is_some_and(|text| text.starts_with(['~', '%', '$']));
-    if expanded_later {
-        path.to_owned()
-    } else {
-        cwd.join(path)
-    }
+    let expanded_later = path.to_str().is_some_and(|text| text.starts_with(['~', '%', '$']));
+    if expanded_later { path.to_owned() } else { cwd.join(path) }
 }
 
 /// Everything that decides where a connection goes and how: what a keeper is found by.
@@ -294,11 +269,7 @@ mod tests {
     use super::*;
 
     fn remote(user: Option<&str>, name: &str, port: Option<u16>) -> Option<Remote> {
-        Some(Remote {
-            user: user.map(str::to_owned),
-            name: name.to_owned(),
-            port,
-        })
+        Some(Remote { user: user.map(str::to_owned), name: name.to_owned(), port })
     }
 
     #[test]
@@ -308,29 +279,17 @@ mod tests {
             ("web1", remote(None, "web1", None)),
             ("web1:2222", remote(None, "web1", Some(2222))),
             ("bob@web1", remote(Some("bob"), "web1", None)),
-            (
-                "bob@corp.example@web1:22",
-                remote(Some("bob@corp.example"), "web1", Some(22)),
-            ),
-            (
-                "ssh://bob@web1:65535",
-                remote(Some("bob"), "web1", Some(65535)),
-            ),
+            ("bob@corp.example@web1:22", remote(Some("bob@corp.example"), "web1", Some(22))),
+            ("ssh://bob@web1:65535", remote(Some("bob"), "web1", Some(65535))),
             ("ssh://web1", remote(None, "web1", None)),
             ("[::1]", remote(None, "::1", None)),
             ("[::1]:99", remote(None, "::1", Some(99))),
-            (
-                "ssh://u@[fe80::2]:99",
-                remote(Some("u"), "fe80::2", Some(99)),
-            ),
+            ("ssh://u@[fe80::2]:99", remote(Some("u"), "fe80::2", Some(99))),
             ("10.0.0.1:22", remote(None, "10.0.0.1", Some(22))),
             ("local:22", remote(None, "local", Some(22))),
             ("bob@local", remote(Some("bob"), "local", None)),
             ("ssh://local", remote(None, "local", None)),
-            (
-                "db_2.gr\u{fc}n.example",
-                remote(None, "db_2.gr\u{fc}n.example", None),
-            ),
+            ("db_2.gr\u{fc}n.example", remote(None, "db_2.gr\u{fc}n.example", None)),
         ] {
             let host: Host = typed.parse().unwrap();
             assert_eq!(host.remote().cloned(), expected, "{typed}");
@@ -366,15 +325,8 @@ mod tests {
             assert_eq!(typed.parse::<Host>(), Err(expected), "{typed}");
         }
         for character in " \t\n\0\x1b\u{202e}\u{a0}'\"`$\\;&|<>(){}*?[]!#~%^,=/".chars() {
-            for (what, typed) in [
-                ("host", format!("we{character}b")),
-                ("user", format!("b{character}b@web")),
-            ] {
-                assert_eq!(
-                    typed.parse::<Host>(),
-                    Err(BadCharacter { what, character }),
-                    "{typed:?}"
-                );
+            for (what, typed) in [("host", format!("we{character}b")), ("user", format!("b{character}b@web"))] {
+                assert_eq!(typed.parse::<Host>(), Err(BadCharacter { what, character }), "{typed:?}");
             }
         }
         assert_eq!("x".repeat(256).parse::<Host>(), Err(TooLong("host")));
@@ -383,40 +335,25 @@ mod tests {
     #[test]
     fn paths_are_made_absolute_once() {
         let connect = Connect {
-            identities: ["key", "/abs/key", "~/key", "%d/key", "${HOME}/key"]
-                .map(PathBuf::from)
-                .to_vec(),
+            identities: ["key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from).to_vec(),
             config: Some("conf".into()),
             options: vec!["IdentityFile=rel".into()],
             ..Connect::default()
         }
         .absolute(Path::new("/work"));
-        let identities =
-            ["/work/key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from);
+        let identities = ["/work/key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from);
         assert_eq!(connect.identities, identities);
         assert_eq!(connect.config.as_deref(), Some(Path::new("/work/conf")));
         assert_eq!(connect.options, ["IdentityFile=rel"]);
         assert_eq!(connect.clone().absolute(Path::new("/other")), connect);
-        let none = Connect {
-            config: Some("none".into()),
-            ..Connect::default()
-        };
+        let none = Connect { config: Some("none".into()), ..Connect::default() };
         assert_eq!(none.clone().absolute(Path::new("/work")), none);
     }
 
     #[test]
     fn a_user_of_its_own_option_is_checked_too() {
-        for (user, good) in [
-            ("bob", true),
-            ("", false),
-            ("-x", false),
-            ("a b", false),
-            ("$(x)", false),
-        ] {
-            let connect = Connect {
-                user: Some(user.into()),
-                ..Connect::default()
-            };
+        for (user, good) in [("bob", true), ("", false), ("-x", false), ("a b", false), ("$(x)", false)] {
+            let connect = Connect { user: Some(user.into()), ..Connect::default() };
             assert_eq!(connect.check().is_ok(), good, "{user}");
         }
     }

@@ -70,10 +70,7 @@ mod tests {
             (b"a\r\nb\tc\x7f\0", "a\\r\\nb\\tc\\x7f\\x00"),
             ("\u{9b}2J".as_bytes(), "\\u{9b}2J"),
             ("a\u{202e}txt".as_bytes(), "a\\u{202e}txt"),
-            (
-                "\u{200b}\u{feff}\u{e0041}\u{2028}".as_bytes(),
-                "\\u{200b}\\u{feff}\\u{e0041}\\u{2028}",
-            ),
+            ("\u{200b}\u{feff}\u{e0041}\u{2028}".as_bytes(), "\\u{200b}\\u{feff}\\u{e0041}\\u{2028}"),
             (b"\xff\xfeok\xc3", "\\xff\\xfeok\\xc3"),
             (b"", ""),
         ] {

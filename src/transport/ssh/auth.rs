@@ -86,10 +86,9 @@ fn method_order(resolved: &Resolved) -> Vec<Method> {
     };
     let preferred: Vec<Method> = match &resolved.preferred_authentications {
         None => Method::ALL.to_vec(),
-        Some(names) => names
-            .iter()
-            .filter_map(|name| Method::ALL.into_iter().find(|method| method.name() == name))
-            .collect(),
+        Some(names) => {
+            names.iter().filter_map(|name| Method::ALL.into_iter().find(|method| method.name() == name)).collect()
+        }
     };
     preferred.into_iter().filter(enabled).collect()
 }
@@ -139,11 +138,7 @@ struct AgentKey {
 }
 
 /// The keys to offer, in order, and remarks about those that can't be.
-fn plan(
-    configured: Vec<Configured>,
-    held: &[AgentKey],
-    only_configured: bool,
-) -> (VecDeque<Candidate>, Vec<String>) {
+fn plan(configured: Vec<Configured>, held: &[AgentKey], only_configured: bool) -> (VecDeque<Candidate>, Vec<String>) {
     let mut first = VecDeque::new();
     let mut last = Vec::new();
     let mut remarks = Vec::new();
@@ -155,10 +150,8 @@ fn plan(
             KeyFile::Public(public) => public.plain(),
         };
         // Through the agent, a certificate before the plain key.
-        let mut with_agent: Vec<&AgentKey> = held
-            .iter()
-            .filter(|held| public.is_some() && held.key.plain() == public)
-            .collect();
+        let mut with_agent: Vec<&AgentKey> =
+            held.iter().filter(|held| public.is_some() && held.key.plain() == public).collect();
         with_agent.sort_by_key(|held| !held.key.is_certificate());
         for held in with_agent {
             used.push(&held.key.blob);
@@ -166,80 +159,37 @@ fn plan(
                 remarks.push(format!("{path}: {remark}"));
                 continue;
             }
-            let (label, source) = (
-                format!("{path} (agent)"),
-                Source::Agent(held.key.blob.clone()),
-            );
-            first.push_back(Candidate {
-                label,
-                configured: true,
-                source,
-            });
+            let (label, source) = (format!("{path} (agent)"), Source::Agent(held.key.blob.clone()));
+            first.push_back(Candidate { label, configured: true, source });
         }
-        let in_agent = public
-            .as_ref()
-            .is_some_and(|public| held.iter().any(|held| held.key == *public));
-        let KeyFile::Private {
-            text, encrypted, ..
-        } = identity.key
-        else {
+        let in_agent = public.as_ref().is_some_and(|public| held.iter().any(|held| held.key == *public));
+        let KeyFile::Private { text, encrypted, .. } = identity.key else {
             if !in_agent {
-                remarks.push(format!(
-                    "{path}: only the public half is here, and no agent holds the private one"
-                ));
+                remarks.push(format!("{path}: only the public half is here, and no agent holds the private one"));
             }
             continue;
         };
         if public.as_ref().is_some_and(PublicKey::is_hardware) {
             if !in_agent {
-                remarks.push(format!(
-                    "{path}: a security key works through an agent only (ssh-add {path})"
-                ));
+                remarks.push(format!("{path}: a security key works through an agent only (ssh-add {path})"));
             }
             continue;
         }
         for certificate in identity.certificates {
             let label = format!("{path} (certificate)");
-            let source = Source::File {
-                text: text.clone(),
-                encrypted,
-                public: Some(certificate),
-            };
-            let candidate = Candidate {
-                label,
-                configured: true,
-                source,
-            };
-            if encrypted && in_agent {
-                last.push(candidate)
-            } else {
-                first.push_back(candidate)
-            }
+            let source = Source::File { text: text.clone(), encrypted, public: Some(certificate) };
+            let candidate = Candidate { label, configured: true, source };
+            if encrypted && in_agent { last.push(candidate) } else { first.push_back(candidate) }
         }
         if !in_agent {
-            let source = Source::File {
-                text,
-                encrypted,
-                public,
-            };
-            let candidate = Candidate {
-                label: path.to_string(),
-                configured: true,
-                source,
-            };
+            let source = Source::File { text, encrypted, public };
+            let candidate = Candidate { label: path.to_string(), configured: true, source };
             // A key that ssh tries unasked should cost no passphrase while the agent has others.
-            if encrypted && !identity.explicit {
-                last.push(candidate)
-            } else {
-                first.push_back(candidate)
-            }
+            if encrypted && !identity.explicit { last.push(candidate) } else { first.push_back(candidate) }
         }
     }
     if !only_configured {
-        for held in held
-            .iter()
-            .filter(|held| !used.contains(&held.key.blob.as_slice()))
-        {
+        for held in held.iter().filter(|held| !used.contains(&held.key.blob.as_slice())) {
             let label = format!("{:?} (agent)", held.comment);
             match agent_cannot(&held.key) {
                 Some(remark) => remarks.push(format!("{label}: {remark}")),
@@ -269,10 +219,7 @@ fn read_configured(resolved: &Resolved, remarks: &mut Vec<String>) -> Vec<Config
         .filter_map(|path| {
             let found = keyfile::read_public(path).filter(PublicKey::is_certificate);
             if found.is_none() {
-                remarks.push(format!(
-                    "{}: not a certificate that can be read",
-                    path.display()
-                ));
+                remarks.push(format!("{}: not a certificate that can be read", path.display()));
             }
             found
         })
@@ -294,20 +241,13 @@ fn read_configured(resolved: &Resolved, remarks: &mut Vec<String>) -> Vec<Config
         let beside = keyfile::read_public(&with_suffix(&identity.path, "-cert.pub"));
         let mut fitting: Vec<PublicKey> = Vec::new();
         for certificate in certificates.iter().cloned().chain(beside) {
-            let fits = certificate.is_certificate()
-                && public.is_some()
-                && certificate.plain().as_ref() == public;
+            let fits = certificate.is_certificate() && public.is_some() && certificate.plain().as_ref() == public;
             if fits && !fitting.contains(&certificate) {
                 fitting.push(certificate);
             }
         }
         let (path, explicit) = (identity.path.clone(), identity.explicit);
-        configured.push(Configured {
-            path,
-            explicit,
-            key,
-            certificates: fitting,
-        });
+        configured.push(Configured { path, explicit, key, certificates: fitting });
     }
     configured
 }
@@ -331,10 +271,7 @@ enum Outcome {
 /// passphrase is wrong. The code is the same as for a refused signature.
 const NO_SIGNATURE: &str = "Callback returned error";
 /// libssh2's words when the answer did not come, for both kinds of tries.
-const NO_ANSWER: [&str; 2] = [
-    "Waiting for USERAUTH response",
-    "Waiting for publickey USERAUTH response",
-];
+const NO_ANSWER: [&str; 2] = ["Waiting for USERAUTH response", "Waiting for publickey USERAUTH response"];
 const NO_INTERACTIVE_ANSWER: &str = "Waiting for keyboard USERAUTH response";
 
 fn outcome(result: Result<(), ssh2::Error>) -> Outcome {
@@ -346,30 +283,20 @@ fn outcome(result: Result<(), ssh2::Error>) -> Outcome {
     };
     let message = error.message();
     match code {
-        libssh2_sys::LIBSSH2_ERROR_AUTHENTICATION_FAILED if message != NO_INTERACTIVE_ANSWER => {
-            Outcome::Refused
-        }
+        libssh2_sys::LIBSSH2_ERROR_AUTHENTICATION_FAILED if message != NO_INTERACTIVE_ANSWER => Outcome::Refused,
         libssh2_sys::LIBSSH2_ERROR_PUBLICKEY_UNVERIFIED if message == NO_SIGNATURE => {
             Outcome::Unusable("no signature could be made with it".to_owned())
         }
-        libssh2_sys::LIBSSH2_ERROR_PUBLICKEY_UNVERIFIED if !NO_ANSWER.contains(&message) => {
-            Outcome::NoOrPartial
-        }
-        libssh2_sys::LIBSSH2_ERROR_FILE => {
-            Outcome::Unusable("it can't be read as a key".to_owned())
-        }
+        libssh2_sys::LIBSSH2_ERROR_PUBLICKEY_UNVERIFIED if !NO_ANSWER.contains(&message) => Outcome::NoOrPartial,
+        libssh2_sys::LIBSSH2_ERROR_FILE => Outcome::Unusable("it can't be read as a key".to_owned()),
         libssh2_sys::LIBSSH2_ERROR_METHOD_NONE => {
             Outcome::Unusable("the server takes no signature that it can make".to_owned())
         }
-        libssh2_sys::LIBSSH2_ERROR_KEYFILE_AUTH_FAILED => {
-            Outcome::Unusable("the passphrase is wrong".to_owned())
+        libssh2_sys::LIBSSH2_ERROR_KEYFILE_AUTH_FAILED => Outcome::Unusable("the passphrase is wrong".to_owned()),
+        libssh2_sys::LIBSSH2_ERROR_AGENT_PROTOCOL => Outcome::Unusable("the agent did not sign".to_owned()),
+        libssh2_sys::LIBSSH2_ERROR_PASSWORD_EXPIRED => {
+            Outcome::Unusable("the password has expired: log in with ssh once and change it".to_owned())
         }
-        libssh2_sys::LIBSSH2_ERROR_AGENT_PROTOCOL => {
-            Outcome::Unusable("the agent did not sign".to_owned())
-        }
-        libssh2_sys::LIBSSH2_ERROR_PASSWORD_EXPIRED => Outcome::Unusable(
-            "the password has expired: log in with ssh once and change it".to_owned(),
-        ),
         _ => Outcome::Lost(printable(message, 200)),
     }
 }
@@ -432,10 +359,7 @@ pub(super) fn authenticate(
 
 /// The agent and its keys; none where there is no agent. Its answers are not bounded in time: it
 /// may be asking the user.
-fn open_agent(
-    session: &Session,
-    resolved: &Resolved,
-) -> Result<Option<(Agent, Vec<AgentKey>)>, String> {
+fn open_agent(session: &Session, resolved: &Resolved) -> Result<Option<(Agent, Vec<AgentKey>)>, String> {
     let Some(path) = &resolved.agent else {
         return Ok(None);
     };
@@ -448,20 +372,13 @@ fn open_agent(
         Ok((agent, identities))
     };
     let (agent, identities) = open().map_err(|error: ssh2::Error| {
-        format!(
-            "the agent at {} does not answer: {}",
-            path.display(),
-            error.message()
-        )
+        format!("the agent at {} does not answer: {}", path.display(), error.message())
     })?;
     let held = identities
         .iter()
         .filter_map(|identity| {
             let key = PublicKey::from_blob(identity.blob())?;
-            Some(AgentKey {
-                key,
-                comment: printable(identity.comment(), 100),
-            })
+            Some(AgentKey { key, comment: printable(identity.comment(), 100) })
         })
         .collect();
     Ok(Some((agent, held)))
@@ -501,10 +418,7 @@ struct Login<'a> {
 impl Login<'_> {
     fn run(mut self) -> Result<(), AuthError> {
         let blind = self.left.first() == Some(&Method::PublicKey)
-            && self
-                .keys
-                .front()
-                .is_some_and(|key| key.configured || self.keys.len() <= BLIND_KEYS_MAX);
+            && self.keys.front().is_some_and(|key| key.configured || self.keys.len() <= BLIND_KEYS_MAX);
         if !blind && self.ask_server()? {
             return Ok(());
         }
@@ -522,8 +436,7 @@ impl Login<'_> {
                 Outcome::Refused => {
                     self.failures += 1;
                     // A password that was taken as the first of two steps looks like a wrong one.
-                    let may_be_partial =
-                        method != Method::PublicKey && self.failures < FAILURES_MAX;
+                    let may_be_partial = method != Method::PublicKey && self.failures < FAILURES_MAX;
                     if (self.server.is_none() || may_be_partial) && self.ask_server()? {
                         return Ok(());
                     }
@@ -546,22 +459,18 @@ impl Login<'_> {
     /// The method to go on with; none when all are used up.
     fn next_method(&mut self) -> Option<Method> {
         let taken = |server: &Option<Vec<String>>, method: Method| {
-            server
-                .as_ref()
-                .is_none_or(|names| names.iter().any(|name| name == method.name()))
+            server.as_ref().is_none_or(|names| names.iter().any(|name| name == method.name()))
         };
-        let passwords_wait = self
-            .left
-            .iter()
-            .any(|method| *method != Method::PublicKey && taken(&self.server, *method))
-            && self.prompter.available().is_ok();
+        let passwords_wait =
+            self.left.iter().any(|method| *method != Method::PublicKey && taken(&self.server, *method))
+                && self.prompter.available().is_ok();
         let keys_done = self.keys.is_empty() || (self.failures >= FAILURES_MAX && passwords_wait);
-        self.left
-            .retain(|method| *method != Method::PublicKey || !keys_done);
+        self.left.retain(|method| *method != Method::PublicKey || !keys_done);
         let can_ask = self.prompter.available();
-        self.left.iter().copied().find(|method| {
-            taken(&self.server, *method) && (*method == Method::PublicKey || can_ask.is_ok())
-        })
+        self.left
+            .iter()
+            .copied()
+            .find(|method| taken(&self.server, *method) && (*method == Method::PublicKey || can_ask.is_ok()))
     }
 
     fn used_up(&mut self, method: Method) {
@@ -573,9 +482,8 @@ impl Login<'_> {
         // sshd counts a `none` as a failed try unless it is the first request of all.
         let counted = std::mem::replace(&mut self.begun, true);
         let user = &self.resolved.user;
-        let answer = self.watchdog.within(ANSWER_LIMIT, || {
-            without_panic(|| self.session.auth_methods(user).map(str::to_owned))
-        });
+        let answer =
+            self.watchdog.within(ANSWER_LIMIT, || without_panic(|| self.session.auth_methods(user).map(str::to_owned)));
         let answer = match answer {
             _ if self.session.authenticated() => {
                 (self.notes)(Note::Step("the server asks for no authentication"));
@@ -584,25 +492,16 @@ impl Login<'_> {
             Some(Ok(list)) => list,
             Some(Err(error)) => return Err(self.lost(error.message())),
             None => {
-                return Err(AuthError::Lost(
-                    "the server's list of methods is not text".to_owned(),
-                ));
+                return Err(AuthError::Lost("the server's list of methods is not text".to_owned()));
             }
         };
         if counted {
             self.failures += 1;
         }
         self.show_banner();
-        let names: Vec<String> = answer
-            .split(',')
-            .filter(|name| !name.is_empty())
-            .take(20)
-            .map(|name| printable(name, 60))
-            .collect();
-        (self.notes)(Note::Step(&format!(
-            "the server takes: {}",
-            names.join(", ")
-        )));
+        let names: Vec<String> =
+            answer.split(',').filter(|name| !name.is_empty()).take(20).map(|name| printable(name, 60)).collect();
+        (self.notes)(Note::Step(&format!("the server takes: {}", names.join(", "))));
         if self.server.as_ref().is_some_and(|before| *before != names) {
             // Another list than before: a step is done, and the methods start afresh.
             self.step_done();
@@ -621,8 +520,7 @@ impl Login<'_> {
         self.password_tries = 0;
         let keys_left = !self.keys.is_empty();
         self.left = method_order(self.resolved);
-        self.left
-            .retain(|method| *method != Method::PublicKey || keys_left);
+        self.left.retain(|method| *method != Method::PublicKey || keys_left);
         (self.notes)(Note::Step("the server wants a further step"));
     }
 
@@ -645,16 +543,8 @@ impl Login<'_> {
         (self.notes)(Note::Step(&format!("trying the key {}", key.label)));
         let outcome = match &key.source {
             Source::Agent(blob) => self.offer_from_agent(blob),
-            Source::File {
-                text,
-                encrypted: false,
-                public,
-            } => self.offer(text, public.as_ref(), None),
-            Source::File {
-                text,
-                encrypted: true,
-                public,
-            } => self.offer_encrypted(&key.label, text, public.as_ref()),
+            Source::File { text, encrypted: false, public } => self.offer(text, public.as_ref(), None),
+            Source::File { text, encrypted: true, public } => self.offer_encrypted(&key.label, text, public.as_ref()),
         };
         match &outcome {
             Outcome::Refused | Outcome::NoOrPartial | Outcome::Lost(_) => {
@@ -688,14 +578,7 @@ impl Login<'_> {
 
     fn offer(&self, text: &str, public: Option<&PublicKey>, passphrase: Option<&str>) -> Outcome {
         let line = public.map(PublicKey::to_line);
-        let offer = || {
-            self.session.userauth_pubkey_memory(
-                &self.resolved.user,
-                line.as_deref(),
-                text,
-                passphrase,
-            )
-        };
+        let offer = || self.session.userauth_pubkey_memory(&self.resolved.user, line.as_deref(), text, passphrase);
         outcome(self.watchdog.within(ANSWER_LIMIT, offer))
     }
 
@@ -740,10 +623,7 @@ impl Login<'_> {
             Ok(password) => password,
             Err(error) => return self.no_answer(Method::Password, &error),
         };
-        let attempt = || {
-            self.session
-                .userauth_password(&self.resolved.user, password.expose())
-        };
+        let attempt = || self.session.userauth_password(&self.resolved.user, password.expose());
         let outcome = outcome(self.watchdog.within(ANSWER_LIMIT, attempt));
         self.note_try(Method::Password, &outcome);
         outcome
@@ -756,18 +636,8 @@ impl Login<'_> {
         }
         let who = self.who();
         let (prompter, watchdog) = (&mut *self.prompter, self.watchdog);
-        let mut dialogue = Dialogue {
-            prompter,
-            watchdog,
-            who,
-            rounds: 0,
-            failed: None,
-            cut: false,
-        };
-        let attempt = || {
-            self.session
-                .userauth_keyboard_interactive(&self.resolved.user, &mut dialogue)
-        };
+        let mut dialogue = Dialogue { prompter, watchdog, who, rounds: 0, failed: None, cut: false };
+        let attempt = || self.session.userauth_keyboard_interactive(&self.resolved.user, &mut dialogue);
         let result = self.watchdog.within(INTERACTIVE_LIMIT, attempt);
         let (rounds, failed, cut) = (dialogue.rounds, dialogue.failed, dialogue.cut);
         if cut {
@@ -796,9 +666,7 @@ impl Login<'_> {
 
     fn note_try(&mut self, method: Method, outcome: &Outcome) {
         match outcome {
-            Outcome::Refused | Outcome::NoOrPartial
-                if !self.tried.iter().any(|tried| tried == method.name()) =>
-            {
+            Outcome::Refused | Outcome::NoOrPartial if !self.tried.iter().any(|tried| tried == method.name()) => {
                 self.tried.push(method.name().to_owned());
             }
             Outcome::Unusable(reason) => {
@@ -811,9 +679,7 @@ impl Login<'_> {
 
     fn lost(&self, reason: &str) -> AuthError {
         if self.cut {
-            return AuthError::Refused(
-                "the server kept asking questions without an end".to_owned(),
-            );
+            return AuthError::Refused("the server kept asking questions without an end".to_owned());
         }
         if self.watchdog.fired() {
             return AuthError::Lost(format!(
@@ -828,20 +694,13 @@ impl Login<'_> {
                 self.refusal()
             ));
         }
-        AuthError::Lost(format!(
-            "the connection broke during authentication: {}",
-            printable(reason, 200)
-        ))
+        AuthError::Lost(format!("the connection broke during authentication: {}", printable(reason, 200)))
     }
 
     /// Who was refused, what the server takes, what was tried and what was not, what to do.
     fn refusal(&self) -> String {
         let server = self.server.as_deref().unwrap_or_default();
-        let mut text = format!(
-            "{} port {} refused the login",
-            self.who(),
-            self.resolved.port
-        );
+        let mut text = format!("{} port {} refused the login", self.who(), self.resolved.port);
         if self.steps > 0 {
             text.push_str(" after a first step that it accepted");
         }
@@ -869,22 +728,14 @@ impl Login<'_> {
 
     fn not_tried(&self, server: &[String]) -> Vec<String> {
         let mut items = self.remarks.clone();
-        items.extend(
-            self.keys
-                .iter()
-                .map(|key| format!("{} (too many failed tries)", key.label)),
-        );
+        items.extend(self.keys.iter().map(|key| format!("{} (too many failed tries)", key.label)));
         for method in [Method::KeyboardInteractive, Method::Password] {
-            if !server.iter().any(|name| name == method.name())
-                || self.tried.iter().any(|tried| tried == method.name())
+            if !server.iter().any(|name| name == method.name()) || self.tried.iter().any(|tried| tried == method.name())
             {
                 continue;
             }
             if !method_order(self.resolved).contains(&method) {
-                items.push(format!(
-                    "{} (switched off by the configuration)",
-                    method.name()
-                ));
+                items.push(format!("{} (switched off by the configuration)", method.name()));
             } else if let Err(error) = self.prompter.available() {
                 items.push(format!("{} ({error})", method.name()));
             }
@@ -939,12 +790,7 @@ struct Dialogue<'a> {
 }
 
 impl KeyboardInteractivePrompt for Dialogue<'_> {
-    fn prompt<'p>(
-        &mut self,
-        name: &str,
-        instructions: &str,
-        prompts: &[Prompt<'p>],
-    ) -> Vec<String> {
+    fn prompt<'p>(&mut self, name: &str, instructions: &str, prompts: &[Prompt<'p>]) -> Vec<String> {
         self.rounds += 1;
         if self.failed.is_some() {
             // libssh2 gives no other way to leave a server that does not stop asking.
@@ -959,13 +805,7 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
             .flat_map(|text| text.lines())
             .filter(|line| !line.trim().is_empty())
             .take(10)
-            .map(|line| {
-                format!(
-                    "({}) {}\n",
-                    self.who,
-                    printable(line.trim_end(), QUESTION_MAX)
-                )
-            })
+            .map(|line| format!("({}) {}\n", self.who, printable(line.trim_end(), QUESTION_MAX)))
             .collect();
         let mut answers = Vec::new();
         for prompt in prompts {
@@ -974,18 +814,13 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
                 answers.push(String::new());
                 continue;
             }
-            let question = format!(
-                "{before}({}) {}",
-                self.who,
-                printable(prompt.text.trim_end_matches('\n'), QUESTION_MAX)
-            );
+            let question =
+                format!("{before}({}) {}", self.who, printable(prompt.text.trim_end_matches('\n'), QUESTION_MAX));
             before.clear();
             let answer = if prompt.echo {
                 self.prompter.line(&question)
             } else {
-                self.prompter
-                    .secret(&question)
-                    .map(|secret| secret.expose().to_owned())
+                self.prompter.secret(&question).map(|secret| secret.expose().to_owned())
             };
             answers.push(answer.unwrap_or_else(|error| {
                 self.failed = Some(error);
@@ -1004,32 +839,17 @@ mod tests {
         let mut blob = u32::try_from(kind.len()).unwrap().to_be_bytes().to_vec();
         blob.extend_from_slice(kind.as_bytes());
         blob.extend_from_slice(&[0, 0, 0, 1, seed]);
-        PublicKey {
-            kind: kind.to_owned(),
-            blob,
-        }
+        PublicKey { kind: kind.to_owned(), blob }
     }
 
     fn private(path: &str, seed: u8, encrypted: bool, explicit: bool) -> Configured {
         let public = Some(public("ssh-ed25519", seed));
-        let key = KeyFile::Private {
-            text: String::new(),
-            encrypted,
-            public,
-        };
-        Configured {
-            path: path.into(),
-            explicit,
-            key,
-            certificates: Vec::new(),
-        }
+        let key = KeyFile::Private { text: String::new(), encrypted, public };
+        Configured { path: path.into(), explicit, key, certificates: Vec::new() }
     }
 
     fn held(seed: u8) -> AgentKey {
-        AgentKey {
-            key: public("ssh-ed25519", seed),
-            comment: format!("held {seed}"),
-        }
+        AgentKey { key: public("ssh-ed25519", seed), comment: format!("held {seed}") }
     }
 
     fn labels(plan: &(VecDeque<Candidate>, Vec<String>)) -> Vec<&str> {
@@ -1047,70 +867,27 @@ mod tests {
             ]
         };
         let all = plan(configured(), &[held(9), held(3)], false);
-        let expected = [
-            "/plain",
-            "/in-agent (agent)",
-            "/named-locked",
-            "\"held 9\" (agent)",
-            "/default-locked",
-        ];
+        let expected = ["/plain", "/in-agent (agent)", "/named-locked", "\"held 9\" (agent)", "/default-locked"];
         assert_eq!(labels(&all), expected);
         let only = plan(configured(), &[held(9), held(3)], true);
-        assert_eq!(
-            labels(&only),
-            [
-                "/plain",
-                "/in-agent (agent)",
-                "/named-locked",
-                "/default-locked"
-            ]
-        );
+        assert_eq!(labels(&only), ["/plain", "/in-agent (agent)", "/named-locked", "/default-locked"]);
     }
 
     #[test]
     fn keys_that_cannot_be_used_are_remarked_on() {
-        let half = |key| Configured {
-            path: "/k".into(),
-            explicit: true,
-            key,
-            certificates: Vec::new(),
-        };
+        let half = |key| Configured { path: "/k".into(), explicit: true, key, certificates: Vec::new() };
         let hardware = public("sk-ssh-ed25519@openssh.com", 1);
-        let in_file = KeyFile::Private {
-            text: String::new(),
-            encrypted: false,
-            public: Some(hardware.clone()),
-        };
+        let in_file = KeyFile::Private { text: String::new(), encrypted: false, public: Some(hardware.clone()) };
         for (key, agent, remark) in [
-            (
-                KeyFile::Public(public("ssh-ed25519", 1)),
-                vec![],
-                "only the public half",
-            ),
-            (
-                in_file,
-                vec![],
-                "a security key works through an agent only",
-            ),
+            (KeyFile::Public(public("ssh-ed25519", 1)), vec![], "only the public half"),
+            (in_file, vec![], "a security key works through an agent only"),
         ] {
             let (keys, remarks) = plan(vec![half(key)], &agent, false);
-            assert!(
-                keys.is_empty() && remarks.len() == 1 && remarks[0].contains(remark),
-                "{remarks:?}"
-            );
+            assert!(keys.is_empty() && remarks.len() == 1 && remarks[0].contains(remark), "{remarks:?}");
         }
-        let agent = [AgentKey {
-            key: hardware.clone(),
-            comment: String::new(),
-        }];
-        assert_eq!(
-            labels(&plan(vec![half(KeyFile::Public(hardware))], &agent, true)),
-            ["/k (agent)"]
-        );
-        let certificate = AgentKey {
-            key: public("ssh-rsa-cert-v01@openssh.com", 1),
-            comment: String::new(),
-        };
+        let agent = [AgentKey { key: hardware.clone(), comment: String::new() }];
+        assert_eq!(labels(&plan(vec![half(KeyFile::Public(hardware))], &agent, true)), ["/k (agent)"]);
+        let certificate = AgentKey { key: public("ssh-rsa-cert-v01@openssh.com", 1), comment: String::new() };
         let (keys, remarks) = plan(Vec::new(), &[certificate], false);
         assert!(keys.is_empty() && remarks.len() == 1);
     }

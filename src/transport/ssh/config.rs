@@ -218,22 +218,13 @@ pub fn resolve(destination: &Destination) -> Result<Resolved, ConfigError> {
         }
         Err(error) => return Err(error),
     };
-    let mut resolved = build(
-        &destination.host.to_string(),
-        remote,
-        connect,
-        &settings,
-        &Here::look()?,
-    )?;
+    let mut resolved = build(&destination.host.to_string(), remote, connect, &settings, &Here::look()?)?;
     resolved.identities.retain(|identity| {
         let exists = identity.path.exists();
         // `-i key` may name a key whose private half an agent holds.
         let public_only = !exists && with_suffix(&identity.path, ".pub").exists();
         if !exists && !public_only && identity.explicit {
-            warnings.push(format!(
-                "there is no identity file {}",
-                identity.path.display()
-            ));
+            warnings.push(format!("there is no identity file {}", identity.path.display()));
         }
         exists || public_only
     });
@@ -258,9 +249,7 @@ struct Answer {
 fn query_args(remote: &Remote, connect: &Connect) -> Vec<OsString> {
     // -T: no remark about a terminal. ControlPath comes back expanded and is not used here, so it
     // brings us %C, whose recipe changed between versions.
-    let mut args: Vec<OsString> = ["-G", "-T", "-o", "ControlPath=%C"]
-        .map(Into::into)
-        .to_vec();
+    let mut args: Vec<OsString> = ["-G", "-T", "-o", "ControlPath=%C"].map(Into::into).to_vec();
     let mut add = |flag: &str, value: OsString| args.extend([flag.into(), value]);
     if let Some(config) = &connect.config {
         add("-F", config.into());
@@ -303,42 +292,23 @@ fn ask_ssh(remote: &Remote, connect: &Connect) -> Result<Answer, ConfigError> {
     }
     let (status, output, errors) = result?;
     let errors = String::from_utf8_lossy(&errors);
-    let mut lines = errors
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty());
+    let mut lines = errors.lines().map(str::trim).filter(|line| !line.is_empty());
     if !status.success() {
         let words: Vec<_> = lines.take(5).map(|line| printable(line, 300)).collect();
-        return Err(ConfigError::Refused(if words.is_empty() {
-            status.to_string()
-        } else {
-            words.join("; ")
-        }));
+        return Err(ConfigError::Refused(if words.is_empty() { status.to_string() } else { words.join("; ") }));
     }
-    let warnings = lines
-        .by_ref()
-        .take(10)
-        .map(|line| printable(line, 300))
-        .collect();
-    Ok(Answer {
-        output: String::from_utf8_lossy(&output).into_owned(),
-        warnings,
-    })
+    let warnings = lines.by_ref().take(10).map(|line| printable(line, 300)).collect();
+    Ok(Answer { output: String::from_utf8_lossy(&output).into_owned(), warnings })
 }
 
 /// The child's status and what it wrote, read to the end within the deadline and the bound.
-fn collect(
-    child: &mut Child,
-    deadline: Instant,
-) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), ConfigError> {
+fn collect(child: &mut Child, deadline: Instant) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), ConfigError> {
     let output = read_in_background(child.stdout.take());
     let errors = read_in_background(child.stderr.take());
     let left = || deadline.saturating_duration_since(Instant::now());
     let mut texts = Vec::new();
     for receiver in [output, errors] {
-        let text = receiver
-            .recv_timeout(left())
-            .map_err(|_| ConfigError::TimedOut)??;
+        let text = receiver.recv_timeout(left()).map_err(|_| ConfigError::TimedOut)??;
         if text.len() > OUTPUT_MAX {
             return Err(ConfigError::TooLong);
         }
@@ -356,17 +326,12 @@ fn collect(
     }
 }
 
-fn read_in_background(
-    stream: Option<impl Read + Send + 'static>,
-) -> mpsc::Receiver<io::Result<Vec<u8>>> {
+fn read_in_background(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut text = Vec::new();
         let result = match stream {
-            Some(stream) => stream
-                .take(OUTPUT_MAX as u64 + 1)
-                .read_to_end(&mut text)
-                .map(|_| text),
+            Some(stream) => stream.take(OUTPUT_MAX as u64 + 1).read_to_end(&mut text).map(|_| text),
             None => Ok(text),
         };
         // Nobody listens any more after a time-out.
@@ -409,9 +374,7 @@ impl Settings {
             let split = option.split_once(['=', ' ', '\t']);
             let (key, value) = split.ok_or_else(|| ConfigError::BadOption(option.clone()))?;
             let value = value.trim_start_matches(['=', ' ', '\t']).trim_end();
-            let unquoted = value
-                .strip_prefix('"')
-                .and_then(|value| value.strip_suffix('"'));
+            let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
             settings.add(key.trim(), unquoted.unwrap_or(value));
         }
         if !settings.0.contains_key("identityfile") {
@@ -423,10 +386,7 @@ impl Settings {
     }
 
     fn add(&mut self, key: &str, value: &str) {
-        self.0
-            .entry(key.to_ascii_lowercase())
-            .or_default()
-            .push(value.to_owned());
+        self.0.entry(key.to_ascii_lowercase()).or_default().push(value.to_owned());
     }
 
     /// The first value, as in ssh the first one counts.
@@ -436,8 +396,7 @@ impl Settings {
 
     /// The first value unless it is `none`.
     fn some(&self, key: &str) -> Option<&str> {
-        self.get(key)
-            .filter(|value| !value.is_empty() && !value.eq_ignore_ascii_case("none"))
+        self.get(key).filter(|value| !value.is_empty() && !value.eq_ignore_ascii_case("none"))
     }
 
     fn all(&self, key: &str) -> &[String] {
@@ -454,17 +413,12 @@ impl Settings {
     }
 
     fn number(&self, key: &'static str, unset: u32) -> Result<u32, ConfigError> {
-        self.some(key).map_or(Ok(unset), |value| {
-            value.parse().map_err(|_| bad_value(key, value))
-        })
+        self.some(key).map_or(Ok(unset), |value| value.parse().map_err(|_| bad_value(key, value)))
     }
 }
 
 fn bad_value(key: &'static str, value: &str) -> ConfigError {
-    ConfigError::BadValue {
-        key,
-        value: value.to_owned(),
-    }
+    ConfigError::BadValue { key, value: value.to_owned() }
 }
 
 /// What ssh tries unasked, in its order, as `ssh -G` prints it.
@@ -501,12 +455,7 @@ impl Here {
             uid: uid.as_raw(),
             host: host.to_string_lossy().into_owned(),
             env: |name| std::env::var(name).ok(),
-            home_of: |name| {
-                nix::unistd::User::from_name(name)
-                    .ok()
-                    .flatten()
-                    .map(|user| user.dir)
-            },
+            home_of: |name| nix::unistd::User::from_name(name).ok().flatten().map(|user| user.dir),
         })
     }
 }
@@ -524,11 +473,7 @@ impl Expander<'_> {
             let text = tokens::percent(&text, &self.tokens, FOR_FILES)?;
             tokens::tilde(&text, &self.here.home, &self.here.home_of)
         };
-        expand().map_err(|source| ConfigError::Expand {
-            key,
-            value: value.to_owned(),
-            source,
-        })
+        expand().map_err(|source| ConfigError::Expand { key, value: value.to_owned(), source })
     }
 
     fn text(&self, key: &'static str, value: &str, allowed: &str) -> Result<String, ConfigError> {
@@ -543,11 +488,7 @@ impl Expander<'_> {
     /// path is taken for the rest of the one before it, as in `/Users/Jo Doe/known_hosts`.
     fn paths(&self, key: &'static str, value: Option<&str>) -> Result<Vec<PathBuf>, ConfigError> {
         let mut values: Vec<String> = Vec::new();
-        for word in value
-            .unwrap_or_default()
-            .split(' ')
-            .filter(|word| !word.is_empty())
-        {
+        for word in value.unwrap_or_default().split(' ').filter(|word| !word.is_empty()) {
             match values.last_mut() {
                 Some(last) if !word.starts_with(['/', '~', '$', '%']) => {
                     last.push(' ');
@@ -589,10 +530,8 @@ fn build(
             local_user: here.user.clone(),
         },
     };
-    let host_key_alias = settings
-        .some("hostkeyalias")
-        .map(|alias| expander.text("hostkeyalias", alias, FOR_FILES))
-        .transpose()?;
+    let host_key_alias =
+        settings.some("hostkeyalias").map(|alias| expander.text("hostkeyalias", alias, FOR_FILES)).transpose()?;
     if let Some(alias) = &host_key_alias {
         expander.tokens.key_alias.clone_from(alias);
     }
@@ -614,20 +553,12 @@ fn build(
         identities_only: settings.flag("identitiesonly", false)?,
         agent: agent(settings, &expander)?,
         user_known_hosts: match settings.get("userknownhostsfile") {
-            None => expander.paths(
-                "userknownhostsfile",
-                Some("~/.ssh/known_hosts ~/.ssh/known_hosts2"),
-            )?,
+            None => expander.paths("userknownhostsfile", Some("~/.ssh/known_hosts ~/.ssh/known_hosts2"))?,
             Some(_) => expander.paths("userknownhostsfile", settings.some("userknownhostsfile"))?,
         },
         global_known_hosts: match settings.get("globalknownhostsfile") {
-            None => ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
-                .map(PathBuf::from)
-                .to_vec(),
-            Some(_) => expander.paths(
-                "globalknownhostsfile",
-                settings.some("globalknownhostsfile"),
-            )?,
+            None => ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"].map(PathBuf::from).to_vec(),
+            Some(_) => expander.paths("globalknownhostsfile", settings.some("globalknownhostsfile"))?,
         },
         strict_host_key_checking: strictness(settings)?,
         host_key_alias,
@@ -645,17 +576,12 @@ fn build(
         proxy: proxy(settings, connect, &expander, batch_mode)?,
         batch_mode,
         // Newer versions also print `unbound` and `host-bound`.
-        pubkey_authentication: !matches!(
-            settings.get("pubkeyauthentication"),
-            Some("no" | "false")
-        ),
+        pubkey_authentication: !matches!(settings.get("pubkeyauthentication"), Some("no" | "false")),
         password_authentication: settings.flag("passwordauthentication", true)?,
         kbd_interactive_authentication: settings.flag("kbdinteractiveauthentication", true)?,
-        preferred_authentications: settings.some("preferredauthentications").map(|list| {
-            list.split(',')
-                .map(|method| method.trim().to_owned())
-                .collect()
-        }),
+        preferred_authentications: settings
+            .some("preferredauthentications")
+            .map(|list| list.split(',').map(|method| method.trim().to_owned()).collect()),
         password_prompts: settings.number("numberofpasswordprompts", 3)?,
         unsupported,
         warnings,
@@ -664,35 +590,22 @@ fn build(
 
 fn identities(settings: &Settings, expander: &Expander) -> Result<Vec<Identity>, ConfigError> {
     let mut identities: Vec<Identity> = Vec::new();
-    for value in settings
-        .all("identityfile")
-        .iter()
-        .filter(|value| !value.eq_ignore_ascii_case("none"))
-    {
+    for value in settings.all("identityfile").iter().filter(|value| !value.eq_ignore_ascii_case("none")) {
         let path = expander.path("identityfile", value)?;
         if !identities.iter().any(|identity| identity.path == path) {
-            identities.push(Identity {
-                path,
-                explicit: !DEFAULT_IDENTITIES.contains(&value.as_str()),
-            });
+            identities.push(Identity { path, explicit: !DEFAULT_IDENTITIES.contains(&value.as_str()) });
         }
     }
     Ok(identities)
 }
 
 fn agent(settings: &Settings, expander: &Expander) -> Result<Option<PathBuf>, ConfigError> {
-    let variable = |name: &str| {
-        (expander.here.env)(name)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    };
+    let variable = |name: &str| (expander.here.env)(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     match settings.get("identityagent") {
         None | Some("SSH_AUTH_SOCK") => Ok(variable("SSH_AUTH_SOCK")),
         Some(value) if value.eq_ignore_ascii_case("none") => Ok(None),
         // A whole variable may be named without braces: ssh_config(5), IdentityAgent.
-        Some(value) if value.starts_with('$') && !value.starts_with("${") => {
-            Ok(variable(&value[1..]))
-        }
+        Some(value) if value.starts_with('$') && !value.starts_with("${") => Ok(variable(&value[1..])),
         Some(value) => expander.path("identityagent", value).map(Some),
     }
 }
@@ -717,10 +630,7 @@ fn seconds(settings: &Settings, key: &'static str) -> Result<Option<Duration>, C
 fn not_honoured(settings: &Settings) -> Result<(Vec<String>, Vec<String>), ConfigError> {
     let mut unsupported = Vec::new();
     for key in ["GSSAPIAuthentication", "HostbasedAuthentication"] {
-        if matches!(
-            settings.get(&key.to_ascii_lowercase()),
-            Some("yes" | "true")
-        ) {
+        if matches!(settings.get(&key.to_ascii_lowercase()), Some("yes" | "true")) {
             unsupported.push(key.to_owned());
         }
     }
@@ -730,9 +640,9 @@ fn not_honoured(settings: &Settings) -> Result<(Vec<String>, Vec<String>), Confi
     if settings.flag("proxyusefdpass", false)? {
         unsupported.push("ProxyUseFdpass".to_owned());
     }
-    let warnings = settings.some("revokedhostkeys").map(|file| {
-        format!("RevokedHostKeys {file} is not read: list revoked keys as @revoked in known_hosts")
-    });
+    let warnings = settings
+        .some("revokedhostkeys")
+        .map(|file| format!("RevokedHostKeys {file} is not read: list revoked keys as @revoked in known_hosts"));
     Ok((unsupported, warnings.into_iter().collect()))
 }
 
@@ -743,33 +653,21 @@ fn proxy(
     batch_mode: bool,
 ) -> Result<Option<Proxy>, ConfigError> {
     if let Some(command) = settings.some("proxycommand") {
-        return Ok(Some(Proxy::Command(expander.text(
-            "proxycommand",
-            command,
-            FOR_PROXY,
-        )?)));
+        return Ok(Some(Proxy::Command(expander.text("proxycommand", command, FOR_PROXY)?)));
     }
     let Some(jump) = settings.some("proxyjump") else {
         return Ok(None);
     };
     let jump = expander.text("proxyjump", jump, FOR_PROXY)?;
     let target = (expander.tokens.host.as_str(), expander.tokens.port.as_str());
-    let args = jump_args(&jump, target, connect, batch_mode)
-        .ok_or_else(|| bad_value("proxyjump", &jump))?;
+    let args = jump_args(&jump, target, connect, batch_mode).ok_or_else(|| bad_value("proxyjump", &jump))?;
     Ok(Some(Proxy::Jump { jump, args }))
 }
 
 /// The arguments of the `ssh` that stands in for a `ProxyJump`, as ssh.c makes them: the last of
 /// the jump hosts is connected to, the ones before it become its own `-J`.
-fn jump_args(
-    jump: &str,
-    target: (&str, &str),
-    connect: &Connect,
-    batch_mode: bool,
-) -> Option<Vec<OsString>> {
-    let (before, last) = jump
-        .rsplit_once(',')
-        .map_or((None, jump), |(before, last)| (Some(before), last));
+fn jump_args(jump: &str, target: (&str, &str), connect: &Connect, batch_mode: bool) -> Option<Vec<OsString>> {
+    let (before, last) = jump.rsplit_once(',').map_or((None, jump), |(before, last)| (Some(before), last));
     let last: Remote = last.parse().ok()?;
     let mut args: Vec<OsString> = Vec::new();
     let mut add = |flag: &str, value: OsString| args.extend([flag.into(), value]);
@@ -820,23 +718,10 @@ mod tests {
     #[test]
     fn nothing_set_gives_the_defaults_of_ssh() {
         let resolved = plain("");
-        assert_eq!(
-            (
-                resolved.host_name.as_str(),
-                resolved.port,
-                resolved.user.as_str()
-            ),
-            ("web1", 22, "me")
-        );
+        assert_eq!((resolved.host_name.as_str(), resolved.port, resolved.user.as_str()), ("web1", 22, "me"));
         assert_eq!(resolved.connect_timeout(), Duration::from_secs(15));
-        assert_eq!(
-            resolved.strict_host_key_checking,
-            StrictHostKeyChecking::Ask
-        );
-        assert_eq!(
-            resolved.user_known_hosts[0],
-            PathBuf::from("/home/me/.ssh/known_hosts")
-        );
+        assert_eq!(resolved.strict_host_key_checking, StrictHostKeyChecking::Ask);
+        assert_eq!(resolved.user_known_hosts[0], PathBuf::from("/home/me/.ssh/known_hosts"));
         assert_eq!(resolved.agent, Some("/env/SSH_AUTH_SOCK".into()));
         assert_eq!(resolved.proxy, None);
         assert!(resolved.password_authentication && resolved.kbd_interactive_authentication);
@@ -854,29 +739,17 @@ mod tests {
              userknownhostsfile /a/known /Users/Jo Doe/known\nglobalknownhostsfile none\n\
              gssapiauthentication yes\npkcs11provider /lib/p.so\nrevokedhostkeys /r\n",
         );
-        assert_eq!(
-            (resolved.host_name.as_str(), resolved.port),
-            ("10.0.0.9", 2222)
-        );
+        assert_eq!((resolved.host_name.as_str(), resolved.port), ("10.0.0.9", 2222));
         assert_eq!(resolved.connect_timeout(), Duration::from_secs(3));
         assert_eq!(resolved.server_alive_interval, Some(Duration::from_secs(7)));
         assert_eq!(resolved.host_key_alias.as_deref(), Some("web1.alias"));
-        assert_eq!(
-            resolved.user_known_hosts,
-            ["/a/known", "/Users/Jo Doe/known"].map(PathBuf::from)
-        );
+        assert_eq!(resolved.user_known_hosts, ["/a/known", "/Users/Jo Doe/known"].map(PathBuf::from));
         assert_eq!(resolved.global_known_hosts, Vec::<PathBuf>::new());
         assert_eq!(resolved.address_family, AddressFamily::Inet);
         assert!(resolved.pubkey_authentication && resolved.identities_only && resolved.batch_mode);
         assert!(!resolved.password_authentication && !resolved.kbd_interactive_authentication);
-        assert_eq!(
-            resolved.preferred_authentications.unwrap(),
-            ["publickey", "password"]
-        );
-        assert_eq!(
-            resolved.unsupported,
-            ["GSSAPIAuthentication", "PKCS11Provider /lib/p.so"]
-        );
+        assert_eq!(resolved.preferred_authentications.unwrap(), ["publickey", "password"]);
+        assert_eq!(resolved.unsupported, ["GSSAPIAuthentication", "PKCS11Provider /lib/p.so"]);
         assert_eq!(resolved.warnings.len(), 1);
     }
 
@@ -886,11 +759,7 @@ mod tests {
             "user bob\nhostname h.example\nidentityfile ~/.ssh/%r_%h\nidentityfile ~/.ssh/id_rsa\n\
              identityfile ${KEYS}/k\nidentityfile ~bob/k\ncertificatefile %d/c\n",
         );
-        let paths: Vec<_> = resolved
-            .identities
-            .iter()
-            .map(|i| (i.path.to_str().unwrap(), i.explicit))
-            .collect();
+        let paths: Vec<_> = resolved.identities.iter().map(|i| (i.path.to_str().unwrap(), i.explicit)).collect();
         assert_eq!(
             paths,
             [
@@ -909,11 +778,7 @@ mod tests {
             ("~/agent.%u", Some("/home/me/agent.me")),
             ("${KEYS}/a", Some("/env/KEYS/a")),
         ] {
-            assert_eq!(
-                plain(&format!("identityagent {value}")).agent,
-                expected.map(PathBuf::from),
-                "{value}"
-            );
+            assert_eq!(plain(&format!("identityagent {value}")).agent, expected.map(PathBuf::from), "{value}");
         }
     }
 
@@ -923,27 +788,12 @@ mod tests {
             ("port 0", "port: \"0\" is not valid"),
             ("port 65536", "port: \"65536\" is not valid"),
             ("batchmode maybe", "batchmode: \"maybe\" is not valid"),
-            (
-                "identityfile %z",
-                "identityfile \"%z\": %z means nothing here",
-            ),
-            (
-                "identityfile ${NOPE}",
-                "identityfile \"${NOPE}\": the environment has no NOPE",
-            ),
-            (
-                "proxycommand nc %d",
-                "proxycommand \"nc %d\": %d means nothing here",
-            ),
-            (
-                "proxyjump -oProxyCommand=x",
-                "proxyjump: \"-oProxyCommand=x\" is not valid",
-            ),
+            ("identityfile %z", "identityfile \"%z\": %z means nothing here"),
+            ("identityfile ${NOPE}", "identityfile \"${NOPE}\": the environment has no NOPE"),
+            ("proxycommand nc %d", "proxycommand \"nc %d\": %d means nothing here"),
+            ("proxyjump -oProxyCommand=x", "proxyjump: \"-oProxyCommand=x\" is not valid"),
             ("proxyjump a b", "proxyjump: \"a b\" is not valid"),
-            (
-                "stricthostkeychecking perhaps",
-                "stricthostkeychecking: \"perhaps\" is not valid",
-            ),
+            ("stricthostkeychecking perhaps", "stricthostkeychecking: \"perhaps\" is not valid"),
         ] {
             let error = built("web1", &Connect::default(), output).unwrap_err();
             assert_eq!(error.to_string(), message);
@@ -956,10 +806,7 @@ mod tests {
         assert_eq!(plain("proxyjump none").proxy, None);
         let command = plain("hostname h\nproxycommand nc -x '%n' %h %p %%").proxy;
         assert_eq!(command, Some(Proxy::Command("nc -x 'web1' h 22 %".into())));
-        let connect = Connect {
-            config: Some("/c".into()),
-            ..Connect::default()
-        };
+        let connect = Connect { config: Some("/c".into()), ..Connect::default() };
         for (output, expected) in [
             ("hostname h\nproxyjump gate", "-F /c -W [h]:22 -- gate"),
             (
@@ -967,8 +814,7 @@ mod tests {
                 "-F /c -l d -p 7 -J a:1,b@c -o BatchMode=yes -W [::1]:5 -- ::2",
             ),
         ] {
-            let Some(Proxy::Jump { args, .. }) = built("web1", &connect, output).unwrap().proxy
-            else {
+            let Some(Proxy::Jump { args, .. }) = built("web1", &connect, output).unwrap().proxy else {
                 panic!("no jump");
             };
             assert_eq!(args.join(std::ffi::OsStr::new(" ")), expected);
@@ -983,50 +829,27 @@ mod tests {
         let Some(Proxy::Jump { args, .. }) = resolved.proxy else {
             panic!("no jump");
         };
-        assert_eq!(
-            args.join(std::ffi::OsStr::new(" ")),
-            "-o BatchMode=yes -W [web1]:22 -- gate"
-        );
+        assert_eq!(args.join(std::ffi::OsStr::new(" ")), "-o BatchMode=yes -W [web1]:22 -- gate");
     }
 
     #[test]
     fn the_command_line_is_enough_without_ssh() {
         let connect = Connect {
             identities: vec!["/k".into()],
-            options: [
-                "ConnectTimeout=4",
-                "HostName h.example",
-                "BatchMode = yes",
-                "User=\"eve\"",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
+            options: ["ConnectTimeout=4", "HostName h.example", "BatchMode = yes", "User=\"eve\""]
+                .map(str::to_owned)
+                .to_vec(),
             ..Connect::default()
         };
         let remote: Remote = "bob@web1:23".parse().unwrap();
         let settings = Settings::from_options(&remote, &connect).unwrap();
         let resolved = build("bob@web1:23", &remote, &connect, &settings, &here()).unwrap();
-        assert_eq!(
-            (
-                resolved.host_name.as_str(),
-                resolved.port,
-                resolved.user.as_str()
-            ),
-            ("h.example", 23, "bob")
-        );
-        assert_eq!(
-            resolved.identities,
-            [Identity {
-                path: "/k".into(),
-                explicit: true
-            }]
-        );
+        assert_eq!((resolved.host_name.as_str(), resolved.port, resolved.user.as_str()), ("h.example", 23, "bob"));
+        assert_eq!(resolved.identities, [Identity { path: "/k".into(), explicit: true }]);
         assert_eq!(resolved.connect_timeout(), Duration::from_secs(4));
         assert!(resolved.batch_mode);
         let bare = Settings::from_options(&remote, &Connect::default()).unwrap();
-        let defaults = build("w", &remote, &Connect::default(), &bare, &here())
-            .unwrap()
-            .identities;
+        let defaults = build("w", &remote, &Connect::default(), &bare, &here()).unwrap().identities;
         assert!(defaults.len() == DEFAULT_IDENTITIES.len() && defaults.iter().all(|i| !i.explicit));
     }
 

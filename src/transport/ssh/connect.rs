@@ -159,8 +159,7 @@ pub fn connect(
     notes: &dyn Fn(Note<'_>),
 ) -> Result<Connection, ConnectError> {
     let name = destination.to_string();
-    let unreachable =
-        |reason: &dyn std::fmt::Display| ConnectError::Unreachable(format!("{name}: {reason}"));
+    let unreachable = |reason: &dyn std::fmt::Display| ConnectError::Unreachable(format!("{name}: {reason}"));
     let mut resolved = config::resolve(destination).map_err(|error| unreachable(&error))?;
     if policy.batch {
         resolved.set_batch();
@@ -169,8 +168,7 @@ pub fn connect(
         notes(Note::Warning(warning));
     }
     let mut check = host_keys(&resolved);
-    let mut raw =
-        reach(&resolved, &check.preferred(), notes).map_err(|error| unreachable(&error))?;
+    let mut raw = reach(&resolved, &check.preferred(), notes).map_err(|error| unreachable(&error))?;
     let step = |text: String| notes(Note::Step(&text));
     step(format!(
         "{name}: {} ({}, {})",
@@ -180,22 +178,13 @@ pub fn connect(
     ));
 
     let mut nobody = super::prompt::Nobody;
-    let asked: &mut dyn Prompter = if resolved.batch_mode {
-        &mut nobody
-    } else {
-        prompter
-    };
+    let asked: &mut dyn Prompter = if resolved.batch_mode { &mut nobody } else { prompter };
     let Some(key) = raw.session.host_key().map(|(key, _)| key.to_vec()) else {
         return Err(unreachable(&"the server gave no host key"));
     };
-    check
-        .check(&key, asked)
-        .map_err(|reason| ConnectError::HostKey(format!("{name}: {reason}")))?;
+    check.check(&key, asked).map_err(|reason| ConnectError::HostKey(format!("{name}: {reason}")))?;
 
-    let mut asked = ClockStopped {
-        prompter: asked,
-        watchdog: &raw.watchdog,
-    };
+    let mut asked = ClockStopped { prompter: asked, watchdog: &raw.watchdog };
     match auth::authenticate(&raw.session, &raw.watchdog, &resolved, &mut asked, notes) {
         Ok(()) => {}
         Err(AuthError::Refused(reason)) => {
@@ -210,19 +199,9 @@ pub fn connect(
             return Err(unreachable(&reason));
         }
     }
-    let Raw {
-        session,
-        socket,
-        proxy,
-        watchdog,
-    } = raw;
+    let Raw { session, socket, proxy, watchdog } = raw;
     drop(watchdog);
-    Ok(Connection {
-        session,
-        socket,
-        proxy,
-        resolved,
-    })
+    Ok(Connection { session, socket, proxy, resolved })
 }
 
 /// A prompter during whose questions no limit runs out.
@@ -259,22 +238,11 @@ enum ReachError {
     #[error("{0}")]
     Tcp(#[from] tcp::TcpError),
     #[error("{address} {error}")]
-    Handshake {
-        address: String,
-        error: HandshakeError,
-    },
+    Handshake { address: String, error: HandshakeError },
     #[error("{address} {error} (ConnectTimeout is {} s)", .limit.as_secs())]
-    TimedOut {
-        address: String,
-        error: HandshakeError,
-        limit: Duration,
-    },
+    TimedOut { address: String, error: HandshakeError, limit: Duration },
     #[error("{what} {how}{}", .said.as_ref().map(|said| format!(": {said}")).unwrap_or_default())]
-    Proxy {
-        what: String,
-        how: String,
-        said: Option<String>,
-    },
+    Proxy { what: String, how: String, said: Option<String> },
     #[error("there is no ssh program here, and ProxyJump {0} needs one (or a ProxyCommand)")]
     NoSshForJump(String),
     #[error("can't set up the connection: {0}")]
@@ -284,19 +252,12 @@ enum ReachError {
 }
 
 /// Connects up to the end of the key exchange, with patience for a server that is busy.
-fn reach(
-    resolved: &Resolved,
-    known_types: &[String],
-    notes: &dyn Fn(Note<'_>),
-) -> Result<Raw, ReachError> {
+fn reach(resolved: &Resolved, known_types: &[String], notes: &dyn Fn(Note<'_>)) -> Result<Raw, ReachError> {
     let mut wait = BACKOFF;
     let mut attempt = 1;
     loop {
         match reach_once(resolved, known_types, notes) {
-            Err(ReachError::Handshake {
-                error: HandshakeError::Busy(said),
-                ..
-            }) if attempt < ATTEMPTS => {
+            Err(ReachError::Handshake { error: HandshakeError::Busy(said), .. }) if attempt < ATTEMPTS => {
                 let pause = wait + wait.mul_f64(chance());
                 notes(Note::Step(&format!(
                     "{}: the server is busy ({said}), trying again in {} ms",
@@ -319,68 +280,38 @@ fn chance() -> f64 {
     f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(0xFFFF_u32)
 }
 
-fn reach_once(
-    resolved: &Resolved,
-    known_types: &[String],
-    notes: &dyn Fn(Note<'_>),
-) -> Result<Raw, ReachError> {
+fn reach_once(resolved: &Resolved, known_types: &[String], notes: &dyn Fn(Note<'_>)) -> Result<Raw, ReachError> {
     let address = address(resolved);
     let mut limit = resolved.connect_timeout();
     if resolved.proxy.is_some() && resolved.connect_timeout_set.is_none() && !resolved.batch_mode {
         limit = PROXY_PATIENCE;
     }
     let deadline = Instant::now() + limit;
-    notes(Note::Step(&format!(
-        "{}: connecting to {address} as {}",
-        resolved.typed, resolved.user
-    )));
+    notes(Note::Step(&format!("{}: connecting to {address} as {}", resolved.typed, resolved.user)));
     let (socket, mut proxy) = open(resolved, deadline)?;
     let mut session = Session::new()?;
     // sshd logs it, and it says nothing about the machine.
     session.set_banner(concat!("SSH-2.0-rsig_", env!("CARGO_PKG_VERSION")))?;
     let offered = session.supported_algs(MethodType::HostKey)?;
-    session.method_pref(
-        MethodType::HostKey,
-        &host_key_preference(known_types, &offered),
-    )?;
-    let failed = |error| ReachError::Handshake {
-        address: address.clone(),
-        error,
-    };
-    let socket = Arc::new(Socket(
-        handshake::say_version(&mut session, socket).map_err(failed)?,
-    ));
+    session.method_pref(MethodType::HostKey, &host_key_preference(known_types, &offered))?;
+    let failed = |error| ReachError::Handshake { address: address.clone(), error };
+    let socket = Arc::new(Socket(handshake::say_version(&mut session, socket).map_err(failed)?));
     session.set_tcp_stream(SocketHandle(Arc::clone(&socket)));
     let watchdog = Watchdog::new(socket.0.try_clone()?)?;
     watchdog.arm(deadline.saturating_duration_since(Instant::now()));
 
     let say = |line: &[u8]| notes(Note::Warning(&printable(line, 300)));
-    let result = handshake::handshake(
-        &mut session,
-        socket.0.as_fd(),
-        &watchdog,
-        proxy.as_mut(),
-        &say,
-    );
+    let result = handshake::handshake(&mut session, socket.0.as_fd(), &watchdog, proxy.as_mut(), &say);
     watchdog.disarm();
     if let Err(error) = result {
         socket.shut();
         return Err(match proxy.take() {
-            _ if matches!(error, HandshakeError::TimedOut(_)) => ReachError::TimedOut {
-                address,
-                error,
-                limit,
-            },
+            _ if matches!(error, HandshakeError::TimedOut(_)) => ReachError::TimedOut { address, error, limit },
             Some(proxy) => proxy_error(resolved, proxy, error),
             None => ReachError::Handshake { address, error },
         });
     }
-    Ok(Raw {
-        session,
-        watchdog,
-        socket,
-        proxy,
-    })
+    Ok(Raw { session, watchdog, socket, proxy })
 }
 
 fn proxy_name(resolved: &Resolved) -> Option<String> {
@@ -392,33 +323,20 @@ fn proxy_name(resolved: &Resolved) -> Option<String> {
 
 /// Where the connection goes, for messages.
 fn address(resolved: &Resolved) -> String {
-    let behind = proxy_name(resolved)
-        .map(|proxy| format!(" behind {proxy}"))
-        .unwrap_or_default();
+    let behind = proxy_name(resolved).map(|proxy| format!(" behind {proxy}")).unwrap_or_default();
     format!("{} port {}{behind}", resolved.host_name, resolved.port)
 }
 
 /// The socket, not blocking, and the process behind it if there is one.
-fn open(
-    resolved: &Resolved,
-    deadline: Instant,
-) -> Result<(OwnedFd, Option<ProxyProcess>), ReachError> {
+fn open(resolved: &Resolved, deadline: Instant) -> Result<(OwnedFd, Option<ProxyProcess>), ReachError> {
     let Some(proxy) = &resolved.proxy else {
-        let stream = tcp::connect(
-            &resolved.host_name,
-            resolved.port,
-            resolved.address_family,
-            deadline,
-        )?;
+        let stream = tcp::connect(&resolved.host_name, resolved.port, resolved.address_family, deadline)?;
         return Ok((tcp_socket(stream, resolved)?, None));
     };
-    let (stream, process) =
-        proxy::start(proxy, resolved.batch_mode).map_err(|error| match proxy {
-            Proxy::Jump { jump, .. } if error.kind() == io::ErrorKind::NotFound => {
-                ReachError::NoSshForJump(jump.clone())
-            }
-            _ => ReachError::Setup(error),
-        })?;
+    let (stream, process) = proxy::start(proxy, resolved.batch_mode).map_err(|error| match proxy {
+        Proxy::Jump { jump, .. } if error.kind() == io::ErrorKind::NotFound => ReachError::NoSshForJump(jump.clone()),
+        _ => ReachError::Setup(error),
+    })?;
     Ok((unix_socket(stream)?, Some(process)))
 }
 
@@ -489,14 +407,8 @@ mod tests {
             "ssh-rsa",
         ];
         for (known, expected) in [
-            (
-                &[][..],
-                "ecdsa-sha2-nistp256,ssh-ed25519,rsa-sha2-512,rsa-sha2-256,ssh-rsa",
-            ),
-            (
-                &["ssh-rsa", "ssh-ed25519"],
-                "rsa-sha2-512,rsa-sha2-256,ssh-rsa,ssh-ed25519,ecdsa-sha2-nistp256",
-            ),
+            (&[][..], "ecdsa-sha2-nistp256,ssh-ed25519,rsa-sha2-512,rsa-sha2-256,ssh-rsa"),
+            (&["ssh-rsa", "ssh-ed25519"], "rsa-sha2-512,rsa-sha2-256,ssh-rsa,ssh-ed25519,ecdsa-sha2-nistp256"),
             (
                 &["ssh-ed25519", "ssh-dss", "ssh-ed25519-cert-v01@openssh.com"],
                 "ssh-ed25519,ecdsa-sha2-nistp256,rsa-sha2-512,rsa-sha2-256,ssh-rsa",

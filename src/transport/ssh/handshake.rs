@@ -95,16 +95,9 @@ enum Opening<'a> {
 fn opening(bytes: &[u8], at_line_start: bool) -> Opening<'_> {
     let compared = bytes.len().min(4);
     if at_line_start && bytes.get(..compared) == b"SSH-".get(..compared) {
-        return if compared == 4 {
-            Opening::Version
-        } else {
-            Opening::Undecided
-        };
+        return if compared == 4 { Opening::Version } else { Opening::Undecided };
     }
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .map_or(bytes.len(), |at| at + 1);
+    let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
     Opening::Other(bytes.get(..end).unwrap_or_default())
 }
 
@@ -141,12 +134,8 @@ impl Preamble {
                 Opening::Other(text) => {
                     let taken = text.len();
                     self.add(text)?;
-                    recv(
-                        socket.as_raw_fd(),
-                        buffer.get_mut(..taken).unwrap_or_default(),
-                        MsgFlags::empty(),
-                    )
-                    .map_err(|error| HandshakeError::Failed(error.desc().to_owned()))?;
+                    recv(socket.as_raw_fd(), buffer.get_mut(..taken).unwrap_or_default(), MsgFlags::empty())
+                        .map_err(|error| HandshakeError::Failed(error.desc().to_owned()))?;
                 }
             }
         }
@@ -159,11 +148,7 @@ impl Preamble {
         if self.total > PREAMBLE_MAX || self.line.len() > LINE_MAX || self.line.contains(&0) {
             return Err(HandshakeError::NotSsh(self.said().unwrap_or_default()));
         }
-        if self.line.ends_with(b"\n") {
-            self.end_line()
-        } else {
-            Ok(())
-        }
+        if self.line.ends_with(b"\n") { self.end_line() } else { Ok(()) }
     }
 
     fn end_line(&mut self) -> Result<(), HandshakeError> {
@@ -181,9 +166,7 @@ impl Preamble {
     /// The first words of the server.
     fn said(&self) -> Option<String> {
         let line = self.line.trim_ascii();
-        self.first
-            .clone()
-            .or_else(|| (!line.is_empty()).then(|| printable(line, SHOWN_MAX)))
+        self.first.clone().or_else(|| (!line.is_empty()).then(|| printable(line, SHOWN_MAX)))
     }
 
     fn closed(&mut self) -> HandshakeError {
@@ -191,25 +174,16 @@ impl Preamble {
         if let Err(busy) = self.end_line() {
             return busy;
         }
-        self.first.take().map_or(
-            HandshakeError::Closed(Stage::Version),
-            HandshakeError::NotSsh,
-        )
+        self.first.take().map_or(HandshakeError::Closed(Stage::Version), HandshakeError::NotSsh)
     }
 }
 
 /// Refuses a server that speaks SSH 1 alone (RFC 4253 5.1: 1.99 is both).
 fn check_version(bytes: &[u8]) -> Result<(), HandshakeError> {
-    let end = bytes
-        .iter()
-        .position(|byte| matches!(byte, b'\r' | b'\n'))
-        .unwrap_or(bytes.len());
+    let end = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
     let line = bytes.get(..end).unwrap_or_default();
     // A version line may come in pieces; libssh2 reads it then.
-    if line.len() < b"SSH-1.99".len()
-        || line.starts_with(b"SSH-2.")
-        || line.starts_with(b"SSH-1.99")
-    {
+    if line.len() < b"SSH-1.99".len() || line.starts_with(b"SSH-2.") || line.starts_with(b"SSH-1.99") {
         return Ok(());
     }
     Err(HandshakeError::TooOld(printable(line, SHOWN_MAX)))
@@ -230,10 +204,7 @@ impl AsRawFd for Borrowed {
 /// Waiting for the server's line first would cost a round trip. libssh2 sends ours and reads theirs
 /// in one call, with no bound on what may come before it; so that call is made with a socket pair
 /// in place of the connection, which is put in its place afterwards.
-pub(super) fn say_version(
-    session: &mut Session,
-    socket: OwnedFd,
-) -> Result<OwnedFd, HandshakeError> {
+pub(super) fn say_version(session: &mut Session, socket: OwnedFd) -> Result<OwnedFd, HandshakeError> {
     let io_failed = |error: io::Error| HandshakeError::Failed(error.to_string());
     let (inner, mut outer) = UnixStream::pair().map_err(io_failed)?;
     outer.set_nonblocking(true).map_err(io_failed)?;
@@ -245,9 +216,7 @@ pub(super) fn say_version(
         Err(error) if error.code() == EAGAIN => {}
         Err(error) => return Err(HandshakeError::Failed(error.message().to_owned())),
         Ok(()) => {
-            return Err(HandshakeError::Failed(
-                "the handshake ended before it began".to_owned(),
-            ));
+            return Err(HandshakeError::Failed("the handshake ended before it began".to_owned()));
         }
     }
     let mut line = [0; LINE_MAX];
@@ -256,8 +225,7 @@ pub(super) fn say_version(
     // to be read.
     let _ = nix::unistd::write(&socket, line.get(..length).unwrap_or_default());
     nix::unistd::dup2(&socket, &mut inner).map_err(|error| io_failed(error.into()))?;
-    fcntl(&inner, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-        .map_err(|error| io_failed(error.into()))?;
+    fcntl(&inner, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|error| io_failed(error.into()))?;
     Ok(inner)
 }
 
@@ -316,11 +284,7 @@ fn wait_for(
     mut proxy: Option<&mut ProxyProcess>,
     say: &dyn Fn(&[u8]),
 ) -> Result<(), HandshakeError> {
-    let slice = if proxy.is_some() {
-        PollTimeout::from(50_u8)
-    } else {
-        PollTimeout::NONE
-    };
+    let slice = if proxy.is_some() { PollTimeout::from(50_u8) } else { PollTimeout::NONE };
     loop {
         let ready = poll(&mut [PollFd::new(socket, flags)], slice);
         if let Some(proxy) = proxy.as_deref_mut() {
@@ -346,9 +310,6 @@ fn failed(error: &ssh2::Error) -> HandshakeError {
         libssh2_sys::LIBSSH2_ERROR_KEX_FAILURE | libssh2_sys::LIBSSH2_ERROR_METHOD_NONE => {
             HandshakeError::NoCommonAlgorithm
         }
-        _ => HandshakeError::Failed(format!(
-            "the SSH handshake failed: {} ({code})",
-            error.message()
-        )),
+        _ => HandshakeError::Failed(format!("the SSH handshake failed: {} ({code})", error.message())),
     }
 }

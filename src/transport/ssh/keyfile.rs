@@ -29,18 +29,12 @@ impl PublicKey {
     /// Reads the kind from the blob.
     pub(super) fn from_blob(blob: &[u8]) -> Option<Self> {
         let kind = Fields(blob).string()?;
-        Some(Self {
-            kind: String::from_utf8(kind.to_vec()).ok()?,
-            blob: blob.to_vec(),
-        })
+        Some(Self { kind: String::from_utf8(kind.to_vec()).ok()?, blob: blob.to_vec() })
     }
 
     /// The first line of a `.pub` file: kind, base64, comment.
     pub(super) fn from_line(text: &str) -> Option<Self> {
-        let line = text
-            .lines()
-            .map(str::trim)
-            .find(|line| !line.is_empty() && !line.starts_with('#'))?;
+        let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))?;
         let mut words = line.split_ascii_whitespace();
         let kind = words.next()?;
         let key = Self::from_blob(&STANDARD.decode(words.next()?).ok()?)?;
@@ -70,10 +64,9 @@ impl PublicKey {
         let (kind, count) = match kind {
             "ssh-ed25519" => (kind.to_owned(), 1),
             "ssh-rsa" => (kind.to_owned(), 2),
-            "sk-ssh-ed25519" | "sk-ecdsa-sha2-nistp256" => (
-                format!("{kind}@openssh.com"),
-                if kind == "sk-ssh-ed25519" { 2 } else { 3 },
-            ),
+            "sk-ssh-ed25519" | "sk-ecdsa-sha2-nistp256" => {
+                (format!("{kind}@openssh.com"), if kind == "sk-ssh-ed25519" { 2 } else { 3 })
+            }
             _ if kind.starts_with("ecdsa-sha2-") => (kind.to_owned(), 2),
             _ => return None,
         };
@@ -155,15 +148,9 @@ pub(super) fn read(path: &Path) -> Result<KeyFile, KeyFileError> {
     };
     match inspect(text).ok_or(KeyFileError::Unknown)? {
         KeyFile::Private { .. } if mode & 0o077 != 0 => Err(KeyFileError::Exposed(mode & 0o777)),
-        KeyFile::Private {
-            text,
-            encrypted,
-            public: None,
-        } => Ok(KeyFile::Private {
-            text,
-            encrypted,
-            public: beside().filter(|key| !key.is_certificate()),
-        }),
+        KeyFile::Private { text, encrypted, public: None } => {
+            Ok(KeyFile::Private { text, encrypted, public: beside().filter(|key| !key.is_certificate()) })
+        }
         key => Ok(key),
     }
 }
@@ -181,20 +168,13 @@ fn read_text(path: &Path) -> Result<(String, u32), KeyFileError> {
     }
     let file = File::open(path)?;
     let about = file.metadata()?;
-    let mode = if about.uid() == nix::unistd::getuid().as_raw() {
-        about.mode()
-    } else {
-        0
-    };
+    let mode = if about.uid() == nix::unistd::getuid().as_raw() { about.mode() } else { 0 };
     let mut bytes = Vec::new();
     file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(KeyFileError::TooLong);
     }
-    Ok((
-        String::from_utf8(bytes).map_err(|_| KeyFileError::Unknown)?,
-        mode,
-    ))
+    Ok((String::from_utf8(bytes).map_err(|_| KeyFileError::Unknown)?, mode))
 }
 
 /// Tells what a file's text is.
@@ -208,19 +188,12 @@ fn inspect(text: String) -> Option<KeyFile> {
         "OPENSSH PRIVATE KEY" => openssh_head(body.split_once("-----END ")?.0)?,
         "ENCRYPTED PRIVATE KEY" => (true, None),
         // RFC 1421 4.6.1.1: `Proc-Type: 4,ENCRYPTED`.
-        _ if label.ends_with("PRIVATE KEY") => (
-            body.lines()
-                .take(3)
-                .any(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED")),
-            None,
-        ),
+        _ if label.ends_with("PRIVATE KEY") => {
+            (body.lines().take(3).any(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED")), None)
+        }
         _ => return None,
     };
-    Some(KeyFile::Private {
-        text,
-        encrypted,
-        public,
-    })
+    Some(KeyFile::Private { text, encrypted, public })
 }
 
 /// Reads the clear part of OpenSSH's own format (PROTOCOL.key): whether it is encrypted, and the
@@ -232,11 +205,7 @@ fn openssh_head(body: &str) -> Option<(bool, Option<PublicKey>)> {
     let cipher = fields.string()?;
     let _kdf = fields.string()?;
     let _kdf_options = fields.string()?;
-    let public = if fields.number()? == 1 {
-        fields.string().and_then(PublicKey::from_blob)
-    } else {
-        None
-    };
+    let public = if fields.number()? == 1 { fields.string().and_then(PublicKey::from_blob) } else { None };
     Some((cipher != b"none", public))
 }
 
@@ -267,25 +236,9 @@ mod tests {
                     continue;
                 }
                 let path = dir.path().join(format!("{kind}-{format}-{passphrase}"));
-                keygen(&[
-                    "-q",
-                    "-t",
-                    kind,
-                    "-m",
-                    format,
-                    "-N",
-                    passphrase,
-                    "-f",
-                    path.to_str().unwrap(),
-                ]);
-                let expected =
-                    read_public(&super::super::config::with_suffix(&path, ".pub")).unwrap();
-                let KeyFile::Private {
-                    encrypted, public, ..
-                } = read(&path).unwrap()
-                else {
-                    panic!("no key")
-                };
+                keygen(&["-q", "-t", kind, "-m", format, "-N", passphrase, "-f", path.to_str().unwrap()]);
+                let expected = read_public(&super::super::config::with_suffix(&path, ".pub")).unwrap();
+                let KeyFile::Private { encrypted, public, .. } = read(&path).unwrap() else { panic!("no key") };
                 assert_eq!(encrypted, !passphrase.is_empty(), "{}", path.display());
                 assert_eq!(public, Some(expected));
             }
@@ -301,14 +254,7 @@ mod tests {
             let path = dir.path().join(kind);
             let public_path = dir.path().join(format!("{kind}.pub"));
             keygen(&["-q", "-t", kind, "-N", "", "-f", path.to_str().unwrap()]);
-            keygen(&[
-                "-q",
-                "-s",
-                ca.to_str().unwrap(),
-                "-I",
-                "id",
-                public_path.to_str().unwrap(),
-            ]);
+            keygen(&["-q", "-s", ca.to_str().unwrap(), "-I", "id", public_path.to_str().unwrap()]);
             let certificate = read_public(&dir.path().join(format!("{kind}-cert.pub"))).unwrap();
             let public = read_public(&public_path).unwrap();
             assert!(certificate.is_certificate() && !public.is_certificate());
@@ -321,36 +267,19 @@ mod tests {
     fn what_is_no_key_is_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        keygen(&[
-            "-q",
-            "-t",
-            "ed25519",
-            "-N",
-            "",
-            "-f",
-            path.to_str().unwrap(),
-        ]);
+        keygen(&["-q", "-t", "ed25519", "-N", "", "-f", path.to_str().unwrap()]);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(read(&path), Err(KeyFileError::Exposed(0o640))));
         fs::remove_file(&path).unwrap();
         assert!(matches!(read(&path), Ok(KeyFile::Public(_))));
-        assert!(matches!(
-            read(&dir.path().join("none")),
-            Err(KeyFileError::Io(_))
-        ));
+        assert!(matches!(read(&dir.path().join("none")), Err(KeyFileError::Io(_))));
         assert!(matches!(read(dir.path()), Err(KeyFileError::NotAFile)));
         for (text, unknown) in [
             ("", true),
             ("hello\n", true),
             ("-----BEGIN CERTIFICATE-----\nx\n", true),
-            (
-                "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n",
-                true,
-            ),
-            (
-                "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n",
-                false,
-            ),
+            ("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n", true),
+            ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n", false),
         ] {
             assert_eq!(inspect(text.to_owned()).is_none(), unknown, "{text}");
         }

@@ -170,12 +170,7 @@ impl Surroundings {
 
     fn place(&self) -> Option<Place> {
         let (mut allowed, mut preferred) = (self.display, false);
-        match self
-            .require
-            .as_deref()
-            .map(str::to_ascii_lowercase)
-            .as_deref()
-        {
+        match self.require.as_deref().map(str::to_ascii_lowercase).as_deref() {
             Some("force") => (allowed, preferred) = (true, true),
             Some("prefer") => preferred = allowed,
             Some("never") => allowed = false,
@@ -184,13 +179,7 @@ impl Surroundings {
         if self.terminal && !preferred {
             return Some(Place::Terminal);
         }
-        allowed.then(|| {
-            Place::Askpass(
-                self.askpass
-                    .clone()
-                    .unwrap_or_else(|| ASKPASS_DEFAULT.to_owned()),
-            )
-        })
+        allowed.then(|| Place::Askpass(self.askpass.clone().unwrap_or_else(|| ASKPASS_DEFAULT.to_owned())))
     }
 }
 
@@ -216,10 +205,7 @@ impl User {
 
 impl Prompter for User {
     fn available(&self) -> Result<(), PromptError> {
-        Surroundings::look()
-            .place()
-            .map(drop)
-            .ok_or(PromptError::Nowhere)
+        Surroundings::look().place().map(drop).ok_or(PromptError::Nowhere)
     }
 
     fn secret(&mut self, question: &str) -> Result<Secret, PromptError> {
@@ -243,11 +229,7 @@ fn ask_program(program: String, question: &str) -> Result<String, PromptError> {
     }
     let text = String::from_utf8(done.stdout).map_err(|_| PromptError::Cancelled)?;
     let line = text.split(['\n', '\r']).next().unwrap_or_default();
-    if line.len() > ANSWER_MAX {
-        Err(PromptError::Cancelled)
-    } else {
-        Ok(line.to_owned())
-    }
+    if line.len() > ANSWER_MAX { Err(PromptError::Cancelled) } else { Ok(line.to_owned()) }
 }
 
 /// The signals that would leave the terminal without its echo.
@@ -296,9 +278,7 @@ impl Signals {
     /// From here to the drop of the result, the signals are only noted.
     fn note(&self) -> Noted<'_> {
         self.default.store(false, Ordering::SeqCst);
-        self.came
-            .iter()
-            .for_each(|came| came.store(false, Ordering::SeqCst));
+        self.came.iter().for_each(|came| came.store(false, Ordering::SeqCst));
         Noted(self)
     }
 }
@@ -308,17 +288,13 @@ struct Noted<'a>(&'a Signals);
 impl Noted<'_> {
     fn came(&self) -> Option<i32> {
         let all = SIGNALS.iter().zip(&self.0.came);
-        all.filter(|(_, came)| came.swap(false, Ordering::SeqCst))
-            .map(|(signal, _)| *signal)
-            .next()
+        all.filter(|(_, came)| came.swap(false, Ordering::SeqCst)).map(|(signal, _)| *signal).next()
     }
 }
 
 impl Drop for Noted<'_> {
     fn drop(&mut self) {
-        self.0
-            .default
-            .store(!HANDLED_ELSEWHERE.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.0.default.store(!HANDLED_ELSEWHERE.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 }
 
@@ -360,11 +336,7 @@ fn ask_on_terminal(question: &str, echo: bool) -> Result<String, PromptError> {
     let signals = Signals::registered()?;
     loop {
         let noted = signals.note();
-        let quiet = if echo {
-            None
-        } else {
-            Some(Quiet::new(&terminal)?)
-        };
+        let quiet = if echo { None } else { Some(Quiet::new(&terminal)?) };
         (&terminal).write_all(question.as_bytes())?;
         let read = read_line(&terminal, &noted);
         drop(quiet);
@@ -394,10 +366,7 @@ fn read_line(terminal: &File, noted: &Noted) -> io::Result<Reply> {
             return Ok(Reply::Signal(signal));
         }
         // Another thread may get the signal, so the wait is cut into slices.
-        match poll(
-            &mut [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)],
-            PollTimeout::from(100_u8),
-        ) {
+        match poll(&mut [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)], PollTimeout::from(100_u8)) {
             Ok(0) | Err(Errno::EINTR) => continue,
             Ok(_) => {}
             Err(error) => return Err(error.into()),
@@ -411,10 +380,7 @@ fn read_line(terminal: &File, noted: &Noted) -> io::Result<Reply> {
             Err(error) => return Err(error),
         }
         if answer.len() > ANSWER_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the answer is too long",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is too long"));
         }
     }
     String::from_utf8(answer)
@@ -452,24 +418,15 @@ mod tests {
             };
             assert_eq!(surroundings.place(), expected, "{surroundings:?}");
         }
-        let bare = Surroundings {
-            display: true,
-            ..Surroundings::default()
-        };
+        let bare = Surroundings { display: true, ..Surroundings::default() };
         assert_eq!(bare.place(), Some(Place::Askpass(ASKPASS_DEFAULT.into())));
     }
 
     #[test]
     fn an_askpass_program_answers_with_its_first_line() {
         assert_eq!(ask_program("/bin/echo".into(), "what?").unwrap(), "what?");
-        assert!(matches!(
-            ask_program("/bin/false".into(), "?"),
-            Err(PromptError::Cancelled)
-        ));
-        assert!(matches!(
-            ask_program("/nowhere".into(), "?"),
-            Err(PromptError::Askpass { .. })
-        ));
+        assert!(matches!(ask_program("/bin/false".into(), "?"), Err(PromptError::Cancelled)));
+        assert!(matches!(ask_program("/nowhere".into(), "?"), Err(PromptError::Askpass { .. })));
     }
 
     #[test]
@@ -488,10 +445,7 @@ mod tests {
         }
         assert!(Says(vec!["YES"]).confirm("sure").unwrap());
         assert!(!Says(vec!["y", "", " no "]).confirm("sure").unwrap());
-        assert!(matches!(
-            Says(vec!["y", "", "maybe"]).confirm("sure"),
-            Err(PromptError::Cancelled)
-        ));
+        assert!(matches!(Says(vec!["y", "", "maybe"]).confirm("sure"), Err(PromptError::Cancelled)));
     }
 
     #[test]

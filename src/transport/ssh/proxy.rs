@@ -33,11 +33,7 @@ struct Said {
 impl Said {
     /// Takes the whole lines, and what is left at the end.
     fn take(&mut self) -> Vec<u8> {
-        let end = self
-            .text
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |at| at + 1);
+        let end = self.text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let end = if self.ended { self.text.len() } else { end };
         self.text.drain(..end).collect()
     }
@@ -83,19 +79,9 @@ pub(super) fn start(proxy: &Proxy, batch: bool) -> io::Result<(UnixStream, Proxy
     let said = Arc::new(Mutex::new(Said::default()));
     if let Some(stderr) = child.stderr.take() {
         let said = Arc::clone(&said);
-        thread::Builder::new()
-            .name("ssh-proxy-stderr".into())
-            .spawn(move || listen(stderr, &said))?;
+        thread::Builder::new().name("ssh-proxy-stderr".into()).spawn(move || listen(stderr, &said))?;
     }
-    Ok((
-        ours,
-        ProxyProcess {
-            child,
-            leads_group: batch,
-            said,
-            last_line: None,
-        },
-    ))
+    Ok((ours, ProxyProcess { child, leads_group: batch, said, last_line: None }))
 }
 
 /// Reads to the end, so that the proxy never blocks on its standard error, and keeps the newest.

@@ -23,10 +23,7 @@ pub(super) enum TcpError {
     #[error("the name has no {0} address")]
     NoAddress(&'static str),
     #[error("{address}: {}", words(.error))]
-    Refused {
-        address: SocketAddr,
-        error: io::Error,
-    },
+    Refused { address: SocketAddr, error: io::Error },
     #[error("no answer from {0} in time")]
     TimedOut(String),
     #[error("can't set up the socket: {0}")]
@@ -44,12 +41,7 @@ fn words(error: &io::Error) -> String {
 }
 
 /// Connects to the first address that answers; `TCP_NODELAY` is on.
-pub(super) fn connect(
-    name: &str,
-    port: u16,
-    family: AddressFamily,
-    deadline: Instant,
-) -> Result<TcpStream, TcpError> {
+pub(super) fn connect(name: &str, port: u16, family: AddressFamily, deadline: Instant) -> Result<TcpStream, TcpError> {
     let addresses = order(look_up(name, port, deadline)?, family)?;
     let stream = first_to_answer(&addresses, deadline)?;
     stream.set_nodelay(true).map_err(TcpError::Socket)?;
@@ -69,33 +61,21 @@ fn look_up(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, 
     let (sender, receiver) = mpsc::channel();
     let target = (name.to_owned(), port);
     thread::spawn(move || {
-        let found = target
-            .to_socket_addrs()
-            .map(|found| found.take(ADDRESSES_MAX).collect());
+        let found = target.to_socket_addrs().map(|found| found.take(ADDRESSES_MAX).collect());
         // Nobody listens any more after a time-out.
         drop(sender.send(found));
     });
-    receiver
-        .recv_timeout(left(deadline))
-        .map_err(|_| TcpError::NameTimedOut)?
-        .map_err(TcpError::Name)
+    receiver.recv_timeout(left(deadline)).map_err(|_| TcpError::NameTimedOut)?.map_err(TcpError::Name)
 }
 
-fn order(
-    mut addresses: Vec<SocketAddr>,
-    family: AddressFamily,
-) -> Result<Vec<SocketAddr>, TcpError> {
+fn order(mut addresses: Vec<SocketAddr>, family: AddressFamily) -> Result<Vec<SocketAddr>, TcpError> {
     let (wanted, missing): (fn(&SocketAddr) -> bool, _) = match family {
         AddressFamily::Any => (|_| true, "known"),
         AddressFamily::Inet => (SocketAddr::is_ipv4, "IPv4"),
         AddressFamily::Inet6 => (SocketAddr::is_ipv6, "IPv6"),
     };
     addresses.retain(wanted);
-    if addresses.is_empty() {
-        Err(TcpError::NoAddress(missing))
-    } else {
-        Ok(addresses)
-    }
+    if addresses.is_empty() { Err(TcpError::NoAddress(missing)) } else { Ok(addresses) }
 }
 
 fn first_to_answer(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, TcpError> {
@@ -116,11 +96,7 @@ fn first_to_answer(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStr
         } else if open == 0 {
             break;
         }
-        let patience = if next.is_some() {
-            STAGGER.min(left(deadline))
-        } else {
-            left(deadline)
-        };
+        let patience = if next.is_some() { STAGGER.min(left(deadline)) } else { left(deadline) };
         match receiver.recv_timeout(patience) {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => {
@@ -164,29 +140,16 @@ mod tests {
         let closed = SocketAddr::from(([127, 0, 0, 2], good.port()));
         let stream = first_to_answer(&[closed, good], soon()).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), good);
-        assert!(matches!(
-            first_to_answer(&[closed], soon()),
-            Err(TcpError::Refused { .. })
-        ));
-        assert!(matches!(
-            first_to_answer(&[closed, closed], soon()),
-            Err(TcpError::Refused { .. })
-        ));
+        assert!(matches!(first_to_answer(&[closed], soon()), Err(TcpError::Refused { .. })));
+        assert!(matches!(first_to_answer(&[closed, closed], soon()), Err(TcpError::Refused { .. })));
     }
 
     #[test]
     fn the_family_is_a_filter() {
-        let both: Vec<SocketAddr> =
-            vec!["[::1]:1".parse().unwrap(), "127.0.0.1:1".parse().unwrap()];
+        let both: Vec<SocketAddr> = vec!["[::1]:1".parse().unwrap(), "127.0.0.1:1".parse().unwrap()];
         assert_eq!(order(both.clone(), AddressFamily::Any).unwrap(), both);
         assert_eq!(order(both.clone(), AddressFamily::Inet).unwrap(), both[1..]);
-        assert_eq!(
-            order(both.clone(), AddressFamily::Inet6).unwrap(),
-            both[..1]
-        );
-        assert!(matches!(
-            order(both[1..].to_vec(), AddressFamily::Inet6),
-            Err(TcpError::NoAddress("IPv6"))
-        ));
+        assert_eq!(order(both.clone(), AddressFamily::Inet6).unwrap(), both[..1]);
+        assert!(matches!(order(both[1..].to_vec(), AddressFamily::Inet6), Err(TcpError::NoAddress("IPv6"))));
     }
 }

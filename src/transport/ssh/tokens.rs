@@ -97,10 +97,7 @@ pub(super) fn percent(text: &str, tokens: &Tokens, allowed: &str) -> Result<Stri
 }
 
 /// `text` with each `${NAME}` replaced by that variable.
-pub(super) fn variables(
-    text: &str,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Result<String, ExpandError> {
+pub(super) fn variables(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ExpandError> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
@@ -129,11 +126,7 @@ pub(super) fn tilde(
         home_of(name).ok_or_else(|| ExpandError::NoUser(name.to_owned()))?
     };
     let path = path.trim_start_matches('/');
-    Ok(if path.is_empty() {
-        base
-    } else {
-        base.join(path)
-    })
+    Ok(if path.is_empty() { base } else { base.join(path) })
 }
 
 #[cfg(test)]
@@ -160,45 +153,20 @@ mod tests {
     fn tokens_stand_for_their_values() {
         for (text, expected) in [
             ("plain", Ok("plain")),
-            (
-                "%d/.ssh/%r@%h:%p",
-                Ok("/home/me/.ssh/bob@web1.example:2222"),
-            ),
-            (
-                "%C %i %j %k %L %l %n %u %%",
-                Ok("c0ffee 1000 gate alias desk desk.example web1 me %"),
-            ),
+            ("%d/.ssh/%r@%h:%p", Ok("/home/me/.ssh/bob@web1.example:2222")),
+            ("%C %i %j %k %L %l %n %u %%", Ok("c0ffee 1000 gate alias desk desk.example web1 me %")),
             ("%%h", Ok("%h")),
             ("%x", Err(ExpandError::Token('x'))),
             ("half%", Err(ExpandError::LonePercent)),
         ] {
-            assert_eq!(
-                percent(text, &tokens(), FOR_FILES),
-                expected.map(str::to_owned),
-                "{text}"
-            );
+            assert_eq!(percent(text, &tokens(), FOR_FILES), expected.map(str::to_owned), "{text}");
         }
-        assert_eq!(
-            percent("nc %h %p", &tokens(), FOR_PROXY).unwrap(),
-            "nc web1.example 2222"
-        );
-        assert_eq!(
-            percent("%d", &tokens(), FOR_PROXY),
-            Err(ExpandError::Token('d'))
-        );
-        let unknown_hash = Tokens {
-            hash: None,
-            ..tokens()
-        };
-        assert_eq!(
-            percent("%C", &unknown_hash, FOR_FILES),
-            Err(ExpandError::Token('C'))
-        );
+        assert_eq!(percent("nc %h %p", &tokens(), FOR_PROXY).unwrap(), "nc web1.example 2222");
+        assert_eq!(percent("%d", &tokens(), FOR_PROXY), Err(ExpandError::Token('d')));
+        let unknown_hash = Tokens { hash: None, ..tokens() };
+        assert_eq!(percent("%C", &unknown_hash, FOR_FILES), Err(ExpandError::Token('C')));
         // A value is not expanded again.
-        let tricky = Tokens {
-            host: "%p".into(),
-            ..tokens()
-        };
+        let tricky = Tokens { host: "%p".into(), ..tokens() };
         assert_eq!(percent("%h", &tricky, FOR_FILES).unwrap(), "%p");
     }
 

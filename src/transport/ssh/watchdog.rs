@@ -41,14 +41,9 @@ impl Shared {
 impl Watchdog {
     /// Starts watching `socket`, a descriptor of its own; nothing is timed yet.
     pub(super) fn new(socket: OwnedFd) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
         let watched = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("ssh-watchdog".into())
-            .spawn(move || watch(&watched, &socket))?;
+        std::thread::Builder::new().name("ssh-watchdog".into()).spawn(move || watch(&watched, &socket))?;
         Ok(Self { shared })
     }
 
@@ -76,10 +71,7 @@ impl Watchdog {
     pub(super) fn paused<T>(&self, ask: impl FnOnce() -> T) -> T {
         {
             let mut state = self.shared.lock();
-            state.paused = state
-                .deadline
-                .take()
-                .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            state.paused = state.deadline.take().map(|deadline| deadline.saturating_duration_since(Instant::now()));
         }
         let answer = ask();
         let left = self.shared.lock().paused.take();
@@ -106,10 +98,7 @@ fn watch(shared: &Shared, socket: &OwnedFd) {
     let mut state = shared.lock();
     while !state.dropped {
         state = match state.deadline {
-            None => shared
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner),
+            None => shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
@@ -119,11 +108,7 @@ fn watch(shared: &Shared, socket: &OwnedFd) {
                     let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
                     continue;
                 }
-                shared
-                    .changed
-                    .wait_timeout(state, left)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
+                shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
             }
         };
     }
