@@ -69,7 +69,7 @@ fn page(command: &Command, names: &[String]) -> String {
     page
 }
 
-/// A section of clap_mangen's, without what it says of the font of each quote.
+/// A section of `clap_mangen`'s, without what it says of the font of each quote.
 fn rendered(write: impl Fn(&mut dyn std::io::Write) -> std::io::Result<()>) -> String {
     let mut out = Vec::new();
     write(&mut out).expect("memory can be written to");
@@ -109,7 +109,8 @@ fn commands(definition: &Command) -> String {
     let mut section = ".SH COMMANDS\n".to_owned();
     for command in definition.get_subcommands().filter(|command| !command.is_hide_set()) {
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-        section += &format!(".TP\n.BR {} (1)\n{about}.\n", name(command).replace('-', "\\-"));
+        let name = name(command).replace('-', "\\-");
+        section.extend([".TP\n.BR ", &name, " (1)\n", &about, ".\n"]);
     }
     section
 }
@@ -120,7 +121,7 @@ fn see(names: &[String], this: &str, last: bool) -> String {
     let mut lines = String::new();
     for (index, name) in others.iter().enumerate() {
         let comma = if last && index + 1 == others.len() { "" } else { "," };
-        lines += &format!(".BR {name} (1){comma}\n");
+        lines.extend([".BR ", name, " (1)", comma, "\n"]);
     }
     lines
 }
