@@ -1,6 +1,7 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use clap::Parser as _;
 
 use crate::cli::{self, Cli, Command, Common, complete};
 use crate::commands::{Context, kill, ps, rm, spawn, tail, wait};
+use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination};
 use crate::job::Target;
@@ -16,12 +18,19 @@ use crate::output::{self, Spinner, print, warn};
 use crate::remote::Stream;
 use crate::signal::{self, Os, SignalWord};
 use crate::store::Store;
-use crate::transport::Policy;
+use crate::transport::{Policy, keeper};
 
 /// All of rsig.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = words.into_iter().collect();
     if let Some(shell) = std::env::var_os(complete::VARIABLE) {
         return complete(&shell, words.into_iter().skip(1).collect());
+    }
+    if let [_, verb, socket] = words.as_slice()
+        && verb == keeper::SERVE
+    {
+        let served = keeper::serve(Path::new(socket), warn, output::note);
+        return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let cli = Cli::parse_from(cli::arrange(words));
     let waiting = matches!(cli.command, Command::Wait(_));
@@ -65,7 +74,8 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
 
 fn context(verbose: bool) -> Result<Context> {
     let step = if verbose { output::note } else { |_: &str| () };
-    Ok(Context { store: Store::open()?, policy: Policy { batch: false, step, warn } })
+    let keeper = std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
+    Ok(Context { store: Store::open()?, policy: Policy { batch: false, keeper, verbose, step, warn } })
 }
 
 fn spinner(text: &'static str, common: Common) -> Spinner {
@@ -164,7 +174,7 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
         signal,
         wait: arguments.wait,
         then: arguments.then,
-        via: arguments.via,
+        ways: arguments.via.into(),
         target: arguments.target,
         wake: false,
     };
@@ -194,7 +204,7 @@ fn stop(arguments: cli::Stop) -> Result<u8> {
         signal: SignalWord::TERM,
         wait: Some(arguments.grace),
         then: Some(SignalWord::KILL),
-        via: cli::Via::Auto,
+        ways: Ways::Any,
         target: Target::Group,
         wake: true,
     };

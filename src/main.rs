@@ -19,5 +19,6 @@ mod transport;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    sys::process::be_waiting_parent();
     dispatch::main(std::env::args_os())
 }

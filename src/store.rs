@@ -28,9 +28,10 @@ const BUSY: Duration = Duration::from_secs(30);
 /// The name of the file in the state directory.
 const FILE: &str = "jobs.db";
 
+// Within one second of created_at, the rowid tells what came first.
 const CREATE: &str = "
     CREATE TABLE jobs (
-        id TEXT PRIMARY KEY,
+        id TEXT NOT NULL PRIMARY KEY,
         name TEXT,
         host TEXT NOT NULL,
         connect TEXT NOT NULL,
@@ -47,7 +48,7 @@ const CREATE: &str = "
         last_signal TEXT,
         checked_at INTEGER,
         created_at INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
     CREATE UNIQUE INDEX taken_names ON jobs (name) WHERE name IS NOT NULL AND state NOT IN ('exited', 'lost');
     CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL;
     CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
@@ -62,6 +63,7 @@ const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
 /// An open state file.
 pub struct Store {
     connection: Connection,
+    path: PathBuf,
 }
 
 /// Which records to give.
@@ -134,7 +136,11 @@ fn check_directory(directory: &Path) -> Result<()> {
 #[derive(Debug, PartialEq, Eq)]
 enum Content {
     Nothing,
-    Ours(u32),
+    /// The schema, and whether the file was made to its end: the switch to the write-ahead log is the last step.
+    Ours {
+        schema: u32,
+        finished: bool,
+    },
     Foreign,
 }
 
@@ -144,14 +150,19 @@ fn content(head: &[u8]) -> Content {
     let number = |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
     match (head, number(60), number(68)) {
         ([], ..) => Content::Nothing,
-        (_, Some(version), Some(APPLICATION)) if head.starts_with(b"SQLite format 3\0") => Content::Ours(version),
+        (_, Some(schema), Some(APPLICATION)) if head.starts_with(b"SQLite format 3\0") => {
+            Content::Ours { schema, finished: head.get(18) == Some(&2) }
+        }
         _ => Content::Foreign,
     }
 }
 
 fn read_head(path: &Path) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
-    match OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path) {
+    // Not blocking, since a FIFO would wait for somebody to write to it.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) if !file.metadata()?.is_file() => Err(io::Error::other("it is not a regular file")),
         Ok(file) => file.take(100).read_to_end(&mut head).map(|_| head),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(head),
         Err(error) => Err(error),
@@ -177,12 +188,13 @@ impl Store {
         let head = read_head(&path).with_context(|| format!("the state file {shown} can't be read"))?;
         match content(&head) {
             Content::Foreign => bail!("{shown} is not a state file of rsig; it is left as it is"),
-            Content::Ours(version) if version > SCHEMA => bail!(
-                "the state file {shown} is from a newer rsig (its schema is {version}, this rsig knows {SCHEMA}): \
+            Content::Ours { schema, .. } if schema > SCHEMA => bail!(
+                "the state file {shown} is from a newer rsig (its schema is {schema}, this rsig knows {SCHEMA}): \
                  use that one; the file is left as it is"
             ),
-            Content::Ours(_) => Self::connect(&path),
-            Content::Nothing => Self::create(directory, &path),
+            Content::Ours { finished: true, .. } => Self::connect(&path),
+            // Whoever was making it may have been killed in the middle.
+            Content::Ours { finished: false, .. } | Content::Nothing => Self::create(directory, &path),
         }
         .with_context(|| format!("the state file {shown} can't be used"))
     }
@@ -195,13 +207,13 @@ impl Store {
         let directory = state_directory()?;
         let path = directory.join(FILE);
         match content(&read_head(&path)?) {
-            Content::Ours(version) if version <= SCHEMA => {}
-            Content::Nothing => return Ok(None),
-            Content::Ours(_) | Content::Foreign => bail!("{} is not a state file of this rsig", path.display()),
+            Content::Ours { schema, finished: true } if schema <= SCHEMA => {}
+            Content::Nothing | Content::Ours { finished: false, .. } => return Ok(None),
+            Content::Ours { .. } | Content::Foreign => bail!("{} is not a state file of this rsig", path.display()),
         }
         check_directory(&directory)?;
         let connection = Self::open_file(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Some(Self { connection }))
+        Ok(Some(Self { connection, path }))
     }
 
     fn open_file(path: &Path, access: OpenFlags) -> Result<Connection> {
@@ -217,7 +229,7 @@ impl Store {
         // The last command to leave need not write the log back: it is done when the log has grown.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
-        Ok(Self { connection })
+        Ok(Self { connection, path: path.to_owned() })
     }
 
     /// Makes the file under a lock: a change of the journal's mode does not wait for others (sqlite.org/wal.html).
@@ -227,13 +239,16 @@ impl Store {
         lock.lock().context("the state directory can't be locked")?;
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
         let mut store = Self::connect(path)?;
-        if content(&read_head(path)?) == Content::Nothing {
-            let transaction = store.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // The transaction takes back what an unfinished one left behind, so only inside it does the file say what it is.
+        let transaction = store.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if transaction.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? == 0 {
             transaction.pragma_update(None, "application_id", APPLICATION)?;
             transaction.pragma_update(None, "user_version", SCHEMA)?;
             transaction.execute_batch(CREATE)?;
-            transaction.commit()?;
         }
+        // It fails where the tables are not ours, before anything is changed.
+        transaction.prepare(&format!("SELECT {COLUMNS} FROM jobs")).map(drop)?;
+        transaction.commit()?;
         store.connection.pragma_update(None, "journal_mode", "WAL")?;
         Ok(store)
     }
@@ -252,8 +267,13 @@ impl Store {
             Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::ConstraintViolation => {
                 Err(Taken.into())
             }
-            other => Ok(other?),
+            other => other.map_err(|error| self.blamed(error)),
         }
+    }
+
+    /// An error of the file, with its name.
+    fn blamed(&self, error: rusqlite::Error) -> anyhow::Error {
+        anyhow::Error::new(error).context(format!("the state file {} can't be used", self.path.display()))
     }
 
     /// Writes what is known of jobs over their records; none is made where there is none any more. A record that says
@@ -266,7 +286,7 @@ impl Store {
              pgid=?10, os=?11, started_at=?12, finished_at=?13, exit_status=?14, \
              last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17 \
              WHERE id=?1 AND (state <> 'exited' OR ?8 = 'exited')";
-        Ok(self.write(statement, records)?)
+        self.write(statement, records).map_err(|error| self.blamed(error))
     }
 
     fn write<'a>(&mut self, statement: &str, records: impl IntoIterator<Item = &'a Record>) -> rusqlite::Result<()> {
@@ -282,8 +302,8 @@ impl Store {
     /// # Errors
     /// What the file says.
     pub fn signalled(&mut self, id: &JobId, signal: &str) -> Result<()> {
-        self.connection.execute("UPDATE jobs SET last_signal = ?2 WHERE id = ?1", [id.as_str(), signal])?;
-        Ok(())
+        let done = self.connection.execute("UPDATE jobs SET last_signal = ?2 WHERE id = ?1", [id.as_str(), signal]);
+        done.map(drop).map_err(|error| self.blamed(error))
     }
 
     /// Forgets a job.
@@ -291,8 +311,8 @@ impl Store {
     /// # Errors
     /// What the file says.
     pub fn remove(&mut self, id: &JobId) -> Result<()> {
-        self.connection.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()])?;
-        Ok(())
+        let done = self.connection.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()]);
+        done.map(drop).map_err(|error| self.blamed(error))
     }
 
     /// Records, the oldest first.
@@ -301,11 +321,7 @@ impl Store {
     /// What the file says.
     pub fn list(&self, which: Which) -> Result<Vec<Record>> {
         let condition = which.condition();
-        let mut statement = self
-            .connection
-            .prepare(&format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, id"))?;
-        let rows = statement.query_map([], |row| Ok(read_record(row)))?;
-        rows.map(|row| row?).collect()
+        self.many(&format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, rowid"), [])
     }
 
     /// The record of an id.
@@ -322,7 +338,7 @@ impl Store {
     /// What the file says.
     pub fn named(&self, name: &JobName) -> Result<Option<Record>> {
         let statement = format!(
-            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 ORDER BY {UNFINISHED} DESC, created_at DESC, id LIMIT 1"
+            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
         );
         self.one(&statement, name.as_str())
     }
@@ -332,12 +348,18 @@ impl Store {
     /// # Errors
     /// What the file says.
     pub fn beginning_with(&self, prefix: &str, most: u32) -> Result<Vec<Record>> {
-        let mut statement = self
-            .connection
-            .prepare(&format!("SELECT {COLUMNS} FROM jobs WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3"))?;
         // '{' comes right behind 'z', the last character of an id.
-        let rows = statement.query_map(params![prefix, format!("{prefix}{{"), most], |row| Ok(read_record(row)))?;
-        rows.map(|row| row?).collect()
+        self.many(
+            &format!("SELECT {COLUMNS} FROM jobs WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3"),
+            params![prefix, format!("{prefix}{{"), most],
+        )
+    }
+
+    fn many(&self, statement: &str, parameters: impl rusqlite::Params) -> Result<Vec<Record>> {
+        let read = || -> rusqlite::Result<Vec<Result<Record>>> {
+            self.connection.prepare(statement)?.query_map(parameters, |row| Ok(read_record(row)))?.collect()
+        };
+        read().map_err(|error| self.blamed(error))?.into_iter().collect()
     }
 
     /// The records whose ids or names begin with `beginning`, the newest first; at most `most`.
@@ -366,7 +388,9 @@ impl Store {
     }
 
     fn one(&self, statement: &str, key: &str) -> Result<Option<Record>> {
-        self.connection.prepare_cached(statement)?.query_row([key], |row| Ok(read_record(row))).optional()?.transpose()
+        let read =
+            || self.connection.prepare_cached(statement)?.query_row([key], |row| Ok(read_record(row))).optional();
+        read().map_err(|error| self.blamed(error))?.transpose()
     }
 }
 

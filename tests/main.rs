@@ -1,5 +1,13 @@
 //! The tests of the binary: each drives the real program against real servers.
 
 mod completion;
+mod faults;
 mod harness;
+mod keeper;
+mod jobs;
+mod kill;
+mod kit;
 mod selftest;
+mod spawn;
+mod store;
+mod usage;

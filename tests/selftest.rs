@@ -90,10 +90,11 @@ fn what_the_tests_were_started_with_does_not_matter() {
         let again = Command::new("env")
             .arg("--ignore-signal=HUP,INT,QUIT,TERM")
             .arg(std::env::current_exe().expect("our own path"))
-            .args(["--exact", test])
+            .args(["--exact", &format!("selftest::{test}")])
             .output()
             .expect("we can be started");
-        assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
+        let told = String::from_utf8_lossy(&again.stdout);
+        assert!(again.status.success() && told.contains("1 passed"), "{told}");
     }
 }
 
@@ -278,7 +279,7 @@ fn a_killed_test_process_leaves_nothing() {
     let scratch = Scratch::new();
     let file = scratch.path().join("told");
     let mut helper = Command::new(std::env::current_exe().expect("our own path"))
-        .args(["--ignored", "--exact", "helper_that_is_killed"])
+        .args(["--ignored", "--exact", "selftest::helper_that_is_killed"])
         .env("HARNESS_SELFTEST_FILE", &file)
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -16,6 +16,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 
+use crate::delivery::Ways;
 use crate::host::{Connect, Host};
 use crate::job::{JobName, State, Target};
 use crate::signal::{Os, SignalWord};
@@ -137,6 +138,16 @@ pub enum Via {
     Channel,
     /// By a kill on the host alone
     Pid,
+}
+
+impl From<Via> for Ways {
+    fn from(via: Via) -> Self {
+        match via {
+            Via::Auto => Self::Any,
+            Via::Channel => Self::Channel,
+            Via::Pid => Self::Pid,
+        }
+    }
 }
 
 /// An operating system with a signal table of its own.

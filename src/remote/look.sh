@@ -1,6 +1,7 @@
 # What every script about a job that exists shares: where it is, whether it is this user's, what state it is in.
 # Per job only builtins run, so that one script can look at a thousand of them.
 
+umask 077
 unset CDPATH
 now=$(date +%s)
 
@@ -69,6 +70,9 @@ look() {
 	elif [ -O status ] && read -r code ended <status; then
 		state=exited
 	elif [ "$boot" = "$rs_boot" ] && [ $((now - made)) -lt 60 ] && [ ! -e refused ]; then
+		state=starting
+	elif [ "$boot" = - ] && [ -z "$(find . -prune -mmin +1)" ]; then
+		# Its directory was made a moment ago, and says nothing yet.
 		state=starting
 	else
 		state=lost

@@ -106,10 +106,15 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
+        script.set("rs_relay", order.relay.unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
-        script.include(file!("host"));
-        script.include(file!("spawn"));
+        for part in [file!("host"), file!("process"), file!("spawn")] {
+            script.include(part);
+        }
+        if order.relay.is_some() {
+            script.include(file!("relay"));
+        }
         Ok(script)
     }
 
@@ -117,13 +122,18 @@ impl Script {
     pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("deliver"));
-        if plan.wait.is_some() {
+        // A job that needs no shot any more, because one was confirmed before the connection broke.
+        let other = if plan.wait.is_some() {
             script.include(file!("await"));
-        }
+            "watch"
+        } else {
+            script.include(file!("see"));
+            "see"
+        };
         for (index, (place, shot)) in plan.jobs.iter().enumerate() {
             match shot {
                 Some(shot) => script.deliver("deliver", index, shot)?,
-                None => script.call("watch", &[&index.to_string(), place])?,
+                None => script.call(other, &[&index.to_string(), place])?,
             }
         }
         let Some(wait) = plan.wait else { return Ok(script) };

@@ -72,7 +72,9 @@ both() {
 place "$place"
 if ! enter "$dir"; then
 	report 0
-	rs_end
+	both data
+	both end
+	exit 0
 fi
 look
 sizes

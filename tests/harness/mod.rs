@@ -1,6 +1,6 @@
 //! Real servers, real processes and slow networks for the integration tests. Linux only; servers need root.
 //!
-//! A test file begins with `mod harness;` and uses what it needs:
+//! A test file is a module of `tests/main.rs` and uses what it needs from `crate::harness`:
 //!
 //! - [`Site`] and [`on_every_site!`]: the same test over every transport; [`Fixture`] is what it gets.
 //! - [`Server`]: sshd or dropbear on 127.0.0.1 with accounts of its own. [`Proxy`] stands before it.
@@ -20,7 +20,6 @@
 //! - Run tests as root. Debian packages: openssh-server openssh-client dropbear-bin libnss-wrapper zsh fish tcsh mksh.
 //! - A test that needs an ignored signal starts `env --ignore-signal=HUP` with the program; one that compares
 //!   `SigIgn` leaves 32 and 33 out, which cargo's `posix_spawn` can leave ignored and no program can undo.
-//! - `mod harness;` must stand at the root of the test file, for [`on_every_site!`] names it.
 //! - Do not write a script and exec it: another thread that forks meanwhile may hold it open (ETXTBSY).
 //!   `sh FILE` has no such trouble.
 

@@ -182,16 +182,17 @@ impl Server {
     pub fn restart(&mut self) {
         self.stop();
         let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
-        // Whatever this process ignores (nohup, a CI runner), a real machine's server starts with all at default.
-        let mut command = Command::new("env");
-        command.arg("--default-signal").arg(self.options.kind.program()).args(daemon::arguments(
+        // Whatever this process ignores and has open (nohup, a CI runner), a real machine's server starts without;
+        // dropbear hands on to its sessions what it finds open.
+        let mut command = Command::new("perl");
+        command.args(["-MPOSIX", "-e", "POSIX::close($_) for 3 .. 1023; exec @ARGV", "env", "--default-signal"]).arg(self.options.kind.program()).args(daemon::arguments(
             &self.options,
             self.dir(),
             self.port(),
         ));
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(self.account.server_environment());
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let mut process = command.spawn().expect("env starts");
+        let mut process = command.spawn().expect("perl starts");
         let port = self.port();
         let mut ended = None;
         poll_until("the server listens", PATIENCE, || {

@@ -76,8 +76,12 @@ pub enum Relayed {
     Gone,
     /// The relay was not permitted to.
     Denied,
-    /// No relay that takes signals is held; nothing was sent.
-    NoRelay,
+    /// No relay of the job is held; nothing was sent.
+    NotHeld,
+    /// The server did not pass the relay's probe on; nothing was sent.
+    NotHonoured,
+    /// The relay has missed an answer before, and is not used any more; nothing was sent.
+    Retired,
     /// The relay did not answer in time: it may or may not have sent it.
     Unanswered,
 }

@@ -34,7 +34,7 @@ pub fn channel_signal(name: &str) -> Option<&'static str> {
     ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2"].into_iter().find(|known| *known == name)
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// Its script has not got there yet.
     Starting,
@@ -42,8 +42,8 @@ enum Stage {
     Probing,
     /// It takes signals.
     Taking,
-    /// It takes none, and still tells of the end.
-    TellingOnly,
+    /// It takes none, for this reason, and still tells of the end.
+    TellingOnly(Relayed),
 }
 
 struct Pending {
@@ -107,8 +107,12 @@ impl Relay {
 
     /// A command wants a signal sent.
     pub fn signal(&mut self, client: ClientId, name: &'static str, now: Instant) -> Vec<Action> {
-        if !self.takes_signals() || self.queue.len() >= QUEUE_MAX {
-            return vec![self.answer(client, Relayed::NoRelay)];
+        match self.stage {
+            Stage::TellingOnly(why) => return vec![self.answer(client, why)],
+            _ if !self.takes_signals() || self.queue.len() >= QUEUE_MAX => {
+                return vec![self.answer(client, Relayed::NotHeld)];
+            }
+            _ => {}
         }
         self.queue.push_back((client, name));
         self.next(now)
@@ -162,7 +166,7 @@ impl Relay {
                 vec![Action::Signal(PROBE)]
             }
             // A late one too: what it says of the server is as true.
-            ["probe"] if self.number == 0 && self.pending.is_none() => {
+            ["probe"] if matches!(self.stage, Stage::Probing | Stage::TellingOnly(Relayed::NotHonoured)) => {
                 self.stage = Stage::Taking;
                 self.probe_until = None;
                 self.next(now)
@@ -209,18 +213,19 @@ impl Relay {
         if self.deadline().is_none_or(|until| now < until) {
             return Vec::new();
         }
-        self.retire()
+        let why = if self.stage == Stage::Probing { Relayed::NotHonoured } else { Relayed::Retired };
+        self.retire(why)
     }
 
-    fn retire(&mut self) -> Vec<Action> {
-        self.stage = Stage::TellingOnly;
+    fn retire(&mut self, why: Relayed) -> Vec<Action> {
+        self.stage = Stage::TellingOnly(why);
         self.probe_until = None;
         let mut actions = Vec::new();
         if let Some(pending) = self.pending.take() {
             actions.push(self.answer(pending.client, Relayed::Unanswered));
         }
         let waiting: Vec<ClientId> = self.queue.drain(..).map(|(client, _)| client).collect();
-        actions.extend(waiting.into_iter().map(|client| self.answer(client, Relayed::NoRelay)));
+        actions.extend(waiting.into_iter().map(|client| self.answer(client, why)));
         actions
     }
 
@@ -230,7 +235,7 @@ impl Relay {
             return Vec::new();
         }
         self.ended = end;
-        let mut actions = self.retire();
+        let mut actions = self.retire(Relayed::NotHeld);
         let job = self.job.clone();
         actions.extend(self.watchers.drain(..).map(|client| {
             let job = job.clone();
@@ -293,9 +298,9 @@ mod tests {
         relay.signal(1, "TERM", now);
         relay.signal(2, "TERM", now);
         assert_eq!(shown(relay.tick(now)), [""; 0]);
-        assert_eq!(shown(relay.tick(now + ANSWER)), ["1: Unanswered", "2: NoRelay"]);
+        assert_eq!(shown(relay.tick(now + ANSWER)), ["1: Unanswered", "2: Retired"]);
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
-        assert_eq!(shown(relay.signal(3, "TERM", now)), ["3: NoRelay"]);
+        assert_eq!(shown(relay.signal(3, "TERM", now)), ["3: Retired"]);
         assert!(matches!(relay.watch(3), Reply::Watching { .. }));
         assert_eq!(shown(relay.hear(b"W end 7 1\n", now)), ["3: ended 7"]);
     }
@@ -304,10 +309,10 @@ mod tests {
     fn a_server_that_takes_no_signals_still_tells_of_the_end() {
         let now = Instant::now();
         let mut relay = Relay::new("job".into(), "W".into());
-        assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NoRelay"]);
+        assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
-        assert_eq!(shown(relay.tick(now + ANSWER)), ["1: NoRelay"]);
+        assert_eq!(shown(relay.tick(now + ANSWER)), ["1: NotHonoured"]);
         relay.watch(1);
         assert_eq!(shown(relay.end(None)), ["1: NotWatching { job: \"job\" }"]);
     }

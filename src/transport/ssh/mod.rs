@@ -2,7 +2,7 @@
 
 mod auth;
 mod config;
-mod connect;
+pub mod connect;
 mod handshake;
 mod hostkey;
 mod keyfile;
@@ -31,6 +31,15 @@ struct Ssh {
 /// # Errors
 /// [`Kind::Unreachable`], [`Kind::Auth`] or [`Kind::HostKey`].
 pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transport>, Failure> {
+    let connection = connect(destination, policy)?;
+    Ok(Box::new(Ssh { host: destination.to_string(), shells: shell::Shells::new(connection) }))
+}
+
+/// Connects and authenticates.
+///
+/// # Errors
+/// As [`open`].
+pub fn connect(destination: &Destination, policy: &Policy) -> Result<connect::Connection, Failure> {
     let notes = |note: Note<'_>| match note {
         Note::Warning(text) => (policy.warn)(text),
         Note::Step(text) => (policy.step)(text),
@@ -39,8 +48,7 @@ pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transp
         Box::new(known::KnownHosts::new(resolved, &notes))
     };
     let policy = connect::Policy { batch: policy.batch };
-    let connection = connect::connect(destination, policy, &host_keys, &mut prompt::User, &notes).map_err(failure)?;
-    Ok(Box::new(Ssh { host: destination.to_string(), shells: shell::Shells::new(connection) }))
+    connect::connect(destination, policy, &host_keys, &mut prompt::User, &notes).map_err(failure)
 }
 
 fn failure(error: ConnectError) -> Failure {

@@ -1,0 +1,365 @@
+//! Broken networks: connections that are cut, held or refused at any point, and hosts that are gone.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::harness::{Direction, Fixture, Login, Output, Proxy, Running, Server, poll_until};
+use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, count, lines, look, state};
+
+/// A server behind a proxy, the fixture going through it.
+fn behind_proxy(login: Login) -> (Fixture, Proxy) {
+    let server = Server::openssh(login).start();
+    let proxy = Proxy::start(server.port(), Duration::ZERO);
+    let mut fixture = Fixture::with(Some(server));
+    fixture.go_through(&proxy);
+    (fixture, proxy)
+}
+
+/// Bytes after which to cut: a few at the start and in the middle, more at the end, where the script and its answer are.
+fn points(total: u64) -> Vec<u64> {
+    let ends = [6000, 3000, 1500, 800, 400, 200, 100, 50, 1].map(|back| total.saturating_sub(back));
+    [0, 15, 900, total / 3, total / 2].into_iter().chain(ends).collect()
+}
+
+/// How many bytes a command sends and gets.
+fn measured(proxy: &Proxy, run: impl FnOnce()) -> [(Direction, u64); 2] {
+    let bytes = || [Direction::ToServer, Direction::ToClient].map(|direction| (direction, proxy.bytes(direction)));
+    let before = bytes();
+    run();
+    poll_until("the connection is closed", SOON, || proxy.open_connections() == 0);
+    let after = bytes();
+    [0, 1].map(|at| (after[at].0, after[at].1 - before[at].1))
+}
+
+/// Waits until no script of rsig runs on the server any more.
+fn settle(server: &Server) {
+    poll_until("the server's connections end", SOON, || {
+        server.connections().is_empty()
+            && server.processes().iter().all(|process| !process.cmdline.ends_with("/bin/sh -s"))
+    });
+}
+
+/// Where a command is cut.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    direction: Direction,
+    after: u64,
+    /// The host can't be reached from then on, until the command has ended.
+    gone: bool,
+}
+
+/// Runs a command whose connection is cut.
+#[track_caller]
+fn run_cut(f: &Fixture, proxy: &Proxy, cut: Cut, words: &[&str]) -> Output {
+    let connections = proxy.connections();
+    proxy.cut_after_bytes(cut.direction, cut.after);
+    let running = f.rsig.spawn_process(words);
+    if cut.gone {
+        poll_until("it connects", SOON, || proxy.connections() > connections);
+        proxy.refuse(true);
+    }
+    let output = running.wait();
+    proxy.refuse(false);
+    settle(f.server.as_ref().expect("a server"));
+    // A cut that did not come about must not wait for the next command.
+    proxy.cut();
+    output
+}
+
+/// Cuts a spawn, and holds what is there then against what rsig said and knows.
+#[track_caller]
+fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
+    let mark = format!("ran-{:?}-{}-{}", cut.direction, cut.after, cut.gone);
+    let known = kit::recorded(&f.rsig);
+    let dirs = || fs::read_dir(f.jobs_dir()).map_or(0, Iterator::count);
+    let dirs_before = dirs();
+    let line = format!("echo x >>{mark}; exec sleep 1000");
+    let output = run_cut(f, proxy, cut, &f.words("spawn", &[], &["--", "sh", "-c", &line]));
+    let new: Vec<String> = kit::recorded(&f.rsig).into_iter().filter(|id| !known.contains(id)).collect();
+    let ran = || lines(&f.job_home().join(&mark));
+    match new.as_slice() {
+        [] => {
+            clear_message(output.code(255));
+            assert_eq!((ran(), dirs()), (0, dirs_before), "{cut:?}: something runs that nobody knows: {output}");
+        }
+        [id] => {
+            if output.status().success() {
+                output.stdout_is(&format!("{id}\n"));
+            } else {
+                clear_message(output.code(255).stdout_is(""));
+                output.stderr_has(&format!("rsig ps {id}"));
+            }
+            // What says `starting` is made older than a job may be on its way.
+            let statement = "UPDATE jobs SET created_at = created_at - 100 WHERE state = 'starting'";
+            kit::database(&f.rsig).execute(statement, []).expect("an update");
+            poll_until("looks resolve it", SOON, || ["running", "lost"].contains(&state(&f.rsig, id).as_str()));
+            if state(&f.rsig, id) == "running" {
+                poll_until("it has run", SOON, || ran() == 1);
+            } else {
+                assert!(ran() == 0 && !output.status().success(), "{cut:?}: it is said to be lost: {output}");
+            }
+            assert!(dirs() <= dirs_before + 1, "{output}");
+        }
+        several => panic!("{cut:?}: one command, several records {several:?}: {output}"),
+    }
+    assert!(ran() <= 1, "{cut:?}: started twice: {output}");
+}
+
+#[test]
+fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
+    let (f, proxy) = behind_proxy(Login::User);
+    f.spawn(&[], &["true"]);
+    let totals = measured(&proxy, || drop(f.spawn(&[], &["sh", "-c", "echo x >>ran; exec sleep 1000"])));
+    for (direction, total) in totals {
+        points(total).into_iter().for_each(|after| check_spawn(&f, &proxy, Cut { direction, after, gone: false }));
+        for back in [6000, 3000, 600, 60, 1] {
+            check_spawn(&f, &proxy, Cut { direction, after: total.saturating_sub(back), gone: true });
+        }
+    }
+    // After all of it, as many jobs run as are said to.
+    let known = kit::recorded(&f.rsig).iter().filter(|id| state(&f.rsig, id) == "running").count();
+    let processes = f.processes();
+    let running = processes.iter().filter(|process| process.cmdline == "sleep 1000").count();
+    assert_eq!(running, known, "{}", crate::harness::procs::listing(&processes));
+}
+
+/// How many USR1 the counting job has got.
+#[track_caller]
+fn counted_so_far(f: &Fixture, pid: i32) -> usize {
+    // A shell takes USR1 before USR2: once it has said that it got the second, it has counted the first.
+    let synced = f.job_home().join("sync");
+    drop(fs::remove_file(&synced));
+    kill(Pid::from_raw(pid), Signal::SIGUSR2).expect("it runs");
+    poll_until("the job is in step", SOON, || synced.exists());
+    lines(&f.job_home().join("count"))
+}
+
+/// Cuts a `kill --json` of USR1 to a counting job, and holds the count against the answer.
+#[track_caller]
+fn check_kill(f: &Fixture, proxy: &Proxy, cut: Cut, (job, pid): (&str, i32)) -> Value {
+    let before = counted_so_far(f, pid);
+    let output = run_cut(f, proxy, cut, &["kill", "--json", job, "USR1"]);
+    let counted = counted_so_far(f, pid) - before;
+    let report: Value = serde_json::from_str(&output.line()).expect("JSON");
+    let (sent, kind) = (&report["sent"], &report["error"]["kind"]);
+    match (sent.as_bool(), counted) {
+        (Some(true), 1) => drop(output.ok().stderr_is_empty()),
+        (None, 0 | 1) if sent.is_null() => assert_eq!(kind, "unconfirmed", "{}", output.code(255)),
+        (Some(false), 0) => assert_eq!(kind, "unreachable", "{}", output.code(255)),
+        _ => panic!("{cut:?}: {counted} were counted: {output}"),
+    }
+    assert_eq!(report["via"].as_str(), (sent == true).then_some("pid"), "{output}");
+    sent.clone()
+}
+
+#[test]
+fn a_kill_that_is_cut_anywhere_sends_its_signal_at_most_once_and_says_what_it_did() {
+    let (f, proxy) = behind_proxy(Login::User);
+    let line = "trap 'echo x >>count' USR1; trap ': >sync' USR2; : >count; : >up; while :; do sleep 0.02; done";
+    let job = f.spawn(&[], &["sh", "-c", line]);
+    poll_until("the job counts", SOON, || f.job_home().join("up").exists());
+    let pid = look(&f.rsig, &job).expect("it is known")["pid"].as_i64().expect("a pid");
+    let job = (job.as_str(), i32::try_from(pid).expect("a pid"));
+    let mut sent = Vec::new();
+    for (direction, total) in measured(&proxy, || drop(f.rsig.run(&["kill", job.0, "USR1"]).ok())) {
+        for after in points(total) {
+            sent.push(check_kill(&f, &proxy, Cut { direction, after, gone: false }, job));
+        }
+        for back in [3000, 400, 300, 200, 100, 40] {
+            let after = total.saturating_sub(back);
+            sent.push(check_kill(&f, &proxy, Cut { direction, after, gone: true }, job));
+        }
+    }
+    let some = |value: Value| sent.iter().filter(|sent| **sent == value).count();
+    assert!(some(true.into()) >= 5 && some(false.into()) >= 1 && some(Value::Null) >= 1, "{sent:?}");
+}
+
+#[test]
+fn a_wait_goes_on_over_cuts() {
+    let (f, proxy) = behind_proxy(Login::Root);
+    let server = f.server.as_ref().expect("a server");
+    let job = f.spawn(&[], &["sh", "-c", "until [ -e go ]; do sleep 0.02; done; exit 7"]);
+    let mut seen = proxy.connections();
+    let wait = f.rsig.spawn_process(&["wait", &job]);
+    let asking = || server.processes().into_iter().find(|process| process.cmdline.ends_with("/bin/sh -s"));
+    for by_server in [false, true] {
+        let mut script = None;
+        poll_until("it asks the host", SOON, || {
+            script = asking();
+            proxy.connections() > seen && script.is_some()
+        });
+        seen = proxy.connections();
+        if by_server {
+            for connection in server.connections() {
+                drop(kill(Pid::from_raw(connection.pid), Signal::SIGKILL));
+            }
+        } else {
+            proxy.cut();
+        }
+        let script = script.expect("it was there");
+        poll_until("the script ends with its connection", SOON, || !script.runs());
+    }
+    fs::write(f.job_home().join("go"), "").expect("the home is writable");
+    wait.wait().code(7).stderr_is_empty();
+}
+
+#[test]
+fn a_server_that_is_gone_in_mid_wait_ends_it_with_255_and_the_next_one_goes_on() {
+    let mut server = Server::openssh(Login::Root).start();
+    let connect = server.ssh_config("server").into_os_string().into_string().expect("UTF-8");
+    let home = server.home().to_owned();
+    let rsig = crate::harness::Rsig::new();
+    let line = "until [ -e go ]; do sleep 0.02; done; exit 7";
+    let job = rsig.run(&["spawn", "-F", &connect, "-c", "server", line]).ok().line();
+    let wait = rsig.spawn_process(&["wait", &job]);
+    poll_until("it asks the host", SOON, || server.processes().iter().any(|p| p.cmdline.ends_with("/bin/sh -s")));
+    server.stop();
+    let output = wait.wait();
+    clear_message(output.code(255));
+    output.stderr_has("server").stderr_has("refused");
+    let output = rsig.run(&["ps"]);
+    output.ok().stdout_has("unknown (was running)");
+    clear_message(&output);
+    server.restart();
+    let wait = rsig.spawn_process(&["wait", &job]);
+    fs::write(home.join("go"), "").expect("the home is writable");
+    wait.wait().code(7);
+}
+
+#[test]
+fn hosts_that_can_not_be_reached_are_named_with_the_reason() {
+    let rsig = crate::harness::Rsig::new();
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port").local_addr().expect("its address").port();
+    let refusing = Proxy::start(free, Duration::ZERO);
+    refusing.refuse(true);
+    let unknown = config_for(&rsig, "unknown", 22, "HostName no-such-host.invalid\nConnectTimeout 10");
+    let jump = config_for(&rsig, "jumping", 22, &format!("ProxyCommand exec 3<>/dev/tcp/127.0.0.1/{free}"));
+    let failing = config_for(&rsig, "failing", 22, "ProxyCommand echo all is lost >&2; exit 7");
+    for (config, host, said) in [
+        (config_for(&rsig, "refused", free, ""), "refused", "connection refused"),
+        (config_for(&rsig, "closing", refusing.port(), ""), "closing", "closed the connection"),
+        (unknown, "unknown", "can't be resolved"),
+        (jump, "jumping", "ProxyCommand"),
+        (failing, "failing", "all is lost"),
+        ("/nonexistent/config".to_owned(), "anywhere", "/nonexistent/config"),
+    ] {
+        let output = rsig.run(&["spawn", "-F", &config, host, "--", "true"]);
+        output.code(255).stdout_is("").stderr_has(host).stderr_has(said);
+        clear_message(&output);
+        assert_eq!(kit::recorded(&rsig), Vec::<String>::new(), "nothing was started, so nothing is kept: {output}");
+    }
+}
+
+#[test]
+fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
+    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let alive = f.spawn(&[], &["sleep", "1000"]);
+    let here = f.rsig.run(&["spawn", "local", "--", "sleep", "1000"]).ok().line();
+    // A job on a host that has since gone silent.
+    let silent = Sayer::start(Says::Once(vec![]));
+    let config = config_for(&f.rsig, "dead", silent.port(), "ConnectTimeout 2");
+    let dead = f.rsig.run(&["spawn", "local", "--", "sleep", "1000"]).ok().line();
+    let connect = format!("{{\"config\":\"{config}\"}}");
+    let moved = "UPDATE jobs SET host = 'dead', connect = ?2 WHERE id = ?1";
+    kit::database(&f.rsig).execute(moved, [&dead, &connect]).expect("an update");
+
+    let timed = |words: &[&str]| {
+        let start = Instant::now();
+        let output = f.rsig.run(words);
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(8), "{took:?}: {output}");
+        assert!(output.to_string().contains("ConnectTimeout is 2 s"), "{output}");
+        output
+    };
+    let output = timed(&["ps", "--json"]);
+    clear_message(output.stderr_has("dead: "));
+    let jobs: Vec<Value> = serde_json::from_str(&output.ok().stdout()).expect("JSON");
+    for (id, state) in [(&alive, "running"), (&here, "running"), (&dead, "unknown")] {
+        let job = jobs.iter().find(|job| job["id"] == id.as_str()).expect("it is listed");
+        assert_eq!(job["state"], state, "{output}");
+    }
+    let output = timed(&["kill", "--json", "-s", "TERM", "--wait", "10s", &alive, &dead, &here]);
+    output.code(255);
+    let reports = output.stdout();
+    let reports: Vec<Value> = reports.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(reports.len(), 3);
+    for report in &reports {
+        let unreachable = report["id"] == dead.as_str();
+        assert_eq!(report["sent"], !unreachable, "{output}");
+        assert_eq!(report["exit_signal"].as_str(), (!unreachable).then_some("TERM"), "{output}");
+        assert_eq!(report["error"]["kind"].as_str(), unreachable.then_some("unreachable"), "{output}");
+    }
+    timed(&["wait", &alive, &dead]).code(255);
+    let output = timed(&["rm", &alive, &dead, &here]);
+    output.code(255).stderr_has("--forget");
+    let mut gone: Vec<String> = output.stdout().lines().map(str::to_owned).collect();
+    gone.sort();
+    let mut expected = vec![alive, here];
+    expected.sort();
+    assert_eq!(gone, expected);
+    let output = f.rsig.run(&["rm", "--forget", &dead]);
+    output.ok().stderr_has("its files stay");
+    assert_eq!(kit::recorded(&f.rsig), Vec::<String>::new());
+}
+
+#[test]
+fn a_connection_that_falls_silent_ends_in_a_time_out() {
+    // Each on a proxy of its own, all at once: what is tested takes half a minute.
+    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let server = f.server.as_ref().expect("a server");
+    let job = f.spawn(&[], &["sleep", "1000"]);
+    let cases: [(&str, &[&str], i32); 4] = [
+        ("kill", &["kill", "--json", "JOB", "CONT"], 255),
+        ("ps", &["ps", "--json", "JOB"], 0),
+        ("tail", &["tail", "JOB"], 255),
+        ("spawn", &["spawn", "-F", "CONFIG", "server", "true"], 255),
+    ];
+    let mut started: Vec<(&str, i32, Proxy, Running)> = Vec::new();
+    for (name, words, code) in cases {
+        let proxy = Proxy::start(server.port(), Duration::ZERO);
+        let config = server.ssh_config_through("server", &proxy);
+        let text = fs::read_to_string(&config).expect("our own file").replace("Port", "ConnectTimeout 2\nPort");
+        fs::write(&config, text).expect("our own file");
+        // A record of the same job, by another way.
+        let config = config.display().to_string();
+        let copy = format!("{}000{}", &job[..4], started.len());
+        let statement = "INSERT INTO jobs SELECT ?2, NULL, host, ?3, command, cwd, dir, state, pid, pgid, os, started_at, \
+             finished_at, exit_status, last_signal, checked_at, created_at FROM jobs WHERE id = ?1";
+        let connect = format!("{{\"config\":\"{config}\"}}");
+        kit::database(&f.rsig).execute(statement, [&job, &copy, &connect]).expect("a record");
+        let value = |word| match word {
+            "JOB" => copy.clone(),
+            "CONFIG" => config.clone(),
+            word => word.to_owned(),
+        };
+        let total = measured(&proxy, || drop(f.rsig.run(&["ps", "--json", &copy]).ok()));
+        let before = proxy.bytes(Direction::ToServer);
+        // So slow that the answer is still on its way when it is held.
+        proxy.set_delay(Duration::from_millis(25));
+        let running = f.rsig.command(&[]).args(words.iter().map(|word| value(*word))).start();
+        poll_until("the script is sent", SOON, || proxy.bytes(Direction::ToServer) - before + 300 > total[0].1);
+        proxy.hold(Direction::ToClient);
+        started.push((name, code, proxy, running));
+    }
+    for (name, code, _proxy, running) in started {
+        let start = Instant::now();
+        let output = running.wait();
+        assert!(start.elapsed() < Duration::from_secs(55), "{name}");
+        output.code(code);
+        if name != "kill" {
+            clear_message(&output);
+        } else {
+            let report: Value = serde_json::from_str(&output.line()).expect("JSON");
+            assert_eq!(report["error"]["kind"], "unconfirmed", "{output}");
+            assert!(report["sent"].is_null(), "{output}");
+        }
+        if name == "ps" {
+            let jobs: Vec<Value> = serde_json::from_str(&output.stdout()).expect("JSON");
+            assert_eq!(jobs[0]["state"], "unknown", "{output}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What the tests ask about jobs, of rsig and past it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{Fixture, Output, Process, poll_until};
+
+/// What any step of a test may take, on a machine with much else to do.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A program for perl that writes the name of every signal it gets, a line each, exactly as often as it gets it: each
+/// handler runs at once (perl's own deferred ones are merged) and no other meanwhile.
+pub const LISTENER: &str = r#"use POSIX; use Config;
+my ($all, $none) = (POSIX::SigSet->new, POSIX::SigSet->new);
+$all->fillset;
+my $action = POSIX::SigAction->new(sub { syswrite STDOUT, "$_[0]\n" }, $all);
+sigprocmask(SIG_SETMASK, $all);
+my $number = 0;
+for my $name (split " ", $Config{sig_name}) {
+    sigaction($number, $action) if $number < 65 and $name !~ /^(ZERO|KILL|STOP|CHLD|CONT|NUM32|NUM33)$/;
+    $number++;
+}
+syswrite STDOUT, "ready\n";
+sigsuspend($none) while 1"#;
+
+impl Fixture {
+    /// What rsig prints with these words, as JSON, a value a line.
+    #[track_caller]
+    pub fn json(&self, words: &[&str]) -> Vec<Value> {
+        json_lines(&self.rsig.run(words))
+    }
+
+    /// The job as `ps --json` has it.
+    #[track_caller]
+    pub fn job(&self, job: &str) -> Value {
+        let output = self.rsig.run(&["ps", "--json", job]);
+        let jobs: Value = serde_json::from_str(&output.ok().line()).unwrap_or_else(|error| panic!("{error}: {output}"));
+        assert_eq!(jobs.as_array().map(Vec::len), Some(1), "{output}");
+        jobs[0].clone()
+    }
+
+    #[track_caller]
+    pub fn state(&self, job: &str) -> String {
+        self.job(job)["state"].as_str().expect("a state is text").to_owned()
+    }
+
+    #[track_caller]
+    pub fn await_state(&self, job: &str, state: &str) {
+        poll_until(&format!("{job} is {state}"), SOON, || self.state(job) == state);
+    }
+
+    /// One of the files of a job on its host.
+    pub fn file(&self, job: &str, name: &str) -> PathBuf {
+        self.jobs_dir().join(job).join(name)
+    }
+
+    /// What the job has written to its standard output so far, read past rsig.
+    pub fn written(&self, job: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.file(job, "out")).unwrap_or_default()).into_owned()
+    }
+
+    #[track_caller]
+    pub fn await_written(&self, job: &str, text: &str) {
+        poll_until(&format!("{job} writes {text:?}"), SOON, || self.written(job) == text);
+    }
+
+    /// Starts the [`LISTENER`].
+    #[track_caller]
+    pub fn spawn_listener(&self) -> String {
+        let job = self.spawn(&[], &["perl", "-e", LISTENER]);
+        self.await_written(&job, "ready\n");
+        job
+    }
+
+    /// Starts a job that ends with a status as soon as [`Gate::open`] lets it.
+    #[track_caller]
+    pub fn spawn_gated(&self, options: &[&str], status: i32) -> (String, Gate) {
+        let gate = Gate(self.job_home().join(format!("gate-{}", unique())));
+        let line = format!("until [ -e {} ]; do sleep 0.01; done; exit {status}", gate.0.display());
+        (self.spawn(options, &["sh", "-c", &line]), gate)
+    }
+
+    /// The job's first process.
+    #[track_caller]
+    pub fn process(&self, job: &str) -> Process {
+        let pid = fs::read_to_string(self.file(job, "pid")).expect("the pid file");
+        let pid = pid.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+        Process::find(pid).unwrap_or_else(|| panic!("the process of {job} is gone"))
+    }
+
+    /// The shell that owns the job.
+    #[track_caller]
+    pub fn supervisor(&self, job: &str) -> Process {
+        Process::find(self.process(job).ppid).expect("the supervisor is the job's parent")
+    }
+
+    #[track_caller]
+    pub fn await_no_processes(&self) {
+        poll_until("nothing is left on the host", SOON, || self.processes().is_empty());
+    }
+
+    /// The jobs whose files are on the host.
+    pub fn on_host(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.jobs_dir()) else { return vec![] };
+        entries.map(|entry| entry.expect("readable").file_name().into_string().expect("plain names")).collect()
+    }
+
+    /// Whether this is a machine of its own that rsig reaches over SSH.
+    pub fn is_remote(&self) -> bool {
+        self.server.is_some()
+    }
+}
+
+/// What a job waits for.
+pub struct Gate(PathBuf);
+
+impl Gate {
+    pub fn open(&self) {
+        fs::write(&self.0, "").expect("the job's home is writable");
+    }
+}
+
+fn unique() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+#[track_caller]
+pub fn json_lines(output: &Output) -> Vec<Value> {
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {output}"));
+    output.stdout().lines().map(parse).collect()
+}
+
+/// The keys of an object, in the order in which they were printed.
+pub fn keys(text: &str) -> Vec<String> {
+    // serde_json sorts them; at the first level each stands behind `{` or `,` and before `":`.
+    let mut keys = Vec::new();
+    let (mut depth, mut start, mut string, mut escaped) = (0, 0, false, false);
+    for (at, character) in text.char_indices() {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' if string => escaped = true,
+            '"' => {
+                string = !string;
+                if string {
+                    start = at + 1;
+                } else if depth == 1 && text[at + 1..].starts_with(':') {
+                    keys.push(text[start..at].to_owned());
+                }
+            }
+            '{' | '[' if !string => depth += 1,
+            '}' | ']' if !string => depth -= 1,
+            _ => {}
+        }
+    }
+    keys
+}

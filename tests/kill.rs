@@ -1,0 +1,384 @@
+//! `rsig kill` and `rsig stop`: every signal reaches the right processes, once, or is known not to.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Direction, Fixture, Process, Proxy, Rsig, Site, on_every_site, poll_until};
+use crate::jobs::{SOON, json_lines, keys};
+
+const KILL_KEYS: [&str; 15] = [
+    "job", "id", "name", "host", "signal", "signal_number", "target", "sent", "via", "then", "still_running",
+    "exit_status", "exit_signal", "waited_ms", "error",
+];
+
+/// A job that ends with 7 on TERM. No shell with children: one that STOP meets in vfork(2) never shows as stopped.
+const CATCHES_TERM: &str = "$| = 1; $SIG{TERM} = sub { exit 7 }; print qq(ready\n); sleep 1 while 1";
+/// One that does not care.
+const IGNORES_TERM: &str = "$| = 1; $SIG{TERM} = 'IGNORE'; print qq(ready\n); sleep 1 while 1";
+
+fn perl_job(f: &Fixture, program: &str) -> String {
+    let job = f.spawn(&[], &["perl", "-e", program]);
+    f.await_written(&job, "ready\n");
+    job
+}
+
+/// How often a listener has got a signal, all that are under way included.
+fn heard(f: &Fixture, job: &str, name: &str) -> usize {
+    // The kernel delivers by number, not in the order of arrival: what came before the first of these is heard before
+    // the second.
+    for last in ["USR1", "USR2"] {
+        f.rsig.run(&["kill", job, last]).ok();
+        poll_until("the last one arrives", SOON, || f.written(job).contains(&format!("\n{last}\n")));
+    }
+    f.written(job).lines().filter(|line| *line == name).count()
+}
+
+/// Changes one word of a file of the job's.
+fn edit(f: &Fixture, job: &str, file: &str, field: usize, value: &str) {
+    let path = f.file(job, file);
+    let text = fs::read_to_string(&path).expect("the file");
+    let mut words: Vec<&str> = text.trim_end().split(' ').collect();
+    words[field] = value;
+    fs::write(&path, words.join(" ") + "\n").expect("the file is ours");
+}
+
+fn kill_hard(process: &Process) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::SIGKILL).expect("it runs");
+    poll_until("it is gone", SOON, || !process.runs());
+}
+
+on_every_site! {
+    fn takes_a_signal_in_every_form(f: &Fixture) {
+        let job = f.spawn_listener();
+        let forms: [(&[&str], &str); 19] = [
+            (&[&job, "USR1"], "USR1"),
+            (&[&job, "usr2"], "USR2"),
+            (&[&job, "SIGHUP"], "HUP"),
+            (&[&job, "sigInt"], "INT"),
+            (&[&job, "10"], "USR1"),
+            (&["-10", &job], "USR1"),
+            (&["-QUIT", &job], "QUIT"),
+            (&["-SIGWINCH", &job], "WINCH"),
+            (&[&job, "-FPE"], "FPE"),
+            (&[&job, "-1"], "HUP"),
+            (&["-s", "alrm", &job], "ALRM"),
+            (&["--signal=SIGPIPE", &job], "PIPE"),
+            (&[&job, "RTMIN"], "RTMIN"),
+            (&[&job, "RTMIN+1"], "NUM35"),
+            (&[&job, "sigrtmax-2"], "NUM62"),
+            (&[&job, "RTMAX"], "RTMAX"),
+            (&[&job, "40"], "NUM40"),
+            (&[&job, "stkflt"], "STKFLT"),
+            (&[&job], "TERM"),
+        ];
+        let mut heard = String::from("ready\n");
+        for (words, name) in forms {
+            let output = f.rsig.run(&[&["kill"], words].concat());
+            assert!(output.ok().line().starts_with(&format!("{job} on {}: ", f.host)), "{output}");
+            heard.push_str(name);
+            heard.push('\n');
+            poll_until(&format!("{words:?} arrives as {name}: {}", f.written(&job)), SOON, || f.written(&job) == heard);
+        }
+        f.rsig.run(&["kill", &job, "0"]).ok().stdout_has("it runs");
+        f.rsig.run(&["kill", "-0", &job, "-q"]).ok().stdout_is("");
+        assert_eq!(f.job(&job)["last_signal"], "TERM");
+        f.rsig.run(&["kill", "-9", "-w", "20s", &job]).ok();
+        assert_eq!(f.written(&job), heard);
+        f.rsig.run(&["kill", &job, "0"]).code(4).stdout_is("");
+    }
+
+    fn goes_to_the_group_unless_told_otherwise(f: &Fixture) {
+        let whole = f.spawn(&["-c"], &["sleep 1000; echo next"]);
+        let single = f.spawn(&["-c"], &["sleep 1000 & echo ready; wait; echo next"]);
+        f.await_written(&single, "ready\n");
+        let child = |job: &str| {
+            let parent = f.process(job).pid;
+            let mut found = None;
+            poll_until("its child runs", SOON, || {
+                found = f.processes().into_iter().find(|process| process.ppid == parent && process.name == "sleep");
+                found.is_some()
+            });
+            found.expect("it was found")
+        };
+        let (dies, lives) = (child(&whole), child(&single));
+        f.rsig.run(&["kill", "-w", "20s", &whole]).ok().stdout_has("ended with status 143 (TERM)");
+        poll_until("its child is gone", SOON, || !dies.runs());
+        let told = f.rsig.run(&["kill", "--target", "process", "--json", "-w", "20s", &single]);
+        assert_eq!(json_lines(told.ok())[0]["target"], "process");
+        assert!(lives.runs());
+        assert_eq!((f.written(&whole).as_str(), f.written(&single).as_str()), ("", "ready\n"));
+        kill_hard(&lives);
+        f.await_no_processes();
+    }
+
+    fn wait_then_and_stop_tell_how_the_job_ended(f: &Fixture) {
+        // Whether it was sent, whether the job still runs, its status and signal, and what came of the second signal.
+        let kill = |words: &[&str], code| {
+            let output = f.rsig.run(&[words, &["--json"]].concat());
+            let told = json_lines(output.code(code).stderr_is_empty()).remove(0);
+            assert!(told["waited_ms"].is_u64(), "{told}");
+            json!(["sent", "still_running", "exit_status", "exit_signal", "then"].map(|name| &told[name]))
+        };
+        let then = |signal| json!({"signal": signal, "sent": true, "via": "pid"});
+
+        let job = perl_job(f, CATCHES_TERM);
+        assert_eq!(kill(&["kill", &job, "-w", "20s"], 0), json!([true, false, 7, null, null]));
+        // Also when it had ended before.
+        assert_eq!(kill(&["kill", &job, "-w", "20s"], 0), json!([false, false, 7, null, null]));
+        assert_eq!(kill(&["stop", &job], 0), json!([false, false, 7, null, null]));
+        f.rsig.run(&["kill", &job]).code(4).stdout_is("").stderr_has("already ended with status 7");
+
+        let job = perl_job(f, CATCHES_TERM);
+        assert_eq!(kill(&["kill", &job, "-w", "20s", "--then", "KILL"], 0), json!([true, false, 7, null, null]));
+        let job = perl_job(f, CATCHES_TERM);
+        assert_eq!(kill(&["stop", &job], 0), json!([true, false, 7, null, null]));
+
+        let job = perl_job(f, IGNORES_TERM);
+        let start = Instant::now();
+        assert_eq!(kill(&["kill", &job, "-w", "200ms"], 124), json!([true, true, null, null, null]));
+        assert!(start.elapsed() >= Duration::from_millis(200));
+        f.rsig.run(&["kill", &job, "-w", "1ms"]).code(124).stdout_has("still running");
+        assert_eq!(kill(&["kill", &job, "-w", "100ms", "--then", "CONT"], 124), json!([true, true, null, null, then("CONT")]));
+        // The second wait is as long as the first: long enough.
+        let told = kill(&["kill", &job, "-w", "500ms", "--then", "USR1"], 0);
+        assert_eq!(told, json!([true, false, 138, "USR1", then("USR1")]));
+
+        let job = perl_job(f, IGNORES_TERM);
+        assert_eq!(kill(&["stop", "--grace", "500ms", &job], 0), json!([true, false, 137, "KILL", then("KILL")]));
+        f.await_no_processes();
+    }
+
+    fn a_stopped_job_can_be_woken_ended_and_keeps_term_pending(f: &Fixture) {
+        let job = perl_job(f, CATCHES_TERM);
+        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        f.await_state(&job, "stopped");
+        f.rsig.run(&["kill", &job, "TERM", "-w", "100ms"]).code(124);
+        assert_eq!(f.state(&job), "stopped");
+        f.rsig.run(&["kill", &job, "CONT", "-w", "20s"]).ok().stdout_has("ended with status 7");
+
+        let job = perl_job(f, CATCHES_TERM);
+        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        f.await_state(&job, "stopped");
+        f.rsig.run(&["kill", &job, "CONT"]).ok();
+        f.await_state(&job, "running");
+        // It has no terminal, so the terminal's stop signals do nothing, and rsig says so.
+        for signal in ["TSTP", "TTIN", "TTOU"] {
+            f.rsig.run(&["kill", &job, signal]).ok().stdout_has("STOP stops one");
+        }
+        assert_eq!(f.state(&job), "running");
+        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        f.rsig.run(&["stop", &job]).ok().stdout_has("ended with status 7");
+        let job = perl_job(f, IGNORES_TERM);
+        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        f.rsig.run(&["kill", &job, "KILL", "-w", "20s"]).ok().stdout_has("ended with status 137 (KILL)");
+    }
+
+    fn ten_at_once_arrive_exactly_ten_times(f: &Fixture) {
+        let job = f.spawn_listener();
+        // Real-time signals queue, so that none is merged with another.
+        // dropbear lets five log in at a time.
+        let at_once = if f.site == Site::DropbearRoot { 5 } else { 10 };
+        for count in [at_once, 10 - at_once] {
+            let kills: Vec<_> = (0..count).map(|_| f.rsig.spawn_process(&["kill", &job, "RTMIN+6"])).collect();
+            kills.into_iter().for_each(|kill| drop(kill.wait().ok()));
+        }
+        assert_eq!(heard(f, &job, "NUM40"), 10);
+
+        // Each has left its claim behind.
+        let files = fs::read_dir(f.file(&job, "")).expect("readable").flatten();
+        let claims: Vec<_> = files.filter(|file| file.file_name().to_string_lossy().starts_with("sig.")).collect();
+        assert_eq!(claims.len(), 12);
+        for claim in claims {
+            let text = fs::read_to_string(claim.path()).expect("readable");
+            let words: Vec<_> = text.split_whitespace().collect();
+            assert!(matches!(words[..], ["RTMIN+6" | "USR1" | "USR2", _, "yes"]), "{text}");
+            assert_eq!(claim.metadata().expect("there").permissions().mode() & 0o7777, 0o600);
+        }
+    }
+
+    fn another_process_of_the_same_number_is_never_signalled(f: &Fixture) {
+        // What a job's files say: its start time is another one, or it is of another boot.
+        let cases: [(&[(&str, usize)], &str); 2] = [(&[("pid", 2)], "1"), (&[("pid", 3), ("supervisor", 2)], "0-another-boot")];
+        for (fields, value) in cases {
+            let job = f.spawn(&[], &["sleep", "1000"]);
+            let (process, supervisor) = (f.process(&job), f.supervisor(&job));
+            for (file, field) in fields {
+                edit(f, &job, file, *field, value);
+            }
+            if fields.len() == 1 {
+                kill_hard(&supervisor);
+            }
+            let output = f.rsig.run(&["kill", "--json", &job]);
+            let told = json_lines(output.code(4)).remove(0);
+            assert_eq!((&told["sent"], &told["error"]["kind"], &told["still_running"]), (&false.into(), &"not_running".into(), &false.into()));
+            assert!(process.runs());
+            assert_eq!(f.state(&job), "lost");
+            f.rsig.run(&["wait", &job]).code(125);
+            f.rsig.run(&["rm", &job]).ok();
+            kill_hard(&process);
+        }
+    }
+
+    fn a_job_of_another_machine_that_shares_the_home_is_left_alone(f: &Fixture) {
+        let job = f.spawn(&[], &["sleep", "1000"]);
+        let process = f.process(&job);
+        edit(f, &job, "pid", 6, "some-other-node");
+        for words in [&["kill", &job, "KILL"][..], &["kill", &job, "KILL", "-w", "20s"], &["stop", &job]] {
+            f.rsig.run(words).code(255).stdout_is("").stderr_has("some-other-node");
+        }
+        assert_eq!(f.state(&job), "unknown");
+        f.rsig.run(&["rm", &job]).code(1).stdout_is("").stderr_has("another machine");
+        assert!(process.runs() && f.file(&job, "out").exists());
+        // The last known state stays in the record.
+        assert!(f.rsig.run(&["ps", "--cached", "--json"]).ok().stdout().contains(r#""state":"running""#));
+    }
+
+    fn a_directory_that_others_could_write_is_not_believed(f: &Fixture) {
+        let job = f.spawn(&[], &["sleep", "1000"]);
+        let process = f.process(&job);
+        fs::set_permissions(f.jobs_dir(), fs::Permissions::from_mode(0o777)).expect("ours");
+        f.rsig.run(&["kill", &job, "KILL"]).code(1).stdout_is("").stderr_has("others could have written");
+        f.rsig.run(&["tail", &job]).code(1).stdout_is("").stderr_has("others could have written");
+        assert_eq!(f.state(&job), "unknown");
+        f.rsig.run(&f.words("spawn", &[], &["true"])).code(1).stderr_has("other users can write");
+        fs::set_permissions(f.jobs_dir(), fs::Permissions::from_mode(0o700)).expect("ours");
+        // A link in its place is not followed.
+        let (real, moved) = (f.file(&job, ""), f.jobs_dir().join("moved"));
+        fs::rename(&real, &moved).and_then(|()| std::os::unix::fs::symlink(&moved, f.jobs_dir().join(&job))).expect("ours");
+        f.rsig.run(&["kill", &job, "KILL"]).code(1).stdout_is("");
+        assert!(process.runs());
+    }
+
+    fn what_cannot_be_sent_is_an_error_and_sends_nothing(f: &Fixture) {
+        let job = f.spawn_listener();
+        let cases: [(&[&str], i32, &str); 14] = [
+            (&[&job, "EMT"], 2, "EMT"),
+            (&[&job, "INFO"], 2, "INFO"),
+            (&[&job, "65"], 2, "65"),
+            (&[&job, "NOSUCH"], 2, "NOSUCH"),
+            (&[&job, "RTMIN+99"], 2, "RTMIN+99"),
+            (&[&job, "--then", "KILL"], 2, "--wait"),
+            (&[&job, "0", "-w", "5s"], 2, "rsig wait"),
+            (&[&job, "-w", "5s", "--then", "0"], 2, "--then 0"),
+            (&[&job, "-w", "5"], 2, "5s"),
+            (&[&job, "other"], 2, "-s"),
+            (&[&job, "TERM", &job], 2, "-s"),
+            (&[&job, "--via", "channel"], 1, "channel"),
+            (&["nosuchjob"], 3, "nosuchjob"),
+            (&["../../etc", "KILL"], 3, "../../etc"),
+        ];
+        for (words, code, message) in cases {
+            f.rsig.run(&[&["kill"], words].concat()).code(code).stdout_is("").stderr_has(message);
+        }
+        let kinds: [(&[&str], &str); 3] =
+            [(&[&job, "EMT"], "bad_signal"), (&[&job, "--via=channel"], "no_channel"), (&["nosuchjob"], "not_found")];
+        for (words, kind) in kinds {
+            let output = f.rsig.run(&[&["kill", "--json"], words].concat());
+            let told = json_lines(&output).remove(0);
+            assert_eq!((&told["error"]["kind"], &told["sent"], &told["via"]), (&kind.into(), &false.into(), &Value::Null));
+            assert_eq!(keys(&output.line()), KILL_KEYS);
+        }
+        f.rsig.run(&["kill", &job, "USR1"]).ok();
+        f.await_written(&job, "ready\nUSR1\n");
+    }
+
+    fn several_jobs_on_several_hosts_are_signalled_together(f: &Fixture) {
+        let catches = perl_job(f, CATCHES_TERM);
+        let named = f.spawn(&["-n", "sleeper"], &["sleep", "1000"]);
+        let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
+        let words = ["kill", "-s", "TERM", "-w", "20s", "--json", &catches, "sleeper", &here[..4], "nosuchjob", &named];
+        let output = f.rsig.run(&words);
+        let mut told = json_lines(output.code(3));
+        told.sort_by_key(|told| words.iter().position(|word| *word == told["job"]));
+        let fields = |told: &Value| [&told["id"], &told["host"], &told["sent"], &told["exit_status"]].map(Clone::clone);
+        let host = f.host.as_str();
+        let expected = [
+            [catches.as_str().into(), host.into(), true.into(), 7.into()],
+            [named.as_str().into(), host.into(), true.into(), 143.into()],
+            [here.as_str().into(), "local".into(), true.into(), 143.into()],
+            [Value::Null, Value::Null, false.into(), Value::Null],
+        ];
+        assert_eq!(told.iter().map(fields).collect::<Vec<_>>(), expected);
+        assert_eq!((&told[1]["name"], &told[1]["signal"], &told[1]["signal_number"]), (&"sleeper".into(), &"TERM".into(), &15.into()));
+        assert_eq!((&told[1]["via"], &told[1]["target"], &told[1]["error"]), (&"pid".into(), &"group".into(), &Value::Null));
+        // The highest status wins: 4 where one had ended.
+        let next = f.spawn(&[], &["sleep", "1000"]);
+        f.rsig.run(&["kill", "-9", &catches, &next]).code(4).stdout_has("KILL sent").stderr_has("already ended");
+    }
+}
+
+/// Wherever the connection breaks, the signal is sent once and rsig knows it.
+#[test]
+fn a_broken_connection_sends_nothing_twice() {
+    let mut f = Site::OpenSshRoot.start();
+    let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
+    f.go_through(&proxy);
+    let job = f.spawn_listener();
+    let before = [Direction::ToClient, Direction::ToServer].map(|direction| proxy.bytes(direction));
+    f.rsig.run(&["kill", &job, "RTMIN+6"]).ok();
+    let mut sent = 1;
+    for (direction, before) in [Direction::ToClient, Direction::ToServer].into_iter().zip(before) {
+        let whole = proxy.bytes(direction) - before;
+        // Closer and closer to the end, which is where the signal is sent and confirmed.
+        for missing in [1, 40, 80, 120, 200, 300, 500, 900, 1500] {
+            proxy.cut_after_bytes(direction, whole.saturating_sub(missing));
+            let output = f.rsig.run(&["kill", &job, "RTMIN+6"]);
+            match output.status().code() {
+                Some(0) => sent += 1,
+                // Before the login was through nothing can have been sent, and nothing is tried again.
+                Some(255) => assert!(output.stderr().contains("server"), "{output}"),
+                _ => panic!("{output}"),
+            }
+        }
+        proxy.cut_after_bytes(direction, u64::MAX);
+    }
+    assert!(sent > 6, "some got through: {sent}");
+    assert_eq!(heard(&f, &job, "NUM40"), sent);
+}
+
+#[test]
+fn a_silent_host_does_not_hold_up_the_others() {
+    let mut f = Site::OpenSshUser.start();
+    let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
+    f.go_through(&proxy);
+    f.connect.extend(["-o", "ConnectTimeout=2"].map(str::to_owned));
+    let there = f.spawn(&[], &["sleep", "1000"]);
+    let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
+    proxy.hold_both();
+    let kill = f.rsig.spawn_process(&["kill", "-s", "TERM", "-w", "20s", &there, &here]);
+    kill.wait_for_stdout(&format!("{here} on local: TERM sent"));
+    kill.wait().code(255).stderr_has("server");
+    proxy.release();
+    assert_eq!(f.state(&there), "running");
+}
+
+#[test]
+fn the_signal_tables_are_those_of_each_system() {
+    let rsig = Rsig::new();
+    let row = |os: &str, word: &str| {
+        let table: Value = serde_json::from_str(&rsig.run(&["kill", "-l", "--os", os, "--json", word]).ok().line()).expect("JSON");
+        (table[0]["number"].as_u64().expect("a number"), table[0]["name"].as_str().expect("a name").to_owned(),
+            table[0]["action"].as_str().expect("an action").to_owned())
+    };
+    for (os, word, number, name) in [
+        ("linux", "7", 7, "BUS"), ("linux", "10", 10, "USR1"), ("linux", "12", 12, "USR2"), ("linux", "16", 16, "STKFLT"),
+        ("linux", "usr1", 10, "USR1"), ("linux", "137", 9, "KILL"), ("linux", "143", 15, "TERM"), ("linux", "SIGSYS", 31, "SYS"),
+        ("darwin", "7", 7, "EMT"), ("darwin", "10", 10, "BUS"), ("darwin", "29", 29, "INFO"), ("darwin", "30", 30, "USR1"),
+        ("darwin", "31", 31, "USR2"), ("darwin", "17", 17, "STOP"), ("darwin", "CHLD", 20, "CHLD"), ("darwin", "137", 9, "KILL"),
+        ("freebsd", "7", 7, "EMT"), ("freebsd", "10", 10, "BUS"), ("freebsd", "29", 29, "INFO"), ("freebsd", "30", 30, "USR1"),
+        ("freebsd", "31", 31, "USR2"), ("freebsd", "19", 19, "CONT"), ("freebsd", "158", 30, "USR1"),
+    ] {
+        let (is_number, is_name, _) = row(os, word);
+        assert_eq!((is_number, is_name.as_str()), (number, name), "{os} {word}");
+    }
+    for (os, word) in [("linux", "EMT"), ("linux", "INFO"), ("darwin", "STKFLT"), ("darwin", "RTMIN"), ("linux", "65")] {
+        rsig.run(&["kill", "-l", "--os", os, word]).code(2).stdout_is("").stderr_has(word);
+    }
+    rsig.run(&["kill", "-l"]).ok().stdout_has("NUMBER").stdout_has("KILL").stdout_has("can't be caught");
+    rsig.run(&["kill", "-l", "--os", "darwin"]).ok().stdout_has("INFO");
+    rsig.run(&["kill", "--os", "darwin", "job"]).code(2);
+    rsig.run(&["kill"]).code(2);
+}

@@ -1,0 +1,189 @@
+//! What several of the bad-case tests share.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use std::os::unix::process::ExitStatusExt as _;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::{Fixture, Invocation, Output, Rsig, poll_until};
+
+/// What is on its way comes within this time, also on a busy machine.
+pub const SOON: Duration = Duration::from_secs(20);
+/// The most that one message may be.
+const MESSAGE_MAX: usize = 3000;
+/// The most memory that rsig may ever need, in kB.
+const MEMORY_MAX: u64 = 100_000;
+
+/// Asserts that standard error is something to show a person: not empty, bounded, without control characters.
+#[track_caller]
+pub fn clear_message(output: &Output) {
+    let text = output.stderr();
+    assert!(!text.trim().is_empty(), "no message: {output}");
+    assert!(text.len() <= MESSAGE_MAX, "a message of {} bytes: {output}", text.len());
+    assert!(!text.contains("panicked"), "{output}");
+    let bad = text.chars().find(|c| c.is_control() && *c != '\n');
+    assert!(bad.is_none(), "{bad:?} in a message: {text:?}");
+}
+
+/// Runs rsig and asserts that its memory stays bounded.
+#[track_caller]
+pub fn run_within_memory(rsig: Invocation) -> Output {
+    let mut running = rsig.start();
+    let mut peak = 0;
+    let status = PathBuf::from(format!("/proc/{}/status", running.pid()));
+    poll_until("it ends", Duration::from_secs(60), || {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let value = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+        peak = peak.max(value.unwrap_or(0));
+        running.has_ended()
+    });
+    assert!(peak <= MEMORY_MAX, "{peak} kB were needed");
+    running.wait()
+}
+
+/// What `ps --json` says of one job, its host asked; none where there is no record of it.
+#[track_caller]
+pub fn look(rsig: &Rsig, job: &str) -> Option<Value> {
+    let output = rsig.run(&["ps", "--json", job]);
+    let jobs: Vec<Value> = serde_json::from_str(&output.stdout()).unwrap_or_else(|_| panic!("no JSON: {output}"));
+    jobs.into_iter().next()
+}
+
+/// The state that `ps` gives a job.
+#[track_caller]
+pub fn state(rsig: &Rsig, job: &str) -> String {
+    look(rsig, job).map_or_else(|| "no record".to_owned(), |job| job["state"].as_str().unwrap_or("?").to_owned())
+}
+
+/// The ids of all records, without asking any host.
+#[track_caller]
+pub fn recorded(rsig: &Rsig) -> Vec<String> {
+    let output = rsig.run(&["ps", "-a", "--cached", "-q"]);
+    output.ok().stdout().lines().map(str::to_owned).collect()
+}
+
+/// The state file, opened by the tests' own SQLite.
+pub fn database(rsig: &Rsig) -> rusqlite::Connection {
+    let database = rusqlite::Connection::open(rsig.state().join("jobs.db")).expect("the state file opens");
+    database.busy_timeout(SOON).expect("a time-out can be set");
+    database
+}
+
+/// Whether an end was one by Ctrl-C.
+pub fn interrupted(status: ExitStatus) -> bool {
+    status.code() == Some(130) || status.signal() == Some(Signal::SIGINT as i32)
+}
+
+/// A job that is ready once `up` exists in its home, and adds a line to `count` for each USR1.
+pub const COUNTER: [&str; 3] =
+    ["sh", "-c", "trap 'echo x >>count' USR1; : >count; : >up; while :; do sleep 0.02; done"];
+
+/// Starts [`COUNTER`] and waits until it counts.
+#[track_caller]
+pub fn spawn_counter(f: &Fixture) -> String {
+    let job = f.spawn(&[], &COUNTER);
+    poll_until("the job counts", SOON, || f.job_home().join("up").exists());
+    job
+}
+
+/// How many USR1 the job has counted.
+pub fn count(f: &Fixture) -> usize {
+    lines(&f.job_home().join("count"))
+}
+
+/// How many lines a file has; none where it is not there.
+pub fn lines(file: &Path) -> usize {
+    fs::read(file).map_or(0, |text| text.split(|byte| *byte == b'\n').count() - 1)
+}
+
+/// A server that is none: it says what it is told to, to whoever connects, and keeps the connection open or not.
+pub struct Sayer {
+    port: u16,
+    closing: Arc<AtomicBool>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What a [`Sayer`] says.
+#[derive(Clone)]
+pub enum Says {
+    /// This, and then nothing more.
+    Once(Vec<u8>),
+    /// This, and then the connection's end.
+    AndCloses(Vec<u8>),
+    /// This again and again.
+    Forever(Vec<u8>),
+}
+
+impl Sayer {
+    pub fn start(says: Says) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let closing = Arc::new(AtomicBool::new(false));
+        let open: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+        let (ending, streams) = (Arc::clone(&closing), Arc::clone(&open));
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if ending.load(Ordering::SeqCst) {
+                    return;
+                }
+                let Ok(mut stream) = stream else { continue };
+                let (says, held) = (says.clone(), stream.try_clone().expect("a descriptor"));
+                streams.lock().expect("no panic").push(held);
+                std::thread::spawn(move || match says {
+                    // The client may hang up at any point.
+                    Says::Once(bytes) => drop(stream.write_all(&bytes)),
+                    Says::AndCloses(bytes) => {
+                        drop(stream.write_all(&bytes));
+                        // A close with unread input would be a reset, and could overtake what was said.
+                        drop(stream.shutdown(std::net::Shutdown::Write));
+                        drop(stream.read_to_end(&mut Vec::new()));
+                    }
+                    Says::Forever(bytes) => while stream.write_all(&bytes).is_ok() {},
+                });
+            }
+        });
+        Self { port, closing, open, thread: Some(thread) }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for Sayer {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts; when it fails there is none.
+        drop(TcpStream::connect(("127.0.0.1", self.port)));
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+        for stream in self.open.lock().expect("no panic").drain(..) {
+            drop(stream.shutdown(std::net::Shutdown::Both));
+        }
+    }
+}
+
+/// A configuration for `-F` with one host on a port of this machine, and what else is asked for.
+pub fn config_for(rsig: &Rsig, alias: &str, port: u16, lines: &str) -> String {
+    let file = rsig.dir().join(format!("config-{alias}"));
+    let known = rsig.dir().join("known_hosts");
+    let text = format!(
+        "Host {alias}\n{lines}\nHostName 127.0.0.1\nPort {port}\nUser root\nIdentitiesOnly yes\nIdentityFile none\n\
+         UserKnownHostsFile {}\nGlobalKnownHostsFile none\n",
+        known.display()
+    );
+    fs::write(&file, text).expect("our own directory is writable");
+    file.into_os_string().into_string().expect("our paths are UTF-8")
+}
