@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
-use crate::cli::{self, Cli, Command, Common, complete};
-use crate::commands::{Context, kill, ps, rm, spawn, tail, wait};
+use crate::cli::{self, Cli, Command, Common, KeeperCommand, Reach, complete};
+use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
 use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination};
@@ -65,6 +65,7 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Tail(arguments) => tail(&arguments),
         Command::Ps(arguments) => ps(arguments),
         Command::Rm(arguments) => rm(arguments),
+        Command::Keeper(arguments) => keeper_command(arguments.command),
     }
 }
 
@@ -72,14 +73,14 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
     Failure::new(Kind::Usage, message).into()
 }
 
-fn context(verbose: bool) -> Result<Context> {
-    let step = if verbose { output::note } else { |_: &str| () };
-    let keeper = std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
-    Ok(Context { store: Store::open()?, policy: Policy { batch: false, keeper, verbose, step, warn } })
+fn context(reach: Reach) -> Result<Context> {
+    let step = if reach.verbose { output::note } else { |_: &str| () };
+    let keeper = !reach.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
+    Ok(Context { store: Store::open()?, policy: Policy { batch: false, keeper, verbose: reach.verbose, step, warn } })
 }
 
 fn spinner(text: &'static str, common: Common) -> Spinner {
-    Spinner::new(text, !common.quiet && !common.verbose)
+    Spinner::new(text, !common.quiet && !common.reach.verbose)
 }
 
 fn spawn(arguments: cli::Spawn) -> Result<u8> {
@@ -112,7 +113,7 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
         env,
         merge: arguments.merge,
     };
-    let mut context = context(arguments.common.verbose)?;
+    let mut context = context(arguments.common.reach)?;
     let mut spinner = spinner("starting the job", arguments.common);
     let spawned = spawn::spawn(&mut context, request)?;
     spinner.stop();
@@ -212,7 +213,7 @@ fn stop(arguments: cli::Stop) -> Result<u8> {
 }
 
 fn send(request: &kill::Request, common: Common, json: bool) -> Result<u8> {
-    let mut context = context(common.verbose)?;
+    let mut context = context(common.reach)?;
     let mut spinner = spinner("asking the host", common);
     let waiting = request.wait.is_some();
     let asked = request.signal.to_string();
@@ -242,7 +243,7 @@ fn send(request: &kill::Request, common: Common, json: bool) -> Result<u8> {
 }
 
 fn wait(arguments: &cli::Wait) -> Result<u8> {
-    let mut context = context(arguments.common.verbose)?;
+    let mut context = context(arguments.common.reach)?;
     let mut all = Vec::new();
     let mut printed = Ok(());
     wait::wait(&mut context, &arguments.jobs, arguments.timeout, |waited| {
@@ -278,7 +279,7 @@ fn tail(arguments: &cli::Tail) -> Result<u8> {
         from: arguments.bytes.map_or(arguments.lines.0, |bytes| bytes.0),
         follow: arguments.follow,
     };
-    let mut context = context(arguments.common.verbose)?;
+    let mut context = context(arguments.common.reach)?;
     let mut spinner = Spinner::new("asking the host", !arguments.follow && !arguments.common.quiet);
     let mut broken = None;
     let result = tail::tail(&mut context, OsStr::new(&arguments.job), &request, &mut |stream, bytes| {
@@ -296,7 +297,7 @@ fn tail(arguments: &cli::Tail) -> Result<u8> {
 }
 
 fn ps(arguments: cli::Ps) -> Result<u8> {
-    let mut context = context(arguments.verbose)?;
+    let mut context = context(arguments.reach)?;
     let request = ps::Request {
         jobs: arguments.jobs,
         all: arguments.all,
@@ -304,7 +305,8 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
         states: arguments.state,
         cached: arguments.cached,
     };
-    let mut spinner = Spinner::new("asking the hosts", !arguments.quiet && !arguments.verbose && !arguments.cached);
+    let mut spinner =
+        Spinner::new("asking the hosts", !arguments.quiet && !arguments.reach.verbose && !arguments.cached);
     let listing = ps::ps(&mut context, &request)?;
     spinner.stop();
     let mut status = exit::DONE;
@@ -329,7 +331,7 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
 }
 
 fn rm(arguments: cli::Rm) -> Result<u8> {
-    let mut context = context(arguments.common.verbose)?;
+    let mut context = context(arguments.common.reach)?;
     let mut spinner = spinner("asking the hosts", arguments.common);
     let request = rm::Request {
         jobs: arguments.jobs,
@@ -355,4 +357,20 @@ fn rm(arguments: cli::Rm) -> Result<u8> {
         }
     })?;
     printed.map(|()| status)
+}
+
+fn keeper_command(command: KeeperCommand) -> Result<u8> {
+    match command {
+        KeeperCommand::Status { json } => {
+            let keepers = commands::keeper::status()?;
+            print(if json { serde_json::to_string(&keepers)? } else { output::keeper_table(&keepers) })?;
+        }
+        KeeperCommand::Stop { host, .. } => {
+            let which = host.map_or(commands::keeper::Which::All, commands::keeper::Which::Of);
+            for keeper in commands::keeper::stop(&which)? {
+                print(format_args!("{}: keeper {} ended", keeper.host, keeper.pid))?;
+            }
+        }
+    }
+    Ok(exit::DONE)
 }

@@ -6,10 +6,16 @@ use crate::harness::{Fixture, Login, Proxy, Server, Site, on_every_site, poll_un
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A job that writes a dot for each USR1, and ends by TERM with status 7. Perl counts signals that it has not handled
-/// yet; a shell only remembers that there was one.
-const COUNTER: &str =
-    "$| = 1; $SIG{USR1} = sub { print '.' }; $SIG{TERM} = sub { exit 7 }; print \"ready\\n\"; sleep 1 while 1";
+/// A job that writes a dot for each USR1, and ends by TERM with status 7. Its handlers run at once, one at a time:
+/// perl's own deferred ones are merged.
+const COUNTER: &str = "use POSIX;
+my ($all, $none) = (POSIX::SigSet->new, POSIX::SigSet->new);
+$all->fillset;
+sigprocmask(SIG_SETMASK, $all);
+sigaction(SIGUSR1, POSIX::SigAction->new(sub { syswrite STDOUT, '.' }, $all));
+sigaction(SIGTERM, POSIX::SigAction->new(sub { POSIX::_exit(7) }, $all));
+syswrite STDOUT, \"ready\\n\";
+sigsuspend($none) while 1";
 
 fn counter(f: &Fixture) -> String {
     let job = f.spawn(&[], &["perl", "-e", COUNTER]);

@@ -3,8 +3,8 @@
 mod completion;
 mod faults;
 mod harness;
-mod keeper;
 mod jobs;
+mod keeper;
 mod kill;
 mod kit;
 mod selftest;

@@ -40,17 +40,28 @@ pub enum Command {
     Tail(Tail),
     Ps(Ps),
     Rm(Rm),
+    Keeper(Keeper),
 }
 
-/// What every command takes.
+/// How hosts are reached.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Reach {
+    /// Say on standard error what happens while connecting
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Connect directly, without the host's keeper (as with RSIG_KEEPER=0)
+    #[arg(long)]
+    pub no_keeper: bool,
+}
+
+/// What most commands take.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Common {
     /// Print no more than what was asked for
     #[arg(short, long)]
     pub quiet: bool,
-    /// Say on standard error what happens while connecting
-    #[arg(short, long)]
-    pub verbose: bool,
+    #[command(flatten)]
+    pub reach: Reach,
 }
 
 /// The options that take part in connecting, with ssh's meanings.
@@ -289,9 +300,8 @@ pub struct Ps {
     /// Print a JSON array
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
-    /// Say on standard error what happens while connecting
-    #[arg(short, long)]
-    pub verbose: bool,
+    #[command(flatten)]
+    pub reach: Reach,
     /// Ids, names, or unique beginnings of ids, shown in any state
     #[arg(value_name = "JOB", add = ArgValueCompleter::new(complete::any))]
     pub jobs: Vec<OsString>,
@@ -321,4 +331,31 @@ pub struct Rm {
         add = ArgValueCompleter::new(complete::finished)
     )]
     pub jobs: Vec<OsString>,
+}
+
+/// Look at the background connections to hosts, and end them
+#[derive(Args, Debug)]
+pub struct Keeper {
+    #[command(subcommand)]
+    pub command: KeeperCommand,
+}
+
+/// What to do with keepers.
+#[derive(Debug, Subcommand)]
+pub enum KeeperCommand {
+    /// List the keepers of this machine
+    Status {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// End keepers; jobs run on, and the next command starts another
+    Stop {
+        /// The keepers of one host
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        host: Option<Host>,
+        /// All keepers
+        #[arg(long)]
+        all: bool,
+    },
 }

@@ -136,9 +136,14 @@ fn stop(line: &mut Line<'_>, records: Vec<Record>, on_removed: &mut dyn FnMut(Re
     for record in running {
         let os = record.system().unwrap_or(crate::signal::Os::Other);
         match (SignalWord::TERM.on(os), SignalWord::KILL.on(os)) {
-            (Ok(term), Ok(kill)) => {
-                orders.push(Order { record, signal: Some(term), then: Some(kill), target: Target::Group, wake: true, ways: Ways::Pid })
-            }
+            (Ok(term), Ok(kill)) => orders.push(Order {
+                record,
+                signal: Some(term),
+                then: Some(kill),
+                target: Target::Group,
+                wake: true,
+                ways: Ways::Pid,
+            }),
             (Err(error), _) | (_, Err(error)) => {
                 on_removed(Removed::Kept(Failure::new(Kind::BadSignal, format!("{}: {error}", record.label()))));
             }

@@ -152,4 +152,3 @@ pub fn ended_before(record: &Record) -> Failure {
     };
     Failure::new(Kind::NotRunning, format!("{}: {end}; nothing was sent", record.label()))
 }
-

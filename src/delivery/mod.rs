@@ -180,4 +180,3 @@ fn give_up(courses: Vec<Course>, failure: &Failure, on_outcome: &mut dyn FnMut(O
         on_outcome(course.outcome);
     }
 }
-

@@ -92,9 +92,8 @@ fn converse(
         take(relays.next(patience)?, courses, asked, until.is_some());
     }
     let Some(until) = until else { return Ok(()) };
-    let told = |(course, asked): (&Course, &Asked)| {
-        asked.settled || course.unsent().is_none() && asked.watched == Some(true)
-    };
+    let told =
+        |(course, asked): (&Course, &Asked)| asked.settled || course.unsent().is_none() && asked.watched == Some(true);
     while courses.iter().zip(asked.iter()).all(told) && !asked.iter().all(|asked| asked.settled) {
         match relays.next(until) {
             Ok(reply) => take(reply, courses, asked, true),
@@ -126,7 +125,9 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
         return;
     };
     let place = courses.iter().position(|course| course.order.record.id.as_str() == job);
-    let Some((course, asked)) = place.and_then(|place| courses.get_mut(place).zip(asked.get_mut(place))) else { return };
+    let Some((course, asked)) = place.and_then(|place| courses.get_mut(place).zip(asked.get_mut(place))) else {
+        return;
+    };
     match reply {
         Reply::Numbered { number, .. } => {
             course.claim = format!("c{number}");
@@ -170,10 +171,8 @@ fn refuse(course: &mut Course, asked: Asked) -> bool {
         Some(Relayed::Retired) => "its relay once answered too late, and is not used any more".to_owned(),
         Some(Relayed::Unanswered) => {
             course.outcome.sent = Sent::Unknown;
-            return course.fail(
-                Kind::Unconfirmed,
-                "its relay did not answer in time; whether the signal was sent is not known",
-            );
+            return course
+                .fail(Kind::Unconfirmed, "its relay did not answer in time; whether the signal was sent is not known");
         }
         _ => "no channel of it is held: it was started without a keeper, or that connection is gone".to_owned(),
     };

@@ -5,7 +5,7 @@
 # after it is number 1. Each is claimed before it is sent, by the same kind of file as a signal by pid, so that of this
 # relay and a fallback that has become impatient only one sends.
 
-# rs_pass NAME : runs as the trap of a signal.
+# rs_pass NAME NUMBER : runs as the trap of a signal.
 rs_pass() {
 	if [ -z "$rs_number" ]; then
 		rs_number=1
@@ -15,6 +15,16 @@ rs_pass() {
 	set -C
 	if true 2>/dev/null >"sig.c$rs_number"; then
 		set +C
+		case $1 in
+		USR1 | USR2)
+			# Two that come together are one to a process.
+			rs_tries=0
+			while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$2"; do
+				rs_tries=$((rs_tries + 1))
+				sleep 0.002 2>/dev/null || break
+			done
+			;;
+		esac
 		if ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; then
 			rs_sent=gone
 		elif kill "-$1" "-$rs_pgid" 2>/dev/null; then
@@ -31,10 +41,12 @@ rs_pass() {
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
 rs_number='' rs_gone=''
-for rs_name in HUP INT QUIT TERM USR1 USR2; do
+for rs_name in HUP INT QUIT TERM; do
 	# shellcheck disable=SC2064
-	trap "rs_pass $rs_name" "$rs_name"
+	trap "rs_pass $rs_name 0" "$rs_name"
 done
+trap 'rs_pass USR1 10' USR1
+trap 'rs_pass USR2 12' USR2
 trap 'rs_gone=1' ALRM
 # The end of standard input is the end of the keeper. Servers signal the whole group: the helpers must not mind.
 exec 3<&0

@@ -136,12 +136,14 @@ impl Script {
                 None => script.call(other, &[&index.to_string(), place])?,
             }
         }
+        script.call("end_turns", &[])?;
         let Some(wait) = plan.wait else { return Ok(script) };
         script.call("await", &[&wait.as_millis().to_string()])?;
         if !plan.then.is_empty() {
             for (index, shot) in &plan.then {
                 script.deliver("deliver_if_left", *index, shot)?;
             }
+            script.call("end_turns", &[])?;
             script.call("await", &[&plan.then_wait.unwrap_or_default().as_millis().to_string()])?;
         }
         script.call("remaining", &[])?;
@@ -157,6 +159,7 @@ impl Script {
                 &shot.place,
                 &shot.claim,
                 &shot.signal.name(),
+                &shot.signal.number().map_or_else(|| "-".to_owned(), |number| number.to_string()),
                 &shot.signal.wire(),
                 shot.target.word(),
                 flag(shot.wake),

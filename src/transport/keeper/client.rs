@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::place::{Place, is_ours};
-use super::protocol::{self, Frame, RelayFor, Reply, Request, VERSION};
+use super::protocol::{self, Frame, RelayFor, Reply, Request, Status, VERSION};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::JobId;
@@ -79,7 +79,9 @@ impl Talk {
     pub fn open(place: &std::path::Path) -> io::Result<Option<Self>> {
         let stream = match UnixStream::connect(place) {
             Ok(stream) => stream,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         if !is_ours(&stream) {
@@ -112,6 +114,37 @@ impl Talk {
             ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
             _ => error,
         })
+    }
+}
+
+/// How the keeper at a socket stands; none where nobody of this version listens.
+pub fn status(socket: &std::path::Path) -> Option<Status> {
+    ask(socket, &Request::Status).ok()
+}
+
+/// Ends the keeper at a socket, and waits until it has gone.
+///
+/// # Errors
+/// When it does not go.
+pub fn stop(socket: &std::path::Path) -> io::Result<()> {
+    let mut talk = Talk::open(socket)?.ok_or(ErrorKind::NotFound)?;
+    talk.say(&Request::Stop)?;
+    let until = Instant::now() + GREETING;
+    loop {
+        match talk.hear(until) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::TimedOut => return Err(error),
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+fn ask(socket: &std::path::Path, request: &Request) -> io::Result<Status> {
+    let mut talk = Talk::open(socket)?.ok_or(ErrorKind::NotFound)?;
+    talk.say(request)?;
+    match talk.hear(Instant::now() + GREETING)? {
+        Frame::Message(Reply::Status(status)) => Ok(status),
+        _ => Err(ErrorKind::InvalidData.into()),
     }
 }
 
@@ -185,7 +218,7 @@ impl Kept {
     }
 
     fn shell_for(&mut self, relay: Option<RelayFor>) -> Result<(KeptShell, bool), Failure> {
-        let mut open = || {
+        let open = || {
             let mut talk = self.talk()?;
             talk.say(&Request::Shell { relay })?;
             match talk.hear(Instant::now() + GREETING)? {

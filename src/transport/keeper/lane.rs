@@ -187,9 +187,7 @@ impl Lane {
                 self.input_closed = true;
                 Ok(0)
             }
-            Op::Read(error_stream) => {
-                channel.read(error_stream, buffer)
-            }
+            Op::Read(error_stream) => channel.read(error_stream, buffer),
             Op::Free => {
                 channel.free()?;
                 self.channel = None;

@@ -76,11 +76,8 @@ fn directory() -> io::Result<PathBuf> {
         return private(&usual);
     }
     let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|directory| directory.is_absolute());
-    let name: String = Sha256::digest(state.as_os_str().as_encoded_bytes())
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let name: String =
+        Sha256::digest(state.as_os_str().as_encoded_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let parent = parent.unwrap_or_else(|| PathBuf::from("/tmp"));
     private(&parent.join(format!("rsig-{}-{name}", nix::unistd::geteuid())))
 }

@@ -5,8 +5,8 @@
 
 use std::io::{self, Read};
 
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1");

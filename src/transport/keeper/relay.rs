@@ -149,7 +149,8 @@ impl Relay {
                 continue;
             }
             let line = std::mem::take(&mut self.line);
-            let words = std::str::from_utf8(&line).ok().and_then(|line| line.strip_prefix(&self.word)).map(str::to_owned);
+            let words =
+                std::str::from_utf8(&line).ok().and_then(|line| line.strip_prefix(&self.word)).map(str::to_owned);
             if let Some(words) = words {
                 let words: Vec<&str> = words.split_ascii_whitespace().collect();
                 actions.extend(self.line(&words, now));

@@ -134,7 +134,8 @@ impl Keeper {
 
     fn is_over(&self) -> bool {
         let quiet = self.clients.is_empty() && !self.lanes.values().any(|lane| lane.relay.is_some());
-        self.clients.is_empty() && self.stopped || quiet && self.idle_since.elapsed() >= self.idle_max
+        self.stopped && self.clients.values().all(|client| client.output.is_empty() && client.lane.is_none())
+            || quiet && self.idle_since.elapsed() >= self.idle_max
     }
 
     /// One turn: waits for something to happen, and does what follows from it.
@@ -520,7 +521,8 @@ impl Keeper {
             Request::Shell { relay } => return self.wants_shell(id, relay),
             Request::Signal { job, name } => self.wants_signal(id, &job, &name),
             Request::Watch { job } => {
-                let relay = self.lanes.values_mut().filter_map(|lane| lane.relay.as_mut()).find(|relay| relay.job == job);
+                let relay =
+                    self.lanes.values_mut().filter_map(|lane| lane.relay.as_mut()).find(|relay| relay.job == job);
                 let reply = match relay {
                     Some(relay) => relay.watch(id),
                     None => Reply::NotWatching { job },
