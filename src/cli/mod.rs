@@ -352,7 +352,11 @@ pub enum KeeperCommand {
     /// End keepers; jobs run on, and the next command starts another
     Stop {
         /// The keepers of one host
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(
+            required_unless_present = "all",
+            conflicts_with = "all",
+            add = ArgValueCompleter::new(complete::recorded_host)
+        )]
         host: Option<Host>,
         /// All keepers
         #[arg(long)]

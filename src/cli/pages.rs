@@ -27,6 +27,7 @@ fn text(page: &str) -> &'static str {
         "rsig-wait" => include_str!("pages/rsig-wait.roff"),
         "rsig-tail" => include_str!("pages/rsig-tail.roff"),
         "rsig-ps" => include_str!("pages/rsig-ps.roff"),
+        "rsig-keeper" => include_str!("pages/rsig-keeper.roff"),
         "rsig-rm" => include_str!("pages/rsig-rm.roff"),
         _ => panic!("{page}(1) has no text yet: write src/cli/pages/{page}.roff and name it here"),
     }
@@ -52,10 +53,11 @@ fn page(command: &Command, names: &[String]) -> String {
     let mut page = format!(".TH {} 1 \"\" \"rsig {version}\" \"User Commands\"\n.ad l\n.nh\n", name.to_uppercase());
     let man = Man::new(command.clone());
     page += &rendered(|out| man.render_name_section(out));
-    page += &synopsis(command);
+    page += ".SH SYNOPSIS\n";
+    page += &forms(command).into_iter().map(synopsis).collect::<Vec<_>>().join(".br\n");
     for line in text(&name).lines() {
         match line {
-            ".\\\" OPTIONS" => page += &rendered(|out| man.render_options_section(out)),
+            ".\\\" OPTIONS" => page += &options(command),
             ".\\\" COMMANDS" => page += &commands(command),
             ".\\\" ENVIRONMENT" => page += ENVIRONMENT,
             ".\\\" FILES" => page += FILES,
@@ -90,7 +92,33 @@ fn synopsis(command: &Command) -> String {
     let usage = command.clone().render_usage().to_string();
     let lines = usage.trim_start_matches("Usage:").lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<String> = lines.map(|line| line.split(' ').map(word).collect::<Vec<_>>().join(" ")).collect();
-    format!(".SH SYNOPSIS\n{}\n", lines.join("\n.br\n"))
+    lines.join("\n.br\n") + "\n"
+}
+
+/// The commands that a page is about: those below one that only holds others together.
+fn forms(command: &Command) -> Vec<&Command> {
+    if command.has_subcommands() && command.get_name() != "rsig" {
+        command.get_subcommands().filter(|command| !command.is_hide_set()).collect()
+    } else {
+        vec![command]
+    }
+}
+
+fn options(command: &Command) -> String {
+    let section = |command: &Command| {
+        let man = Man::new(command.clone());
+        rendered(|out| man.render_options_section(out))
+    };
+    match forms(command).as_slice() {
+        [alone] => section(alone),
+        several => several.iter().fold(".SH COMMANDS\n".to_owned(), |mut text, command| {
+            let name = command.get_bin_name().unwrap_or(command.get_name());
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            text.extend([".SS ", name, "\n", &about, ".\n"]);
+            text += section(command).trim_start_matches(".SH OPTIONS\n");
+            text
+        }),
+    }
 }
 
 fn word(word: &str) -> String {
