@@ -40,7 +40,7 @@ pub fn serve(socket: &Path, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
     limit_memory();
     let end = keeper.run();
     // The next keeper removes a socket that is left behind; one that is bound there by now must stay.
-    if end == End::Done {
+    if end == End::Done && keeper.is_found() {
         drop(fs::remove_file(socket));
     }
     Ok(())
@@ -59,7 +59,7 @@ fn begin(socket: &Path, order: &Order, warn: fn(&str), step: fn(&str)) -> Result
         Failure::new(Kind::Failed, format!("{}: the keeper's socket can't be made: {error}", order.destination))
     };
     let listener = listen(socket).map_err(failed)?;
-    Keeper::new(order.destination.to_string(), connection, listener, idle()).map_err(failed)
+    Keeper::new(order.destination.to_string(), connection, listener, socket, idle()).map_err(failed)
 }
 
 /// Binds under another name and moves into place, so that nobody meets a socket that does not listen yet. The caller's

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
@@ -37,6 +39,9 @@ const ALIVE: Duration = Duration::from_secs(60);
 /// The pause after a refused channel: a freed slot lags behind its close.
 const AFTER_REFUSAL: Duration = Duration::from_millis(50);
 
+/// How often the keeper looks whether its socket is still there.
+const SOCKET: Duration = Duration::from_secs(20);
+
 type LaneId = u64;
 
 /// A command at the other end of the socket.
@@ -61,6 +66,9 @@ pub struct Keeper {
     host: String,
     connection: Connection,
     listener: UnixListener,
+    /// The socket's path and inode: a keeper that can't be found any more is of no use.
+    socket: (PathBuf, u64),
+    socket_seen: Instant,
     clients: BTreeMap<ClientId, Client>,
     lanes: BTreeMap<LaneId, Lane>,
     next_id: u64,
@@ -93,7 +101,13 @@ impl Keeper {
     ///
     /// # Errors
     /// When the descriptors can't be made ones that do not block.
-    pub fn new(host: String, connection: Connection, listener: UnixListener, idle_max: Duration) -> io::Result<Self> {
+    pub fn new(
+        host: String,
+        connection: Connection,
+        listener: UnixListener,
+        socket: &Path,
+        idle_max: Duration,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         connection.session().set_blocking(false);
         let now = Instant::now();
@@ -102,6 +116,8 @@ impl Keeper {
             alive_interval: connection.resolved().server_alive_interval.unwrap_or(ALIVE),
             connection,
             listener,
+            socket: (socket.to_owned(), std::fs::symlink_metadata(socket)?.ino()),
+            socket_seen: now,
             clients: BTreeMap::new(),
             lanes: BTreeMap::new(),
             next_id: 0,
@@ -130,6 +146,12 @@ impl Keeper {
                 return End::Done;
             }
         }
+    }
+
+    /// Whether its socket is where commands look for it.
+    #[must_use]
+    pub fn is_found(&self) -> bool {
+        std::fs::symlink_metadata(&self.socket.0).is_ok_and(|metadata| metadata.ino() == self.socket.1)
     }
 
     fn is_over(&self) -> bool {
@@ -209,7 +231,7 @@ impl Keeper {
             until = until.min(self.not_before);
         }
         // The machine may have slept through a deadline: look now and then.
-        until.min(Instant::now() + Duration::from_secs(30))
+        until.min(Instant::now() + SOCKET)
     }
 
     /// Whether a command waits for something that the server has to say.
@@ -416,6 +438,10 @@ impl Keeper {
             let relay = self.lanes.get_mut(&id).and_then(|lane| lane.relay.as_mut());
             let actions = relay.map(|relay| relay.tick(now)).unwrap_or_default();
             self.act(id, actions);
+        }
+        if now.saturating_duration_since(self.socket_seen) >= SOCKET {
+            self.socket_seen = now;
+            self.stopped |= !self.is_found();
         }
         let silence = now.saturating_duration_since(self.last_heard);
         let waited_for = self.is_waited_for();
