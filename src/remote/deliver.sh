@@ -1,6 +1,6 @@
 # Sends a signal to a job, once.
 
-left= turns=
+left='' turns=''
 now=$(date +%s)
 
 # turn NUMBER INDEX : waits until nobody else signals this job, and until the job has taken what it was sent: two signals of a
