@@ -15,6 +15,8 @@ use crate::transport::{Chunk, Shell};
 
 /// How much a login may say before the answer begins.
 const NOISE_MAX: usize = 1 << 20;
+/// The longest mark.
+const MARK_MAX: usize = 64;
 /// The longest line of an answer.
 const LINE_MAX: usize = 64 << 10;
 /// The most that an answer may hold in all; 100,000 jobs fit.
@@ -49,12 +51,14 @@ pub enum Stream {
 }
 
 /// How an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// All was said.
     Whole,
     /// A log became shorter while it was followed.
     Cut,
+    /// The job ended: how, in the script's words.
+    Ended(String),
 }
 
 /// What takes the parts of an answer.
@@ -71,6 +75,11 @@ pub trait Listener {
     /// When they can't be passed on.
     fn data(&mut self, stream: Stream, _bytes: &[u8]) -> Result<(), Failure> {
         Err(Failure::new(Kind::Failed, format!("unexpected data in an answer ({stream:?})")))
+    }
+
+    /// What to send to the script now, if anything: asked after all that comes.
+    fn reply(&mut self) -> Option<Vec<u8>> {
+        None
     }
 }
 
@@ -118,8 +127,8 @@ impl Framed {
             };
             let (before, from_mark) = rest.split_at(at);
             let word = from_mark.get(self.mark.len()..).unwrap_or_default();
-            let Some(end) = memchr::memchr(b'\n', word.get(..32).unwrap_or(word)) else {
-                if word.len() >= 32 {
+            let Some(end) = memchr::memchr(b'\n', word.get(..MARK_MAX).unwrap_or(word)) else {
+                if word.len() >= MARK_MAX {
                     return Err(garbage(host, word));
                 }
                 self.held = rest.to_vec();
@@ -133,6 +142,10 @@ impl Framed {
                 (Phase::Lines | Phase::Data, b"end") => Phase::Over,
                 (Phase::Data, b"cut") => {
                     self.ending = Ending::Cut;
+                    Phase::Over
+                }
+                (Phase::Data, word) if word.starts_with(b"ended ") => {
+                    self.ending = Ending::Ended(String::from_utf8_lossy(word.get(6..).unwrap_or_default()).into_owned());
                     Phase::Over
                 }
                 _ => return Err(garbage(host, word)),
@@ -268,6 +281,9 @@ pub fn hear(
                 let message = format!("{host}: the connection broke in mid-answer{}", words(&err, &err));
                 return Err(Failure::new(Kind::Unreachable, message));
             }
+        }
+        if let Some(reply) = listener.reply() {
+            shell.write(&reply, Instant::now() + PATIENCE).map_err(broke)?;
         }
         if out.phase == Phase::Over && (!both || err.phase == Phase::Over) {
             return Ok(out.ending);

@@ -25,8 +25,31 @@ pub struct Order<'a> {
     pub directory: Option<OsString>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// Its streams are passed on to whoever runs it in the foreground.
+    pub spool: Option<Spool>,
+    /// The job ends when whoever holds it is gone for so long.
+    pub tether: Option<Tether>,
     /// The word of the relay that the script's channel is kept as.
     pub relay: Option<&'a str>,
+}
+
+/// How a job's streams are passed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Spool {
+    /// It gets input; else there is none.
+    pub input: bool,
+    /// How many bytes of each output may wait on the host.
+    pub limit: u64,
+}
+
+/// What holds a job.
+#[derive(Clone, Debug)]
+pub struct Tether {
+    /// How long it may be without.
+    pub patience: std::time::Duration,
+    /// The process that holds it, where that is on the same machine: its number and its birth (field 22 of proc(5)'s
+    /// stat). Elsewhere a [`super::foreground::BEAT`] has to come now and then.
+    pub holder: Option<(u32, String)>,
 }
 
 /// What the host says of a job that it has started.
