@@ -25,6 +25,8 @@ pub enum Kind {
     NotPermitted,
     /// No channel is held that could take the signal.
     NoChannel,
+    /// The login runs no shell, so that nothing that was sent to one can have been carried out.
+    NoShell,
     /// The connection broke, and whether the signal was sent can't be found out.
     Unconfirmed,
     /// The time that was given is over.
@@ -43,7 +45,7 @@ impl Kind {
             Self::NotRunning => exit::NOT_RUNNING,
             Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
             Self::TimedOut => exit::TIMED_OUT,
-            Self::NotPermitted | Self::NoChannel | Self::Failed => exit::FAILED,
+            Self::NotPermitted | Self::NoChannel | Self::NoShell | Self::Failed => exit::FAILED,
         }
     }
 
@@ -61,7 +63,7 @@ impl Kind {
             Self::NotPermitted => "not_permitted",
             Self::NoChannel => "no_channel",
             Self::Unconfirmed => "unconfirmed",
-            Self::Usage | Self::TimedOut | Self::Failed => "failed",
+            Self::Usage | Self::TimedOut | Self::NoShell | Self::Failed => "failed",
         }
     }
 }

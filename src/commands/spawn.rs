@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -43,6 +43,8 @@ pub struct Spawned {
 const LOOKS: u32 = 5;
 /// The time between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+/// No further one begins after this time: a silent host takes long to give none.
+const LOOKING: Duration = Duration::from_secs(10);
 
 /// Starts a job.
 ///
@@ -88,10 +90,8 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     let started = match answer {
         Ok(Ok(started)) => started,
         Ok(Err((_, failure))) => return given_up(failure),
-        Err(failure) if failure.kind == Kind::Unreachable => {
-            return after_a_break(context, &mut line, record, failure);
-        }
-        Err(failure) => return given_up(failure),
+        Err(failure) if failure.kind == Kind::NoShell => return given_up(failure),
+        Err(failure) => return after_a_break(context, &mut line, record, failure),
     };
     record.state = State::Running;
     record.pid = Some(started.pid);
@@ -173,17 +173,18 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
     if holder.state.is_finished() { context.store.insert(record) } else { Err(taken(&holder, "").into()) }
 }
 
-/// The connection broke before the host had answered: looks whether the job runs, or never started.
+/// The host gave no answer that tells: looks whether the job runs, or never started.
 fn after_a_break(context: &mut Context, line: &mut Line<'_>, mut record: Record, failure: Failure) -> Result<Spawned> {
     let host = line.host();
     let mut seen = None;
+    let began = Instant::now();
     for attempt in 0..LOOKS {
         line.hang_up();
         let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
         seen = answer.ok().and_then(|mut seen| seen.pop());
         // What is about to start, or may still be on its way there, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
-            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS => {
+            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS && began.elapsed() < LOOKING => {
                 std::thread::sleep(BETWEEN_LOOKS);
             }
             _ => break,

@@ -209,8 +209,9 @@ pub fn garbage(host: &str, what: &[u8]) -> Failure {
 /// once it has begun. `both`: the script marks the end of standard error too.
 ///
 /// # Errors
-/// [`Kind::Unreachable`] when the connection broke before the answer was whole; [`Kind::Failed`] when there is no
-/// answer in what came, or none came in time; or whatever the listener says.
+/// [`Kind::Unreachable`] when the connection broke before the answer was whole, or none came in time; [`Kind::NoShell`]
+/// when the far side ended without one; [`Kind::Failed`] when what came is no answer; or whatever the listener says.
+/// Except with `NoShell`, the script may have been carried out.
 pub fn hear(
     host: &str,
     shell: &mut dyn Shell,
@@ -261,7 +262,7 @@ pub fn hear(
                      a shell{}",
                     words(&out, &err)
                 );
-                return Err(Failure::new(Kind::Failed, message));
+                return Err(Failure::new(Kind::NoShell, message));
             }
             Chunk::End => {
                 let message = format!("{host}: the connection broke in mid-answer{}", words(&err, &err));

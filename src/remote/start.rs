@@ -60,7 +60,7 @@ pub enum Refusal {
 /// Starts a job on a host.
 ///
 /// # Errors
-/// [`Kind::Unreachable`] when the connection broke, and the job may or may not run; else it does not.
+/// As [`hear`]: except with [`Kind::NoShell`], the job may or may not run.
 pub fn start(host: &str, shell: &mut dyn Shell, order: &Order) -> Result<Result<Started, (Refusal, Failure)>, Failure> {
     let script = Script::start(order)?;
     let mut started = Started::default();
