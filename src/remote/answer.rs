@@ -15,6 +15,8 @@ use crate::transport::{Chunk, Shell};
 
 /// How much a login may say before the answer begins.
 const NOISE_MAX: usize = 1 << 20;
+/// For as long as it takes: a wait is begun anew after this time.
+const LONG: Duration = Duration::from_secs(24 * 3600);
 /// The longest mark.
 const MARK_MAX: usize = 64;
 /// The longest line of an answer.
@@ -77,8 +79,18 @@ pub trait Listener {
         Err(Failure::new(Kind::Failed, format!("unexpected data in an answer ({stream:?})")))
     }
 
-    /// What to send to the script now, if anything: asked after all that comes.
+    /// What to send to the script now, if anything: asked after all that comes, and every [`Listener::pace`].
     fn reply(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Whether enough was heard.
+    fn is_done(&self) -> bool {
+        false
+    }
+
+    /// How long to wait for the script before it is asked for a reply again; else until something comes.
+    fn pace(&self) -> Option<Duration> {
         None
     }
 }
@@ -250,7 +262,7 @@ pub fn hear(
         let until = match patience {
             _ if out.phase == Phase::Noise => started + PATIENCE,
             Some(patience) => started + patience.max(PATIENCE),
-            None => Instant::now() + Duration::from_secs(3600),
+            None => Instant::now() + listener.pace().unwrap_or(LONG),
         };
         match shell.read(&mut buffer, until).map_err(broke)? {
             Chunk::Out(size) => out.feed(host, Stream::Out, buffer.get(..size).unwrap_or_default(), listener)?,
@@ -283,9 +295,10 @@ pub fn hear(
             }
         }
         if let Some(reply) = listener.reply() {
-            shell.write(&reply, Instant::now() + PATIENCE).map_err(broke)?;
+            // The other side takes it when it can.
+            shell.write(&reply, Instant::now() + LONG).map_err(broke)?;
         }
-        if out.phase == Phase::Over && (!both || err.phase == Phase::Over) {
+        if listener.is_done() || out.phase == Phase::Over && (!both || err.phase == Phase::Over) {
             return Ok(out.ending);
         }
     }

@@ -1,5 +1,7 @@
 //! The scripts around a job that runs in the foreground: its output as it comes, its input, and its tether.
 
+use std::time::Duration;
+
 use super::answer::{Ending, Listener, PATIENCE, Stream, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, job_line};
@@ -7,8 +9,6 @@ use crate::error::{Failure, Kind};
 use crate::job::{Epoch, State};
 use crate::transport::Shell;
 
-/// What keeps a tether: one line of any kind.
-pub const BEAT: &[u8] = b"\n";
 /// How many bytes are delivered before the host is told that it can delete them.
 const ACKNOWLEDGED: u64 = 1 << 20;
 
@@ -114,24 +114,58 @@ pub trait Source {
     /// The host has so many bytes: these need not be sent again.
     fn has(&mut self, total: u64);
 
-    /// The next bytes to send, from what the host has on. `None`: nothing now.
-    ///
-    /// # Errors
-    /// When sending is over.
-    fn next(&mut self) -> Result<Option<Vec<u8>>, Failure>;
+    /// The next bytes to send, if there are any soon.
+    fn next(&mut self) -> Option<Vec<u8>>;
+
+    /// Whether nothing more is to be sent.
+    fn is_done(&self) -> bool;
 }
 
 struct Receiving<'a> {
     host: &'a str,
     source: &'a mut dyn Source,
+    begun: bool,
 }
 
 impl Listener for Receiving<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         let total = line.strip_prefix("have ").and_then(|total| total.parse().ok());
         self.source.has(total.ok_or_else(|| garbage(self.host, line.as_bytes()))?);
+        self.begun = true;
         Ok(())
     }
+
+    fn reply(&mut self) -> Option<Vec<u8>> {
+        // What is sent before the script is ready would be taken by the shell.
+        if self.begun { self.source.next() } else { None }
+    }
+
+    fn is_done(&self) -> bool {
+        self.source.is_done()
+    }
+
+    fn pace(&self) -> Option<Duration> {
+        // The source waits, for a moment, instead.
+        self.begun.then_some(Duration::ZERO)
+    }
+}
+
+/// Sends a job's input, for as long as there is any.
+///
+/// # Errors
+/// As [`hear`]; [`Kind::Unreachable`] also when the host has ended its script, because the job is over.
+pub fn receive(host: &str, shell: &mut dyn Shell, place: &str, source: &mut dyn Source) -> Result<(), Failure> {
+    let script = Script::receive(place)?;
+    let mut receiving = Receiving { host, source, begun: false };
+    hear(host, shell, &script, None, false, &mut receiving).map(drop)
+}
+
+/// Keeps a job's tether by a shell that somebody else sends beats to.
+///
+/// # Errors
+/// As [`hear`].
+pub fn hold(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(), Failure> {
+    hear(host, shell, &Script::beat(place)?, None, false, &mut |_: &str| Ok(())).map(drop)
 }
 
 /// Says that a job's input is whole with so many bytes, once all of them are there.

@@ -42,6 +42,7 @@ receive() {
 			sum in.[0-9]*
 			[ "$total" -gt 16777216 ]
 		do
+			[ ! -s status ] || return
 			nap 50
 		done
 		dd bs=65536 count=16 of="in.$at" 2>/dev/null || break

@@ -106,7 +106,7 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
-        script.set("rs_relay", order.relay.unwrap_or_default())?;
+        script.set("rs_relay", order.relay.as_deref().unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         for part in [file!("host"), file!("process"), file!("spawn")] {
