@@ -198,6 +198,7 @@ impl Script {
         script.set("from", from)?;
         script.set("count", count.to_string())?;
         script.set("follow", if wanted.follow { "1" } else { "0" })?;
+        script.include(file!("stream"));
         script.include(file!("tail"));
         Ok(script)
     }
@@ -206,9 +207,8 @@ impl Script {
     pub(super) fn stream(place: &str, out_at: u64, err_at: u64) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.set("place", place)?;
-        script.set("out_at", out_at.to_string())?;
-        script.set("err_at", err_at.to_string())?;
         script.include(file!("stream"));
+        script.call("run_along", &[&out_at.to_string(), &err_at.to_string()])?;
         Ok(script)
     }
 

@@ -65,9 +65,50 @@ copy() {
 	head -c $(($1 % 65536))
 }
 
-both() {
-	printf '\001%s %s\n' "$rs_nonce" "$1"
-	printf '\001%s %s\n' "$rs_nonce" "$1" >&2
+# held STREAM : the files of a spooled stream that are still here, in order.
+held() {
+	for file in "$1".[0-9]*; do
+		case ${file##*.} in
+		*[!0-9]*) ;;
+		*) echo "${file##*.}" ;;
+		esac
+	done | sort -n | while read -r number; do
+		echo "$1.$number"
+	done
+}
+
+# asked STREAM : the position to begin at in a spooled stream, in at: of what is still here.
+asked() {
+	files=$(held "$1")
+	at=0 total=0
+	[ -n "$files" ] || return 0
+	# shellcheck disable=SC2086
+	set -- $files
+	at=${1##*.}
+	for file in "$@"; do
+		size "$file"
+	done
+	end=$((${file##*.} + total))
+	case $from in
+	lines) wanted=$(cat "$@" | tail -n "$count" | wc -c) ;;
+	bytes) wanted=$count ;;
+	line) wanted=$(cat "$@" | tail -n "+$count" | wc -c) ;;
+	byte) wanted=$((end - count + 1)) ;;
+	esac
+	[ $((wanted)) -ge 0 ] || wanted=0
+	[ $((end - wanted)) -le "$at" ] || at=$((end - wanted))
+}
+
+# spooled : the output of a job that somebody runs in the foreground, as far as it is still here.
+spooled() {
+	[ -e out.0 ] || [ -e out.end ] || : >>out.0
+	[ -e err.0 ] || [ -e err.end ] || : >>err.0
+	asked out
+	out_from=$at
+	asked err
+	report 0
+	answer from "$out_from" 0 0 "$at" 0 0
+	stream "$out_from" "$at"
 }
 
 place "$place"
@@ -78,6 +119,11 @@ if ! enter "$dir"; then
 	exit 0
 fi
 look
+case $streams in *out*) has_out=1 ;; *) has_out= ;; esac
+case $streams in *err*) has_err=1 ;; *) has_err= ;; esac
+if [ -p out.pipe ]; then
+	spooled
+fi
 sizes
 first out "$out_size"
 out_at=$at out_skip="$lines $bytes"
@@ -89,8 +135,6 @@ both data
 exec 6<out 7<err
 seek "$out_at" <&6
 seek "$err_at" <&7
-case $streams in *out*) has_out=1 ;; *) has_out= ;; esac
-case $streams in *err*) has_err=1 ;; *) has_err= ;; esac
 
 if [ "$follow" = 0 ]; then
 	if [ "$state" = exited ]; then
