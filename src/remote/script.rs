@@ -185,7 +185,7 @@ impl Script {
     }
 
     /// Passes a job's output on.
-    pub(super) fn tail(wanted: &Wanted) -> Result<Self, Failure> {
+    pub(super) fn tail(wanted: &Wanted, resume: Option<(u64, u64)>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         let streams = match (wanted.out, wanted.err) {
             (true, false) => "out",
@@ -193,6 +193,10 @@ impl Script {
             _ => "out err",
         };
         let (from, count) = wanted.from.words();
+        let (out_from, err_from) = resume.unwrap_or_default();
+        let from = if resume.is_some() { "resume" } else { from };
+        script.set("out_from", out_from.to_string())?;
+        script.set("err_from", err_from.to_string())?;
         script.set("place", wanted.place)?;
         script.set("streams", streams)?;
         script.set("from", from)?;

@@ -1,5 +1,5 @@
 # Passes a job's output on: standard output on fd 1, standard error on fd 2, every byte as it was written.
-# Given by the client: place, streams (out, err or both words), from (lines, line, bytes or byte), count, follow (0 or 1).
+# Given by the client: place, out_from and err_from (the positions to go on at where from is resume), streams (out, err or both words), from (lines, line, bytes or byte), count, follow (0 or 1).
 # The first line of the answer gives the position of each stream's first byte, and how many lines and bytes the
 # client has to leave out itself because they are not written yet.
 
@@ -90,6 +90,7 @@ asked() {
 	done
 	end=$((${file##*.} + total))
 	case $from in
+	resume) wanted=0 ;;
 	lines) wanted=$(cat "$@" | tail -n "$count" | wc -c) ;;
 	bytes) wanted=$count ;;
 	line) wanted=$(cat "$@" | tail -n "+$count" | wc -c) ;;
@@ -104,11 +105,14 @@ spooled() {
 	[ -e out.0 ] || [ -e out.end ] || : >>out.0
 	[ -e err.0 ] || [ -e err.end ] || : >>err.0
 	asked out
-	out_from=$at
+	out_begin=$at
 	asked err
+	if [ "$from" = resume ]; then
+		out_begin=$out_from at=$err_from
+	fi
 	report 0
-	answer from "$out_from" 0 0 "$at" 0 0
-	stream "$out_from" "$at"
+	answer from "$out_begin" 0 0 "$at" 0 0
+	stream "$out_begin" "$at"
 }
 
 place "$place"
@@ -129,9 +133,17 @@ first out "$out_size"
 out_at=$at out_skip="$lines $bytes"
 first err "$err_size"
 err_at=$at err_skip="$lines $bytes"
+if [ "$from" = resume ]; then
+	out_at=$out_from err_at=$err_from
+fi
 report 0
 answer from "$out_at" "$out_skip" "$err_at" "$err_skip"
 both data
+# Shorter than what was read of it before: it was cut short meanwhile.
+if [ "$out_at" -gt "$out_size" ] || [ "$err_at" -gt "$err_size" ]; then
+	both cut
+	exit 0
+fi
 exec 6<out 7<err
 seek "$out_at" <&6
 seek "$err_at" <&7

@@ -33,7 +33,7 @@ const CLIENTS: usize = 512;
 /// How long a server may be silent while a command waits for it, before it is asked for a sign of life.
 const SILENCE: Duration = Duration::from_secs(2);
 /// How long it may be silent in all before the connection counts as broken.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// How often an idle connection is asked for a sign of life, where `ServerAliveInterval` does not say.
 const ALIVE: Duration = Duration::from_secs(60);
 /// The pause after a refused channel: a freed slot lags behind its close.
