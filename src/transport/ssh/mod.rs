@@ -19,10 +19,13 @@ use connect::{ConnectError, Connection, Note};
 use super::{Policy, Shell, Transport};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
+use crate::sys::channel::Channel;
 
 /// A connection to one host, and the host's name for messages.
 struct Ssh {
     host: String,
+    /// The last shell's.
+    channel: Option<Channel>,
     connection: Connection,
 }
 
@@ -41,7 +44,7 @@ pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transp
     let policy = connect::Policy { batch: policy.batch };
     let connection = connect::connect(destination, policy, &host_keys, &mut prompt::User, &notes).map_err(failure)?;
     connection.session().set_blocking(false);
-    Ok(Box::new(Ssh { host: destination.to_string(), connection }))
+    Ok(Box::new(Ssh { host: destination.to_string(), channel: None, connection }))
 }
 
 fn failure(error: ConnectError) -> Failure {
@@ -54,7 +57,7 @@ fn failure(error: ConnectError) -> Failure {
 
 impl Transport for Ssh {
     fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-        match shell::SshShell::open(&self.connection) {
+        match shell::SshShell::open(&self.connection, &mut self.channel) {
             Ok(shell) => Ok(Box::new(shell)),
             Err(error) => {
                 let message = format!("{}: the server gives no channel: {error}", self.host);

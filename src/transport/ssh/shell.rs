@@ -19,26 +19,32 @@ const COMMAND: &str = "exec /bin/sh -s";
 const WINDOW: u32 = 16 << 20;
 /// How long a server may take to open a channel.
 const OPENING: Duration = Duration::from_secs(30);
+/// How long the last shell's channel may take to be closed.
+const CLOSING: Duration = Duration::from_secs(10);
 
 /// A running `/bin/sh -s`.
 pub struct SshShell<'a> {
     connection: &'a Connection,
-    channel: Channel,
+    channel: &'a mut Channel,
     /// The request to run the shell is not answered yet. The script goes out behind it all the same: that saves a
     /// round trip.
     starting: bool,
 }
 
 impl<'a> SshShell<'a> {
-    /// Opens a channel and asks for the shell.
+    /// Opens a channel, which is kept in `slot`, and asks for the shell. The channel of the last one on this connection
+    /// is closed first: Dropbear now and then ends a channel at once that is opened while the one before it ends.
     ///
     /// # Errors
     /// When the server refuses, or the connection is broken.
-    pub fn open(connection: &'a Connection) -> io::Result<Self> {
+    pub fn open(connection: &'a Connection, slot: &'a mut Option<Channel>) -> io::Result<Self> {
+        if let Some(last) = slot.take() {
+            close(connection, last)?;
+        }
         let until = Instant::now() + OPENING;
         let session = connection.session();
         let channel = repeat(connection, until, || Channel::open(session, WINDOW))?;
-        let mut shell = Self { connection, channel, starting: true };
+        let mut shell = Self { connection, channel: slot.insert(channel), starting: true };
         // The request must be on its way before anything else is sent on the channel.
         while shell.start()? && Channel::owes_output(session) {
             ready(connection, until)?;
@@ -61,6 +67,28 @@ impl<'a> SshShell<'a> {
     fn session(&self) -> &Session {
         self.connection.session()
     }
+}
+
+/// Ends a channel in the order that every server takes well: our end of file, all that is still to be read up to the
+/// server's, and only then the close.
+fn close(connection: &Connection, mut channel: Channel) -> io::Result<()> {
+    let until = Instant::now() + CLOSING;
+    repeat(connection, until, || channel.send_eof())?;
+    let mut buffer = [0; 4096];
+    while !channel.at_end() {
+        let mut idle = true;
+        for error_stream in [false, true] {
+            match channel.read(error_stream, &mut buffer) {
+                Ok(size) => idle &= size == 0,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if idle && !channel.at_end() {
+            ready(connection, until)?;
+        }
+    }
+    repeat(connection, until, || channel.free())
 }
 
 impl Shell for SshShell<'_> {
