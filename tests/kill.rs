@@ -10,8 +10,21 @@ use crate::harness::{Direction, Fixture, Process, Proxy, Rsig, Site, on_every_si
 use crate::jobs::{SOON, json_lines, keys, pick};
 
 const KILL_KEYS: [&str; 15] = [
-    "job", "id", "name", "host", "signal", "signal_number", "target", "sent", "via", "then", "still_running",
-    "exit_status", "exit_signal", "waited_ms", "error",
+    "job",
+    "id",
+    "name",
+    "host",
+    "signal",
+    "signal_number",
+    "target",
+    "sent",
+    "via",
+    "then",
+    "still_running",
+    "exit_status",
+    "exit_signal",
+    "waited_ms",
+    "error",
 ];
 
 /// A job that ends with 7 on TERM. No shell with children: one that STOP meets in vfork(2) never shows as stopped.
@@ -358,22 +371,44 @@ fn a_silent_host_does_not_hold_up_the_others() {
 fn the_signal_tables_are_those_of_each_system() {
     let rsig = Rsig::new();
     let row = |os: &str, word: &str| {
-        let table: Value = serde_json::from_str(&rsig.run(&["kill", "-l", "--os", os, "--json", word]).ok().line()).expect("JSON");
-        (table[0]["number"].as_u64().expect("a number"), table[0]["name"].as_str().expect("a name").to_owned(),
-            table[0]["action"].as_str().expect("an action").to_owned())
+        let table: Value =
+            serde_json::from_str(&rsig.run(&["kill", "-l", "--os", os, "--json", word]).ok().line()).expect("JSON");
+        (
+            table[0]["number"].as_u64().expect("a number"),
+            table[0]["name"].as_str().expect("a name").to_owned(),
+            table[0]["action"].as_str().expect("an action").to_owned(),
+        )
     };
     for (os, word, number, name) in [
-        ("linux", "7", 7, "BUS"), ("linux", "10", 10, "USR1"), ("linux", "12", 12, "USR2"), ("linux", "16", 16, "STKFLT"),
-        ("linux", "usr1", 10, "USR1"), ("linux", "137", 9, "KILL"), ("linux", "143", 15, "TERM"), ("linux", "SIGSYS", 31, "SYS"),
-        ("darwin", "7", 7, "EMT"), ("darwin", "10", 10, "BUS"), ("darwin", "29", 29, "INFO"), ("darwin", "30", 30, "USR1"),
-        ("darwin", "31", 31, "USR2"), ("darwin", "17", 17, "STOP"), ("darwin", "CHLD", 20, "CHLD"), ("darwin", "137", 9, "KILL"),
-        ("freebsd", "7", 7, "EMT"), ("freebsd", "10", 10, "BUS"), ("freebsd", "29", 29, "INFO"), ("freebsd", "30", 30, "USR1"),
-        ("freebsd", "31", 31, "USR2"), ("freebsd", "19", 19, "CONT"), ("freebsd", "158", 30, "USR1"),
+        ("linux", "7", 7, "BUS"),
+        ("linux", "10", 10, "USR1"),
+        ("linux", "12", 12, "USR2"),
+        ("linux", "16", 16, "STKFLT"),
+        ("linux", "usr1", 10, "USR1"),
+        ("linux", "137", 9, "KILL"),
+        ("linux", "143", 15, "TERM"),
+        ("linux", "SIGSYS", 31, "SYS"),
+        ("darwin", "7", 7, "EMT"),
+        ("darwin", "10", 10, "BUS"),
+        ("darwin", "29", 29, "INFO"),
+        ("darwin", "30", 30, "USR1"),
+        ("darwin", "31", 31, "USR2"),
+        ("darwin", "17", 17, "STOP"),
+        ("darwin", "CHLD", 20, "CHLD"),
+        ("darwin", "137", 9, "KILL"),
+        ("freebsd", "7", 7, "EMT"),
+        ("freebsd", "10", 10, "BUS"),
+        ("freebsd", "29", 29, "INFO"),
+        ("freebsd", "30", 30, "USR1"),
+        ("freebsd", "31", 31, "USR2"),
+        ("freebsd", "19", 19, "CONT"),
+        ("freebsd", "158", 30, "USR1"),
     ] {
         let (is_number, is_name, _) = row(os, word);
         assert_eq!((is_number, is_name.as_str()), (number, name), "{os} {word}");
     }
-    for (os, word) in [("linux", "EMT"), ("linux", "INFO"), ("darwin", "STKFLT"), ("darwin", "RTMIN"), ("linux", "65")] {
+    for (os, word) in [("linux", "EMT"), ("linux", "INFO"), ("darwin", "STKFLT"), ("darwin", "RTMIN"), ("linux", "65")]
+    {
         rsig.run(&["kill", "-l", "--os", os, word]).code(2).stdout_is("").stderr_has(word);
     }
     rsig.run(&["kill", "-l"]).ok().stdout_has("NUMBER").stdout_has("KILL").stdout_has("can't be caught");

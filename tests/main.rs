@@ -6,6 +6,7 @@ mod kill;
 mod ps;
 mod rm;
 mod selftest;
+mod shells;
 mod spawn;
 mod states;
 mod tail;

@@ -185,11 +185,10 @@ impl Server {
         // Whatever this process ignores and has open (nohup, a CI runner), a real machine's server starts without;
         // dropbear hands on to its sessions what it finds open.
         let mut command = Command::new("perl");
-        command.args(["-MPOSIX", "-e", "POSIX::close($_) for 3 .. 1023; exec @ARGV", "env", "--default-signal"]).arg(self.options.kind.program()).args(daemon::arguments(
-            &self.options,
-            self.dir(),
-            self.port(),
-        ));
+        command
+            .args(["-MPOSIX", "-e", "POSIX::close($_) for 3 .. 1023; exec @ARGV", "env", "--default-signal"])
+            .arg(self.options.kind.program())
+            .args(daemon::arguments(&self.options, self.dir(), self.port()));
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(self.account.server_environment());
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut process = command.spawn().expect("perl starts");
