@@ -11,6 +11,7 @@ mod kit;
 mod ps;
 mod rm;
 mod selftest;
+mod shells;
 mod spawn;
 mod states;
 mod store;

@@ -50,12 +50,14 @@ alive() {
 # record it), starting, lost or elsewhere (it is another machine's that shares this home), and all that is known.
 look() {
 	code=- ended=- pid=- pgid=- birth=- boot=- system=- began=- home=- state=
+	# shellcheck disable=SC2094 # a variable has the file's name
 	[ ! -O pid ] || read -r pid pgid birth boot system began home <pid
 	if [ -O status ] && read -r code ended <status; then
 		state=exited
 		return
 	fi
 	made=0
+	# shellcheck disable=SC2094
 	[ "$pid" != - ] || [ ! -O made ] || read -r made boot home <made
 	if [ "$home" != "$rs_node" ] && [ "$home" != - ]; then
 		state=elsewhere
