@@ -1,14 +1,16 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
-use crate::cli::{self, Cli, Command, Common, OsWord};
-use crate::commands::{Context, kill, ps, rm, spawn, tail, wait};
+use crate::cli::{self, Cli, Command, Common, KeeperCommand, Reach, complete};
+use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
+use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination};
 use crate::job::Target;
@@ -16,10 +18,20 @@ use crate::output::{self, Spinner, print, warn};
 use crate::remote::Stream;
 use crate::signal::{self, Os, SignalWord};
 use crate::store::Store;
-use crate::transport::Policy;
+use crate::transport::{Policy, keeper};
 
 /// All of rsig.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = words.into_iter().collect();
+    if let Some(shell) = std::env::var_os(complete::VARIABLE) {
+        return complete(&shell, words.into_iter().skip(1).collect());
+    }
+    if let [_, verb, socket] = words.as_slice()
+        && verb == keeper::SERVE
+    {
+        let served = keeper::serve(Path::new(socket), warn, output::note);
+        return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let cli = Cli::parse_from(cli::arrange(words));
     let waiting = matches!(cli.command, Command::Wait(_));
     let status = dispatch(cli.command).unwrap_or_else(|error| {
@@ -29,6 +41,18 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         if waiting { output::wait_failure(failure.kind) } else { failure.kind.exit_status() }
     });
     ExitCode::from(status)
+}
+
+/// What a shell asks for at the TAB key.
+fn complete(shell: &OsStr, words: Vec<OsString>) -> ExitCode {
+    let Some(shell) = complete::Shell::of(shell) else {
+        warn(&format!("{} names no shell that rsig completes for: bash, zsh or fish", complete::VARIABLE));
+        return ExitCode::from(exit::USAGE);
+    };
+    let text = if words.is_empty() { shell.script().to_owned() } else { complete::answer(shell, words) };
+    // A shell that has gone needs no answer.
+    drop(output::print_bytes(false, text.as_bytes()));
+    ExitCode::SUCCESS
 }
 
 fn dispatch(command: Command) -> Result<u8> {
@@ -41,6 +65,7 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Tail(arguments) => tail(&arguments),
         Command::Ps(arguments) => ps(arguments),
         Command::Rm(arguments) => rm(arguments),
+        Command::Keeper(arguments) => keeper_command(arguments.command),
     }
 }
 
@@ -48,13 +73,14 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
     Failure::new(Kind::Usage, message).into()
 }
 
-fn context(verbose: bool) -> Result<Context> {
-    let step = if verbose { output::note } else { |_: &str| () };
-    Ok(Context { store: Store::open()?, policy: Policy { batch: false, step, warn } })
+fn context(reach: Reach) -> Result<Context> {
+    let step = if reach.verbose { output::note } else { |_: &str| () };
+    let keeper = !reach.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
+    Ok(Context { store: Store::open()?, policy: Policy { batch: false, keeper, verbose: reach.verbose, step, warn } })
 }
 
 fn spinner(text: &'static str, common: Common) -> Spinner {
-    Spinner::new(text, !common.quiet && !common.verbose)
+    Spinner::new(text, !common.quiet && !common.reach.verbose)
 }
 
 fn spawn(arguments: cli::Spawn) -> Result<u8> {
@@ -87,7 +113,7 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
         env,
         merge: arguments.merge,
     };
-    let mut context = context(arguments.common.verbose)?;
+    let mut context = context(arguments.common.reach)?;
     let mut spinner = spinner("starting the job", arguments.common);
     let spawned = spawn::spawn(&mut context, request)?;
     spinner.stop();
@@ -111,12 +137,7 @@ fn with_value((name, value): (String, Option<OsString>)) -> Result<(String, OsSt
 }
 
 fn list_signals(arguments: &cli::Kill) -> Result<u8> {
-    let os = match arguments.os {
-        None => Os::here(),
-        Some(OsWord::Linux) => Os::Linux,
-        Some(OsWord::Darwin) => Os::Darwin,
-        Some(OsWord::Freebsd) => Os::FreeBSD,
-    };
+    let os = arguments.os.map_or_else(Os::here, Os::from);
     let rows = match arguments.words.as_slice() {
         [] => signal::table(os),
         [word] => vec![signal::row_for(os, &word.to_string_lossy()).map_err(|error| usage(error.to_string()))?],
@@ -154,7 +175,7 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
         signal,
         wait: arguments.wait,
         then: arguments.then,
-        via: arguments.via,
+        ways: arguments.via.into(),
         target: arguments.target,
         wake: false,
     };
@@ -184,7 +205,7 @@ fn stop(arguments: cli::Stop) -> Result<u8> {
         signal: SignalWord::TERM,
         wait: Some(arguments.grace),
         then: Some(SignalWord::KILL),
-        via: cli::Via::Auto,
+        ways: Ways::Any,
         target: Target::Group,
         wake: true,
     };
@@ -192,7 +213,7 @@ fn stop(arguments: cli::Stop) -> Result<u8> {
 }
 
 fn send(request: &kill::Request, common: Common, json: bool) -> Result<u8> {
-    let mut context = context(common.verbose)?;
+    let mut context = context(common.reach)?;
     let mut spinner = spinner("asking the host", common);
     let waiting = request.wait.is_some();
     let asked = request.signal.to_string();
@@ -222,7 +243,7 @@ fn send(request: &kill::Request, common: Common, json: bool) -> Result<u8> {
 }
 
 fn wait(arguments: &cli::Wait) -> Result<u8> {
-    let mut context = context(arguments.common.verbose)?;
+    let mut context = context(arguments.common.reach)?;
     let mut all = Vec::new();
     let mut printed = Ok(());
     wait::wait(&mut context, &arguments.jobs, arguments.timeout, |waited| {
@@ -258,7 +279,7 @@ fn tail(arguments: &cli::Tail) -> Result<u8> {
         from: arguments.bytes.map_or(arguments.lines.0, |bytes| bytes.0),
         follow: arguments.follow,
     };
-    let mut context = context(arguments.common.verbose)?;
+    let mut context = context(arguments.common.reach)?;
     let mut spinner = Spinner::new("asking the host", !arguments.follow && !arguments.common.quiet);
     let mut broken = None;
     let result = tail::tail(&mut context, OsStr::new(&arguments.job), &request, &mut |stream, bytes| {
@@ -276,7 +297,7 @@ fn tail(arguments: &cli::Tail) -> Result<u8> {
 }
 
 fn ps(arguments: cli::Ps) -> Result<u8> {
-    let mut context = context(arguments.verbose)?;
+    let mut context = context(arguments.reach)?;
     let request = ps::Request {
         jobs: arguments.jobs,
         all: arguments.all,
@@ -284,7 +305,8 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
         states: arguments.state,
         cached: arguments.cached,
     };
-    let mut spinner = Spinner::new("asking the hosts", !arguments.quiet && !arguments.verbose && !arguments.cached);
+    let mut spinner =
+        Spinner::new("asking the hosts", !arguments.quiet && !arguments.reach.verbose && !arguments.cached);
     let listing = ps::ps(&mut context, &request)?;
     spinner.stop();
     let mut status = exit::DONE;
@@ -309,7 +331,7 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
 }
 
 fn rm(arguments: cli::Rm) -> Result<u8> {
-    let mut context = context(arguments.common.verbose)?;
+    let mut context = context(arguments.common.reach)?;
     let mut spinner = spinner("asking the hosts", arguments.common);
     let request = rm::Request {
         jobs: arguments.jobs,
@@ -335,4 +357,20 @@ fn rm(arguments: cli::Rm) -> Result<u8> {
         }
     })?;
     printed.map(|()| status)
+}
+
+fn keeper_command(command: KeeperCommand) -> Result<u8> {
+    match command {
+        KeeperCommand::Status { json } => {
+            let keepers = commands::keeper::status()?;
+            print(if json { serde_json::to_string(&keepers)? } else { output::keeper_table(&keepers) })?;
+        }
+        KeeperCommand::Stop { host, .. } => {
+            let which = host.map_or(commands::keeper::Which::All, commands::keeper::Which::Of);
+            for keeper in commands::keeper::stop(&which)? {
+                print(format_args!("{}: keeper {} ended", keeper.host, keeper.pid))?;
+            }
+        }
+    }
+    Ok(exit::DONE)
 }

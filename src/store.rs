@@ -77,6 +77,16 @@ pub enum Which {
     All,
 }
 
+impl Which {
+    fn condition(self) -> &'static str {
+        match self {
+            Self::Unfinished => UNFINISHED,
+            Self::Finished => "state IN ('exited', 'lost')",
+            Self::All => "1",
+        }
+    }
+}
+
 /// Where rsig keeps its state: `RSIG_STATE_DIR`, else `$XDG_STATE_HOME/rsig`, else `~/.local/state/rsig`.
 ///
 /// # Errors
@@ -93,13 +103,17 @@ pub fn state_directory() -> Result<PathBuf> {
         .ok_or_else(|| anyhow!("there is no place for the state file: neither RSIG_STATE_DIR nor HOME is set"))
 }
 
-/// Makes the state directory, or holds the one that is there against what it must be.
-fn private_directory(directory: &Path) -> Result<()> {
+/// Makes the state directory, unless it is there.
+fn make_directory(directory: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)
-        .with_context(|| format!("the state directory {} can't be made", directory.display()))?;
+        .with_context(|| format!("the state directory {} can't be made", directory.display()))
+}
+
+/// Holds the state directory against what it must be.
+fn check_directory(directory: &Path) -> Result<()> {
     let metadata = fs::symlink_metadata(directory)
         .with_context(|| format!("the state directory {} can't be read", directory.display()))?;
     let shown = directory.display();
@@ -167,7 +181,8 @@ impl Store {
 
     /// Opens the state file in `directory`.
     fn open_in(directory: &Path) -> Result<Self> {
-        private_directory(directory)?;
+        make_directory(directory)?;
+        check_directory(directory)?;
         let path = directory.join(FILE);
         let shown = path.display();
         let head = read_head(&path).with_context(|| format!("the state file {shown} can't be read"))?;
@@ -184,12 +199,32 @@ impl Store {
         .with_context(|| format!("the state file {shown} can't be used"))
     }
 
-    fn connect(path: &Path) -> Result<Self> {
-        let flags =
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    /// Opens the state file to look at it, if there is one: makes and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn peek() -> Result<Option<Self>> {
+        let directory = state_directory()?;
+        let path = directory.join(FILE);
+        match content(&read_head(&path)?) {
+            Content::Ours { schema, finished: true } if schema <= SCHEMA => {}
+            Content::Nothing | Content::Ours { finished: false, .. } => return Ok(None),
+            Content::Ours { .. } | Content::Foreign => bail!("{} is not a state file of this rsig", path.display()),
+        }
+        check_directory(&directory)?;
+        let connection = Self::open_file(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        Ok(Some(Self { connection, path }))
+    }
+
+    fn open_file(path: &Path, access: OpenFlags) -> Result<Connection> {
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         // Resolved first: NOFOLLOW refuses a link anywhere in the path, and only the last part must not be one.
         let parent = path.parent().map(fs::canonicalize).transpose()?.unwrap_or_default();
-        let connection = Connection::open_with_flags(parent.join(FILE), flags)?;
+        Ok(Connection::open_with_flags(parent.join(FILE), flags)?)
+    }
+
+    fn connect(path: &Path) -> Result<Self> {
+        let connection = Self::open_file(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.busy_timeout(BUSY)?;
         // The last command to leave need not write the log back: it is done when the log has grown.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -285,11 +320,7 @@ impl Store {
     /// # Errors
     /// What the file says.
     pub fn list(&self, which: Which) -> Result<Vec<Record>> {
-        let condition = match which {
-            Which::Unfinished => UNFINISHED,
-            Which::Finished => "state IN ('exited', 'lost')",
-            Which::All => "1",
-        };
+        let condition = which.condition();
         self.many(&format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, rowid"), [])
     }
 
@@ -329,6 +360,31 @@ impl Store {
             self.connection.prepare(statement)?.query_map(parameters, |row| Ok(read_record(row)))?.collect()
         };
         read().map_err(|error| self.blamed(error))?.into_iter().collect()
+    }
+
+    /// The records whose ids or names begin with `beginning`, the newest first; at most `most`.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn fitting(&self, which: Which, beginning: &str, most: u32) -> Result<Vec<Record>> {
+        let condition = which.condition();
+        let mut statement = self.connection.prepare(&format!(
+            "SELECT {COLUMNS} FROM jobs WHERE {condition} \
+             AND (substr(id, 1, length(?1)) = ?1 OR substr(name, 1, length(?1)) = ?1) \
+             ORDER BY created_at DESC, id LIMIT ?2"
+        ))?;
+        let rows = statement.query_map(params![beginning, most], |row| Ok(read_record(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
+    /// The hosts of all jobs, as they were typed.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn hosts(&self) -> Result<Vec<String>> {
+        let mut statement = self.connection.prepare("SELECT DISTINCT host FROM jobs ORDER BY host")?;
+        let rows = statement.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     fn one(&self, statement: &str, key: &str) -> Result<Option<Record>> {

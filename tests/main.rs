@@ -1,9 +1,11 @@
 //! The tests of the binary: each drives the real program against real servers.
 
+mod completion;
 mod faults;
 mod harness;
 mod hostile;
 mod jobs;
+mod keeper;
 mod kill;
 mod kit;
 mod selftest;

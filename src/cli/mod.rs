@@ -1,5 +1,6 @@
 //! The command line: its words and options, and nothing else.
 
+pub mod complete;
 mod parse;
 mod words;
 
@@ -11,10 +12,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 
+use crate::delivery::Ways;
 use crate::host::{Connect, Host};
 use crate::job::{JobName, State, Target};
-use crate::signal::SignalWord;
+use crate::signal::{Os, SignalWord};
 
 /// Start jobs on other machines over SSH, and signal, follow and await them from anywhere
 #[derive(Debug, Parser)]
@@ -35,17 +38,28 @@ pub enum Command {
     Tail(Tail),
     Ps(Ps),
     Rm(Rm),
+    Keeper(Keeper),
 }
 
-/// What every command takes.
+/// How hosts are reached.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Reach {
+    /// Say on standard error what happens while connecting
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Connect directly, without the host's keeper (as with RSIG_KEEPER=0)
+    #[arg(long)]
+    pub no_keeper: bool,
+}
+
+/// What most commands take.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Common {
     /// Print no more than what was asked for
     #[arg(short, long)]
     pub quiet: bool,
-    /// Say on standard error what happens while connecting
-    #[arg(short, long)]
-    pub verbose: bool,
+    #[command(flatten)]
+    pub reach: Reach,
 }
 
 /// The options that take part in connecting, with ssh's meanings.
@@ -65,7 +79,7 @@ pub struct ConnectArgs {
     #[arg(short = 'F', long = "config", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     config: Option<PathBuf>,
     /// Go there by way of these hosts
-    #[arg(short = 'J', long = "jump", value_name = "HOST[,HOST]")]
+    #[arg(short = 'J', long = "jump", value_name = "HOST[,HOST]", add = ArgValueCompleter::new(complete::jump))]
     jump: Option<String>,
     /// An option of ssh_config(5); may be given several times
     #[arg(short, long = "option", value_name = "KEY=VALUE", value_parser = parse::ssh_option)]
@@ -92,7 +106,7 @@ pub struct Spawn {
     #[arg(short, long)]
     pub name: Option<JobName>,
     /// The directory to start in; a relative one is taken from the home directory (on `local`: from here)
-    #[arg(short = 'C', long, value_name = "DIR")]
+    #[arg(short = 'C', long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub cwd: Option<OsString>,
     /// A variable for the job's environment; KEY alone takes its value from here and keeps it out of every argument list
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = parse::Variables)]
@@ -114,6 +128,7 @@ pub struct Spawn {
     #[command(flatten)]
     pub connect: ConnectArgs,
     /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
+    #[arg(add = ArgValueCompleter::new(complete::host))]
     pub host: Host,
     /// The command and its arguments: everything behind HOST
     #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
@@ -132,6 +147,16 @@ pub enum Via {
     Pid,
 }
 
+impl From<Via> for Ways {
+    fn from(via: Via) -> Self {
+        match via {
+            Via::Auto => Self::Any,
+            Via::Channel => Self::Channel,
+            Via::Pid => Self::Pid,
+        }
+    }
+}
+
 /// An operating system with a signal table of its own.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum OsWord {
@@ -140,17 +165,27 @@ pub enum OsWord {
     Freebsd,
 }
 
+impl From<OsWord> for Os {
+    fn from(word: OsWord) -> Self {
+        match word {
+            OsWord::Linux => Self::Linux,
+            OsWord::Darwin => Self::Darwin,
+            OsWord::Freebsd => Self::FreeBSD,
+        }
+    }
+}
+
 /// Send a signal to jobs, each exactly once
 #[derive(Args, Debug)]
 pub struct Kill {
     /// The signal: a name with or without SIG, or a number of the job's system; also as -TERM or -15
-    #[arg(short, long)]
+    #[arg(short, long, add = ArgValueCompleter::new(complete::signal))]
     pub signal: Option<SignalWord>,
     /// Wait so long for the jobs to end
     #[arg(short, long, value_name = "DURATION", value_parser = parse::duration)]
     pub wait: Option<Duration>,
     /// Send this as well when a job still runs after the wait, and wait as long again
-    #[arg(long, value_name = "SIGNAL", requires = "wait")]
+    #[arg(long, value_name = "SIGNAL", requires = "wait", add = ArgValueCompleter::new(complete::signal))]
     pub then: Option<SignalWord>,
     /// Which way the signal may take
     #[arg(long, value_enum, default_value_t)]
@@ -170,7 +205,7 @@ pub struct Kill {
     #[command(flatten)]
     pub common: Common,
     /// JOB [SIGNAL], or with -s any number of JOBs: ids, names, or unique beginnings of ids
-    #[arg(value_name = "JOB", required_unless_present = "list")]
+    #[arg(value_name = "JOB", required_unless_present = "list", add = ArgValueCompleter::new(complete::unfinished))]
     pub words: Vec<OsString>,
 }
 
@@ -186,7 +221,7 @@ pub struct Stop {
     #[command(flatten)]
     pub common: Common,
     /// Ids, names, or unique beginnings of ids
-    #[arg(required = true, value_name = "JOB")]
+    #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
     pub jobs: Vec<OsString>,
 }
 
@@ -202,7 +237,7 @@ pub struct Wait {
     #[command(flatten)]
     pub common: Common,
     /// Ids, names, or unique beginnings of ids
-    #[arg(required = true, value_name = "JOB")]
+    #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
     pub jobs: Vec<OsString>,
 }
 
@@ -234,6 +269,7 @@ pub struct Tail {
     #[command(flatten)]
     pub common: Common,
     /// An id, a name, or the unique beginning of an id
+    #[arg(add = ArgValueCompleter::new(complete::any))]
     pub job: OsString,
 }
 
@@ -244,10 +280,10 @@ pub struct Ps {
     #[arg(short, long)]
     pub all: bool,
     /// Those of one host
-    #[arg(long)]
+    #[arg(long, add = ArgValueCompleter::new(complete::recorded_host))]
     pub host: Option<Host>,
     /// Those in one of these states
-    #[arg(long, value_name = "STATE", value_delimiter = ',')]
+    #[arg(long, value_name = "STATE", value_delimiter = ',', add = ArgValueCandidates::new(complete::states))]
     pub state: Vec<State>,
     /// Show what was last known, and ask no host
     #[arg(long)]
@@ -258,11 +294,10 @@ pub struct Ps {
     /// Print a JSON array
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
-    /// Say on standard error what happens while connecting
-    #[arg(short, long)]
-    pub verbose: bool,
+    #[command(flatten)]
+    pub reach: Reach,
     /// Ids, names, or unique beginnings of ids, shown in any state
-    #[arg(value_name = "JOB")]
+    #[arg(value_name = "JOB", add = ArgValueCompleter::new(complete::any))]
     pub jobs: Vec<OsString>,
 }
 
@@ -284,6 +319,37 @@ pub struct Rm {
     #[command(flatten)]
     pub common: Common,
     /// Ids, names, or unique beginnings of ids
-    #[arg(value_name = "JOB", required_unless_present_any = ["finished", "older_than"])]
+    #[arg(
+        value_name = "JOB",
+        required_unless_present_any = ["finished", "older_than"],
+        add = ArgValueCompleter::new(complete::finished)
+    )]
     pub jobs: Vec<OsString>,
+}
+
+/// Look at the background connections to hosts, and end them
+#[derive(Args, Debug)]
+pub struct Keeper {
+    #[command(subcommand)]
+    pub command: KeeperCommand,
+}
+
+/// What to do with keepers.
+#[derive(Debug, Subcommand)]
+pub enum KeeperCommand {
+    /// List the keepers of this machine
+    Status {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// End keepers; jobs run on, and the next command starts another
+    Stop {
+        /// The keepers of one host
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        host: Option<Host>,
+        /// All keepers
+        #[arg(long)]
+        all: bool,
+    },
 }

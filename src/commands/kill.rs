@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Context, Named, by_host, on_each_host, resolve};
-use crate::cli::Via;
-use crate::delivery::{self, Order, Outcome, ended_before};
+use crate::delivery::{self, Order, Outcome, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
 use crate::remote::look;
@@ -25,7 +24,7 @@ pub struct Request {
     /// What is sent when the job still runs then.
     pub then: Option<SignalWord>,
     /// Which way the signals may take.
-    pub via: Via,
+    pub ways: Ways,
     /// Which of the processes.
     pub target: Target,
     /// A stopped job gets CONT after the signal.
@@ -130,8 +129,8 @@ fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &m
         match signals {
             Ok((signal, then)) => {
                 words.insert(ask.record.id.clone(), (ask.word, signal, then));
-                let (target, wake) = (request.target, request.wake);
-                orders.push(Order { record: ask.record, signal: Some(signal), then, target, wake });
+                let (target, wake, ways) = (request.target, request.wake, request.ways);
+                orders.push(Order { record: ask.record, signal: Some(signal), then, target, wake, ways });
             }
             Err(failure) => {
                 let outcome = fail(ask.record, failure);
@@ -169,10 +168,6 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
 
 /// The request's signals on the job's host.
 fn signals(record: &Record, request: &Request) -> Result<(Signal, Option<Signal>), Failure> {
-    if request.via == Via::Channel {
-        let message = format!("{}: no channel of it is held; send by pid, or leave --via out", record.label());
-        return Err(Failure::new(Kind::NoChannel, message));
-    }
     let os = record.system().unwrap_or(crate::signal::Os::Other);
     let on = |word: SignalWord| {
         word.on(os).map_err(|error| Failure::new(Kind::BadSignal, format!("{}: {error}", record.label())))

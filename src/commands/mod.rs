@@ -1,6 +1,7 @@
 //! What rsig does, a verb a file. A command takes typed words and gives typed outcomes; it prints nothing, so that
 //! every face of rsig can call it.
 
+pub mod keeper;
 pub mod kill;
 pub mod ps;
 pub mod rm;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Context, Named, by_host, on_each_host, resolve};
-use crate::delivery::{self, Order};
+use crate::delivery::{self, Order, Ways};
 use crate::error::{Failure, Kind};
 use crate::job::{JobId, Record, Target, now};
 use crate::printable::printable;
@@ -138,9 +138,14 @@ fn stop(line: &mut Line<'_>, records: Vec<Record>, on_removed: &mut dyn FnMut(Re
     for record in running {
         let os = record.system().unwrap_or(crate::signal::Os::Other);
         match (SignalWord::TERM.on(os), SignalWord::KILL.on(os)) {
-            (Ok(term), Ok(kill)) => {
-                orders.push(Order { record, signal: Some(term), then: Some(kill), target: Target::Group, wake: true })
-            }
+            (Ok(term), Ok(kill)) => orders.push(Order {
+                record,
+                signal: Some(term),
+                then: Some(kill),
+                target: Target::Group,
+                wake: true,
+                ways: Ways::Pid,
+            }),
             (Err(error), _) | (_, Err(error)) => {
                 on_removed(Removed::Kept(Failure::new(Kind::BadSignal, format!("{}: {error}", record.label()))));
             }

@@ -61,25 +61,30 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     let policy = context.policy;
     let destination = record.destination.clone();
     let mut line = Line::new(&destination, &policy);
-    let order = Order {
-        id: &record.id.clone(),
+    let id = record.id.clone();
+    let mut order = Order {
+        id: &id,
         cookie: &job::random_hex::<16>()?,
         meta: &meta(&record)?,
         command: &request.command,
         env: &request.env,
         directory,
         merge: request.merge,
+        relay: None,
     };
     let mut given_up = |failure: Failure| -> Result<Spawned> {
-        context.store.remove(order.id)?;
+        context.store.remove(&id)?;
         Err(failure.into())
     };
     if let Err(failure) = line.connect() {
         return given_up(failure);
     }
     let host = line.host();
-    let answer = match line.shell() {
-        Ok(mut shell) => start(&host, shell.as_mut(), &order),
+    let answer = match line.shell_with_relay(&id) {
+        Ok((mut shell, relay)) => {
+            order.relay = relay.as_deref();
+            start(&host, shell.as_mut(), &order)
+        }
         Err(failure) => return given_up(failure),
     };
     let started = match answer {

@@ -8,7 +8,7 @@ use super::{Context, resolve_one};
 use crate::error::{Failure, Kind};
 use crate::remote::output::{From, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
-use crate::transport::Line;
+use crate::transport::{Line, Policy};
 
 /// What to show of a job's output.
 pub struct Request {
@@ -29,7 +29,8 @@ pub struct Request {
 pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut Sink<'_>) -> Result<()> {
     let mut record = resolve_one(&context.store, word)?;
     let destination = record.destination.clone();
-    let policy = context.policy;
+    // What may be much gets a connection of its own: the keeper's is for short things.
+    let policy = Policy { keeper: context.policy.keeper && is_short(request), ..context.policy };
     let mut line = Line::new(&destination, &policy);
     let host = line.host();
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
@@ -48,6 +49,16 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
         return Err(Failure::new(Kind::Failed, message).into());
     }
     Ok(())
+}
+
+/// Whether what is asked for is certainly not much.
+fn is_short(request: &Request) -> bool {
+    let few = match request.from {
+        From::LastLines(count) => count <= 1000,
+        From::LastBytes(count) => count <= 256 << 10,
+        From::Line(_) | From::Byte(_) => false,
+    };
+    few && !request.follow
 }
 
 /// Why the host has no output of the job to give.

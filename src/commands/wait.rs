@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Context, Named, by_host, on_each_host, resolve};
-use crate::delivery::{self, Order, Outcome};
+use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::Failure;
 use crate::job::{Record, Target};
 
@@ -53,7 +53,14 @@ pub fn wait(
             let mut orders = Vec::new();
             for (word, record) in asks {
                 words.insert(record.id.clone(), word);
-                orders.push(Order { record, signal: None, then: None, target: Target::Group, wake: false });
+                orders.push(Order {
+                    record,
+                    signal: None,
+                    then: None,
+                    target: Target::Group,
+                    wake: false,
+                    ways: Ways::Any,
+                });
             }
             delivery::deliver(line, orders, Some(timeout.unwrap_or(FOREVER)), &mut |outcome| {
                 let word = words.remove(&outcome.record.id).unwrap_or_default();

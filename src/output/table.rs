@@ -10,6 +10,7 @@ use crate::commands::ps::Listed;
 use crate::job::{Epoch, JobName, Record, State, now};
 use crate::printable::printable;
 use crate::signal::Row;
+use crate::transport::keeper::protocol::Status;
 
 /// The longest command that is shown where there is no terminal to fit.
 const COMMAND: usize = 4096;
@@ -94,6 +95,29 @@ pub fn signals(rows: &[Row]) -> String {
     builder.push_record(["NUMBER", "NAME", "DEFAULT", "DESCRIPTION"]);
     for row in rows {
         builder.push_record([&row.number.to_string(), &row.name, &row.action.to_string(), row.description]);
+    }
+    render(builder)
+}
+
+/// Keepers, one a line.
+pub fn keepers(keepers: &[Status]) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(["HOST", "PID", "SINCE", "RELAYS", "CHANNELS", "COMMANDS", "IDLE"]);
+    for keeper in keepers {
+        let taking = keeper.relays.iter().filter(|(_, takes_signals)| *takes_signals).count();
+        let relays = match keeper.relays.len() {
+            held if held == taking => held.to_string(),
+            held => format!("{held} ({taking} take signals)"),
+        };
+        builder.push_record([
+            &printable(&keeper.host, 255),
+            &keeper.pid.to_string(),
+            &age(now() - keeper.since),
+            &relays,
+            &keeper.channels.to_string(),
+            &keeper.commands.to_string(),
+            &age(keeper.idle.try_into().unwrap_or(Epoch::MAX)),
+        ]);
     }
     render(builder)
 }

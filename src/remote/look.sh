@@ -3,7 +3,6 @@
 
 umask 077
 unset CDPATH
-now=$(date +%s)
 
 # answer WORD... : one line of the answer.
 answer() {
@@ -69,7 +68,7 @@ look() {
 		[ "$pid" != - ] || state=starting
 	elif [ -O status ] && read -r code ended <status; then
 		state=exited
-	elif [ "$boot" = "$rs_boot" ] && [ $((now - made)) -lt 60 ] && [ ! -e refused ]; then
+	elif [ "$boot" = "$rs_boot" ] && [ $(($(date +%s) - made)) -lt 60 ] && [ ! -e refused ]; then
 		state=starting
 	elif [ "$boot" = - ] && [ -z "$(find . -prune -mmin +1)" ]; then
 		# Its directory was made a moment ago, and says nothing yet.

@@ -21,3 +21,22 @@ rs_process() {
 		rs_run=${1%"${1#?}"} rs_group=$2 rs_birth=$3_$4_$5_$6_$7
 	fi
 } 2>/dev/null
+
+# rs_pending PID NUMBER : succeeds while that signal waits for the process to take it: a second one would be lost in the
+# first. For the numbers that a shell's arithmetic holds on any machine; elsewhere than on Linux there is no telling.
+rs_pending() {
+	case $2 in
+	[1-9] | [12][0-9] | 3[01]) ;;
+	*) return 1 ;;
+	esac
+	[ "$rs_system" = Linux ] && [ -r "/proc/$1/status" ] || return 1
+	while read -r rs_key rs_mask; do
+		case $rs_key in
+		SigPnd: | ShdPnd:)
+			[ $((0x${rs_mask#????????} >> ($2 - 1) & 1)) -eq 0 ] || return 0
+			;;
+		SigBlk:) return 1 ;;
+		esac
+	done <"/proc/$1/status"
+	return 1
+} 2>/dev/null

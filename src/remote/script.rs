@@ -106,10 +106,15 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
+        script.set("rs_relay", order.relay.unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
-        script.include(file!("host"));
-        script.include(file!("spawn"));
+        for part in [file!("host"), file!("process"), file!("spawn")] {
+            script.include(part);
+        }
+        if order.relay.is_some() {
+            script.include(file!("relay"));
+        }
         Ok(script)
     }
 
@@ -131,12 +136,14 @@ impl Script {
                 None => script.call(other, &[&index.to_string(), place])?,
             }
         }
+        script.call("end_turns", &[])?;
         let Some(wait) = plan.wait else { return Ok(script) };
         script.call("await", &[&wait.as_millis().to_string()])?;
         if !plan.then.is_empty() {
             for (index, shot) in &plan.then {
                 script.deliver("deliver_if_left", *index, shot)?;
             }
+            script.call("end_turns", &[])?;
             script.call("await", &[&plan.then_wait.unwrap_or_default().as_millis().to_string()])?;
         }
         script.call("remaining", &[])?;
@@ -152,6 +159,7 @@ impl Script {
                 &shot.place,
                 &shot.claim,
                 &shot.signal.name(),
+                &shot.signal.number().map_or_else(|| "-".to_owned(), |number| number.to_string()),
                 &shot.signal.wire(),
                 shot.target.word(),
                 flag(shot.wake),

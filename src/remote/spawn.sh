@@ -1,5 +1,5 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
-# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise. Names begin with rs_, here and in what the job
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, and rs_relay where relay.sh comes behind. Names begin with rs_, here and in what the job
 # comes from, since an assignment to a variable that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : nothing was started, and nothing is left behind.
@@ -8,11 +8,13 @@ rs_refuse() {
 		cd /
 		rm -rf "$rs_made"
 	fi
+	[ -z "$rs_reader" ] || kill -KILL "$rs_reader" 2>/dev/null
 	printf 'refused %s\n' "$(printf '%s' "$*" | tr '\n' ' ')"
 	rs_end
 }
 
 rs_made=
+rs_reader=
 rs_newline='
 '
 rs_mask=$(umask)
@@ -43,7 +45,15 @@ rs_why=$({
 		printf '%32s\n' '' >status.new &&
 		: >out && : >err
 } 2>&1) || rs_refuse disk "$rs_why"
-mkfifo ended 2>/dev/null
+mkfifo ended 2>/dev/null || rs_relay=
+# Waits for the supervisor to open it, and then for its end. Opened later, it could find a job that is over already.
+if [ -n "$rs_relay" ]; then
+	(
+		trap '' HUP INT QUIT TERM USR1 USR2
+		exec cat ended
+	) </dev/null >/dev/null 2>&1 &
+	rs_reader=$!
+fi
 
 # A session of one's own without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
 if command -v setsid >/dev/null 2>&1; then
@@ -103,4 +113,5 @@ if [ -s refused ]; then
 fi
 read -r rs_why <pid
 printf 'started %s\ndirectory %s\n' "$rs_why" "$rs_made"
-rs_end
+[ -n "$rs_relay" ] || rs_end
+printf '\001%s end\n' "$rs_nonce"

@@ -25,6 +25,8 @@ pub struct Order<'a> {
     pub directory: Option<OsString>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// The word of the relay that the script's channel is kept as.
+    pub relay: Option<&'a str>,
 }
 
 /// What the host says of a job that it has started.

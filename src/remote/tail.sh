@@ -3,11 +3,10 @@
 # The first line of the answer gives the position of each stream's first byte, and how many lines and bytes the
 # client has to leave out itself because they are not written yet.
 
-# sizes : sets out_size and err_size.
+# sizes : sets err_size and out_size. ls sorts by name; in this locale and style a line has nine fields.
 sizes() {
-	# ls sorts what it is given.
 	# shellcheck disable=SC2046
-	set -- $(LC_ALL=C ls -ln err out 2>/dev/null)
+	set -- $(LC_ALL=C TIME_STYLE=locale ls -ln err out 2>/dev/null)
 	err_size=${5:-0}
 	out_size=${14:-0}
 }

@@ -1,5 +1,6 @@
 //! Starting a child process that inherits nothing by accident.
 
+use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -27,6 +28,29 @@ pub fn start_clean(command: &mut Command) {
             Ok(())
         });
     }
+}
+
+/// Leaves the terminal, the process group and the directory of whoever started this process.
+///
+/// # Errors
+/// When it leads its process group already.
+pub fn detach() -> io::Result<()> {
+    nix::unistd::setsid()?;
+    std::env::set_current_dir("/")?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    Ok(())
+}
+
+/// Puts /dev/null in the place of the standard streams, so that nobody who reads them waits for this process.
+///
+/// # Errors
+/// When there is no /dev/null.
+pub fn close_standard_streams() -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
 }
 
 /// Marks every descriptor above 2; closing them here would take the pipe by which a failed exec is reported.

@@ -3,6 +3,7 @@
 //! Whatever the way, what stands at its other end is `/bin/sh -s`, and what is said to it is the business of
 //! [`crate::remote`].
 
+pub mod keeper;
 pub mod local;
 pub mod ssh;
 
@@ -12,6 +13,8 @@ use nix::poll::{PollFd, PollTimeout};
 
 use crate::error::Failure;
 use crate::host::Destination;
+use crate::job::JobId;
+use keeper::protocol::Reply;
 
 /// What came from a shell.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,6 +51,40 @@ pub trait Transport {
     /// # Errors
     /// When the host gives none; [`crate::error::Kind::Unreachable`] when the connection is broken.
     fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure>;
+
+    /// A new shell for the script that starts `job`, and the word for its relay if its channel will be kept as one.
+    ///
+    /// # Errors
+    /// As [`Transport::shell`].
+    fn shell_with_relay(&mut self, _job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<String>), Failure> {
+        self.shell().map(|shell| (shell, None))
+    }
+
+    /// The relays of jobs on this host, where somebody may hold some.
+    fn relays(&mut self) -> Option<Box<dyn Relays>> {
+        None
+    }
+}
+
+/// The relays that a keeper holds. Requests may be made one after the other; their answers come in any order.
+pub trait Relays {
+    /// Asks for a signal to be sent to a job by its relay.
+    ///
+    /// # Errors
+    /// When the keeper has gone.
+    fn signal(&mut self, job: &JobId, name: &str) -> std::io::Result<()>;
+
+    /// Asks to be told of a job's end.
+    ///
+    /// # Errors
+    /// When the keeper has gone.
+    fn watch(&mut self, job: &JobId) -> std::io::Result<()>;
+
+    /// The next answer.
+    ///
+    /// # Errors
+    /// `TimedOut` when none has come by then; else the keeper has gone.
+    fn next(&mut self, until: Instant) -> std::io::Result<Reply>;
 }
 
 /// The way to one host, connected when it is first needed and again after it broke.
@@ -86,6 +123,19 @@ impl<'a> Line<'a> {
         self.shell_source()?.shell()
     }
 
+    /// A new shell for the script that starts `job`; see [`Transport::shell_with_relay`].
+    ///
+    /// # Errors
+    /// As [`Line::shell`].
+    pub fn shell_with_relay(&mut self, job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<String>), Failure> {
+        self.shell_source()?.shell_with_relay(job)
+    }
+
+    /// The relays that may be held for the host's jobs.
+    pub fn relays(&mut self) -> Option<Box<dyn Relays>> {
+        self.shell_source().ok()?.relays()
+    }
+
     /// Gives the connection up.
     pub fn hang_up(&mut self) {
         self.transport = None;
@@ -104,6 +154,10 @@ impl<'a> Line<'a> {
 pub struct Policy {
     /// Never ask the user anything.
     pub batch: bool,
+    /// Connect by way of the host's keeper, and start one where there is none.
+    pub keeper: bool,
+    /// The steps are wanted.
+    pub verbose: bool,
     /// Takes a line for each step of connecting, for `-v`.
     pub step: fn(&str),
     /// Takes what the user should hear in any case.
@@ -115,7 +169,16 @@ pub struct Policy {
 /// # Errors
 /// `Unreachable`, `Auth` or `HostKey`; none for this machine.
 pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transport>, Failure> {
-    if destination.is_local() { Ok(Box::new(local::Local)) } else { ssh::open(destination, policy) }
+    if destination.is_local() {
+        return Ok(Box::new(local::Local));
+    }
+    if policy.keeper {
+        match keeper::client::open(destination, policy) {
+            Ok(kept) => return kept.map(|kept| Box::new(kept) as Box<dyn Transport>),
+            Err(error) => (policy.step)(&format!("{destination}: no keeper ({error}); connecting directly")),
+        }
+    }
+    ssh::open(destination, policy)
 }
 
 /// Waits until one of the descriptors is ready, or the time is over: then it gives false.

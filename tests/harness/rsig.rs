@@ -14,12 +14,18 @@ pub struct Rsig {
     home: PathBuf,
     state: PathBuf,
     scratch: Scratch,
+    keeper: bool,
 }
 
 impl Rsig {
     pub fn new() -> Self {
         let scratch = Scratch::new();
-        Self { home: scratch.subdir("home", 0o700), state: scratch.subdir("state", 0o700), scratch }
+        Self { home: scratch.subdir("home", 0o700), state: scratch.subdir("state", 0o700), scratch, keeper: true }
+    }
+
+    /// Has every command connect by itself from now on, so that its connection begins and ends with it.
+    pub fn connect_directly(&mut self) {
+        self.keeper = false;
     }
 
     /// The home of whoever runs it, and of jobs on `local`.
@@ -43,6 +49,7 @@ impl Rsig {
             .args(words)
             .env("HOME", &self.home)
             .env("RSIG_STATE_DIR", &self.state)
+            .env("RSIG_KEEPER", if self.keeper { "1" } else { "0" })
             .cwd(&self.home)
     }
 

@@ -10,10 +10,12 @@
 //! certificate file whose private key is with an agent only, RSA certificates in an agent, and the
 //! change of an expired password.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Once;
 use std::time::Duration;
 
 use ssh2::{Agent, ErrorCode, KeyboardInteractivePrompt, Prompt, Session};
@@ -34,6 +36,8 @@ const FAILURES_MAX: u32 = 5;
 /// With more keys than this and none of them configured, the server is asked first: asking is not
 /// counted as a failure then, and the key that fits may be the fifth.
 const BLIND_KEYS_MAX: usize = 4;
+/// More steps than this are no login either: a server could ask for new ones for ever.
+const STEPS_MAX: u32 = 5;
 /// How often a passphrase is asked for, as in ssh(1).
 const PASSPHRASE_TRIES: u32 = 3;
 /// More prompts than this in one round, or rounds in one try, are no login.
@@ -343,7 +347,9 @@ pub(super) fn authenticate(
         failures: 0,
         interactive_tries: 0,
         password_tries: 0,
-        partial: false,
+        steps: 0,
+        refused: Vec::new(),
+        begun: false,
         cut: false,
         tried: Vec::new(),
         remarks,
@@ -395,8 +401,12 @@ struct Login<'a> {
     failures: u32,
     interactive_tries: u32,
     password_tries: u32,
-    /// Whether one of several required steps is done.
-    partial: bool,
+    /// How many of several required steps are done.
+    steps: u32,
+    /// Keys that the server refused; it may take them in a further step.
+    refused: Vec<Candidate>,
+    /// Whether anything was asked of the server.
+    begun: bool,
     /// The server asked questions without an end.
     cut: bool,
     /// What was refused, for the error.
@@ -413,6 +423,7 @@ impl Login<'_> {
             return Ok(());
         }
         while let Some(method) = self.next_method() {
+            self.begun = true;
             let outcome = match method {
                 Method::PublicKey => self.try_key(),
                 Method::KeyboardInteractive => self.try_interactive(),
@@ -431,6 +442,11 @@ impl Login<'_> {
                     }
                 }
                 Outcome::NoOrPartial => {
+                    // The server had said that it takes this key, so its no means: and now the rest.
+                    // With an earlier list to compare, asking tells for sure.
+                    if self.server.is_none() {
+                        self.step_done();
+                    }
                     if self.ask_server()? {
                         return Ok(());
                     }
@@ -463,22 +479,23 @@ impl Login<'_> {
 
     /// Asks the server what it takes (a `none` request, RFC 4252 5.2). True if that let us in.
     fn ask_server(&mut self) -> Result<bool, AuthError> {
-        let asked_before = self.server.is_some() || self.failures > 0 || self.partial;
+        // sshd counts a `none` as a failed try unless it is the first request of all.
+        let counted = std::mem::replace(&mut self.begun, true);
         let user = &self.resolved.user;
-        let answer = self.watchdog.within(ANSWER_LIMIT, || {
-            // ssh2 panics on a list that is not UTF-8, which a hostile server can send.
-            catch_unwind(AssertUnwindSafe(|| self.session.auth_methods(user).map(str::to_owned)))
-        });
+        let answer =
+            self.watchdog.within(ANSWER_LIMIT, || without_panic(|| self.session.auth_methods(user).map(str::to_owned)));
         let answer = match answer {
             _ if self.session.authenticated() => {
                 (self.notes)(Note::Step("the server asks for no authentication"));
                 return Ok(true);
             }
-            Ok(Ok(list)) => list,
-            Ok(Err(error)) => return Err(self.lost(error.message())),
-            Err(_) => return Err(AuthError::Lost("the server's list of methods is not text".to_owned())),
+            Some(Ok(list)) => list,
+            Some(Err(error)) => return Err(self.lost(error.message())),
+            None => {
+                return Err(AuthError::Lost("the server's list of methods is not text".to_owned()));
+            }
         };
-        if asked_before {
+        if counted {
             self.failures += 1;
         }
         self.show_banner();
@@ -494,7 +511,11 @@ impl Login<'_> {
     }
 
     fn step_done(&mut self) {
-        self.partial = true;
+        self.steps += 1;
+        if self.steps > STEPS_MAX {
+            return;
+        }
+        self.keys.extend(self.refused.drain(..));
         self.interactive_tries = 0;
         self.password_tries = 0;
         let keys_left = !self.keys.is_empty();
@@ -526,7 +547,14 @@ impl Login<'_> {
             Source::File { text, encrypted: true, public } => self.offer_encrypted(&key.label, text, public.as_ref()),
         };
         match &outcome {
-            Outcome::Refused | Outcome::NoOrPartial | Outcome::Lost(_) => self.tried.push(key.label),
+            Outcome::Refused | Outcome::NoOrPartial | Outcome::Lost(_) => {
+                if !self.tried.contains(&key.label) {
+                    self.tried.push(key.label.clone());
+                }
+                if outcome == Outcome::Refused {
+                    self.refused.push(key);
+                }
+            }
             Outcome::Unusable(reason) => self.remarks.push(format!("{}: {reason}", key.label)),
             _ => {}
         }
@@ -638,10 +666,8 @@ impl Login<'_> {
 
     fn note_try(&mut self, method: Method, outcome: &Outcome) {
         match outcome {
-            Outcome::Refused | Outcome::NoOrPartial => {
-                if !self.tried.iter().any(|tried| tried == method.name()) {
-                    self.tried.push(method.name().to_owned());
-                }
+            Outcome::Refused | Outcome::NoOrPartial if !self.tried.iter().any(|tried| tried == method.name()) => {
+                self.tried.push(method.name().to_owned());
             }
             Outcome::Unusable(reason) => {
                 self.used_up(method);
@@ -675,7 +701,7 @@ impl Login<'_> {
     fn refusal(&self) -> String {
         let server = self.server.as_deref().unwrap_or_default();
         let mut text = format!("{} port {} refused the login", self.who(), self.resolved.port);
-        if self.partial {
+        if self.steps > 0 {
             text.push_str(" after a first step that it accepted");
         }
         let mut add = |what: &str, items: &[String]| {
@@ -729,6 +755,28 @@ impl Login<'_> {
     }
 }
 
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The result of `call`, or none where it panics; then nothing is printed. For ssh2's
+/// `auth_methods`, which panics on a list that is not UTF-8: a hostile server can send one.
+fn without_panic<T>(call: impl FnOnce() -> T) -> Option<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                usual(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = catch_unwind(AssertUnwindSafe(call));
+    QUIET.set(false);
+    result.ok()
+}
+
 /// Answers the server's questions of one keyboard-interactive try (RFC 4256).
 struct Dialogue<'a> {
     prompter: &'a mut dyn Prompter,
@@ -780,5 +828,73 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
             }));
         }
         answers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn public(kind: &str, seed: u8) -> PublicKey {
+        let mut blob = u32::try_from(kind.len()).unwrap().to_be_bytes().to_vec();
+        blob.extend_from_slice(kind.as_bytes());
+        blob.extend_from_slice(&[0, 0, 0, 1, seed]);
+        PublicKey { kind: kind.to_owned(), blob }
+    }
+
+    fn private(path: &str, seed: u8, encrypted: bool, explicit: bool) -> Configured {
+        let public = Some(public("ssh-ed25519", seed));
+        let key = KeyFile::Private { text: String::new(), encrypted, public };
+        Configured { path: path.into(), explicit, key, certificates: Vec::new() }
+    }
+
+    fn held(seed: u8) -> AgentKey {
+        AgentKey { key: public("ssh-ed25519", seed), comment: format!("held {seed}") }
+    }
+
+    fn labels(plan: &(VecDeque<Candidate>, Vec<String>)) -> Vec<&str> {
+        plan.0.iter().map(|key| key.label.as_str()).collect()
+    }
+
+    #[test]
+    fn configured_keys_come_first_and_needless_passphrases_last() {
+        let configured = || {
+            vec![
+                private("/default-locked", 1, true, false),
+                private("/plain", 2, false, false),
+                private("/in-agent", 3, true, false),
+                private("/named-locked", 4, true, true),
+            ]
+        };
+        let all = plan(configured(), &[held(9), held(3)], false);
+        let expected = ["/plain", "/in-agent (agent)", "/named-locked", "\"held 9\" (agent)", "/default-locked"];
+        assert_eq!(labels(&all), expected);
+        let only = plan(configured(), &[held(9), held(3)], true);
+        assert_eq!(labels(&only), ["/plain", "/in-agent (agent)", "/named-locked", "/default-locked"]);
+    }
+
+    #[test]
+    fn keys_that_cannot_be_used_are_remarked_on() {
+        let half = |key| Configured { path: "/k".into(), explicit: true, key, certificates: Vec::new() };
+        let hardware = public("sk-ssh-ed25519@openssh.com", 1);
+        let in_file = KeyFile::Private { text: String::new(), encrypted: false, public: Some(hardware.clone()) };
+        for (key, agent, remark) in [
+            (KeyFile::Public(public("ssh-ed25519", 1)), vec![], "only the public half"),
+            (in_file, vec![], "a security key works through an agent only"),
+        ] {
+            let (keys, remarks) = plan(vec![half(key)], &agent, false);
+            assert!(keys.is_empty() && remarks.len() == 1 && remarks[0].contains(remark), "{remarks:?}");
+        }
+        let agent = [AgentKey { key: hardware.clone(), comment: String::new() }];
+        assert_eq!(labels(&plan(vec![half(KeyFile::Public(hardware))], &agent, true)), ["/k (agent)"]);
+        let certificate = AgentKey { key: public("ssh-rsa-cert-v01@openssh.com", 1), comment: String::new() };
+        let (keys, remarks) = plan(Vec::new(), &[certificate], false);
+        assert!(keys.is_empty() && remarks.len() == 1);
+    }
+
+    #[test]
+    fn a_panic_inside_is_an_answer() {
+        assert_eq!(without_panic(|| 1), Some(1));
+        assert_eq!(without_panic(|| -> u8 { panic!("not shown") }), None);
     }
 }

@@ -92,6 +92,14 @@ impl Resolved {
     pub fn connect_timeout(&self) -> Duration {
         self.connect_timeout_set.unwrap_or(CONNECT_TIMEOUT)
     }
+
+    /// Asks nothing from here on, as with `BatchMode yes`; a jump host's ssh does not either.
+    pub fn set_batch(&mut self) {
+        if let (false, Some(Proxy::Jump { args, .. })) = (self.batch_mode, &mut self.proxy) {
+            args.splice(0..0, ["-o", "BatchMode=yes"].map(OsString::from));
+        }
+        self.batch_mode = true;
+    }
 }
 
 /// One `IdentityFile`.
@@ -811,6 +819,17 @@ mod tests {
             };
             assert_eq!(args.join(std::ffi::OsStr::new(" ")), expected);
         }
+    }
+
+    #[test]
+    fn a_jump_host_asks_nothing_either_once_batch_is_set() {
+        let mut resolved = plain("proxyjump gate");
+        resolved.set_batch();
+        resolved.set_batch();
+        let Some(Proxy::Jump { args, .. }) = resolved.proxy else {
+            panic!("no jump");
+        };
+        assert_eq!(args.join(std::ffi::OsStr::new(" ")), "-o BatchMode=yes -W [web1]:22 -- gate");
     }
 
     #[test]

@@ -161,7 +161,9 @@ pub fn connect(
     let name = destination.to_string();
     let unreachable = |reason: &dyn std::fmt::Display| ConnectError::Unreachable(format!("{name}: {reason}"));
     let mut resolved = config::resolve(destination).map_err(|error| unreachable(&error))?;
-    resolved.batch_mode |= policy.batch;
+    if policy.batch {
+        resolved.set_batch();
+    }
     for warning in &resolved.warnings {
         notes(Note::Warning(warning));
     }
@@ -185,7 +187,9 @@ pub fn connect(
     let mut asked = ClockStopped { prompter: asked, watchdog: &raw.watchdog };
     match auth::authenticate(&raw.session, &raw.watchdog, &resolved, &mut asked, notes) {
         Ok(()) => {}
-        Err(AuthError::Refused(reason)) => return Err(ConnectError::Auth(format!("{name}: {reason}"))),
+        Err(AuthError::Refused(reason)) => {
+            return Err(ConnectError::Auth(format!("{name}: {reason}")));
+        }
         Err(AuthError::Lost(reason)) => {
             let ended = raw.proxy.as_mut().and_then(ProxyProcess::ended);
             let reason = match ended {
@@ -285,16 +289,16 @@ fn reach_once(resolved: &Resolved, known_types: &[String], notes: &dyn Fn(Note<'
     let deadline = Instant::now() + limit;
     notes(Note::Step(&format!("{}: connecting to {address} as {}", resolved.typed, resolved.user)));
     let (socket, mut proxy) = open(resolved, deadline)?;
-    let socket = Arc::new(Socket(socket));
-    let watchdog = Watchdog::new(socket.0.try_clone()?)?;
-    watchdog.arm(deadline.saturating_duration_since(Instant::now()));
-
     let mut session = Session::new()?;
     // sshd logs it, and it says nothing about the machine.
     session.set_banner(concat!("SSH-2.0-rsig_", env!("CARGO_PKG_VERSION")))?;
     let offered = session.supported_algs(MethodType::HostKey)?;
     session.method_pref(MethodType::HostKey, &host_key_preference(known_types, &offered))?;
+    let failed = |error| ReachError::Handshake { address: address.clone(), error };
+    let socket = Arc::new(Socket(handshake::say_version(&mut session, socket).map_err(failed)?));
     session.set_tcp_stream(SocketHandle(Arc::clone(&socket)));
+    let watchdog = Watchdog::new(socket.0.try_clone()?)?;
+    watchdog.arm(deadline.saturating_duration_since(Instant::now()));
 
     let say = |line: &[u8]| notes(Note::Warning(&printable(line, 300)));
     let result = handshake::handshake(&mut session, socket.0.as_fd(), &watchdog, proxy.as_mut(), &say);

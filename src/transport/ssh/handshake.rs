@@ -5,10 +5,13 @@
 //! speak SSH gives itself away. libssh2 skips such lines without a bound, so they are read here.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use ssh2::{ErrorCode, Session};
@@ -186,7 +189,48 @@ fn check_version(bytes: &[u8]) -> Result<(), HandshakeError> {
     Err(HandshakeError::TooOld(printable(line, SHOWN_MAX)))
 }
 
-/// Brings `session`, which has the connected and non-blocking `socket`, to an encrypted state.
+/// A descriptor that libssh2 may use and does not own.
+struct Borrowed(RawFd);
+
+impl AsRawFd for Borrowed {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+/// Sends our version line over the connected `socket`, before anything is read from it, and gives
+/// back the descriptor under which `session` knows the socket from then on.
+///
+/// Waiting for the server's line first would cost a round trip. libssh2 sends ours and reads theirs
+/// in one call, with no bound on what may come before it; so that call is made with a socket pair
+/// in place of the connection, which is put in its place afterwards.
+pub(super) fn say_version(session: &mut Session, socket: OwnedFd) -> Result<OwnedFd, HandshakeError> {
+    let io_failed = |error: io::Error| HandshakeError::Failed(error.to_string());
+    let (inner, mut outer) = UnixStream::pair().map_err(io_failed)?;
+    outer.set_nonblocking(true).map_err(io_failed)?;
+    inner.set_nonblocking(true).map_err(io_failed)?;
+    let mut inner = OwnedFd::from(inner);
+    session.set_blocking(false);
+    session.set_tcp_stream(Borrowed(inner.as_raw_fd()));
+    match session.handshake() {
+        Err(error) if error.code() == EAGAIN => {}
+        Err(error) => return Err(HandshakeError::Failed(error.message().to_owned())),
+        Ok(()) => {
+            return Err(HandshakeError::Failed("the handshake ended before it began".to_owned()));
+        }
+    }
+    let mut line = [0; LINE_MAX];
+    let length = outer.read(&mut line).map_err(io_failed)?;
+    // A fresh connection has room for a line. A server that has hung up already has left its reason
+    // to be read.
+    let _ = nix::unistd::write(&socket, line.get(..length).unwrap_or_default());
+    nix::unistd::dup2(&socket, &mut inner).map_err(|error| io_failed(error.into()))?;
+    fcntl(&inner, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|error| io_failed(error.into()))?;
+    Ok(inner)
+}
+
+/// Brings `session`, which has said its version over the non-blocking `socket`, to an encrypted
+/// state, and leaves it blocking.
 /// The watchdog is armed by the caller; `say` gets the lines of a proxy's standard error.
 pub(super) fn handshake(
     session: &mut Session,
@@ -210,26 +254,9 @@ fn exchange(
     say: &dyn Fn(&[u8]),
     stage: &mut Stage,
 ) -> Result<(), HandshakeError> {
-    session.set_blocking(false);
     let mut preamble = Preamble::default();
-    // Our version line goes out before theirs is waited for, or a round trip is lost. Only when
-    // theirs is here already is it looked at first.
-    let mut version_seen = preamble.take(socket)?;
-    if !version_seen {
-        match session.handshake() {
-            Err(error) if error.code() == EAGAIN => {}
-            other => return other.map_err(|error| failed(session, &error)),
-        }
-        // A line may have come in between and been read by libssh2.
-        match session.banner_bytes() {
-            Some(line) if line.starts_with(b"SSH-") => version_seen = true,
-            Some(line) => preamble.add(&[line, b"\n"].concat())?,
-            None => {}
-        }
-    }
-    while !version_seen {
+    while !preamble.take(socket)? {
         wait_for(socket, PollFlags::POLLIN, proxy.as_deref_mut(), say)?;
-        version_seen = preamble.take(socket)?;
     }
     *stage = Stage::KeyExchange;
     loop {
@@ -243,7 +270,7 @@ fn exchange(
                 };
                 wait_for(socket, flags, proxy.as_deref_mut(), say)?;
             }
-            Err(error) => return Err(failed(session, &error)),
+            Err(error) => return Err(failed(&error)),
         }
     }
     session.set_blocking(true);
@@ -272,14 +299,10 @@ fn wait_for(
 }
 
 /// What an error of libssh2's handshake means.
-fn failed(session: &Session, error: &ssh2::Error) -> HandshakeError {
+fn failed(error: &ssh2::Error) -> HandshakeError {
     let ErrorCode::Session(code) = error.code() else {
         return HandshakeError::Failed(error.message().to_owned());
     };
-    let said = session.banner_bytes().filter(|line| !line.starts_with(b"SSH-")).map(|line| printable(line, SHOWN_MAX));
-    if let Some(said) = said {
-        return if asks_to_come_back(&said) { HandshakeError::Busy(said) } else { HandshakeError::NotSsh(said) };
-    }
     match code {
         libssh2_sys::LIBSSH2_ERROR_SOCKET_DISCONNECT
         | libssh2_sys::LIBSSH2_ERROR_SOCKET_RECV
@@ -287,7 +310,6 @@ fn failed(session: &Session, error: &ssh2::Error) -> HandshakeError {
         libssh2_sys::LIBSSH2_ERROR_KEX_FAILURE | libssh2_sys::LIBSSH2_ERROR_METHOD_NONE => {
             HandshakeError::NoCommonAlgorithm
         }
-        libssh2_sys::LIBSSH2_ERROR_BANNER_RECV => HandshakeError::NotSsh(String::new()),
         _ => HandshakeError::Failed(format!("the SSH handshake failed: {} ({code})", error.message())),
     }
 }

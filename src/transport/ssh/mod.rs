@@ -2,7 +2,7 @@
 
 mod auth;
 mod config;
-mod connect;
+pub mod connect;
 mod handshake;
 mod hostkey;
 mod keyfile;
@@ -14,7 +14,7 @@ mod tcp;
 mod tokens;
 mod watchdog;
 
-use connect::{ConnectError, Connection, Note};
+use connect::{ConnectError, Note};
 
 use super::{Policy, Shell, Transport};
 use crate::error::{Failure, Kind};
@@ -23,7 +23,7 @@ use crate::host::Destination;
 /// A connection to one host, and the host's name for messages.
 struct Ssh {
     host: String,
-    connection: Connection,
+    shells: shell::Shells,
 }
 
 /// Connects to a host.
@@ -31,6 +31,15 @@ struct Ssh {
 /// # Errors
 /// [`Kind::Unreachable`], [`Kind::Auth`] or [`Kind::HostKey`].
 pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transport>, Failure> {
+    let connection = connect(destination, policy)?;
+    Ok(Box::new(Ssh { host: destination.to_string(), shells: shell::Shells::new(connection) }))
+}
+
+/// Connects and authenticates.
+///
+/// # Errors
+/// As [`open`].
+pub fn connect(destination: &Destination, policy: &Policy) -> Result<connect::Connection, Failure> {
     let notes = |note: Note<'_>| match note {
         Note::Warning(text) => (policy.warn)(text),
         Note::Step(text) => (policy.step)(text),
@@ -39,9 +48,7 @@ pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transp
         Box::new(known::KnownHosts::new(resolved, &notes))
     };
     let policy = connect::Policy { batch: policy.batch };
-    let connection = connect::connect(destination, policy, &host_keys, &mut prompt::User, &notes).map_err(failure)?;
-    connection.session().set_blocking(false);
-    Ok(Box::new(Ssh { host: destination.to_string(), connection }))
+    connect::connect(destination, policy, &host_keys, &mut prompt::User, &notes).map_err(failure)
 }
 
 fn failure(error: ConnectError) -> Failure {
@@ -54,7 +61,7 @@ fn failure(error: ConnectError) -> Failure {
 
 impl Transport for Ssh {
     fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-        match shell::SshShell::open(&self.connection) {
+        match self.shells.open() {
             Ok(shell) => Ok(Box::new(shell)),
             Err(error) => {
                 let message = format!("{}: the server gives no channel: {error}", self.host);

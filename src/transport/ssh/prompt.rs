@@ -324,7 +324,8 @@ impl Drop for Quiet<'_> {
     }
 }
 
-enum Read1 {
+/// What came of reading one answer.
+enum Reply {
     Line(String),
     Signal(i32),
     End,
@@ -341,9 +342,12 @@ fn ask_on_terminal(question: &str, echo: bool) -> Result<String, PromptError> {
         drop(quiet);
         drop(noted);
         match read? {
-            Read1::Line(line) => return Ok(line),
-            Read1::End => return Err(PromptError::Cancelled),
-            Read1::Signal(signal) => {
+            Reply::Line(line) => return Ok(line),
+            Reply::End => {
+                (&terminal).write_all(b"\n")?;
+                return Err(PromptError::Cancelled);
+            }
+            Reply::Signal(signal) => {
                 (&terminal).write_all(b"\n").ok();
                 if HANDLED_ELSEWHERE.load(Ordering::SeqCst) && signal != SIGTSTP {
                     return Err(PromptError::Interrupted(signal));
@@ -355,11 +359,11 @@ fn ask_on_terminal(question: &str, echo: bool) -> Result<String, PromptError> {
     }
 }
 
-fn read_line(terminal: &File, noted: &Noted) -> io::Result<Read1> {
+fn read_line(terminal: &File, noted: &Noted) -> io::Result<Reply> {
     let mut answer = Vec::new();
     loop {
         if let Some(signal) = noted.came() {
-            return Ok(Read1::Signal(signal));
+            return Ok(Reply::Signal(signal));
         }
         // Another thread may get the signal, so the wait is cut into slices.
         match poll(&mut [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)], PollTimeout::from(100_u8)) {
@@ -369,7 +373,7 @@ fn read_line(terminal: &File, noted: &Noted) -> io::Result<Read1> {
         }
         let mut byte = [0];
         match (&*terminal).read(&mut byte) {
-            Ok(0) => return Ok(Read1::End),
+            Ok(0) => return Ok(Reply::End),
             Ok(_) if byte == *b"\n" => break,
             Ok(_) => answer.extend_from_slice(&byte),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -380,7 +384,7 @@ fn read_line(terminal: &File, noted: &Noted) -> io::Result<Read1> {
         }
     }
     String::from_utf8(answer)
-        .map(Read1::Line)
+        .map(Reply::Line)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the answer is not UTF-8"))
 }
 

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,28 @@ const SAID_MAX: usize = 4096;
 /// How long a proxy may take to end by itself or by TERM.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// What a proxy has said on its standard error and nobody has taken yet.
+#[derive(Default)]
+struct Said {
+    text: Vec<u8>,
+    ended: bool,
+}
+
+impl Said {
+    /// Takes the whole lines, and what is left at the end.
+    fn take(&mut self) -> Vec<u8> {
+        let end = self.text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let end = if self.ended { self.text.len() } else { end };
+        self.text.drain(..end).collect()
+    }
+}
+
 /// A running proxy; ended and reaped when dropped.
 pub(super) struct ProxyProcess {
     child: Child,
     /// Whether it leads a process group of its own.
     leads_group: bool,
-    said: Arc<Mutex<Vec<u8>>>,
+    said: Arc<Mutex<Said>>,
     last_line: Option<Vec<u8>>,
 }
 
@@ -60,7 +76,7 @@ pub(super) fn start(proxy: &Proxy, batch: bool) -> io::Result<(UnixStream, Proxy
         command.process_group(0);
     }
     let mut child = command.spawn()?;
-    let said = Arc::new(Mutex::new(Vec::new()));
+    let said = Arc::new(Mutex::new(Said::default()));
     if let Some(stderr) = child.stderr.take() {
         let said = Arc::clone(&said);
         thread::Builder::new().name("ssh-proxy-stderr".into()).spawn(move || listen(stderr, &said))?;
@@ -69,23 +85,26 @@ pub(super) fn start(proxy: &Proxy, batch: bool) -> io::Result<(UnixStream, Proxy
 }
 
 /// Reads to the end, so that the proxy never blocks on its standard error, and keeps the newest.
-fn listen(mut stderr: impl Read, said: &Mutex<Vec<u8>>) {
+fn listen(mut stderr: impl Read, said: &Mutex<Said>) {
     let mut piece = [0; 1024];
     while let Ok(length @ 1..) = stderr.read(&mut piece) {
-        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.extend_from_slice(piece.get(..length).unwrap_or_default());
-        let surplus = said.len().saturating_sub(SAID_MAX);
-        said.drain(..surplus);
+        let text = &mut lock(said).text;
+        text.extend_from_slice(piece.get(..length).unwrap_or_default());
+        let surplus = text.len().saturating_sub(SAID_MAX);
+        text.drain(..surplus);
     }
+    lock(said).ended = true;
+}
+
+fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
+    // Text and a flag: right even after a panic elsewhere.
+    said.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ProxyProcess {
     /// The whole lines that it has said on its standard error since the last call.
     pub(super) fn lines(&mut self) -> Vec<Vec<u8>> {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let whole: Vec<u8> = said.drain(..end).collect();
-        drop(said);
+        let whole = lock(&self.said).take();
         let lines: Vec<Vec<u8>> = whole
             .split(|byte| *byte == b'\n')
             .map(<[u8]>::trim_ascii)
@@ -98,8 +117,13 @@ impl ProxyProcess {
         lines
     }
 
-    /// The last whole line of its standard error.
+    /// The last line of its standard error, once it has ended.
     pub(super) fn last_line(&mut self) -> Option<&[u8]> {
+        let deadline = Instant::now() + GRACE;
+        // A process that it has left behind may hold the pipe open.
+        while !lock(&self.said).ended && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.lines();
         self.last_line.as_deref()
     }
@@ -117,7 +141,9 @@ impl ProxyProcess {
     }
 
     fn signal(&self, signal: Signal) {
-        let Ok(pid) = i32::try_from(self.child.id()) else { return };
+        let Ok(pid) = i32::try_from(self.child.id()) else {
+            return;
+        };
         let target = if self.leads_group { -pid } else { pid };
         // ESRCH: it has just ended. The pid is ours until it is reaped.
         let _ = kill(Pid::from_raw(target), signal);

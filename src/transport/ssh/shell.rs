@@ -2,6 +2,7 @@
 //!
 //! The session does not block: libssh2 is called again whenever the socket is ready, and every wait has an end.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -20,10 +21,62 @@ const WINDOW: u32 = 16 << 20;
 /// How long a server may take to open a channel.
 const OPENING: Duration = Duration::from_secs(30);
 
+/// How long a server may take to close a channel whose shell has ended.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// A connection, and what is left of the shells that ran over it.
+pub struct Shells {
+    connection: Connection,
+    /// Channels whose shells are done with. They are closed when the next one is wanted: a command that ends with its
+    /// only script need not wait for that.
+    used: RefCell<Vec<Channel>>,
+}
+
+impl Shells {
+    /// Takes a connection over, and makes it one that does not block.
+    pub fn new(connection: Connection) -> Self {
+        connection.session().set_blocking(false);
+        Self { connection, used: RefCell::default() }
+    }
+
+    /// A new shell.
+    ///
+    /// # Errors
+    /// When the server refuses, or the connection is broken.
+    pub fn open(&self) -> io::Result<SshShell<'_>> {
+        let used = std::mem::take(&mut *self.used.borrow_mut());
+        used.into_iter().try_for_each(|channel| close(&self.connection, channel))?;
+        SshShell::open(self)
+    }
+}
+
+/// Ends a shell politely: its end of input, then its end of file, then the channel. A server counts a session until
+/// then.
+fn close(connection: &Connection, mut channel: Channel) -> io::Result<()> {
+    let until = Instant::now() + CLOSING;
+    repeat(connection, until, || channel.send_eof())?;
+    let mut rest = [0; 4096];
+    while !channel.at_end() {
+        for error_stream in [false, true] {
+            match channel.read(error_stream, &mut rest) {
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+                Ok(size) if size > 0 => break,
+                _ => {}
+            }
+        }
+        if !channel.at_end() {
+            ready(connection, until)?;
+        }
+    }
+    repeat(connection, until, || channel.free())
+}
+
 /// A running `/bin/sh -s`.
 pub struct SshShell<'a> {
     connection: &'a Connection,
-    channel: Channel,
+    used: &'a RefCell<Vec<Channel>>,
+    /// Always there until it is dropped.
+    channel: Option<Channel>,
     /// The request to run the shell is not answered yet. The script goes out behind it all the same: that saves a
     /// round trip.
     starting: bool,
@@ -31,14 +84,12 @@ pub struct SshShell<'a> {
 
 impl<'a> SshShell<'a> {
     /// Opens a channel and asks for the shell.
-    ///
-    /// # Errors
-    /// When the server refuses, or the connection is broken.
-    pub fn open(connection: &'a Connection) -> io::Result<Self> {
+    fn open(shells: &'a Shells) -> io::Result<Self> {
+        let connection = &shells.connection;
         let until = Instant::now() + OPENING;
         let session = connection.session();
         let channel = repeat(connection, until, || Channel::open(session, WINDOW))?;
-        let mut shell = Self { connection, channel, starting: true };
+        let mut shell = Self { connection, used: &shells.used, channel: Some(channel), starting: true };
         // The request must be on its way before anything else is sent on the channel.
         while shell.start()? && Channel::owes_output(session) {
             ready(connection, until)?;
@@ -49,7 +100,7 @@ impl<'a> SshShell<'a> {
     /// Goes on with the request for the shell, and says whether its answer is still to come.
     fn start(&mut self) -> io::Result<bool> {
         if self.starting {
-            match self.channel.exec(COMMAND) {
+            match self.channel()?.exec(COMMAND) {
                 Ok(()) => self.starting = false,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
@@ -61,12 +112,22 @@ impl<'a> SshShell<'a> {
     fn session(&self) -> &Session {
         self.connection.session()
     }
+
+    fn channel(&mut self) -> io::Result<&mut Channel> {
+        self.channel.as_mut().ok_or_else(|| ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for SshShell<'_> {
+    fn drop(&mut self) {
+        self.used.borrow_mut().extend(self.channel.take());
+    }
 }
 
 impl Shell for SshShell<'_> {
     fn write(&mut self, mut bytes: &[u8], until: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
-            match self.channel.write(bytes) {
+            match self.channel()?.write(bytes) {
                 Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     // A packet that is half sent comes first, whatever else is waiting.
@@ -88,7 +149,7 @@ impl Shell for SshShell<'_> {
                 if Channel::owes_output(self.session()) && error_stream {
                     break;
                 }
-                match self.channel.read(error_stream, buffer) {
+                match self.channel()?.read(error_stream, buffer) {
                     Ok(0) => {}
                     Ok(size) if error_stream => return Ok(Chunk::Err(size)),
                     Ok(size) => return Ok(Chunk::Out(size)),
@@ -96,7 +157,7 @@ impl Shell for SshShell<'_> {
                     Err(error) => return Err(error),
                 }
             }
-            if self.channel.at_end() {
+            if self.channel()?.at_end() {
                 return Ok(Chunk::End);
             }
             let writing = Channel::owes_output(self.session());

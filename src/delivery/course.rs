@@ -1,0 +1,162 @@
+//! One job on its way through a delivery: what was sent, what was answered, what follows from it. No I/O.
+
+use super::{Order, Outcome, Sent, Via};
+use crate::error::{Failure, Kind};
+use crate::job::{self, Record, State};
+use crate::printable::printable;
+use crate::remote::signal::{Hit, Shot};
+use crate::remote::{Seen, Standing};
+use crate::signal::Signal;
+
+/// One job on its way.
+pub struct Course {
+    pub order: Order,
+    /// What the first signal is claimed by on the host.
+    pub claim: String,
+    /// What the second is claimed by.
+    pub then_claim: String,
+    pub outcome: Outcome,
+    /// A script with the first signal was handed over: it may have been sent, whatever came back.
+    pub asked: bool,
+    /// The same for the second.
+    pub then_asked: bool,
+}
+
+impl Course {
+    pub fn new(order: Order) -> Result<Self, Failure> {
+        let outcome = Outcome::of(order.record.clone());
+        let (claim, then_claim) = (job::random_hex::<8>()?, job::random_hex::<8>()?);
+        Ok(Self { order, claim, then_claim, outcome, asked: false, then_asked: false })
+    }
+
+    /// The job's directory on its host, or its id where that is not known yet.
+    pub fn place(&self) -> String {
+        let record = &self.outcome.record;
+        record.dir.clone().unwrap_or_else(|| record.id.to_string())
+    }
+
+    /// The first signal, if it still has to be sent.
+    pub fn unsent(&self) -> Option<Signal> {
+        self.order.signal.filter(|_| self.outcome.sent == Sent::No)
+    }
+
+    /// The second signal, if it still has to be sent.
+    pub fn then_unsent(&self) -> Option<Signal> {
+        self.order.then.filter(|_| self.outcome.then.is_none())
+    }
+
+    pub fn shot(&self, signal: Signal, claim: &str, retry: bool) -> Shot {
+        let (target, wake) = (self.order.target, self.order.wake);
+        Shot { place: self.place(), claim: claim.to_owned(), signal, target, wake, retry }
+    }
+
+    pub fn fail(&mut self, kind: Kind, what: &str) -> bool {
+        self.outcome.error = Some(Failure::new(kind, format!("{}: {what}", self.order.record.label())));
+        true
+    }
+
+    /// Takes the answer to a shot, and says whether that settles the job.
+    pub fn hit(&mut self, via: Via, hit: Hit, waiting: bool) -> bool {
+        let sent = match hit {
+            Hit::Sent => Sent::Yes(via),
+            Hit::Gone | Hit::Denied => Sent::No,
+            Hit::Unconfirmed => Sent::Unknown,
+        };
+        if self.unsent().is_some() {
+            self.outcome.sent = sent;
+        } else {
+            self.outcome.then = Some(sent);
+        }
+        match hit {
+            Hit::Sent => false,
+            Hit::Gone if waiting => false,
+            Hit::Gone => {
+                self.outcome.still_running = Some(false);
+                self.fail(Kind::NotRunning, "its process was gone; nothing was sent")
+            }
+            Hit::Denied => self.fail(
+                Kind::NotPermitted,
+                "its processes are another user's by now; its host lets nobody else signal them",
+            ),
+            Hit::Unconfirmed => self
+                .fail(Kind::Unconfirmed, "the host cut an earlier try short; whether the signal was sent is not known"),
+        }
+    }
+
+    /// Takes what the host says of the job, and says whether that settles it.
+    pub fn see(&mut self, seen: &Seen, waiting: bool) -> bool {
+        let state = seen.state(&self.outcome.record);
+        seen.update(&mut self.outcome.record);
+        match (state, seen.standing) {
+            (State::Exited | State::Lost, _) => {
+                self.outcome.still_running = Some(false);
+                if !waiting && self.unsent().is_some() {
+                    self.outcome.error = Some(ended_before(&self.outcome.record));
+                }
+                true
+            }
+            (State::Unknown, Standing::Elsewhere) => {
+                let node = printable(seen.node.as_deref().unwrap_or("another machine"), 80);
+                self.fail(
+                    Kind::Unreachable,
+                    &format!("it runs on {node}, and another machine answers under that host's name; nothing was sent"),
+                )
+            }
+            (State::Unknown, _) => self
+                .fail(Kind::Failed, "others could have written to its directory there, so nothing in it is believed"),
+            (State::Starting, _) if self.unsent().is_some() => {
+                self.fail(Kind::Failed, "it has not started yet; try again in a moment")
+            }
+            _ => {
+                self.outcome.still_running = Some(true);
+                if !waiting && self.unsent().is_some_and(|signal| !signal.is_existence_check()) {
+                    self.outcome.sent = Sent::Unknown;
+                    return self.fail(Kind::Unconfirmed, "its host does not say whether the signal was sent");
+                }
+                !waiting
+            }
+        }
+    }
+
+    /// The job has ended, as its relay says.
+    pub fn end(&mut self, status: u8, at: job::Epoch) {
+        let record = &mut self.outcome.record;
+        record.state = State::Exited;
+        record.exit_status = Some(status);
+        record.finished_at = Some(at);
+        record.checked_at = Some(job::now());
+        self.outcome.still_running = Some(false);
+    }
+
+    /// The host can't be asked any more.
+    pub fn give_up(&mut self, failure: &Failure, waiting: bool) {
+        if !waiting && matches!(self.outcome.sent, Sent::Yes(_)) {
+            // Only how the job stood then is missing.
+            return;
+        }
+        if self.unsent().is_some() && self.asked {
+            self.outcome.sent = Sent::Unknown;
+        } else if self.then_unsent().is_some() && self.then_asked {
+            self.outcome.then = Some(Sent::Unknown);
+        } else {
+            self.outcome.error = Some(failure.clone());
+            return;
+        }
+        let message = format!(
+            "{}: the connection broke before the host confirmed the signal, and can't be made again, so whether it was \
+             sent is not known ({failure})",
+            self.order.record.label()
+        );
+        self.outcome.error = Some(Failure::new(Kind::Unconfirmed, message));
+    }
+}
+
+/// The failure of a signal for a job that is over.
+#[must_use]
+pub fn ended_before(record: &Record) -> Failure {
+    let end = match (record.state, record.exit_status) {
+        (State::Exited, Some(status)) => format!("it had already ended with status {status}"),
+        _ => "it is lost: gone, and nothing recorded its end".to_owned(),
+    };
+    Failure::new(Kind::NotRunning, format!("{}: {end}; nothing was sent", record.label()))
+}

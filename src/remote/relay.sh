@@ -1,0 +1,76 @@
+# Goes on from spawn.sh where a keeper holds the channel: passes the channel's signals on to the job, and says when the
+# job has ended. Every line begins with rs_relay, a word of the keeper's.
+#
+# A channel's signal carries no number, so both sides count: the first is a probe that goes no further, and the one
+# after it is number 1. Each is claimed before it is sent, by the same kind of file as a signal by pid, so that of this
+# relay and a fallback that has become impatient only one sends.
+
+# rs_pass NAME NUMBER : runs as the trap of a signal.
+rs_pass() {
+	if [ -z "$rs_number" ]; then
+		rs_number=1
+		printf '%s probe\n' "$rs_relay"
+		return
+	fi
+	set -C
+	if true 2>/dev/null >"sig.c$rs_number"; then
+		set +C
+		case $1 in
+		USR1 | USR2)
+			# Two that come together are one to a process.
+			rs_tries=0
+			while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$2"; do
+				rs_tries=$((rs_tries + 1))
+				sleep 0.002 2>/dev/null || break
+			done
+			;;
+		esac
+		if ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; then
+			rs_sent=gone
+		elif kill "-$1" "-$rs_pgid" 2>/dev/null; then
+			rs_sent=yes
+		else
+			rs_sent=denied
+		fi
+		printf '%s %s %s\n' "$1" - "$rs_sent" 2>/dev/null >>"sig.c$rs_number"
+		printf '%s sent %s %s\n' "$rs_relay" "$rs_number" "$rs_sent"
+	fi
+	set +C
+	rs_number=$((rs_number + 1))
+}
+
+read -r rs_pid rs_pgid rs_born rs_rest <pid
+rs_number='' rs_gone=''
+for rs_name in HUP INT QUIT TERM; do
+	# shellcheck disable=SC2064
+	trap "rs_pass $rs_name 0" "$rs_name"
+done
+trap 'rs_pass USR1 10' USR1
+trap 'rs_pass USR2 12' USR2
+trap 'rs_gone=1' ALRM
+# The end of standard input is the end of the keeper. Servers signal the whole group: the helpers must not mind.
+exec 3<&0
+(
+	trap '' HUP INT QUIT TERM USR1 USR2
+	cat <&3 >/dev/null
+	kill -ALRM $$
+) >/dev/null 2>&1 &
+rs_watcher=$!
+printf '%s ready\n' "$rs_relay"
+
+# Traps run in the middle of a wait, and cut it short.
+while [ -z "$rs_gone" ]; do
+	wait "$rs_reader"
+	kill -0 "$rs_reader" || break
+done 2>/dev/null
+rs_tries=0
+while [ -z "$rs_gone" ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do
+	rs_tries=$((rs_tries + 1))
+	sleep 0.005 2>/dev/null || sleep 1
+done
+if [ -s status ]; then
+	read -r rs_code rs_when <status
+	printf '%s end %s %s\n' "$rs_relay" "$rs_code" "$rs_when"
+fi
+kill -KILL "$rs_watcher" "$rs_reader" 2>/dev/null
+exit 0

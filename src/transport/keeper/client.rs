@@ -1,0 +1,301 @@
+//! A command's side of the keeper: finds it or starts it, and uses it as a way to the host.
+
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::place::{Place, is_ours};
+use super::protocol::{self, Frame, RelayFor, Reply, Request, Status, VERSION};
+use crate::error::{Failure, Kind};
+use crate::host::Destination;
+use crate::job::JobId;
+use crate::sys;
+use crate::transport::{Chunk, Policy, Relays, Shell, Transport};
+
+/// How long a keeper may take to greet: it has nothing else to do that takes long.
+const GREETING: Duration = Duration::from_secs(3);
+/// The word on the command line that makes rsig a keeper.
+pub const SERVE: &str = "keeper-serve";
+
+/// What a keeper that is being started says to the command that starts it.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Birth {
+    /// It listens.
+    Ready,
+    /// It could not connect.
+    Failed { kind: BirthFailure, message: String },
+}
+
+/// The kinds of failure that connecting has.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum BirthFailure {
+    Unreachable,
+    Auth,
+    HostKey,
+    Failed,
+}
+
+impl From<Kind> for BirthFailure {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Unreachable => Self::Unreachable,
+            Kind::Auth => Self::Auth,
+            Kind::HostKey => Self::HostKey,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<BirthFailure> for Kind {
+    fn from(failure: BirthFailure) -> Self {
+        match failure {
+            BirthFailure::Unreachable => Self::Unreachable,
+            BirthFailure::Auth => Self::Auth,
+            BirthFailure::HostKey => Self::HostKey,
+            BirthFailure::Failed => Self::Failed,
+        }
+    }
+}
+
+/// A host by way of its keeper.
+pub struct Kept {
+    host: String,
+    place: Place,
+    /// Greeted, and not used yet.
+    ready: Option<Talk>,
+}
+
+/// One connection to a keeper.
+pub struct Talk {
+    stream: UnixStream,
+    input: Vec<u8>,
+}
+
+impl Talk {
+    /// Connects and greets. `None`: no keeper of this version listens there.
+    pub fn open(place: &std::path::Path) -> io::Result<Option<Self>> {
+        let stream = match UnixStream::connect(place) {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if !is_ours(&stream) {
+            return Err(io::Error::other("another user's process listens on the keeper's socket"));
+        }
+        let mut talk = Self { stream, input: Vec::new() };
+        talk.say(&Request::Hello { version: VERSION.to_owned() })?;
+        match talk.hear(Instant::now() + GREETING) {
+            Ok(Frame::Message(Reply::Hello { version })) if version == VERSION => Ok(Some(talk)),
+            Ok(_) => Ok(None),
+            // It was about to end.
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a request.
+    pub fn say(&mut self, request: &Request) -> io::Result<()> {
+        self.stream.write_all(&protocol::message(request))
+    }
+
+    /// Takes the next frame; `TimedOut` when none has come by then.
+    pub fn hear(&mut self, until: Instant) -> io::Result<Frame<Reply>> {
+        if let Some(frame) = protocol::take(&mut self.input)? {
+            return Ok(frame);
+        }
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.stream.set_read_timeout(Some(left))?;
+        protocol::read(&mut self.stream, &mut self.input).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
+            _ => error,
+        })
+    }
+}
+
+/// How the keeper at a socket stands; none where nobody of this version listens.
+pub fn status(socket: &std::path::Path) -> Option<Status> {
+    ask(socket, &Request::Status).ok()
+}
+
+/// Ends the keeper at a socket, and waits until it has gone.
+///
+/// # Errors
+/// When it does not go.
+pub fn stop(socket: &std::path::Path) -> io::Result<()> {
+    let mut talk = Talk::open(socket)?.ok_or(ErrorKind::NotFound)?;
+    talk.say(&Request::Stop)?;
+    let until = Instant::now() + GREETING;
+    loop {
+        match talk.hear(until) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::TimedOut => return Err(error),
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+fn ask(socket: &std::path::Path, request: &Request) -> io::Result<Status> {
+    let mut talk = Talk::open(socket)?.ok_or(ErrorKind::NotFound)?;
+    talk.say(request)?;
+    match talk.hear(Instant::now() + GREETING)? {
+        Frame::Message(Reply::Status(status)) => Ok(status),
+        _ => Err(ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Finds the keeper of a destination, or starts one.
+///
+/// # Errors
+/// The inner one when the host can't be connected to; the outer one when there can be no keeper here, and a direct
+/// connection may do.
+pub fn open(destination: &Destination, policy: &Policy) -> io::Result<Result<Kept, Failure>> {
+    let place = Place::of(destination)?;
+    let kept = |ready| Kept { host: destination.to_string(), place: place.clone(), ready: Some(ready) };
+    if let Some(ready) = Talk::open(&place.socket)? {
+        return Ok(Ok(kept(ready)));
+    }
+    let _lock = place.lock()?;
+    // Another command may have been faster.
+    if let Some(ready) = Talk::open(&place.socket)? {
+        return Ok(Ok(kept(ready)));
+    }
+    if let Err(failure) = start(destination, &place, policy)? {
+        return Ok(Err(failure));
+    }
+    match Talk::open(&place.socket)? {
+        Some(ready) => Ok(Ok(kept(ready))),
+        None => Err(io::Error::other("the keeper that was just started does not answer")),
+    }
+}
+
+/// Starts a keeper, and waits until it listens. It asks what it has to ask on this command's terminal.
+fn start(destination: &Destination, place: &Place, policy: &Policy) -> io::Result<Result<(), Failure>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(SERVE).arg(&place.socket).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    sys::process::start_clean(&mut command);
+    let mut child = command.spawn()?;
+    let order = Order { destination: destination.clone(), batch: policy.batch, verbose: policy.verbose };
+    if let Some(mut input) = child.stdin.take() {
+        // A child that is gone already says why below.
+        drop(input.write_all(&serde_json::to_vec(&order)?));
+    }
+    let answer = child.stdout.take().map(io::read_to_string).transpose()?.unwrap_or_default();
+    match serde_json::from_str(&answer) {
+        Ok(Birth::Ready) => Ok(Ok(())),
+        Ok(Birth::Failed { kind, message }) => {
+            child.wait()?;
+            Ok(Err(Failure::new(kind.into(), message)))
+        }
+        Err(_) => {
+            let status = child.wait()?;
+            Err(io::Error::other(format!("the keeper ended before it was ready ({status})")))
+        }
+    }
+}
+
+/// What a keeper is told on its standard input: nothing of it shows in a list of processes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Where to connect.
+    pub destination: Destination,
+    /// Ask nobody.
+    pub batch: bool,
+    /// Say the steps of connecting.
+    pub verbose: bool,
+}
+
+impl Kept {
+    fn talk(&mut self) -> io::Result<Talk> {
+        match self.ready.take() {
+            Some(talk) => Ok(talk),
+            None => Talk::open(&self.place.socket)?.ok_or_else(|| io::Error::other("the keeper has gone")),
+        }
+    }
+
+    fn shell_for(&mut self, relay: Option<RelayFor>) -> Result<(KeptShell, bool), Failure> {
+        let open = || {
+            let mut talk = self.talk()?;
+            talk.say(&Request::Shell { relay })?;
+            match talk.hear(Instant::now() + GREETING)? {
+                Frame::Message(Reply::Shell { relay }) => Ok((KeptShell { talk }, relay)),
+                _ => Err(io::Error::other("the keeper gave an answer that makes no sense")),
+            }
+        };
+        open().map_err(|error| Failure::new(Kind::Unreachable, format!("{}: {error}", self.host)))
+    }
+}
+
+impl Transport for Kept {
+    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
+        self.shell_for(None).map(|(shell, _)| Box::new(shell) as Box<dyn Shell>)
+    }
+
+    fn shell_with_relay(&mut self, job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<String>), Failure> {
+        let word = format!("relay-{}", crate::job::random_hex::<8>()?);
+        let wanted = RelayFor { job: job.to_string(), word: word.clone() };
+        let (shell, relay) = self.shell_for(Some(wanted))?;
+        Ok((Box::new(shell), relay.then_some(word)))
+    }
+
+    fn relays(&mut self) -> Option<Box<dyn Relays>> {
+        // Without them there is always the pid.
+        self.talk().ok().map(|talk| Box::new(talk) as Box<dyn Relays>)
+    }
+}
+
+impl Relays for Talk {
+    fn signal(&mut self, job: &JobId, name: &str) -> io::Result<()> {
+        self.say(&Request::Signal { job: job.to_string(), name: name.to_owned() })
+    }
+
+    fn watch(&mut self, job: &JobId) -> io::Result<()> {
+        self.say(&Request::Watch { job: job.to_string() })
+    }
+
+    fn next(&mut self, until: Instant) -> io::Result<Reply> {
+        match self.hear(until)? {
+            Frame::Message(reply) => Ok(reply),
+            _ => Err(ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// A shell of the keeper's.
+struct KeptShell {
+    talk: Talk,
+}
+
+impl Shell for KeptShell {
+    fn write(&mut self, bytes: &[u8], until: Instant) -> io::Result<()> {
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.talk.stream.set_write_timeout(Some(left))?;
+        match self.talk.stream.write_all(&protocol::bytes(false, bytes)) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::TimedOut.into()),
+            written => written,
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
+        let (bytes, chunk): (Vec<u8>, fn(usize) -> Chunk) = match self.talk.hear(until) {
+            Ok(Frame::Bytes(bytes)) => (bytes, Chunk::Out),
+            Ok(Frame::ErrorBytes(bytes)) => (bytes, Chunk::Err),
+            Ok(Frame::Message(Reply::End)) => return Ok(Chunk::End),
+            Ok(Frame::Message(Reply::Broken { message })) => return Err(io::Error::other(message)),
+            Ok(Frame::Message(_)) => return Err(ErrorKind::InvalidData.into()),
+            Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(Chunk::Nothing),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(io::Error::new(ErrorKind::UnexpectedEof, "the keeper has gone"));
+            }
+            Err(error) => return Err(error),
+        };
+        // A frame is at most FRAME_MAX long, and every reader's buffer is longer.
+        let Some(space) = buffer.get_mut(..bytes.len()) else { return Err(ErrorKind::InvalidData.into()) };
+        space.copy_from_slice(&bytes);
+        Ok(chunk(bytes.len()))
+    }
+}

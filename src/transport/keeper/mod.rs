@@ -1,0 +1,16 @@
+//! The keeper: a process in the background that holds one SSH connection to a host, so that a command costs one round
+//! trip, and through which signals go by the job's own channel.
+//!
+//! It is started by the first command that needs its host and ends when it has had nothing to do for long enough. It
+//! holds no truth: whatever it is in the middle of when it dies, the next command finds out from the host.
+
+pub mod client;
+mod lane;
+pub mod place;
+pub mod protocol;
+mod relay;
+mod serve;
+mod server;
+
+pub use client::SERVE;
+pub use serve::serve;

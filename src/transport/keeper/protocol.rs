@@ -1,0 +1,217 @@
+//! What a command and a keeper say to each other over the keeper's socket.
+//!
+//! Frames: four bytes of length (little-endian), one byte that tells raw bytes from JSON, and the content. A connection
+//! begins with a greeting from both sides and then serves one purpose: one shell, or the relays, or the status.
+
+use std::io::{self, Read};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The version of this protocol and of rsig: a keeper of another one is left alone.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1");
+
+/// The longest content of a frame.
+pub const FRAME_MAX: usize = 64 << 10;
+/// The bytes before a frame's content.
+const HEAD: usize = 5;
+
+/// What a command asks of a keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// The first message.
+    Hello { version: String },
+    /// A shell; bytes for it follow. `relay` asks for its channel to be kept as a job's relay.
+    Shell { relay: Option<RelayFor> },
+    /// Send a signal by a job's relay.
+    Signal { job: String, name: String },
+    /// Say when a job ends, by its relay.
+    Watch { job: String },
+    /// Say how it stands.
+    Status,
+    /// End it.
+    Stop,
+}
+
+/// The job that a channel is to be kept for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RelayFor {
+    /// The job's id.
+    pub job: String,
+    /// What each of the relay's lines begins with.
+    pub word: String,
+}
+
+/// What a keeper says.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// The first message.
+    Hello { version: String },
+    /// The shell is on its way; whether its channel will be kept as a relay.
+    Shell { relay: bool },
+    /// The shell has ended.
+    End,
+    /// The shell can't be had, or its connection broke.
+    Broken { message: String },
+    /// The signal is about to be sent under this number: from now on it may have been.
+    Numbered { job: String, number: u32 },
+    /// What became of the signal.
+    Signalled { job: String, relayed: Relayed },
+    /// The job's end will be told.
+    Watching { job: String },
+    /// The job has ended.
+    Ended { job: String, status: u8, at: i64 },
+    /// No relay of the job is held (any more): its end will not be told.
+    NotWatching { job: String },
+    /// How the keeper stands.
+    Status(Status),
+}
+
+/// What became of a signal that was to go by a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Relayed {
+    /// The relay has sent it.
+    Sent,
+    /// The relay found the job gone.
+    Gone,
+    /// The relay was not permitted to.
+    Denied,
+    /// No relay of the job is held; nothing was sent.
+    NotHeld,
+    /// The server did not pass the relay's probe on; nothing was sent.
+    NotHonoured,
+    /// The relay has missed an answer before, and is not used any more; nothing was sent.
+    Retired,
+    /// The relay did not answer in time: it may or may not have sent it.
+    Unanswered,
+}
+
+/// How a keeper stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The host as it was typed.
+    pub host: String,
+    /// The keeper's process.
+    pub pid: u32,
+    /// Since when it runs, in seconds since 1970 by this machine's clock.
+    pub since: i64,
+    /// The jobs whose relays it holds, and whether each takes signals.
+    pub relays: Vec<(String, bool)>,
+    /// The channels that are open, the relays' among them.
+    pub channels: usize,
+    /// The commands that it serves at the moment, this one not counted.
+    pub commands: usize,
+    /// How long it has had nothing to do, in seconds.
+    pub idle: u64,
+}
+
+/// A frame's content.
+#[derive(Debug)]
+pub enum Frame<T> {
+    /// A message.
+    Message(T),
+    /// Bytes for a shell, or of its standard output.
+    Bytes(Vec<u8>),
+    /// Bytes of a shell's standard error.
+    ErrorBytes(Vec<u8>),
+}
+
+const MESSAGE: u8 = 0;
+const BYTES: u8 = 1;
+const ERROR_BYTES: u8 = 2;
+
+/// A message as a frame.
+pub fn message(content: &impl Serialize) -> Vec<u8> {
+    // None of the messages can fail: they hold neither maps nor values that refuse.
+    frame(MESSAGE, &serde_json::to_vec(content).unwrap_or_default())
+}
+
+/// Bytes as frames, as many as it takes.
+pub fn bytes(error_stream: bool, content: &[u8]) -> Vec<u8> {
+    let kind = if error_stream { ERROR_BYTES } else { BYTES };
+    content.chunks(FRAME_MAX).flat_map(|chunk| frame(kind, chunk)).collect()
+}
+
+fn frame(kind: u8, content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    let mut frame = Vec::with_capacity(HEAD + content.len());
+    frame.extend_from_slice(&length.to_le_bytes());
+    frame.push(kind);
+    frame.extend_from_slice(content);
+    frame
+}
+
+/// Takes the first whole frame out of `buffer`; none while it is not whole.
+///
+/// # Errors
+/// `InvalidData` for what is no frame of this protocol.
+pub fn take<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> io::Result<Option<Frame<T>>> {
+    let Some(head) = buffer.get(..HEAD) else { return Ok(None) };
+    let length = head.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    let kind = head.get(4).copied();
+    if length > FRAME_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let Some(content) = buffer.get(HEAD..HEAD + length) else { return Ok(None) };
+    let frame = match kind {
+        Some(MESSAGE) => Frame::Message(serde_json::from_slice(content)?),
+        Some(BYTES) => Frame::Bytes(content.to_vec()),
+        Some(ERROR_BYTES) => Frame::ErrorBytes(content.to_vec()),
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    };
+    buffer.drain(..HEAD + length);
+    Ok(Some(frame))
+}
+
+/// Reads the next frame from a stream that blocks.
+///
+/// # Errors
+/// What the stream says; `UnexpectedEof` at its end; `InvalidData`.
+pub fn read<T: DeserializeOwned>(stream: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<Frame<T>> {
+    loop {
+        if let Some(frame) = take(buffer)? {
+            return Ok(frame);
+        }
+        let mut chunk = [0; 16 << 10];
+        match stream.read(&mut chunk) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(size) => buffer.extend_from_slice(chunk.get(..size).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_as_they_went_in_however_they_are_cut() {
+        let mut all = message(&Request::Watch { job: "abc".into() });
+        all.extend(bytes(false, &vec![7; FRAME_MAX + 1]));
+        all.extend(bytes(true, b"oops"));
+        let (mut buffer, mut seen) = (Vec::new(), Vec::new());
+        for piece in all.chunks(1000) {
+            buffer.extend_from_slice(piece);
+            while let Some(frame) = take::<Request>(&mut buffer).unwrap() {
+                seen.push(match frame {
+                    Frame::Message(Request::Watch { job }) => format!("watch {job}"),
+                    Frame::Message(_) => "other".into(),
+                    Frame::Bytes(bytes) => format!("bytes {}", bytes.len()),
+                    Frame::ErrorBytes(bytes) => format!("error {}", bytes.len()),
+                });
+            }
+        }
+        assert_eq!(seen, ["watch abc", &format!("bytes {FRAME_MAX}"), "bytes 1", "error 4"]);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for bad in [&[255, 255, 255, 255, 0][..], &[1, 0, 0, 0, 0, b'x'], &[0, 0, 0, 0, 9]] {
+            assert!(take::<Request>(&mut bad.to_vec()).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! How a keeper comes into being: it connects while it still has the user's terminal, and then lets go of everything.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
+
+use super::client::{Birth, Order};
+use super::server::{End, Keeper};
+use crate::error::{Failure, Kind};
+use crate::sys;
+use crate::transport::{Policy, ssh};
+
+/// How long a keeper without anything to do stays, where `RSIG_KEEPER_IDLE` says nothing else.
+const IDLE: Duration = Duration::from_secs(600);
+/// How much memory it may take beyond what it has when it begins, in bytes: no server needs more.
+const MEMORY: u64 = 96 << 20;
+
+/// Is a keeper, until it is no longer needed. Its order is on standard input; standard output takes one word on how the
+/// beginning went, and is closed then.
+///
+/// # Errors
+/// When even that can't be said.
+pub fn serve(socket: &Path, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
+    let mut order = String::new();
+    io::stdin().take(1 << 20).read_to_string(&mut order)?;
+    let order: Order = serde_json::from_str(&order)?;
+    let begun = begin(socket, &order, warn, if order.verbose { step } else { |_| () });
+    let birth = match &begun {
+        Ok(_) => Birth::Ready,
+        Err(failure) => Birth::Failed { kind: failure.kind.into(), message: failure.message.clone() },
+    };
+    let Ok(mut keeper) = begun else {
+        return say(&birth);
+    };
+    sys::process::detach()?;
+    say(&birth)?;
+    sys::process::close_standard_streams()?;
+    limit_memory();
+    let end = keeper.run();
+    // The next keeper removes a socket that is left behind; one that is bound there by now must stay.
+    if end == End::Done && keeper.is_found() {
+        drop(fs::remove_file(socket));
+    }
+    Ok(())
+}
+
+fn say(birth: &Birth) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(&serde_json::to_vec(birth)?)?;
+    out.flush()
+}
+
+fn begin(socket: &Path, order: &Order, warn: fn(&str), step: fn(&str)) -> Result<Keeper, Failure> {
+    let policy = Policy { batch: order.batch, keeper: false, verbose: order.verbose, warn, step };
+    let connection = ssh::connect(&order.destination, &policy)?;
+    let failed = |error: io::Error| {
+        Failure::new(Kind::Failed, format!("{}: the keeper's socket can't be made: {error}", order.destination))
+    };
+    let listener = listen(socket).map_err(failed)?;
+    Keeper::new(order.destination.to_string(), connection, listener, socket, idle()).map_err(failed)
+}
+
+/// Binds under another name and moves into place, so that nobody meets a socket that does not listen yet. The caller's
+/// command holds the lock.
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    let temporary = socket.with_extension(format!("{}", std::process::id()));
+    drop(fs::remove_file(&temporary));
+    let listener = UnixListener::bind(&temporary)?;
+    fs::rename(&temporary, socket)?;
+    Ok(listener)
+}
+
+fn idle() -> Duration {
+    let given = std::env::var("RSIG_KEEPER_IDLE").ok().and_then(|text| humantime::parse_duration(&text).ok());
+    given.unwrap_or(IDLE)
+}
+
+/// A hostile server must not make the keeper grow: libssh2 takes in whatever comes.
+fn limit_memory() {
+    use nix::sys::resource::{Resource, setrlimit};
+    // In pages: the whole address space is the first number (proc(5)).
+    let pages = fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split(' ').next().and_then(|pages| pages.parse::<u64>().ok()));
+    if let Some(limit) = pages.map(|pages| pages * 4096 + MEMORY) {
+        // A system that has no such limit does without.
+        drop(setrlimit(Resource::RLIMIT_AS, limit, limit));
+    }
+}

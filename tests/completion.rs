@@ -1,0 +1,169 @@
+//! What real shells offer at the TAB key, with the committed scripts.
+
+use std::path::Path;
+
+use crate::harness::running::{Invocation, tool};
+use crate::harness::{Rsig, Tty};
+
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
+
+/// A state file with one running job, `train`, and one finished one, `built`.
+struct Jobs {
+    rsig: Rsig,
+    train: String,
+    built: String,
+}
+
+impl Jobs {
+    fn start() -> Self {
+        let rsig = Rsig::new();
+        let train = rsig.run(&["spawn", "-n", "train", "local", "--", "sleep", "1000"]).ok().line();
+        let built = rsig.run(&["spawn", "-n", "built", "local", "--", "true"]).ok().line();
+        rsig.run(&["wait", "built"]).ok();
+        Self { rsig, train, built }
+    }
+
+    /// What rsig itself answers the shell of that name.
+    fn answer(&self, shell: &str, words: &[&str]) -> String {
+        self.rsig.command(words).env("RSIG_COMPLETE", shell).run().ok().stderr_is_empty().stdout()
+    }
+
+    /// The first word of each line.
+    fn offered(&self, words: &[&str]) -> Vec<String> {
+        self.answer("bash", words).lines().map(str::to_owned).collect()
+    }
+
+    /// A shell with our rsig in its PATH.
+    fn shell(&self, program: &str) -> Invocation {
+        let bin = Path::new(env!("CARGO_BIN_EXE_rsig")).parent().expect("a file has a directory");
+        tool(program, program)
+            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+            .env("HOME", self.rsig.home())
+            .env("RSIG_STATE_DIR", self.rsig.state())
+            .cwd(env!("CARGO_MANIFEST_DIR"))
+    }
+}
+
+#[test]
+fn jobs_are_offered_where_they_make_sense() {
+    let jobs = Jobs::start();
+    let (train, built) = (jobs.train.as_str(), jobs.built.as_str());
+    for verb in ["kill", "stop", "wait"] {
+        assert_eq!(jobs.offered(&[verb, ""]), ["train", train], "{verb}");
+    }
+    for words in [&["rm", ""][..], &["rm", "-q", ""]] {
+        assert_eq!(jobs.offered(words), ["built", built], "{words:?}");
+    }
+    for words in [&["tail", ""][..], &["ps", ""], &["rm", "--force", ""], &["rm", "--forget", ""]] {
+        let mut offered = jobs.offered(words);
+        offered.sort();
+        let mut expected = ["train", train, "built", built];
+        expected.sort_unstable();
+        assert_eq!(offered, expected, "{words:?}");
+    }
+    // One that is named already is not offered again.
+    assert_eq!(jobs.offered(&["wait", "train", ""]), [train]);
+    assert_eq!(jobs.offered(&["kill", "-s", "USR1", "tr"]), ["train"]);
+    assert_eq!(jobs.offered(&["kill", "-USR1", "tr"]), ["train"]);
+    assert_eq!(jobs.offered(&["kill", &train[..5]]), [train]);
+    assert_eq!(jobs.offered(&["kill", "train", "USR"]), ["USR1", "USR2"]);
+    assert_eq!(jobs.offered(&["spawn", ""]), ["local"]);
+    assert_eq!(jobs.offered(&["ps", "--host", ""]), ["local"]);
+    let described = format!("train\t{train} local running: sleep 1000\n");
+    assert_eq!(jobs.answer("fish", &["kill", "tr"]), described);
+}
+
+#[test]
+fn what_is_not_there_is_not_made_and_what_is_broken_says_nothing() {
+    let rsig = Rsig::new();
+    let offer = |words: &[&str], state: &Path| {
+        let command = rsig.command(words).env("RSIG_COMPLETE", "fish").env("RSIG_STATE_DIR", state);
+        command.run().ok().stderr_is_empty().stdout()
+    };
+    let missing = rsig.dir().join("missing");
+    assert_eq!(offer(&["kill", ""], &missing), "");
+    assert!(!missing.exists());
+    assert_eq!(offer(&["kill", ""], rsig.state()), "");
+    assert_eq!(std::fs::read_dir(rsig.state()).expect("a directory").count(), 0);
+    std::fs::write(rsig.state().join("jobs.db"), "not a state file, though longer than a hundred bytes".repeat(4))
+        .expect("a file");
+    assert_eq!(offer(&["kill", ""], rsig.state()), "");
+    assert!(offer(&["kill", "--via", ""], rsig.state()).contains("pid"));
+    rsig.command(&["ps"]).env("RSIG_COMPLETE", "tcsh").run().code(2).stderr_has("bash, zsh or fish");
+}
+
+#[test]
+fn hosts_of_the_users_configuration_are_offered() {
+    let rsig = Rsig::new();
+    std::fs::create_dir(rsig.home().join(".ssh")).expect("a directory");
+    std::fs::write(rsig.home().join(".ssh/config"), "Host web1 db*\n").expect("a file");
+    let offer = |words: &[&str]| rsig.command(words).env("RSIG_COMPLETE", "bash").run().ok().stdout();
+    assert_eq!(offer(&["spawn", ""]), "local\nweb1\n");
+    assert_eq!(offer(&["spawn", "bob@w"]), "bob@web1\n");
+    assert_eq!(offer(&["spawn", "-J", "a,w"]), "a,web1\n");
+}
+
+/// Lines that are typed, and the words of rsig's that stand there then. Each shell's own way to complete takes part.
+const TYPED: [(&str, &str); 10] = [
+    ("rsig ki\t", "kill"),
+    ("rsig kill tr\t", "kill train"),
+    ("rsig kill train TER\t", "kill train TERM"),
+    ("rsig kill --signal=TER\t", "kill --signal=TERM"),
+    ("rsig kill -TER\ttr\t", "kill -TERM train"),
+    ("rsig rm bui\t", "rm built"),
+    ("rsig ps --state running,l\t", "ps --state running,lost"),
+    ("rsig spawn bob@gre\t", "spawn bob@greenhouse"),
+    ("rsig tail --li\t", "tail --lines"),
+    ("rsig spawn -i compl\t_\t", "spawn -i completions/_rsig"),
+];
+
+fn type_all(jobs: &Jobs, mut shell: Tty, load: &str) {
+    std::fs::create_dir(jobs.rsig.home().join(".ssh")).expect("a directory");
+    std::fs::write(jobs.rsig.home().join(".ssh/config"), "Host greenhouse\n").expect("a file");
+    // The line is not read off the screen, where it is drawn in pieces, but run: by this function, not by rsig.
+    shell.send(&format!("{load}; rsig() {{ printf '<%s>' \"$*\"; }}; echo ready$((20+3))\r"));
+    shell.wait_for("ready23");
+    for (index, (typed, words)) in TYPED.iter().enumerate() {
+        // A word behind it shows that the completed one was ended.
+        shell.send(&format!("{typed}mark{index}\r"));
+        shell.wait_for(&format!("<{words} mark{index}>"));
+    }
+}
+
+#[test]
+fn bash_completes() {
+    let jobs = Jobs::start();
+    let shell = jobs.shell("bash").args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").tty(100, 40);
+    type_all(&jobs, shell, &format!("source {SCRIPTS}/rsig.bash"));
+}
+
+#[test]
+fn zsh_completes() {
+    let jobs = Jobs::start();
+    let shell = jobs.shell("zsh").args(["-f", "-i"]).env("PS1", "$ ").tty(100, 40);
+    type_all(&jobs, shell, &format!("fpath=({SCRIPTS} $fpath); autoload -Uz compinit; compinit -D -u"));
+}
+
+#[test]
+fn zsh_completes_with_the_script_that_rsig_prints() {
+    let jobs = Jobs::start();
+    let shell = jobs.shell("zsh").args(["-f", "-i"]).env("PS1", "$ ").tty(100, 40);
+    type_all(&jobs, shell, "autoload -Uz compinit; compinit -D -u; source <(RSIG_COMPLETE=zsh rsig)");
+}
+
+#[test]
+fn fish_completes() {
+    let jobs = Jobs::start();
+    let complete = |line: &str| {
+        let script = format!("source {SCRIPTS}/rsig.fish; complete --do-complete '{line}'");
+        jobs.shell("fish").args(["--no-config", "-c", &script]).run().ok().stdout()
+    };
+    let train = format!("train\t{} local running: sleep 1000\n", jobs.train);
+    assert_eq!(complete("rsig kill tr"), train);
+    assert_eq!(complete("rsig kill -s TERM tr"), train);
+    assert!(complete("rsig ki").starts_with("kill\tSend a signal to jobs"));
+    assert!(complete("rsig kill train TER").starts_with("TERM\t15 terminate: "));
+    assert!(complete("rsig kill --signal=TER").starts_with("--signal=TERM\t"));
+    assert!(complete("rsig rm bui").starts_with("built\t"));
+    assert_eq!(complete("rsig spawn web1 tr"), "");
+}
