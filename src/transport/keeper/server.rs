@@ -39,6 +39,10 @@ const ALIVE: Duration = Duration::from_secs(60);
 /// The pause after a refused channel: a freed slot lags behind its close.
 const AFTER_REFUSAL: Duration = Duration::from_millis(50);
 
+/// How soon is looked again where bytes are here that no reading took.
+const TAKEN_IN: Duration = Duration::from_millis(2);
+/// The same while the server has a request to answer.
+const UNTOLD: Duration = Duration::from_millis(50);
 /// How often the keeper looks whether its socket is still there.
 const SOCKET: Duration = Duration::from_secs(20);
 
@@ -230,6 +234,14 @@ impl Keeper {
         if self.wants_lane() {
             until = until.min(self.not_before);
         }
+        // What came may have been taken in by the last call for another channel, and the socket says nothing of it. Of
+        // an answer to a request nothing does.
+        let now = Instant::now();
+        if self.lanes.values().any(|lane| lane.has_more(self.listens(lane))) {
+            until = until.min(now + TAKEN_IN);
+        } else if waiting && self.lanes.values().any(|lane| !matches!(lane.stage, Stage::Open | Stage::Draining)) {
+            until = until.min(now + UNTOLD);
+        }
         // The machine may have slept through a deadline: look now and then.
         until.min(Instant::now() + SOCKET)
     }
@@ -263,6 +275,11 @@ impl Keeper {
         }
     }
 
+    /// Whether somebody takes what a channel says.
+    fn listens(&self, lane: &Lane) -> bool {
+        lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len()) < BACKLOG
+    }
+
     /// Makes the calls of one channel.
     fn drive(&mut self, id: LaneId) -> io::Result<Called> {
         let Some(lane) = self.lanes.get(&id) else { return Ok(Called::Waits) };
@@ -270,9 +287,8 @@ impl Keeper {
         if lane.stage == Stage::Opening && (first != Some(id) || Instant::now() < self.not_before) {
             return Ok(Called::Waits);
         }
-        let backlog = lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len());
         let mut result = Called::Waits;
-        for op in lane.to_do(backlog < BACKLOG) {
+        for op in lane.to_do(self.listens(lane)) {
             match self.call(id, op)? {
                 Called::Owes => return Ok(Called::Owes),
                 Called::Moved => result = Called::Moved,

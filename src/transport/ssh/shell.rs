@@ -18,6 +18,8 @@ use crate::transport::{Chunk, Shell, wait};
 const COMMAND: &str = "exec /bin/sh -s";
 /// How much a server may send ahead of what was read. It lets 100 ms of round trip carry 160 MB/s.
 const WINDOW: u32 = 16 << 20;
+/// How soon is looked again where something is here that no reading took.
+const TAKEN_IN: Duration = Duration::from_millis(2);
 /// How long a server may take to open a channel.
 const OPENING: Duration = Duration::from_secs(30);
 
@@ -162,7 +164,12 @@ impl Shell for SshShell<'_> {
             }
             let writing = Channel::owes_output(self.session());
             let flags = if writing { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-            if !wait(&mut [PollFd::new(self.connection.as_fd(), flags)], until)? {
+            // The reading of one stream may have taken in bytes of the other. Bytes of a third are never taken, so they
+            // must not keep this from waiting altogether.
+            let soon = self.channel()?.has_bytes().then(|| Instant::now() + TAKEN_IN);
+            let ready =
+                wait(&mut [PollFd::new(self.connection.as_fd(), flags)], soon.map_or(until, |soon| soon.min(until)))?;
+            if !ready && Instant::now() >= until {
                 return Ok(Chunk::Nothing);
             }
         }
