@@ -3,12 +3,12 @@
 # The first line of the answer gives the position of each stream's first byte, and how many lines and bytes the
 # client has to leave out itself because they are not written yet.
 
-# sizes : sets out_size and err_size.
+# sizes : sets out_size and err_size. ls sorts by name: err comes first.
 sizes() {
 	# shellcheck disable=SC2046
-	set -- $(ls -ln out err 2>/dev/null)
-	out_size=${5:-0}
-	err_size=${14:-0}
+	set -- $(ls -ln err out 2>/dev/null)
+	err_size=${5:-0}
+	out_size=${14:-0}
 }
 
 # first FILE SIZE : sets at to the position of the first byte that is asked for, lines and bytes to what is then
