@@ -13,6 +13,8 @@ use ssh2::Session;
 unsafe extern "C" {
     /// In the library, and not declared by libssh2-sys.
     fn libssh2_channel_signal_ex(channel: *mut raw::LIBSSH2_CHANNEL, name: *const c_char, length: usize) -> c_int;
+    /// The same. 1 when bytes were received that are not read yet; with `extended` 1 on either stream.
+    fn libssh2_poll_channel_read(channel: *mut raw::LIBSSH2_CHANNEL, extended: c_int) -> c_int;
 }
 
 /// The stream of a channel that carries standard error (RFC 4254 5.2).
@@ -92,6 +94,16 @@ impl Channel {
         let code =
             unsafe { raw::libssh2_channel_read_ex(self.channel, stream, buffer.as_mut_ptr().cast(), buffer.len()) };
         checked(&mut session, code)
+    }
+
+    /// Whether bytes have been received, on either stream, that were not read yet. Any call on the session takes in
+    /// whatever has come, so a call that found its own stream empty may have left something for the other: the socket
+    /// tells nothing of it, and it is to be asked for before waiting there.
+    #[must_use]
+    pub fn has_unread(&self) -> bool {
+        let _session = self.session.raw();
+        // SAFETY: as for exec; it only looks at what was received.
+        unsafe { libssh2_poll_channel_read(self.channel, 1) == 1 }
     }
 
     /// Writes to standard input, and says how much was taken.

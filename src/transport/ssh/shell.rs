@@ -66,15 +66,14 @@ impl<'a> SshShell<'a> {
 impl Shell for SshShell<'_> {
     fn write(&mut self, mut bytes: &[u8], until: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
+            // A packet that is half sent comes first, whatever else is waiting. And the write comes last before the
+            // wait, so that it has seen all that was received.
+            if !Channel::owes_output(self.session()) {
+                self.start()?;
+            }
             match self.channel.write(bytes) {
                 Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // A packet that is half sent comes first, whatever else is waiting.
-                    if !Channel::owes_output(self.session()) {
-                        self.start()?;
-                    }
-                    ready(self.connection, until)?;
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready(self.connection, until)?,
                 Err(error) => return Err(error),
             }
         }
@@ -82,6 +81,7 @@ impl Shell for SshShell<'_> {
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
+        let mut looked_again = false;
         loop {
             self.start()?;
             for error_stream in [false, true] {
@@ -100,6 +100,12 @@ impl Shell for SshShell<'_> {
                 return Ok(Chunk::End);
             }
             let writing = Channel::owes_output(self.session());
+            // Once is enough for both streams; a server may send on others, which nobody reads.
+            if !writing && !looked_again && self.channel.has_unread() {
+                looked_again = true;
+                continue;
+            }
+            looked_again = false;
             let flags = if writing { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
             if !wait(&mut [PollFd::new(self.connection.as_fd(), flags)], until)? {
                 return Ok(Chunk::Nothing);
