@@ -129,15 +129,14 @@ impl Drop for SshShell<'_> {
 impl Shell for SshShell<'_> {
     fn write(&mut self, mut bytes: &[u8], until: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
+            // A packet that is half sent comes first, whatever else is waiting. And the write comes last before the
+            // wait, so that it has seen all that was received.
+            if !Channel::owes_output(self.session()) {
+                self.start()?;
+            }
             match self.channel()?.write(bytes) {
                 Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // A packet that is half sent comes first, whatever else is waiting.
-                    if !Channel::owes_output(self.session()) {
-                        self.start()?;
-                    }
-                    ready(self.connection, until)?;
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready(self.connection, until)?,
                 Err(error) => return Err(error),
             }
         }
@@ -145,6 +144,7 @@ impl Shell for SshShell<'_> {
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
+        let mut looked_again = false;
         loop {
             self.start()?;
             for error_stream in [false, true] {
@@ -163,12 +163,17 @@ impl Shell for SshShell<'_> {
                 return Ok(Chunk::End);
             }
             let writing = Channel::owes_output(self.session());
+            // Reading one stream may have taken in bytes of the other, of which the socket says nothing. A server may
+            // also send on a third, which nobody reads: that must not keep this from waiting altogether.
+            let unread = self.channel()?.has_bytes();
+            if !writing && unread && !looked_again {
+                looked_again = true;
+                continue;
+            }
+            looked_again = false;
             let flags = if writing { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-            // The reading of one stream may have taken in bytes of the other. Bytes of a third are never taken, so they
-            // must not keep this from waiting altogether.
-            let soon = self.channel()?.has_bytes().then(|| Instant::now() + TAKEN_IN);
-            let ready =
-                wait(&mut [PollFd::new(self.connection.as_fd(), flags)], soon.map_or(until, |soon| soon.min(until)))?;
+            let soon = if unread { until.min(Instant::now() + TAKEN_IN) } else { until };
+            let ready = wait(&mut [PollFd::new(self.connection.as_fd(), flags)], soon)?;
             if !ready && Instant::now() >= until {
                 return Ok(Chunk::Nothing);
             }
