@@ -6,11 +6,11 @@ use super::session::{Place, Session};
 use super::table::{Row, Target};
 
 pub fn on_loopback(session: &Session) -> Vec<Row> {
-    against_ssh(&session.place(), session.runs(60, 10), "loopback")
+    against_ssh(&Place::start(), session.runs(60, 10), "loopback")
 }
 
 pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
-    let place = session.place_behind_proxy();
+    let place = Place::behind_proxy();
     let mut rows = against_ssh(&place, session.runs(8, 3), "100 ms");
     // Two turns of the line are a round trip; the two version lines cross.
     let turns = |command: &mut std::process::Command| {
@@ -47,7 +47,7 @@ fn against_ssh(place: &Place, runs: usize, network: &str) -> Vec<Row> {
 
 /// The same with a state file of another size.
 pub fn among_records(session: &Session) -> Vec<Row> {
-    let (few, many) = (session.place(), session.place());
+    let (few, many) = (Place::start(), Place::start());
     let jobs = [&few, &many].map(Place::sleeper);
     fill(&few, &jobs[0], 9, 0);
     fill(&many, &jobs[1], 99_999, 0);

@@ -21,8 +21,11 @@ mod tail;
 use session::Session;
 use table::Row;
 
+/// Measures one row, or several that belong together.
+type Measure = fn(&Session) -> Vec<Row>;
+
 /// What measures, and the name that the command line picks it by.
-const ROWS: &[(&str, fn(&Session) -> Vec<Row>)] = &[
+const ROWS: &[(&str, Measure)] = &[
     ("start", start::version),
     ("kill-loopback", kill::on_loopback),
     ("kill-proxy", kill::behind_the_proxy),

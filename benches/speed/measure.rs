@@ -68,7 +68,8 @@ pub fn time(command: &mut Command) -> Duration {
 /// The times of two commands that take turns, `runs` each, so that whatever else the machine does hits both. One
 /// run of each goes before and is not counted.
 pub fn in_turns(runs: usize, one: &mut Command, other: &mut Command) -> (Vec<Duration>, Vec<Duration>) {
-    (time(one), time(other));
+    time(one);
+    time(other);
     (0..runs).map(|_| (time(one), time(other))).unzip()
 }
 

@@ -40,15 +40,18 @@ pub fn fill(place: &Place, model: &Job, finished: u32, running: u32) -> Vec<Stri
     ids
 }
 
+/// Crockford's base32.
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
 /// An id of rsig's alphabet, scattered over all of them as random ones are.
 fn id(number: u32) -> String {
     let scattered = u64::from(number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let letter = |place: u32| b"0123456789abcdefghjkmnpqrstvwxyz"[(scattered >> (5 * place + 20)) as usize & 31];
+    let letter = |place: u32| ALPHABET[usize::try_from((scattered >> (5 * place + 20)) & 31).expect("5 bits fit")];
     (0..8).map(|place| char::from(letter(place))).collect()
 }
 
 pub fn cached(session: &Session) -> Vec<Row> {
-    let place = session.place();
+    let place = Place::start();
     let job = place.sleeper();
     fill(&place, &job, 99_980, 19);
     let row = |what: &str, words: &[&str], runs, target| Row {
@@ -67,7 +70,7 @@ pub fn cached(session: &Session) -> Vec<Row> {
 /// A thousand jobs on one host. One of them runs; the others are copies of its files, which say the same of the same
 /// process, so that the script does for each what it does for a real one.
 pub fn thousand(session: &Session) -> Vec<Row> {
-    let place = session.place_behind_proxy();
+    let place = Place::behind_proxy();
     let proxy = place.proxy.as_ref().expect("the place has a proxy");
     let server = place.fixture.server.as_ref().expect("the place has a server");
     let job = place.sleeper();

@@ -20,21 +20,6 @@ impl Session {
     pub fn runs(&self, thorough: usize, quick: usize) -> usize {
         if self.quick { quick } else { thorough }
     }
-
-    /// A new sshd and an rsig that knows it.
-    pub fn place(&self) -> Place {
-        Place { fixture: Fixture::with(Some(Server::openssh(Login::Root).start())), proxy: None }
-    }
-
-    /// The same with 100 ms of round trip between the two.
-    pub fn place_behind_proxy(&self) -> Place {
-        let mut place = self.place();
-        let port = place.fixture.server.as_ref().expect("the place has a server").port();
-        let proxy = Proxy::start(port, ONE_WAY);
-        place.fixture.go_through(&proxy);
-        place.proxy = Some(proxy);
-        place
-    }
 }
 
 /// A server, and the way there.
@@ -44,6 +29,21 @@ pub struct Place {
 }
 
 impl Place {
+    /// A new sshd and an rsig that knows it.
+    pub fn start() -> Self {
+        Self { fixture: Fixture::with(Some(Server::openssh(Login::Root).start())), proxy: None }
+    }
+
+    /// The same with 100 ms of round trip between the two.
+    pub fn behind_proxy() -> Self {
+        let mut place = Self::start();
+        let port = place.fixture.server.as_ref().expect("the place has a server").port();
+        let proxy = Proxy::start(port, ONE_WAY);
+        place.fixture.go_through(&proxy);
+        place.proxy = Some(proxy);
+        place
+    }
+
     pub fn rsig(&self, words: &[&str]) -> Command {
         let rsig = &self.fixture.rsig;
         let mut command = clean(env!("CARGO_BIN_EXE_rsig"));
