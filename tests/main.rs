@@ -2,13 +2,16 @@
 
 mod completion;
 mod faults;
+mod foreign;
 mod harness;
 mod hostile;
 mod jobs;
 mod keeper;
 mod kill;
 mod kit;
+mod login;
 mod selftest;
 mod spawn;
 mod store;
+mod terminal;
 mod usage;
