@@ -2,12 +2,14 @@
 
 mod completion;
 mod faults;
+mod foreign;
 mod harness;
 mod hostile;
 mod jobs;
 mod keeper;
 mod kill;
 mod kit;
+mod login;
 mod ps;
 mod rm;
 mod selftest;
@@ -16,5 +18,6 @@ mod spawn;
 mod states;
 mod store;
 mod tail;
+mod terminal;
 mod usage;
 mod wait;

@@ -181,7 +181,12 @@ fn after_a_break(context: &mut Context, line: &mut Line<'_>, mut record: Record,
     for attempt in 0..LOOKS {
         line.hang_up();
         let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
-        seen = answer.ok().and_then(|mut seen| seen.pop());
+        seen = match answer {
+            Ok(mut seen) => seen.pop(),
+            Err(failure) if failure.kind == Kind::Unreachable => None,
+            // It would say the same again.
+            Err(_) => break,
+        };
         // What is about to start, or may still be on its way there, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
             None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS && began.elapsed() < LOOKING => {

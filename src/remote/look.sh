@@ -28,12 +28,16 @@ place() {
 	esac
 }
 
-# enter DIR : goes into a job's directory. Else sets state to none (there is no such directory) or foreign (it is
-# a link, or somebody else's, or somebody else could have changed it).
+# enter DIR : goes into a job's directory. Else sets state to none (there is no such directory) or foreign (it can't
+# be got at, is a link, or somebody else's, or somebody else could have changed it).
 enter() {
 	code=- ended=- pid=- pgid=- began=- home=- system=-
 	state=none
-	[ -d "$1" ] || [ -L "$1" ] || return 1
+	if [ ! -d "$1" ] && [ ! -L "$1" ]; then
+		# What is behind a directory that can't be searched may well be there.
+		[ ! -d "${1%/*}" ] || [ -x "${1%/*}" ] || state=foreign
+		return 1
+	fi
 	state=foreign
 	[ ! -L "$1" ] && private "${1%/*}" && [ -O "$1" ] && cd -P "$1" && [ -O . ]
 } 2>/dev/null

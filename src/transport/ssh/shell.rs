@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use ssh2::Session;
+use ssh2::{ErrorCode, Session};
 
 use super::connect::Connection;
 use crate::sys::channel::Channel;
@@ -26,6 +26,9 @@ const OPENING: Duration = Duration::from_secs(30);
 
 /// How long a server may take to close a channel whose shell has ended.
 const CLOSING: Duration = Duration::from_secs(5);
+/// The pauses, in milliseconds, after which a server that refuses a channel is asked again where one was closed just
+/// before: its slot becomes free a little later.
+const FREEING: [u64; 6] = [10, 30, 90, 200, 400, 800];
 
 /// A connection, and what is left of the shells that ran over it.
 pub struct Shells {
@@ -48,9 +51,21 @@ impl Shells {
     /// When the server refuses, or the connection is broken.
     pub fn open(&self) -> io::Result<SshShell<'_>> {
         let used = std::mem::take(&mut *self.used.borrow_mut());
+        let mut pauses = if used.is_empty() { [].iter() } else { FREEING.iter() };
         used.into_iter().try_for_each(|channel| close(&self.connection, channel))?;
-        SshShell::open(self)
+        loop {
+            match (SshShell::open(self), pauses.next()) {
+                (Err(error), Some(pause)) if is_refusal(&error) => std::thread::sleep(Duration::from_millis(*pause)),
+                (opened, _) => return opened,
+            }
+        }
     }
+}
+
+/// Whether the server refuses one more channel, on a connection that goes on.
+fn is_refusal(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<ssh2::Error>());
+    error.is_some_and(|error| error.code() == ErrorCode::Session(libssh2_sys::LIBSSH2_ERROR_CHANNEL_FAILURE))
 }
 
 /// Ends a shell politely: its end of input, then its end of file, then the channel. A server counts a session until
@@ -67,8 +82,10 @@ fn close(connection: &Connection, mut channel: Channel) -> io::Result<()> {
                 _ => {}
             }
         }
-        if !channel.at_end() {
+        if !channel.at_end() && !channel.has_bytes() {
             ready(connection, until)?;
+        } else if Instant::now() >= until {
+            return Err(ErrorKind::TimedOut.into());
         }
     }
     repeat(connection, until, || channel.free())
