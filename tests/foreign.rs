@@ -63,7 +63,6 @@ fn untamper(what: &str, f: &Fixture, job: &str, aside: &Path) {
 
 fn check(site: Site) {
     let mut f = site.start();
-    f.rsig.connect_directly();
     for what in TAMPERED {
         let aside = f.job_home().join("aside");
         let job =
@@ -118,7 +117,6 @@ fn what_others_could_have_written_is_not_believed_there() {
 #[test]
 fn a_home_that_is_prepared_by_others_takes_no_job() {
     let mut f = Site::OpenSshUser.start();
-    f.rsig.connect_directly();
     let state = f.job_home().join(".local/state");
     let uid = f.server.as_ref().expect("a server").uid();
     for (what, said) in

@@ -3,8 +3,8 @@
 use std::fs;
 
 use crate::harness::tty::CTRL_C;
-use crate::harness::{Login, Rsig, Server, Tty, poll_until, tool};
-use crate::kit::{self, SOON, Sayer, Says, config_for, direct_to, harmless, interrupted, record_on};
+use crate::harness::{Fixture, Login, Rsig, Server, Tty, poll_until, tool};
+use crate::kit::{self, SOON, Sayer, Says, config_for, harmless, interrupted, record_on};
 
 /// A machine that knows a few jobs.
 fn with_jobs() -> Rsig {
@@ -57,7 +57,7 @@ fn colour_is_for_terminals_that_want_it() {
     let shown = |name: &str, value: &str| {
         // By env(1), since the harness gives the terminal a TERM of its own.
         let program = tool("env", "coreutils").arg(format!("{name}={value}")).arg(env!("CARGO_BIN_EXE_rsig"));
-        let command = program.args(["ps", "-a"]).env("HOME", rsig.home()).env("RSIG_STATE_DIR", rsig.state());
+        let command = rsig.within(program.args(["ps", "-a"]));
         let mut terminal = command.tty(80, 24);
         assert!(terminal.wait().success());
         String::from_utf8_lossy(&terminal.raw()).contains("\x1b[")
@@ -86,7 +86,7 @@ fn a_reader_that_goes_ends_it_quietly() {
     let line = "set -o pipefail; \"$@\" | head -c 1; echo \"${PIPESTATUS[0]}\"";
     for words in [&["ps", "-a", "--cached"][..], &["ps", "-a", "--cached", "--json"], &["ps", "-a", "--cached", "-q"]] {
         let shell = tool("bash", "bash").args(["-c", line, "bash", env!("CARGO_BIN_EXE_rsig")]).args(words);
-        let output = shell.env("HOME", rsig.home()).env("RSIG_STATE_DIR", rsig.state()).run();
+        let output = rsig.within(shell).run();
         output.ok().stderr_is_empty();
         let text = output.stdout();
         // 141 is an end by PIPE, as of any other program.
@@ -104,14 +104,14 @@ fn a_reader_that_goes_ends_it_quietly() {
         "all",
         &endless,
     ]);
-    let output = shell.env("HOME", rsig.home()).env("RSIG_STATE_DIR", rsig.state()).run();
+    let output = rsig.within(shell).run();
     rsig.run(&["rm", "--force", &endless]).ok();
     output.ok().stderr_is_empty().stdout_is("y141\n");
 }
 
 #[test]
 fn ctrl_c_ends_a_wait_and_a_tail_and_leaves_the_job_alone() {
-    let f = direct_to(Server::openssh(Login::User).start());
+    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
     let here = f.rsig.run(&["spawn", "-c", "local", "echo ready; exec sleep 1000"]).ok().line();
     let there = f.spawn(&[], &["sh", "-c", "echo ready; exec sleep 1000"]);
     for job in [&here, &there] {

@@ -76,8 +76,12 @@ impl Rsig {
             None => invocation,
             Some(path) => invocation.env("PATH", path),
         };
+        self.within(invocation.args(words))
+    }
+
+    /// Any program in the surroundings that [`command`](Self::command) gives to rsig, for those that start it themselves.
+    pub fn within(&self, invocation: Invocation) -> Invocation {
         invocation
-            .args(words)
             .env("HOME", &self.home)
             .env("RSIG_STATE_DIR", &self.state)
             .env("RSIG_KEEPER", if self.keeper { "1" } else { "0" })
