@@ -37,9 +37,7 @@ impl Jobs {
     fn shell(&self, program: &str) -> Invocation {
         let bin = Path::new(env!("CARGO_BIN_EXE_rsig")).parent().expect("a file has a directory");
         let shell = self.rsig.within(tool(program, program));
-        shell
-            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
-            .cwd(env!("CARGO_MANIFEST_DIR"))
+        shell.env("PATH", format!("{}:/usr/bin:/bin", bin.display())).cwd(env!("CARGO_MANIFEST_DIR"))
     }
 }
 

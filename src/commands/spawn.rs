@@ -11,7 +11,7 @@ use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::start::{Order, start};
-use crate::remote::{Standing, look};
+use crate::remote::{Seen, Standing, look};
 use crate::store::Taken;
 use crate::transport::Line;
 
@@ -62,13 +62,13 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     let destination = record.destination.clone();
     let mut line = Line::new(&destination, &policy);
     let id = record.id.clone();
-    let mut order = Order {
+    let order = Order {
         id: &id,
         cookie: &job::random_hex::<16>()?,
         meta: &meta(&record)?,
         command: &request.command,
         env: &request.env,
-        directory,
+        directory: directory.as_deref(),
         merge: request.merge,
         relay: None,
     };
@@ -80,18 +80,25 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
         return given_up(failure);
     }
     let host = line.host();
-    let answer = match line.shell_with_relay(&id) {
-        Ok((mut shell, relay)) => {
-            order.relay = relay.as_deref();
-            start(&host, shell.as_mut(), &order)
+    let stale = line.may_be_stale();
+    let mut again = false;
+    let started = loop {
+        let answer = match line.shell_with_relay(&id) {
+            Ok((mut shell, relay)) => start(&host, shell.as_mut(), &Order { relay: relay.as_deref(), ..order }),
+            Err(failure) => return given_up(failure),
+        };
+        match answer {
+            Ok(Ok(started)) => break started,
+            Ok(Err((_, failure))) if again => return after_a_break(context, &mut line, record, failure),
+            Ok(Err((_, failure))) => return given_up(failure),
+            Err(failure) if failure.kind == Kind::NoShell => return given_up(failure),
+            // A connection that another command made may have been broken for long: then nothing has reached the host.
+            // Should it have after all, the id is taken there, and that job is found.
+            Err(failure) if failure.kind == Kind::Unreachable && stale && !again && is_absent(&mut line, &id) => {
+                again = true;
+            }
+            Err(failure) => return after_a_break(context, &mut line, record, failure),
         }
-        Err(failure) => return given_up(failure),
-    };
-    let started = match answer {
-        Ok(Ok(started)) => started,
-        Ok(Err((_, failure))) => return given_up(failure),
-        Err(failure) if failure.kind == Kind::NoShell => return given_up(failure),
-        Err(failure) => return after_a_break(context, &mut line, record, failure),
     };
     record.state = State::Running;
     record.pid = Some(started.pid);
@@ -109,6 +116,14 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     });
     context.store.update([&record]).with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
     Ok(Spawned { record, warning })
+}
+
+/// Whether the host, asked over a new connection, knows nothing of a job.
+fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
+    line.hang_up();
+    let host = line.host();
+    let seen = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[id.as_str()]));
+    seen.is_ok_and(|seen| matches!(seen.as_slice(), [Seen { standing: Standing::Absent, .. }]))
 }
 
 /// The directory to name to the host: on this machine a relative one is taken from here.

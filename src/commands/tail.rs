@@ -1,5 +1,6 @@
 //! `tail`: passes a job's output on.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 
 use anyhow::Result;
@@ -36,7 +37,17 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
     let wanted =
         Wanted { place: &place, out: request.out, err: request.err, from: request.from, follow: request.follow };
-    let read = read(&host, line.shell()?.as_mut(), &wanted, sink)?;
+    let passed = Cell::new(false);
+    let read = line.ask(|shell| {
+        // What was passed on once is not passed on again.
+        if passed.get() {
+            return Err(Failure::new(Kind::Unreachable, format!("{host}: the connection broke in mid-answer")));
+        }
+        read(&host, shell, &wanted, &mut |stream, bytes: &[u8]| {
+            passed.set(true);
+            sink(stream, bytes)
+        })
+    })?;
     let label = record.label();
     if let Some(failure) = unreadable(&label, &read.seen) {
         return Err(failure.into());

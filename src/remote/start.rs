@@ -1,6 +1,6 @@
 //! The script that starts a job.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
@@ -22,7 +22,7 @@ pub struct Order<'a> {
     /// Variables for its environment.
     pub env: &'a [(String, OsString)],
     /// Where it starts; else in the home directory.
-    pub directory: Option<OsString>,
+    pub directory: Option<&'a OsStr>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
     /// The word of the relay that the script's channel is kept as.

@@ -88,13 +88,19 @@ impl Lane {
         }
     }
 
-    /// Whether it can be given to a command.
+    /// Whether it is nobody's, and can be given to a command now or once it is open.
     #[must_use]
     pub fn is_free(&self) -> bool {
         matches!(self.stage, Stage::Opening | Stage::Starting | Stage::Open)
             && self.client.is_none()
             && self.relay.is_none()
             && !self.closing_input
+    }
+
+    /// Whether it is a relay and no command's any more: it ends only when its job does.
+    #[must_use]
+    pub fn is_relay_alone(&self) -> bool {
+        self.relay.is_some() && self.client.is_none()
     }
 
     /// Queues bytes for the shell.
