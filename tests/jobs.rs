@@ -13,8 +13,22 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 /// What `ps --json` says of a job, in this order.
 pub const JOB_KEYS: [&str; 16] = [
-    "id", "name", "host", "command", "cwd", "dir", "state", "pid", "pgid", "os", "started_at", "finished_at",
-    "exit_status", "exit_signal", "last_signal", "checked_at",
+    "id",
+    "name",
+    "host",
+    "command",
+    "cwd",
+    "dir",
+    "state",
+    "pid",
+    "pgid",
+    "os",
+    "started_at",
+    "finished_at",
+    "exit_status",
+    "exit_signal",
+    "last_signal",
+    "checked_at",
 ];
 
 /// A program for perl that writes the name of every signal it gets, a line each, exactly as often as it gets it: each

@@ -2,18 +2,22 @@
 
 mod completion;
 mod faults;
+mod foreign;
 mod harness;
 mod hostile;
 mod jobs;
 mod keeper;
 mod kill;
 mod kit;
+mod login;
 mod ps;
 mod rm;
 mod selftest;
+mod shells;
 mod spawn;
 mod states;
 mod store;
 mod tail;
+mod terminal;
 mod usage;
 mod wait;

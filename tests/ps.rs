@@ -82,7 +82,8 @@ on_every_site! {
 fn a_table_fits_its_terminal_and_is_plain_without_one() {
     let f = Site::Local.start();
     let name = "n".repeat(64);
-    let job = f.spawn(&["-n", &name], &["sleep", "1000", &"long ".repeat(40), "line\nbreak\u{1b}[31m"]);
+    let words = ["sh", "-c", "sleep 1000", &"long ".repeat(40), "line\nbreak\u{1b}[31m"];
+    let job = f.spawn(&["-n", &name], &words);
     let plain = f.rsig.run(&["ps"]);
     assert!(plain.ok().stdout().starts_with("ID        NAME"), "{plain}");
     plain.stdout_has(&name).stdout_has(&"long ".repeat(40));
@@ -99,7 +100,7 @@ fn a_table_fits_its_terminal_and_is_plain_without_one() {
         let table: Vec<&str> = text.lines().skip_while(|line| !line.contains("NAME")).collect();
         assert_eq!(table.len(), 2, "{text}");
         assert!(table.iter().all(|line| line.chars().count() <= usize::from(columns)), "{columns}: {text}");
-        assert!(table[1].starts_with(&job), "{text}");
+        assert!(columns < 80 || table[1].starts_with(&job), "{text}");
         let raw = String::from_utf8_lossy(&terminal.raw()).into_owned();
         assert_eq!(raw.contains("\x1b[32m"), colour, "{raw:?}");
         assert!(!raw.contains("\x1b[31m"), "what a job is called can't colour: {raw:?}");
@@ -113,7 +114,8 @@ fn one_connection_serves_all_jobs_of_a_host() {
     f.go_through(&proxy);
     let jobs: Vec<String> = (0..5).map(|_| f.spawn(&[], &["sleep", "1000"])).collect();
     let connections = || proxy.connections();
-    let (before, starts) = (connections(), |f: &Fixture| f.server.as_ref().expect("a server").log().matches("Starting session").count());
+    let (before, starts) =
+        (connections(), |f: &Fixture| f.server.as_ref().expect("a server").log().matches("Starting session").count());
     let sessions = starts(&f);
     assert_eq!(ids(&f, &[]), jobs);
     assert_eq!((connections() - before, starts(&f) - sessions), (1, 1));

@@ -97,6 +97,10 @@ on_every_site! {
 
     fn a_reader_that_goes_leaves_nothing_on_the_host(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&[], 0);
+        // A relay's last process is the cat that waits for the end of its input.
+        let relays = usize::from(f.rsig.keeper);
+        let ready = || f.processes().iter().filter(|process| process.cmdline == "cat").count() == relays;
+        poll_until("its relay is complete", SOON, ready);
         let before = f.processes().iter().filter(|process| process.name != "sleep").count();
         let tail = f.rsig.spawn_process(&["tail", "-f", &job]);
         let more = || f.processes().iter().filter(|process| process.name != "sleep").count() > before;
@@ -109,8 +113,9 @@ on_every_site! {
 
         // The end of a pipe is nothing to speak of.
         let much = f.spawn(&[], &["seq", "300000"]);
-        let pipe = Invocation::of("sh").args(["-c", r#""$@" | head -n 2"#, "sh", env!("CARGO_BIN_EXE_rsig"), "tail", "-n", "all", &much])
-            .env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state()).run();
+        let line = r#""$@" | head -n 2"#;
+        let pipe = f.rsig.within(Invocation::of("sh"))
+            .args(["-c", line, "sh", env!("CARGO_BIN_EXE_rsig"), "tail", "-n", "all", &much]).run();
         f.rsig.run(&["wait", &much]).ok();
         pipe.ok().stderr_is_empty();
         f.await_no_processes();

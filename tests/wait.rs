@@ -103,10 +103,11 @@ fn a_wait_goes_on_when_its_connection_breaks() {
     let server = f.server.as_ref().expect("a server");
     let (job, gate) = f.spawn_gated(&[], 9);
     let mut wait = f.rsig.spawn_process(&["wait", &job]);
-    for _ in 0..2 {
-        poll_until("it is connected", SOON, || !server.connections().is_empty());
-        server.kill_connections();
-    }
+    poll_until("it waits on the host", SOON, || {
+        f.processes().iter().any(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s")
+    });
+    server.kill_connections();
+    poll_until("it is connected again", SOON, || !server.connections().is_empty());
     assert!(!wait.has_ended());
     gate.open();
     wait.wait().code(9);

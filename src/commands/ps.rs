@@ -84,7 +84,7 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
             let places: Vec<String> =
                 asks.iter().map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
-            let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &places));
+            let answer = line.ask(|shell| look::see(&host, shell, &places));
             drop(sender.send((asks, answer)));
         },
         |(asks, answer)| match answer {

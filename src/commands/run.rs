@@ -97,7 +97,7 @@ pub fn run(
     let spool = Spool { input: outside.input.is_some(), limit: request.backlog };
     let order =
         spawn::Request { foreground: Some(spawn::Foreground { spool, tether: tether.clone() }), ..request.spawn };
-    let spawned = spawn::over(context, &mut gate.line()?, order)?;
+    let spawned = spawn::over(context, &mut gate.line(), order)?;
     if let Some(warning) = &spawned.warning {
         (outside.note)(warning);
     }
@@ -204,8 +204,8 @@ impl<'a> Held<'a> {
                 return None;
             }
             match shared.gate.as_ref().map(|gate| gate.line()) {
-                Some(Ok(line)) => return Some((line, shared.number)),
-                _ => shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0,
+                Some(line) => return Some((line, shared.number)),
+                None => shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0,
             }
         }
     }
@@ -214,7 +214,7 @@ impl<'a> Held<'a> {
     fn await_change(&self, number: u64) {
         let shared = self.shared();
         let same = |shared: &mut Shared<'a>| shared.number == number && !shared.over;
-        drop(self.changed.wait_while(shared, same));
+        drop(self.changed.wait_timeout_while(shared, PAUSE * 50, same));
     }
 
     fn finish(&self) {
@@ -278,6 +278,7 @@ impl<'a> Held<'a> {
                 // However that ends: over another connection, then.
                 drop(foreground::hold(&host, shell.as_mut(), &self.place));
             }
+            // Without it the job would be ended: a server that gave no channel is asked again before long.
             self.await_change(number);
         }
     }

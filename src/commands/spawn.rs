@@ -10,8 +10,8 @@ use super::Context;
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
-use crate::remote::start::{Order, Spool, Tether, start};
-use crate::remote::{Standing, look};
+use crate::remote::start::{Order, Spool, Started, Tether, start};
+use crate::remote::{Seen, Standing, look};
 use crate::store::Taken;
 use crate::transport::Line;
 
@@ -80,13 +80,13 @@ pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Res
 
     let id = record.id.clone();
     let foreground = request.foreground;
-    let mut order = Order {
+    let order = Order {
         id: &id,
         cookie: &job::random_hex::<16>()?,
         meta: &meta(&record)?,
         command: &request.command,
         env: &request.env,
-        directory,
+        directory: directory.as_deref(),
         merge: request.merge,
         spool: foreground.as_ref().map(|foreground| foreground.spool),
         tether: foreground.as_ref().and_then(|foreground| foreground.tether.clone()),
@@ -100,24 +100,25 @@ pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Res
         return given_up(failure);
     }
     let host = line.host();
-    // A connection of the command's own ends with it, and a relay would too.
-    let answer = if foreground.is_some() {
-        line.shell().map(|mut shell| start(&host, shell.as_mut(), &order))
-    } else {
-        line.shell_with_relay(&id).map(|(mut shell, relay)| {
-            order.relay = relay;
-            start(&host, shell.as_mut(), &order)
-        })
-    };
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(failure) => return given_up(failure),
-    };
-    let started = match answer {
-        Ok(Ok(started)) => started,
-        Ok(Err(failure)) => return given_up(failure),
-        Err(failure) if failure.kind == Kind::NoShell => return given_up(failure),
-        Err(failure) => return after_a_break(context, line, record, failure),
+    let stale = line.may_be_stale();
+    let mut again = false;
+    let started = loop {
+        let answer = match begin(line, &order) {
+            Ok(answer) => answer,
+            Err(failure) => return given_up(failure),
+        };
+        match answer {
+            Ok(Ok(started)) => break started,
+            Ok(Err(failure)) if again => return after_a_break(context, line, record, failure),
+            Ok(Err(failure)) => return given_up(failure),
+            Err(failure) if failure.kind == Kind::NoShell => return given_up(failure),
+            // A connection that another command made may have been broken for long: then nothing has reached the host.
+            // Should it have after all, the id is taken there, and that job is found.
+            Err(failure) if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) => {
+                again = true;
+            }
+            Err(failure) => return after_a_break(context, line, record, failure),
+        }
     };
     record.state = State::Running;
     record.pid = Some(started.pid);
@@ -135,6 +136,25 @@ pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Res
     });
     context.store.update([&record]).with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
     Ok(Spawned { record, warning })
+}
+
+/// Whether the host, asked over a new connection, knows nothing of a job.
+fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
+    line.hang_up();
+    let host = line.host();
+    let seen = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[id.as_str()]));
+    seen.is_ok_and(|seen| matches!(seen.as_slice(), [Seen { standing: Standing::Absent, .. }]))
+}
+
+/// Sends the order. The outer failure: it did not leave.
+fn begin(line: &mut Line<'_>, order: &Order<'_>) -> Result<Result<Result<Started, Failure>, Failure>, Failure> {
+    let host = line.host();
+    // A connection of the command's own ends with it, and a relay would too.
+    if order.spool.is_some() {
+        return Ok(start(&host, line.shell()?.as_mut(), order));
+    }
+    let (mut shell, relay) = line.shell_with_relay(order.id)?;
+    Ok(start(&host, shell.as_mut(), &Order { relay, ..order.clone() }))
 }
 
 /// The directory to name to the host: on this machine a relative one is taken from here.
@@ -207,7 +227,12 @@ fn after_a_break(context: &mut Context, line: &mut Line<'_>, mut record: Record,
     for attempt in 0..LOOKS {
         line.hang_up();
         let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
-        seen = answer.ok().and_then(|mut seen| seen.pop());
+        seen = match answer {
+            Ok(mut seen) => seen.pop(),
+            Err(failure) if failure.kind == Kind::Unreachable => None,
+            // It would say the same again.
+            Err(_) => break,
+        };
         // What is about to start, or may still be on its way there, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
             None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS && began.elapsed() < LOOKING => {

@@ -1,5 +1,6 @@
 //! `tail`: passes a job's output on.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::time::Duration;
 
@@ -42,9 +43,11 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
     let read = if request.follow && !destination.is_local() {
         follow(&destination, &policy, &wanted, sink)?
     } else {
+        // Gone on with behind what was passed on, should an old connection turn out to be broken.
+        let mut progress = Progress::default();
         let mut line = Line::new(&destination, &policy);
         let host = line.host();
-        read(&host, line.shell()?.as_mut(), &wanted, &mut Progress::default(), sink)?
+        line.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
     };
     let label = record.label();
     if let Some(failure) = unreadable(&label, &read.seen) {
@@ -74,10 +77,11 @@ fn follow(
     let mut pause = BACKOFF.0;
     loop {
         let result = match gate.take() {
-            Some(gate) => gate.line().and_then(|mut line| {
+            Some(gate) => {
                 pause = BACKOFF.0;
-                read(&host, line.shell()?.as_mut(), wanted, &mut progress, sink)
-            }),
+                let mut line = gate.line();
+                line.shell().and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink))
+            }
             None => Err(Failure::new(Kind::Unreachable, host.clone())),
         };
         match result {

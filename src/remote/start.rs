@@ -1,6 +1,6 @@
 //! The script that starts a job.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
@@ -10,6 +10,7 @@ use crate::printable::printable;
 use crate::transport::Shell;
 
 /// A job to start.
+#[derive(Clone)]
 pub struct Order<'a> {
     /// Its id.
     pub id: &'a JobId,
@@ -22,7 +23,7 @@ pub struct Order<'a> {
     /// Variables for its environment.
     pub env: &'a [(String, OsString)],
     /// Where it starts; else in the home directory.
-    pub directory: Option<OsString>,
+    pub directory: Option<&'a OsStr>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
     /// Its streams are passed on to whoever runs it in the foreground.

@@ -66,6 +66,11 @@ pub trait Transport {
         None
     }
 
+    /// Whether its connection was made long ago, by another command, and may be found broken.
+    fn may_be_stale(&self) -> bool {
+        false
+    }
+
     /// The relays of jobs on this host, where somebody may hold some.
     fn relays(&mut self) -> Option<Box<dyn Relays>> {
         None
@@ -74,6 +79,12 @@ pub trait Transport {
 
 /// The relays that a keeper holds. Requests may be made one after the other; their answers come in any order.
 pub trait Relays {
+    /// Whether the relay of a job may be held.
+    fn holds(&self, job: &JobId) -> bool;
+
+    /// Ends the talk, and gives what was still said: what is not among that will not be done any more.
+    fn part(&mut self) -> Vec<Reply>;
+
     /// Asks for a signal to be sent to a job by its relay.
     ///
     /// # Errors
@@ -97,7 +108,7 @@ pub trait Relays {
 pub struct Line<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
-    transport: Option<Box<dyn Transport>>,
+    transport: Option<Box<dyn Transport + 'a>>,
 }
 
 impl<'a> Line<'a> {
@@ -129,6 +140,21 @@ impl<'a> Line<'a> {
         self.shell_source()?.shell()
     }
 
+    /// Has a shell work on what may be done twice: where an old connection turns out to be broken, it is done again over
+    /// a new one.
+    ///
+    /// # Errors
+    /// As [`Line::shell`], and what `work` says.
+    pub fn ask<T>(&mut self, mut work: impl FnMut(&mut dyn Shell) -> Result<T, Failure>) -> Result<T, Failure> {
+        let result = work(self.shell()?.as_mut());
+        let broke = matches!(&result, Err(failure) if failure.kind == Kind::Unreachable);
+        if !broke || !self.may_be_stale() {
+            return result;
+        }
+        self.hang_up();
+        work(self.shell()?.as_mut())
+    }
+
     /// A new shell for the script that starts `job`; see [`Transport::shell_with_relay`].
     ///
     /// # Errors
@@ -150,12 +176,18 @@ impl<'a> Line<'a> {
         self.shell_source().ok()?.relays()
     }
 
+    /// See [`Transport::may_be_stale`].
+    #[must_use]
+    pub fn may_be_stale(&self) -> bool {
+        self.transport.as_ref().is_some_and(|transport| transport.may_be_stale())
+    }
+
     /// Gives the connection up.
     pub fn hang_up(&mut self) {
         self.transport = None;
     }
 
-    fn shell_source(&mut self) -> Result<&mut Box<dyn Transport>, Failure> {
+    fn shell_source(&mut self) -> Result<&mut Box<dyn Transport + 'a>, Failure> {
         match &mut self.transport {
             Some(transport) => Ok(transport),
             empty => Ok(empty.insert(open(self.destination, self.policy)?)),
@@ -186,17 +218,13 @@ impl<'a> Gate<'a> {
     }
 
     /// A line by this connection.
-    ///
-    /// # Errors
-    /// [`Kind::Unreachable`] when it is broken.
-    pub fn line(&self) -> Result<Line<'a>, Failure> {
+    #[must_use]
+    pub fn line(&self) -> Line<'a> {
         let mut line = Line::new(self.destination, self.policy);
         if let Some(keeper) = &self.keeper {
-            let kept = keeper.open(self.destination);
-            let broken = |error| Failure::new(Kind::Unreachable, format!("{}: {error}", self.destination));
-            line.transport = Some(Box::new(kept.map_err(broken)?));
+            line.transport = Some(Box::new(keeper.way()));
         }
-        Ok(line)
+        line
     }
 }
 
@@ -219,13 +247,13 @@ pub struct Policy {
 ///
 /// # Errors
 /// `Unreachable`, `Auth` or `HostKey`; none for this machine.
-pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transport>, Failure> {
+pub fn open<'a>(destination: &'a Destination, policy: &'a Policy) -> Result<Box<dyn Transport + 'a>, Failure> {
     if destination.is_local() {
         return Ok(Box::new(local::Local));
     }
     if policy.keeper {
         match keeper::client::open(destination, policy) {
-            Ok(kept) => return kept.map(|kept| Box::new(kept) as Box<dyn Transport>),
+            Ok(kept) => return kept.map(|kept| Box::new(kept) as Box<dyn Transport + 'a>),
             Err(error) => (policy.step)(&format!("{destination}: no keeper ({error}); connecting directly")),
         }
     }

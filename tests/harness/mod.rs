@@ -53,8 +53,8 @@ pub use rsig::Rsig;
 pub use running::{Invocation, Output, Running, tool};
 pub use scratch::Scratch;
 pub use server::Server;
-pub(crate) use site::{on_every_kept_site, on_every_site};
 pub use site::{Fixture, Site};
+pub(crate) use site::{on_every_kept_site, on_every_site};
 pub use tty::Tty;
 pub use warden::base;
 

@@ -88,13 +88,19 @@ impl Lane {
         }
     }
 
-    /// Whether it can be given to a command.
+    /// Whether it is nobody's, and can be given to a command now or once it is open.
     #[must_use]
     pub fn is_free(&self) -> bool {
         matches!(self.stage, Stage::Opening | Stage::Starting | Stage::Open)
             && self.client.is_none()
             && self.relay.is_none()
             && !self.closing_input
+    }
+
+    /// Whether it is a relay and no command's any more: it ends only when its job does.
+    #[must_use]
+    pub fn is_relay_alone(&self) -> bool {
+        self.relay.is_some() && self.client.is_none()
     }
 
     /// Queues bytes for the shell.
@@ -144,6 +150,13 @@ impl Lane {
             ops.extend([Op::Read(false), Op::Read(true)]);
         }
         ops
+    }
+
+    /// Whether there is something to read that was taken in by a call for another stream or channel. `listen` as in
+    /// [`Lane::to_do`].
+    #[must_use]
+    pub fn has_more(&self, listen: bool) -> bool {
+        self.to_do(listen).contains(&Op::Read(false)) && self.channel.as_ref().is_some_and(Channel::has_bytes)
     }
 
     /// Makes a call. What was read is in `buffer`, as many bytes as the result says.

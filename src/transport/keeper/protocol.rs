@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -47,10 +47,16 @@ pub struct RelayFor {
 /// What a keeper says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// The first message.
-    Hello { version: String },
-    /// The shell is on its way; whether its channel will be kept as a relay.
+    /// The first message, and the jobs whose relays are held.
+    Hello {
+        version: String,
+        #[serde(default)]
+        jobs: Vec<String>,
+    },
+    /// The shell is there; whether its channel will be kept as a relay.
     Shell { relay: bool },
+    /// No shell can be had for now, and nothing was sent.
+    Busy,
     /// The shell has ended.
     End,
     /// The shell can't be had, or its connection broke.
