@@ -12,6 +12,7 @@ mod kit;
 mod login;
 mod ps;
 mod rm;
+mod run;
 mod selftest;
 mod shells;
 mod spawn;
