@@ -7,14 +7,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Direction, Fixture, Login, Output, Proxy, Running, Server, poll_until};
-use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, direct, direct_to, lines, look, state};
+use crate::harness::{Direction, Fixture, Login, Output, Proxy, Rsig, Running, Server, poll_until};
+use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
 
 /// A server behind a proxy, the fixture going through it.
 fn behind_proxy(login: Login) -> (Fixture, Proxy) {
     let server = Server::openssh(login).start();
     let proxy = Proxy::start(server.port(), Duration::ZERO);
-    let mut fixture = direct_to(server);
+    let mut fixture = Fixture::with(Some(server));
     fixture.go_through(&proxy);
     (fixture, proxy)
 }
@@ -207,7 +207,7 @@ fn a_server_that_is_gone_in_mid_wait_ends_it_with_255_and_the_next_one_goes_on()
     let mut server = Server::openssh(Login::Root).start();
     let connect = server.ssh_config("server").into_os_string().into_string().expect("UTF-8");
     let home = server.home().to_owned();
-    let rsig = direct();
+    let rsig = Rsig::new();
     let line = "until [ -e go ]; do sleep 0.02; done; exit 7";
     let job = rsig.run(&["spawn", "-F", &connect, "-c", "server", line]).ok().line();
     let wait = rsig.spawn_process(&["wait", &job]);
@@ -227,7 +227,7 @@ fn a_server_that_is_gone_in_mid_wait_ends_it_with_255_and_the_next_one_goes_on()
 
 #[test]
 fn hosts_that_can_not_be_reached_are_named_with_the_reason() {
-    let rsig = direct();
+    let rsig = Rsig::new();
     let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port").local_addr().expect("its address").port();
     let refusing = Proxy::start(free, Duration::ZERO);
     refusing.refuse(true);
@@ -251,7 +251,7 @@ fn hosts_that_can_not_be_reached_are_named_with_the_reason() {
 
 #[test]
 fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
-    let f = direct_to(Server::openssh(Login::User).start());
+    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
     let alive = f.spawn(&[], &["sleep", "1000"]);
     let here = f.rsig.run(&["spawn", "local", "--", "sleep", "1000"]).ok().line();
     // A job on a host that has since gone silent.
@@ -304,7 +304,7 @@ fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
 #[test]
 fn a_connection_that_falls_silent_ends_in_a_time_out() {
     // Each on a proxy of its own, all at once: what is tested takes half a minute.
-    let f = direct_to(Server::openssh(Login::User).start());
+    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
     let server = f.server.as_ref().expect("a server");
     let job = f.spawn(&[], &["sleep", "1000"]);
     let cases: [(&str, &[&str], i32); 3] = [

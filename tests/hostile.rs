@@ -4,14 +4,12 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::harness::keys::{Format, Type};
-use crate::harness::{Login, Output, Rsig, Server, Shell, keys, poll_until};
-use crate::kit::{
-    self, SOON, Sayer, Says, clear_message, config_for, direct, direct_to, harmless, record_on, run_within_memory,
-};
+use crate::harness::{Fixture, Login, Output, Rsig, Server, Shell, keys, poll_until};
+use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, harmless, record_on, run_within_memory};
 
 #[test]
 fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
-    let rsig = direct();
+    let rsig = Rsig::new();
     let megabyte = |byte: u8| vec![byte; 1 << 20];
     let with = |first: &[u8], then: Vec<u8>| [first.to_vec(), then].concat();
     let cases = [
@@ -90,7 +88,7 @@ fn nothing_works(rsig: &Rsig, name: &str, config: &str, said: &str) {
 #[test]
 fn a_login_that_runs_no_shell_starts_nothing_and_shows_its_words() {
     let server = Server::openssh(Login::User).start();
-    let rsig = direct();
+    let rsig = Rsig::new();
     for (name, script, said) in [
         ("silent", "exit 0", "does not run /bin/sh"),
         ("polite", "echo 'Only git is served here'; exit 3", "Only git is served here"),
@@ -122,7 +120,7 @@ fn a_login_shell_that_is_none_starts_nothing() {
         let accounts = server.dir().join("accounts/passwd");
         let text = fs::read_to_string(&accounts).expect("our own file").replace("/bin/bash", shell);
         fs::write(&accounts, text).expect("our own file");
-        let f = direct_to(server);
+        let f = Fixture::with(Some(server));
         let output = f.rsig.run(&f.words("spawn", &[], &["touch", "started"]));
         clear_message(output.code(code).stdout_is(""));
         output.stderr_has(said);
@@ -138,7 +136,7 @@ fn a_login_that_chatters_is_listened_through() {
         .file("banner", "\x1b]0;owned\x07\nAuthorized use only\n")
         .config("Banner {dir}/banner")
         .start();
-    let f = direct_to(server);
+    let f = Fixture::with(Some(server));
     let job = f.spawn(&[], &["sh", "-c", "printf 'out\\0\\001'; echo err >&2; sleep 1000"]);
     poll_until("it has written", SOON, || {
         let output = f.rsig.run(&["tail", &job]);
@@ -152,7 +150,7 @@ fn a_login_that_chatters_is_listened_through() {
 #[test]
 fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
     let server = Server::openssh(Login::Root).home_file(".bashrc", "head -c 3000000 /dev/zero | tr '\\0' x\n").start();
-    let f = direct_to(server);
+    let f = Fixture::with(Some(server));
     let output = run_within_memory(f.rsig.command(&f.words("spawn", &[], &["sh", "-c", ": >ran; sleep 1000"])));
     clear_message(output.code(255).stdout_is(""));
     output.stderr_has("sends far more than an answer").stderr_has("is not known");
@@ -174,7 +172,7 @@ x() { head -c \"$1\" /dev/zero | tr '\\0' x; }
 #[test]
 fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
     let server = Server::openssh(Login::User).start();
-    let rsig = direct();
+    let rsig = Rsig::new();
     for (name, lines, said, code) in [
         ("empty", "m begin; m end", "neither started nor refused", 255),
         ("mark", "m dance", "makes no sense: dance", 255),
@@ -216,7 +214,7 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
 #[test]
 fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
     let server = Server::openssh(Login::User).start();
-    let rsig = direct();
+    let rsig = Rsig::new();
     let nonsense = [
         ("nothing", "m begin; m end"),
         ("state", r"m begin; printf 'job 0 dan\033[2Jcing - - 5 5 1 Linux n\n'; m end"),

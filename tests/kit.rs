@@ -14,7 +14,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Fixture, Invocation, Output, Rsig, Server, poll_until};
+use crate::harness::{Invocation, Output, Rsig, poll_until};
 
 /// What is on its way comes within this time, also on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -22,20 +22,6 @@ pub const SOON: Duration = Duration::from_secs(20);
 const MESSAGE_MAX: usize = 3000;
 /// The most memory that rsig may ever need, in kB.
 const MEMORY_MAX: u64 = 100_000;
-
-/// rsig that connects by itself, so that a connection begins and ends with its command.
-pub fn direct() -> Rsig {
-    let mut rsig = Rsig::new();
-    rsig.connect_directly();
-    rsig
-}
-
-/// The same, and a server.
-pub fn direct_to(server: Server) -> Fixture {
-    let mut fixture = Fixture::with(Some(server));
-    fixture.rsig.connect_directly();
-    fixture
-}
 
 /// Asserts that standard error is something to show a person: not empty, bounded, without control characters.
 #[track_caller]

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::keys::{Format, Type};
 use crate::harness::tty::{CTRL_C, ENTER};
-use crate::harness::{Agent, Fixture, Login, Output, Server, keys, poll_until, procs, tool};
-use crate::kit::{self, SOON, clear_message, direct, direct_to, interrupted};
+use crate::harness::{Agent, Fixture, Login, Output, Rsig, Server, keys, poll_until, procs, tool};
+use crate::kit::{self, SOON, clear_message, interrupted};
 
 const SECRET: &str = "hunter2 & $(sesame)";
 
 /// A fixture whose configuration has these lines in front.
 fn with_lines(server: Server, lines: &str) -> Fixture {
-    let mut f = direct_to(server);
+    let mut f = Fixture::with(Some(server));
     let lines = lines.replace("{dir}", &f.server.as_ref().expect("a server").dir().display().to_string());
     configure(&mut f, &lines);
     f
@@ -51,7 +51,7 @@ fn keys_of_every_kind_let_in_and_a_lack_of_them_is_explained() {
         ("ecdsa", Type::Ecdsa, Format::OpenSsh),
         ("ecdsa-pem", Type::Ecdsa, Format::Pem),
     ];
-    let mut f = direct_to(server);
+    let mut f = Fixture::with(Some(server));
     for (name, kind, format) in kinds {
         let key = keys::generate(&dir.join(name), kind, "", format);
         f.server.as_ref().expect("a server").add_authorized(&key.public);
@@ -87,7 +87,7 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
     server.add_authorized(&locked.public);
     agent.add(&locked);
     fs::remove_file(&server.client_key().private).expect("our own file");
-    let mut f = direct_to(server);
+    let mut f = Fixture::with(Some(server));
     let socket = agent.socket().display().to_string();
     let with_agent =
         |f: &Fixture| f.rsig.command(&f.words("spawn", &["-v"], &["true"])).env("SSH_AUTH_SOCK", &socket).run();
@@ -175,7 +175,7 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
 fn a_key_and_then_a_password_are_two_steps() {
     let methods = "AuthenticationMethods publickey,password";
     let server = Server::openssh(Login::User).password(SECRET).config(methods).start();
-    let f = direct_to(server);
+    let f = Fixture::with(Some(server));
     let program = askpass(f.rsig.dir(), SECRET);
     let spawn = |program: &str| {
         let command = f.rsig.command(&f.words("spawn", &["-v"], &["true"]));
@@ -287,7 +287,7 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
     let dir = server.dir().display().to_string();
     let own = server.host_keys()[0].clone();
     let key = server.client_key().private.display().to_string();
-    let mut f = direct_to(server);
+    let mut f = Fixture::with(Some(server));
     for name in ["key-server", "key-127.0.0.1"] {
         fs::copy(&key, format!("{dir}/{name}")).expect("our own directory");
     }
@@ -331,7 +331,7 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
     let inner = Server::openssh(Login::Root).start();
     let text = |config: std::path::PathBuf| fs::read_to_string(config).expect("our own file");
     let both = text(inner.ssh_config_with("inner", "ProxyJump gate")) + &text(gate.ssh_config("gate"));
-    let rsig = direct();
+    let rsig = Rsig::new();
     let config = rsig.dir().join("both").display().to_string();
     fs::write(&config, both).expect("our own directory");
     let job =
@@ -354,7 +354,7 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
 fn a_busy_server_is_asked_again_and_given_up_at_last() {
     let server = Server::openssh(Login::User).config("MaxStartups 1:100:1\nLoginGraceTime 60").start();
     let port = server.port();
-    let f = direct_to(server);
+    let f = Fixture::with(Some(server));
     let occupy = || {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
         let mut banner = [0; 4];
@@ -376,7 +376,7 @@ fn a_busy_server_is_asked_again_and_given_up_at_last() {
 
 #[test]
 fn one_session_at_a_time_is_enough() {
-    let f = direct_to(Server::openssh(Login::User).config("MaxSessions 1").start());
+    let f = Fixture::with(Some(Server::openssh(Login::User).config("MaxSessions 1").start()));
     let job = f.spawn(&[], &["sh", "-c", "echo out; sleep 1000"]);
     let other = f.spawn(&[], &["sleep", "1000"]);
     f.rsig.run(&["kill", "-s", "CONT", &job, &other]).ok();

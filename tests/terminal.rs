@@ -3,8 +3,8 @@
 use std::fs;
 
 use crate::harness::tty::CTRL_C;
-use crate::harness::{Login, Rsig, Server, Tty, poll_until, tool};
-use crate::kit::{self, SOON, Sayer, Says, config_for, direct_to, harmless, interrupted, record_on};
+use crate::harness::{Fixture, Login, Rsig, Server, Tty, poll_until, tool};
+use crate::kit::{self, SOON, Sayer, Says, config_for, harmless, interrupted, record_on};
 
 /// A machine that knows a few jobs.
 fn with_jobs() -> Rsig {
@@ -111,7 +111,7 @@ fn a_reader_that_goes_ends_it_quietly() {
 
 #[test]
 fn ctrl_c_ends_a_wait_and_a_tail_and_leaves_the_job_alone() {
-    let f = direct_to(Server::openssh(Login::User).start());
+    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
     let here = f.rsig.run(&["spawn", "-c", "local", "echo ready; exec sleep 1000"]).ok().line();
     let there = f.spawn(&[], &["sh", "-c", "echo ready; exec sleep 1000"]);
     for job in [&here, &there] {

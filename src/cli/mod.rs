@@ -1,6 +1,8 @@
 //! The command line: its words and options, and nothing else.
 
 pub mod complete;
+#[cfg(test)]
+mod pages;
 mod parse;
 mod words;
 
@@ -101,6 +103,7 @@ impl From<ConnectArgs> for Connect {
 
 /// Start a job that outlives the connection, and print its id
 #[derive(Args, Debug)]
+#[command(override_usage = "rsig spawn [OPTIONS] <HOST> [--] <COMMAND> [ARG]...")]
 pub struct Spawn {
     /// A name for the job, unique among the unfinished ones
     #[arg(short, long)]
@@ -125,14 +128,15 @@ pub struct Spawn {
     pub terminal: bool,
     #[command(flatten)]
     pub common: Common,
-    #[command(flatten)]
-    pub connect: ConnectArgs,
     /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
     #[arg(add = ArgValueCompleter::new(complete::host))]
     pub host: Host,
     /// The command and its arguments: everything behind HOST
     #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
+    // Last, since its heading holds for all that comes behind it.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// The way that a signal may take.
@@ -177,6 +181,8 @@ impl From<OsWord> for Os {
 
 /// Send a signal to jobs, each exactly once
 #[derive(Args, Debug)]
+#[command(override_usage = "rsig kill [OPTIONS] <JOB> [SIGNAL]\n       \
+    rsig kill [OPTIONS] -s <SIGNAL> <JOB>...\n       rsig kill -l [--os <OS>] [SIGNAL]")]
 pub struct Kill {
     /// The signal: a name with or without SIG, or a number of the job's system; also as -TERM or -15
     #[arg(short, long, add = ArgValueCompleter::new(complete::signal))]
@@ -346,7 +352,11 @@ pub enum KeeperCommand {
     /// End keepers; jobs run on, and the next command starts another
     Stop {
         /// The keepers of one host
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(
+            required_unless_present = "all",
+            conflicts_with = "all",
+            add = ArgValueCompleter::new(complete::recorded_host)
+        )]
         host: Option<Host>,
         /// All keepers
         #[arg(long)]

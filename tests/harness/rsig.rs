@@ -13,19 +13,15 @@ use super::scratch::Scratch;
 pub struct Rsig {
     home: PathBuf,
     state: PathBuf,
+    /// Whether commands go by a keeper, as they do by default outside the tests.
+    pub keeper: bool,
     scratch: Scratch,
-    keeper: bool,
 }
 
 impl Rsig {
     pub fn new() -> Self {
         let scratch = Scratch::new();
-        Self { home: scratch.subdir("home", 0o700), state: scratch.subdir("state", 0o700), scratch, keeper: true }
-    }
-
-    /// Has every command connect by itself from now on, so that its connection begins and ends with it.
-    pub fn connect_directly(&mut self) {
-        self.keeper = false;
+        Self { home: scratch.subdir("home", 0o700), state: scratch.subdir("state", 0o700), keeper: false, scratch }
     }
 
     /// The home of whoever runs it, and of jobs on `local`.
