@@ -23,6 +23,10 @@ pub enum Kind {
     HostKey,
     /// The job's processes are another user's.
     NotPermitted,
+    /// The command is not there.
+    CommandMissing,
+    /// The command can't be executed.
+    CommandDenied,
     /// No channel is held that could take the signal.
     NoChannel,
     /// The login runs no shell, so that nothing that was sent to one can have been carried out.
@@ -45,7 +49,7 @@ impl Kind {
             Self::NotRunning => exit::NOT_RUNNING,
             Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
             Self::TimedOut => exit::TIMED_OUT,
-            Self::NotPermitted | Self::NoChannel | Self::NoShell | Self::Failed => exit::FAILED,
+            Self::NotPermitted | Self::CommandMissing | Self::CommandDenied | Self::NoChannel | Self::NoShell | Self::Failed => exit::FAILED,
         }
     }
 
@@ -63,7 +67,7 @@ impl Kind {
             Self::NotPermitted => "not_permitted",
             Self::NoChannel => "no_channel",
             Self::Unconfirmed => "unconfirmed",
-            Self::Usage | Self::TimedOut | Self::NoShell | Self::Failed => "failed",
+            Self::Usage | Self::CommandMissing | Self::CommandDenied | Self::TimedOut | Self::NoShell | Self::Failed => "failed",
         }
     }
 }
@@ -82,6 +86,10 @@ pub mod exit {
     pub const NOT_RUNNING: u8 = 4;
     /// Still running when the time was over.
     pub const TIMED_OUT: u8 = 124;
+    /// `run`: the command can't be executed.
+    pub const COMMAND_DENIED: u8 = 126;
+    /// `run`: the command is not there.
+    pub const COMMAND_MISSING: u8 = 127;
     /// `wait`: the job is lost, or rsig failed itself.
     pub const LOST: u8 = 125;
     /// The host could not be reached, or refused the login or was refused for its key.

@@ -10,7 +10,7 @@ use super::Context;
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
-use crate::remote::start::{Order, start};
+use crate::remote::start::{Order, Spool, Tether, start};
 use crate::remote::{Standing, look};
 use crate::store::Taken;
 use crate::transport::Line;
@@ -29,6 +29,17 @@ pub struct Request {
     pub env: Vec<(String, OsString)>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// Somebody runs it in the foreground.
+    pub foreground: Option<Foreground>,
+}
+
+/// How a job in the foreground is held.
+#[derive(Clone)]
+pub struct Foreground {
+    /// How its streams are passed on.
+    pub spool: Spool,
+    /// What ends it when nobody holds it any more.
+    pub tether: Option<Tether>,
 }
 
 /// A job that was started.
@@ -51,6 +62,15 @@ const LOOKING: Duration = Duration::from_secs(10);
 /// # Errors
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
 pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
+    let (policy, destination) = (context.policy, request.destination.clone());
+    over(context, &mut Line::new(&destination, &policy), request)
+}
+
+/// Starts a job over a line that somebody else keeps.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Result<Spawned> {
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();
     let mut record = Record::new(JobId::random()?, request.name, request.destination, command);
@@ -58,10 +78,8 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     record.cwd = directory.as_ref().map(text);
     reserve(context, &record)?;
 
-    let policy = context.policy;
-    let destination = record.destination.clone();
-    let mut line = Line::new(&destination, &policy);
     let id = record.id.clone();
+    let foreground = request.foreground;
     let mut order = Order {
         id: &id,
         cookie: &job::random_hex::<16>()?,
@@ -70,6 +88,8 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
         env: &request.env,
         directory,
         merge: request.merge,
+        spool: foreground.as_ref().map(|foreground| foreground.spool),
+        tether: foreground.as_ref().and_then(|foreground| foreground.tether.clone()),
         relay: None,
     };
     let mut given_up = |failure: Failure| -> Result<Spawned> {
@@ -80,18 +100,24 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
         return given_up(failure);
     }
     let host = line.host();
-    let answer = match line.shell_with_relay(&id) {
-        Ok((mut shell, relay)) => {
-            order.relay = relay.as_deref();
+    // A connection of the command's own ends with it, and a relay would too.
+    let answer = if foreground.is_some() {
+        line.shell().map(|mut shell| start(&host, shell.as_mut(), &order))
+    } else {
+        line.shell_with_relay(&id).map(|(mut shell, relay)| {
+            order.relay = relay;
             start(&host, shell.as_mut(), &order)
-        }
+        })
+    };
+    let answer = match answer {
+        Ok(answer) => answer,
         Err(failure) => return given_up(failure),
     };
     let started = match answer {
         Ok(Ok(started)) => started,
-        Ok(Err((_, failure))) => return given_up(failure),
+        Ok(Err(failure)) => return given_up(failure),
         Err(failure) if failure.kind == Kind::NoShell => return given_up(failure),
-        Err(failure) => return after_a_break(context, &mut line, record, failure),
+        Err(failure) => return after_a_break(context, line, record, failure),
     };
     record.state = State::Running;
     record.pid = Some(started.pid);

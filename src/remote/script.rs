@@ -106,7 +106,7 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
-        script.set("rs_relay", order.relay.unwrap_or_default())?;
+        script.set("rs_relay", order.relay.as_deref().unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         for part in [file!("host"), file!("process"), file!("spawn")] {
@@ -202,6 +202,43 @@ impl Script {
         Ok(script)
     }
 
+    /// Passes a spooled job's output on.
+    pub(super) fn stream(place: &str, out_at: u64, err_at: u64) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.set("place", place)?;
+        script.set("out_at", out_at.to_string())?;
+        script.set("err_at", err_at.to_string())?;
+        script.include(file!("stream"));
+        Ok(script)
+    }
+
+    /// Takes a job's input.
+    pub(super) fn receive(place: &str) -> Result<Self, Failure> {
+        Self::input(place, "receive", &[])
+    }
+
+    /// Says that a job's input is whole.
+    pub(super) fn finish(place: &str, total: u64) -> Result<Self, Failure> {
+        Self::input(place, "finish", &[&total.to_string()])
+    }
+
+    fn input(place: &str, function: &str, arguments: &[&str]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("receive"));
+        script.call("place", &[place])?;
+        script.text.extend_from_slice(b"enter \"$dir\" || rs_end\n");
+        script.call(function, arguments)?;
+        Ok(script)
+    }
+
+    /// Keeps a job's tether.
+    pub(super) fn beat(place: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.set("place", place)?;
+        script.include(file!("beat"));
+        Ok(script)
+    }
+
     fn about_jobs() -> Result<Self, Failure> {
         let mut script = Self::begin()?;
         for part in [file!("host"), file!("process"), file!("look")] {
@@ -218,8 +255,31 @@ impl Script {
 /// The script of a job's supervisor.
 fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
-    script.set("rs_errors", if order.merge { "out" } else { "err" })?;
+    let (output, errors) = match (order.spool.is_some(), order.merge) {
+        (true, _) => ("out.pipe", "err.pipe"),
+        (false, true) => ("out", "out"),
+        (false, false) => ("out", "err"),
+    };
+    let input = if order.spool.is_some_and(|spool| spool.input) { "in.pipe" } else { "/dev/null" };
+    let mut beside = Vec::new();
+    script.set("rs_input", input)?;
+    script.set("rs_output", output)?;
+    script.set("rs_errors", errors)?;
     script.include(file!("process"));
+    if let Some(spool) = &order.spool {
+        beside.push("rs_spool");
+        script.set("rs_limit", spool.limit.to_string())?;
+        script.include(file!("spool"));
+    }
+    if let Some(tether) = &order.tether {
+        beside.push("rs_tie");
+        let (holder, birth) = tether.holder.clone().map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
+        script.set("rs_tether", tether.patience.as_secs().max(1).to_string())?;
+        script.set("rs_holder", holder)?;
+        script.set("rs_holder_birth", birth)?;
+        script.include(file!("tether"));
+    }
+    script.set("rs_beside", beside.join(" "))?;
     script.include(file!("supervise"));
     script.text.extend_from_slice(b"exit\n}");
     Ok(script.text)

@@ -175,18 +175,31 @@ pub fn open(destination: &Destination, policy: &Policy) -> io::Result<Result<Kep
 
 /// Starts a keeper, and waits until it listens. It asks what it has to ask on this command's terminal.
 fn start(destination: &Destination, place: &Place, policy: &Policy) -> io::Result<Result<(), Failure>> {
+    Ok(birth(destination, place, policy, false)?.map(drop))
+}
+
+/// Starts a keeper's process, and waits for its word on how it went.
+fn birth(
+    destination: &Destination,
+    place: &Place,
+    policy: &Policy,
+    private: bool,
+) -> io::Result<Result<std::process::Child, Failure>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(SERVE).arg(&place.socket).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     sys::process::start_clean(&mut command);
     let mut child = command.spawn()?;
-    let order = Order { destination: destination.clone(), batch: policy.batch, verbose: policy.verbose };
+    let order = Order { destination: destination.clone(), batch: policy.batch, verbose: policy.verbose, private };
     if let Some(mut input) = child.stdin.take() {
+        let mut line = serde_json::to_vec(&order)?;
+        line.push(b'\n');
         // A child that is gone already says why below.
-        drop(input.write_all(&serde_json::to_vec(&order)?));
+        drop(input.write_all(&line));
+        child.stdin = private.then_some(input);
     }
     let answer = child.stdout.take().map(io::read_to_string).transpose()?.unwrap_or_default();
     match serde_json::from_str(&answer) {
-        Ok(Birth::Ready) => Ok(Ok(())),
+        Ok(Birth::Ready) => Ok(Ok(child)),
         Ok(Birth::Failed { kind, message }) => {
             child.wait()?;
             Ok(Err(Failure::new(kind.into(), message)))
@@ -195,6 +208,40 @@ fn start(destination: &Destination, place: &Place, policy: &Policy) -> io::Resul
             let status = child.wait()?;
             Err(io::Error::other(format!("the keeper ended before it was ready ({status})")))
         }
+    }
+}
+
+/// A keeper of one command's own: it ends with this.
+pub struct Private {
+    place: Place,
+    child: std::process::Child,
+}
+
+impl Private {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn start(destination: &Destination, policy: &Policy) -> io::Result<Result<Self, Failure>> {
+        let place = Place::private(destination)?;
+        Ok(birth(destination, &place, policy, true)?.map(|child| Self { place, child }))
+    }
+
+    /// The way to the host by it.
+    ///
+    /// # Errors
+    /// When it has gone.
+    pub fn open(&self, destination: &Destination) -> io::Result<Kept> {
+        Ok(Kept { host: destination.to_string(), place: self.place.clone(), ready: None })
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        // The end of its input is its end.
+        drop(self.child.stdin.take());
+        drop(self.child.wait());
+        drop(std::fs::remove_file(&self.place.socket));
     }
 }
 
@@ -207,6 +254,8 @@ pub struct Order {
     pub batch: bool,
     /// Say the steps of connecting.
     pub verbose: bool,
+    /// Be one command's own: end when the standard input does, and carry much.
+    pub private: bool,
 }
 
 impl Kept {
@@ -240,6 +289,15 @@ impl Transport for Kept {
         let wanted = RelayFor { job: job.to_string(), word: word.clone() };
         let (shell, relay) = self.shell_for(Some(wanted))?;
         Ok((Box::new(shell), relay.then_some(word)))
+    }
+
+    fn beating_shell(&mut self, every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
+        let seconds = every.as_secs().max(1);
+        Some(self.shell_for(None).and_then(|(mut shell, _)| {
+            let asked = shell.talk.say(&Request::Beat { seconds });
+            asked.map_err(|error| Failure::new(Kind::Unreachable, format!("{}: {error}", self.host)))?;
+            Ok(Box::new(shell) as Box<dyn Shell>)
+        }))
     }
 
     fn relays(&mut self) -> Option<Box<dyn Relays>> {

@@ -1,7 +1,8 @@
 //! How a keeper comes into being: it connects while it still has the user's terminal, and then lets go of everything.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
@@ -24,7 +25,8 @@ const MEMORY: u64 = 96 << 20;
 /// When even that can't be said.
 pub fn serve(socket: &Path, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
     let mut order = String::new();
-    io::stdin().take(1 << 20).read_to_string(&mut order)?;
+    io::stdin().lock().take(1 << 20).read_line(&mut order)?;
+    let lifeline = io::stdin().as_fd().try_clone_to_owned()?;
     let order: Order = serde_json::from_str(&order)?;
     let begun = begin(socket, &order, warn, if order.verbose { step } else { |_| () });
     let birth = match &begun {
@@ -37,7 +39,12 @@ pub fn serve(socket: &Path, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
     sys::process::detach()?;
     say(&birth)?;
     sys::process::close_standard_streams()?;
-    limit_memory();
+    if order.private {
+        keeper.be_private(lifeline);
+    } else {
+        drop(lifeline);
+        limit_memory();
+    }
     let end = keeper.run();
     // The next keeper removes a socket that is left behind; one that is bound there by now must stay.
     if end == End::Done && keeper.is_found() {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -43,6 +43,10 @@ const AFTER_REFUSAL: Duration = Duration::from_millis(50);
 const TAKEN_IN: Duration = Duration::from_millis(2);
 /// The same while the server has a request to answer.
 const UNTOLD: Duration = Duration::from_millis(50);
+/// How much a server may send on a channel ahead of what was read.
+const WINDOW: u32 = 256 << 10;
+/// The same where much is to be carried: 100 ms of round trip let 160 MB/s through.
+const WINDOW_OF_MUCH: u32 = 16 << 20;
 /// How often the keeper looks whether its socket is still there.
 const SOCKET: Duration = Duration::from_secs(20);
 
@@ -61,6 +65,8 @@ struct Client {
     /// Its relay, as long as it has no channel.
     relay: Option<Relay>,
     waits_for_lane: bool,
+    /// How often its shell is sent an empty line, and when the next one is due.
+    beat: Option<(Duration, Instant)>,
     /// All is said: it is let go when all is sent.
     done: bool,
 }
@@ -73,6 +79,9 @@ pub struct Keeper {
     /// The socket's path and inode: a keeper that can't be found any more is of no use.
     socket: (PathBuf, u64),
     socket_seen: Instant,
+    /// The command whose own it is, as long as that lives.
+    lifeline: Option<OwnedFd>,
+    window: u32,
     clients: BTreeMap<ClientId, Client>,
     lanes: BTreeMap<LaneId, Lane>,
     next_id: u64,
@@ -122,6 +131,8 @@ impl Keeper {
             listener,
             socket: (socket.to_owned(), std::fs::symlink_metadata(socket)?.ino()),
             socket_seen: now,
+            lifeline: None,
+            window: WINDOW,
             clients: BTreeMap::new(),
             lanes: BTreeMap::new(),
             next_id: 0,
@@ -136,6 +147,12 @@ impl Keeper {
             stopped: false,
             buffer: vec![0; 32 << 10],
         })
+    }
+
+    /// Makes it one command's own: it ends when `lifeline` does, and its channels carry much.
+    pub fn be_private(&mut self, lifeline: OwnedFd) {
+        self.lifeline = Some(lifeline);
+        self.window = WINDOW_OF_MUCH;
     }
 
     /// Serves until there is nothing more to serve.
@@ -193,6 +210,8 @@ impl Keeper {
         let mut fds = vec![
             PollFd::new(socket, if writing { both } else { PollFlags::POLLIN }),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            // With nobody at its other end, a pipe is always ready.
+            PollFd::new(self.lifeline.as_ref().map_or(self.listener.as_fd(), AsFd::as_fd), PollFlags::POLLIN),
         ];
         let mut ids = Vec::with_capacity(self.clients.len());
         for (id, client) in &self.clients {
@@ -214,6 +233,10 @@ impl Keeper {
         let mut fds = fds.iter();
         let ssh = fds.next().is_some_and(heard);
         let listener = fds.next().is_some_and(ready);
+        let alone = fds.next().is_some_and(ready) && self.lifeline.is_some();
+        if alone {
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, "the command has gone"));
+        }
         let ready = fds.zip(ids).filter(|(fd, _)| ready(fd)).map(|(_, id)| id).collect();
         Ok((ssh, listener, ready))
     }
@@ -241,6 +264,9 @@ impl Keeper {
             until = until.min(now + TAKEN_IN);
         } else if waiting && self.lanes.values().any(|lane| !matches!(lane.stage, Stage::Open | Stage::Draining)) {
             until = until.min(now + UNTOLD);
+        }
+        for (_, due) in self.clients.values().filter_map(|client| client.beat) {
+            until = until.min(due);
         }
         // The machine may have slept through a deadline: look now and then.
         until.min(Instant::now() + SOCKET)
@@ -439,7 +465,7 @@ impl Keeper {
         let room = self.sessions.saturating_sub(self.lanes.len());
         for _ in 0..(left + spare).min(room) {
             self.next_id += 1;
-            self.lanes.insert(self.next_id, Lane::new());
+            self.lanes.insert(self.next_id, Lane::new(self.window));
         }
     }
 
@@ -454,6 +480,14 @@ impl Keeper {
             let relay = self.lanes.get_mut(&id).and_then(|lane| lane.relay.as_mut());
             let actions = relay.map(|relay| relay.tick(now)).unwrap_or_default();
             self.act(id, actions);
+        }
+        for client in self.clients.values_mut() {
+            if let Some((every, due)) = client.beat.filter(|(_, due)| now >= *due) {
+                client.beat = Some((every, due.max(now) + every));
+                if let Some(lane) = client.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+                    lane.write(b"\n");
+                }
+            }
         }
         if now.saturating_duration_since(self.socket_seen) >= SOCKET {
             self.socket_seen = now;
@@ -496,6 +530,7 @@ impl Keeper {
                 early: Vec::new(),
                 relay: None,
                 waits_for_lane: false,
+                beat: None,
                 done: false,
             };
             self.clients.insert(self.next_id, client);
@@ -561,6 +596,10 @@ impl Keeper {
             }
             _ if !client.greeted => return false,
             Request::Shell { relay } => return self.wants_shell(id, relay),
+            Request::Beat { seconds } => {
+                let every = Duration::from_secs(seconds.max(1));
+                client.beat = Some((every, Instant::now() + every));
+            }
             Request::Signal { job, name } => self.wants_signal(id, &job, &name),
             Request::Watch { job } => {
                 let relay =
