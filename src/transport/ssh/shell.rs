@@ -150,10 +150,11 @@ impl Shell for SshShell<'_> {
                 Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     // A packet that is half sent comes first, whatever else is waiting.
-                    if !Channel::owes_output(self.session()) {
-                        self.start()?;
+                    // And the answer to the request may have been taken in together with the room for what is written.
+                    let answered = self.starting && !Channel::owes_output(self.session()) && !self.start()?;
+                    if !answered {
+                        ready(self.connection, until)?;
                     }
-                    ready(self.connection, until)?;
                 }
                 Err(error) => return Err(error),
             }
