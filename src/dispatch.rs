@@ -111,12 +111,7 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
 }
 
 /// What is to be started, and where.
-fn job(
-    job: cli::JobArgs,
-    host: Host,
-    connect: cli::ConnectArgs,
-    command: Vec<OsString>,
-) -> Result<spawn::Request> {
+fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<OsString>) -> Result<spawn::Request> {
     if job.terminal {
         return Err(usage(
             "-t: a job outlives the terminal that it is started from, so it has none; for a program that buffers its \

@@ -49,7 +49,12 @@ impl Kind {
             Self::NotRunning => exit::NOT_RUNNING,
             Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
             Self::TimedOut => exit::TIMED_OUT,
-            Self::NotPermitted | Self::CommandMissing | Self::CommandDenied | Self::NoChannel | Self::NoShell | Self::Failed => exit::FAILED,
+            Self::NotPermitted
+            | Self::CommandMissing
+            | Self::CommandDenied
+            | Self::NoChannel
+            | Self::NoShell
+            | Self::Failed => exit::FAILED,
         }
     }
 
@@ -67,7 +72,12 @@ impl Kind {
             Self::NotPermitted => "not_permitted",
             Self::NoChannel => "no_channel",
             Self::Unconfirmed => "unconfirmed",
-            Self::Usage | Self::CommandMissing | Self::CommandDenied | Self::TimedOut | Self::NoShell | Self::Failed => "failed",
+            Self::Usage
+            | Self::CommandMissing
+            | Self::CommandDenied
+            | Self::TimedOut
+            | Self::NoShell
+            | Self::Failed => "failed",
         }
     }
 }

@@ -84,12 +84,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 ///
 /// # Errors
 /// When it could not be started, or its end can't be found out; or what `sink` says, and then the job is ended too.
-pub fn run(
-    context: &mut Context,
-    request: Request,
-    outside: Outside,
-    sink: &mut foreground::Sink<'_>,
-) -> Result<Ran> {
+pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut foreground::Sink<'_>) -> Result<Ran> {
     let destination = request.spawn.destination.clone();
     let policy = context.policy;
     let gate = Gate::open(&destination, &policy)?;
@@ -260,9 +255,9 @@ impl<'a> Held<'a> {
                 return Err(Failure::new(Kind::Failed, "the run was over before its job"));
             };
             let host = line.host();
-            let result = line.shell().and_then(|mut shell| {
-                foreground::stream(&host, shell.as_mut(), &self.place, &mut positions, sink)
-            });
+            let result = line
+                .shell()
+                .and_then(|mut shell| foreground::stream(&host, shell.as_mut(), &self.place, &mut positions, sink));
             match result {
                 Err(failure) if failure.kind == Kind::Unreachable => self.reconnect(&failure)?,
                 other => return other,
@@ -285,14 +280,14 @@ impl<'a> Held<'a> {
 
     /// Sends the input until the host has all of it.
     fn send_input(&self, pieces: Receiver<Vec<u8>>) {
-        let mut input = Input { held: self, pieces, kept: VecDeque::new(), has: 0, sent: None, whole: false, done: false };
+        let mut input =
+            Input { held: self, pieces, kept: VecDeque::new(), has: 0, sent: None, whole: false, done: false };
         while !input.done {
             let Some((mut line, number)) = self.line() else { return };
             let host = line.host();
             input.sent = None;
-            let sent = line
-                .shell()
-                .and_then(|mut shell| foreground::receive(&host, shell.as_mut(), &self.place, &mut input));
+            let sent =
+                line.shell().and_then(|mut shell| foreground::receive(&host, shell.as_mut(), &self.place, &mut input));
             if sent.is_err() && !self.is_over() && !input.done {
                 self.await_change(number);
             }

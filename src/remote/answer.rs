@@ -157,7 +157,8 @@ impl Framed {
                     Phase::Over
                 }
                 (Phase::Data, word) if word.starts_with(b"ended ") => {
-                    self.ending = Ending::Ended(String::from_utf8_lossy(word.get(6..).unwrap_or_default()).into_owned());
+                    self.ending =
+                        Ending::Ended(String::from_utf8_lossy(word.get(6..).unwrap_or_default()).into_owned());
                     Phase::Over
                 }
                 _ => return Err(garbage(host, word)),

@@ -277,7 +277,8 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     }
     if let Some(tether) = &order.tether {
         beside.push("rs_tie");
-        let (holder, birth) = tether.holder.clone().map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
+        let (holder, birth) =
+            tether.holder.clone().map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
         script.set("rs_tether", tether.patience.as_secs().max(1).to_string())?;
         script.set("rs_holder", holder)?;
         script.set("rs_holder_birth", birth)?;

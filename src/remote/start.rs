@@ -120,9 +120,7 @@ fn refused(host: &str, rest: &str) -> Failure {
         "missing" => Failure::new(Kind::CommandMissing, format!("{host}: command not found: {why}")),
         "denied" => Failure::new(Kind::CommandDenied, format!("{host}: {why}")),
         "directory" => Failure::new(Kind::Failed, format!("{host}: {why}")),
-        "home" | "disk" => {
-            Failure::new(Kind::Failed, format!("{host}: the job's files can't be written there: {why}"))
-        }
+        "home" | "disk" => Failure::new(Kind::Failed, format!("{host}: the job's files can't be written there: {why}")),
         "session" => Failure::new(Kind::Failed, format!("{host}: a job can't be detached there: {why}")),
         _ => Failure::new(Kind::Failed, format!("{host}: the job did not start: {why}")),
     }
