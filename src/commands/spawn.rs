@@ -1,12 +1,14 @@
 //! `spawn`: starts a job that outlives the connection.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::Context;
+use super::{Context, Group, spread};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
@@ -17,8 +19,6 @@ use crate::transport::Line;
 
 /// A job to start.
 pub struct Request {
-    /// Where.
-    pub destination: Destination,
     /// The command and its arguments.
     pub command: Vec<OsString>,
     /// Its name.
@@ -29,6 +29,10 @@ pub struct Request {
     pub env: Vec<(String, OsString)>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// How long it may run: its host ends it then.
+    pub timeout: Option<Duration>,
+    /// It is forgotten, with its files, once it has ended and its output is read.
+    pub ephemeral: bool,
 }
 
 /// A job that was started.
@@ -48,34 +52,147 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 ///
 /// # Errors
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
-pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
+pub fn spawn(context: &mut Context, destination: &Destination, request: &Request) -> Result<Spawned> {
+    let job = prepare(context, destination, request)?;
+    let policy = context.policy;
+    let launched = launch(&mut Line::new(destination, &policy), job, request);
+    settle(context, launched)
+}
+
+/// How long a job that runs is held back for an earlier host's.
+const IN_TURN: Duration = Duration::from_secs(1);
+
+/// Starts the same job on several hosts, at most [`crate::transport::Policy::parallel`] at a time. They are passed on in
+/// the order of the hosts; but one that is slow, or dead, holds the others back for a second at most.
+pub fn spawn_on(
+    context: &mut Context,
+    destinations: &[Destination],
+    request: &Request,
+    mut on_spawned: impl FnMut(Result<Spawned>),
+) {
+    let mut turns = Turns::default();
+    let mut groups: Vec<Group<(usize, Job)>> = Vec::new();
+    for (place, destination) in destinations.iter().enumerate() {
+        match prepare(context, destination, request) {
+            Ok(job) => groups.push(Group { destination: destination.clone(), jobs: vec![(place, job)] }),
+            Err(error) => turns.put(place, Err(error), Instant::now()),
+        }
+    }
+    let policy = context.policy;
+    let work = |line: &mut Line<'_>, jobs: Vec<(usize, Job)>, sender: &Sender<(usize, Launched)>| {
+        for (place, job) in jobs {
+            // Nobody listens any more only when all is over.
+            drop(sender.send((place, launch(line, job, request))));
+        }
+    };
+    spread(&policy, None, groups, &work, |receiver| {
+        loop {
+            while let Some(spawned) = turns.take(Instant::now(), IN_TURN) {
+                on_spawned(spawned);
+            }
+            let received = match turns.overdue_at(IN_TURN) {
+                Some(at) => receiver.recv_timeout(at.saturating_duration_since(Instant::now())),
+                None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok((place, launched)) => turns.put(place, settle(context, launched), Instant::now()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+    });
+    while let Some(spawned) = turns.take(Instant::now(), Duration::ZERO) {
+        on_spawned(spawned);
+    }
+}
+
+/// Puts what comes in any order into its own, without waiting for long.
+struct Turns<T> {
+    waiting: BTreeMap<usize, (Instant, T)>,
+    /// The first place that has not come yet.
+    next: usize,
+    /// Places behind that which have been let through.
+    ahead: BTreeSet<usize>,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { waiting: BTreeMap::new(), next: 0, ahead: BTreeSet::new() }
+    }
+}
+
+impl<T> Turns<T> {
+    fn put(&mut self, place: usize, item: T, now: Instant) {
+        self.waiting.insert(place, (now, item));
+    }
+
+    /// The next one: whose turn it is, or the first of those that are there when any has waited long enough.
+    fn take(&mut self, now: Instant, patience: Duration) -> Option<T> {
+        let overdue = self.overdue_at(patience).is_some_and(|at| at <= now);
+        let first = self.waiting.first_entry().filter(|first| overdue || *first.key() <= self.next)?;
+        let (place, (_, item)) = first.remove_entry();
+        self.ahead.insert(place);
+        while self.ahead.remove(&self.next) {
+            self.next += 1;
+        }
+        Some(item)
+    }
+
+    fn overdue_at(&self, patience: Duration) -> Option<Instant> {
+        self.waiting.values().map(|(since, _)| *since + patience).min()
+    }
+}
+
+/// A job that is recorded and about to be asked for.
+struct Job {
+    record: Record,
+    directory: Option<OsString>,
+}
+
+/// What came of asking a host for a job.
+enum Launched {
+    /// It runs.
+    Runs(Spawned),
+    /// It was not started.
+    NotStarted(JobId, Failure),
+    /// That can't be found out.
+    Unsure(Failure),
+}
+
+/// Records a job before anything is asked of its host.
+fn prepare(context: &mut Context, destination: &Destination, request: &Request) -> Result<Job> {
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();
-    let mut record = Record::new(JobId::random()?, request.name, request.destination, command);
-    let directory = directory(&record.destination, request.cwd)?;
+    let mut record = Record::new(JobId::random()?, request.name.clone(), destination.clone(), command);
+    let directory = directory(destination, request.cwd.clone())?;
     record.cwd = directory.as_ref().map(text);
+    record.ephemeral = request.ephemeral;
     reserve(context, &record)?;
+    Ok(Job { record, directory })
+}
 
-    let policy = context.policy;
-    let destination = record.destination.clone();
-    let mut line = Line::new(&destination, &policy);
+/// Asks a host for a job.
+fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
+    let Job { mut record, directory } = job;
     let id = record.id.clone();
+    let secrets = || -> Result<(String, String)> { Ok((job::random_hex::<16>()?, meta(&record)?)) };
+    let (cookie, meta) = match secrets() {
+        Ok(both) => both,
+        Err(error) => return Launched::NotStarted(id, error.into()),
+    };
     let mut order = Order {
         id: &id,
-        cookie: &job::random_hex::<16>()?,
-        meta: &meta(&record)?,
+        cookie: &cookie,
+        meta: &meta,
         command: &request.command,
         env: &request.env,
         directory,
         merge: request.merge,
+        timeout: request.timeout,
         relay: None,
     };
-    let mut given_up = |failure: Failure| -> Result<Spawned> {
-        context.store.remove(&id)?;
-        Err(failure.into())
-    };
     if let Err(failure) = line.connect() {
-        return given_up(failure);
+        return Launched::NotStarted(id, failure);
     }
     let host = line.host();
     let answer = match line.shell_with_relay(&id) {
@@ -83,15 +200,12 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
             order.relay = relay.as_deref();
             start(&host, shell.as_mut(), &order)
         }
-        Err(failure) => return given_up(failure),
+        Err(failure) => return Launched::NotStarted(id, failure),
     };
     let started = match answer {
         Ok(Ok(started)) => started,
-        Ok(Err((_, failure))) => return given_up(failure),
-        Err(failure) if failure.kind == Kind::Unreachable => {
-            return after_a_break(context, &mut line, record, failure);
-        }
-        Err(failure) => return given_up(failure),
+        Err(failure) if failure.kind == Kind::Unreachable => return after_a_break(line, record, failure),
+        Ok(Err((_, failure))) | Err(failure) => return Launched::NotStarted(id, failure),
     };
     record.state = State::Running;
     record.pid = Some(started.pid);
@@ -107,8 +221,24 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
             record.label()
         )
     });
-    context.store.update([&record]).with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
-    Ok(Spawned { record, warning })
+    Launched::Runs(Spawned { record, warning })
+}
+
+/// Keeps what came of it.
+fn settle(context: &mut Context, launched: Launched) -> Result<Spawned> {
+    match launched {
+        Launched::Runs(spawned) => {
+            let record = &spawned.record;
+            let recorded = context.store.update([record]);
+            recorded.with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
+            Ok(spawned)
+        }
+        Launched::NotStarted(id, failure) => {
+            context.store.not_started(&id, failure.kind)?;
+            Err(failure.into())
+        }
+        Launched::Unsure(failure) => Err(failure.into()),
+    }
 }
 
 /// The directory to name to the host: on this machine a relative one is taken from here.
@@ -133,6 +263,7 @@ fn meta(record: &Record) -> Result<String> {
         "command": record.command,
         "cwd": record.cwd,
         "created_at": record.created_at,
+        "ephemeral": record.ephemeral,
     });
     serde_json::to_string(&meta).context("the job can't be described")
 }
@@ -174,7 +305,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
 }
 
 /// The connection broke before the host had answered: looks whether the job runs, or never started.
-fn after_a_break(context: &mut Context, line: &mut Line<'_>, mut record: Record, failure: Failure) -> Result<Spawned> {
+fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> Launched {
     let host = line.host();
     let mut seen = None;
     for attempt in 0..LOOKS {
@@ -190,21 +321,45 @@ fn after_a_break(context: &mut Context, line: &mut Line<'_>, mut record: Record,
         }
     }
     match seen {
-        Some(seen) if seen.standing == Standing::Absent => {
-            context.store.remove(&record.id)?;
-            Err(failure.into())
-        }
+        Some(seen) if seen.standing == Standing::Absent => Launched::NotStarted(record.id, failure),
         Some(seen) if !matches!(seen.standing, Standing::Starting | Standing::Elsewhere | Standing::Foreign) => {
             seen.update(&mut record);
-            context.store.update([&record])?;
-            Ok(Spawned { record, warning: None })
+            Launched::Runs(Spawned { record, warning: None })
         }
         _ => {
             let message = format!(
                 "{failure}. Whether the job started is not known: `rsig ps {}` will tell once {host} answers again",
                 record.id
             );
-            Err(Failure::new(Kind::Unconfirmed, message).into())
+            Launched::Unsure(Failure::new(Kind::Unconfirmed, message))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_out_of_turn_waits_for_a_while() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut turns = Turns::default();
+        turns.put(1, "b", start);
+        assert_eq!(turns.take(start, second), None);
+        turns.put(0, "a", start);
+        assert_eq!(
+            [turns.take(start, second), turns.take(start, second), turns.take(start, second)],
+            [Some("a"), Some("b"), None]
+        );
+        turns.put(4, "e", start);
+        turns.put(3, "d", start + second / 2);
+        assert_eq!((turns.take(start + second / 2, second), turns.overdue_at(second)), (None, Some(start + second)));
+        // One that is overdue takes those along that stand before it.
+        assert_eq!([turns.take(start + second, second), turns.take(start + second, second)], [Some("d"), Some("e")]);
+        turns.put(5, "f", start + second);
+        assert_eq!(turns.take(start + second, second), None);
+        turns.put(2, "c", start + second);
+        assert_eq!([turns.take(start + second, second), turns.take(start + second, second)], [Some("c"), Some("f")]);
     }
 }

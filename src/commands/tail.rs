@@ -4,8 +4,10 @@ use std::ffi::OsStr;
 
 use anyhow::Result;
 
+use super::ephemeral::forget_read;
 use super::{Context, resolve_one};
 use crate::error::{Failure, Kind};
+use crate::remote::look::Streams;
 use crate::remote::output::{From, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
 use crate::transport::{Line, Policy};
@@ -43,6 +45,19 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
     }
     read.seen.update(&mut record);
     context.store.update([&record])?;
+    // What was shown to the end of a job that was over then has been read.
+    let shown = !read.cut && (request.follow || record.state.is_finished());
+    if record.ephemeral && shown {
+        let mut records = [record];
+        let read = Streams { out: request.out, err: request.err };
+        // A host that can't be asked is asked by the next command that looks.
+        let gone = forget_read(&mut line, &mut records, read).unwrap_or_default();
+        context.store.update(&records)?;
+        if gone == [true] {
+            context.store.remove(&records[0].id)?;
+        }
+        return Ok(());
+    }
     if read.cut {
         let message =
             format!("{label}: its log was cut short while it was followed; what was written since is not shown");

@@ -22,3 +22,21 @@ forget() {
 	*) report "$1" ;;
 	esac
 }
+
+# forget_read INDEX PLACE OUT ERR : says how the job there stands, and removes its files if it has ended and its output is
+# read. OUT and ERR are 1 where all of that stream has just been; what was before is noted here.
+forget_read() {
+	place "$2"
+	! enter "$dir" || look
+	report "$1"
+	case $state in
+	exited | lost) ;;
+	*) return ;;
+	esac
+	[ "$3" = 0 ] || : >read.out
+	[ "$4" = 0 ] || : >read.err
+	if { [ -e read.out ] || [ ! -s out ]; } && { [ -e read.err ] || [ ! -s err ]; }; then
+		! (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || answer gone "$1"
+	fi
+	cd /
+}

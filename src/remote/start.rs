@@ -1,6 +1,7 @@
 //! The script that starts a job.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
@@ -25,6 +26,8 @@ pub struct Order<'a> {
     pub directory: Option<OsString>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// How long it may run.
+    pub timeout: Option<Duration>,
     /// The word of the relay that the script's channel is kept as.
     pub relay: Option<&'a str>,
 }

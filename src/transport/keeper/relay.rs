@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::protocol::{Relayed, Reply};
+use super::protocol::{End, Relayed, Reply};
 
 /// A command that is being served.
 pub type ClientId = u64;
@@ -66,7 +66,7 @@ pub struct Relay {
     probe_until: Option<Instant>,
     queue: VecDeque<(ClientId, &'static str)>,
     watchers: Vec<ClientId>,
-    ended: Option<(u8, i64)>,
+    ended: Option<End>,
 }
 
 impl Relay {
@@ -122,7 +122,7 @@ impl Relay {
     pub fn watch(&mut self, client: ClientId) -> Reply {
         let job = self.job.clone();
         match self.ended {
-            Some((status, at)) => Reply::Ended { job, status, at },
+            Some(end) => Reply::Ended { job, end },
             None if self.stage == Stage::Starting => Reply::NotWatching { job },
             None => {
                 self.watchers.push(client);
@@ -173,9 +173,9 @@ impl Relay {
                 self.next(now)
             }
             ["sent", number, result] => self.sent(number, result, now),
-            ["end", status, at] => {
+            ["end", status, at, why @ ..] => {
                 let (Ok(status), Ok(at)) = (status.parse(), at.parse()) else { return Vec::new() };
-                self.end(Some((status, at)))
+                self.end(Some(End { status, at, timed_out: why == ["timeout"] }))
             }
             _ => Vec::new(),
         }
@@ -231,7 +231,7 @@ impl Relay {
     }
 
     /// The job has ended, or the channel has: then nothing is known of the job.
-    pub fn end(&mut self, end: Option<(u8, i64)>) -> Vec<Action> {
+    pub fn end(&mut self, end: Option<End>) -> Vec<Action> {
         if self.ended.is_some() {
             return Vec::new();
         }
@@ -243,7 +243,7 @@ impl Relay {
             Action::Tell(
                 client,
                 match end {
-                    Some((status, at)) => Reply::Ended { job, status, at },
+                    Some(end) => Reply::Ended { job, end },
                     None => Reply::NotWatching { job },
                 },
             )
@@ -267,7 +267,9 @@ mod tests {
                 Action::Signal(name) => format!("signal {name}"),
                 Action::Tell(client, Reply::Numbered { number, .. }) => format!("{client}: number {number}"),
                 Action::Tell(client, Reply::Signalled { relayed, .. }) => format!("{client}: {relayed:?}"),
-                Action::Tell(client, Reply::Ended { status, .. }) => format!("{client}: ended {status}"),
+                Action::Tell(client, Reply::Ended { end, .. }) => {
+                    format!("{client}: ended {}{}", end.status, if end.timed_out { ", timed out" } else { "" })
+                }
                 Action::Tell(client, other) => format!("{client}: {other:?}"),
             })
             .collect()
@@ -304,6 +306,9 @@ mod tests {
         assert_eq!(shown(relay.signal(3, "TERM", now)), ["3: Retired"]);
         assert!(matches!(relay.watch(3), Reply::Watching { .. }));
         assert_eq!(shown(relay.hear(b"W end 7 1\n", now)), ["3: ended 7"]);
+        let mut relay = taking(now);
+        relay.watch(1);
+        assert_eq!(shown(relay.hear(b"W end 143 1 timeout\n", now)), ["1: ended 143, timed out"]);
     }
 
     #[test]
