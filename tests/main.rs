@@ -3,10 +3,13 @@
 mod completion;
 mod faults;
 mod harness;
+mod history;
 mod jobs;
 mod keeper;
 mod kill;
 mod kit;
+mod limits;
+mod many;
 mod selftest;
 mod spawn;
 mod store;

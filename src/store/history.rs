@@ -216,7 +216,7 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_in(directory.path()).unwrap();
+        let store = Store::open_in(&directory.path().join("state")).unwrap();
         (directory, store)
     }
 
