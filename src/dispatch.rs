@@ -1,5 +1,7 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
+mod foreground;
+
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,7 +14,7 @@ use crate::commands::select::Selection;
 use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
 use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
-use crate::host::{Connect, Destination};
+use crate::host::{Connect, Destination, Host};
 use crate::job::{Record, Target};
 use crate::output::{self, Spinner, print, warn};
 use crate::remote::Stream;
@@ -38,12 +40,18 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let cli = Cli::parse_from(cli::arrange(words));
-    let waiting = matches!(cli.command, Command::Wait(_));
+    // These pass a job's own status on.
+    let (waiting, running) = (matches!(cli.command, Command::Wait(_)), matches!(cli.command, Command::Run(_)));
     let status = dispatch(cli.command).unwrap_or_else(|error| {
         output::die_of_broken_pipe(&error);
         let failure = Failure::from(error);
         warn(&failure.message);
-        if waiting { output::wait_failure(failure.kind) } else { failure.kind.exit_status() }
+        match failure.kind {
+            Kind::CommandMissing if running => exit::COMMAND_MISSING,
+            Kind::CommandDenied if running => exit::COMMAND_DENIED,
+            kind if waiting || running => output::wait_failure(kind),
+            kind => kind.exit_status(),
+        }
     });
     ExitCode::from(status)
 }
@@ -63,6 +71,7 @@ fn complete(shell: &OsStr, words: Vec<OsString>) -> ExitCode {
 fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Spawn(arguments) => spawn(arguments),
+        Command::Run(arguments) => foreground::run(arguments),
         Command::Kill(arguments) if arguments.list => list_signals(&arguments),
         Command::Kill(arguments) => kill(arguments),
         Command::Stop(arguments) => stop(arguments),
@@ -97,53 +106,28 @@ fn spinner(text: &'static str, common: Common) -> Spinner {
 }
 
 fn spawn(arguments: cli::Spawn) -> Result<u8> {
-    if arguments.terminal {
-        return Err(usage(
-            "-t: a job outlives the terminal that it is started from, so it has none; for a program that buffers its \
-             output without one, try `stdbuf -oL` or its own option",
-        ));
-    }
-    let command = if arguments.shell {
-        let [line] = arguments.command.as_slice() else {
-            return Err(usage("-c takes COMMAND as one word, a line for /bin/sh: quote it"));
-        };
-        vec!["/bin/sh".into(), "-c".into(), line.clone()]
-    } else {
-        arguments.command
-    };
-    if command.first().is_some_and(|word| word.is_empty()) {
-        return Err(usage("the command is empty"));
-    }
-    let env = arguments.env.into_iter().map(with_value).collect::<Result<_>>()?;
-    let here = std::env::current_dir().context("the current directory can't be read")?;
-    let connect = Connect::from(arguments.connect).absolute(&here);
-    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
     let hosts = arguments.host.0;
-    if hosts.len() > 1 && arguments.name.is_some() {
+    if hosts.len() > 1 && arguments.job.name.is_some() {
         return Err(usage("-n: a name stands for one job; leave it out to start one on each of several hosts"));
     }
-    let destinations: Vec<Destination> =
-        hosts.into_iter().map(|host| Destination { host, connect: connect.clone() }).collect();
-    let request = spawn::Request {
-        command,
-        name: arguments.name,
-        cwd: arguments.cwd,
-        env,
-        merge: arguments.merge,
-        timeout: arguments.timeout,
-        ephemeral: arguments.rm,
-    };
+    let [first, others @ ..] = hosts.as_slice() else { return Err(usage("no host is named")) };
+    let mut request = job(arguments.job, first.clone(), arguments.connect, arguments.command)?;
+    request.merge = arguments.merge;
     let mut context = context_for_many(arguments.common.reach, arguments.parallel)?;
     let mut spinner = spinner("starting the job", arguments.common);
-    if let [destination] = destinations.as_slice() {
-        let spawned = spawn::spawn(&mut context, destination, &request)?;
+    if others.is_empty() {
+        let spawned = spawn::spawn(&mut context, request)?;
         spinner.stop();
         print_spawned(spawned, arguments.json, arguments.common.quiet)?;
         return Ok(exit::DONE);
     }
+    let connect = request.destination.connect.clone();
+    let elsewhere = |host: &Host| Destination { host: host.clone(), connect: connect.clone() };
+    let mut requests = vec![request.clone()];
+    requests.extend(others.iter().map(|host| spawn::Request { destination: elsewhere(host), ..request.clone() }));
     let mut status = exit::DONE;
     let mut printed = Ok(());
-    spawn::spawn_on(&mut context, &destinations, &request, |spawned| {
+    spawn::spawn_each(&mut context, &requests, |spawned| {
         spinner.stop();
         match spawned {
             Ok(spawned) => {
@@ -169,6 +153,42 @@ fn print_spawned(spawned: spawn::Spawned, json: bool, quiet: bool) -> Result<()>
     } else {
         print(&spawned.record.id)
     }
+}
+
+/// What is to be started, and where.
+fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<OsString>) -> Result<spawn::Request> {
+    if job.terminal {
+        return Err(usage(
+            "-t: a job outlives the terminal that it is started from, so it has none; for a program that buffers its \
+             output without one, try `stdbuf -oL` or its own option",
+        ));
+    }
+    let command = if job.shell {
+        let [line] = command.as_slice() else {
+            return Err(usage("-c takes COMMAND as one word, a line for /bin/sh: quote it"));
+        };
+        vec!["/bin/sh".into(), "-c".into(), line.clone()]
+    } else {
+        command
+    };
+    if command.first().is_some_and(|word| word.is_empty()) {
+        return Err(usage("the command is empty"));
+    }
+    let env = job.env.into_iter().map(with_value).collect::<Result<_>>()?;
+    let here = std::env::current_dir().context("the current directory can't be read")?;
+    let connect = Connect::from(connect).absolute(&here);
+    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
+    Ok(spawn::Request {
+        destination: Destination { host, connect },
+        command,
+        name: job.name,
+        cwd: job.cwd,
+        env,
+        merge: false,
+        timeout: job.timeout,
+        ephemeral: job.rm,
+        foreground: None,
+    })
 }
 
 /// `-e KEY` takes the value that the variable has here.

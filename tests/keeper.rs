@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Fixture, Login, Proxy, Server, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Login, Proxy, Server, Site, on_every_kept_site, poll_until};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -37,12 +37,12 @@ fn value(json: &str, key: &str) -> String {
     rest.split([',', '}']).next().unwrap_or_default().to_owned()
 }
 
-/// Whether the server passes a channel's signals on: OpenSSH before 10 refuses them to root.
+/// Whether the server passes a channel's signals on.
 fn honours(f: &Fixture) -> bool {
-    matches!(f.site, Site::OpenSshUser | Site::DropbearRoot)
+    f.way() == "channel"
 }
 
-on_every_site! {
+on_every_kept_site! {
     fn a_signal_goes_by_the_channel_where_the_server_takes_it(f: &Fixture) {
         let job = counter(f);
         let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();

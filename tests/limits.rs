@@ -113,9 +113,7 @@ on_every_site! {
 #[test]
 fn what_is_asked_of_a_limit_is_checked_first() {
     let f = crate::harness::Site::Local.start();
-    for (words, said) in
-        [(&["--timeout", "5"][..], "5s"), (&["--timeout", "soon"], "5s"), (&["--timeout=-1s"], "5s")]
-    {
+    for (words, said) in [(&["--timeout", "5"][..], "5s"), (&["--timeout", "soon"], "5s"), (&["--timeout=-1s"], "5s")] {
         f.rsig.run(&f.words("spawn", words, &["true"])).code(2).stdout_is("").stderr_has(said);
     }
     // A limit that is over at once, and one of no time at all.

@@ -183,7 +183,7 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
         return Ok(());
     }
     let host = line.host();
-    let seen = look::see(&host, line.shell()?.as_mut(), &[record.id.as_str()])?;
+    let seen = line.ask(|shell| look::see(&host, shell, &[record.id.as_str()]))?;
     seen.iter().for_each(|seen| seen.update(record));
     match (record.state.is_finished(), &record.os) {
         (true, _) => Err(ended_before(record)),

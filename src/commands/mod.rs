@@ -7,9 +7,11 @@ pub mod keeper;
 pub mod kill;
 pub mod ps;
 pub mod rm;
+pub mod run;
 pub mod select;
 pub mod spawn;
 pub mod tail;
+mod turns;
 pub mod wait;
 
 use std::ffi::{OsStr, OsString};

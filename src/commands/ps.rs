@@ -88,7 +88,7 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
             let places: Vec<String> =
                 asks.iter().map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
-            let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &places));
+            let answer = line.ask(|shell| look::see(&host, shell, &places));
             let over: Vec<Record> = answer.iter().flatten().zip(&asks).filter_map(over_and_ephemeral).collect();
             drop(sender.send(Event::Seen(asks, answer)));
             forget(line, over, &mut |id| drop(sender.send(Event::Forgotten(id))));

@@ -1,6 +1,5 @@
 //! `spawn`: starts a job that outlives the connection.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, Sender};
@@ -8,17 +7,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use super::turns::Turns;
 use super::{Context, Group, spread};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
-use crate::remote::start::{Order, start};
-use crate::remote::{Standing, look};
+use crate::remote::start::{Order, Spool, Started, Tether, start};
+use crate::remote::{Seen, Standing, look};
 use crate::store::Taken;
 use crate::transport::Line;
 
 /// A job to start.
+#[derive(Clone)]
 pub struct Request {
+    /// Where.
+    pub destination: Destination,
     /// The command and its arguments.
     pub command: Vec<OsString>,
     /// Its name.
@@ -33,6 +36,17 @@ pub struct Request {
     pub timeout: Option<Duration>,
     /// It is forgotten, with its files, once it has ended and its output is read.
     pub ephemeral: bool,
+    /// Somebody runs it in the foreground.
+    pub foreground: Option<Foreground>,
+}
+
+/// How a job in the foreground is held.
+#[derive(Clone)]
+pub struct Foreground {
+    /// How its streams are passed on.
+    pub spool: Spool,
+    /// What ends it when nobody holds it any more.
+    pub tether: Option<Tether>,
 }
 
 /// A job that was started.
@@ -47,40 +61,46 @@ pub struct Spawned {
 const LOOKS: u32 = 5;
 /// The time between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+/// No further one begins after this time: a silent host takes long to give none.
+const LOOKING: Duration = Duration::from_secs(10);
 
 /// Starts a job.
 ///
 /// # Errors
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
-pub fn spawn(context: &mut Context, destination: &Destination, request: &Request) -> Result<Spawned> {
-    let job = prepare(context, destination, request)?;
-    let policy = context.policy;
-    let launched = launch(&mut Line::new(destination, &policy), job, request);
-    settle(context, launched)
+pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
+    let (policy, destination) = (context.policy, request.destination.clone());
+    over(context, &mut Line::new(&destination, &policy), request)
+}
+
+/// Starts a job over a line that somebody else keeps.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Result<Spawned> {
+    let job = prepare(context, &request)?;
+    settle(context, launch(line, job, &request))
 }
 
 /// How long a job that runs is held back for an earlier host's.
 const IN_TURN: Duration = Duration::from_secs(1);
 
-/// Starts the same job on several hosts, at most [`crate::transport::Policy::parallel`] at a time. They are passed on in
-/// the order of the hosts; but one that is slow, or dead, holds the others back for a second at most.
-pub fn spawn_on(
-    context: &mut Context,
-    destinations: &[Destination],
-    request: &Request,
-    mut on_spawned: impl FnMut(Result<Spawned>),
-) {
+/// Starts jobs on several hosts, at most [`crate::transport::Policy::parallel`] at a time. They are passed on in the
+/// order of the requests; but a host that is slow, or dead, holds the others back for a second at most.
+pub fn spawn_each(context: &mut Context, requests: &[Request], mut on_spawned: impl FnMut(Result<Spawned>)) {
     let mut turns = Turns::default();
-    let mut groups: Vec<Group<(usize, Job)>> = Vec::new();
-    for (place, destination) in destinations.iter().enumerate() {
-        match prepare(context, destination, request) {
-            Ok(job) => groups.push(Group { destination: destination.clone(), jobs: vec![(place, job)] }),
+    let mut groups: Vec<Group<(usize, &Request, Job)>> = Vec::new();
+    for (place, request) in requests.iter().enumerate() {
+        match prepare(context, request) {
+            Ok(job) => {
+                groups.push(Group { destination: request.destination.clone(), jobs: vec![(place, request, job)] });
+            }
             Err(error) => turns.put(place, Err(error), Instant::now()),
         }
     }
     let policy = context.policy;
-    let work = |line: &mut Line<'_>, jobs: Vec<(usize, Job)>, sender: &Sender<(usize, Launched)>| {
-        for (place, job) in jobs {
+    let work = |line: &mut Line<'_>, jobs: Vec<(usize, &Request, Job)>, sender: &Sender<(usize, Launched)>| {
+        for (place, request, job) in jobs {
             // Nobody listens any more only when all is over.
             drop(sender.send((place, launch(line, job, request))));
         }
@@ -106,43 +126,6 @@ pub fn spawn_on(
     }
 }
 
-/// Puts what comes in any order into its own, without waiting for long.
-struct Turns<T> {
-    waiting: BTreeMap<usize, (Instant, T)>,
-    /// The first place that has not come yet.
-    next: usize,
-    /// Places behind that which have been let through.
-    ahead: BTreeSet<usize>,
-}
-
-impl<T> Default for Turns<T> {
-    fn default() -> Self {
-        Self { waiting: BTreeMap::new(), next: 0, ahead: BTreeSet::new() }
-    }
-}
-
-impl<T> Turns<T> {
-    fn put(&mut self, place: usize, item: T, now: Instant) {
-        self.waiting.insert(place, (now, item));
-    }
-
-    /// The next one: whose turn it is, or the first of those that are there when any has waited long enough.
-    fn take(&mut self, now: Instant, patience: Duration) -> Option<T> {
-        let overdue = self.overdue_at(patience).is_some_and(|at| at <= now);
-        let first = self.waiting.first_entry().filter(|first| overdue || *first.key() <= self.next)?;
-        let (place, (_, item)) = first.remove_entry();
-        self.ahead.insert(place);
-        while self.ahead.remove(&self.next) {
-            self.next += 1;
-        }
-        Some(item)
-    }
-
-    fn overdue_at(&self, patience: Duration) -> Option<Instant> {
-        self.waiting.values().map(|(since, _)| *since + patience).min()
-    }
-}
-
 /// A job that is recorded and about to be asked for.
 struct Job {
     record: Record,
@@ -160,11 +143,11 @@ enum Launched {
 }
 
 /// Records a job before anything is asked of its host.
-fn prepare(context: &mut Context, destination: &Destination, request: &Request) -> Result<Job> {
+fn prepare(context: &mut Context, request: &Request) -> Result<Job> {
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();
-    let mut record = Record::new(JobId::random()?, request.name.clone(), destination.clone(), command);
-    let directory = directory(destination, request.cwd.clone())?;
+    let mut record = Record::new(JobId::random()?, request.name.clone(), request.destination.clone(), command);
+    let directory = directory(&request.destination, request.cwd.clone())?;
     record.cwd = directory.as_ref().map(text);
     record.ephemeral = request.ephemeral;
     reserve(context, &record)?;
@@ -180,32 +163,42 @@ fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
         Ok(both) => both,
         Err(error) => return Launched::NotStarted(id, error.into()),
     };
-    let mut order = Order {
+    let foreground = request.foreground.as_ref();
+    let order = Order {
         id: &id,
         cookie: &cookie,
         meta: &meta,
         command: &request.command,
         env: &request.env,
-        directory,
+        directory: directory.as_deref(),
         merge: request.merge,
         timeout: request.timeout,
+        spool: foreground.map(|foreground| foreground.spool),
+        tether: foreground.and_then(|foreground| foreground.tether.clone()),
         relay: None,
     };
     if let Err(failure) = line.connect() {
         return Launched::NotStarted(id, failure);
     }
-    let host = line.host();
-    let answer = match line.shell_with_relay(&id) {
-        Ok((mut shell, relay)) => {
-            order.relay = relay.as_deref();
-            start(&host, shell.as_mut(), &order)
+    let stale = line.may_be_stale();
+    let mut again = false;
+    let started = loop {
+        let answer = match begin(line, &order) {
+            Ok(answer) => answer,
+            Err(failure) => return Launched::NotStarted(id, failure),
+        };
+        match answer {
+            Ok(Ok(started)) => break started,
+            Ok(Err(failure)) if again => return after_a_break(line, record, failure),
+            Ok(Err(failure)) => return Launched::NotStarted(id, failure),
+            Err(failure) if failure.kind == Kind::NoShell => return Launched::NotStarted(id, failure),
+            // A connection that another command made may have been broken for long: then nothing has reached the host.
+            // Should it have after all, the id is taken there, and that job is found.
+            Err(failure) if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) => {
+                again = true;
+            }
+            Err(failure) => return after_a_break(line, record, failure),
         }
-        Err(failure) => return Launched::NotStarted(id, failure),
-    };
-    let started = match answer {
-        Ok(Ok(started)) => started,
-        Err(failure) if failure.kind == Kind::Unreachable => return after_a_break(line, record, failure),
-        Ok(Err((_, failure))) | Err(failure) => return Launched::NotStarted(id, failure),
     };
     record.state = State::Running;
     record.pid = Some(started.pid);
@@ -239,6 +232,25 @@ fn settle(context: &mut Context, launched: Launched) -> Result<Spawned> {
         }
         Launched::Unsure(failure) => Err(failure.into()),
     }
+}
+
+/// Whether the host, asked over a new connection, knows nothing of a job.
+fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
+    line.hang_up();
+    let host = line.host();
+    let seen = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[id.as_str()]));
+    seen.is_ok_and(|seen| matches!(seen.as_slice(), [Seen { standing: Standing::Absent, .. }]))
+}
+
+/// Sends the order. The outer failure: it did not leave.
+fn begin(line: &mut Line<'_>, order: &Order<'_>) -> Result<Result<Result<Started, Failure>, Failure>, Failure> {
+    let host = line.host();
+    // A connection of the command's own ends with it, and a relay would too.
+    if order.spool.is_some() {
+        return Ok(start(&host, line.shell()?.as_mut(), order));
+    }
+    let (mut shell, relay) = line.shell_with_relay(order.id)?;
+    Ok(start(&host, shell.as_mut(), &Order { relay, ..order.clone() }))
 }
 
 /// The directory to name to the host: on this machine a relative one is taken from here.
@@ -304,17 +316,23 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
     if holder.state.is_finished() { context.store.insert(record) } else { Err(taken(&holder, "").into()) }
 }
 
-/// The connection broke before the host had answered: looks whether the job runs, or never started.
+/// The host gave no answer that tells: looks whether the job runs, or never started.
 fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> Launched {
     let host = line.host();
     let mut seen = None;
+    let began = Instant::now();
     for attempt in 0..LOOKS {
         line.hang_up();
         let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
-        seen = answer.ok().and_then(|mut seen| seen.pop());
+        seen = match answer {
+            Ok(mut seen) => seen.pop(),
+            Err(failure) if failure.kind == Kind::Unreachable => None,
+            // It would say the same again.
+            Err(_) => break,
+        };
         // What is about to start, or may still be on its way there, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
-            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS => {
+            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS && began.elapsed() < LOOKING => {
                 std::thread::sleep(BETWEEN_LOOKS);
             }
             _ => break,
@@ -333,33 +351,5 @@ fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> L
             );
             Launched::Unsure(Failure::new(Kind::Unconfirmed, message))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_comes_out_of_turn_waits_for_a_while() {
-        let start = Instant::now();
-        let second = Duration::from_secs(1);
-        let mut turns = Turns::default();
-        turns.put(1, "b", start);
-        assert_eq!(turns.take(start, second), None);
-        turns.put(0, "a", start);
-        assert_eq!(
-            [turns.take(start, second), turns.take(start, second), turns.take(start, second)],
-            [Some("a"), Some("b"), None]
-        );
-        turns.put(4, "e", start);
-        turns.put(3, "d", start + second / 2);
-        assert_eq!((turns.take(start + second / 2, second), turns.overdue_at(second)), (None, Some(start + second)));
-        // One that is overdue takes those along that stand before it.
-        assert_eq!([turns.take(start + second, second), turns.take(start + second, second)], [Some("d"), Some("e")]);
-        turns.put(5, "f", start + second);
-        assert_eq!(turns.take(start + second, second), None);
-        turns.put(2, "c", start + second);
-        assert_eq!([turns.take(start + second, second), turns.take(start + second, second)], [Some("c"), Some("f")]);
     }
 }

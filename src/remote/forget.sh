@@ -35,7 +35,8 @@ forget_read() {
 	esac
 	[ "$3" = 0 ] || : >read.out
 	[ "$4" = 0 ] || : >read.err
-	if { [ -e read.out ] || [ ! -s out ]; } && { [ -e read.err ] || [ ! -s err ]; }; then
+	# What a job in the foreground has written is not in these, and whoever runs it says when it is delivered.
+	if { [ -e read.out ] || [ ! -s out ] && [ ! -e out.pipe ]; } && { [ -e read.err ] || [ ! -s err ] && [ ! -e err.pipe ]; }; then
 		! (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || answer gone "$1"
 	fi
 	cd /

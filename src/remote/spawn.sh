@@ -1,7 +1,7 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
-# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), and rs_relay where relay.sh comes
-# behind. Names begin with rs_, here and in what the job
-# comes from, since an assignment to a variable that the login exports would change the job's environment.
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), and rs_relay where
+# relay.sh comes behind. Names begin with rs_, here and in what the job comes from, since an assignment to a variable
+# that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : nothing was started, and nothing is left behind.
 rs_refuse() {
@@ -64,7 +64,9 @@ elif command -v perl >/dev/null 2>&1 && perl -MPOSIX -e 1 2>/dev/null; then
 	rs_how=perl
 elif command -v python3 >/dev/null 2>&1; then
 	rs_how=python3
-elif (set -m) 2>/dev/null; then
+# Without a terminal some shells say no more than a warning and go on without; in a subshell not even that.
+elif { set -m; } 2>/dev/null && case $- in *m*) ;; *) false ;; esac; then
+	set +m
 	rs_how=monitor
 else
 	rs_refuse session "it has no setsid, perl or python3, and its /bin/sh has no job control; one of them is needed"
@@ -86,7 +88,7 @@ if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 fi
 
 set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_node" "$rs_mask" "$rs_home"
-# shellcheck disable=SC2086
+# shellcheck disable=SC2086,SC2016
 case $rs_how in
 # The second setsid leads a group by then, so it forks.
 setsid) $rs_scope setsid setsid /bin/sh "$@" ;;

@@ -36,6 +36,12 @@ rs_watch() {
 	! rs_is_job || kill -KILL "-$rs_pgid"
 }
 
+# rs_guard : leaves the watchdog behind.
+rs_guard() {
+	rs_watch </dev/null >/dev/null 2>&1 5>&- &
+	rs_watchdog=$!
+}
+
 # rs_end_watch : ends the watchdog and its sleep. As often as it takes, since a shell can lose a signal that comes while
 # it is being forked.
 rs_end_watch() {

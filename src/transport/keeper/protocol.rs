@@ -23,6 +23,8 @@ pub enum Request {
     Hello { version: String },
     /// A shell; bytes for it follow. `relay` asks for its channel to be kept as a job's relay.
     Shell { relay: Option<RelayFor> },
+    /// Send this connection's shell an empty line every so many seconds, whether the command says anything or not.
+    Beat { seconds: u64 },
     /// Send a signal by a job's relay.
     Signal { job: String, name: String },
     /// Say when a job ends, by its relay.
@@ -45,10 +47,16 @@ pub struct RelayFor {
 /// What a keeper says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// The first message.
-    Hello { version: String },
-    /// The shell is on its way; whether its channel will be kept as a relay.
+    /// The first message, and the jobs whose relays are held.
+    Hello {
+        version: String,
+        #[serde(default)]
+        jobs: Vec<String>,
+    },
+    /// The shell is there; whether its channel will be kept as a relay.
     Shell { relay: bool },
+    /// No shell can be had for now, and nothing was sent.
+    Busy,
     /// The shell has ended.
     End,
     /// The shell can't be had, or its connection broke.
