@@ -12,9 +12,10 @@ use crate::cli::{self, Cli, Command, Common, KeeperCommand, Reach, complete};
 use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
 use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
-use crate::host::{Connect, Destination};
-use crate::job::Target;
+use crate::host::{Connect, Destination, Host};
+use crate::job::{BadJobThere, JobThere};
 use crate::output::{self, Spinner, print, warn};
+use crate::printable::printable;
 use crate::remote::Stream;
 use crate::signal::{self, Os, SignalWord};
 use crate::store::Store;
@@ -61,8 +62,8 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Kill(arguments) if arguments.list => list_signals(&arguments),
         Command::Kill(arguments) => kill(arguments),
         Command::Stop(arguments) => stop(arguments),
-        Command::Wait(arguments) => wait(&arguments),
-        Command::Tail(arguments) => tail(&arguments),
+        Command::Wait(arguments) => wait(arguments),
+        Command::Tail(arguments) => tail(arguments),
         Command::Ps(arguments) => ps(arguments),
         Command::Rm(arguments) => rm(arguments),
         Command::Keeper(arguments) => keeper_command(arguments.command),
@@ -76,7 +77,36 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
 fn context(reach: Reach) -> Result<Context> {
     let step = if reach.verbose { output::note } else { |_: &str| () };
     let keeper = !reach.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
-    Ok(Context { store: Store::open()?, policy: Policy { batch: false, keeper, verbose: reach.verbose, step, warn } })
+    let policy = Policy { batch: false, keeper, verbose: reach.verbose, step, warn };
+    Ok(Context { store: Store::open()?, policy, connect: Connect::default() })
+}
+
+/// The options of the command line that take part in connecting.
+fn connect(given: impl Into<Connect>) -> Result<Connect> {
+    let here = std::env::current_dir().context("the current directory can't be read")?;
+    let connect = given.into().absolute(&here);
+    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
+    Ok(connect)
+}
+
+/// The same for a command that names jobs, whose records say how to connect: only a `HOST/ID` among them, or an option
+/// that names a host, has a use for more.
+fn connect_to(jobs: &[OsString], host: Option<&Host>, given: impl Into<Connect>) -> Result<Connect> {
+    let mut used = host.is_some();
+    for job in jobs.iter().filter_map(|word| word.to_str()) {
+        match JobThere::parse(job) {
+            Some(Err(error @ BadJobThere::Host(_))) => {
+                return Err(usage(format!("{}: {error}", printable(job, 80))));
+            }
+            Some(_) => used = true,
+            None => {}
+        }
+    }
+    let connect = connect(given)?;
+    if used || connect == Connect::default() {
+        return Ok(connect);
+    }
+    Err(usage("a job's record says how to connect to its host: -p, -l, -i, -F, -J and -o are for jobs named as HOST/ID"))
 }
 
 fn spinner(text: &'static str, common: Common) -> Spinner {
@@ -102,11 +132,8 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
         return Err(usage("the command is empty"));
     }
     let env = arguments.env.into_iter().map(with_value).collect::<Result<_>>()?;
-    let here = std::env::current_dir().context("the current directory can't be read")?;
-    let connect = Connect::from(arguments.connect).absolute(&here);
-    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
     let request = spawn::Request {
-        destination: Destination { host: arguments.host, connect },
+        destination: Destination { host: arguments.host, connect: connect(arguments.connect)? },
         command,
         name: arguments.name,
         cwd: arguments.cwd,
@@ -179,7 +206,8 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
         target: arguments.target,
         wake: false,
     };
-    send(&request, arguments.common, arguments.json)
+    let connect = connect_to(&request.jobs, None, arguments.connect)?;
+    send(&request, connect, arguments.common, arguments.json)
 }
 
 /// Tells `JOB [SIGNAL]` from `-s SIGNAL JOB...`.
@@ -206,14 +234,15 @@ fn stop(arguments: cli::Stop) -> Result<u8> {
         wait: Some(arguments.grace),
         then: Some(SignalWord::KILL),
         ways: Ways::Any,
-        target: Target::Group,
+        target: arguments.target,
         wake: true,
     };
-    send(&request, arguments.common, arguments.json)
+    let connect = connect_to(&request.jobs, None, arguments.connect)?;
+    send(&request, connect, arguments.common, arguments.json)
 }
 
-fn send(request: &kill::Request, common: Common, json: bool) -> Result<u8> {
-    let mut context = context(common.reach)?;
+fn send(request: &kill::Request, connect: Connect, common: Common, json: bool) -> Result<u8> {
+    let mut context = Context { connect, ..context(common.reach)? };
     let mut spinner = spinner("asking the host", common);
     let waiting = request.wait.is_some();
     let asked = request.signal.to_string();
@@ -242,8 +271,9 @@ fn send(request: &kill::Request, common: Common, json: bool) -> Result<u8> {
     printed.map(|()| status)
 }
 
-fn wait(arguments: &cli::Wait) -> Result<u8> {
-    let mut context = context(arguments.common.reach)?;
+fn wait(arguments: cli::Wait) -> Result<u8> {
+    let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
+    let mut context = Context { connect, ..context(arguments.common.reach)? };
     let mut all = Vec::new();
     let mut printed = Ok(());
     wait::wait(&mut context, &arguments.jobs, arguments.timeout, |waited| {
@@ -272,14 +302,15 @@ fn wait(arguments: &cli::Wait) -> Result<u8> {
     Ok(output::wait_status(&all))
 }
 
-fn tail(arguments: &cli::Tail) -> Result<u8> {
+fn tail(arguments: cli::Tail) -> Result<u8> {
+    let connect = connect_to(std::slice::from_ref(&arguments.job), None, arguments.connect)?;
     let request = tail::Request {
         out: !arguments.stderr,
         err: !arguments.stdout,
         from: arguments.bytes.map_or(arguments.lines.0, |bytes| bytes.0),
         follow: arguments.follow,
     };
-    let mut context = context(arguments.common.reach)?;
+    let mut context = Context { connect, ..context(arguments.common.reach)? };
     let mut spinner = Spinner::new("asking the host", !arguments.follow && !arguments.common.quiet);
     let mut broken = None;
     let result = tail::tail(&mut context, OsStr::new(&arguments.job), &request, &mut |stream, bytes| {
@@ -297,11 +328,15 @@ fn tail(arguments: &cli::Tail) -> Result<u8> {
 }
 
 fn ps(arguments: cli::Ps) -> Result<u8> {
-    let mut context = context(arguments.reach)?;
+    let connect = connect_to(&arguments.jobs, arguments.host.as_ref(), arguments.connect)?;
+    let discover =
+        arguments.host.clone().filter(|_| arguments.discover).map(|host| Destination { host, connect: connect.clone() });
+    let mut context = Context { connect, ..context(arguments.reach)? };
     let request = ps::Request {
         jobs: arguments.jobs,
         all: arguments.all,
         host: arguments.host,
+        discover,
         states: arguments.state,
         cached: arguments.cached,
     };
@@ -331,7 +366,8 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
 }
 
 fn rm(arguments: cli::Rm) -> Result<u8> {
-    let mut context = context(arguments.common.reach)?;
+    let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
+    let mut context = Context { connect, ..context(arguments.common.reach)? };
     let mut spinner = spinner("asking the hosts", arguments.common);
     let request = rm::Request {
         jobs: arguments.jobs,
@@ -344,11 +380,11 @@ fn rm(arguments: cli::Rm) -> Result<u8> {
     rm::rm(&mut context, &request, |removed| {
         spinner.stop();
         match removed {
-            rm::Removed::Gone(id, note) => {
+            rm::Removed::Gone(record, note) => {
                 if let Some(note) = note {
                     warn(&note);
                 }
-                printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(id));
+                printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(&record.id));
             }
             rm::Removed::Kept(failure) => {
                 warn(&failure.message);

@@ -21,8 +21,10 @@ use crate::job::{Epoch, JobId, JobName, Record};
 
 /// `rsig` in ASCII: marks a state file as ours (PRAGMA application_id).
 const APPLICATION: u32 = 0x7273_6967;
-/// The schema that this version writes (PRAGMA user_version).
-const SCHEMA: u32 = 1;
+/// The schema that this version writes (PRAGMA user_version): how many [`STEPS`] there are.
+const SCHEMA: u32 = 2;
+/// What makes each version of the schema out of the one before, the first out of nothing.
+const STEPS: [&str; SCHEMA as usize] = [CREATE, NAMES_OF_ADOPTED];
 /// How long a change waits for others, at most.
 const BUSY: Duration = Duration::from_secs(30);
 /// The name of the file in the state directory.
@@ -54,8 +56,21 @@ const CREATE: &str = "
     CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
 ";
 
+// A job that was found on its host may have a name that another job had before it: it goes by its id only.
+const NAMES_OF_ADOPTED: &str = "
+    ALTER TABLE jobs ADD COLUMN goes_by_name INTEGER NOT NULL DEFAULT 1;
+    DROP INDEX taken_names;
+    DROP INDEX names;
+    CREATE UNIQUE INDEX taken_names ON jobs (name)
+        WHERE name IS NOT NULL AND goes_by_name AND state NOT IN ('exited', 'lost');
+    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL AND goes_by_name;
+";
+
 const COLUMNS: &str = "id, name, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at, \
      exit_status, last_signal, checked_at, created_at";
+
+/// A parameter for each of the [`COLUMNS`].
+const VALUES: &str = "?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17";
 
 /// The condition of the index `unfinished`, to the letter: SQLite uses it only then.
 const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
@@ -188,18 +203,15 @@ impl Store {
         let head = read_head(&path).with_context(|| format!("the state file {shown} can't be read"))?;
         match content(&head) {
             Content::Foreign => bail!("{shown} is not a state file of rsig; it is left as it is"),
-            Content::Ours { schema, .. } if schema > SCHEMA => bail!(
-                "the state file {shown} is from a newer rsig (its schema is {schema}, this rsig knows {SCHEMA}): \
-                 use that one; the file is left as it is"
-            ),
-            Content::Ours { finished: true, .. } => Self::connect(&path),
+            Content::Ours { schema, .. } if schema > SCHEMA => Err(newer(schema)),
+            Content::Ours { finished: true, .. } => Self::connect(&path).and_then(Self::up_to_date),
             // Whoever was making it may have been killed in the middle.
             Content::Ours { finished: false, .. } | Content::Nothing => Self::create(directory, &path),
         }
         .with_context(|| format!("the state file {shown} can't be used"))
     }
 
-    /// Opens the state file to look at it, if there is one: makes and changes nothing.
+    /// Opens the state file to look at it, if there is one of this version: makes and changes nothing.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -213,7 +225,8 @@ impl Store {
         }
         check_directory(&directory)?;
         let connection = Self::open_file(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Some(Self { connection, path }))
+        // The next command that writes brings an older one up to date.
+        Ok((schema_of(&connection)? == SCHEMA).then_some(Self { connection, path }))
     }
 
     fn open_file(path: &Path, access: OpenFlags) -> Result<Connection> {
@@ -232,6 +245,27 @@ impl Store {
         Ok(Self { connection, path: path.to_owned() })
     }
 
+    /// Brings a file that an older rsig made up to this version's schema.
+    fn up_to_date(mut self) -> Result<Self> {
+        // Asked of SQLite: what the file's head says may be older than the log beside it.
+        match schema_of(&self.connection)? {
+            SCHEMA => return Ok(self),
+            schema if schema > SCHEMA => return Err(newer(schema)),
+            _ => {}
+        }
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Somebody else may have done it while this one waited.
+        let schema = schema_of(&transaction)?;
+        for step in STEPS.iter().skip(schema.try_into()?) {
+            transaction.execute_batch(step)?;
+        }
+        transaction.pragma_update(None, "user_version", SCHEMA.max(schema))?;
+        transaction.commit()?;
+        // So that an older rsig sees it in the file's head. While others read, that is left to a later checkpoint.
+        drop(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+        if schema > SCHEMA { Err(newer(schema)) } else { Ok(self) }
+    }
+
     /// Makes the file under a lock: a change of the journal's mode does not wait for others (sqlite.org/wal.html).
     fn create(directory: &Path, path: &Path) -> Result<Self> {
         let lock =
@@ -241,16 +275,16 @@ impl Store {
         let mut store = Self::connect(path)?;
         // The transaction takes back what an unfinished one left behind, so only inside it does the file say what it is.
         let transaction = store.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if transaction.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? == 0 {
+        if schema_of(&transaction)? == 0 {
             transaction.pragma_update(None, "application_id", APPLICATION)?;
             transaction.pragma_update(None, "user_version", SCHEMA)?;
-            transaction.execute_batch(CREATE)?;
+            STEPS.iter().try_for_each(|step| transaction.execute_batch(step))?;
         }
         // It fails where the tables are not ours, before anything is changed.
         transaction.prepare(&format!("SELECT {COLUMNS} FROM jobs")).map(drop)?;
         transaction.commit()?;
         store.connection.pragma_update(None, "journal_mode", "WAL")?;
-        Ok(store)
+        store.up_to_date()
     }
 
     /// Adds a new record, so that it is on the disk when this returns.
@@ -259,15 +293,13 @@ impl Store {
     /// [`Taken`] when the id or the name is in use; else what the file says.
     pub fn insert(&mut self, record: &Record) -> Result<()> {
         self.connection.pragma_update(None, "synchronous", "FULL")?;
-        let statement =
-            format!("INSERT INTO jobs ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)");
-        let inserted = self.write(&statement, [record]);
+        let inserted = self.write(&format!("INSERT INTO jobs ({COLUMNS}) VALUES ({VALUES})"), [record]);
         self.connection.pragma_update(None, "synchronous", "NORMAL")?;
         match inserted {
             Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::ConstraintViolation => {
                 Err(Taken.into())
             }
-            other => other.map_err(|error| self.blamed(error)),
+            other => other.map(drop).map_err(|error| self.blamed(error)),
         }
     }
 
@@ -276,37 +308,75 @@ impl Store {
         anyhow::Error::new(error).context(format!("the state file {} can't be used", self.path.display()))
     }
 
-    /// Writes what is known of jobs over their records; none is made where there is none any more. A record that says
-    /// how the job ended is not taken back by a command that looked earlier, and the last signal is kept.
+    /// Adds records of jobs that were found on their hosts, and says how many were new. One that is there already stays
+    /// as it is, and a name that some job here goes by is not given to another: that one goes by its id only. Of several
+    /// with the same name the first gets it.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn adopt<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<usize> {
+        let statement = format!(
+            "INSERT INTO jobs ({COLUMNS}, goes_by_name) \
+             SELECT {VALUES}, NOT EXISTS (SELECT 1 FROM jobs WHERE name = ?2 AND goes_by_name) \
+             WHERE true ON CONFLICT (id) DO NOTHING"
+        );
+        self.write(&statement, records).map_err(|error| self.blamed(error))
+    }
+
+    /// Writes what is known of jobs over their records. None is made where there is none any more, and that of a job
+    /// somewhere else with the same id is left alone. A record that says how the job ended is not taken back by a command
+    /// that looked earlier, and the last signal is kept.
     ///
     /// # Errors
     /// What the file says.
     pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
-        let statement = "UPDATE jobs SET name=?2, host=?3, connect=?4, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
+        let statement = "UPDATE jobs SET name=?2, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
              pgid=?10, os=?11, started_at=?12, finished_at=?13, exit_status=?14, \
              last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17 \
-             WHERE id=?1 AND (state <> 'exited' OR ?8 = 'exited')";
-        self.write(statement, records).map_err(|error| self.blamed(error))
+             WHERE id=?1 AND host=?3 AND connect=?4 AND (state <> 'exited' OR ?8 = 'exited')";
+        self.write(statement, records).map(drop).map_err(|error| self.blamed(error))
     }
 
-    fn write<'a>(&mut self, statement: &str, records: impl IntoIterator<Item = &'a Record>) -> rusqlite::Result<()> {
+    /// Carries a statement out for each record, and says how many rows that changed.
+    fn write<'a>(&mut self, statement: &str, records: impl IntoIterator<Item = &'a Record>) -> rusqlite::Result<usize> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut changed = 0;
         for record in records {
-            execute(&transaction, statement, record)?;
+            changed += execute(&transaction, statement, record)?;
         }
-        transaction.commit()
+        transaction.commit().map(|()| changed)
     }
 
     /// Notes the last signal that a job was sent.
     ///
     /// # Errors
     /// What the file says.
-    pub fn signalled(&mut self, id: &JobId, signal: &str) -> Result<()> {
-        let done = self.connection.execute("UPDATE jobs SET last_signal = ?2 WHERE id = ?1", [id.as_str(), signal]);
-        done.map(drop).map_err(|error| self.blamed(error))
+    pub fn signalled(&mut self, record: &Record, signal: &str) -> Result<()> {
+        self.on_row("UPDATE jobs SET last_signal = ?4 WHERE id = ?1 AND host = ?2 AND connect = ?3", record, &[signal])
+            .map(drop)
     }
 
-    /// Forgets a job.
+    /// Forgets a job, and says whether there was a record: that of a job somewhere else with the same id is not touched.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn forget(&mut self, record: &Record) -> Result<bool> {
+        self.on_row("DELETE FROM jobs WHERE id = ?1 AND host = ?2 AND connect = ?3", record, &[]).map(|rows| rows > 0)
+    }
+
+    /// Carries out a statement whose first parameters are the id, the host and the way there, and says how many rows it
+    /// changed.
+    fn on_row(&self, statement: &str, record: &Record, values: &[&str]) -> Result<usize> {
+        let done = || {
+            let Destination { host, connect } = &record.destination;
+            let row = [record.id.to_string(), host.to_string(), json(connect)?];
+            let parameters = row.iter().map(String::as_str).chain(values.iter().copied());
+            self.connection.execute(statement, rusqlite::params_from_iter(parameters))
+        };
+        done().map_err(|error| self.blamed(error))
+    }
+
+    /// Forgets whatever job has this id.
     ///
     /// # Errors
     /// What the file says.
@@ -338,7 +408,8 @@ impl Store {
     /// What the file says.
     pub fn named(&self, name: &JobName) -> Result<Option<Record>> {
         let statement = format!(
-            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
+            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 AND goes_by_name \
+             ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
         );
         self.one(&statement, name.as_str())
     }
@@ -394,6 +465,18 @@ impl Store {
     }
 }
 
+/// The schema that the file has.
+fn schema_of(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn newer(schema: u32) -> anyhow::Error {
+    anyhow!(
+        "it is from a newer rsig (its schema is {schema}, this rsig knows {SCHEMA}): use that one; the file is left as \
+         it is"
+    )
+}
+
 /// An id or a name is in use.
 #[derive(Debug, thiserror::Error)]
 #[error("the name is taken")]
@@ -405,7 +488,7 @@ fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
 }
 
 /// Binds a record to a statement whose parameters are the [`COLUMNS`] in their order.
-fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlite::Result<()> {
+fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlite::Result<usize> {
     connection.prepare_cached(statement)?.execute(params![
         record.id.as_str(),
         record.name.as_ref().map(JobName::as_str),
@@ -424,8 +507,7 @@ fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlit
         record.last_signal,
         record.checked_at,
         record.created_at,
-    ])?;
-    Ok(())
+    ])
 }
 
 /// A row as a record. What is in the file was written by us, but a person may have been there since.

@@ -64,14 +64,20 @@ pub struct Common {
 
 /// The options that take part in connecting, with ssh's meanings.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Connecting (kept with the job)")]
 pub struct ConnectArgs {
-    /// The port of the SSH server
-    #[arg(short, long, value_parser = crate::host::parse_port)]
-    port: Option<u16>,
     /// The user to log in as
     #[arg(short, long = "login", value_name = "USER")]
     login: Option<String>,
+    #[command(flatten)]
+    way: WayArgs,
+}
+
+/// Those of them that are not taken by something else on any command.
+#[derive(Args, Clone, Debug)]
+pub struct WayArgs {
+    /// The port of the SSH server
+    #[arg(short, long, value_parser = crate::host::parse_port)]
+    port: Option<u16>,
     /// A private key to log in with; may be given several times
     #[arg(short, long = "identity", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     identity: Vec<PathBuf>,
@@ -86,11 +92,20 @@ pub struct ConnectArgs {
     option: Vec<String>,
 }
 
+/// The heading of these options where they are for jobs that are named as `HOST/ID`.
+const CONNECTING: &str = "Connecting (for HOST/ID)";
+
 impl From<ConnectArgs> for Connect {
     fn from(given: ConnectArgs) -> Self {
+        Self { user: given.login, ..given.way.into() }
+    }
+}
+
+impl From<WayArgs> for Connect {
+    fn from(given: WayArgs) -> Self {
         Self {
             port: given.port,
-            user: given.login,
+            user: None,
             identities: given.identity,
             config: given.config,
             jump: given.jump,
@@ -125,7 +140,7 @@ pub struct Spawn {
     pub terminal: bool,
     #[command(flatten)]
     pub common: Common,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Connecting (kept with the job)")]
     pub connect: ConnectArgs,
     /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
     #[arg(add = ArgValueCompleter::new(complete::host))]
@@ -204,7 +219,9 @@ pub struct Kill {
     pub json: bool,
     #[command(flatten)]
     pub common: Common,
-    /// JOB [SIGNAL], or with -s any number of JOBs: ids, names, or unique beginnings of ids
+    #[command(flatten, next_help_heading = "Connecting (for HOST/ID, or user@HOST/ID)")]
+    pub connect: WayArgs,
+    /// JOB [SIGNAL], or with -s any number of JOBs: ids, names, unique beginnings of ids, or HOST/ID
     #[arg(value_name = "JOB", required_unless_present = "list", add = ArgValueCompleter::new(complete::unfinished))]
     pub words: Vec<OsString>,
 }
@@ -215,12 +232,17 @@ pub struct Stop {
     /// How long a job may take to end by itself
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
     pub grace: Duration,
+    /// Which of a job's processes are ended; with `tree`, the grace is for all of them
+    #[arg(long, value_enum, default_value_t)]
+    pub target: Target,
     /// Print one JSON object per job
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub common: Common,
-    /// Ids, names, or unique beginnings of ids
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID
     #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
     pub jobs: Vec<OsString>,
 }
@@ -236,7 +258,9 @@ pub struct Wait {
     pub json: bool,
     #[command(flatten)]
     pub common: Common,
-    /// Ids, names, or unique beginnings of ids
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID
     #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
     pub jobs: Vec<OsString>,
 }
@@ -268,7 +292,9 @@ pub struct Tail {
     pub stderr: bool,
     #[command(flatten)]
     pub common: Common,
-    /// An id, a name, or the unique beginning of an id
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// An id, a name, the unique beginning of an id, or HOST/ID: a job that this machine need not know
     #[arg(add = ArgValueCompleter::new(complete::any))]
     pub job: OsString,
 }
@@ -285,6 +311,10 @@ pub struct Ps {
     /// Those in one of these states
     #[arg(long, value_name = "STATE", value_delimiter = ',', add = ArgValueCandidates::new(complete::states))]
     pub state: Vec<State>,
+    /// All of your jobs that the host itself knows, finished ones too and also those started elsewhere; this machine
+    /// remembers them from then on (one whose name is in use here goes by its id only)
+    #[arg(long, requires = "host", conflicts_with_all = ["cached", "jobs"])]
+    pub discover: bool,
     /// Show what was last known, and ask no host
     #[arg(long)]
     pub cached: bool,
@@ -296,7 +326,9 @@ pub struct Ps {
     pub json: bool,
     #[command(flatten)]
     pub reach: Reach,
-    /// Ids, names, or unique beginnings of ids, shown in any state
+    #[command(flatten, next_help_heading = "Connecting (for --discover and HOST/ID)")]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID, shown in any state
     #[arg(value_name = "JOB", add = ArgValueCompleter::new(complete::any))]
     pub jobs: Vec<OsString>,
 }
@@ -318,7 +350,9 @@ pub struct Rm {
     pub forget: bool,
     #[command(flatten)]
     pub common: Common,
-    /// Ids, names, or unique beginnings of ids
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID
     #[arg(
         value_name = "JOB",
         required_unless_present_any = ["finished", "older_than"],

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Named, by_host, on_each_host, resolve};
+use super::{Context, Named, by_host, meet, on_each_host, resolve};
 use crate::delivery::{self, Order, Outcome, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
@@ -66,7 +66,7 @@ struct Ask {
 /// When the state file can't be used. What goes wrong with a job is in its report.
 pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(Report)) -> Result<()> {
     let mut asks = Vec::new();
-    for Named { word, record } in resolve(&context.store, &request.jobs) {
+    for Named { word, record } in resolve(context, &request.jobs) {
         match record {
             Ok(record) if record.state.is_finished() => on_report(of_finished(word, record, request)),
             Ok(record) => asks.push(Ask { word, record }),
@@ -114,7 +114,7 @@ fn record(store: &mut crate::store::Store, report: &Report) -> Result<()> {
     let second = matches!(outcome.then, Some(delivery::Sent::Yes(_))).then_some(report.then_signal).flatten();
     let first = matches!(outcome.sent, delivery::Sent::Yes(_)).then_some(report.signal).flatten();
     match second.or(first) {
-        Some(signal) => store.signalled(&outcome.record.id, &signal.name()),
+        Some(signal) => store.signalled(&outcome.record, &signal.name()),
         None => Ok(()),
     }
 }
@@ -123,6 +123,10 @@ fn record(store: &mut crate::store::Store, report: &Report) -> Result<()> {
 fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &mut dyn FnMut(Report)) {
     let mut orders = Vec::new();
     let mut words = std::collections::HashMap::new();
+    let asks = meet(line, asks, |ask| &mut ask.record, |Ask { word, record }, failure| {
+        let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
+        on_report(Report { word, signal: None, then_signal: None, outcome });
+    });
     for mut ask in asks {
         let fail = |record: Record, failure| Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
         let signals = system(line, &mut ask.record).and_then(|()| signals(&ask.record, request));

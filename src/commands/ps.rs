@@ -4,9 +4,10 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use super::{Context, Named, by_host, on_each_host, resolve};
-use crate::error::Failure;
-use crate::host::Host;
+use super::discover::discover;
+use super::{Context, Named, by_host, meet, on_each_host, resolve};
+use crate::error::{Failure, Kind};
+use crate::host::{Destination, Host};
 use crate::job::{Record, State};
 use crate::remote::look;
 use crate::store::Which;
@@ -19,6 +20,8 @@ pub struct Request {
     pub all: bool,
     /// Those of one host.
     pub host: Option<Host>,
+    /// All that this host knows, whoever started them; those without a record get one.
+    pub discover: Option<Destination>,
     /// Those in one of these states; none given is any.
     pub states: Vec<State>,
     /// Ask no host.
@@ -44,30 +47,43 @@ pub struct Listing {
 /// Lists jobs.
 ///
 /// # Errors
-/// When the state file can't be used.
+/// When the state file can't be used, or the host to discover can't be asked.
 pub fn ps(context: &mut Context, request: &Request) -> Result<Listing> {
     let mut listing = Listing { jobs: Vec::new(), failures: Vec::new() };
+    if let Some(destination) = &request.discover {
+        listing.jobs = discover(context, destination)?;
+    } else {
+        listing.jobs = recorded(context, request, &mut listing.failures)?;
+        if !request.cached {
+            ask(context, &mut listing)?;
+        }
+    }
+    // What turned out to be finished just now is what a person who looks wants to see; the next time it is gone.
+    listing.jobs.retain(|job| request.states.is_empty() || request.states.contains(&job.state));
+    Ok(listing)
+}
+
+/// The jobs that the request means, as they were last known.
+fn recorded(context: &Context, request: &Request, failures: &mut Vec<Failure>) -> Result<Vec<Listed>> {
     let mut records = Vec::new();
     if request.jobs.is_empty() {
         let finished_too =
             request.all || (!request.states.is_empty() && request.states.iter().any(|state| state.is_finished()));
         records = context.store.list(if finished_too { Which::All } else { Which::Unfinished })?;
     } else {
-        for Named { record, .. } in resolve(&context.store, &request.jobs) {
+        for Named { record, .. } in resolve(context, &request.jobs) {
             match record {
+                Ok(record) if record.is_unmet() && request.cached => {
+                    let message = format!("{}: nothing is known of it here; leave --cached out", record.label());
+                    failures.push(Failure::new(Kind::NotFound, message));
+                }
                 Ok(record) => records.push(record),
-                Err(failure) => listing.failures.push(failure),
+                Err(failure) => failures.push(failure),
             }
         }
     }
     records.retain(|record| request.host.as_ref().is_none_or(|host| host == record.host()));
-    listing.jobs = records.into_iter().map(|record| Listed { state: record.state, record }).collect();
-    if !request.cached {
-        ask(context, &mut listing)?;
-    }
-    // What turned out to be finished just now is what a person who looks wants to see; the next time it is gone.
-    listing.jobs.retain(|job| request.states.is_empty() || request.states.contains(&job.state));
-    Ok(listing)
+    Ok(records.into_iter().map(|record| Listed { state: record.state, record }).collect())
 }
 
 /// Asks the hosts of all unfinished jobs, all at once, one script each.
@@ -80,6 +96,10 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
         &policy,
         by_host(asks, |(_, record)| record),
         |line, asks, sender| {
+            let asks = meet(line, asks, |(_, record)| record, |ask, failure| drop(sender.send((vec![ask], Err(failure)))));
+            if asks.is_empty() {
+                return;
+            }
             let host = line.host();
             let places: Vec<String> =
                 asks.iter().map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
@@ -89,8 +109,9 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
         },
         |(asks, answer)| match answer {
             Ok(answers) => {
-                for ((index, _), seen) in asks.into_iter().zip(answers) {
+                for ((index, record), seen) in asks.into_iter().zip(answers) {
                     let Some(job) = jobs.get_mut(index) else { continue };
+                    job.record = record;
                     job.state = seen.state(&job.record);
                     seen.update(&mut job.record);
                 }
@@ -105,6 +126,8 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
             }
         },
     );
+    // What is known by its id alone is no job unless its host says so.
+    jobs.retain(|job| !job.record.is_unmet() || job.state != State::Unknown);
     let checked = jobs.iter().filter(|job| job.state != State::Unknown).map(|job| &job.record);
     context.store.update(checked)
 }

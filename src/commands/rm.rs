@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Named, by_host, on_each_host, resolve};
+use super::{Context, Named, by_host, meet, on_each_host, resolve};
 use crate::delivery::{self, Order, Ways};
 use crate::error::{Failure, Kind};
-use crate::job::{JobId, Record, Target, now};
+use crate::job::{Record, Target, now};
 use crate::remote::Standing;
 use crate::remote::look::{self, Removal};
 use crate::signal::SignalWord;
@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What became of one job.
 pub enum Removed {
     /// It is forgotten. The text says what stays behind, if anything does.
-    Gone(JobId, Option<String>),
+    Gone(Box<Record>, Option<String>),
     /// It is not.
     Kept(Failure),
 }
@@ -44,7 +44,7 @@ pub enum Removed {
 /// When the state file can't be used.
 pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(Removed)) -> Result<()> {
     let mut records: Vec<Record> = Vec::new();
-    for Named { record, .. } in resolve(&context.store, &request.jobs) {
+    for Named { record, .. } in resolve(context, &request.jobs) {
         match record {
             Ok(record) => records.push(record),
             Err(failure) => on_removed(Removed::Kept(failure)),
@@ -62,11 +62,16 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
     }
     if request.forget {
         for record in records {
-            context.store.remove(&record.id)?;
+            if !context.store.forget(&record)? {
+                let message = format!("{}: there is no record of it here that could be forgotten", record.label());
+                on_removed(Removed::Kept(Failure::new(Kind::NotFound, message)));
+                continue;
+            }
             let (label, dir) = (record.label(), record.dir.as_deref().unwrap_or("its directory"));
             let what =
                 if record.state.is_finished() { "its files stay" } else { "it may still run, and its files stay" };
-            on_removed(Removed::Gone(record.id.clone(), Some(format!("{label}: {what} in {dir}"))));
+            let note = format!("{label}: {what} in {dir}");
+            on_removed(Removed::Gone(Box::new(record), Some(note)));
         }
         return Ok(());
     }
@@ -78,8 +83,8 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
         by_host(records, |record| record),
         |line, records, sender| on_host(line, records, request.force, &mut |removed| drop(sender.send(removed))),
         |removed| {
-            if let Removed::Gone(id, _) = &removed
-                && let Err(error) = store.remove(id)
+            if let Removed::Gone(record, _) = &removed
+                && let Err(error) = store.forget(record)
             {
                 result = Err(error);
             }
@@ -91,6 +96,7 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
 
 /// Removes the files of one host's jobs.
 fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_removed: &mut dyn FnMut(Removed)) {
+    let records = meet(line, records, |record| record, |_, failure| on_removed(Removed::Kept(failure)));
     let records = if force { stop(line, records, on_removed) } else { records };
     if records.is_empty() {
         return;
@@ -118,7 +124,7 @@ fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_removed: &
 fn removed(record: &Record, removal: Removal) -> Removed {
     let kept = |what: &str| Removed::Kept(Failure::new(Kind::Failed, format!("{}: {what}", record.label())));
     match removal {
-        Removal::Gone => Removed::Gone(record.id.clone(), None),
+        Removal::Gone => Removed::Gone(Box::new(record.clone()), None),
         Removal::Kept(why) => kept(&format!("its files can't be removed: {why}")),
         Removal::Refused(seen) => match seen.standing {
             Standing::Elsewhere => kept("it is another machine's, and that one has to be asked"),

@@ -10,6 +10,7 @@ use super::Context;
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
+use crate::remote::meet::Meta;
 use crate::remote::start::{Order, start};
 use crate::remote::{Standing, look};
 use crate::store::Taken;
@@ -63,7 +64,7 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     let mut order = Order {
         id: &id,
         cookie: &job::random_hex::<16>()?,
-        meta: &meta(&record)?,
+        meta: &Meta::of(&record).line().context("the job can't be described")?,
         command: &request.command,
         env: &request.env,
         directory,
@@ -123,18 +124,6 @@ fn directory(destination: &Destination, cwd: Option<OsString>) -> Result<Option<
         Some(cwd) => Some(here.join(PathBuf::from(cwd)).into_os_string()),
         None => Some(here.into_os_string()),
     })
-}
-
-/// What the host keeps of the job, for whoever finds it there: one line.
-fn meta(record: &Record) -> Result<String> {
-    let meta = serde_json::json!({
-        "id": record.id.as_str(),
-        "name": record.name.as_ref().map(JobName::as_str),
-        "command": record.command,
-        "cwd": record.cwd,
-        "created_at": record.created_at,
-    });
-    serde_json::to_string(&meta).context("the job can't be described")
 }
 
 /// Records the job before anything is asked of its host.

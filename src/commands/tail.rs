@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use anyhow::Result;
 
-use super::{Context, resolve_one};
+use super::{Context, not_there, resolve_one};
 use crate::error::{Failure, Kind};
 use crate::remote::output::{From, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
@@ -27,7 +27,7 @@ pub struct Request {
 /// # Errors
 /// When there is no such job, its host can't be asked, its log is not there any more, or `sink` fails.
 pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut Sink<'_>) -> Result<()> {
-    let mut record = resolve_one(&context.store, word)?;
+    let mut record = resolve_one(context, word)?;
     let destination = record.destination.clone();
     // What may be much gets a connection of its own: the keeper's is for short things.
     let policy = Policy { keeper: context.policy.keeper && is_short(request), ..context.policy };
@@ -38,6 +38,9 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
         Wanted { place: &place, out: request.out, err: request.err, from: request.from, follow: request.follow };
     let read = read(&host, line.shell()?.as_mut(), &wanted, sink)?;
     let label = record.label();
+    if record.is_unmet() && read.seen.standing == Standing::Absent {
+        return Err(not_there(&record).into());
+    }
     if let Some(failure) = unreadable(&label, &read.seen) {
         return Err(failure.into());
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Named, by_host, on_each_host, resolve};
+use super::{Context, Named, by_host, meet, on_each_host, resolve};
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::Failure;
 use crate::job::{Record, Target};
@@ -32,7 +32,7 @@ pub fn wait(
     mut on_waited: impl FnMut(Waited),
 ) -> Result<()> {
     let mut asks: Vec<(String, Record)> = Vec::new();
-    for Named { word, record } in resolve(&context.store, jobs) {
+    for Named { word, record } in resolve(context, jobs) {
         match record {
             Ok(record) if record.state.is_finished() => {
                 let outcome = Outcome { still_running: Some(false), ..Outcome::of(record) };
@@ -51,6 +51,13 @@ pub fn wait(
         |line, asks, sender| {
             let mut words = std::collections::HashMap::new();
             let mut orders = Vec::new();
+            let asks = meet(line, asks, |(_, record)| record, |(word, record), failure| {
+                let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
+                drop(sender.send(Waited { word, outcome }));
+            });
+            if asks.is_empty() {
+                return;
+            }
             for (word, record) in asks {
                 words.insert(record.id.clone(), word);
                 orders.push(Order {

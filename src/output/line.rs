@@ -31,6 +31,7 @@ fn to(target: Target) -> &'static str {
     match target {
         Target::Group => "",
         Target::Process => " to its first process",
+        Target::Tree => " to its whole tree",
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod look;
+pub mod meet;
 pub mod output;
 mod script;
 mod seen;

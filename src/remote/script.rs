@@ -7,7 +7,7 @@ use super::output::Wanted;
 use super::signal::{Plan, Shot};
 use super::start::Order;
 use crate::error::{Failure, Kind};
-use crate::job;
+use crate::job::{self, JobId};
 
 /// A file of this folder.
 macro_rules! file {
@@ -173,6 +173,22 @@ impl Script {
         let mut script = Self::about_jobs()?;
         script.include(file!("see"));
         script.call_each("see", places)?;
+        Ok(script)
+    }
+
+    /// Tells of some jobs all that the host knows.
+    pub(super) fn meet(ids: &[JobId]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("meet"));
+        script.call_each("meet", &ids.iter().map(JobId::as_str).collect::<Vec<_>>())?;
+        Ok(script)
+    }
+
+    /// Tells of all jobs.
+    pub(super) fn discover() -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("meet"));
+        script.call("discover", &[])?;
         Ok(script)
     }
 
