@@ -251,6 +251,9 @@ fn send(request: &kill::Request, connect: Connect, common: Common, json: bool) -
     kill::kill(&mut context, request, |report| {
         spinner.stop();
         status = status.max(output::report_status(&report, waiting));
+        if let Some(note) = report.outcome.as_ref().ok().and_then(|outcome| outcome.note.as_ref()).filter(|_| !common.quiet) {
+            warn(note);
+        }
         let result = if json {
             serde_json::to_string(&output::report_json(&report, &asked, request.target, waiting))
                 .map_err(anyhow::Error::from)

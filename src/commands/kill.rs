@@ -11,7 +11,7 @@ use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
 use crate::remote::look;
 use crate::signal::{Signal, SignalWord};
-use crate::transport::Line;
+use crate::transport::{Line, Policy};
 
 /// What is to be sent, and to what.
 pub struct Request {
@@ -65,10 +65,14 @@ struct Ask {
 /// # Errors
 /// When the state file can't be used. What goes wrong with a job is in its report.
 pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(Report)) -> Result<()> {
-    let mut asks = Vec::new();
+    let (mut asks, mut over) = (Vec::new(), Vec::new());
     for Named { word, record } in resolve(context, &request.jobs) {
         match record {
-            Ok(record) if record.state.is_finished() => on_report(of_finished(word, record, request)),
+            // What a job has left behind is its tree's, and worth a hint to who meant the job itself.
+            Ok(record) if record.state.is_finished() && request.target != Target::Tree => match request.wait {
+                Some(_) => on_report(of_finished(word, record, request)),
+                None => over.push(Ask { word, record }),
+            },
             Ok(record) => asks.push(Ask { word, record }),
             Err(failure) => {
                 on_report(Report { word, signal: None, then_signal: None, outcome: Err(failure) });
@@ -92,7 +96,28 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
             on_report(report);
         },
     );
+    // The hosts of jobs that are over are asked last, and nobody is asked for a password for it.
+    on_each_host(
+        &Policy { batch: true, ..policy },
+        by_host(over, |ask| &ask.record),
+        |line, asks, sender| {
+            let known: Vec<_> = asks.iter().map(|ask| (ask.word.clone(), ask.record.clone())).collect();
+            let mut reports = Vec::new();
+            on_host(line, asks, request, &mut |report| reports.push(report));
+            for (word, record) in known {
+                let at = reports.iter().position(|report| report.word == word);
+                let told = at.map(|at| reports.swap_remove(at)).filter(|report| is_over(report));
+                drop(sender.send(told.unwrap_or_else(|| of_finished(word, record, request))));
+            }
+        },
+        on_report,
+    );
     result
+}
+
+/// Whether a host has said that the job had ended before; where it can't, its end is known all the same.
+fn is_over(report: &Report) -> bool {
+    report.failure().is_some_and(|failure| matches!(failure.kind, Kind::NotRunning | Kind::BadSignal))
 }
 
 /// A job whose end is known here needs no host.
@@ -161,7 +186,8 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
     let seen = look::see(&host, line.shell()?.as_mut(), &[record.id.as_str()])?;
     seen.iter().for_each(|seen| seen.update(record));
     match (record.state.is_finished(), &record.os) {
-        (true, _) => Err(ended_before(record)),
+        (true, None) => Err(ended_before(record)),
+        (true, Some(_)) => Ok(()),
         (false, Some(_)) => Ok(()),
         (false, None) => Err(Failure::new(
             Kind::Failed,

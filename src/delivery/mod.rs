@@ -100,13 +100,23 @@ pub struct Outcome {
     pub waited: Duration,
     /// Why it came out badly.
     pub error: Option<Failure>,
+    /// What the user should know.
+    pub note: Option<String>,
 }
 
 impl Outcome {
     /// A job that nothing was done to.
     #[must_use]
     pub fn of(record: Record) -> Self {
-        Self { record, sent: Sent::No, then: None, still_running: None, waited: Duration::ZERO, error: None }
+        Self {
+            record,
+            sent: Sent::No,
+            then: None,
+            still_running: None,
+            waited: Duration::ZERO,
+            error: None,
+            note: None,
+        }
     }
 }
 
