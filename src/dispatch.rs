@@ -106,7 +106,9 @@ fn connect_to(jobs: &[OsString], host: Option<&Host>, given: impl Into<Connect>)
     if used || connect == Connect::default() {
         return Ok(connect);
     }
-    Err(usage("a job's record says how to connect to its host: -p, -l, -i, -F, -J and -o are for jobs named as HOST/ID"))
+    Err(usage(
+        "a job's record says how to connect to its host: -p, -l, -i, -F, -J and -o are for jobs named as HOST/ID",
+    ))
 }
 
 fn spinner(text: &'static str, common: Common) -> Spinner {
@@ -251,7 +253,9 @@ fn send(request: &kill::Request, connect: Connect, common: Common, json: bool) -
     kill::kill(&mut context, request, |report| {
         spinner.stop();
         status = status.max(output::report_status(&report, waiting));
-        if let Some(note) = report.outcome.as_ref().ok().and_then(|outcome| outcome.note.as_ref()).filter(|_| !common.quiet) {
+        if let Some(note) =
+            report.outcome.as_ref().ok().and_then(|outcome| outcome.note.as_ref()).filter(|_| !common.quiet)
+        {
             warn(note);
         }
         let result = if json {
@@ -332,8 +336,11 @@ fn tail(arguments: cli::Tail) -> Result<u8> {
 
 fn ps(arguments: cli::Ps) -> Result<u8> {
     let connect = connect_to(&arguments.jobs, arguments.host.as_ref(), arguments.connect)?;
-    let discover =
-        arguments.host.clone().filter(|_| arguments.discover).map(|host| Destination { host, connect: connect.clone() });
+    let discover = arguments
+        .host
+        .clone()
+        .filter(|_| arguments.discover)
+        .map(|host| Destination { host, connect: connect.clone() });
     let mut context = Context { connect, ..context(arguments.reach)? };
     let request = ps::Request {
         jobs: arguments.jobs,

@@ -10,4 +10,5 @@ mod kit;
 mod selftest;
 mod spawn;
 mod store;
+mod tree;
 mod usage;

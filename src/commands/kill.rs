@@ -148,10 +148,15 @@ fn record(store: &mut crate::store::Store, report: &Report) -> Result<()> {
 fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &mut dyn FnMut(Report)) {
     let mut orders = Vec::new();
     let mut words = std::collections::HashMap::new();
-    let asks = meet(line, asks, |ask| &mut ask.record, |Ask { word, record }, failure| {
-        let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
-        on_report(Report { word, signal: None, then_signal: None, outcome });
-    });
+    let asks = meet(
+        line,
+        asks,
+        |ask| &mut ask.record,
+        |Ask { word, record }, failure| {
+            let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
+            on_report(Report { word, signal: None, then_signal: None, outcome });
+        },
+    );
     for mut ask in asks {
         let fail = |record: Record, failure| Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
         let signals = system(line, &mut ask.record).and_then(|()| signals(&ask.record, request));

@@ -99,7 +99,8 @@ pub fn meet<T>(
     mut on_failure: impl FnMut(T, Failure),
 ) -> Vec<T> {
     let mut jobs = jobs;
-    let unmet: Vec<JobId> = jobs.iter_mut().map(&record).filter(|job| job.is_unmet()).map(|job| job.id.clone()).collect();
+    let unmet: Vec<JobId> =
+        jobs.iter_mut().map(&record).filter(|job| job.is_unmet()).map(|job| job.id.clone()).collect();
     if unmet.is_empty() {
         return jobs;
     }

@@ -96,7 +96,8 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
         &policy,
         by_host(asks, |(_, record)| record),
         |line, asks, sender| {
-            let asks = meet(line, asks, |(_, record)| record, |ask, failure| drop(sender.send((vec![ask], Err(failure)))));
+            let asks =
+                meet(line, asks, |(_, record)| record, |ask, failure| drop(sender.send((vec![ask], Err(failure)))));
             if asks.is_empty() {
                 return;
             }

@@ -51,10 +51,15 @@ pub fn wait(
         |line, asks, sender| {
             let mut words = std::collections::HashMap::new();
             let mut orders = Vec::new();
-            let asks = meet(line, asks, |(_, record)| record, |(word, record), failure| {
-                let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
-                drop(sender.send(Waited { word, outcome }));
-            });
+            let asks = meet(
+                line,
+                asks,
+                |(_, record)| record,
+                |(word, record), failure| {
+                    let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
+                    drop(sender.send(Waited { word, outcome }));
+                },
+            );
             if asks.is_empty() {
                 return;
             }

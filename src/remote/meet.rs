@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Standing;
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, indexed, job_line};
-use super::Standing;
 use crate::error::{Failure, Kind};
 use crate::job::{Epoch, JobId, JobName, Record, State};
 use crate::printable::printable;
@@ -70,7 +70,8 @@ fn ascii(json: &str) -> String {
         if (' '..='~').contains(&character) {
             text.push(character);
         } else {
-            let units = character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+            let units =
+                character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
             text.push_str(&units);
         }
     }
