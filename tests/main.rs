@@ -1,5 +1,6 @@
 //! The tests of the binary: each drives the real program against real servers.
 
+mod anywhere;
 mod completion;
 mod faults;
 mod harness;

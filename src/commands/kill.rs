@@ -9,7 +9,7 @@ use super::{Context, Named, by_host, meet, on_each_host, resolve};
 use crate::delivery::{self, Order, Outcome, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
-use crate::remote::look;
+use crate::remote::{Standing, look};
 use crate::signal::{Signal, SignalWord};
 use crate::transport::{Line, Policy};
 
@@ -190,6 +190,10 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
     let host = line.host();
     let seen = look::see(&host, line.shell()?.as_mut(), &[record.id.as_str()])?;
     seen.iter().for_each(|seen| seen.update(record));
+    if seen.iter().any(|seen| seen.standing == Standing::Foreign) {
+        let message = format!("{}: {}", record.label(), delivery::NOT_BELIEVED);
+        return Err(Failure::new(Kind::Failed, message));
+    }
     match (record.state.is_finished(), &record.os) {
         (true, None) => Err(ended_before(record)),
         (true, Some(_)) => Ok(()),

@@ -110,8 +110,7 @@ impl Course {
                     &format!("it runs on {node}, and another machine answers under that host's name; nothing was sent"),
                 )
             }
-            (State::Unknown, _) => self
-                .fail(Kind::Failed, "others could have written to its directory there, so nothing in it is believed"),
+            (State::Unknown, _) => self.fail(Kind::Failed, NOT_BELIEVED),
             (State::Starting, _) if self.unsent().is_some() => {
                 self.fail(Kind::Failed, "it has not started yet; try again in a moment")
             }
@@ -174,6 +173,9 @@ impl Course {
         self.outcome.error = Some(Failure::new(Kind::Unconfirmed, message));
     }
 }
+
+/// What is said of a job whose directory is a link, or not its user's alone.
+pub const NOT_BELIEVED: &str = "others could have written to its directory there, so nothing in it is believed";
 
 /// The failure of a signal for a job that is over.
 #[must_use]

@@ -12,7 +12,7 @@ mod script;
 use std::time::{Duration, Instant};
 
 use course::Course;
-pub use course::ended_before;
+pub use course::{NOT_BELIEVED, ended_before};
 
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
