@@ -1,5 +1,7 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
+mod foreground;
+
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,7 +14,7 @@ use crate::cli::{self, Cli, Command, Common, KeeperCommand, Reach, complete};
 use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
 use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
-use crate::host::{Connect, Destination};
+use crate::host::{Connect, Destination, Host};
 use crate::job::Target;
 use crate::output::{self, Spinner, print, warn};
 use crate::remote::Stream;
@@ -33,12 +35,18 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let cli = Cli::parse_from(cli::arrange(words));
-    let waiting = matches!(cli.command, Command::Wait(_));
+    // These pass a job's own status on.
+    let (waiting, running) = (matches!(cli.command, Command::Wait(_)), matches!(cli.command, Command::Run(_)));
     let status = dispatch(cli.command).unwrap_or_else(|error| {
         output::die_of_broken_pipe(&error);
         let failure = Failure::from(error);
         warn(&failure.message);
-        if waiting { output::wait_failure(failure.kind) } else { failure.kind.exit_status() }
+        match failure.kind {
+            Kind::CommandMissing if running => exit::COMMAND_MISSING,
+            Kind::CommandDenied if running => exit::COMMAND_DENIED,
+            kind if waiting || running => output::wait_failure(kind),
+            kind => kind.exit_status(),
+        }
     });
     ExitCode::from(status)
 }
@@ -58,6 +66,7 @@ fn complete(shell: &OsStr, words: Vec<OsString>) -> ExitCode {
 fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Spawn(arguments) => spawn(arguments),
+        Command::Run(arguments) => foreground::run(arguments),
         Command::Kill(arguments) if arguments.list => list_signals(&arguments),
         Command::Kill(arguments) => kill(arguments),
         Command::Stop(arguments) => stop(arguments),
@@ -84,35 +93,8 @@ fn spinner(text: &'static str, common: Common) -> Spinner {
 }
 
 fn spawn(arguments: cli::Spawn) -> Result<u8> {
-    if arguments.terminal {
-        return Err(usage(
-            "-t: a job outlives the terminal that it is started from, so it has none; for a program that buffers its \
-             output without one, try `stdbuf -oL` or its own option",
-        ));
-    }
-    let command = if arguments.shell {
-        let [line] = arguments.command.as_slice() else {
-            return Err(usage("-c takes COMMAND as one word, a line for /bin/sh: quote it"));
-        };
-        vec!["/bin/sh".into(), "-c".into(), line.clone()]
-    } else {
-        arguments.command
-    };
-    if command.first().is_some_and(|word| word.is_empty()) {
-        return Err(usage("the command is empty"));
-    }
-    let env = arguments.env.into_iter().map(with_value).collect::<Result<_>>()?;
-    let here = std::env::current_dir().context("the current directory can't be read")?;
-    let connect = Connect::from(arguments.connect).absolute(&here);
-    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
-    let request = spawn::Request {
-        destination: Destination { host: arguments.host, connect },
-        command,
-        name: arguments.name,
-        cwd: arguments.cwd,
-        env,
-        merge: arguments.merge,
-    };
+    let mut request = job(arguments.job, arguments.host, arguments.connect, arguments.command)?;
+    request.merge = arguments.merge;
     let mut context = context(arguments.common.reach)?;
     let mut spinner = spinner("starting the job", arguments.common);
     let spawned = spawn::spawn(&mut context, request)?;
@@ -126,6 +108,40 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
         print(&spawned.record.id)?;
     }
     Ok(exit::DONE)
+}
+
+/// What is to be started, and where.
+fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<OsString>) -> Result<spawn::Request> {
+    if job.terminal {
+        return Err(usage(
+            "-t: a job outlives the terminal that it is started from, so it has none; for a program that buffers its \
+             output without one, try `stdbuf -oL` or its own option",
+        ));
+    }
+    let command = if job.shell {
+        let [line] = command.as_slice() else {
+            return Err(usage("-c takes COMMAND as one word, a line for /bin/sh: quote it"));
+        };
+        vec!["/bin/sh".into(), "-c".into(), line.clone()]
+    } else {
+        command
+    };
+    if command.first().is_some_and(|word| word.is_empty()) {
+        return Err(usage("the command is empty"));
+    }
+    let env = job.env.into_iter().map(with_value).collect::<Result<_>>()?;
+    let here = std::env::current_dir().context("the current directory can't be read")?;
+    let connect = Connect::from(connect).absolute(&here);
+    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
+    Ok(spawn::Request {
+        destination: Destination { host, connect },
+        command,
+        name: job.name,
+        cwd: job.cwd,
+        env,
+        merge: false,
+        foreground: None,
+    })
 }
 
 /// `-e KEY` takes the value that the variable has here.

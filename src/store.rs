@@ -371,7 +371,7 @@ impl Store {
         let mut statement = self.connection.prepare(&format!(
             "SELECT {COLUMNS} FROM jobs WHERE {condition} \
              AND (substr(id, 1, length(?1)) = ?1 OR substr(name, 1, length(?1)) = ?1) \
-             ORDER BY created_at DESC, id LIMIT ?2"
+             ORDER BY created_at DESC, rowid DESC LIMIT ?2"
         ))?;
         let rows = statement.query_map(params![beginning, most], |row| Ok(read_record(row)))?;
         rows.map(|row| row?).collect()

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    Direction, Fixture, Invocation, Login, Process, Proxy, Server, Site, on_every_site, poll_until, tool,
+    Direction, Fixture, Invocation, Login, Process, Proxy, Server, Site, on_every_kept_site, poll_until, tool,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ fn honours(f: &Fixture) -> bool {
     matches!(f.site, Site::OpenSshUser | Site::DropbearRoot)
 }
 
-on_every_site! {
+on_every_kept_site! {
     fn a_signal_goes_by_the_channel_where_the_server_takes_it(f: &Fixture) {
         let job = counter(f);
         let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
@@ -147,6 +147,13 @@ fn nothing_is_left(f: &Fixture) {
     poll_until("no helper is left on the host", SOON, || helpers(f).is_empty());
 }
 
+/// A server whose host is reached by a keeper.
+fn kept(server: Server) -> Fixture {
+    let mut fixture = Fixture::with(Some(server));
+    fixture.rsig.keeper = true;
+    fixture
+}
+
 /// Servers that honour channel signals, behind a proxy.
 fn honouring() -> [(Fixture, Proxy); 2] {
     [Server::openssh(Login::User), Server::dropbear(Login::Root)].map(|options| behind_proxy(options.start()))
@@ -154,7 +161,7 @@ fn honouring() -> [(Fixture, Proxy); 2] {
 
 fn behind_proxy(server: Server) -> (Fixture, Proxy) {
     let proxy = Proxy::start(server.port(), Duration::ZERO);
-    let mut fixture = Fixture::with(Some(server));
+    let mut fixture = kept(server);
     fixture.go_through(&proxy);
     (fixture, proxy)
 }
@@ -201,7 +208,7 @@ fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
 #[test]
 fn a_relay_that_stands_still_is_passed_by_and_stays_silent() {
     for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
-        let f = Fixture::with(Some(server.start()));
+        let f = kept(server.start());
         let job = new_counter(&f);
         warm(&f, &job);
         let helper = helpers(&f).into_iter().find(|process| process.name == "cat").expect("a relay has helpers");
@@ -231,7 +238,7 @@ fn a_relay_that_stands_still_is_passed_by_and_stays_silent() {
 #[test]
 fn kills_count_once_each_whenever_the_keeper_is_killed() {
     for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
-        let f = Fixture::with(Some(server.start()));
+        let f = kept(server.start());
         for counted in [0, 1, 3, 7] {
             let job = new_counter(&f);
             warm(&f, &job);
@@ -248,7 +255,7 @@ fn kills_count_once_each_whenever_the_keeper_is_killed() {
 
 #[test]
 fn a_client_that_is_killed_leaves_no_trace() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let f = kept(Server::openssh(Login::User).start());
     let job = new_counter(&f);
     warm(&f, &job);
     let before = helpers(&f).len();
@@ -271,7 +278,7 @@ fn a_client_that_is_killed_leaves_no_trace() {
 fn few_sessions_are_enough() {
     for sessions in 1..=3 {
         let server = Server::openssh(Login::User).config(&format!("MaxSessions {sessions}")).start();
-        let f = Fixture::with(Some(server));
+        let f = kept(server);
         let jobs: Vec<String> = (0..4).map(|_| new_counter(&f)).collect();
         for job in &jobs {
             f.rsig.run(&["kill", job, "USR1"]).ok().stderr_is_empty();
@@ -290,7 +297,7 @@ fn few_sessions_are_enough() {
 
 #[test]
 fn more_jobs_than_relays() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let f = kept(Server::openssh(Login::User).start());
     let jobs: Vec<String> = (0..9).map(|_| new_counter(&f)).collect();
     jobs.iter().take(6).for_each(|job| warm(&f, job));
     let mut words = vec!["kill", "--json", "-s", "USR1"];
@@ -345,7 +352,7 @@ fn a_warm_kill_costs_one_round_trip() {
 
 #[test]
 fn nothing_of_the_caller_is_kept() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let f = kept(Server::openssh(Login::User).start());
     let rsig = env!("CARGO_BIN_EXE_rsig");
     let here = f.rsig.dir().join("here");
     std::fs::create_dir(&here).expect("a directory");
@@ -368,7 +375,7 @@ fn nothing_of_the_caller_is_kept() {
 
 #[test]
 fn status_and_stop() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let f = kept(Server::openssh(Login::User).start());
     assert!(keepers(&f).is_empty());
     let job = new_counter(&f);
     warm(&f, &job);
@@ -389,7 +396,7 @@ fn status_and_stop() {
 
 #[test]
 fn without_a_keeper() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let f = kept(Server::openssh(Login::User).start());
     let spawn = f.words("spawn", &["--no-keeper"], &["--", "sleep", "1000"]);
     let job = f.rsig.run(&spawn).ok().line();
     f.rsig.command(&["ps"]).env("RSIG_KEEPER", "0").run().ok();
@@ -400,7 +407,7 @@ fn without_a_keeper() {
 
 #[test]
 fn an_idle_keeper_goes() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let f = kept(Server::openssh(Login::User).start());
     let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
     let job = f.rsig.command(&words).env("RSIG_KEEPER_IDLE", "100ms").run().ok().line();
     // A running job's relay keeps it.
@@ -430,7 +437,7 @@ fn many_commands_at_once_start_one() {
 
 #[test]
 fn a_server_that_was_gone_is_back() {
-    let mut f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let mut f = kept(Server::openssh(Login::User).start());
     let job = new_counter(&f);
     warm(&f, &job);
     f.server.as_mut().expect("a server").stop();
@@ -443,7 +450,7 @@ fn a_server_that_was_gone_is_back() {
 #[test]
 fn a_password_is_asked_once_on_the_users_terminal() {
     let server = Server::openssh(Login::User).password("sesame").start();
-    let f = Fixture::with(Some(server));
+    let f = kept(server);
     let options = ["-o", "PreferredAuthentications=password", "-o", "PubkeyAuthentication=no"];
     let words = f.words("spawn", &options, &["--", "sleep", "1000"]);
     let mut terminal = f.rsig.command(&words).tty(80, 24);
@@ -471,7 +478,7 @@ fn a_password_is_asked_once_on_the_users_terminal() {
 
 #[test]
 fn another_user_is_not_listened_to() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let f = kept(Server::openssh(Login::User).start());
     f.spawn(&[], &["true"]);
     let keepers = f.rsig.state().join("keepers");
     let entries = std::fs::read_dir(&keepers).expect("its directory").flatten();
@@ -497,7 +504,7 @@ fn another_user_is_not_listened_to() {
 
 #[test]
 fn a_flood_on_its_socket_stays_outside() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let f = kept(Server::openssh(Login::User).start());
     let job = new_counter(&f);
     warm(&f, &job);
     let socket = std::fs::read_dir(f.rsig.state().join("keepers"))

@@ -3,11 +3,17 @@
 mod completion;
 mod faults;
 mod harness;
+mod hostile;
 mod jobs;
 mod keeper;
 mod kill;
 mod kit;
+mod ps;
+mod rm;
 mod selftest;
 mod spawn;
+mod states;
 mod store;
+mod tail;
 mod usage;
+mod wait;

@@ -1,6 +1,8 @@
 //! The command line: its words and options, and nothing else.
 
 pub mod complete;
+#[cfg(test)]
+mod pages;
 mod parse;
 mod words;
 
@@ -32,6 +34,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Spawn(Spawn),
+    Run(Run),
     Kill(Kill),
     Stop(Stop),
     Wait(Wait),
@@ -99,9 +102,9 @@ impl From<ConnectArgs> for Connect {
     }
 }
 
-/// Start a job that outlives the connection, and print its id
+/// What a job is, apart from where it runs.
 #[derive(Args, Debug)]
-pub struct Spawn {
+pub struct JobArgs {
     /// A name for the job, unique among the unfinished ones
     #[arg(short, long)]
     pub name: Option<JobName>,
@@ -114,25 +117,69 @@ pub struct Spawn {
     /// COMMAND is one line for /bin/sh -c
     #[arg(short = 'c', long)]
     pub shell: bool,
+    /// Refused: jobs have no terminal
+    #[arg(short = 't', hide = true)]
+    pub terminal: bool,
+}
+
+/// Start a job that outlives the connection, and print its id
+#[derive(Args, Debug)]
+#[command(override_usage = "rsig spawn [OPTIONS] <HOST> [--] <COMMAND> [ARG]...")]
+pub struct Spawn {
+    #[command(flatten)]
+    pub job: JobArgs,
     /// Put standard error into standard output, in order
     #[arg(long)]
     pub merge: bool,
     /// Print the job as JSON
     #[arg(long)]
     pub json: bool,
-    /// Refused: jobs have no terminal
-    #[arg(short = 't', hide = true)]
-    pub terminal: bool,
     #[command(flatten)]
     pub common: Common,
-    #[command(flatten)]
-    pub connect: ConnectArgs,
     /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
     #[arg(add = ArgValueCompleter::new(complete::host))]
     pub host: Host,
     /// The command and its arguments: everything behind HOST
     #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
+    // Last, since its heading holds for all that comes behind it.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// Run a job in the foreground: as `ssh HOST COMMAND`, and it gets your signals, survives a broken connection, and ends
+/// when you do
+#[derive(Args, Debug)]
+#[command(override_usage = "rsig run [OPTIONS] <HOST> [--] <COMMAND> [ARG]...")]
+pub struct Run {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// How long the job may take to end after INT, TERM or HUP, before it gets KILL
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub grace: Duration,
+    /// How long the job may run on when this rsig or its machine is gone
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse::duration)]
+    pub tether: Duration,
+    /// Let the job run on without this rsig
+    #[arg(long, conflicts_with = "tether")]
+    pub no_tether: bool,
+    /// Take the job's input from here; `-` is standard input, also when that is a terminal
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub stdin: Option<PathBuf>,
+    /// How many MB of each output may wait on the host; then the job blocks, as on a full pipe
+    #[arg(long, value_name = "MB", default_value = "256", value_parser = clap::value_parser!(u64).range(32..=1_048_576))]
+    pub backlog: u64,
+    #[command(flatten)]
+    pub common: Common,
+    /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
+    #[arg(add = ArgValueCompleter::new(complete::host))]
+    pub host: Host,
+    /// The command and its arguments: everything behind HOST
+    #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+    // Last, since its heading holds for all that comes behind it.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// The way that a signal may take.
@@ -177,6 +224,8 @@ impl From<OsWord> for Os {
 
 /// Send a signal to jobs, each exactly once
 #[derive(Args, Debug)]
+#[command(override_usage = "rsig kill [OPTIONS] <JOB> [SIGNAL]\n       \
+    rsig kill [OPTIONS] -s <SIGNAL> <JOB>...\n       rsig kill -l [--os <OS>] [SIGNAL]")]
 pub struct Kill {
     /// The signal: a name with or without SIG, or a number of the job's system; also as -TERM or -15
     #[arg(short, long, add = ArgValueCompleter::new(complete::signal))]
@@ -346,7 +395,11 @@ pub enum KeeperCommand {
     /// End keepers; jobs run on, and the next command starts another
     Stop {
         /// The keepers of one host
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(
+            required_unless_present = "all",
+            conflicts_with = "all",
+            add = ArgValueCompleter::new(complete::recorded_host)
+        )]
         host: Option<Host>,
         /// All keepers
         #[arg(long)]

@@ -5,6 +5,7 @@ pub mod keeper;
 pub mod kill;
 pub mod ps;
 pub mod rm;
+pub mod run;
 pub mod spawn;
 pub mod tail;
 pub mod wait;

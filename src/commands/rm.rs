@@ -9,6 +9,7 @@ use super::{Context, Named, by_host, on_each_host, resolve};
 use crate::delivery::{self, Order, Ways};
 use crate::error::{Failure, Kind};
 use crate::job::{JobId, Record, Target, now};
+use crate::printable::printable;
 use crate::remote::Standing;
 use crate::remote::look::{self, Removal};
 use crate::signal::SignalWord;
@@ -63,7 +64,8 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
     if request.forget {
         for record in records {
             context.store.remove(&record.id)?;
-            let (label, dir) = (record.label(), record.dir.as_deref().unwrap_or("its directory"));
+            let dir = printable(record.dir.as_deref().unwrap_or("its directory"), 300);
+            let label = record.label();
             let what =
                 if record.state.is_finished() { "its files stay" } else { "it may still run, and its files stay" };
             on_removed(Removed::Gone(record.id.clone(), Some(format!("{label}: {what} in {dir}"))));

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -10,7 +10,7 @@ use super::Context;
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
-use crate::remote::start::{Order, start};
+use crate::remote::start::{Order, Spool, Tether, start};
 use crate::remote::{Seen, Standing, look};
 use crate::store::Taken;
 use crate::transport::Line;
@@ -29,6 +29,17 @@ pub struct Request {
     pub env: Vec<(String, OsString)>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// Somebody runs it in the foreground.
+    pub foreground: Option<Foreground>,
+}
+
+/// How a job in the foreground is held.
+#[derive(Clone)]
+pub struct Foreground {
+    /// How its streams are passed on.
+    pub spool: Spool,
+    /// What ends it when nobody holds it any more.
+    pub tether: Option<Tether>,
 }
 
 /// A job that was started.
@@ -43,12 +54,23 @@ pub struct Spawned {
 const LOOKS: u32 = 5;
 /// The time between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+/// No further one begins after this time: a silent host takes long to give none.
+const LOOKING: Duration = Duration::from_secs(10);
 
 /// Starts a job.
 ///
 /// # Errors
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
 pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
+    let (policy, destination) = (context.policy, request.destination.clone());
+    over(context, &mut Line::new(&destination, &policy), request)
+}
+
+/// Starts a job over a line that somebody else keeps.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Result<Spawned> {
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();
     let mut record = Record::new(JobId::random()?, request.name, request.destination, command);
@@ -56,18 +78,18 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     record.cwd = directory.as_ref().map(text);
     reserve(context, &record)?;
 
-    let policy = context.policy;
-    let destination = record.destination.clone();
-    let mut line = Line::new(&destination, &policy);
     let id = record.id.clone();
-    let order = Order {
+    let foreground = request.foreground;
+    let mut order = Order {
         id: &id,
         cookie: &job::random_hex::<16>()?,
         meta: &meta(&record)?,
         command: &request.command,
         env: &request.env,
-        directory: directory.as_deref(),
+        directory,
         merge: request.merge,
+        spool: foreground.as_ref().map(|foreground| foreground.spool),
+        tether: foreground.as_ref().and_then(|foreground| foreground.tether.clone()),
         relay: None,
     };
     let mut given_up = |failure: Failure| -> Result<Spawned> {
@@ -81,24 +103,26 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     let stale = line.may_be_stale();
     let mut again = false;
     let started = loop {
-        let answer = match line.shell_with_relay(&id) {
-            Ok((mut shell, relay)) => start(&host, shell.as_mut(), &Order { relay: relay.as_deref(), ..order }),
-            Err(failure) => return given_up(failure),
+        // A connection of the command's own ends with it, and a relay would too.
+        let answer = if foreground.is_some() {
+            line.shell().map(|mut shell| start(&host, shell.as_mut(), &order))
+        } else {
+            line.shell_with_relay(&id).map(|(mut shell, relay)| {
+                order.relay = relay;
+                start(&host, shell.as_mut(), &order)
+            })
         };
         match answer {
-            Ok(Ok(started)) => break started,
-            Ok(Err((_, failure))) if again => return after_a_break(context, &mut line, record, failure),
-            Ok(Err((_, failure))) => return given_up(failure),
-            Err(failure) if failure.kind == Kind::Unreachable => {
-                // A connection that another command made may have been broken for long: then nothing has reached the
-                // host. Should it have after all, the id is taken there, and that job is found.
-                if stale && !again && is_absent(&mut line, &id) {
-                    again = true;
-                    continue;
-                }
-                return after_a_break(context, &mut line, record, failure);
+            Ok(Ok(Ok(started))) => break started,
+            Ok(Ok(Err(failure))) if again => return after_a_break(context, line, record, failure),
+            Ok(Ok(Err(failure))) | Err(failure) => return given_up(failure),
+            Ok(Err(failure)) if failure.kind == Kind::NoShell => return given_up(failure),
+            // A connection that another command made may have been broken for long: then nothing has reached the host.
+            // Should it have after all, the id is taken there, and that job is found.
+            Ok(Err(failure)) if stale && !again && failure.kind == Kind::Unreachable && is_absent(line, &id) => {
+                again = true;
             }
-            Err(failure) => return given_up(failure),
+            Ok(Err(failure)) => return after_a_break(context, line, record, failure),
         }
     };
     record.state = State::Running;
@@ -189,17 +213,18 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
     if holder.state.is_finished() { context.store.insert(record) } else { Err(taken(&holder, "").into()) }
 }
 
-/// The connection broke before the host had answered: looks whether the job runs, or never started.
+/// The host gave no answer that tells: looks whether the job runs, or never started.
 fn after_a_break(context: &mut Context, line: &mut Line<'_>, mut record: Record, failure: Failure) -> Result<Spawned> {
     let host = line.host();
     let mut seen = None;
+    let began = Instant::now();
     for attempt in 0..LOOKS {
         line.hang_up();
         let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
         seen = answer.ok().and_then(|mut seen| seen.pop());
         // What is about to start, or may still be on its way there, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
-            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS => {
+            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS && began.elapsed() < LOOKING => {
                 std::thread::sleep(BETWEEN_LOOKS);
             }
             _ => break,

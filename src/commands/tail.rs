@@ -2,14 +2,19 @@
 
 use std::cell::Cell;
 use std::ffi::OsStr;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::{Context, resolve_one};
 use crate::error::{Failure, Kind};
-use crate::remote::output::{From, Sink, Wanted, read};
+use crate::host::Destination;
+use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
-use crate::transport::{Line, Policy};
+use crate::transport::{Gate, Line, Policy};
+
+/// The time between two tries to connect again: at first, and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// What to show of a job's output.
 pub struct Request {
@@ -30,24 +35,28 @@ pub struct Request {
 pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut Sink<'_>) -> Result<()> {
     let mut record = resolve_one(&context.store, word)?;
     let destination = record.destination.clone();
-    // What may be much gets a connection of its own: the keeper's is for short things.
-    let policy = Policy { keeper: context.policy.keeper && is_short(request), ..context.policy };
-    let mut line = Line::new(&destination, &policy);
-    let host = line.host();
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
     let wanted =
         Wanted { place: &place, out: request.out, err: request.err, from: request.from, follow: request.follow };
-    let passed = Cell::new(false);
-    let read = line.ask(|shell| {
-        // What was passed on once is not passed on again.
-        if passed.get() {
-            return Err(Failure::new(Kind::Unreachable, format!("{host}: the connection broke in mid-answer")));
-        }
-        read(&host, shell, &wanted, &mut |stream, bytes: &[u8]| {
-            passed.set(true);
-            sink(stream, bytes)
-        })
-    })?;
+    // What may be much gets a connection of its own: the keeper's is for short things.
+    let policy = Policy { keeper: context.policy.keeper && is_short(request), ..context.policy };
+    let read = if request.follow && !destination.is_local() {
+        follow(&destination, &policy, &wanted, sink)?
+    } else {
+        let mut line = Line::new(&destination, &policy);
+        let host = line.host();
+        let passed = Cell::new(false);
+        line.ask(|shell| {
+            // What was passed on once is not passed on again.
+            if passed.get() {
+                return Err(Failure::new(Kind::Unreachable, format!("{host}: the connection broke in mid-answer")));
+            }
+            read(&host, shell, &wanted, &mut Progress::default(), &mut |stream, bytes: &[u8]| {
+                passed.set(true);
+                sink(stream, bytes)
+            })
+        })?
+    };
     let label = record.label();
     if let Some(failure) = unreadable(&label, &read.seen) {
         return Err(failure.into());
@@ -60,6 +69,43 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
         return Err(Failure::new(Kind::Failed, message).into());
     }
     Ok(())
+}
+
+/// Follows a log over as many connections as it takes, each byte once.
+fn follow(
+    destination: &Destination,
+    policy: &Policy,
+    wanted: &Wanted<'_>,
+    sink: &mut Sink<'_>,
+) -> Result<Read, Failure> {
+    let host = destination.to_string();
+    let mut progress = Progress::default();
+    // The first connection is to be had at once, or not at all.
+    let mut gate = Some(Gate::open(destination, policy)?);
+    let mut pause = BACKOFF.0;
+    loop {
+        let result = match gate.take() {
+            Some(gate) => gate.line().and_then(|mut line| {
+                pause = BACKOFF.0;
+                read(&host, line.shell()?.as_mut(), wanted, &mut progress, sink)
+            }),
+            None => Err(Failure::new(Kind::Unreachable, host.clone())),
+        };
+        match result {
+            Err(failure) if failure.kind == Kind::Unreachable => {
+                if failure.message != host {
+                    (policy.warn)(&format!("{failure}; connecting again"));
+                }
+            }
+            other => return other,
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(BACKOFF.1);
+        gate = match Gate::open(destination, policy) {
+            Err(failure) if failure.kind != Kind::Unreachable => return Err(failure),
+            opened => opened.ok(),
+        };
+    }
 }
 
 /// Whether what is asked for is certainly not much.

@@ -109,6 +109,10 @@ impl Course {
             }
             _ => {
                 self.outcome.still_running = Some(true);
+                if !waiting && self.unsent().is_some_and(|signal| !signal.is_existence_check()) {
+                    self.outcome.sent = Sent::Unknown;
+                    return self.fail(Kind::Unconfirmed, "its host does not say whether the signal was sent");
+                }
                 !waiting
             }
         }
@@ -125,7 +129,11 @@ impl Course {
     }
 
     /// The host can't be asked any more.
-    pub fn give_up(&mut self, failure: &Failure) {
+    pub fn give_up(&mut self, failure: &Failure, waiting: bool) {
+        if !waiting && matches!(self.outcome.sent, Sent::Yes(_)) {
+            // Only how the job stood then is missing.
+            return;
+        }
         if self.unsent().is_some() && self.asked {
             self.outcome.sent = Sent::Unknown;
         } else if self.then_unsent().is_some() && self.then_asked {

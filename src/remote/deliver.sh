@@ -1,6 +1,6 @@
 # Sends a signal to a job, once.
 
-left= turns=
+left='' turns=''
 now=$(date +%s)
 
 # turn NUMBER INDEX : waits until nobody else signals this job, and until the job has taken what it was sent: two signals of a
@@ -86,7 +86,10 @@ deliver() {
 			sent=gone
 		elif kill "-$6" "$to"; then
 			sent=yes
-			[ "$8" != 1 ] || [ "$state" != stopped ] || kill -CONT "$to"
+			# Looked at again, for a STOP that was on its way.
+			if [ "$8" = 1 ] && { [ "$state" = stopped ] || { alive "$pid" "$birth" "$boot" && [ "$rs_run" = T ]; }; }; then
+				kill -CONT "$to"
+			fi
 		elif alive "$pid" "$birth" "$boot"; then
 			sent=denied
 		else

@@ -37,6 +37,8 @@ rs_find() {
 rs_here=$PWD
 rs_system=$1 rs_boot=$2 rs_node=$3 rs_mask=$4 rs_home=$5
 unset CDPATH
+# The shell must not expand the tilde: the home directory is the supervisor's to say.
+# shellcheck disable=SC2088
 case $rs_directory in
 '' | '~') rs_directory=$rs_home ;;
 /*) ;;

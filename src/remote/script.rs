@@ -106,7 +106,7 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
-        script.set("rs_relay", order.relay.unwrap_or_default())?;
+        script.set("rs_relay", order.relay.as_deref().unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         for part in [file!("host"), file!("process"), file!("spawn")] {
@@ -185,7 +185,7 @@ impl Script {
     }
 
     /// Passes a job's output on.
-    pub(super) fn tail(wanted: &Wanted) -> Result<Self, Failure> {
+    pub(super) fn tail(wanted: &Wanted, resume: Option<(u64, u64)>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         let streams = match (wanted.out, wanted.err) {
             (true, false) => "out",
@@ -193,12 +193,53 @@ impl Script {
             _ => "out err",
         };
         let (from, count) = wanted.from.words();
+        let (out_from, err_from) = resume.unwrap_or_default();
+        let from = if resume.is_some() { "resume" } else { from };
+        script.set("out_from", out_from.to_string())?;
+        script.set("err_from", err_from.to_string())?;
         script.set("place", wanted.place)?;
         script.set("streams", streams)?;
         script.set("from", from)?;
         script.set("count", count.to_string())?;
         script.set("follow", if wanted.follow { "1" } else { "0" })?;
+        script.include(file!("stream"));
         script.include(file!("tail"));
+        Ok(script)
+    }
+
+    /// Passes a spooled job's output on.
+    pub(super) fn stream(place: &str, out_at: u64, err_at: u64) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.set("place", place)?;
+        script.include(file!("stream"));
+        script.call("run_along", &[&out_at.to_string(), &err_at.to_string()])?;
+        Ok(script)
+    }
+
+    /// Takes a job's input.
+    pub(super) fn receive(place: &str) -> Result<Self, Failure> {
+        Self::input(place, "receive", &[])
+    }
+
+    /// Says that a job's input is whole.
+    pub(super) fn finish(place: &str, total: u64) -> Result<Self, Failure> {
+        Self::input(place, "finish", &[&total.to_string()])
+    }
+
+    fn input(place: &str, function: &str, arguments: &[&str]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("receive"));
+        script.call("place", &[place])?;
+        script.text.extend_from_slice(b"enter \"$dir\" || rs_end\n");
+        script.call(function, arguments)?;
+        Ok(script)
+    }
+
+    /// Keeps a job's tether.
+    pub(super) fn beat(place: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.set("place", place)?;
+        script.include(file!("beat"));
         Ok(script)
     }
 
@@ -218,8 +259,32 @@ impl Script {
 /// The script of a job's supervisor.
 fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
-    script.set("rs_errors", if order.merge { "out" } else { "err" })?;
+    let (output, errors) = match (order.spool.is_some(), order.merge) {
+        (true, _) => ("out.pipe", "err.pipe"),
+        (false, true) => ("out", "out"),
+        (false, false) => ("out", "err"),
+    };
+    let input = if order.spool.is_some_and(|spool| spool.input) { "in.pipe" } else { "/dev/null" };
+    let mut beside = Vec::new();
+    script.set("rs_input", input)?;
+    script.set("rs_output", output)?;
+    script.set("rs_errors", errors)?;
     script.include(file!("process"));
+    if let Some(spool) = &order.spool {
+        beside.push("rs_spool");
+        script.set("rs_limit", spool.limit.to_string())?;
+        script.include(file!("spool"));
+    }
+    if let Some(tether) = &order.tether {
+        beside.push("rs_tie");
+        let (holder, birth) =
+            tether.holder.clone().map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
+        script.set("rs_tether", tether.patience.as_secs().max(1).to_string())?;
+        script.set("rs_holder", holder)?;
+        script.set("rs_holder_birth", birth)?;
+        script.include(file!("tether"));
+    }
+    script.set("rs_beside", beside.join(" "))?;
     script.include(file!("supervise"));
     script.text.extend_from_slice(b"exit\n}");
     Ok(script.text)
@@ -228,7 +293,7 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
 /// The script that becomes the job.
 fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
     let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
-    script.set("rs_directory", order.directory.unwrap_or_default())?;
+    script.set("rs_directory", order.directory.as_deref().unwrap_or_default())?;
     script.include(file!("process"));
     script.include(file!("job"));
     let own = [("RSIG_JOB", OsStr::new(order.id.as_str())), ("RSIG_COOKIE", OsStr::new(order.cookie))];

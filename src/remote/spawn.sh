@@ -79,7 +79,7 @@ if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 fi
 
 set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_node" "$rs_mask" "$rs_home"
-# shellcheck disable=SC2086
+# shellcheck disable=SC2086,SC2016
 case $rs_how in
 # The second setsid leads a group by then, so it forks.
 setsid) $rs_scope setsid setsid /bin/sh "$@" ;;

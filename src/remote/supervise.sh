@@ -1,5 +1,6 @@
 # Owns one job: runs it as its foreground child, in a session of the job's own, and records its end.
-# Given by the client: rs_errors, the file that takes standard error.
+# Given by the client: rs_input, rs_output and rs_errors, the job's standard files, and rs_beside, what is to run beside
+# it: functions that leave a background process behind, and add to rs_watchdogs what is to end with the job.
 # $1: how to make a session; $2 to $6 are the job's: system, boot, node, umask, home directory.
 
 rs_how=$1 rs_system=$2 rs_boot=$3
@@ -9,6 +10,11 @@ trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
 rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor
 # Its end of file tells whoever reads it that the job is over. Opened for both, since that does not wait for a reader.
 [ ! -p ended ] || exec 5<>ended
+
+rs_watchdogs=
+for rs_part in $rs_beside; do
+	"$rs_part"
+done
 
 # With 5>&- behind each, since the job must not hold it.
 case $rs_how in
@@ -30,11 +36,13 @@ monitor)
 	set +m
 	(exit "$rs_code")
 	;;
-esac </dev/null >>out 2>>"$rs_errors" 5>&-
+esac <"$rs_input" >>"$rs_output" 2>>"$rs_errors" 5>&-
 rs_code=$?
+# shellcheck disable=SC2086
+[ -z "$rs_watchdogs" ] || kill $rs_watchdogs 2>/dev/null
 
 if [ ! -s pid ]; then
-	[ -s refused ] || printf 'start %s\n' "it ended with status $rs_code before it ran: $(head -c 300 "$rs_errors")" >refused
+	[ -s refused ] || printf 'start %s\n' "it ended with status $rs_code before it ran: $(head -c 300 err)" >refused
 	exit
 fi
 # ksh gives 256+n for a child that signal n ended.

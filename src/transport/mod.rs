@@ -7,7 +7,7 @@ pub mod keeper;
 pub mod local;
 pub mod ssh;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout};
 
@@ -63,6 +63,12 @@ pub trait Transport {
     /// Whether its connection was made long ago, by another command, and may be found broken.
     fn may_be_stale(&self) -> bool {
         false
+    }
+
+    /// A new shell that is sent an empty line every so often for as long as this process lives, however it is held up;
+    /// `None` where nobody does that.
+    fn beating_shell(&mut self, _every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
+        None
     }
 
     /// The relays of jobs on this host, where somebody may hold some.
@@ -157,6 +163,14 @@ impl<'a> Line<'a> {
         self.shell_source()?.shell_with_relay(job)
     }
 
+    /// A shell that is sent a sign of life; see [`Transport::beating_shell`].
+    pub fn beating_shell(&mut self, every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
+        match self.shell_source() {
+            Ok(transport) => transport.beating_shell(every),
+            Err(failure) => Some(Err(failure)),
+        }
+    }
+
     /// The relays that may be held for the host's jobs.
     pub fn relays(&mut self) -> Option<Box<dyn Relays>> {
         self.shell_source().ok()?.relays()
@@ -178,6 +192,41 @@ impl<'a> Line<'a> {
             Some(transport) => Ok(transport),
             empty => Ok(empty.insert(open(self.destination, self.policy)?)),
         }
+    }
+}
+
+/// A command's own connection to a host, for as much and as long as it takes. Several lines may use it at once.
+pub struct Gate<'a> {
+    destination: &'a Destination,
+    policy: &'a Policy,
+    keeper: Option<keeper::client::Private>,
+}
+
+impl<'a> Gate<'a> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn open(destination: &'a Destination, policy: &'a Policy) -> Result<Self, Failure> {
+        if destination.is_local() {
+            return Ok(Self { destination, policy, keeper: None });
+        }
+        let keeper = keeper::client::Private::start(destination, policy).map_err(|error| {
+            Failure::new(Kind::Failed, format!("{destination}: no process can hold the connection: {error}"))
+        })??;
+        Ok(Self { destination, policy, keeper: Some(keeper) })
+    }
+
+    /// A line by this connection.
+    ///
+    /// # Errors
+    /// [`Kind::Unreachable`] when it is broken.
+    pub fn line(&self) -> Result<Line<'a>, Failure> {
+        let mut line = Line::new(self.destination, self.policy);
+        if let Some(keeper) = &self.keeper {
+            line.transport = Some(Box::new(keeper.open(self.destination, self.policy)));
+        }
+        Ok(line)
     }
 }
 

@@ -13,13 +13,15 @@ use super::scratch::Scratch;
 pub struct Rsig {
     home: PathBuf,
     state: PathBuf,
+    /// Whether commands go by a keeper, as they do by default outside the tests.
+    pub keeper: bool,
     scratch: Scratch,
 }
 
 impl Rsig {
     pub fn new() -> Self {
         let scratch = Scratch::new();
-        Self { home: scratch.subdir("home", 0o700), state: scratch.subdir("state", 0o700), scratch }
+        Self { home: scratch.subdir("home", 0o700), state: scratch.subdir("state", 0o700), keeper: false, scratch }
     }
 
     /// The home of whoever runs it, and of jobs on `local`.
@@ -43,6 +45,7 @@ impl Rsig {
             .args(words)
             .env("HOME", &self.home)
             .env("RSIG_STATE_DIR", &self.state)
+            .env("RSIG_KEEPER", if self.keeper { "1" } else { "0" })
             .cwd(&self.home)
     }
 

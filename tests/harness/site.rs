@@ -43,6 +43,16 @@ impl Site {
     }
 }
 
+impl Site {
+    /// The same, and commands go by a keeper.
+    #[track_caller]
+    pub fn start_with_keeper(self) -> Fixture {
+        let mut fixture = self.start();
+        fixture.rsig.keeper = true;
+        fixture
+    }
+}
+
 impl Fixture {
     /// A fixture with a server that a test has started with options of its own; `local` without one.
     pub fn with(server: Option<Server>) -> Self {
@@ -149,7 +159,46 @@ macro_rules! on_every_site {
             fn on_dropbear_as_root() {
                 check(&$crate::harness::Site::DropbearRoot.start());
             }
+
+            #[test]
+            fn on_openssh_by_a_keeper() {
+                check(&$crate::harness::Site::OpenSshUser.start_with_keeper());
+            }
         }
     )+};
 }
 pub(crate) use on_every_site;
+
+/// Has each test run on every server, by a keeper: as [`on_every_site`].
+macro_rules! on_every_kept_site {
+    ($($(#[$meta:meta])* fn $name:ident($fixture:ident: &Fixture) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports, clippy::wildcard_imports)]
+            use super::*;
+
+            fn check($fixture: &$crate::harness::Fixture) $body
+
+            #[test]
+            fn on_local() {
+                check(&$crate::harness::Site::Local.start_with_keeper());
+            }
+
+            #[test]
+            fn on_openssh_as_root() {
+                check(&$crate::harness::Site::OpenSshRoot.start_with_keeper());
+            }
+
+            #[test]
+            fn on_openssh_as_user() {
+                check(&$crate::harness::Site::OpenSshUser.start_with_keeper());
+            }
+
+            #[test]
+            fn on_dropbear_as_root() {
+                check(&$crate::harness::Site::DropbearRoot.start_with_keeper());
+            }
+        }
+    )+};
+}
+pub(crate) use on_every_kept_site;

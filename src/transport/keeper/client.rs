@@ -73,6 +73,8 @@ pub struct Kept<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
     place: Place,
+    /// The keeper is this command's own: what becomes of it is the command's to say.
+    private: bool,
     /// Greeted, and not used yet.
     ready: Option<Talk>,
     /// What took the keeper's place.
@@ -172,7 +174,8 @@ fn ask(socket: &std::path::Path, request: &Request) -> io::Result<Status> {
 /// connection may do.
 pub fn open<'a>(destination: &'a Destination, policy: &'a Policy) -> io::Result<Result<Kept<'a>, Failure>> {
     let place = Place::of(destination)?;
-    let kept = |ready, place| Ok(Ok(Kept { destination, policy, place, ready: Some(ready), instead: None }));
+    let kept =
+        |ready, place| Ok(Ok(Kept { destination, policy, place, private: false, ready: Some(ready), instead: None }));
     if let Some(ready) = Talk::open(&place.socket)? {
         return kept(ready, place);
     }
@@ -207,22 +210,35 @@ pub fn open<'a>(destination: &'a Destination, policy: &'a Policy) -> io::Result<
 
 /// Starts a keeper, and waits until it listens. It asks what it has to ask on this command's terminal.
 fn start(destination: &Destination, place: &Place, policy: &Policy) -> io::Result<Result<(), Failure>> {
+    Ok(birth(destination, place, policy, false)?.map(drop))
+}
+
+/// Starts a keeper's process, and waits for its word on how it went.
+fn birth(
+    destination: &Destination,
+    place: &Place,
+    policy: &Policy,
+    private: bool,
+) -> io::Result<Result<std::process::Child, Failure>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(SERVE).arg(&place.socket).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     sys::process::start_clean(&mut command);
     let mut child = command.spawn()?;
-    let order = Order { destination: destination.clone(), batch: policy.batch, verbose: policy.verbose };
+    let order = Order { destination: destination.clone(), batch: policy.batch, verbose: policy.verbose, private };
     // Held open until the keeper has said how it went: it must not go on asking the user once this command has gone.
     let mut input = child.stdin.take();
     if let Some(input) = &mut input {
-        let mut order = serde_json::to_vec(&order)?;
-        order.push(b'\n');
+        let mut line = serde_json::to_vec(&order)?;
+        line.push(b'\n');
         // A child that is gone already says why below.
-        drop(input.write_all(&order));
+        drop(input.write_all(&line));
     }
     let answer = child.stdout.take().map(io::read_to_string).transpose()?.unwrap_or_default();
     match serde_json::from_str(&answer) {
-        Ok(Birth::Ready) => Ok(Ok(())),
+        Ok(Birth::Ready) => {
+            child.stdin = input.filter(|_| private);
+            Ok(Ok(child))
+        }
         Ok(Birth::Failed { kind, message }) => {
             child.wait()?;
             Ok(Err(Failure::new(kind.into(), message)))
@@ -231,6 +247,37 @@ fn start(destination: &Destination, place: &Place, policy: &Policy) -> io::Resul
             let status = child.wait()?;
             Err(io::Error::other(format!("the keeper ended before it was ready ({status})")))
         }
+    }
+}
+
+/// A keeper of one command's own: it ends with this.
+pub struct Private {
+    place: Place,
+    child: std::process::Child,
+}
+
+impl Private {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn start(destination: &Destination, policy: &Policy) -> io::Result<Result<Self, Failure>> {
+        let place = Place::private(destination)?;
+        Ok(birth(destination, &place, policy, true)?.map(|child| Self { place, child }))
+    }
+
+    /// The way to the host by it.
+    pub fn open<'a>(&self, destination: &'a Destination, policy: &'a Policy) -> Kept<'a> {
+        Kept { destination, policy, place: self.place.clone(), private: true, ready: None, instead: None }
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        // The end of its input is its end.
+        drop(self.child.stdin.take());
+        drop(self.child.wait());
+        drop(std::fs::remove_file(&self.place.socket));
     }
 }
 
@@ -243,6 +290,8 @@ pub struct Order {
     pub batch: bool,
     /// Say the steps of connecting.
     pub verbose: bool,
+    /// Be one command's own: end when the standard input does, and carry much.
+    pub private: bool,
 }
 
 impl<'a> Kept<'a> {
@@ -268,6 +317,10 @@ impl<'a> Kept<'a> {
         if self.instead.is_some() {
             return Ok(None);
         }
+        if self.private {
+            let shell = self.shell_for(relay.cloned());
+            return shell.map(Some).map_err(|error| self.unreachable(&error));
+        }
         let mut what = String::new();
         // One whose connection was found broken has gone: then there is another by now, or will be.
         for _ in 0..2 {
@@ -288,6 +341,10 @@ impl<'a> Kept<'a> {
         (self.policy.step)(&format!("{}: the keeper can't be used ({what}); connecting directly", self.destination));
         self.instead = Some(ssh::open(self.destination, self.policy)?);
         Ok(None)
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        Failure::new(Kind::Unreachable, format!("{}: {error}", self.destination))
     }
 
     /// What took the keeper's place; [`Kept::kept_shell`] has seen to it.
@@ -314,7 +371,16 @@ impl Transport for Kept<'_> {
     }
 
     fn may_be_stale(&self) -> bool {
-        self.instead.is_none()
+        self.instead.is_none() && !self.private
+    }
+
+    fn beating_shell(&mut self, every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
+        let seconds = every.as_secs().max(1);
+        let beating = self.shell_for(None).and_then(|(mut shell, _)| {
+            shell.talk.say(&Request::Beat { seconds })?;
+            Ok(Box::new(shell) as Box<dyn Shell>)
+        });
+        Some(beating.map_err(|error| self.unreachable(&error)))
     }
 
     fn relays(&mut self) -> Option<Box<dyn Relays>> {

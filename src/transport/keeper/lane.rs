@@ -14,8 +14,6 @@ use crate::sys::channel::Channel;
 
 /// What every login shell understands, and what then reads the script.
 pub const COMMAND: &str = "exec /bin/sh -s";
-/// How much a server may send on a channel ahead of what was read.
-const WINDOW: u32 = 256 << 10;
 /// The largest piece that is written at once.
 const PIECE: usize = 32 << 10;
 
@@ -56,6 +54,7 @@ pub enum Stage {
 /// A channel.
 pub struct Lane {
     channel: Option<Channel>,
+    window: u32,
     /// Where it stands.
     pub stage: Stage,
     input: VecDeque<Vec<u8>>,
@@ -72,10 +71,11 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// A channel that is to be opened.
+    /// A channel that is to be opened, on which a server may send `window` bytes ahead of what was read.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(window: u32) -> Self {
         Self {
+            window,
             channel: None,
             stage: Stage::Opening,
             input: VecDeque::new(),
@@ -159,7 +159,7 @@ impl Lane {
     /// the whole connection, is lost.
     pub fn perform(&mut self, session: &Session, op: Op, buffer: &mut [u8]) -> io::Result<usize> {
         if op == Op::Open {
-            self.channel = Some(Channel::open(session, WINDOW)?);
+            self.channel = Some(Channel::open(session, self.window)?);
             self.stage = Stage::Starting;
             return Ok(0);
         }

@@ -41,6 +41,16 @@ impl Place {
         Ok(Self { socket: directory.join(&name), lock: directory.join(format!("{name}.lock")) })
     }
 
+    /// A place for a keeper that nobody else is to find.
+    ///
+    /// # Errors
+    /// As [`Place::of`]; or when the system gives no random numbers.
+    pub fn private(_destination: &Destination) -> io::Result<Self> {
+        let directory = directory()?;
+        let name = format!("p{}", crate::job::random_hex::<7>().map_err(io::Error::other)?);
+        Ok(Self { socket: directory.join(&name), lock: directory.join(format!("{name}.lock")) })
+    }
+
     /// Takes the lock, unless another command has it.
     ///
     /// # Errors

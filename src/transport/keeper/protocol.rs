@@ -23,6 +23,8 @@ pub enum Request {
     Hello { version: String },
     /// A shell; bytes for it follow. `relay` asks for its channel to be kept as a job's relay.
     Shell { relay: Option<RelayFor> },
+    /// Send this connection's shell an empty line every so many seconds, whether the command says anything or not.
+    Beat { seconds: u64 },
     /// Send a signal by a job's relay.
     Signal { job: String, name: String },
     /// Say when a job ends, by its relay.

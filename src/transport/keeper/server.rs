@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ const RELAYS: usize = 6;
 const FREE: usize = 2;
 /// How much may wait for a command that does not read; then its channel is not read either.
 const BACKLOG: usize = 64 << 10;
+/// The same where much is to be carried.
+const BACKLOG_OF_MUCH: usize = 256 << 10;
 /// How many commands are served at once.
 const CLIENTS: usize = 256;
 /// How often an idle connection is asked for a sign of life, where `ServerAliveInterval` does not say.
@@ -49,6 +51,10 @@ const LEAVING: Duration = Duration::from_secs(2);
 /// How many rounds of calls are made before the commands are looked after again: a server can always have more to say.
 const ROUNDS: usize = 32;
 
+/// How much a server may send on a channel ahead of what was read.
+const WINDOW: u32 = 256 << 10;
+/// The same where much is to be carried: 100 ms of round trip let 40 MB/s through, and a larger one costs OpenSSH more than it gives.
+const WINDOW_OF_MUCH: u32 = 4 << 20;
 /// How often the keeper looks whether its socket is still there.
 const SOCKET: Duration = Duration::from_secs(20);
 
@@ -67,6 +73,8 @@ struct Client {
     waits: Option<Instant>,
     /// The relay that this channel is to be.
     relay: Option<Relay>,
+    /// How often its shell is sent an empty line, and when the next one is due.
+    beat: Option<(Duration, Instant)>,
     /// All is said: it is let go when all is sent.
     done: bool,
 }
@@ -79,6 +87,11 @@ pub struct Keeper {
     /// The socket's path and inode: a keeper that can't be found any more is of no use.
     socket: (PathBuf, u64),
     socket_seen: Instant,
+    /// The command whose own it is, as long as that lives.
+    lifeline: Option<OwnedFd>,
+    window: u32,
+    /// How much may wait for a command.
+    backlog: usize,
     clients: BTreeMap<ClientId, Client>,
     lanes: BTreeMap<LaneId, Lane>,
     next_id: u64,
@@ -139,6 +152,9 @@ impl Keeper {
             listener,
             socket: (socket.to_owned(), std::fs::symlink_metadata(socket)?.ino()),
             socket_seen: now,
+            lifeline: None,
+            window: WINDOW,
+            backlog: BACKLOG,
             clients: BTreeMap::new(),
             lanes: BTreeMap::new(),
             next_id: 0,
@@ -153,6 +169,13 @@ impl Keeper {
             leaves_by: None,
             buffer: vec![0; 32 << 10],
         })
+    }
+
+    /// Makes it one command's own: it ends when `lifeline` does, and its channels carry much.
+    pub fn be_private(&mut self, lifeline: OwnedFd) {
+        self.lifeline = Some(lifeline);
+        self.window = WINDOW_OF_MUCH;
+        self.backlog = BACKLOG_OF_MUCH;
     }
 
     /// Serves until there is nothing more to serve.
@@ -211,7 +234,12 @@ impl Keeper {
         flags.set(PollFlags::POLLIN, self.lanes.iter().any(|(id, lane)| self.is_due(*id, lane)));
         flags.set(PollFlags::POLLOUT, Channel::owes_output(self.connection.session()));
         let socket: BorrowedFd<'_> = self.connection.as_fd();
-        let mut fds = vec![PollFd::new(socket, flags), PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(socket, flags),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            // With nobody at its other end, a pipe is always ready.
+            PollFd::new(self.lifeline.as_ref().map_or(self.listener.as_fd(), AsFd::as_fd), PollFlags::POLLIN),
+        ];
         let mut ids = Vec::with_capacity(self.clients.len());
         for (id, client) in &self.clients {
             let mut flags = PollFlags::empty();
@@ -233,6 +261,10 @@ impl Keeper {
             return Err(io::Error::new(ErrorKind::ConnectionReset, "the connection is closed"));
         }
         let listener = fds.next().is_some_and(ready);
+        let alone = fds.next().is_some_and(ready) && self.lifeline.is_some();
+        if alone {
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, "the command has gone"));
+        }
         let ready = fds.zip(ids).filter(|(fd, _)| ready(fd)).map(|(_, id)| id).collect();
         Ok((ssh.is_some_and(|fd| has(fd, PollFlags::POLLIN)), listener, ready))
     }
@@ -240,7 +272,7 @@ impl Keeper {
     /// Whether more may be read from a command: neither what it has sent nor what it was told must pile up here.
     fn takes_input(&self, client: &Client) -> bool {
         let in_lane = client.lane.and_then(|lane| self.lanes.get(&lane)).map_or(0, Lane::waiting);
-        in_lane < BACKLOG && client.output.len() < BACKLOG && !client.done
+        in_lane < self.backlog && client.output.len() < self.backlog && !client.done
     }
 
     fn next_deadline(&self) -> Instant {
@@ -253,6 +285,9 @@ impl Keeper {
         }
         if self.not_before > Instant::now() {
             until = until.min(self.not_before);
+        }
+        for (_, due) in self.clients.values().filter_map(|client| client.beat) {
+            until = until.min(due);
         }
         // The machine may have slept through a deadline: look now and then.
         until.min(Instant::now() + SOCKET)
@@ -311,7 +346,7 @@ impl Keeper {
         let Some(lane) = self.lanes.get(&id).filter(|lane| self.is_due(id, lane)) else { return Ok(Called::Waits) };
         let backlog = lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len());
         let mut result = Called::Waits;
-        for op in lane.to_do(backlog < BACKLOG) {
+        for op in lane.to_do(backlog < self.backlog) {
             match self.call(id, op)? {
                 Called::Owes => return Ok(Called::Owes),
                 Called::Moved => result = Called::Moved,
@@ -527,7 +562,7 @@ impl Keeper {
         if Instant::now() >= self.not_before {
             for _ in 0..wanted.saturating_sub(opening).min(room) {
                 self.next_id += 1;
-                self.lanes.insert(self.next_id, Lane::new());
+                self.lanes.insert(self.next_id, Lane::new(self.window));
             }
         }
     }
@@ -544,6 +579,12 @@ impl Keeper {
         }
         for id in self.clients.keys().copied().collect::<Vec<_>>() {
             let Some(client) = self.clients.get_mut(&id) else { continue };
+            if let Some((every, due)) = client.beat.filter(|(_, due)| now >= *due) {
+                client.beat = Some((every, due.max(now) + every));
+                if let Some(lane) = client.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+                    lane.write(b"\n");
+                }
+            }
             if client.waits.is_some_and(|since| now >= since + BUSY) {
                 (client.waits, client.relay, client.done) = (None, None, true);
                 self.tell(id, &Reply::Busy);
@@ -593,6 +634,7 @@ impl Keeper {
                 lane: None,
                 waits: None,
                 relay: None,
+                beat: None,
                 done: false,
             };
             self.clients.insert(self.next_id, client);
@@ -621,7 +663,9 @@ impl Keeper {
             return self.dismiss(id, now);
         }
         loop {
-            let Some(client) = self.clients.get_mut(&id).filter(|client| client.output.len() < BACKLOG) else { return };
+            let Some(client) = self.clients.get_mut(&id).filter(|client| client.output.len() < self.backlog) else {
+                return;
+            };
             match protocol::take::<Request>(&mut client.input) {
                 Ok(Some(frame)) => {
                     if !self.obey(id, frame, now) {
@@ -658,6 +702,10 @@ impl Keeper {
             }
             _ if !client.greeted => return false,
             Request::Shell { relay } => return self.wants_shell(id, relay, now),
+            Request::Beat { seconds } => {
+                let every = Duration::from_secs(seconds.max(1));
+                client.beat = Some((every, now + every));
+            }
             Request::Signal { job, name } => self.wants_signal(id, &job, &name, now),
             Request::Watch { job } => {
                 let relay =
