@@ -86,7 +86,7 @@ pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Res
         meta: &meta(&record)?,
         command: &request.command,
         env: &request.env,
-        directory: directory.as_deref(),
+        directory,
         merge: request.merge,
         spool: foreground.as_ref().map(|foreground| foreground.spool),
         tether: foreground.as_ref().and_then(|foreground| foreground.tether.clone()),
@@ -99,7 +99,6 @@ pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Res
     if let Err(failure) = line.connect() {
         return given_up(failure);
     }
-    let host = line.host();
     let stale = line.may_be_stale();
     let mut again = false;
     let started = loop {

@@ -1,6 +1,6 @@
 //! The script that starts a job.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
@@ -23,7 +23,7 @@ pub struct Order<'a> {
     /// Variables for its environment.
     pub env: &'a [(String, OsString)],
     /// Where it starts; else in the home directory.
-    pub directory: Option<&'a OsStr>,
+    pub directory: Option<OsString>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
     /// Its streams are passed on to whoever runs it in the foreground.
