@@ -78,7 +78,7 @@ on_every_kept_site! {
     fn ten_kills_at_once_count_ten(f: &Fixture) {
         let job = counter(f);
         let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
-        kills.into_iter().for_each(|mut kill| { kill.wait().ok(); });
+        kills.into_iter().for_each(|kill| drop(kill.wait().ok()));
         poll_until("ten are counted", SOON, || counted(f, &job) == 10);
         f.rsig.run(&["stop", &job]).ok();
         assert_eq!(counted(f, &job), 10);

@@ -1,6 +1,6 @@
 //! The script that starts a job.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::time::Duration;
 
 use super::answer::{PATIENCE, garbage, hear};
