@@ -173,7 +173,7 @@ fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
         meta: &meta,
         command: &request.command,
         env: &request.env,
-        directory: directory.as_deref(),
+        directory,
         merge: request.merge,
         timeout: request.timeout,
         spool: foreground.map(|foreground| foreground.spool),

@@ -344,7 +344,7 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
 /// The script that becomes the job.
 fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
     let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
-    script.set("rs_directory", order.directory.unwrap_or_default())?;
+    script.set("rs_directory", order.directory.as_deref().unwrap_or_default())?;
     script.include(file!("process"));
     script.include(file!("job"));
     let own = [("RSIG_JOB", OsStr::new(order.id.as_str())), ("RSIG_COOKIE", OsStr::new(order.cookie))];

@@ -46,11 +46,12 @@ pub fn serve(socket: &Path, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
     born.store(true, Ordering::Release);
     say(&birth)?;
     sys::process::close_standard_streams()?;
+    limit_core();
     if order.private {
         keeper.be_private(lifeline);
     } else {
         drop(lifeline);
-        limit_itself();
+        limit_memory();
     }
     let end = keeper.run();
     // The next keeper removes a socket that is left behind; one that is bound there by now must stay.
@@ -105,11 +106,16 @@ fn idle() -> Duration {
     given.unwrap_or(IDLE)
 }
 
-/// A hostile server must not make the keeper grow: libssh2 takes in whatever comes.
-fn limit_itself() {
+/// What is in its memory is nobody's business, keys among it.
+fn limit_core() {
     use nix::sys::resource::{Resource, setrlimit};
-    // What is in its memory is nobody's business, keys among it.
+    // A system that has no such limit does without.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+}
+
+/// A hostile server must not make the keeper grow: libssh2 takes in whatever comes.
+fn limit_memory() {
+    use nix::sys::resource::{Resource, setrlimit};
     // In pages: the whole address space is the first number (proc(5)).
     let pages = fs::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|text| text.split(' ').next().and_then(|pages| pages.parse::<u64>().ok()));

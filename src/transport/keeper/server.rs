@@ -29,6 +29,8 @@ const RELAYS: usize = 6;
 const FREE: usize = 2;
 /// How much may wait for a command that does not read; then its channel is not read either.
 const BACKLOG: usize = 64 << 10;
+/// The same where much is to be carried.
+const BACKLOG_OF_MUCH: usize = 256 << 10;
 /// How many commands are served at once.
 const CLIENTS: usize = 256;
 /// How often an idle connection is asked for a sign of life, where `ServerAliveInterval` does not say.
@@ -94,6 +96,8 @@ pub struct Keeper {
     lifeline: Option<OwnedFd>,
     /// How much a server may send on a channel ahead of what was read.
     window: u32,
+    /// How much may wait for a command.
+    backlog: usize,
     clients: BTreeMap<ClientId, Client>,
     lanes: BTreeMap<LaneId, Lane>,
     next_id: u64,
@@ -156,6 +160,7 @@ impl Keeper {
             socket_seen: now,
             lifeline: None,
             window: WINDOW,
+            backlog: BACKLOG,
             clients: BTreeMap::new(),
             lanes: BTreeMap::new(),
             next_id: 0,
@@ -176,6 +181,7 @@ impl Keeper {
     pub fn be_private(&mut self, lifeline: OwnedFd) {
         self.lifeline = Some(lifeline);
         self.window = WINDOW_OF_MUCH;
+        self.backlog = BACKLOG_OF_MUCH;
     }
 
     /// Serves until there is nothing more to serve.
@@ -272,7 +278,7 @@ impl Keeper {
     /// Whether more may be read from a command: neither what it has sent nor what it was told must pile up here.
     fn takes_input(&self, client: &Client) -> bool {
         let in_lane = client.lane.and_then(|lane| self.lanes.get(&lane)).map_or(0, Lane::waiting);
-        in_lane < BACKLOG && client.output.len() < BACKLOG && !client.done
+        in_lane < self.backlog && client.output.len() < self.backlog && !client.done
     }
 
     fn next_deadline(&self) -> Instant {
@@ -346,7 +352,7 @@ impl Keeper {
 
     /// Whether somebody takes what a channel says.
     fn listens(&self, lane: &Lane) -> bool {
-        lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len()) < BACKLOG
+        lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len()) < self.backlog
     }
 
     /// Makes the calls of one channel.
@@ -674,7 +680,9 @@ impl Keeper {
             return self.dismiss(id, now);
         }
         loop {
-            let Some(client) = self.clients.get_mut(&id).filter(|client| client.output.len() < BACKLOG) else { return };
+            let Some(client) = self.clients.get_mut(&id).filter(|client| client.output.len() < self.backlog) else {
+                return;
+            };
             match protocol::take::<Request>(&mut client.input) {
                 Ok(Some(frame)) => {
                     if !self.obey(id, frame, now) {
