@@ -59,7 +59,8 @@ impl Meta {
                 self.command.truncate(self.command.len() / 2);
                 self.command.push("…".to_owned());
             } else {
-                longest.truncate(longest.floor_char_boundary(half));
+                let whole = (0..=half).rev().find(|at| longest.is_char_boundary(*at));
+                longest.truncate(whole.unwrap_or_default());
                 longest.push('…');
             }
         }

@@ -45,7 +45,8 @@ pub(super) fn write_end(connection: &Connection, record: &Record) -> rusqlite::R
         return Ok(());
     }
     let is_news = "SELECT 1 FROM jobs WHERE id = ?1 AND host = ?2 AND connect = ?3 AND state NOT IN ('exited', ?4)";
-    let row = params![record.id.as_str(), record.host().to_string(), json(&record.destination.connect)?, record.state.word()];
+    let row =
+        params![record.id.as_str(), record.host().to_string(), json(&record.destination.connect)?, record.state.word()];
     if connection.prepare_cached(is_news)?.exists(row)? {
         write(connection, record, &Happening::end(record))?;
     }
