@@ -285,7 +285,7 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
     // The command; then the shell that runs its script.
     for signals in 1..=2 {
         let running = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
-        let command = i32::try_from(running.pid()).expect("a pid");
+        let command = running.pid();
         poll_until("it is being stopped", SOON, || is_stopped(&first));
         let victim = if signals == 1 {
             command
