@@ -11,10 +11,8 @@ use serde_json::Value;
 
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    Direction, Fixture, Invocation, Login, Process, Proxy, Server, Site, on_every_kept_site, poll_until, tool,
+    Direction, Fixture, Invocation, Login, Process, Proxy, SOON, Server, on_every_kept_site, poll_until, tool,
 };
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// A job that writes a dot for each USR1, and ends by TERM with status 7. Its handlers run at once, one at a time:
 /// perl's own deferred ones are merged.
@@ -78,7 +76,7 @@ on_every_kept_site! {
     fn ten_kills_at_once_count_ten(f: &Fixture) {
         let job = counter(f);
         let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
-        kills.into_iter().for_each(|mut kill| { kill.wait().ok(); });
+        kills.into_iter().for_each(|kill| { kill.wait().ok(); });
         poll_until("ten are counted", SOON, || counted(f, &job) == 10);
         f.rsig.run(&["stop", &job]).ok();
         assert_eq!(counted(f, &job), 10);
@@ -459,7 +457,7 @@ fn a_password_is_asked_once_on_the_users_terminal() {
     terminal.send(CTRL_C);
     terminal.wait();
     poll_until("nothing goes on asking", SOON, || f.rsig.processes().is_empty());
-    let mut terminal = f.rsig.command(&words).tty(80, 24);
+    let terminal = f.rsig.command(&words).tty(80, 24);
     terminal.wait_for("assword");
     poll_until("the password is not shown", SOON, || !terminal.echoes());
     kill9(terminal.pid());

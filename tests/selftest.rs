@@ -12,12 +12,11 @@ use crate::harness::running::tool;
 use crate::harness::scratch::Scratch;
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    self, Agent, Direction, Login, Options, Proxy, Rsig, Server, Shell, Site, keys, on_every_site, poll_until, procs,
+    self, Agent, Direction, Login, Options, Proxy, Rsig, SOON, Server, Shell, Site, keys, on_every_site, poll_until,
+    procs,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-const SOON: Duration = Duration::from_secs(10);
 
 fn each_server() -> [Options; 4] {
     [
