@@ -314,7 +314,7 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
         let words = [&["spawn"], &connect[..], options, &[host, "true"]].concat();
         f.rsig.run(&words).ok().line()
     };
-    let mut jobs = vec![
+    let jobs = [
         with(&[], &format!("{user}@127.0.0.1:{port}")),
         with(&[], &format!("ssh://{user}@127.0.0.1:{port}")),
         with(&["-l", &user], &format!("[::1]:{port}")),
@@ -322,7 +322,9 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
         with(&["-l", &user, "-p", &port.to_string()], "nobody@127.0.0.1:1"),
     ];
     // All that was given is kept with the job.
-    jobs.iter_mut().for_each(|job| drop(f.rsig.run(&["wait", job]).ok()));
+    for job in &jobs {
+        f.rsig.run(&["wait", job]).ok();
+    }
 }
 
 #[test]

@@ -201,7 +201,7 @@ impl<'a> Held<'a> {
             match shared.gate.as_ref().map(|gate| gate.line()) {
                 Some(line) => return Some((line, shared.number)),
                 None => {
-                    shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0
+                    shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0;
                 }
             }
         }
