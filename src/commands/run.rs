@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::ephemeral::forget_read;
 use super::{Context, spawn};
 use crate::delivery::{self, Order, Ways};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{Record, State, Target, now};
 use crate::remote::foreground::{self, End, Positions, Source};
+use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
 use crate::signal::{Os, SignalWord};
 use crate::transport::{Gate, Line, Policy};
@@ -130,8 +132,18 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
     record.state = end.state;
     record.exit_status = end.exit_status;
     record.finished_at = end.finished_at;
+    record.timed_out = end.timed_out;
     record.checked_at = Some(now());
     context.store.update([&record])?;
+    if record.ephemeral && record.state.is_finished() {
+        let read = Streams { out: true, err: true };
+        // A host that can't be asked is asked by the next command that looks.
+        let mut records = [record.clone()];
+        let gone = forget_read(&mut Line::new(&destination, &policy), &mut records, read).unwrap_or_default();
+        if gone == [true] {
+            context.store.remove(&record.id)?;
+        }
+    }
     Ok(Ran { record, disk_full: end.disk_full })
 }
 
@@ -426,8 +438,11 @@ impl Source for Input<'_, '_> {
     }
 }
 
-/// The exit status of a run: the job's own, always.
+/// The exit status of a run: the job's own, always; 124 when it ran into its time limit.
 #[must_use]
 pub fn status(ran: &Ran) -> Option<u8> {
+    if ran.record.timed_out {
+        return Some(exit::TIMED_OUT);
+    }
     ran.record.exit_status.filter(|_| ran.record.state == State::Exited)
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::ephemeral::forget_read;
 use super::{Context, resolve_one};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
+use crate::remote::look::Streams;
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
 use crate::transport::{Gate, Line, Policy};
@@ -54,6 +56,19 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
     }
     read.seen.update(&mut record);
     context.store.update([&record])?;
+    // What was shown to the end of a job that was over then has been read.
+    if record.ephemeral && !read.cut && (request.follow || record.state.is_finished()) {
+        let mut records = [record];
+        let streams = Streams { out: request.out, err: request.err };
+        // A host that can't be asked is asked by the next command that looks.
+        let gone =
+            forget_read(&mut Line::new(&destination, &context.policy), &mut records, streams).unwrap_or_default();
+        context.store.update(&records)?;
+        if gone == [true] {
+            context.store.remove(&records[0].id)?;
+        }
+        return Ok(());
+    }
     if read.cut {
         let message =
             format!("{label}: its log was cut short while it was followed; what was written since is not shown");

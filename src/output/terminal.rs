@@ -1,6 +1,6 @@
 //! Writing to standard output and standard error.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::os::fd::AsFd;
 
 use anyhow::Result;
@@ -39,6 +39,24 @@ fn write_all(stream: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
 /// Tells the user something on standard error. Where that is closed there is nobody to tell.
 pub fn warn(text: &str) {
     drop(writeln!(io::stderr().lock(), "rsig: {text}"));
+}
+
+/// Whether there is somebody to ask: standard input and standard error are a terminal.
+pub fn is_on_terminal() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks for a yes; everything else is a no.
+///
+/// # Errors
+/// When the terminal can't be used.
+pub fn ask(question: &str) -> io::Result<bool> {
+    let mut terminal = io::stderr().lock();
+    terminal.write_all(question.as_bytes())?;
+    terminal.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 /// A step on the way, for `-v`.

@@ -250,7 +250,7 @@ fn tables_are_whole_sorted_and_fit_a_terminal() {
             assert!(row.description.chars().count() <= 54, "{row:?}");
             let caught = !row.description.contains("can't be caught");
             let signal = on(os, &row.name).unwrap();
-            assert_eq!(matches!(row.name.as_str(), "KILL" | "STOP"), !caught, "{row:?}");
+            assert_eq!(["KILL", "STOP"].contains(&row.name.as_str()), !caught, "{row:?}");
             assert_eq!(signal.number(), Some(row.number), "{row:?}");
             assert_eq!(row_for(os, &row.number.to_string()), Ok(row));
         }

@@ -5,8 +5,10 @@
 
 pub mod keeper;
 pub mod local;
+mod slots;
 pub mod ssh;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout};
@@ -15,6 +17,7 @@ use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::JobId;
 use keeper::protocol::Reply;
+pub use slots::Slots;
 
 /// What came from a shell.
 #[derive(Debug, PartialEq, Eq)]
@@ -108,6 +111,7 @@ pub trait Relays {
 pub struct Line<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
+    slots: Option<Arc<Slots>>,
     transport: Option<Box<dyn Transport + 'a>>,
 }
 
@@ -115,7 +119,13 @@ impl<'a> Line<'a> {
     /// The way to a host; nothing is connected yet.
     #[must_use]
     pub fn new(destination: &'a Destination, policy: &'a Policy) -> Self {
-        Self { destination, policy, transport: None }
+        Self { destination, policy, slots: None, transport: None }
+    }
+
+    /// Takes one of these slots for as long as connecting lasts.
+    #[must_use]
+    pub fn among(self, slots: Arc<Slots>) -> Self {
+        Self { slots: Some(slots), ..self }
     }
 
     /// The host as the user named it, for messages.
@@ -190,7 +200,10 @@ impl<'a> Line<'a> {
     fn shell_source(&mut self) -> Result<&mut Box<dyn Transport + 'a>, Failure> {
         match &mut self.transport {
             Some(transport) => Ok(transport),
-            empty => Ok(empty.insert(open(self.destination, self.policy)?)),
+            empty => {
+                let _slot = self.slots.as_ref().map(|slots| slots.take());
+                Ok(empty.insert(open(self.destination, self.policy)?))
+            }
         }
     }
 }
@@ -235,6 +248,8 @@ pub struct Policy {
     pub batch: bool,
     /// Connect by way of the host's keeper, and start one where there is none.
     pub keeper: bool,
+    /// How many hosts are talked to at once, at most.
+    pub parallel: usize,
     /// The steps are wanted.
     pub verbose: bool,
     /// Takes a line for each step of connecting, for `-v`.

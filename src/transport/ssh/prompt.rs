@@ -408,6 +408,6 @@ mod tests {
 
     #[test]
     fn a_secret_is_not_shown() {
-        assert_eq!(format!("{:?}", Secret("hunter2".into())), "Secret(...)");
+        assert_eq!(format!("{:?}", Secret("hunter2".to_owned())), "Secret(...)");
     }
 }
