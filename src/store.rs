@@ -297,13 +297,20 @@ impl Store {
         transaction.commit()
     }
 
-    /// Notes the last signal that a job was sent.
+    /// Notes the last signals that jobs were sent.
     ///
     /// # Errors
     /// What the file says.
-    pub fn signalled(&mut self, id: &JobId, signal: &str) -> Result<()> {
-        let done = self.connection.execute("UPDATE jobs SET last_signal = ?2 WHERE id = ?1", [id.as_str(), signal]);
-        done.map(drop).map_err(|error| self.blamed(error))
+    pub fn signalled<'a, N: AsRef<str>>(&mut self, signals: impl IntoIterator<Item = (&'a JobId, N)>) -> Result<()> {
+        let mut write = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for (id, signal) in signals {
+                let statement = "UPDATE jobs SET last_signal = ?2 WHERE id = ?1";
+                transaction.prepare_cached(statement)?.execute([id.as_str(), signal.as_ref()])?;
+            }
+            transaction.commit()
+        };
+        write().map_err(|error| self.blamed(error))
     }
 
     /// Forgets a job.

@@ -30,18 +30,20 @@ impl Warm {
         }
         let control = place.fixture.rsig.dir().join("control");
         let warm = Self { place, control };
-        time(warm.ssh("true").args(["-M", "-N", "-f"]));
+        time(&mut warm.ssh_with(&["-M", "-f", "-o", "ControlPersist=yes"], "true"));
         warm
     }
 
     /// OpenSSH's client by the ControlMaster.
     fn ssh(&self, line: &str) -> Command {
-        let mut command = self.place.ssh("");
-        let words: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
-        let mut again = Command::new(command.get_program());
-        again.env("HOME", self.place.fixture.rsig.home()).arg("-S").arg(&self.control);
-        again.args(words.iter().take(words.len() - 1)).arg(line);
-        command = again;
+        self.ssh_with(&[], line)
+    }
+
+    fn ssh_with(&self, options: &[&str], line: &str) -> Command {
+        let plain = self.place.ssh(line);
+        let mut command = Command::new(plain.get_program());
+        command.env("HOME", self.place.fixture.rsig.home());
+        command.arg("-S").arg(&self.control).args(options).args(plain.get_args());
         command
     }
 
@@ -74,7 +76,7 @@ impl Warm {
 impl Drop for Warm {
     fn drop(&mut self) {
         // One that has gone needs no end.
-        let _ = self.ssh("true").args(["-O", "exit"]).stderr(Stdio::null()).status();
+        let _ = self.ssh_with(&["-O", "exit"], "").stderr(Stdio::null()).status();
     }
 }
 

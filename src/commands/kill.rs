@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Named, by_host, on_each_host, resolve};
+use super::{Context, Named, by_host, on_each_host_in_batches, resolve};
 use crate::delivery::{self, Order, Outcome, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
@@ -78,18 +78,18 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
     let policy = context.policy;
     let store = &mut context.store;
     let mut result = Ok(());
-    on_each_host(
+    on_each_host_in_batches(
         &policy,
         by_host(asks, |ask| &ask.record),
         |line, asks, sender| {
             // Nobody listens any more only when all is over.
             on_host(line, asks, request, &mut |report| drop(sender.send(report)));
         },
-        |report| {
-            if let Err(error) = record(store, &report) {
+        |reports| {
+            if let Err(error) = record(store, &reports) {
                 result = Err(error);
             }
-            on_report(report);
+            reports.into_iter().for_each(&mut on_report);
         },
     );
     result
@@ -107,16 +107,16 @@ fn of_finished(word: String, record: Record, request: &Request) -> Report {
     }
 }
 
-/// Keeps what was learned of a job.
-fn record(store: &mut crate::store::Store, report: &Report) -> Result<()> {
-    let Ok(outcome) = &report.outcome else { return Ok(()) };
-    store.update([&outcome.record])?;
-    let second = matches!(outcome.then, Some(delivery::Sent::Yes(_))).then_some(report.then_signal).flatten();
-    let first = matches!(outcome.sent, delivery::Sent::Yes(_)).then_some(report.signal).flatten();
-    match second.or(first) {
-        Some(signal) => store.signalled(&outcome.record.id, &signal.name()),
-        None => Ok(()),
-    }
+/// Keeps what was learned of jobs.
+fn record(store: &mut crate::store::Store, reports: &[Report]) -> Result<()> {
+    let known = || reports.iter().filter_map(|report| report.outcome.as_ref().ok().map(|outcome| (report, outcome)));
+    store.update(known().map(|(_, outcome)| &outcome.record))?;
+    let signals = known().filter_map(|(report, outcome)| {
+        let second = matches!(outcome.then, Some(delivery::Sent::Yes(_))).then_some(report.then_signal).flatten();
+        let first = matches!(outcome.sent, delivery::Sent::Yes(_)).then_some(report.signal).flatten();
+        Some((&outcome.record.id, second.or(first)?.name()))
+    });
+    store.signalled(signals)
 }
 
 /// Carries out the request for the jobs of one host.

@@ -98,6 +98,16 @@ pub fn on_each_host<T: Send, E: Send>(
     work: impl Fn(&mut Line<'_>, Vec<T>, &Sender<E>) + Sync,
     mut on_event: impl FnMut(E),
 ) {
+    on_each_host_in_batches(policy, groups, work, |events| events.into_iter().for_each(&mut on_event));
+}
+
+/// The same, with all that is there passed on at once: what is written down together costs little more than one.
+pub fn on_each_host_in_batches<T: Send, E: Send>(
+    policy: &Policy,
+    groups: Vec<Group<T>>,
+    work: impl Fn(&mut Line<'_>, Vec<T>, &Sender<E>) + Sync,
+    mut on_events: impl FnMut(Vec<E>),
+) {
     let (sender, receiver) = mpsc::channel();
     let workers = groups.len().min(PARALLEL);
     let queue = Mutex::new(groups.into_iter());
@@ -114,6 +124,8 @@ pub fn on_each_host<T: Send, E: Send>(
             });
         }
         drop(sender);
-        receiver.into_iter().for_each(&mut on_event);
+        while let Ok(first) = receiver.recv() {
+            on_events(std::iter::once(first).chain(receiver.try_iter()).collect());
+        }
     });
 }
