@@ -5,6 +5,10 @@
 //! needs no fsync, and one that must outlive a power cut ([`Store::insert`]) asks for it. The hosts hold the truth about
 //! their jobs; this file knows where to ask.
 
+mod history;
+
+pub use history::{Announced, Signalled};
+
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -13,23 +17,29 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 
 use crate::error::{Failure, Kind};
+use crate::history::Happening;
 use crate::host::Destination;
 use crate::job::{Epoch, JobId, JobName, Record};
 
 /// `rsig` in ASCII: marks a state file as ours (PRAGMA application_id).
 const APPLICATION: u32 = 0x7273_6967;
-/// The schema that this version writes (PRAGMA user_version).
-const SCHEMA: u32 = 1;
+/// The schema that this version writes (PRAGMA user_version): how many [`STEPS`] there are.
+#[allow(clippy::cast_possible_truncation, reason = "there are a few")]
+const SCHEMA: u32 = STEPS.len() as u32;
 /// How long a change waits for others, at most.
 const BUSY: Duration = Duration::from_secs(30);
 /// The name of the file in the state directory.
 const FILE: &str = "jobs.db";
 
+/// What makes a state file of each schema from one of the schema before it. A step that has been released is never
+/// changed: what it made is on people's disks.
+const STEPS: [&str; 2] = [JOBS, HISTORY];
+
 // Within one second of created_at, the rowid tells what came first.
-const CREATE: &str = "
+const JOBS: &str = "
     CREATE TABLE jobs (
         id TEXT NOT NULL PRIMARY KEY,
         name TEXT,
@@ -54,11 +64,41 @@ const CREATE: &str = "
     CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
 ";
 
+// The job of an event may be forgotten by then, so all that is shown of it stands in the event.
+const HISTORY: &str = "
+    ALTER TABLE jobs ADD COLUMN timed_out INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN ephemeral INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE events (
+        number INTEGER NOT NULL PRIMARY KEY,
+        at INTEGER NOT NULL,
+        user TEXT NOT NULL,
+        job TEXT NOT NULL,
+        name TEXT,
+        host TEXT NOT NULL,
+        happening TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_of_jobs ON events (job);
+";
+
 const COLUMNS: &str = "id, name, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at, \
-     exit_status, last_signal, checked_at, created_at";
+     exit_status, last_signal, checked_at, created_at, timed_out, ephemeral";
 
 /// The condition of the index `unfinished`, to the letter: SQLite uses it only then.
 const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
+
+/// The schema of an open file.
+fn schema(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Takes the [`STEPS`] that a file has not seen yet. In an immediate transaction, so that only one command does.
+fn take_steps(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    let taken = schema(transaction)?;
+    for step in STEPS.iter().skip(taken as usize) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", taken.max(SCHEMA))
+}
 
 /// An open state file.
 pub struct Store {
@@ -192,7 +232,7 @@ impl Store {
                 "the state file {shown} is from a newer rsig (its schema is {schema}, this rsig knows {SCHEMA}): \
                  use that one; the file is left as it is"
             ),
-            Content::Ours { finished: true, .. } => Self::connect(&path),
+            Content::Ours { finished: true, .. } => Self::connect(&path).and_then(Self::brought_up_to_date),
             // Whoever was making it may have been killed in the middle.
             Content::Ours { finished: false, .. } | Content::Nothing => Self::create(directory, &path),
         }
@@ -241,16 +281,29 @@ impl Store {
         let mut store = Self::connect(path)?;
         // The transaction takes back what an unfinished one left behind, so only inside it does the file say what it is.
         let transaction = store.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if transaction.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? == 0 {
-            transaction.pragma_update(None, "application_id", APPLICATION)?;
-            transaction.pragma_update(None, "user_version", SCHEMA)?;
-            transaction.execute_batch(CREATE)?;
-        }
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        take_steps(&transaction)?;
         // It fails where the tables are not ours, before anything is changed.
         transaction.prepare(&format!("SELECT {COLUMNS} FROM jobs")).map(drop)?;
         transaction.commit()?;
         store.connection.pragma_update(None, "journal_mode", "WAL")?;
         Ok(store)
+    }
+
+    /// Takes the steps to the schema of this version. What the file's head says may be old: the newest is in the log.
+    fn brought_up_to_date(mut self) -> Result<Self> {
+        let schema = schema(&self.connection)?;
+        if schema > SCHEMA {
+            bail!("it is from a newer rsig (its schema is {schema}, this rsig knows {SCHEMA}); use that one");
+        }
+        if schema < SCHEMA {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            take_steps(&transaction)?;
+            transaction.commit()?;
+            // Into the head with it, where an older rsig looks. Whoever reads meanwhile only puts that off.
+            self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        }
+        Ok(self)
     }
 
     /// Adds a new record, so that it is on the disk when this returns.
@@ -259,9 +312,13 @@ impl Store {
     /// [`Taken`] when the id or the name is in use; else what the file says.
     pub fn insert(&mut self, record: &Record) -> Result<()> {
         self.connection.pragma_update(None, "synchronous", "FULL")?;
-        let statement =
-            format!("INSERT INTO jobs ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)");
-        let inserted = self.write(&statement, [record]);
+        let statement = format!(
+            "INSERT INTO jobs ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19)"
+        );
+        let inserted = self.change(|transaction| {
+            execute(transaction, &statement, record)?;
+            history::write(transaction, &record.id, &Happening::spawn(record)).map(drop)
+        });
         self.connection.pragma_update(None, "synchronous", "NORMAL")?;
         match inserted {
             Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::ConstraintViolation => {
@@ -284,42 +341,67 @@ impl Store {
     pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
         let statement = "UPDATE jobs SET name=?2, host=?3, connect=?4, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
              pgid=?10, os=?11, started_at=?12, finished_at=?13, exit_status=?14, \
-             last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17 \
+             last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17, timed_out=?18, ephemeral=?19 \
              WHERE id=?1 AND (state <> 'exited' OR ?8 = 'exited')";
-        self.write(statement, records).map_err(|error| self.blamed(error))
+        let written = self.change(|transaction| {
+            records.into_iter().try_for_each(|record| {
+                history::write_end(transaction, record)?;
+                execute(transaction, statement, record)
+            })
+        });
+        written.map_err(|error| self.blamed(error))
     }
 
-    fn write<'a>(&mut self, statement: &str, records: impl IntoIterator<Item = &'a Record>) -> rusqlite::Result<()> {
+    /// Makes a change as a whole or not at all.
+    fn change<T>(&mut self, make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for record in records {
-            execute(&transaction, statement, record)?;
-        }
-        transaction.commit()
+        let made = make(&transaction)?;
+        transaction.commit()?;
+        Ok(made)
     }
 
-    /// Notes the last signals that jobs were sent.
-    ///
-    /// # Errors
-    /// What the file says.
-    pub fn signalled<'a, N: AsRef<str>>(&mut self, signals: impl IntoIterator<Item = (&'a JobId, N)>) -> Result<()> {
-        let mut write = || {
-            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            for (id, signal) in signals {
-                let statement = "UPDATE jobs SET last_signal = ?2 WHERE id = ?1";
-                transaction.prepare_cached(statement)?.execute([id.as_str(), signal.as_ref()])?;
-            }
-            transaction.commit()
-        };
-        write().map_err(|error| self.blamed(error))
-    }
-
-    /// Forgets a job.
+    /// Forgets a job whose files are gone.
     ///
     /// # Errors
     /// What the file says.
     pub fn remove(&mut self, id: &JobId) -> Result<()> {
-        let done = self.connection.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()]);
+        self.delete(id, &Happening::Removal)
+    }
+
+    /// Drops the record of a job whose files stay.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn forget(&mut self, id: &JobId) -> Result<()> {
+        self.delete(id, &Happening::Forget)
+    }
+
+    /// Takes back the record of a job that was not started.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn not_started(&mut self, id: &JobId, why: Kind) -> Result<()> {
+        self.delete(id, &Happening::not_started(why))
+    }
+
+    fn delete(&mut self, id: &JobId, happening: &Happening) -> Result<()> {
+        let done = self.change(|transaction| {
+            history::write(transaction, id, happening)?;
+            transaction.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()])
+        });
         done.map(drop).map_err(|error| self.blamed(error))
+    }
+
+    /// The unfinished or finished jobs, or all, whose names fit a pattern of SQLite's GLOB, the oldest first.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn named_like(&self, which: Which, pattern: &str) -> Result<Vec<Record>> {
+        let condition = which.condition();
+        self.many(
+            &format!("SELECT {COLUMNS} FROM jobs WHERE {condition} AND name GLOB ?1 ORDER BY created_at, rowid"),
+            [pattern],
+        )
     }
 
     /// Records, the oldest first.
@@ -431,6 +513,8 @@ fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlit
         record.last_signal,
         record.checked_at,
         record.created_at,
+        record.timed_out,
+        record.ephemeral,
     ])?;
     Ok(())
 }
@@ -459,6 +543,8 @@ fn read_record(row: &Row<'_>) -> Result<Record> {
             last_signal: row.get(14)?,
             checked_at: row.get(15)?,
             created_at: row.get::<_, Epoch>(16)?,
+            timed_out: row.get(17)?,
+            ephemeral: row.get(18)?,
         })
     };
     read().with_context(|| format!("the record of job {id:?} in the state file makes no sense"))

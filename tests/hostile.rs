@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::harness::keys::{Format, Type};
-use crate::harness::{Login, Output, Rsig, Server, Shell, keys, poll_until};
+use crate::harness::{Fixture, Login, Output, Rsig, Server, Shell, keys, poll_until};
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, harmless, record_on, run_within_memory};
 
 #[test]
@@ -44,12 +44,14 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
     ];
     let sayers: Vec<_> = cases.into_iter().map(|(name, says, said)| (name, Sayer::start(says), said)).collect();
     for (name, sayer, said) in &sayers {
-        let config = config_for(&rsig, name, sayer.port(), "ConnectTimeout 1");
+        // A megabyte may take a busy machine longer than the silence that others are told by.
+        let timeout = if *said == "not with SSH" { "ConnectTimeout 6" } else { "ConnectTimeout 1" };
+        let config = config_for(&rsig, name, sayer.port(), timeout);
         let start = Instant::now();
         let output = run_within_memory(rsig.command(&["spawn", "-F", &config, name, "--", "true"]));
         output.code(255).stdout_is("").stderr_has(name).stderr_has(said);
         clear_message(&output);
-        assert!(start.elapsed() < Duration::from_secs(9), "{name}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{name}");
     }
     assert_eq!(kit::recorded(&rsig), Vec::<String>::new());
 }
@@ -120,7 +122,7 @@ fn a_login_shell_that_is_none_starts_nothing() {
         let accounts = server.dir().join("accounts/passwd");
         let text = fs::read_to_string(&accounts).expect("our own file").replace("/bin/bash", shell);
         fs::write(&accounts, text).expect("our own file");
-        let f = crate::harness::Fixture::with(Some(server));
+        let f = Fixture::with(Some(server));
         let output = f.rsig.run(&f.words("spawn", &[], &["touch", "started"]));
         clear_message(output.code(code).stdout_is(""));
         output.stderr_has(said);
@@ -136,7 +138,7 @@ fn a_login_that_chatters_is_listened_through() {
         .file("banner", "\x1b]0;owned\x07\nAuthorized use only\n")
         .config("Banner {dir}/banner")
         .start();
-    let f = crate::harness::Fixture::with(Some(server));
+    let f = Fixture::with(Some(server));
     let job = f.spawn(&[], &["sh", "-c", "printf 'out\\0\\001'; echo err >&2; sleep 1000"]);
     poll_until("it has written", SOON, || {
         let output = f.rsig.run(&["tail", &job]);
@@ -150,7 +152,7 @@ fn a_login_that_chatters_is_listened_through() {
 #[test]
 fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
     let server = Server::openssh(Login::Root).home_file(".bashrc", "head -c 3000000 /dev/zero | tr '\\0' x\n").start();
-    let f = crate::harness::Fixture::with(Some(server));
+    let f = Fixture::with(Some(server));
     let output = run_within_memory(f.rsig.command(&f.words("spawn", &[], &["sh", "-c", ": >ran; sleep 1000"])));
     clear_message(output.code(255).stdout_is(""));
     output.stderr_has("sends far more than an answer").stderr_has("is not known");
@@ -240,9 +242,9 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
         let config = forced(&server, name, &format!("{SPEAKER}{lines}"));
         let id = format!("000000{number:02}");
         record_on(&rsig, &id, name, &config);
-        let commands: [&[&str]; 5] =
-            [&["kill", "--json"], &["ps"], &["wait", "--timeout", "1s"], &["tail", "--stdout"], &["rm"]];
-        for words in commands {
+        // Of those that read the same answers in the same way, one for each nonsense.
+        let others: [&[&str]; 4] = [&["ps"], &["wait", "--timeout", "1s"], &["tail", "--stdout"], &["rm"]];
+        for words in [&["kill", "--json"], others[number % 4], others[(number + 1) % 4]] {
             let output = run_within_memory(rsig.command(words).arg(&id));
             assert!(accepted(words[0], name, &output), "{name}: {output}");
             harmless(&output.stdout());

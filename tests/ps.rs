@@ -23,7 +23,7 @@ on_every_site! {
         f.await_state(&stopped, "stopped");
         let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
 
-        let [ended, runs, stopped, here] = [&ended, &runs, &stopped, &here].map(|id| id.as_str());
+        let [ended, runs, stopped, here] = [&ended, &runs, &stopped, &here].map(String::as_str);
         let of_host: &[&str] = if f.is_remote() { &[runs, stopped] } else { &[runs, stopped, here] };
         let cases: [(&[&str], &[&str]); 11] = [
             (&[], &[runs, stopped, here]),
@@ -45,7 +45,7 @@ on_every_site! {
         f.rsig.run(&["ps", "--state", "nosuch"]).code(2).stdout_is("");
 
         // A job that has ended meanwhile is shown once more.
-        f.rsig.run(&["kill", "-9", &runs]).ok();
+        f.rsig.run(&["kill", "-9", runs]).ok();
         f.await_state(runs, "exited");
         assert_eq!(ids(f, &[]), [stopped, here]);
     }
@@ -82,7 +82,8 @@ on_every_site! {
 fn a_table_fits_its_terminal_and_is_plain_without_one() {
     let f = Site::Local.start();
     let name = "n".repeat(64);
-    let job = f.spawn(&["-n", &name], &["sleep", "1000", &"long ".repeat(40), "line\nbreak\u{1b}[31m"]);
+    let words = ["sh", "-c", "sleep 1000", &"long ".repeat(40), "line\nbreak\u{1b}[31m"];
+    let job = f.spawn(&["-n", &name], &words);
     let plain = f.rsig.run(&["ps"]);
     assert!(plain.ok().stdout().starts_with("ID        NAME"), "{plain}");
     plain.stdout_has(&name).stdout_has(&"long ".repeat(40));
@@ -99,7 +100,7 @@ fn a_table_fits_its_terminal_and_is_plain_without_one() {
         let table: Vec<&str> = text.lines().skip_while(|line| !line.contains("NAME")).collect();
         assert_eq!(table.len(), 2, "{text}");
         assert!(table.iter().all(|line| line.chars().count() <= usize::from(columns)), "{columns}: {text}");
-        assert!(table[1].starts_with(&job), "{text}");
+        assert!(columns < 80 || table[1].starts_with(&job), "{text}");
         let raw = String::from_utf8_lossy(&terminal.raw()).into_owned();
         assert_eq!(raw.contains("\x1b[32m"), colour, "{raw:?}");
         assert!(!raw.contains("\x1b[31m"), "what a job is called can't colour: {raw:?}");

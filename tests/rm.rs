@@ -39,6 +39,7 @@ on_every_site! {
     fn force_ends_what_does_not_want_to(f: &Fixture) {
         let stopped = f.spawn(&[], &["sleep", "1000"]);
         f.rsig.run(&["kill", &stopped, "STOP"]).ok();
+        f.await_state(&stopped, "stopped");
         let over = ended(f, &[]);
         let output = f.rsig.run(&["rm", "--force", &stopped, &over]);
         let mut ids: Vec<String> = output.ok().stdout().lines().map(str::to_owned).collect();
@@ -84,4 +85,14 @@ fn a_host_that_is_gone_keeps_its_jobs_unless_they_are_forgotten() {
     f.server.as_mut().expect("a server").stop();
     f.rsig.run(&["rm", "--finished"]).code(255).stdout_is(&format!("{here}\n")).stderr_has("--forget");
     f.rsig.run(&["rm", "--forget", "--finished"]).ok().stdout_is(&format!("{there}\n")).stderr_has("its files stay");
+}
+
+/// Two shells one after the other on one connection: dropbear once ended the second with the first.
+#[test]
+fn dropbear_serves_a_shell_right_behind_another() {
+    let f = Site::DropbearRoot.start();
+    for _ in 0..10 {
+        let job = f.spawn(&[], &["sleep", "1000"]);
+        f.rsig.run(&["rm", "--force", &job]).ok().stdout_is(&format!("{job}\n"));
+    }
 }

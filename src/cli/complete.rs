@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{ArgMatches, CommandFactory as _, ValueHint};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate as Candidate, complete};
 
-use super::{Cli, OsWord, arrange};
+use super::{Cli, Hosts, OsWord, arrange};
 use crate::host::Host;
 use crate::job::{Record, State};
 use crate::printable::printable;
@@ -149,7 +149,11 @@ impl Given {
             },
             os: given.try_get_one::<OsWord>("os").ok().flatten().map(|os| Os::from(*os)),
             any_state: set("force") || set("forget"),
-            local: given.try_get_one::<Host>("host").ok().flatten().is_some_and(Host::is_local),
+            local: given
+                .try_get_one::<Hosts>("host")
+                .ok()
+                .flatten()
+                .is_some_and(|Hosts(hosts)| hosts.iter().all(Host::is_local)),
         }
     }
 
@@ -293,6 +297,13 @@ pub fn host(current: &OsStr) -> Vec<Candidate> {
     candidates.sort();
     candidates.dedup();
     candidates
+}
+
+/// The last of the hosts that are separated by commas.
+pub fn hosts(current: &OsStr) -> Vec<Candidate> {
+    let Some(typed) = current.to_str() else { return Vec::new() };
+    let (before, last) = typed.rfind(',').map_or(("", typed), |comma| typed.split_at(comma + 1));
+    host(OsStr::new(last)).into_iter().map(|candidate| candidate.add_prefix(before)).collect()
 }
 
 /// The last of the hosts in `-J`'s value.

@@ -1,22 +1,26 @@
 //! `kill` and `stop`: sends signals, each exactly once, and waits for what comes of them.
 
 use std::ffi::OsString;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Named, by_host, on_each_host_in_batches, resolve};
+use super::{Context, Named, by_host, on_each_host, resolve, wait_on_each_host};
 use crate::delivery::{self, Order, Outcome, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
 use crate::remote::look;
 use crate::signal::{Signal, SignalWord};
+use crate::store::{Announced, Signalled, Store};
 use crate::transport::Line;
 
 /// What is to be sent, and to what.
 pub struct Request {
     /// The jobs, as typed.
     pub jobs: Vec<OsString>,
+    /// They are ids that a selector picked: one that has ended meanwhile is passed over.
+    pub selected: bool,
     /// What is sent.
     pub signal: SignalWord,
     /// How long to wait for the end.
@@ -52,6 +56,13 @@ impl Report {
             Err(failure) => Some(failure),
         }
     }
+
+    /// A job that was picked, not named, and had ended by the time is no failure.
+    fn pass_over(&mut self) {
+        if let Ok(outcome) = &mut self.outcome {
+            outcome.error.take_if(|error| error.kind == Kind::NotRunning);
+        }
+    }
 }
 
 /// One job on its way through the command.
@@ -70,6 +81,7 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
         match record {
             Ok(record) if record.state.is_finished() => on_report(of_finished(word, record, request)),
             Ok(record) => asks.push(Ask { word, record }),
+            Err(failure) if request.selected && failure.kind == Kind::NotFound => {}
             Err(failure) => {
                 on_report(Report { word, signal: None, then_signal: None, outcome: Err(failure) });
             }
@@ -77,27 +89,45 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
     }
     let policy = context.policy;
     let store = &mut context.store;
+    let mut announced = announce(store, &asks, request)?;
     let mut result = Ok(());
-    on_each_host_in_batches(
-        &policy,
-        by_host(asks, |ask| &ask.record),
-        |line, asks, sender| {
-            // Nobody listens any more only when all is over.
-            on_host(line, asks, request, &mut |report| drop(sender.send(report)));
-        },
-        |reports| {
-            if let Err(error) = record(store, &reports) {
-                result = Err(error);
-            }
-            reports.into_iter().for_each(&mut on_report);
-        },
-    );
+    let groups = by_host(asks, |ask| &ask.record);
+    // Nobody listens any more only when all is over.
+    let work = |line: &mut Line<'_>, asks, sender: &Sender<Report>| {
+        on_host(line, asks, request, &mut |report| drop(sender.send(report)));
+    };
+    let on_event = |mut report: Report| {
+        if let Err(error) = record(store, &mut announced, &report, request) {
+            result = Err(error);
+        }
+        if request.selected {
+            report.pass_over();
+        }
+        on_report(report);
+    };
+    if request.wait.is_some() {
+        wait_on_each_host(&policy, groups, work, on_event);
+    } else {
+        on_each_host(&policy, groups, work, on_event);
+    }
     result
+}
+
+/// Writes the signals down before they are sent.
+fn announce(store: &mut Store, asks: &[Ask], request: &Request) -> Result<Announced> {
+    if request.signal.is_existence_check() {
+        return Ok(Announced::default());
+    }
+    let name = |record: &Record| {
+        let known = record.system().and_then(|os| request.signal.on(os).ok());
+        known.map_or_else(|| request.signal.to_string(), |signal| signal.name())
+    };
+    store.announce(asks.iter().map(|ask| (&ask.record, name(&ask.record))), request.target)
 }
 
 /// A job whose end is known here needs no host.
 fn of_finished(word: String, record: Record, request: &Request) -> Report {
-    let error = request.wait.is_none().then(|| ended_before(&record));
+    let error = (request.wait.is_none() && !request.selected).then(|| ended_before(&record));
     let on = |signal: SignalWord| record.system().and_then(|os| signal.on(os).ok());
     Report {
         word,
@@ -107,16 +137,15 @@ fn of_finished(word: String, record: Record, request: &Request) -> Report {
     }
 }
 
-/// Keeps what was learned of jobs.
-fn record(store: &mut crate::store::Store, reports: &[Report]) -> Result<()> {
-    let known = || reports.iter().filter_map(|report| report.outcome.as_ref().ok().map(|outcome| (report, outcome)));
-    store.update(known().map(|(_, outcome)| &outcome.record))?;
-    let signals = known().filter_map(|(report, outcome)| {
-        let second = matches!(outcome.then, Some(delivery::Sent::Yes(_))).then_some(report.then_signal).flatten();
-        let first = matches!(outcome.sent, delivery::Sent::Yes(_)).then_some(report.signal).flatten();
-        Some((&outcome.record.id, second.or(first)?.name()))
-    });
-    store.signalled(signals)
+/// Keeps what was learned of a job.
+fn record(store: &mut Store, announced: &mut Announced, report: &Report, request: &Request) -> Result<()> {
+    let Ok(outcome) = &report.outcome else { return Ok(()) };
+    let signalled = |signal: Option<Signal>, sent| Some(Signalled { signal: signal?, sent });
+    let first = signalled(report.signal, outcome.sent).filter(|first| !first.signal.is_existence_check());
+    let second = outcome.then.and_then(|sent| signalled(report.then_signal, sent));
+    // The signals first: an end follows from them.
+    store.signalled(&outcome.record.id, announced, request.target, first.as_ref(), second.as_ref())?;
+    store.update([&outcome.record])
 }
 
 /// Carries out the request for the jobs of one host.

@@ -4,12 +4,15 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
+use super::ephemeral::forget_read;
 use super::{Context, Named, by_host, on_each_host, resolve};
 use crate::error::Failure;
 use crate::host::Host;
-use crate::job::{Record, State};
-use crate::remote::look;
+use crate::job::{JobId, Record, State};
+use crate::remote::Seen;
+use crate::remote::look::{self, Streams};
 use crate::store::Which;
+use crate::transport::Line;
 
 /// Which jobs to list.
 pub struct Request {
@@ -76,6 +79,7 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
     let asks: Vec<(usize, Record)> = unfinished.map(|(index, job)| (index, job.record.clone())).collect();
     let policy = context.policy;
     let Listing { jobs, failures } = listing;
+    let mut forgotten = Vec::new();
     on_each_host(
         &policy,
         by_host(asks, |(_, record)| record),
@@ -85,17 +89,20 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
                 asks.iter().map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
             let answer = line.ask(|shell| look::see(&host, shell, &places));
-            drop(sender.send((asks, answer)));
+            let over: Vec<Record> = answer.iter().flatten().zip(&asks).filter_map(over_and_ephemeral).collect();
+            drop(sender.send(Event::Seen(asks, answer)));
+            forget(line, over, &mut |id| drop(sender.send(Event::Forgotten(id))));
         },
-        |(asks, answer)| match answer {
-            Ok(answers) => {
+        |event| match event {
+            Event::Forgotten(id) => forgotten.push(id),
+            Event::Seen(asks, Ok(answers)) => {
                 for ((index, _), seen) in asks.into_iter().zip(answers) {
                     let Some(job) = jobs.get_mut(index) else { continue };
                     job.state = seen.state(&job.record);
                     seen.update(&mut job.record);
                 }
             }
-            Err(failure) => {
+            Event::Seen(asks, Err(failure)) => {
                 for (index, _) in asks {
                     if let Some(job) = jobs.get_mut(index) {
                         job.state = State::Unknown;
@@ -106,5 +113,28 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
         },
     );
     let checked = jobs.iter().filter(|job| job.state != State::Unknown).map(|job| &job.record);
-    context.store.update(checked)
+    context.store.update(checked)?;
+    forgotten.iter().try_for_each(|id| context.store.remove(id))
+}
+
+/// What a host's part of the work tells.
+enum Event {
+    /// How its jobs stand.
+    Seen(Vec<(usize, Record)>, Result<Vec<Seen>, Failure>),
+    /// A job that was to be forgotten after its end is.
+    Forgotten(JobId),
+}
+
+fn over_and_ephemeral((seen, (_, record)): (&Seen, &(usize, Record))) -> Option<Record> {
+    (record.ephemeral && seen.state(record).is_finished()).then(|| record.clone())
+}
+
+/// Forgets those jobs whose output is read; the others wait for that.
+fn forget(line: &mut Line<'_>, mut over: Vec<Record>, on_forgotten: &mut dyn FnMut(JobId)) {
+    if over.is_empty() {
+        return;
+    }
+    // A host that can't be asked is asked by the next command that looks.
+    let gone = forget_read(line, &mut over, Streams::default()).unwrap_or_default();
+    over.into_iter().zip(gone).filter(|(_, gone)| *gone).for_each(|(record, _)| on_forgotten(record.id));
 }

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::ephemeral::forget_read;
 use super::{Context, spawn};
 use crate::delivery::{self, Order, Ways};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{Record, State, Target, now};
 use crate::remote::foreground::{self, End, Positions, Source};
+use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
 use crate::signal::{Os, SignalWord};
 use crate::transport::{Gate, Line, Policy};
@@ -92,7 +94,7 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
     let spool = Spool { input: outside.input.is_some(), limit: request.backlog };
     let order =
         spawn::Request { foreground: Some(spawn::Foreground { spool, tether: tether.clone() }), ..request.spawn };
-    let spawned = spawn::over(context, &mut gate.line()?, order)?;
+    let spawned = spawn::over(context, &mut gate.line(), order)?;
     if let Some(warning) = &spawned.warning {
         (outside.note)(warning);
     }
@@ -130,8 +132,18 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
     record.state = end.state;
     record.exit_status = end.exit_status;
     record.finished_at = end.finished_at;
+    record.timed_out = end.timed_out;
     record.checked_at = Some(now());
     context.store.update([&record])?;
+    if record.ephemeral && record.state.is_finished() {
+        let read = Streams { out: true, err: true };
+        // A host that can't be asked is asked by the next command that looks.
+        let mut records = [record.clone()];
+        let gone = forget_read(&mut Line::new(&destination, &policy), &mut records, read).unwrap_or_default();
+        if gone == [true] {
+            context.store.remove(&record.id)?;
+        }
+    }
     Ok(Ran { record, disk_full: end.disk_full })
 }
 
@@ -199,8 +211,10 @@ impl<'a> Held<'a> {
                 return None;
             }
             match shared.gate.as_ref().map(|gate| gate.line()) {
-                Some(Ok(line)) => return Some((line, shared.number)),
-                _ => shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0,
+                Some(line) => return Some((line, shared.number)),
+                None => {
+                    shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0
+                }
             }
         }
     }
@@ -209,7 +223,7 @@ impl<'a> Held<'a> {
     fn await_change(&self, number: u64) {
         let shared = self.shared();
         let same = |shared: &mut Shared<'a>| shared.number == number && !shared.over;
-        drop(self.changed.wait_while(shared, same));
+        drop(self.changed.wait_timeout_while(shared, PAUSE * 50, same));
     }
 
     fn finish(&self) {
@@ -273,6 +287,7 @@ impl<'a> Held<'a> {
                 // However that ends: over another connection, then.
                 drop(foreground::hold(&host, shell.as_mut(), &self.place));
             }
+            // Without it the job would be ended: a server that gave no channel is asked again before long.
             self.await_change(number);
         }
     }
@@ -423,8 +438,11 @@ impl Source for Input<'_, '_> {
     }
 }
 
-/// The exit status of a run: the job's own, always.
+/// The exit status of a run: the job's own, always; 124 when it ran into its time limit.
 #[must_use]
 pub fn status(ran: &Ran) -> Option<u8> {
+    if ran.record.timed_out {
+        return Some(exit::TIMED_OUT);
+    }
     ran.record.exit_status.filter(|_| ran.record.state == State::Exited)
 }

@@ -1,14 +1,15 @@
 //! `tail`: passes a job's output on.
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::time::Duration;
 
 use anyhow::Result;
 
+use super::ephemeral::forget_read;
 use super::{Context, resolve_one};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
+use crate::remote::look::Streams;
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
 use crate::transport::{Gate, Line, Policy};
@@ -43,19 +44,11 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
     let read = if request.follow && !destination.is_local() {
         follow(&destination, &policy, &wanted, sink)?
     } else {
+        // Gone on with behind what was passed on, should an old connection turn out to be broken.
+        let mut progress = Progress::default();
         let mut line = Line::new(&destination, &policy);
         let host = line.host();
-        let passed = Cell::new(false);
-        line.ask(|shell| {
-            // What was passed on once is not passed on again.
-            if passed.get() {
-                return Err(Failure::new(Kind::Unreachable, format!("{host}: the connection broke in mid-answer")));
-            }
-            read(&host, shell, &wanted, &mut Progress::default(), &mut |stream, bytes: &[u8]| {
-                passed.set(true);
-                sink(stream, bytes)
-            })
-        })?
+        line.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
     };
     let label = record.label();
     if let Some(failure) = unreadable(&label, &read.seen) {
@@ -63,6 +56,19 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
     }
     read.seen.update(&mut record);
     context.store.update([&record])?;
+    // What was shown to the end of a job that was over then has been read.
+    if record.ephemeral && !read.cut && (request.follow || record.state.is_finished()) {
+        let mut records = [record];
+        let streams = Streams { out: request.out, err: request.err };
+        // A host that can't be asked is asked by the next command that looks.
+        let gone =
+            forget_read(&mut Line::new(&destination, &context.policy), &mut records, streams).unwrap_or_default();
+        context.store.update(&records)?;
+        if gone == [true] {
+            context.store.remove(&records[0].id)?;
+        }
+        return Ok(());
+    }
     if read.cut {
         let message =
             format!("{label}: its log was cut short while it was followed; what was written since is not shown");
@@ -85,10 +91,11 @@ fn follow(
     let mut pause = BACKOFF.0;
     loop {
         let result = match gate.take() {
-            Some(gate) => gate.line().and_then(|mut line| {
+            Some(gate) => {
                 pause = BACKOFF.0;
-                read(&host, line.shell()?.as_mut(), wanted, &mut progress, sink)
-            }),
+                let mut line = gate.line();
+                line.shell().and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink))
+            }
             None => Err(Failure::new(Kind::Unreachable, host.clone())),
         };
         match result {

@@ -7,6 +7,7 @@ use crate::printable::printable;
 use crate::remote::signal::{Hit, Shot};
 use crate::remote::{Seen, Standing};
 use crate::signal::Signal;
+use crate::transport::keeper::protocol::End;
 
 /// One job on its way.
 pub struct Course {
@@ -119,11 +120,12 @@ impl Course {
     }
 
     /// The job has ended, as its relay says.
-    pub fn end(&mut self, status: u8, at: job::Epoch) {
+    pub fn end(&mut self, end: End) {
         let record = &mut self.outcome.record;
         record.state = State::Exited;
-        record.exit_status = Some(status);
-        record.finished_at = Some(at);
+        record.exit_status = Some(end.status);
+        record.finished_at = Some(end.at);
+        record.timed_out = end.timed_out;
         record.checked_at = Some(job::now());
         self.outcome.still_running = Some(false);
     }

@@ -153,11 +153,11 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
         }
         Reply::Watching { .. } => asked.watched = Some(true),
         Reply::NotWatching { .. } => asked.watched = Some(false),
-        Reply::Ended { status, at, .. } => {
+        Reply::Ended { end, .. } => {
             asked.watched = Some(true);
             // An end from before the signal is the scripts' to judge.
             if course.unsent().is_none() {
-                course.end(status, at);
+                course.end(end);
                 asked.settled = true;
             }
         }

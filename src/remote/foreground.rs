@@ -30,6 +30,8 @@ pub struct End {
     pub exit_status: Option<u8>,
     /// When, by the host's clock.
     pub finished_at: Option<Epoch>,
+    /// It ran into its time limit, and was ended for that.
+    pub timed_out: bool,
     /// The host's disk was full: some of the output is lost.
     pub disk_full: bool,
 }
@@ -101,12 +103,13 @@ fn end(words: &str) -> Option<End> {
         [state, code, at, "full"] => (state, code, at, true),
         _ => return None,
     };
+    let timed_out = *state == "expired";
     let state = match *state {
-        "exited" => State::Exited,
+        "exited" | "expired" => State::Exited,
         "lost" => State::Lost,
         _ => State::Unknown,
     };
-    Some(End { state, exit_status: code.parse().ok(), finished_at: at.parse().ok(), disk_full })
+    Some(End { state, exit_status: code.parse().ok(), finished_at: at.parse().ok(), timed_out, disk_full })
 }
 
 /// What is written into a job's input.

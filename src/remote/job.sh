@@ -55,6 +55,8 @@ unset OLDPWD
 rs_start() {
 	rs_find "$1"
 	rs_process $$ || rs_refuse start "its own process can't be read from /proc or ps"
+	# A signal to its group would reach whoever else is in it.
+	[ "$rs_group" = $$ ] || rs_refuse start "it got no process group of its own"
 	{
 		printf '%s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" "$(date +%s)" "$rs_node" \
 			>"$rs_here/pid.new" &&

@@ -74,8 +74,8 @@ while [ -z "$rs_gone" ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do
 	sleep 0.005 2>/dev/null || sleep 1
 done
 if [ -s status ]; then
-	read -r rs_code rs_when <status
-	printf '%s end %s %s\n' "$rs_relay" "$rs_code" "$rs_when"
+	read -r rs_code rs_when rs_why <status
+	printf '%s end %s %s %s\n' "$rs_relay" "$rs_code" "$rs_when" "$rs_why"
 fi
 kill -KILL "$rs_watcher" "$rs_reader" 2>/dev/null
 exit 0

@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
+use std::time::Duration;
 
+use super::look::Streams;
 use super::output::Wanted;
 use super::signal::{Plan, Shot};
 use super::start::Order;
@@ -107,6 +109,7 @@ impl Script {
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
         script.set("rs_relay", order.relay.as_deref().unwrap_or_default())?;
+        script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         for part in [file!("host"), file!("process"), file!("spawn")] {
@@ -184,6 +187,17 @@ impl Script {
         Ok(script)
     }
 
+    /// Removes the files of finished jobs whose output has been read.
+    pub(super) fn forget_read(places: &[&str], read: Streams) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("forget"));
+        let flag = |on| if on { "1" } else { "0" };
+        for (index, place) in places.iter().enumerate() {
+            script.call("forget_read", &[&index.to_string(), place, flag(read.out), flag(read.err)])?;
+        }
+        Ok(script)
+    }
+
     /// Passes a job's output on.
     pub(super) fn tail(wanted: &Wanted, resume: Option<(u64, u64)>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
@@ -256,6 +270,14 @@ impl Script {
     }
 }
 
+/// A time as sleep(1) takes it: whole seconds wherever they are, since POSIX knows no others.
+fn seconds(time: Duration) -> String {
+    match time.subsec_millis() {
+        0 if time.as_secs() > 0 => time.as_secs().to_string(),
+        milliseconds => format!("{}.{:03}", time.as_secs(), milliseconds.max(1)),
+    }
+}
+
 /// The script of a job's supervisor.
 fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
@@ -270,6 +292,10 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     script.set("rs_output", output)?;
     script.set("rs_errors", errors)?;
     script.include(file!("process"));
+    if order.timeout.is_some() {
+        beside.push("rs_guard");
+        script.include(file!("watch"));
+    }
     if let Some(spool) = &order.spool {
         beside.push("rs_spool");
         script.set("rs_limit", spool.limit.to_string())?;
@@ -319,6 +345,14 @@ mod tests {
     fn stripping_keeps_every_statement() {
         let text = stripped("# head\n\nf() {\n\t# why\n\techo '# no comment'\n}\n");
         assert_eq!(text, b"f() {\necho '# no comment'\n}\n");
+    }
+
+    #[test]
+    fn times_are_written_for_sleep() {
+        for (milliseconds, text) in [(0, "0.001"), (1, "0.001"), (250, "0.250"), (1000, "1"), (61_500, "61.500")] {
+            assert_eq!(seconds(Duration::from_millis(milliseconds)), text);
+        }
+        assert_eq!(seconds(Duration::from_nanos(1)), "0.001");
     }
 
     #[test]

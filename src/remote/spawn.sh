@@ -1,6 +1,7 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
-# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, and rs_relay where relay.sh comes behind. Names begin with rs_, here and in what the job
-# comes from, since an assignment to a variable that the login exports would change the job's environment.
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), and rs_relay where
+# relay.sh comes behind. Names begin with rs_, here and in what the job comes from, since an assignment to a variable
+# that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : nothing was started, and nothing is left behind.
 rs_refuse() {
@@ -41,6 +42,7 @@ rs_why=$({
 		printf '%s\n' "$rs_job" >job &&
 		printf '%s %s %s\n' "$(date +%s)" "$rs_boot" "$rs_node" >made &&
 		printf '%32s\n' '' >status.new &&
+		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 		: >out && : >err
 } 2>&1) || rs_refuse disk "$rs_why"
 mkfifo ended 2>/dev/null || rs_relay=
@@ -57,7 +59,9 @@ elif command -v perl >/dev/null 2>&1 && perl -MPOSIX -e 1 2>/dev/null; then
 	rs_how=perl
 elif command -v python3 >/dev/null 2>&1; then
 	rs_how=python3
-elif (set -m) 2>/dev/null; then
+# Without a terminal some shells say no more than a warning and go on without; in a subshell not even that.
+elif { set -m; } 2>/dev/null && case $- in *m*) ;; *) false ;; esac; then
+	set +m
 	rs_how=monitor
 else
 	rs_refuse session "it has no setsid, perl or python3, and its /bin/sh has no job control; one of them is needed"

@@ -1,6 +1,7 @@
 //! The script that starts a job.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
@@ -10,6 +11,7 @@ use crate::printable::printable;
 use crate::transport::Shell;
 
 /// A job to start.
+#[derive(Clone)]
 pub struct Order<'a> {
     /// Its id.
     pub id: &'a JobId,
@@ -25,6 +27,8 @@ pub struct Order<'a> {
     pub directory: Option<OsString>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// How long it may run.
+    pub timeout: Option<Duration>,
     /// Its streams are passed on to whoever runs it in the foreground.
     pub spool: Option<Spool>,
     /// The job ends when whoever holds it is gone for so long.

@@ -124,6 +124,7 @@ stream() {
 	done
 	full=
 	[ ! -e out.full ] && [ ! -e err.full ] || full=" full"
+	[ "$expired" != timeout ] || state=expired
 	both "ended $state $code $ended$full"
 	kill -KILL "$watcher"
 	exit 0

@@ -5,7 +5,6 @@
 
 # sizes : sets err_size and out_size. ls sorts by name; in this locale and style a line has nine fields.
 sizes() {
-	# ls sorts what it is given.
 	# shellcheck disable=SC2046
 	set -- $(LC_ALL=C TIME_STYLE=locale ls -ln err out 2>/dev/null)
 	err_size=${5:-0}

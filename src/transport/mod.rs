@@ -5,8 +5,10 @@
 
 pub mod keeper;
 pub mod local;
+mod slots;
 pub mod ssh;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout};
@@ -15,6 +17,7 @@ use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::JobId;
 use keeper::protocol::Reply;
+pub use slots::Slots;
 
 /// What came from a shell.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,15 +63,15 @@ pub trait Transport {
         self.shell().map(|shell| (shell, None))
     }
 
-    /// Whether its connection was made long ago, by another command, and may be found broken.
-    fn may_be_stale(&self) -> bool {
-        false
-    }
-
     /// A new shell that is sent an empty line every so often for as long as this process lives, however it is held up;
     /// `None` where nobody does that.
     fn beating_shell(&mut self, _every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
         None
+    }
+
+    /// Whether its connection was made long ago, by another command, and may be found broken.
+    fn may_be_stale(&self) -> bool {
+        false
     }
 
     /// The relays of jobs on this host, where somebody may hold some.
@@ -108,6 +111,7 @@ pub trait Relays {
 pub struct Line<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
+    slots: Option<Arc<Slots>>,
     transport: Option<Box<dyn Transport + 'a>>,
 }
 
@@ -115,7 +119,13 @@ impl<'a> Line<'a> {
     /// The way to a host; nothing is connected yet.
     #[must_use]
     pub fn new(destination: &'a Destination, policy: &'a Policy) -> Self {
-        Self { destination, policy, transport: None }
+        Self { destination, policy, slots: None, transport: None }
+    }
+
+    /// Takes one of these slots for as long as connecting lasts.
+    #[must_use]
+    pub fn among(self, slots: Arc<Slots>) -> Self {
+        Self { slots: Some(slots), ..self }
     }
 
     /// The host as the user named it, for messages.
@@ -190,7 +200,10 @@ impl<'a> Line<'a> {
     fn shell_source(&mut self) -> Result<&mut Box<dyn Transport + 'a>, Failure> {
         match &mut self.transport {
             Some(transport) => Ok(transport),
-            empty => Ok(empty.insert(open(self.destination, self.policy)?)),
+            empty => {
+                let _slot = self.slots.as_ref().map(|slots| slots.take());
+                Ok(empty.insert(open(self.destination, self.policy)?))
+            }
         }
     }
 }
@@ -218,15 +231,13 @@ impl<'a> Gate<'a> {
     }
 
     /// A line by this connection.
-    ///
-    /// # Errors
-    /// [`Kind::Unreachable`] when it is broken.
-    pub fn line(&self) -> Result<Line<'a>, Failure> {
+    #[must_use]
+    pub fn line(&self) -> Line<'a> {
         let mut line = Line::new(self.destination, self.policy);
         if let Some(keeper) = &self.keeper {
-            line.transport = Some(Box::new(keeper.open(self.destination, self.policy)));
+            line.transport = Some(Box::new(keeper.way()));
         }
-        Ok(line)
+        line
     }
 }
 
@@ -237,6 +248,8 @@ pub struct Policy {
     pub batch: bool,
     /// Connect by way of the host's keeper, and start one where there is none.
     pub keeper: bool,
+    /// How many hosts are talked to at once, at most.
+    pub parallel: usize,
     /// The steps are wanted.
     pub verbose: bool,
     /// Takes a line for each step of connecting, for `-v`.

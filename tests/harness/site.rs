@@ -8,6 +8,9 @@ use super::proxy::Proxy;
 use super::rsig::Rsig;
 use super::server::Server;
 
+/// What rsig has a server run.
+const SHELL: &str = "/bin/sh -s";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
     Local,
@@ -108,11 +111,24 @@ impl Fixture {
         self.job_home().join(".local/state/rsig/jobs")
     }
 
-    /// What runs on the host for its jobs: the jobs, their supervisors and relays; no server, no rsig.
+    /// What runs on the host for its jobs: the jobs, their supervisors and relays; no server, no rsig. By a keeper, the
+    /// one spare shell that it keeps ready is not among them.
     pub fn processes(&self) -> Vec<Process> {
         let mut found = self.server.as_ref().map_or_else(|| self.rsig.processes(), Server::processes);
         found.retain(|process| process.name != "rsig");
+        let idle = |process: &Process| process.cmdline == SHELL && !found.iter().any(|other| other.ppid == process.pid);
+        let spare = found.iter().rposition(idle).filter(|_| self.rsig.keeper && self.server.is_some());
+        if let Some(spare) = spare {
+            found.remove(spare);
+        }
         found
+    }
+
+    /// The way that a signal takes to a job's group where servers may take it.
+    pub fn way(&self) -> &'static str {
+        // OpenSSH before 10 refuses them to root.
+        let honoured = matches!(self.site, Site::OpenSshUser | Site::DropbearRoot);
+        if self.rsig.keeper && honoured { "channel" } else { "pid" }
     }
 }
 

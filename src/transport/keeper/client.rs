@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -219,7 +219,7 @@ fn birth(
     place: &Place,
     policy: &Policy,
     private: bool,
-) -> io::Result<Result<std::process::Child, Failure>> {
+) -> io::Result<Result<Child, Failure>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(SERVE).arg(&place.socket).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     sys::process::start_clean(&mut command);
@@ -228,10 +228,10 @@ fn birth(
     // Held open until the keeper has said how it went: it must not go on asking the user once this command has gone.
     let mut input = child.stdin.take();
     if let Some(input) = &mut input {
-        let mut line = serde_json::to_vec(&order)?;
-        line.push(b'\n');
+        let mut order = serde_json::to_vec(&order)?;
+        order.push(b'\n');
         // A child that is gone already says why below.
-        drop(input.write_all(&line));
+        drop(input.write_all(&order));
     }
     let answer = child.stdout.take().map(io::read_to_string).transpose()?.unwrap_or_default();
     match serde_json::from_str(&answer) {
@@ -250,37 +250,6 @@ fn birth(
     }
 }
 
-/// A keeper of one command's own: it ends with this.
-pub struct Private {
-    place: Place,
-    child: std::process::Child,
-}
-
-impl Private {
-    /// Starts one.
-    ///
-    /// # Errors
-    /// As [`open`].
-    pub fn start(destination: &Destination, policy: &Policy) -> io::Result<Result<Self, Failure>> {
-        let place = Place::private(destination)?;
-        Ok(birth(destination, &place, policy, true)?.map(|child| Self { place, child }))
-    }
-
-    /// The way to the host by it.
-    pub fn open<'a>(&self, destination: &'a Destination, policy: &'a Policy) -> Kept<'a> {
-        Kept { destination, policy, place: self.place.clone(), private: true, ready: None, instead: None }
-    }
-}
-
-impl Drop for Private {
-    fn drop(&mut self) {
-        // The end of its input is its end.
-        drop(self.child.stdin.take());
-        drop(self.child.wait());
-        drop(std::fs::remove_file(&self.place.socket));
-    }
-}
-
 /// What a keeper is told on its standard input: nothing of it shows in a list of processes.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
@@ -294,6 +263,79 @@ pub struct Order {
     pub private: bool,
 }
 
+/// A shell of a keeper's, and whether its channel will be a relay.
+fn shell_by(mut talk: Talk, relay: Option<RelayFor>) -> io::Result<(KeptShell, bool)> {
+    talk.say(&Request::Shell { relay })?;
+    match talk.hear(Instant::now() + SHELL)? {
+        Frame::Message(Reply::Shell { relay }) => Ok((KeptShell { talk }, relay)),
+        Frame::Message(Reply::Busy) => Err(io::Error::other("the server gives the keeper no more channels")),
+        _ => Err(io::Error::other("the keeper gave an answer that makes no sense")),
+    }
+}
+
+/// A keeper of one command's own: it ends with this.
+pub struct Private {
+    host: String,
+    place: Place,
+    child: Child,
+}
+
+impl Private {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn start(destination: &Destination, policy: &Policy) -> io::Result<Result<Self, Failure>> {
+        let (host, place) = (destination.to_string(), Place::private()?);
+        Ok(birth(destination, &place, policy, true)?.map(|child| Self { host, place, child }))
+    }
+
+    /// A way to the host by it.
+    #[must_use]
+    pub fn way(&self) -> PrivateWay {
+        PrivateWay { host: self.host.clone(), place: self.place.clone() }
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        // The end of its input is its end.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.place.socket);
+    }
+}
+
+/// A host by way of a command's own keeper. Once that has gone, there is no other way: whoever holds it makes a new one.
+pub struct PrivateWay {
+    host: String,
+    place: Place,
+}
+
+impl PrivateWay {
+    fn open(&self, beat: Option<Duration>) -> Result<KeptShell, Failure> {
+        let open = || {
+            let talk = Talk::open(&self.place.socket)?.ok_or_else(|| io::Error::other("the connection is gone"))?;
+            let (mut shell, _) = shell_by(talk, None)?;
+            if let Some(every) = beat {
+                shell.talk.say(&Request::Beat { seconds: every.as_secs().max(1) })?;
+            }
+            Ok(shell)
+        };
+        open().map_err(|error: io::Error| Failure::new(Kind::Unreachable, format!("{}: {error}", self.host)))
+    }
+}
+
+impl Transport for PrivateWay {
+    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
+        self.open(None).map(|shell| Box::new(shell) as Box<dyn Shell>)
+    }
+
+    fn beating_shell(&mut self, every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
+        Some(self.open(Some(every)).map(|shell| Box::new(shell) as Box<dyn Shell>))
+    }
+}
+
 impl<'a> Kept<'a> {
     fn talk(&mut self) -> io::Result<Talk> {
         match self.ready.take() {
@@ -303,13 +345,7 @@ impl<'a> Kept<'a> {
     }
 
     fn shell_for(&mut self, relay: Option<RelayFor>) -> io::Result<(KeptShell, bool)> {
-        let mut talk = self.talk()?;
-        talk.say(&Request::Shell { relay })?;
-        match talk.hear(Instant::now() + SHELL)? {
-            Frame::Message(Reply::Shell { relay }) => Ok((KeptShell { talk }, relay)),
-            Frame::Message(Reply::Busy) => Err(io::Error::other("the server gives the keeper no more channels")),
-            _ => Err(io::Error::other("the keeper gave an answer that makes no sense")),
-        }
+        shell_by(self.talk()?, relay)
     }
 
     /// A shell of the keeper's. None: it can't give one, and another way was found. Nothing was sent by then.
@@ -372,15 +408,6 @@ impl Transport for Kept<'_> {
 
     fn may_be_stale(&self) -> bool {
         self.instead.is_none() && !self.private
-    }
-
-    fn beating_shell(&mut self, every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
-        let seconds = every.as_secs().max(1);
-        let beating = self.shell_for(None).and_then(|(mut shell, _)| {
-            shell.talk.say(&Request::Beat { seconds })?;
-            Ok(Box::new(shell) as Box<dyn Shell>)
-        });
-        Some(beating.map_err(|error| self.unreachable(&error)))
     }
 
     fn relays(&mut self) -> Option<Box<dyn Relays>> {

@@ -152,6 +152,13 @@ impl Lane {
         ops
     }
 
+    /// Whether there is something to read that was taken in by a call for another stream or channel. `listen` as in
+    /// [`Lane::to_do`].
+    #[must_use]
+    pub fn has_more(&self, listen: bool) -> bool {
+        self.to_do(listen).contains(&Op::Read(false)) && self.channel.as_ref().is_some_and(Channel::has_bytes)
+    }
+
     /// Makes a call. What was read is in `buffer`, as many bytes as the result says.
     ///
     /// # Errors

@@ -45,7 +45,7 @@ impl Place {
     ///
     /// # Errors
     /// As [`Place::of`]; or when the system gives no random numbers.
-    pub fn private(_destination: &Destination) -> io::Result<Self> {
+    pub fn private() -> io::Result<Self> {
         let directory = directory()?;
         let name = format!("p{}", crate::job::random_hex::<7>().map_err(io::Error::other)?);
         Ok(Self { socket: directory.join(&name), lock: directory.join(format!("{name}.lock")) })

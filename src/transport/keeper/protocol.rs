@@ -68,11 +68,22 @@ pub enum Reply {
     /// The job's end will be told.
     Watching { job: String },
     /// The job has ended.
-    Ended { job: String, status: u8, at: i64 },
+    Ended { job: String, end: End },
     /// No relay of the job is held (any more): its end will not be told.
     NotWatching { job: String },
     /// How the keeper stands.
     Status(Status),
+}
+
+/// A job's end, as its relay read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Its exit status.
+    pub status: u8,
+    /// When, by the host's clock, in seconds since 1970.
+    pub at: i64,
+    /// It ran into its time limit.
+    pub timed_out: bool,
 }
 
 /// What became of a signal that was to go by a relay.

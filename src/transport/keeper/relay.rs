@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::protocol::{Relayed, Reply};
+use super::protocol::{End, Relayed, Reply};
 
 /// A command that is being served.
 pub type ClientId = u64;
@@ -77,7 +77,7 @@ pub struct Relay {
     hopeful: bool,
     queue: VecDeque<(ClientId, &'static str)>,
     watchers: Vec<ClientId>,
-    ended: Option<(u8, i64)>,
+    ended: Option<End>,
 }
 
 impl Relay {
@@ -153,7 +153,7 @@ impl Relay {
     pub fn watch(&mut self, client: ClientId) -> Reply {
         let job = self.job.clone();
         match self.ended {
-            Some((status, at)) => Reply::Ended { job, status, at },
+            Some(end) => Reply::Ended { job, end },
             None if self.stage == Stage::Starting => Reply::NotWatching { job },
             None => {
                 self.watchers.push(client);
@@ -220,9 +220,9 @@ impl Relay {
                 self.next(now)
             }
             ["sent", number, result] => self.sent(number, result, now),
-            ["end", status, at] => {
+            ["end", status, at, why @ ..] => {
                 let (Ok(status), Ok(at)) = (status.parse(), at.parse()) else { return Vec::new() };
-                self.end(Some((status, at)))
+                self.end(Some(End { status, at, timed_out: why == ["timeout"] }))
             }
             _ => Vec::new(),
         }
@@ -281,7 +281,7 @@ impl Relay {
     }
 
     /// The job has ended, or the channel has: then nothing is known of the job.
-    pub fn end(&mut self, end: Option<(u8, i64)>) -> Vec<Action> {
+    pub fn end(&mut self, end: Option<End>) -> Vec<Action> {
         if self.ended.is_some() {
             return Vec::new();
         }
@@ -293,7 +293,7 @@ impl Relay {
             Action::Tell(
                 client,
                 match end {
-                    Some((status, at)) => Reply::Ended { job, status, at },
+                    Some(end) => Reply::Ended { job, end },
                     None => Reply::NotWatching { job },
                 },
             )
@@ -318,7 +318,9 @@ mod tests {
                 Action::Send(client, number, name) => format!("{client}: number {number}, signal {name}"),
                 Action::GiveUp => "give up".to_owned(),
                 Action::Tell(client, Reply::Signalled { relayed, .. }) => format!("{client}: {relayed:?}"),
-                Action::Tell(client, Reply::Ended { status, .. }) => format!("{client}: ended {status}"),
+                Action::Tell(client, Reply::Ended { end, .. }) => {
+                    format!("{client}: ended {}{}", end.status, if end.timed_out { ", timed out" } else { "" })
+                }
                 Action::Tell(client, other) => format!("{client}: {other:?}"),
             })
             .collect()
@@ -355,6 +357,9 @@ mod tests {
         assert_eq!(shown(relay.signal(3, "TERM", now)), ["3: Retired"]);
         assert!(matches!(relay.watch(3), Reply::Watching { .. }));
         assert_eq!(shown(relay.hear(b"W end 7 1\n", now)), ["3: ended 7"]);
+        let mut relay = taking(now);
+        relay.watch(1);
+        assert_eq!(shown(relay.hear(b"W end 143 1 timeout\n", now)), ["1: ended 143, timed out"]);
     }
 
     #[test]

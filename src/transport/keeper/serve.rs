@@ -81,7 +81,7 @@ fn say(birth: &Birth) -> io::Result<()> {
 }
 
 fn begin(socket: &Path, order: &Order, warn: fn(&str), step: fn(&str)) -> Result<Keeper, Failure> {
-    let policy = Policy { batch: order.batch, keeper: false, verbose: order.verbose, warn, step };
+    let policy = Policy { batch: order.batch, keeper: false, parallel: 1, verbose: order.verbose, warn, step };
     let connection = ssh::connect(&order.destination, &policy)?;
     let failed = |error: io::Error| {
         Failure::new(Kind::Failed, format!("{}: the keeper's socket can't be made: {error}", order.destination))

@@ -51,10 +51,15 @@ const LEAVING: Duration = Duration::from_secs(2);
 /// How many rounds of calls are made before the commands are looked after again: a server can always have more to say.
 const ROUNDS: usize = 32;
 
-/// How much a server may send on a channel ahead of what was read.
+/// The window of a channel that carries short answers.
 const WINDOW: u32 = 256 << 10;
-/// The same where much is to be carried: 100 ms of round trip let 40 MB/s through, and a larger one costs OpenSSH more than it gives.
+/// The window of one that carries much. 100 ms of round trip let 40 MB/s through, and a larger one costs OpenSSH more
+/// than it gives.
 const WINDOW_OF_MUCH: u32 = 4 << 20;
+/// How soon is looked again where bytes are here that no reading took.
+const TAKEN_IN: Duration = Duration::from_millis(2);
+/// The same while the server has a request to answer.
+const UNTOLD: Duration = Duration::from_millis(50);
 /// How often the keeper looks whether its socket is still there.
 const SOCKET: Duration = Duration::from_secs(20);
 
@@ -71,10 +76,10 @@ struct Client {
     lane: Option<LaneId>,
     /// Since when it waits for a channel.
     waits: Option<Instant>,
-    /// The relay that this channel is to be.
-    relay: Option<Relay>,
     /// How often its shell is sent an empty line, and when the next one is due.
     beat: Option<(Duration, Instant)>,
+    /// The relay that this channel is to be.
+    relay: Option<Relay>,
     /// All is said: it is let go when all is sent.
     done: bool,
 }
@@ -89,6 +94,7 @@ pub struct Keeper {
     socket_seen: Instant,
     /// The command whose own it is, as long as that lives.
     lifeline: Option<OwnedFd>,
+    /// How much a server may send on a channel ahead of what was read.
     window: u32,
     /// How much may wait for a command.
     backlog: usize,
@@ -235,12 +241,13 @@ impl Keeper {
         flags.set(PollFlags::POLLOUT, Channel::owes_output(self.connection.session()));
         let socket: BorrowedFd<'_> = self.connection.as_fd();
         let full = self.clients.len() >= CLIENTS;
+        let lifeline = self.lifeline.as_ref().map_or(self.listener.as_fd(), AsFd::as_fd);
         let mut fds = vec![
             PollFd::new(socket, flags),
             // Whoever is too much waits outside, and finds another way.
             PollFd::new(self.listener.as_fd(), if full { PollFlags::empty() } else { PollFlags::POLLIN }),
             // With nobody at its other end, a pipe is always ready.
-            PollFd::new(self.lifeline.as_ref().map_or(self.listener.as_fd(), AsFd::as_fd), PollFlags::POLLIN),
+            PollFd::new(lifeline, if self.lifeline.is_some() { PollFlags::POLLIN } else { PollFlags::empty() }),
         ];
         let mut ids = Vec::with_capacity(self.clients.len());
         for (id, client) in &self.clients {
@@ -263,8 +270,7 @@ impl Keeper {
             return Err(io::Error::new(ErrorKind::ConnectionReset, "the connection is closed"));
         }
         let listener = fds.next().is_some_and(ready);
-        let alone = fds.next().is_some_and(ready) && self.lifeline.is_some();
-        if alone {
+        if fds.next().is_some_and(ready) && self.lifeline.is_some() {
             return Err(io::Error::new(ErrorKind::UnexpectedEof, "the command has gone"));
         }
         let ready = fds.zip(ids).filter(|(fd, _)| ready(fd)).map(|(_, id)| id).collect();
@@ -282,14 +288,21 @@ impl Keeper {
         let relays = self.lanes.values().filter_map(|lane| lane.relay.as_ref()?.deadline());
         let greetings = self.clients.values().filter(|client| !client.greeted).map(|client| client.since + GREETING);
         let waits = self.clients.values().filter_map(|client| client.waits.map(|since| since + BUSY));
-        for deadline in relays.chain(greetings).chain(waits).chain(self.leaves_by) {
+        let beats = self.clients.values().filter_map(|client| client.beat.map(|(_, due)| due));
+        for deadline in relays.chain(greetings).chain(waits).chain(beats).chain(self.leaves_by) {
             until = until.min(deadline);
         }
         if self.not_before > Instant::now() {
             until = until.min(self.not_before);
         }
-        for (_, due) in self.clients.values().filter_map(|client| client.beat) {
-            until = until.min(due);
+        // What came may have been taken in by the last call for another channel, and the socket says nothing of it. Of
+        // an answer to a request, and of room for what is to be sent, nothing does.
+        let now = Instant::now();
+        let untold = |lane: &Lane| !matches!(lane.stage, Stage::Open | Stage::Draining) || lane.waiting() > 0;
+        if self.lanes.values().any(|lane| lane.has_more(self.listens(lane))) {
+            until = until.min(now + TAKEN_IN);
+        } else if matches!(self.stake(), Stake::Waited) && self.lanes.values().any(untold) {
+            until = until.min(now + UNTOLD);
         }
         // The machine may have slept through a deadline: look now and then.
         until.min(Instant::now() + SOCKET)
@@ -339,6 +352,11 @@ impl Keeper {
         lane.stage != Stage::Opening || first() == Some(id) && Instant::now() >= self.not_before
     }
 
+    /// Whether somebody takes what a channel says.
+    fn listens(&self, lane: &Lane) -> bool {
+        lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len()) < self.backlog
+    }
+
     /// Makes the calls of one channel.
     fn drive(&mut self, id: LaneId) -> io::Result<Called> {
         // Nothing more is sent to a shell that has ended.
@@ -346,9 +364,8 @@ impl Keeper {
             self.lane_ended(id, &Reply::End);
         }
         let Some(lane) = self.lanes.get(&id).filter(|lane| self.is_due(id, lane)) else { return Ok(Called::Waits) };
-        let backlog = lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len());
         let mut result = Called::Waits;
-        for op in lane.to_do(backlog < self.backlog) {
+        for op in lane.to_do(self.listens(lane)) {
             match self.call(id, op)? {
                 Called::Owes => return Ok(Called::Owes),
                 Called::Moved => result = Called::Moved,
@@ -637,8 +654,8 @@ impl Keeper {
                 since: now,
                 lane: None,
                 waits: None,
-                relay: None,
                 beat: None,
+                relay: None,
                 done: false,
             };
             self.clients.insert(self.next_id, client);

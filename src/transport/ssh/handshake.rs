@@ -240,7 +240,7 @@ pub(super) fn handshake(
     say: &dyn Fn(&[u8]),
 ) -> Result<(), HandshakeError> {
     let mut stage = Stage::Version;
-    exchange(session, socket, proxy, say, &mut stage).map_err(|error| match error {
+    exchange(session, socket, watchdog, proxy, say, &mut stage).map_err(|error| match error {
         // With the socket shut, nothing that went wrong after it means anything.
         _ if watchdog.fired() => HandshakeError::TimedOut(stage),
         error => error,
@@ -250,12 +250,17 @@ pub(super) fn handshake(
 fn exchange(
     session: &mut Session,
     socket: BorrowedFd,
+    watchdog: &Watchdog,
     mut proxy: Option<&mut ProxyProcess>,
     say: &dyn Fn(&[u8]),
     stage: &mut Stage,
 ) -> Result<(), HandshakeError> {
     let mut preamble = Preamble::default();
     while !preamble.take(socket)? {
+        // Half a word can still be looked at when the socket is shut.
+        if watchdog.fired() {
+            return Err(HandshakeError::Closed(*stage));
+        }
         wait_for(socket, PollFlags::POLLIN, proxy.as_deref_mut(), say)?;
     }
     *stage = Stage::KeyExchange;
