@@ -157,7 +157,7 @@ fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: boo
             asked.watched = Some(true);
             // An end from before the signal is the scripts' to judge.
             if course.unsent().is_none() {
-                course.end(end);
+                course.end(*end);
                 asked.settled = true;
             }
         }
