@@ -296,7 +296,7 @@ fn a_killed_test_process_leaves_nothing() {
 
     helper.kill().expect("it runs");
     helper.wait().expect("it is our child");
-    poll_until("the warden has removed everything", SOON, || !base.exists());
+    poll_until("the warden has removed everything", Duration::from_secs(60), || !base.exists());
     let left: Vec<_> = before.into_iter().chain(jobs).filter(procs::Process::runs).collect();
     assert!(left.is_empty(), "{}", procs::listing(&left));
 }
