@@ -329,7 +329,8 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
         // A record of the same job, by another way.
         let config = config.display().to_string();
         let copy = format!("{}000{}", &job[..4], started.len());
-        let statement = "INSERT INTO jobs (id, host, connect, command, dir, state, pid, pgid, os, started_at, created_at)
+        let statement =
+            "INSERT INTO jobs (id, host, connect, command, dir, state, pid, pgid, os, started_at, created_at)
              SELECT ?2, host, ?3, command, dir, state, pid, pgid, os, started_at, created_at FROM jobs WHERE id = ?1";
         let connect = format!("{{\"config\":\"{config}\"}}");
         kit::database(&f.rsig).execute(statement, [&job, &copy, &connect]).expect("a record");
