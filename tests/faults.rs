@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Direction, Fixture, Login, Output, Proxy, Rsig, Running, Server, poll_until};
+use crate::harness::{Direction, Fixture, Login, Output, Process, Proxy, Rsig, Running, Server, poll_until};
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
 
 /// A server behind a proxy, the fixture going through it.
@@ -188,12 +188,17 @@ fn a_wait_goes_on_over_cuts() {
     let (f, proxy) = behind_proxy(Login::Root);
     let server = f.server.as_ref().expect("a server");
     let job = f.spawn(&[], &["sh", "-c", "until [ -e go ]; do sleep 0.02; done; exit 7"]);
-    let mut seen = proxy.connections();
     let wait = f.rsig.spawn_process(&["wait", &job]);
-    let asking = |server: &Server| server.processes().iter().any(|process| process.cmdline.ends_with("/bin/sh -s"));
+    // A script outlives its connection for a while, so the next one is told by its number.
+    let mut scripts: Vec<i32> = Vec::new();
     for by_server in [false, true] {
-        poll_until("it asks the host", SOON, || proxy.connections() > seen && asking(server));
-        seen = proxy.connections();
+        poll_until("it asks the host", SOON, || {
+            let script = |process: &Process| process.cmdline.ends_with("/bin/sh -s") && !scripts.contains(&process.pid);
+            let new = server.processes().into_iter().find(script);
+            scripts.extend(new.as_ref().map(|process| process.pid));
+            new.is_some()
+        });
+        let connections = proxy.connections();
         if by_server {
             for connection in server.connections() {
                 let _ = kill(Pid::from_raw(connection.pid), Signal::SIGKILL);
@@ -201,7 +206,7 @@ fn a_wait_goes_on_over_cuts() {
         } else {
             proxy.cut();
         }
-        poll_until("it connects again", SOON, || proxy.connections() > seen);
+        poll_until("it connects again", SOON, || proxy.connections() > connections);
     }
     fs::write(f.job_home().join("go"), "").expect("the home is writable");
     wait.wait().code(7).stderr_is_empty();
