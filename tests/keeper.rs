@@ -11,10 +11,8 @@ use serde_json::Value;
 
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    Direction, Fixture, Invocation, Login, Process, Proxy, Server, Site, on_every_kept_site, poll_until, tool,
+    Direction, Fixture, Invocation, Login, Process, Proxy, SOON, Server, on_every_kept_site, poll_until, tool,
 };
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// A job that writes a dot for each USR1, and ends by TERM with status 7. Its handlers run at once, one at a time:
 /// perl's own deferred ones are merged.
@@ -78,7 +76,7 @@ on_every_kept_site! {
     fn ten_kills_at_once_count_ten(f: &Fixture) {
         let job = counter(f);
         let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
-        kills.into_iter().for_each(|kill| drop(kill.wait().ok()));
+        kills.into_iter().for_each(|kill| { kill.wait().ok(); });
         poll_until("ten are counted", SOON, || counted(f, &job) == 10);
         f.rsig.run(&["stop", &job]).ok();
         assert_eq!(counted(f, &job), 10);
@@ -116,7 +114,7 @@ fn warm(f: &Fixture, job: &str) {
 /// The dots that a counter has written, read where it writes them.
 fn dots(f: &Fixture, job: &str) -> usize {
     let out = std::fs::read(f.jobs_dir().join(job).join("out")).expect("the job has a log");
-    out.iter().filter(|byte| **byte == b'.').count()
+    out.split(|byte| *byte == b'.').count() - 1
 }
 
 fn new_counter(f: &Fixture) -> String {
@@ -245,7 +243,9 @@ fn kills_count_once_each_whenever_the_keeper_is_killed() {
             let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
             poll_until("some are counted", SOON, || dots(&f, &job) >= counted);
             keeper_pids(&f).into_iter().for_each(kill9);
-            kills.into_iter().for_each(|kill| drop(kill.wait().ok().stderr_is_empty()));
+            kills.into_iter().for_each(|kill| {
+                kill.wait().ok().stderr_is_empty();
+            });
             ends_with(&f, &job, 10, &format!("keeper killed after {counted}"));
         }
         keeper_pids(&f).into_iter().for_each(kill9);
@@ -285,7 +285,9 @@ fn few_sessions_are_enough() {
             f.rsig.run(&["tail", job]).ok().stderr_is_empty();
         }
         let all: Vec<_> = (0..6).map(|_| f.rsig.spawn_process(&["ps"])).collect();
-        all.into_iter().for_each(|ps| drop(ps.wait().ok().stderr_is_empty()));
+        all.into_iter().for_each(|ps| {
+            ps.wait().ok().stderr_is_empty();
+        });
         for job in &jobs {
             let words = ["kill", "--wait", "10s", job];
             f.rsig.run(&words).ok().stderr_is_empty();
@@ -429,7 +431,9 @@ fn many_commands_at_once_start_one() {
         poll_until("its connection is closed", SOON, || proxy.open_connections() == 0);
         let before = proxy.connections();
         let all: Vec<_> = (0..8).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
-        all.into_iter().for_each(|one| drop(one.wait().ok().stderr_is_empty()));
+        all.into_iter().for_each(|one| {
+            one.wait().ok().stderr_is_empty();
+        });
         assert_eq!((proxy.connections() - before, keeper_pids(&f).len()), (1, 1));
     }
     ends_with(&f, &job, 24, "with several starting it");
@@ -459,7 +463,7 @@ fn a_password_is_asked_once_on_the_users_terminal() {
     terminal.send(CTRL_C);
     terminal.wait();
     poll_until("nothing goes on asking", SOON, || f.rsig.processes().is_empty());
-    let mut terminal = f.rsig.command(&words).tty(80, 24);
+    let terminal = f.rsig.command(&words).tty(80, 24);
     terminal.wait_for("assword");
     poll_until("the password is not shown", SOON, || !terminal.echoes());
     kill9(terminal.pid());

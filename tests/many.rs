@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::harness::tty::ENTER;
-use crate::harness::{Fixture, Login, Rsig, Server, Site, on_every_site, poll_until};
+use crate::harness::{Login, Rsig, Server, Site, on_every_site, poll_until};
 use crate::jobs::{SOON, json_lines};
 use crate::kit::{self, Sayer, Says};
 
@@ -152,7 +152,7 @@ on_every_site! {
         assert_eq!(picked(&["kill", "-0", "--all"]), sorted(&[&one, &two, &other, &here]));
         assert_eq!(picked(&["kill", "-WINCH", "--name", "train-?"]), sorted(&[&one, &two, &here]));
         assert_eq!(picked(&["kill", "-s", "WINCH", "--name", "[!t]*"]), sorted(&[&other]));
-        assert_eq!(picked(&["kill", "-s", "WINCH", "--host", "local", "--name", "train-[0-9]"]).contains(&here), true);
+        assert!(picked(&["kill", "-s", "WINCH", "--host", "local", "--name", "train-[0-9]"]).contains(&here));
         let there = picked(&["kill", "-s", "WINCH", "--host", &f.host, "--name", "train-*"]);
         assert_eq!(there, if f.is_remote() { sorted(&[&one, &two]) } else { sorted(&[&one, &two, &here]) });
         assert_eq!(picked(&["stop", "--name", "*-2"]), sorted(&[&two]));

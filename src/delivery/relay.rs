@@ -28,7 +28,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn is_waited_for(&self) -> bool {
+    fn is_waited_for(self) -> bool {
         (self.signal && self.relayed.is_none()) || (self.watch && self.watched.is_none())
     }
 }
@@ -48,9 +48,9 @@ pub fn deliver(
     {
         // A keeper that goes leaves all to the scripts.
         drop(converse(relays.as_mut(), courses, &mut asked, until));
-        if asked.iter().any(Asked::is_waited_for) {
+        if asked.iter().copied().any(Asked::is_waited_for) {
             // What it does not know of must not be sent after all, when a script has sent it already.
-            relays.part().into_iter().for_each(|reply| take(reply, courses, &mut asked, until.is_some()));
+            relays.part().into_iter().for_each(|reply| take(&reply, courses, &mut asked, until.is_some()));
         }
     }
     let time_is_over = until.is_some_and(|until| Instant::now() >= until);
@@ -96,15 +96,15 @@ fn converse(
         }
     }
     let patience = Instant::now() + ANSWER;
-    while asked.iter().any(Asked::is_waited_for) {
-        take(relays.next(patience)?, courses, asked, until.is_some());
+    while asked.iter().copied().any(Asked::is_waited_for) {
+        take(&relays.next(patience)?, courses, asked, until.is_some());
     }
     let Some(until) = until else { return Ok(()) };
     let told =
         |(course, asked): (&Course, &Asked)| asked.settled || course.unsent().is_none() && asked.watched == Some(true);
     while courses.iter().zip(asked.iter()).all(told) && !asked.iter().all(|asked| asked.settled) {
         match relays.next(until) {
-            Ok(reply) => take(reply, courses, asked, true),
+            Ok(reply) => take(&reply, courses, asked, true),
             Err(error) if error.kind() == ErrorKind::TimedOut => break,
             Err(error) => {
                 asked.iter_mut().for_each(|asked| asked.watched = Some(false));
@@ -123,12 +123,12 @@ fn by_channel(course: &Course) -> Option<&'static str> {
 }
 
 /// Takes an answer.
-fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool) {
+fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool) {
     let (Reply::Numbered { job, .. }
     | Reply::Signalled { job, .. }
     | Reply::Watching { job }
     | Reply::NotWatching { job }
-    | Reply::Ended { job, .. }) = &reply
+    | Reply::Ended { job, .. }) = reply
     else {
         return;
     };
@@ -142,7 +142,7 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
             course.asked = true;
         }
         Reply::Signalled { relayed, .. } => {
-            asked.relayed = Some(relayed);
+            asked.relayed = Some(*relayed);
             let hit = match relayed {
                 Relayed::Sent => Hit::Sent,
                 Relayed::Gone => Hit::Gone,
@@ -157,7 +157,7 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
             asked.watched = Some(true);
             // An end from before the signal is the scripts' to judge.
             if course.unsent().is_none() {
-                course.end(end);
+                course.end(*end);
                 asked.settled = true;
             }
         }

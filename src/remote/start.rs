@@ -67,6 +67,7 @@ pub struct Started {
     /// What `uname -s` says.
     pub os: String,
     /// When it started.
+    #[allow(clippy::struct_field_names, reason = "the name that it has in every record")]
     pub started_at: Epoch,
     /// Its directory.
     pub dir: String,

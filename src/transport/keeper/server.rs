@@ -32,7 +32,7 @@ const BACKLOG: usize = 64 << 10;
 /// The same where much is to be carried.
 const BACKLOG_OF_MUCH: usize = 256 << 10;
 /// How many commands are served at once.
-const CLIENTS: usize = 256;
+const CLIENTS: usize = 128;
 /// How often an idle connection is asked for a sign of life, where `ServerAliveInterval` does not say.
 const ALIVE: Duration = Duration::from_secs(60);
 /// The least that libssh2 lets pass between two questions for a sign of life, in seconds.
@@ -240,12 +240,14 @@ impl Keeper {
         flags.set(PollFlags::POLLIN, self.lanes.iter().any(|(id, lane)| self.is_due(*id, lane)));
         flags.set(PollFlags::POLLOUT, Channel::owes_output(self.connection.session()));
         let socket: BorrowedFd<'_> = self.connection.as_fd();
+        let full = self.clients.len() >= CLIENTS;
         let lifeline = self.lifeline.as_ref().map_or(self.listener.as_fd(), AsFd::as_fd);
         let mut fds = vec![
             PollFd::new(socket, flags),
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            // Whoever is too much waits outside, and finds another way.
+            PollFd::new(self.listener.as_fd(), if full { PollFlags::empty() } else { PollFlags::POLLIN }),
             // With nobody at its other end, a pipe is always ready.
-            PollFd::new(lifeline, PollFlags::POLLIN),
+            PollFd::new(lifeline, if self.lifeline.is_some() { PollFlags::POLLIN } else { PollFlags::empty() }),
         ];
         let mut ids = Vec::with_capacity(self.clients.len());
         for (id, client) in &self.clients {
@@ -637,8 +639,10 @@ impl Keeper {
 
     fn accept(&mut self, now: Instant) {
         // Whatever accept says, the next turn tries again.
-        while let Ok((stream, _)) = self.listener.accept() {
-            if self.clients.len() >= CLIENTS || !is_ours(&stream) || stream.set_nonblocking(true).is_err() {
+        while self.clients.len() < CLIENTS
+            && let Ok((stream, _)) = self.listener.accept()
+        {
+            if !is_ours(&stream) || stream.set_nonblocking(true).is_err() {
                 continue;
             }
             self.next_id += 1;
