@@ -45,24 +45,29 @@ impl Meta {
     /// # Errors
     /// Not that serde_json knows of any.
     pub fn line(mut self) -> serde_json::Result<String> {
+        let mut room = LONGEST;
         loop {
+            self.cut(room);
             let line = ascii(&serde_json::to_string(&self)?);
-            let Some(longest) = self.command.iter_mut().chain(&mut self.cwd).max_by_key(|word| word.len()) else {
-                return Ok(line);
-            };
-            if line.len() <= LONGEST {
+            if line.len() <= LONGEST || room == 0 {
                 return Ok(line);
             }
-            // Many words are as bad as a long one.
-            let half = longest.len() / 2;
-            if half < 8 {
-                self.command.truncate(self.command.len() / 2);
-                self.command.push("…".to_owned());
-            } else {
-                let whole = (0..=half).rev().find(|at| longest.is_char_boundary(*at));
-                longest.truncate(whole.unwrap_or_default());
-                longest.push('…');
-            }
+            room /= 2;
+        }
+    }
+
+    /// Leaves so many words at most, of so many bytes each.
+    fn cut(&mut self, room: usize) {
+        const MARK: &str = "…";
+        // Many words are as bad as a long one.
+        if self.command.len() > room + 1 {
+            self.command.truncate(room);
+            self.command.push(MARK.to_owned());
+        }
+        for word in self.command.iter_mut().chain(&mut self.cwd).filter(|word| word.len() > room + MARK.len()) {
+            let whole = (0..=room).rev().find(|at| word.is_char_boundary(*at));
+            word.truncate(whole.unwrap_or_default());
+            word.push_str(MARK);
         }
     }
 }
