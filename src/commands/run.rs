@@ -141,7 +141,7 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
         let mut records = [record.clone()];
         let gone = forget_read(&mut Line::new(&destination, &policy), &mut records, read).unwrap_or_default();
         if gone == [true] {
-            context.store.remove(&record.id)?;
+            context.store.remove(&record)?;
         }
     }
     Ok(Ran { record, disk_full: end.disk_full })

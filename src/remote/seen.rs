@@ -85,6 +85,22 @@ impl Seen {
         (standing != Standing::Exited || seen.exit_status.is_some()).then_some(seen)
     }
 
+    /// The word of a host that was asked for all its jobs and did not name this one.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self {
+            standing: Standing::Absent,
+            timed_out: false,
+            exit_status: None,
+            finished_at: None,
+            pid: None,
+            pgid: None,
+            started_at: None,
+            os: None,
+            node: None,
+        }
+    }
+
     /// The state to show for the job, whose record is `record`.
     #[must_use]
     pub fn state(&self, record: &Record) -> State {
