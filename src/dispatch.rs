@@ -147,7 +147,7 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, Connect::default())?;
     let mut spinner = spinner("starting the job", arguments.common);
     if others.is_empty() {
-        let spawned = spawn::spawn(&mut context, request)?;
+        let spawned = spawn::spawn(&mut context, &request)?;
         spinner.stop();
         print_spawned(spawned, arguments.json, arguments.common.quiet)?;
         return Ok(exit::DONE);

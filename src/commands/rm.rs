@@ -102,7 +102,7 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
         },
     );
     // A job that turned out to be over, or not to be there at all, was sent nothing.
-    result.and(store.not_sent(announced))
+    result.and(store.not_sent(&announced))
 }
 
 /// What a host's part of the work tells.

@@ -69,9 +69,9 @@ const LOOKING: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
-pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
+pub fn spawn(context: &mut Context, request: &Request) -> Result<Spawned> {
     let (policy, destination) = (context.policy, request.destination.clone());
-    over(context, &mut Line::new(&destination, &policy), &request)
+    over(context, &mut Line::new(&destination, &policy), request)
 }
 
 /// Starts a job over a line that somebody else keeps.
@@ -79,8 +79,8 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
 /// # Errors
 /// As [`spawn`].
 pub fn over(context: &mut Context, line: &mut Line<'_>, request: &Request) -> Result<Spawned> {
-    let job = prepare(context, &request)?;
-    settle(context, launch(line, job, &request))
+    let job = prepare(context, request)?;
+    settle(context, launch(line, job, request))
 }
 
 /// How long a job that runs is held back for an earlier host's.

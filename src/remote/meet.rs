@@ -178,7 +178,8 @@ mod tests {
     use super::*;
 
     fn described(command: &[&str]) -> (Meta, String) {
-        let destination = crate::host::Destination { host: "h".parse().unwrap(), connect: Default::default() };
+        let destination =
+            crate::host::Destination { host: "h".parse().unwrap(), connect: crate::host::Connect::default() };
         let command = command.iter().map(|word| (*word).to_owned()).collect();
         let record = Record::new(JobId::random().unwrap(), "n".parse().ok(), destination, command);
         let line = Meta::of(&record).line().unwrap();

@@ -110,7 +110,7 @@ impl Store {
     ///
     /// # Errors
     /// What the file says.
-    pub fn not_sent(&mut self, announced: Announced) -> Result<()> {
+    pub fn not_sent(&mut self, announced: &Announced) -> Result<()> {
         if announced.0.is_empty() {
             return Ok(());
         }
