@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Completion of rsig for bash. It knows no words itself: rsig answers by its own definitions and its state file.
 
 _rsig() {

@@ -1,25 +1,32 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
+mod foreground;
+
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
-use crate::cli::{self, Cli, Command, Common, KeeperCommand, Reach, complete};
+use crate::cli::{self, Cli, Command, Common, KeeperCommand, Parallel, Reach, complete};
+use crate::commands::select::Selection;
 use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
 use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination, Host};
-use crate::job::{BadJobThere, JobThere};
+use crate::job::{BadJobThere, JobThere, Record};
 use crate::output::{self, Spinner, print, warn};
 use crate::printable::printable;
 use crate::remote::Stream;
 use crate::signal::{self, Os, SignalWord};
-use crate::store::Store;
+use crate::store::{Store, Which};
 use crate::transport::{Policy, keeper};
+
+/// How many hosts are talked to at once where no option says it.
+const PARALLEL: usize = 16;
+/// How many jobs a question lists.
+const LISTED: usize = 10;
 
 /// All of rsig.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -34,12 +41,18 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let cli = Cli::parse_from(cli::arrange(words));
-    let waiting = matches!(cli.command, Command::Wait(_));
+    // These pass a job's own status on.
+    let (waiting, running) = (matches!(cli.command, Command::Wait(_)), matches!(cli.command, Command::Run(_)));
     let status = dispatch(cli.command).unwrap_or_else(|error| {
         output::die_of_broken_pipe(&error);
         let failure = Failure::from(error);
         warn(&failure.message);
-        if waiting { output::wait_failure(failure.kind) } else { failure.kind.exit_status() }
+        match failure.kind {
+            Kind::CommandMissing if running => exit::COMMAND_MISSING,
+            Kind::CommandDenied if running => exit::COMMAND_DENIED,
+            kind if waiting || running => output::wait_failure(kind),
+            kind => kind.exit_status(),
+        }
     });
     ExitCode::from(status)
 }
@@ -59,6 +72,7 @@ fn complete(shell: &OsStr, words: Vec<OsString>) -> ExitCode {
 fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Spawn(arguments) => spawn(arguments),
+        Command::Run(arguments) => foreground::run(arguments),
         Command::Kill(arguments) if arguments.list => list_signals(&arguments),
         Command::Kill(arguments) => kill(arguments),
         Command::Stop(arguments) => stop(arguments),
@@ -66,6 +80,7 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Tail(arguments) => tail(arguments),
         Command::Ps(arguments) => ps(arguments),
         Command::Rm(arguments) => rm(arguments),
+        Command::History(arguments) => history(&arguments),
         Command::Keeper(arguments) => keeper_command(arguments.command),
     }
 }
@@ -77,8 +92,14 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
 fn context(reach: Reach) -> Result<Context> {
     let step = if reach.verbose { output::note } else { |_: &str| () };
     let keeper = !reach.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
-    let policy = Policy { batch: false, keeper, verbose: reach.verbose, step, warn };
+    let policy = Policy { batch: false, keeper, parallel: PARALLEL, verbose: reach.verbose, step, warn };
     Ok(Context { store: Store::open()?, policy, connect: Connect::default() })
+}
+
+fn context_for_many(reach: Reach, parallel: Parallel, connect: Connect) -> Result<Context> {
+    let mut context = Context { connect, ..context(reach)? };
+    context.policy.parallel = parallel.parallel.into();
+    Ok(context)
 }
 
 /// The options of the command line that take part in connecting.
@@ -116,45 +137,86 @@ fn spinner(text: &'static str, common: Common) -> Spinner {
 }
 
 fn spawn(arguments: cli::Spawn) -> Result<u8> {
-    if arguments.terminal {
+    let hosts = arguments.host.0;
+    if hosts.len() > 1 && arguments.job.name.is_some() {
+        return Err(usage("-n: a name stands for one job; leave it out to start one on each of several hosts"));
+    }
+    let [first, others @ ..] = hosts.as_slice() else { return Err(usage("no host is named")) };
+    let mut request = job(arguments.job, first.clone(), arguments.connect, arguments.command)?;
+    request.merge = arguments.merge;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, Connect::default())?;
+    let mut spinner = spinner("starting the job", arguments.common);
+    if others.is_empty() {
+        let spawned = spawn::spawn(&mut context, &request)?;
+        spinner.stop();
+        print_spawned(spawned, arguments.json, arguments.common.quiet)?;
+        return Ok(exit::DONE);
+    }
+    let connect = request.destination.connect.clone();
+    let elsewhere = |host: &Host| Destination { host: host.clone(), connect: connect.clone() };
+    let mut requests = vec![request.clone()];
+    requests.extend(others.iter().map(|host| spawn::Request { destination: elsewhere(host), ..request.clone() }));
+    let mut status = exit::DONE;
+    let mut printed = Ok(());
+    spawn::spawn_each(&mut context, &requests, |spawned| {
+        spinner.stop();
+        match spawned {
+            Ok(spawned) => {
+                let result = print_spawned(spawned, arguments.json, arguments.common.quiet);
+                printed = std::mem::replace(&mut printed, Ok(())).and(result);
+            }
+            Err(error) => {
+                let failure = Failure::from(error);
+                warn(&failure.message);
+                status = status.max(failure.kind.exit_status());
+            }
+        }
+    });
+    printed.map(|()| status)
+}
+
+fn print_spawned(spawned: spawn::Spawned, json: bool, quiet: bool) -> Result<()> {
+    if let Some(warning) = spawned.warning.filter(|_| !quiet) {
+        warn(&warning);
+    }
+    if json {
+        print(serde_json::to_string(&output::job_json(&spawned.record, spawned.record.state))?)
+    } else {
+        print(&spawned.record.id)
+    }
+}
+
+/// What is to be started, and where.
+fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<OsString>) -> Result<spawn::Request> {
+    if job.terminal {
         return Err(usage(
             "-t: a job outlives the terminal that it is started from, so it has none; for a program that buffers its \
              output without one, try `stdbuf -oL` or its own option",
         ));
     }
-    let command = if arguments.shell {
-        let [line] = arguments.command.as_slice() else {
+    let command = if job.shell {
+        let [line] = command.as_slice() else {
             return Err(usage("-c takes COMMAND as one word, a line for /bin/sh: quote it"));
         };
         vec!["/bin/sh".into(), "-c".into(), line.clone()]
     } else {
-        arguments.command
+        command
     };
     if command.first().is_some_and(|word| word.is_empty()) {
         return Err(usage("the command is empty"));
     }
-    let env = arguments.env.into_iter().map(with_value).collect::<Result<_>>()?;
-    let request = spawn::Request {
-        destination: Destination { host: arguments.host, connect: connect(arguments.connect)? },
+    let env = job.env.into_iter().map(with_value).collect::<Result<_>>()?;
+    Ok(spawn::Request {
+        destination: Destination { host, connect: self::connect(connect)? },
         command,
-        name: arguments.name,
-        cwd: arguments.cwd,
+        name: job.name,
+        cwd: job.cwd,
         env,
-        merge: arguments.merge,
-    };
-    let mut context = context(arguments.common.reach)?;
-    let mut spinner = spinner("starting the job", arguments.common);
-    let spawned = spawn::spawn(&mut context, request)?;
-    spinner.stop();
-    if let Some(warning) = spawned.warning.filter(|_| !arguments.common.quiet) {
-        warn(&warning);
-    }
-    if arguments.json {
-        print(serde_json::to_string(&output::job_json(&spawned.record, spawned.record.state))?)?;
-    } else {
-        print(&spawned.record.id)?;
-    }
-    Ok(exit::DONE)
+        merge: false,
+        timeout: job.timeout,
+        ephemeral: job.rm,
+        foreground: None,
+    })
 }
 
 /// `-e KEY` takes the value that the variable has here.
@@ -192,6 +254,10 @@ fn list_signals(arguments: &cli::Kill) -> Result<u8> {
 }
 
 fn kill(arguments: cli::Kill) -> Result<u8> {
+    let selection = arguments.selectors.selection();
+    if selection.is_some() && !arguments.words.is_empty() {
+        return Err(usage("jobs are either named or picked by --all, --host and --name; the signal then goes with -s"));
+    }
     let (jobs, signal) = words(arguments.words, arguments.signal)?;
     if signal.is_existence_check() && arguments.wait.is_some() {
         return Err(usage("signal 0 only asks whether a job is there; use `rsig wait` to wait for its end"));
@@ -199,8 +265,9 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
     if arguments.then.is_some_and(SignalWord::is_existence_check) {
         return Err(usage("--then 0 would send nothing"));
     }
-    let request = kill::Request {
+    let mut request = kill::Request {
         jobs,
+        selected: false,
         signal,
         wait: arguments.wait,
         then: arguments.then,
@@ -209,7 +276,15 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
         wake: false,
     };
     let connect = connect_to(&request.jobs, None, arguments.connect)?;
-    send(&request, connect, arguments.common, arguments.json)
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
+    if let Some(selection) = selection {
+        let asks = arguments.selectors.all && !arguments.yes && !signal.is_existence_check();
+        let Some(jobs) = picked(&context, &selection, arguments.common, asks.then(|| signal.to_string()))? else {
+            return Ok(exit::DONE);
+        };
+        (request.jobs, request.selected) = (jobs, true);
+    }
+    send(&mut context, &request, arguments.common, arguments.json)
 }
 
 /// Tells `JOB [SIGNAL]` from `-s SIGNAL JOB...`.
@@ -230,8 +305,9 @@ fn words(mut words: Vec<OsString>, signal: Option<SignalWord>) -> Result<(Vec<Os
 }
 
 fn stop(arguments: cli::Stop) -> Result<u8> {
-    let request = kill::Request {
+    let mut request = kill::Request {
         jobs: arguments.jobs,
+        selected: false,
         signal: SignalWord::TERM,
         wait: Some(arguments.grace),
         then: Some(SignalWord::KILL),
@@ -240,17 +316,64 @@ fn stop(arguments: cli::Stop) -> Result<u8> {
         wake: true,
     };
     let connect = connect_to(&request.jobs, None, arguments.connect)?;
-    send(&request, connect, arguments.common, arguments.json)
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
+    if let Some(selection) = arguments.selectors.selection() {
+        let asks = arguments.selectors.all && !arguments.yes;
+        let signals = asks.then(|| "TERM, then KILL".to_owned());
+        let Some(jobs) = picked(&context, &selection, arguments.common, signals)? else { return Ok(exit::DONE) };
+        (request.jobs, request.selected) = (jobs, true);
+    }
+    send(&mut context, &request, arguments.common, arguments.json)
 }
 
-fn send(request: &kill::Request, connect: Connect, common: Common, json: bool) -> Result<u8> {
-    let mut context = Context { connect, ..context(common.reach)? };
+/// The ids of the unfinished jobs that are picked; none where there are none. Asks first when `signals` are given.
+fn picked(
+    context: &Context,
+    selection: &Selection,
+    common: Common,
+    signals: Option<String>,
+) -> Result<Option<Vec<OsString>>> {
+    let records = selection.of(&context.store, Which::Unfinished)?;
+    if records.is_empty() {
+        if !common.quiet {
+            warn(&format!("no unfinished jobs{selection}; nothing was done"));
+        }
+        return Ok(None);
+    }
+    if let Some(signals) = signals {
+        confirm(&signals, &records)?;
+    }
+    Ok(Some(records.into_iter().map(|record| OsString::from(record.id.as_str())).collect()))
+}
+
+/// Asks on the terminal whether all these jobs are meant.
+fn confirm(signals: &str, records: &[Record]) -> Result<()> {
+    let jobs = if records.len() == 1 { "1 job".to_owned() } else { format!("{} jobs", records.len()) };
+    if !output::is_on_terminal() {
+        return Err(usage(format!(
+            "--all would send {signals} to {jobs}, and there is no terminal to ask on: add --yes"
+        )));
+    }
+    let mut question = String::new();
+    for record in records.iter().take(LISTED) {
+        question += &format!("  {}: {}\n", record.label(), output::command_line(&record.command));
+    }
+    if records.len() > LISTED {
+        question += &format!("  and {} more\n", records.len() - LISTED);
+    }
+    if output::ask(&format!("{question}Send {signals} to {jobs}? [y/N] "))? {
+        return Ok(());
+    }
+    Err(Failure::new(Kind::Failed, "nothing was sent").into())
+}
+
+fn send(context: &mut Context, request: &kill::Request, common: Common, json: bool) -> Result<u8> {
     let mut spinner = spinner("asking the host", common);
     let waiting = request.wait.is_some();
     let asked = request.signal.to_string();
     let mut status = exit::DONE;
     let mut printed = Ok(());
-    kill::kill(&mut context, request, |report| {
+    kill::kill(context, request, |report| {
         spinner.stop();
         status = status.max(output::report_status(&report, waiting));
         if let Some(note) =
@@ -280,10 +403,21 @@ fn send(request: &kill::Request, connect: Connect, common: Common, json: bool) -
 
 fn wait(arguments: cli::Wait) -> Result<u8> {
     let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
-    let mut context = Context { connect, ..context(arguments.common.reach)? };
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
+    let selection = arguments.selectors.selection();
+    let mut request = wait::Request {
+        jobs: arguments.jobs,
+        selected: selection.is_some(),
+        timeout: arguments.timeout,
+        any: arguments.any,
+    };
+    if let Some(selection) = selection {
+        let Some(jobs) = picked(&context, &selection, arguments.common, None)? else { return Ok(exit::DONE) };
+        request.jobs = jobs;
+    }
     let mut all = Vec::new();
     let mut printed = Ok(());
-    wait::wait(&mut context, &arguments.jobs, arguments.timeout, |waited| {
+    wait::wait(&mut context, &request, |waited| {
         let line = if arguments.json {
             output::waited_json(&waited).map(|job| serde_json::to_string(&job).map_err(anyhow::Error::from)).transpose()
         } else {
@@ -304,7 +438,10 @@ fn wait(arguments: cli::Wait) -> Result<u8> {
         all.push(waited);
     })?;
     printed?;
-    let place = |word: &str| arguments.jobs.iter().position(|job| job.to_string_lossy() == word);
+    if let Some(first) = all.iter().position(|waited| request.any && waited.has_ended()) {
+        return Ok(output::wait_status(&all[first..=first]));
+    }
+    let place = |word: &str| request.jobs.iter().position(|job| job.to_string_lossy() == word);
     all.sort_by_key(|waited| place(&waited.word));
     Ok(output::wait_status(&all))
 }
@@ -335,13 +472,10 @@ fn tail(arguments: cli::Tail) -> Result<u8> {
 }
 
 fn ps(arguments: cli::Ps) -> Result<u8> {
-    let connect = connect_to(&arguments.jobs, arguments.host.as_ref(), arguments.connect)?;
-    let discover = arguments
-        .host
-        .clone()
-        .filter(|_| arguments.discover)
-        .map(|host| Destination { host, connect: connect.clone() });
-    let mut context = Context { connect, ..context(arguments.reach)? };
+    let discovered = arguments.host.as_ref().filter(|_| arguments.discover);
+    let connect = connect_to(&arguments.jobs, discovered, arguments.connect)?;
+    let discover = discovered.map(|host| Destination { host: host.clone(), connect: connect.clone() });
+    let mut context = context_for_many(arguments.reach, arguments.parallel, connect)?;
     let request = ps::Request {
         jobs: arguments.jobs,
         all: arguments.all,
@@ -377,18 +511,24 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
 
 fn rm(arguments: cli::Rm) -> Result<u8> {
     let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
-    let mut context = Context { connect, ..context(arguments.common.reach)? };
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     let mut spinner = spinner("asking the hosts", arguments.common);
+    let selection = Selection { hosts: arguments.host, name: arguments.name_pattern };
+    let picks = arguments.finished || arguments.older_than.is_some() || selection != Selection::default();
+    let none = format!("no finished jobs{selection}; nothing was done");
+    let named = !arguments.jobs.is_empty();
     let request = rm::Request {
         jobs: arguments.jobs,
-        finished: arguments.older_than.or(arguments.finished.then_some(Duration::ZERO)),
+        finished: picks.then_some((arguments.older_than.unwrap_or_default(), selection)),
         force: arguments.force,
         forget: arguments.forget,
     };
     let mut status = exit::DONE;
     let mut printed = Ok(());
+    let mut any = named;
     rm::rm(&mut context, &request, |removed| {
         spinner.stop();
+        any = true;
         match removed {
             rm::Removed::Gone(record, note) => {
                 if let Some(note) = note {
@@ -402,7 +542,24 @@ fn rm(arguments: cli::Rm) -> Result<u8> {
             }
         }
     })?;
+    spinner.stop();
+    if !any && !arguments.common.quiet {
+        warn(&none);
+    }
     printed.map(|()| status)
+}
+
+fn history(arguments: &cli::History) -> Result<u8> {
+    let store = Store::open()?;
+    let events = commands::history::history(&store, arguments.job.as_deref(), arguments.last)?;
+    if arguments.json {
+        for event in &events {
+            print(serde_json::to_string(&output::event_json(event))?)?;
+        }
+    } else {
+        print(output::event_table(&events))?;
+    }
+    Ok(exit::DONE)
 }
 
 fn keeper_command(command: KeeperCommand) -> Result<u8> {

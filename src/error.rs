@@ -23,8 +23,14 @@ pub enum Kind {
     HostKey,
     /// The job's processes are another user's.
     NotPermitted,
+    /// The command is not there.
+    CommandMissing,
+    /// The command can't be executed.
+    CommandDenied,
     /// No channel is held that could take the signal.
     NoChannel,
+    /// The login runs no shell, so that nothing that was sent to one can have been carried out.
+    NoShell,
     /// The connection broke, and whether the signal was sent can't be found out.
     Unconfirmed,
     /// The time that was given is over.
@@ -43,7 +49,12 @@ impl Kind {
             Self::NotRunning => exit::NOT_RUNNING,
             Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
             Self::TimedOut => exit::TIMED_OUT,
-            Self::NotPermitted | Self::NoChannel | Self::Failed => exit::FAILED,
+            Self::NotPermitted
+            | Self::CommandMissing
+            | Self::CommandDenied
+            | Self::NoChannel
+            | Self::NoShell
+            | Self::Failed => exit::FAILED,
         }
     }
 
@@ -61,7 +72,12 @@ impl Kind {
             Self::NotPermitted => "not_permitted",
             Self::NoChannel => "no_channel",
             Self::Unconfirmed => "unconfirmed",
-            Self::Usage | Self::TimedOut | Self::Failed => "failed",
+            Self::Usage
+            | Self::CommandMissing
+            | Self::CommandDenied
+            | Self::TimedOut
+            | Self::NoShell
+            | Self::Failed => "failed",
         }
     }
 }
@@ -80,6 +96,10 @@ pub mod exit {
     pub const NOT_RUNNING: u8 = 4;
     /// Still running when the time was over.
     pub const TIMED_OUT: u8 = 124;
+    /// `run`: the command can't be executed.
+    pub const COMMAND_DENIED: u8 = 126;
+    /// `run`: the command is not there.
+    pub const COMMAND_MISSING: u8 = 127;
     /// `wait`: the job is lost, or rsig failed itself.
     pub const LOST: u8 = 125;
     /// The host could not be reached, or refused the login or was refused for its key.

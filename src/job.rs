@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use anyhow::Context as _;
 
-use crate::host::{Connect, Destination, Host};
+use crate::host::{Destination, Host};
 use crate::signal::Os;
 
 /// Crockford's base32 in lower case: no `i`, `l`, `o` or `u`.
@@ -235,6 +235,10 @@ pub struct Record {
     pub finished_at: Option<Epoch>,
     /// Its exit status; 128+n when signal n ended it.
     pub exit_status: Option<u8>,
+    /// It ran into the time limit that it was given, and was ended for that.
+    pub timed_out: bool,
+    /// It is forgotten, with its files, once it has ended and its output is read.
+    pub ephemeral: bool,
     /// The last signal that rsig sent it, without SIG.
     pub last_signal: Option<String>,
     /// When its host was last asked, by this machine's clock.
@@ -261,6 +265,8 @@ impl Record {
             started_at: None,
             finished_at: None,
             exit_status: None,
+            timed_out: false,
+            ephemeral: false,
             last_signal: None,
             checked_at: None,
             created_at: now(),
@@ -307,18 +313,18 @@ impl Record {
     pub fn host(&self) -> &Host {
         &self.destination.host
     }
-
-    /// How to get to its host.
-    #[must_use]
-    pub fn connect(&self) -> &Connect {
-        &self.destination.connect
-    }
 }
 
 /// The time by this machine's clock.
 #[must_use]
 pub fn now() -> Epoch {
     jiff::Timestamp::now().as_second()
+}
+
+/// A time as RFC 3339 has it, in UTC; none for one that no calendar holds.
+#[must_use]
+pub fn rfc3339(epoch: Epoch) -> Option<String> {
+    jiff::Timestamp::from_second(epoch).ok().map(|time| time.to_string())
 }
 
 /// Bytes that nobody can guess.

@@ -6,6 +6,7 @@ mod commands;
 mod delivery;
 mod dispatch;
 mod error;
+mod history;
 mod host;
 mod job;
 mod output;

@@ -5,6 +5,10 @@
 //! needs no fsync, and one that must outlive a power cut ([`Store::insert`]) asks for it. The hosts hold the truth about
 //! their jobs; this file knows where to ask.
 
+mod history;
+
+pub use history::{Announced, Signalled};
+
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -13,25 +17,29 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 
 use crate::error::{Failure, Kind};
+use crate::history::Happening;
 use crate::host::Destination;
 use crate::job::{Epoch, JobId, JobName, Record};
 
 /// `rsig` in ASCII: marks a state file as ours (PRAGMA application_id).
 const APPLICATION: u32 = 0x7273_6967;
 /// The schema that this version writes (PRAGMA user_version): how many [`STEPS`] there are.
-const SCHEMA: u32 = 2;
-/// What makes each version of the schema out of the one before, the first out of nothing.
-const STEPS: [&str; SCHEMA as usize] = [CREATE, NAMES_OF_ADOPTED];
+#[allow(clippy::cast_possible_truncation, reason = "there are a few")]
+const SCHEMA: u32 = STEPS.len() as u32;
 /// How long a change waits for others, at most.
 const BUSY: Duration = Duration::from_secs(30);
 /// The name of the file in the state directory.
 const FILE: &str = "jobs.db";
 
+/// What makes a state file of each schema from one of the schema before it. A step that has been released is never
+/// changed: what it made is on people's disks.
+const STEPS: [&str; 3] = [JOBS, HISTORY, NAMES_OF_ADOPTED];
+
 // Within one second of created_at, the rowid tells what came first.
-const CREATE: &str = "
+const JOBS: &str = "
     CREATE TABLE jobs (
         id TEXT NOT NULL PRIMARY KEY,
         name TEXT,
@@ -56,6 +64,22 @@ const CREATE: &str = "
     CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
 ";
 
+// The job of an event may be forgotten by then, so all that is shown of it stands in the event.
+const HISTORY: &str = "
+    ALTER TABLE jobs ADD COLUMN timed_out INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN ephemeral INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE events (
+        number INTEGER NOT NULL PRIMARY KEY,
+        at INTEGER NOT NULL,
+        user TEXT NOT NULL,
+        job TEXT NOT NULL,
+        name TEXT,
+        host TEXT NOT NULL,
+        happening TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_of_jobs ON events (job);
+";
+
 // A job that was found on its host may have a name that another job had before it: it goes by its id only.
 const NAMES_OF_ADOPTED: &str = "
     ALTER TABLE jobs ADD COLUMN goes_by_name INTEGER NOT NULL DEFAULT 1;
@@ -67,13 +91,42 @@ const NAMES_OF_ADOPTED: &str = "
 ";
 
 const COLUMNS: &str = "id, name, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at, \
-     exit_status, last_signal, checked_at, created_at";
+     exit_status, last_signal, checked_at, created_at, timed_out, ephemeral";
 
 /// A parameter for each of the [`COLUMNS`].
-const VALUES: &str = "?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17";
+const VALUES: &str = "?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
+     ?18, ?19";
 
 /// The condition of the index `unfinished`, to the letter: SQLite uses it only then.
 const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
+
+/// The schema that the file has.
+fn schema_of(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Takes the [`STEPS`] that a file has not seen yet, and says which schema it has then. In an immediate transaction, so
+/// that only one command does; another may have while this one waited, also a newer rsig.
+fn take_steps(transaction: &Transaction<'_>) -> rusqlite::Result<u32> {
+    let taken = schema_of(transaction)?;
+    for step in STEPS.iter().skip(taken as usize) {
+        transaction.execute_batch(step)?;
+    }
+    let schema = taken.max(SCHEMA);
+    transaction.pragma_update(None, "user_version", schema)?;
+    Ok(schema)
+}
+
+/// Carries out a statement on the row of a record, and says how many rows that changed: none where it is that of a job
+/// somewhere else with the same id. The parameters behind the first three are `values`.
+fn on_row(connection: &Connection, statement: &str, record: &Record, values: &[&str]) -> rusqlite::Result<usize> {
+    let Destination { host, connect } = &record.destination;
+    let row = [record.id.to_string(), host.to_string(), json(connect)?];
+    let parameters = row.iter().map(String::as_str).chain(values.iter().copied());
+    connection
+        .prepare_cached(&format!("{statement} WHERE id = ?1 AND host = ?2 AND connect = ?3"))?
+        .execute(rusqlite::params_from_iter(parameters))
+}
 
 /// An open state file.
 pub struct Store {
@@ -254,12 +307,7 @@ impl Store {
             _ => {}
         }
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // Somebody else may have done it while this one waited.
-        let schema = schema_of(&transaction)?;
-        for step in STEPS.iter().skip(schema.try_into()?) {
-            transaction.execute_batch(step)?;
-        }
-        transaction.pragma_update(None, "user_version", SCHEMA.max(schema))?;
+        let schema = take_steps(&transaction)?;
         transaction.commit()?;
         // So that an older rsig sees it in the file's head. While others read, that is left to a later checkpoint.
         drop(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
@@ -275,11 +323,8 @@ impl Store {
         let mut store = Self::connect(path)?;
         // The transaction takes back what an unfinished one left behind, so only inside it does the file say what it is.
         let transaction = store.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if schema_of(&transaction)? == 0 {
-            transaction.pragma_update(None, "application_id", APPLICATION)?;
-            transaction.pragma_update(None, "user_version", SCHEMA)?;
-            STEPS.iter().try_for_each(|step| transaction.execute_batch(step))?;
-        }
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        take_steps(&transaction)?;
         // It fails where the tables are not ours, before anything is changed.
         transaction.prepare(&format!("SELECT {COLUMNS} FROM jobs")).map(drop)?;
         transaction.commit()?;
@@ -293,7 +338,11 @@ impl Store {
     /// [`Taken`] when the id or the name is in use; else what the file says.
     pub fn insert(&mut self, record: &Record) -> Result<()> {
         self.connection.pragma_update(None, "synchronous", "FULL")?;
-        let inserted = self.write(&format!("INSERT INTO jobs ({COLUMNS}) VALUES ({VALUES})"), [record]);
+        let statement = format!("INSERT INTO jobs ({COLUMNS}) VALUES ({VALUES})");
+        let inserted = self.change(|transaction| {
+            execute(transaction, &statement, record)?;
+            history::write(transaction, record, &Happening::spawn(record)).map(drop)
+        });
         self.connection.pragma_update(None, "synchronous", "NORMAL")?;
         match inserted {
             Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::ConstraintViolation => {
@@ -320,7 +369,10 @@ impl Store {
              SELECT {VALUES}, NOT EXISTS (SELECT 1 FROM jobs WHERE name = ?2 AND goes_by_name) \
              WHERE true ON CONFLICT (id) DO NOTHING"
         );
-        self.write(&statement, records).map_err(|error| self.blamed(error))
+        let adopted = self.change(|transaction| {
+            records.into_iter().try_fold(0, |new, record| Ok(new + execute(transaction, &statement, record)?))
+        });
+        adopted.map_err(|error| self.blamed(error))
     }
 
     /// Writes what is known of jobs over their records. None is made where there is none any more, and that of a job
@@ -332,57 +384,71 @@ impl Store {
     pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
         let statement = "UPDATE jobs SET name=?2, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
              pgid=?10, os=?11, started_at=?12, finished_at=?13, exit_status=?14, \
-             last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17 \
+             last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17, timed_out=?18, ephemeral=?19 \
              WHERE id=?1 AND host=?3 AND connect=?4 AND (state <> 'exited' OR ?8 = 'exited')";
-        self.write(statement, records).map(drop).map_err(|error| self.blamed(error))
+        let written = self.change(|transaction| {
+            records.into_iter().try_for_each(|record| {
+                history::write_end(transaction, record)?;
+                execute(transaction, statement, record).map(drop)
+            })
+        });
+        written.map_err(|error| self.blamed(error))
     }
 
-    /// Carries a statement out for each record, and says how many rows that changed.
-    fn write<'a>(&mut self, statement: &str, records: impl IntoIterator<Item = &'a Record>) -> rusqlite::Result<usize> {
+    /// Makes a change as a whole or not at all.
+    fn change<T>(&mut self, make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut changed = 0;
-        for record in records {
-            changed += execute(&transaction, statement, record)?;
-        }
-        transaction.commit().map(|()| changed)
+        let made = make(&transaction)?;
+        transaction.commit()?;
+        Ok(made)
     }
 
-    /// Notes the last signal that a job was sent.
+    /// Forgets a job whose files are gone.
     ///
     /// # Errors
     /// What the file says.
-    pub fn signalled(&mut self, record: &Record, signal: &str) -> Result<()> {
-        self.on_row("UPDATE jobs SET last_signal = ?4 WHERE id = ?1 AND host = ?2 AND connect = ?3", record, &[signal])
-            .map(drop)
+    pub fn remove(&mut self, record: &Record) -> Result<()> {
+        self.delete(record, &Happening::Removal).map(drop)
     }
 
-    /// Forgets a job, and says whether there was a record: that of a job somewhere else with the same id is not touched.
+    /// Drops the record of a job whose files stay, and says whether there was one.
     ///
     /// # Errors
     /// What the file says.
     pub fn forget(&mut self, record: &Record) -> Result<bool> {
-        self.on_row("DELETE FROM jobs WHERE id = ?1 AND host = ?2 AND connect = ?3", record, &[]).map(|rows| rows > 0)
+        self.delete(record, &Happening::Forget)
     }
 
-    /// Carries out a statement whose first parameters are the id, the host and the way there, and says how many rows it
-    /// changed.
-    fn on_row(&self, statement: &str, record: &Record, values: &[&str]) -> Result<usize> {
-        let done = || {
-            let Destination { host, connect } = &record.destination;
-            let row = [record.id.to_string(), host.to_string(), json(connect)?];
-            let parameters = row.iter().map(String::as_str).chain(values.iter().copied());
-            self.connection.execute(statement, rusqlite::params_from_iter(parameters))
-        };
-        done().map_err(|error| self.blamed(error))
-    }
-
-    /// Forgets whatever job has this id.
+    /// Takes back the record of a job that was not started.
     ///
     /// # Errors
     /// What the file says.
-    pub fn remove(&mut self, id: &JobId) -> Result<()> {
-        let done = self.connection.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()]);
-        done.map(drop).map_err(|error| self.blamed(error))
+    pub fn not_started(&mut self, record: &Record, why: Kind) -> Result<()> {
+        self.delete(record, &Happening::not_started(why)).map(drop)
+    }
+
+    /// Drops a record, and says whether there was one: that of a job somewhere else with the same id is not touched.
+    fn delete(&mut self, record: &Record, happening: &Happening) -> Result<bool> {
+        let done = self.change(|transaction| {
+            let rows = on_row(transaction, "DELETE FROM jobs", record, &[])?;
+            if rows > 0 {
+                history::write(transaction, record, happening)?;
+            }
+            Ok(rows > 0)
+        });
+        done.map_err(|error| self.blamed(error))
+    }
+
+    /// The unfinished or finished jobs, or all, whose names fit a pattern of SQLite's GLOB, the oldest first.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn named_like(&self, which: Which, pattern: &str) -> Result<Vec<Record>> {
+        let condition = which.condition();
+        self.many(
+            &format!("SELECT {COLUMNS} FROM jobs WHERE {condition} AND name GLOB ?1 ORDER BY created_at, rowid"),
+            [pattern],
+        )
     }
 
     /// Records, the oldest first.
@@ -442,7 +508,7 @@ impl Store {
         let mut statement = self.connection.prepare(&format!(
             "SELECT {COLUMNS} FROM jobs WHERE {condition} \
              AND (substr(id, 1, length(?1)) = ?1 OR substr(name, 1, length(?1)) = ?1) \
-             ORDER BY created_at DESC, id LIMIT ?2"
+             ORDER BY created_at DESC, rowid DESC LIMIT ?2"
         ))?;
         let rows = statement.query_map(params![beginning, most], |row| Ok(read_record(row)))?;
         rows.map(|row| row?).collect()
@@ -463,11 +529,6 @@ impl Store {
             || self.connection.prepare_cached(statement)?.query_row([key], |row| Ok(read_record(row))).optional();
         read().map_err(|error| self.blamed(error))?.transpose()
     }
-}
-
-/// The schema that the file has.
-fn schema_of(connection: &Connection) -> rusqlite::Result<u32> {
-    connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
 fn newer(schema: u32) -> anyhow::Error {
@@ -507,6 +568,8 @@ fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlit
         record.last_signal,
         record.checked_at,
         record.created_at,
+        record.timed_out,
+        record.ephemeral,
     ])
 }
 
@@ -534,6 +597,8 @@ fn read_record(row: &Row<'_>) -> Result<Record> {
             last_signal: row.get(14)?,
             checked_at: row.get(15)?,
             created_at: row.get::<_, Epoch>(16)?,
+            timed_out: row.get(17)?,
+            ephemeral: row.get(18)?,
         })
     };
     read().with_context(|| format!("the record of job {id:?} in the state file makes no sense"))

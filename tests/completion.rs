@@ -36,11 +36,8 @@ impl Jobs {
     /// A shell with our rsig in its PATH.
     fn shell(&self, program: &str) -> Invocation {
         let bin = Path::new(env!("CARGO_BIN_EXE_rsig")).parent().expect("a file has a directory");
-        tool(program, program)
-            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
-            .env("HOME", self.rsig.home())
-            .env("RSIG_STATE_DIR", self.rsig.state())
-            .cwd(env!("CARGO_MANIFEST_DIR"))
+        let shell = self.rsig.within(tool(program, program));
+        shell.env("PATH", format!("{}:/usr/bin:/bin", bin.display())).cwd(env!("CARGO_MANIFEST_DIR"))
     }
 }
 

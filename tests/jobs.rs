@@ -2,14 +2,32 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::harness::{Fixture, Output, Process, poll_until};
 
-/// What any step of a test may take, on a machine with much else to do.
-pub const SOON: Duration = Duration::from_secs(20);
+pub use crate::harness::SOON;
+
+/// What `ps --json` says of a job, in this order.
+pub const JOB_KEYS: [&str; 16] = [
+    "id",
+    "name",
+    "host",
+    "command",
+    "cwd",
+    "dir",
+    "state",
+    "pid",
+    "pgid",
+    "os",
+    "started_at",
+    "finished_at",
+    "exit_status",
+    "exit_signal",
+    "last_signal",
+    "checked_at",
+];
 
 /// A program for perl that writes the name of every signal it gets, a line each, exactly as often as it gets it: each
 /// handler runs at once (perl's own deferred ones are merged) and no other meanwhile.
@@ -132,6 +150,11 @@ fn unique() -> u32 {
 pub fn json_lines(output: &Output) -> Vec<Value> {
     let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {output}"));
     output.stdout().lines().map(parse).collect()
+}
+
+/// Some of an object's fields, as an array.
+pub fn pick<const N: usize>(object: &Value, names: [&str; N]) -> Value {
+    names.map(|name| object[name].clone()).to_vec().into()
 }
 
 /// The keys of an object, in the order in which they were printed.

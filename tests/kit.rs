@@ -14,10 +14,10 @@ use std::os::unix::process::ExitStatusExt as _;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Fixture, Invocation, Output, Rsig, poll_until};
+use crate::harness::{Invocation, Output, Rsig, poll_until};
 
-/// What is on its way comes within this time, also on a busy machine.
-pub const SOON: Duration = Duration::from_secs(20);
+pub use crate::harness::SOON;
+
 /// The most that one message may be.
 const MESSAGE_MAX: usize = 3000;
 /// The most memory that rsig may ever need, in kB.
@@ -30,17 +30,17 @@ pub fn clear_message(output: &Output) {
     assert!(!text.trim().is_empty(), "no message: {output}");
     assert!(text.len() <= MESSAGE_MAX, "a message of {} bytes: {output}", text.len());
     assert!(!text.contains("panicked"), "{output}");
-    let bad = text.chars().find(|c| c.is_control() && *c != '\n');
-    assert!(bad.is_none(), "{bad:?} in a message: {text:?}");
+    harmless(text);
 }
 
 /// Runs rsig and asserts that its memory stays bounded.
 #[track_caller]
 pub fn run_within_memory(rsig: Invocation) -> Output {
+    let shown = rsig.to_string();
     let mut running = rsig.start();
     let mut peak = 0;
     let status = PathBuf::from(format!("/proc/{}/status", running.pid()));
-    poll_until("it ends", Duration::from_secs(60), || {
+    poll_until(&format!("{shown} ends"), Duration::from_secs(60), || {
         let text = fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let value = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
@@ -84,21 +84,21 @@ pub fn interrupted(status: ExitStatus) -> bool {
     status.code() == Some(130) || status.signal() == Some(Signal::SIGINT as i32)
 }
 
-/// A job that is ready once `up` exists in its home, and adds a line to `count` for each USR1.
-pub const COUNTER: [&str; 3] =
-    ["sh", "-c", "trap 'echo x >>count' USR1; : >count; : >up; while :; do sleep 0.02; done"];
-
-/// Starts [`COUNTER`] and waits until it counts.
-#[track_caller]
-pub fn spawn_counter(f: &Fixture) -> String {
-    let job = f.spawn(&[], &COUNTER);
-    poll_until("the job counts", SOON, || f.job_home().join("up").exists());
-    job
+/// Adds the record of a job that is said to run on a host.
+pub fn record_on(rsig: &Rsig, id: &str, host: &str, config: &str) {
+    // Makes the file where there is none yet.
+    rsig.run(&["ps", "--cached"]).ok();
+    let connect = format!("{{\"config\":\"{config}\"}}");
+    let statement = "INSERT INTO jobs (id, host, connect, command, dir, state, pid, pgid, os, started_at, created_at) \
+         VALUES (?1, ?2, ?3, '[\"sleep\",\"1000\"]', '/nowhere/' || ?1, 'running', 4242, 4242, 'Linux', 1, 1)";
+    database(rsig).execute(statement, [id, host, &connect]).expect("a record");
 }
 
-/// How many USR1 the job has counted.
-pub fn count(f: &Fixture) -> usize {
-    lines(&f.job_home().join("count"))
+/// Asserts that nothing in a text would do something to a terminal.
+#[track_caller]
+pub fn harmless(text: &str) {
+    let bad = text.chars().find(|c| c.is_control() && *c != '\n');
+    assert!(bad.is_none(), "{bad:?} in {text:?}");
 }
 
 /// How many lines a file has; none where it is not there.

@@ -79,8 +79,7 @@ on_every_site! {
         let line = r#"job=$("$@") && echo "[$job]""#;
         let words = f.words("spawn", &["--name", "napper"], &["sleep", "1000"]);
         let rsig = env!("CARGO_BIN_EXE_rsig");
-        let output = Invocation::of("sh").args(["-c", line, "sh", rsig]).args(words)
-            .env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state()).run();
+        let output = f.rsig.within(Invocation::of("sh")).args(["-c", line, "sh", rsig]).args(words).run();
         let id = output.ok().stderr_is_empty().line();
         let id = id.trim_start_matches('[').trim_end_matches(']');
         assert_eq!(f.job("napper")["id"], id);
@@ -140,7 +139,7 @@ on_every_site! {
         for entry in files(f.rsig.state().to_owned()).chain(files(f.jobs_dir().join(&job))) {
             if entry.file_type().expect("a type").is_file() {
                 let bytes = fs::read(entry.path()).expect("readable");
-                assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{:?}", entry.path());
+                assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{}", entry.path().display());
             }
         }
     }
@@ -152,8 +151,7 @@ on_every_site! {
         assert!(job.remove("RSIG_JOB").is_some() && job.remove("RSIG_COOKIE").is_some());
         let expected = match &f.server {
             Some(server) => variables(server.run("exec env -0").ok().stdout_bytes()),
-            None => variables(Invocation::of("env").arg("-0").env("HOME", f.rsig.home())
-                .env("RSIG_STATE_DIR", f.rsig.state()).run().ok().stdout_bytes()),
+            None => variables(f.rsig.within(Invocation::of("env")).arg("-0").run().ok().stdout_bytes()),
         };
         // The connection is another one, and the shells count and note in their own ways.
         let own = ["SSH_CLIENT", "SSH_CONNECTION", "SHLVL", "PWD", "OLDPWD", "_"];
@@ -180,9 +178,8 @@ on_every_site! {
         let words = f.words("spawn", &[], &["--", "cat", "/proc/self/status"]);
         let lock = f.rsig.dir().join("lock");
         let start = r#"exec 9>"$0" && flock 9 && exec 7</etc/passwd "$@""#;
-        let spawn = Invocation::of("sh").args(["-c", start]).arg(&lock)
-            .args(["env", "--ignore-signal", "--block-signal=TERM,USR1,USR2,WINCH", env!("CARGO_BIN_EXE_rsig")]).args(&words)
-            .env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state());
+        let spawn = f.rsig.within(Invocation::of("sh")).args(["-c", start]).arg(&lock)
+            .args(["env", "--ignore-signal", "--block-signal=TERM,USR1,USR2,WINCH", env!("CARGO_BIN_EXE_rsig")]).args(&words);
         let job = spawn.run().ok().line();
         f.rsig.run(&["wait", &job]).ok();
         let told = f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout();
@@ -197,15 +194,15 @@ on_every_site! {
         let lock = f.rsig.dir().join("lock");
         let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
         let start = r#"exec 9>"$0" && flock 9 && exec 7</etc/passwd "$@""#;
-        let spawn = Invocation::of("sh").args(["-c", start]).arg(&lock).arg(env!("CARGO_BIN_EXE_rsig")).args(&words)
-            .env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state());
+        let spawn = f.rsig.within(Invocation::of("sh")).args(["-c", start]).arg(&lock)
+            .arg(env!("CARGO_BIN_EXE_rsig")).args(&words);
         let job = spawn.run().ok().line();
         Invocation::of("flock").arg("-n").arg(&lock).arg("true").run().ok();
         let process = f.process(&job);
         for process in [process.pid, process.ppid] {
             for entry in fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").flatten() {
                 let target = fs::read_link(entry.path()).unwrap_or_default();
-                assert!(target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir()), "{target:?}");
+                assert!(target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir()), "{}", target.display());
             }
         }
     }

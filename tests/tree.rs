@@ -14,8 +14,8 @@ use crate::jobs::{SOON, json_lines};
 
 /// Starts a job that runs this line of shell, in which `note NAME` writes down the process that it runs in.
 fn spawn_noting(f: &Fixture, line: &str, names: &[&str]) -> (String, Vec<Process>) {
-    let line = format!(r#"note() {{ sh -c 'echo $PPID' >"$1.new"; mv "$1.new" "$1"; }}; {line}"#);
     static NEXT: AtomicU32 = AtomicU32::new(0);
+    let line = format!(r#"note() {{ sh -c 'echo $PPID' >"$1.new"; mv "$1.new" "$1"; }}; {line}"#);
     let dir = f.job_home().join(format!("family-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
     fs::create_dir(&dir).expect("the job's home is ours");
     let uid = f.job_home().metadata().expect("it is there").uid();

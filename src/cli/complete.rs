@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{ArgMatches, CommandFactory as _, ValueHint};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate as Candidate, complete};
 
-use super::{Cli, OsWord, arrange};
+use super::{Cli, Hosts, OsWord, arrange};
 use crate::host::Host;
 use crate::job::{Record, State};
 use crate::printable::printable;
@@ -103,16 +103,25 @@ fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
     candidates
 }
 
+/// What the words of `kill` stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Form {
+    /// A job, and perhaps a signal behind it.
+    #[default]
+    JobAndSignal,
+    /// Jobs: the signal is an option, or a word such as `-TERM`.
+    Jobs,
+    /// `-l`: a signal.
+    List,
+}
+
 /// What the words before the cursor say.
 #[derive(Debug, Default)]
 struct Given {
     verb: String,
     /// The jobs named so far; with `kill`, the signal behind the job too.
     jobs: Vec<OsString>,
-    /// `kill`: `-s` or a word such as `-TERM`.
-    signal: bool,
-    /// `kill -l`.
-    list: bool,
+    form: Form,
     /// `kill --os`.
     os: Option<Os>,
     /// `rm --force` and `rm --forget` take unfinished jobs too.
@@ -128,17 +137,23 @@ impl Given {
             return Self::default();
         };
         let set = |id: &str| matches!(given.try_get_one::<bool>(id), Ok(Some(true)));
-        let many = |id: &str| given.try_get_many::<OsString>(id).ok().flatten().into_iter().flatten().cloned();
+        // Every command has its jobs under one of these names.
+        let jobs = ["jobs", "words"].into_iter().find_map(|id| given.try_get_many::<OsString>(id).ok().flatten());
         Self {
             verb: verb.to_owned(),
-            jobs: many("jobs")
-                .chain(if verb == "kill" { Some(many("words")) } else { None }.into_iter().flatten())
-                .collect(),
-            signal: given.try_contains_id("signal").unwrap_or_default(),
-            list: set("list"),
+            jobs: jobs.into_iter().flatten().cloned().collect(),
+            form: match (set("list"), given.try_contains_id("signal")) {
+                (true, _) => Form::List,
+                (false, Ok(true)) => Form::Jobs,
+                _ => Form::JobAndSignal,
+            },
             os: given.try_get_one::<OsWord>("os").ok().flatten().map(|os| Os::from(*os)),
             any_state: set("force") || set("forget"),
-            local: given.try_get_one::<Host>("host").ok().flatten().is_some_and(Host::is_local),
+            local: given
+                .try_get_one::<Hosts>("host")
+                .ok()
+                .flatten()
+                .is_some_and(|Hosts(hosts)| hosts.iter().all(Host::is_local)),
         }
     }
 
@@ -148,11 +163,11 @@ impl Given {
         match self.verb.as_str() {
             "kill" => {
                 let os = self.os();
-                let words = match (self.list, self.signal, self.jobs.len()) {
-                    (true, _, 0) | (false, false, 1) => {
+                let words = match (self.form, self.jobs.len()) {
+                    (Form::List, 0) | (Form::JobAndSignal, 1) => {
                         ArgValueCompleter::new(move |current: &OsStr| signals(os, current))
                     }
-                    (false, true, _) | (false, false, 0) => ArgValueCompleter::new(unfinished),
+                    (Form::Jobs, _) | (Form::JobAndSignal, 0) => ArgValueCompleter::new(unfinished),
                     _ => ArgValueCompleter::new(|_: &OsStr| Vec::new()),
                 };
                 definition.mut_subcommand("kill", |kill| kill.mut_arg("words", |argument| argument.add(words)))
@@ -179,11 +194,8 @@ impl Given {
     /// `kill -TE`: a signal as kill(1) takes it.
     fn dashed_signals(&self, current: &OsStr) -> Option<Vec<Candidate>> {
         let name = current.to_str()?.strip_prefix('-')?;
-        if self.verb != "kill"
-            || self.signal
-            || self.list
-            || !name.starts_with(|letter: char| letter.is_ascii_uppercase())
-        {
+        let is_upper = name.starts_with(|letter: char| letter.is_ascii_uppercase());
+        if self.verb != "kill" || self.form != Form::JobAndSignal || !is_upper {
             return None;
         }
         let offered = signals(self.os(), OsStr::new(name));
@@ -287,6 +299,13 @@ pub fn host(current: &OsStr) -> Vec<Candidate> {
     candidates
 }
 
+/// The last of the hosts that are separated by commas.
+pub fn hosts(current: &OsStr) -> Vec<Candidate> {
+    let Some(typed) = current.to_str() else { return Vec::new() };
+    let (before, last) = typed.rfind(',').map_or(("", typed), |comma| typed.split_at(comma + 1));
+    host(OsStr::new(last)).into_iter().map(|candidate| candidate.add_prefix(before)).collect()
+}
+
 /// The last of the hosts in `-J`'s value.
 pub fn jump(current: &OsStr) -> Vec<Candidate> {
     let Some(typed) = current.to_str() else { return Vec::new() };
@@ -335,13 +354,13 @@ fn aliases(config: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn values(candidates: Vec<Candidate>) -> String {
+    fn values(candidates: &[Candidate]) -> String {
         candidates.iter().map(|candidate| candidate.get_value().to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
     /// What is offered behind `rsig`, the last word being the one that is typed.
     fn offered(line: &str) -> String {
-        values(candidates(line.split(' ').map(OsString::from).collect()))
+        values(&candidates(line.split(' ').map(OsString::from).collect()))
     }
 
     #[test]
@@ -415,7 +434,7 @@ mod tests {
             Host\n";
         assert_eq!(aliases(config), ["web1", "web2", "db1", "db2"]);
         let names = || ["web1", "we-b", "we$b"].map(str::to_owned).to_vec();
-        assert_eq!(values(fitting_hosts(names(), OsStr::new("we"))), "web1 we-b");
+        assert_eq!(values(&fitting_hosts(names(), OsStr::new("we"))), "web1 we-b");
     }
 
     #[test]

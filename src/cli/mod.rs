@@ -1,10 +1,12 @@
 //! The command line: its words and options, and nothing else.
 
 pub mod complete;
+#[cfg(test)]
+mod pages;
 mod parse;
 mod words;
 
-pub use parse::{Lines, Place};
+pub use parse::{Hosts, Lines, Place};
 pub use words::arrange;
 
 use std::ffi::OsString;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 
+use crate::commands::select::{NamePattern, Selection};
 use crate::delivery::Ways;
 use crate::host::{Connect, Host};
 use crate::job::{JobName, State, Target};
@@ -32,12 +35,14 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Spawn(Spawn),
+    Run(Run),
     Kill(Kill),
     Stop(Stop),
     Wait(Wait),
     Tail(Tail),
     Ps(Ps),
     Rm(Rm),
+    History(History),
     Keeper(Keeper),
 }
 
@@ -60,6 +65,38 @@ pub struct Common {
     pub quiet: bool,
     #[command(flatten)]
     pub reach: Reach,
+}
+
+/// How many hosts at once.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Parallel {
+    /// Talk to so many hosts at a time, at most
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub parallel: u16,
+}
+
+/// What picks jobs, in place of their ids and names.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Picking jobs (in place of JOB)")]
+pub struct Selectors {
+    /// All unfinished jobs; with --host and --name those of them that fit both
+    #[arg(long)]
+    pub all: bool,
+    /// Those that were started on one of these hosts, written as then
+    #[arg(long, value_name = "HOST[,HOST]", value_delimiter = ',', add = ArgValueCompleter::new(complete::recorded_host))]
+    pub host: Vec<Host>,
+    /// Those whose name fits a pattern: *, ?, [a-z]
+    #[arg(long = "name", value_name = "GLOB")]
+    pub name_pattern: Option<NamePattern>,
+}
+
+impl Selectors {
+    /// What they pick, if any is given.
+    #[must_use]
+    pub fn selection(&self) -> Option<Selection> {
+        let given = self.all || !self.host.is_empty() || self.name_pattern.is_some();
+        given.then(|| Selection { hosts: self.host.clone(), name: self.name_pattern.clone() })
+    }
 }
 
 /// The options that take part in connecting, with ssh's meanings.
@@ -92,6 +129,8 @@ pub struct WayArgs {
     option: Vec<String>,
 }
 
+/// The heading of these options where they are for a job that is started.
+const KEPT: &str = "Connecting (kept with the job)";
 /// The heading of these options where they are for jobs that are named as `HOST/ID`.
 const CONNECTING: &str = "Connecting (for HOST/ID)";
 
@@ -114,9 +153,9 @@ impl From<WayArgs> for Connect {
     }
 }
 
-/// Start a job that outlives the connection, and print its id
+/// What a job is, apart from where it runs.
 #[derive(Args, Debug)]
-pub struct Spawn {
+pub struct JobArgs {
     /// A name for the job, unique among the unfinished ones
     #[arg(short, long)]
     pub name: Option<JobName>,
@@ -129,18 +168,70 @@ pub struct Spawn {
     /// COMMAND is one line for /bin/sh -c
     #[arg(short = 'c', long)]
     pub shell: bool,
-    /// Put standard error into standard output, in order
+    /// End the job when it has run for so long: TERM, CONT, then KILL after 10 s. Its host counts, whoever is connected
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    pub timeout: Option<Duration>,
+    /// Forget the job and remove its files once it has ended and its output is read: when `tail` has shown both streams to
+    /// their ends (an empty one needs no reading). What sees to it is that `tail`, or a `wait` or `ps` that finds it ended
     #[arg(long)]
-    pub merge: bool,
-    /// Print the job as JSON
-    #[arg(long)]
-    pub json: bool,
+    pub rm: bool,
     /// Refused: jobs have no terminal
     #[arg(short = 't', hide = true)]
     pub terminal: bool,
+}
+
+/// Start a job that outlives the connection, and print its id; on several hosts, one each
+#[derive(Args, Debug)]
+#[command(override_usage = "rsig spawn [OPTIONS] <HOST[,HOST]...> [--] <COMMAND> [ARG]...")]
+pub struct Spawn {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Put standard error into standard output, in order
+    #[arg(long)]
+    pub merge: bool,
+    /// Print each job as JSON, on a line
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub common: Common,
-    #[command(flatten, next_help_heading = "Connecting (kept with the job)")]
+    #[command(flatten)]
+    pub parallel: Parallel,
+    #[command(flatten, next_help_heading = KEPT)]
+    pub connect: ConnectArgs,
+    /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]; several are separated by commas. The ids come in
+    /// the order of the hosts, as long as none keeps the others waiting for more than a second
+    #[arg(value_name = "HOST[,HOST]...", add = ArgValueCompleter::new(complete::hosts))]
+    pub host: Hosts,
+    /// The command and its arguments: everything behind HOST
+    #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+/// Run a job in the foreground: as `ssh HOST COMMAND`, and it gets your signals, survives a broken connection, and ends
+/// when you do
+#[derive(Args, Debug)]
+#[command(override_usage = "rsig run [OPTIONS] <HOST> [--] <COMMAND> [ARG]...")]
+pub struct Run {
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// How long the job may take to end after INT, TERM or HUP, before it gets KILL
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    pub grace: Duration,
+    /// How long the job may run on when this rsig or its machine is gone
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse::duration)]
+    pub tether: Duration,
+    /// Let the job run on without this rsig
+    #[arg(long, conflicts_with = "tether")]
+    pub no_tether: bool,
+    /// Take the job's input from here; `-` is standard input, also when that is a terminal
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub stdin: Option<PathBuf>,
+    /// How many MB of each output may wait on the host; then the job blocks, as on a full pipe
+    #[arg(long, value_name = "MB", default_value = "256", value_parser = clap::value_parser!(u64).range(32..=1_048_576))]
+    pub backlog: u64,
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten, next_help_heading = KEPT)]
     pub connect: ConnectArgs,
     /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
     #[arg(add = ArgValueCompleter::new(complete::host))]
@@ -192,6 +283,8 @@ impl From<OsWord> for Os {
 
 /// Send a signal to jobs, each exactly once
 #[derive(Args, Debug)]
+#[command(override_usage = "rsig kill [OPTIONS] <JOB> [SIGNAL]\n       \
+    rsig kill [OPTIONS] -s <SIGNAL> <JOB>...\n       rsig kill -l [--os <OS>] [SIGNAL]")]
 pub struct Kill {
     /// The signal: a name with or without SIG, or a number of the job's system; also as -TERM or -15
     #[arg(short, long, add = ArgValueCompleter::new(complete::signal))]
@@ -209,20 +302,27 @@ pub struct Kill {
     #[arg(long, value_enum, default_value_t)]
     pub target: Target,
     /// List the signals, or the one given: a name, a number or an exit status
-    #[arg(short, long, conflicts_with_all = ["signal", "wait", "then"])]
+    #[arg(short, long, conflicts_with_all = ["signal", "wait", "then", "all", "host", "name_pattern"])]
     pub list: bool,
     /// With --list: whose signals
     #[arg(long, value_enum, requires = "list")]
     pub os: Option<OsWord>,
+    /// Signal what --all picks without asking; without a terminal to ask on, --all needs it
+    #[arg(short, long)]
+    pub yes: bool,
     /// Print one JSON object per job
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub common: Common,
+    #[command(flatten)]
+    pub parallel: Parallel,
+    #[command(flatten)]
+    pub selectors: Selectors,
     #[command(flatten, next_help_heading = "Connecting (for HOST/ID, or user@HOST/ID)")]
     pub connect: WayArgs,
     /// JOB [SIGNAL], or with -s any number of JOBs: ids, names, unique beginnings of ids, or HOST/ID
-    #[arg(value_name = "JOB", required_unless_present = "list", add = ArgValueCompleter::new(complete::unfinished))]
+    #[arg(value_name = "JOB", required_unless_present_any = ["list", "all", "host", "name_pattern"], add = ArgValueCompleter::new(complete::unfinished))]
     pub words: Vec<OsString>,
 }
 
@@ -235,15 +335,22 @@ pub struct Stop {
     /// Which of a job's processes are ended; with `tree`, the grace is for all of them
     #[arg(long, value_enum, default_value_t)]
     pub target: Target,
+    /// Stop what --all picks without asking; without a terminal to ask on, --all needs it
+    #[arg(short, long)]
+    pub yes: bool,
     /// Print one JSON object per job
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub common: Common,
+    #[command(flatten)]
+    pub parallel: Parallel,
+    #[command(flatten)]
+    pub selectors: Selectors,
     #[command(flatten, next_help_heading = CONNECTING)]
     pub connect: ConnectArgs,
     /// Ids, names, unique beginnings of ids, or HOST/ID
-    #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
+    #[arg(required_unless_present_any = ["all", "host", "name_pattern"], conflicts_with_all = ["all", "host", "name_pattern"], value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
     pub jobs: Vec<OsString>,
 }
 
@@ -253,15 +360,22 @@ pub struct Wait {
     /// Give up after so long, with status 124
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     pub timeout: Option<Duration>,
+    /// Return when the first of them ends, with its status
+    #[arg(long)]
+    pub any: bool,
     /// Print one JSON object per job
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub common: Common,
+    #[command(flatten)]
+    pub parallel: Parallel,
+    #[command(flatten)]
+    pub selectors: Selectors,
     #[command(flatten, next_help_heading = CONNECTING)]
     pub connect: ConnectArgs,
     /// Ids, names, unique beginnings of ids, or HOST/ID
-    #[arg(required = true, value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
+    #[arg(required_unless_present_any = ["all", "host", "name_pattern"], conflicts_with_all = ["all", "host", "name_pattern"], value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
     pub jobs: Vec<OsString>,
 }
 
@@ -326,6 +440,8 @@ pub struct Ps {
     pub json: bool,
     #[command(flatten)]
     pub reach: Reach,
+    #[command(flatten)]
+    pub parallel: Parallel,
     #[command(flatten, next_help_heading = "Connecting (for --discover and HOST/ID)")]
     pub connect: ConnectArgs,
     /// Ids, names, unique beginnings of ids, or HOST/ID, shown in any state
@@ -336,9 +452,15 @@ pub struct Ps {
 /// Forget finished jobs, and remove their files from their hosts
 #[derive(Args, Debug)]
 pub struct Rm {
-    /// All that are finished
-    #[arg(long, conflicts_with = "force")]
+    /// All that are finished; with --host and --name those of them that fit both
+    #[arg(long, visible_alias = "all", conflicts_with = "force")]
     pub finished: bool,
+    /// The finished ones that were started on one of these hosts, written as then
+    #[arg(long, value_name = "HOST[,HOST]", value_delimiter = ',', conflicts_with = "force", add = ArgValueCompleter::new(complete::recorded_host))]
+    pub host: Vec<Host>,
+    /// The finished ones whose name fits a pattern: *, ?, [a-z]
+    #[arg(long = "name", value_name = "GLOB", conflicts_with = "force")]
+    pub name_pattern: Option<NamePattern>,
     /// All that ended at least so long ago
     #[arg(long, value_name = "DURATION", value_parser = parse::duration, conflicts_with = "force")]
     pub older_than: Option<Duration>,
@@ -350,15 +472,34 @@ pub struct Rm {
     pub forget: bool,
     #[command(flatten)]
     pub common: Common,
+    #[command(flatten)]
+    pub parallel: Parallel,
     #[command(flatten, next_help_heading = CONNECTING)]
     pub connect: ConnectArgs,
     /// Ids, names, unique beginnings of ids, or HOST/ID
     #[arg(
         value_name = "JOB",
-        required_unless_present_any = ["finished", "older_than"],
+        required_unless_present_any = ["finished", "older_than", "host", "name_pattern"],
         add = ArgValueCompleter::new(complete::finished)
     )]
     pub jobs: Vec<OsString>,
+}
+
+/// Show what was done to jobs: starts, signals, ends and removals, those included of jobs that are forgotten
+///
+/// Kept for a year, and the last 100,000 at most. A signal that is not confirmed was sent or not: the connection broke, or
+/// rsig was ended before the answer. Values of `-e` are never written down.
+#[derive(Args, Debug)]
+pub struct History {
+    /// The last N only
+    #[arg(short = 'n', long, value_name = "N")]
+    pub last: Option<u32>,
+    /// Print one JSON object per event
+    #[arg(long)]
+    pub json: bool,
+    /// An id, a name, or the unique beginning of an id, also of a job that is removed; all jobs without it
+    #[arg(add = ArgValueCompleter::new(complete::any))]
+    pub job: Option<OsString>,
 }
 
 /// Look at the background connections to hosts, and end them
@@ -380,7 +521,11 @@ pub enum KeeperCommand {
     /// End keepers; jobs run on, and the next command starts another
     Stop {
         /// The keepers of one host
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(
+            required_unless_present = "all",
+            conflicts_with = "all",
+            add = ArgValueCompleter::new(complete::recorded_host)
+        )]
         host: Option<Host>,
         /// All keepers
         #[arg(long)]

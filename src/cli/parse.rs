@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::host::{Host, HostError};
 use crate::remote::output::From as Start;
 
 /// The longest time that is taken: a clock can't be set further than it goes.
@@ -67,6 +68,18 @@ impl TypedValueParser for Variables {
         let shown = crate::printable::printable(name, 80);
         error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
         Err(error)
+    }
+}
+
+/// The hosts of `spawn`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hosts(pub Vec<Host>);
+
+impl FromStr for Hosts {
+    type Err = HostError;
+
+    fn from_str(text: &str) -> Result<Self, HostError> {
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
     }
 }
 

@@ -6,7 +6,6 @@ use anyhow::Result;
 
 use super::Context;
 use super::ps::Listed;
-use crate::error::Failure;
 use crate::host::Destination;
 use crate::job::{JobId, Record};
 use crate::remote::{Seen, Standing, meet};
@@ -22,7 +21,7 @@ pub fn discover(context: &mut Context, destination: &Destination) -> Result<Vec<
     let policy = context.policy;
     let mut line = Line::new(destination, &policy);
     let host = line.host();
-    let found = line.shell().and_then(|mut shell| meet::discover(&host, shell.as_mut())).map_err(Failure::from)?;
+    let found = line.shell().and_then(|mut shell| meet::discover(&host, shell.as_mut()))?;
     let mut recorded: HashMap<JobId, Record> =
         context.store.list(Which::All)?.into_iter().map(|record| (record.id.clone(), record)).collect();
     let mut listed = Vec::with_capacity(found.len());

@@ -1,22 +1,26 @@
 //! `kill` and `stop`: sends signals, each exactly once, and waits for what comes of them.
 
 use std::ffi::OsString;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Named, by_host, meet, on_each_host, resolve};
+use super::{Context, Named, by_host, meet, on_each_host, resolve, wait_on_each_host};
 use crate::delivery::{self, Order, Outcome, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
 use crate::remote::{Standing, look};
 use crate::signal::{Signal, SignalWord};
+use crate::store::{Announced, Signalled, Store};
 use crate::transport::{Line, Policy};
 
 /// What is to be sent, and to what.
 pub struct Request {
     /// The jobs, as typed.
     pub jobs: Vec<OsString>,
+    /// They are ids that a selector picked: one that has ended meanwhile is passed over.
+    pub selected: bool,
     /// What is sent.
     pub signal: SignalWord,
     /// How long to wait for the end.
@@ -52,6 +56,13 @@ impl Report {
             Err(failure) => Some(failure),
         }
     }
+
+    /// A job that was picked, not named, and had ended by the time is no failure.
+    fn pass_over(&mut self) {
+        if let Ok(outcome) = &mut self.outcome {
+            outcome.error.take_if(|error| error.kind == Kind::NotRunning);
+        }
+    }
 }
 
 /// One job on its way through the command.
@@ -70,10 +81,11 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
         match record {
             // What a job has left behind is its tree's, and worth a hint to who meant the job itself.
             Ok(record) if record.state.is_finished() && request.target != Target::Tree => match request.wait {
-                Some(_) => on_report(of_finished(word, record, request)),
-                None => over.push(Ask { word, record }),
+                None if !request.selected => over.push(Ask { word, record }),
+                _ => on_report(of_finished(word, record, request)),
             },
             Ok(record) => asks.push(Ask { word, record }),
+            Err(failure) if request.selected && failure.kind == Kind::NotFound => {}
             Err(failure) => {
                 on_report(Report { word, signal: None, then_signal: None, outcome: Err(failure) });
             }
@@ -81,21 +93,27 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
     }
     let policy = context.policy;
     let store = &mut context.store;
+    let mut announced = announce(store, &asks, request)?;
     let mut result = Ok(());
-    on_each_host(
-        &policy,
-        by_host(asks, |ask| &ask.record),
-        |line, asks, sender| {
-            // Nobody listens any more only when all is over.
-            on_host(line, asks, request, &mut |report| drop(sender.send(report)));
-        },
-        |report| {
-            if let Err(error) = record(store, &report) {
-                result = Err(error);
-            }
-            on_report(report);
-        },
-    );
+    let groups = by_host(asks, |ask| &ask.record);
+    // Nobody listens any more only when all is over.
+    let work = |line: &mut Line<'_>, asks, sender: &Sender<Report>| {
+        on_host(line, asks, request, &mut |report| drop(sender.send(report)));
+    };
+    let mut on_event = |mut report: Report| {
+        if let Err(error) = record(store, &mut announced, &report, request) {
+            result = Err(error);
+        }
+        if request.selected {
+            report.pass_over();
+        }
+        on_report(report);
+    };
+    if request.wait.is_some() {
+        wait_on_each_host(&policy, groups, work, &mut on_event);
+    } else {
+        on_each_host(&policy, groups, work, &mut on_event);
+    }
     // The hosts of jobs that are over are asked last, and nobody is asked for a password for it.
     on_each_host(
         &Policy { batch: true, ..policy },
@@ -106,13 +124,25 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
             on_host(line, asks, request, &mut |report| reports.push(report));
             for (word, record) in known {
                 let at = reports.iter().position(|report| report.word == word);
-                let told = at.map(|at| reports.swap_remove(at)).filter(|report| is_over(report));
+                let told = at.map(|at| reports.swap_remove(at)).filter(|report| is_over(report) || may_be_sent(report));
                 drop(sender.send(told.unwrap_or_else(|| of_finished(word, record, request))));
             }
         },
-        on_report,
+        on_event,
     );
     result
+}
+
+/// Writes the signals down before they are sent.
+fn announce(store: &mut Store, asks: &[Ask], request: &Request) -> Result<Announced> {
+    if request.signal.is_existence_check() {
+        return Ok(Announced::default());
+    }
+    let name = |record: &Record| {
+        let known = record.system().and_then(|os| request.signal.on(os).ok());
+        known.map_or_else(|| request.signal.to_string(), |signal| signal.name())
+    };
+    store.announce(asks.iter().map(|ask| (&ask.record, name(&ask.record))), request.target)
 }
 
 /// Whether a host has said that the job had ended before; where it can't, its end is known all the same.
@@ -120,9 +150,14 @@ fn is_over(report: &Report) -> bool {
     report.failure().is_some_and(|failure| matches!(failure.kind, Kind::NotRunning | Kind::BadSignal))
 }
 
+/// Whether the job was not over after all: lost for a while, and there again.
+fn may_be_sent(report: &Report) -> bool {
+    report.outcome.as_ref().is_ok_and(|outcome| outcome.sent != delivery::Sent::No)
+}
+
 /// A job whose end is known here needs no host.
 fn of_finished(word: String, record: Record, request: &Request) -> Report {
-    let error = request.wait.is_none().then(|| ended_before(&record));
+    let error = (request.wait.is_none() && !request.selected).then(|| ended_before(&record));
     let on = |signal: SignalWord| record.system().and_then(|os| signal.on(os).ok());
     Report {
         word,
@@ -133,15 +168,14 @@ fn of_finished(word: String, record: Record, request: &Request) -> Report {
 }
 
 /// Keeps what was learned of a job.
-fn record(store: &mut crate::store::Store, report: &Report) -> Result<()> {
+fn record(store: &mut Store, announced: &mut Announced, report: &Report, request: &Request) -> Result<()> {
     let Ok(outcome) = &report.outcome else { return Ok(()) };
-    store.update([&outcome.record])?;
-    let second = matches!(outcome.then, Some(delivery::Sent::Yes(_))).then_some(report.then_signal).flatten();
-    let first = matches!(outcome.sent, delivery::Sent::Yes(_)).then_some(report.signal).flatten();
-    match second.or(first) {
-        Some(signal) => store.signalled(&outcome.record, &signal.name()),
-        None => Ok(()),
-    }
+    let signalled = |signal: Option<Signal>, sent| Some(Signalled { signal: signal?, sent });
+    let first = signalled(report.signal, outcome.sent).filter(|first| !first.signal.is_existence_check());
+    let second = outcome.then.and_then(|sent| signalled(report.then_signal, sent));
+    // The signals first: an end follows from them.
+    store.signalled(&outcome.record, announced, request.target, first.as_ref(), second.as_ref())?;
+    store.update([&outcome.record])
 }
 
 /// Carries out the request for the jobs of one host.
@@ -188,7 +222,7 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
         return Ok(());
     }
     let host = line.host();
-    let seen = look::see(&host, line.shell()?.as_mut(), &[record.id.as_str()])?;
+    let seen = line.ask(|shell| look::see(&host, shell, &[record.id.as_str()]))?;
     seen.iter().for_each(|seen| seen.update(record));
     if seen.iter().any(|seen| seen.standing == Standing::Foreign) {
         let message = format!("{}: {}", record.label(), delivery::NOT_BELIEVED);
@@ -196,8 +230,7 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
     }
     match (record.state.is_finished(), &record.os) {
         (true, None) => Err(ended_before(record)),
-        (true, Some(_)) => Ok(()),
-        (false, Some(_)) => Ok(()),
+        (_, Some(_)) => Ok(()),
         (false, None) => Err(Failure::new(
             Kind::Failed,
             format!("{}: it has not started yet; try again in a moment", record.label()),

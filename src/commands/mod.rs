@@ -2,17 +2,22 @@
 //! every face of rsig can call it.
 
 pub mod discover;
+mod ephemeral;
+pub mod history;
 pub mod keeper;
 pub mod kill;
 pub mod ps;
 pub mod rm;
+pub mod run;
+pub mod select;
 pub mod spawn;
 pub mod tail;
+mod turns;
 pub mod wait;
 
 use std::ffi::{OsStr, OsString};
-use std::sync::Mutex;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 
@@ -22,10 +27,10 @@ use crate::job::{BadJobThere, JobId, JobThere, Record};
 use crate::printable::printable;
 use crate::remote::{self, Standing};
 use crate::store::Store;
-use crate::transport::{Line, Policy};
+use crate::transport::{Line, Policy, Slots};
 
-/// How many hosts are talked to at once.
-const PARALLEL: usize = 16;
+/// The most threads that wait for hosts at once.
+const WAITING: usize = 256;
 
 /// What every command works with.
 pub struct Context {
@@ -165,29 +170,57 @@ pub fn by_host<T>(jobs: impl IntoIterator<Item = T>, record: impl Fn(&T) -> &Rec
     groups
 }
 
-/// Works on all hosts at once, at most [`PARALLEL`] at a time, and passes on what comes as it comes.
+/// Works on all hosts at once, at most [`Policy::parallel`] at a time, and passes on what comes as it comes.
 pub fn on_each_host<T: Send, E: Send>(
     policy: &Policy,
     groups: Vec<Group<T>>,
     work: impl Fn(&mut Line<'_>, Vec<T>, &Sender<E>) + Sync,
     mut on_event: impl FnMut(E),
 ) {
+    spread(policy, None, groups, &work, |receiver| receiver.into_iter().for_each(&mut on_event));
+}
+
+/// The same for work that waits for jobs: only while it connects does a host count, so that those that wait for long
+/// don't keep the others from being asked.
+pub fn wait_on_each_host<T: Send, E: Send>(
+    policy: &Policy,
+    groups: Vec<Group<T>>,
+    work: impl Fn(&mut Line<'_>, Vec<T>, &Sender<E>) + Sync,
+    mut on_event: impl FnMut(E),
+) {
+    let slots = Arc::new(Slots::new(policy.parallel));
+    spread(policy, Some(&slots), groups, &work, |receiver| receiver.into_iter().for_each(&mut on_event));
+}
+
+/// Gives the hosts to threads, and what comes of it to `hear`. With slots there is a thread for each host.
+fn spread<T: Send, E: Send>(
+    policy: &Policy,
+    slots: Option<&Arc<Slots>>,
+    groups: Vec<Group<T>>,
+    work: &(impl Fn(&mut Line<'_>, Vec<T>, &Sender<E>) + Sync),
+    hear: impl FnOnce(Receiver<E>),
+) {
     let (sender, receiver) = mpsc::channel();
-    let workers = groups.len().min(PARALLEL);
+    let workers = groups.len().min(if slots.is_some() { WAITING } else { policy.parallel });
     let queue = Mutex::new(groups.into_iter());
     std::thread::scope(|scope| {
         for _ in 0..workers {
             let sender = sender.clone();
-            let (queue, work) = (&queue, &work);
+            let queue = &queue;
             scope.spawn(move || {
                 loop {
                     let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
                     let Some(group) = next else { return };
-                    work(&mut Line::new(&group.destination, policy), group.jobs, &sender);
+                    let line = Line::new(&group.destination, policy);
+                    let mut line = match slots {
+                        Some(slots) => line.among(Arc::clone(slots)),
+                        None => line,
+                    };
+                    work(&mut line, group.jobs, &sender);
                 }
             });
         }
         drop(sender);
-        receiver.into_iter().for_each(&mut on_event);
+        hear(receiver);
     });
 }

@@ -5,12 +5,15 @@ use std::ffi::OsString;
 use anyhow::Result;
 
 use super::discover::discover;
+use super::ephemeral::forget_read;
 use super::{Context, Named, by_host, meet, on_each_host, resolve};
 use crate::error::{Failure, Kind};
 use crate::host::{Destination, Host};
 use crate::job::{Record, State};
-use crate::remote::look;
+use crate::remote::Seen;
+use crate::remote::look::{self, Streams};
 use crate::store::Which;
+use crate::transport::Line;
 
 /// Which jobs to list.
 pub struct Request {
@@ -92,12 +95,13 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
     let asks: Vec<(usize, Record)> = unfinished.map(|(index, job)| (index, job.record.clone())).collect();
     let policy = context.policy;
     let Listing { jobs, failures } = listing;
+    let mut forgotten = Vec::new();
     on_each_host(
         &policy,
         by_host(asks, |(_, record)| record),
         |line, asks, sender| {
-            let asks =
-                meet(line, asks, |(_, record)| record, |ask, failure| drop(sender.send((vec![ask], Err(failure)))));
+            let on_failure = |ask, failure| drop(sender.send(Event::Seen(vec![ask], Err(failure))));
+            let asks = meet(line, asks, |(_, record)| record, on_failure);
             if asks.is_empty() {
                 return;
             }
@@ -105,11 +109,14 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
             let places: Vec<String> =
                 asks.iter().map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
-            let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &places));
-            drop(sender.send((asks, answer)));
+            let answer = line.ask(|shell| look::see(&host, shell, &places));
+            let over: Vec<Record> = answer.iter().flatten().zip(&asks).filter_map(over_and_ephemeral).collect();
+            drop(sender.send(Event::Seen(asks, answer)));
+            forget(line, over, &mut |record| drop(sender.send(Event::Forgotten(Box::new(record)))));
         },
-        |(asks, answer)| match answer {
-            Ok(answers) => {
+        |event| match event {
+            Event::Forgotten(record) => forgotten.push(record),
+            Event::Seen(asks, Ok(answers)) => {
                 for ((index, record), seen) in asks.into_iter().zip(answers) {
                     let Some(job) = jobs.get_mut(index) else { continue };
                     job.record = record;
@@ -117,7 +124,7 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
                     seen.update(&mut job.record);
                 }
             }
-            Err(failure) => {
+            Event::Seen(asks, Err(failure)) => {
                 for (index, _) in asks {
                     if let Some(job) = jobs.get_mut(index) {
                         job.state = State::Unknown;
@@ -130,5 +137,28 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
     // What is known by its id alone is no job unless its host says so.
     jobs.retain(|job| !job.record.is_unmet() || job.state != State::Unknown);
     let checked = jobs.iter().filter(|job| job.state != State::Unknown).map(|job| &job.record);
-    context.store.update(checked)
+    context.store.update(checked)?;
+    forgotten.iter().try_for_each(|record| context.store.remove(record))
+}
+
+/// What a host's part of the work tells.
+enum Event {
+    /// How its jobs stand.
+    Seen(Vec<(usize, Record)>, Result<Vec<Seen>, Failure>),
+    /// A job that was to be forgotten after its end is.
+    Forgotten(Box<Record>),
+}
+
+fn over_and_ephemeral((seen, (_, record)): (&Seen, &(usize, Record))) -> Option<Record> {
+    (record.ephemeral && seen.state(record).is_finished()).then(|| record.clone())
+}
+
+/// Forgets those jobs whose output is read; the others wait for that.
+fn forget(line: &mut Line<'_>, mut over: Vec<Record>, on_forgotten: &mut dyn FnMut(Record)) {
+    if over.is_empty() {
+        return;
+    }
+    // A host that can't be asked is asked by the next command that looks.
+    let gone = forget_read(line, &mut over, Streams::default()).unwrap_or_default();
+    over.into_iter().zip(gone).filter(|(_, gone)| *gone).for_each(|(record, _)| on_forgotten(record));
 }

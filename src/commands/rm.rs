@@ -5,22 +5,24 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::select::Selection;
 use super::{Context, Named, by_host, meet, on_each_host, resolve};
-use crate::delivery::{self, Order, Ways};
+use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target, now};
+use crate::printable::printable;
 use crate::remote::Standing;
 use crate::remote::look::{self, Removal};
-use crate::signal::SignalWord;
-use crate::store::Which;
+use crate::signal::{Signal, SignalWord};
+use crate::store::{Announced, Signalled, Store, Which};
 use crate::transport::Line;
 
 /// Which jobs to forget.
 pub struct Request {
     /// These.
     pub jobs: Vec<OsString>,
-    /// And all that are finished, for at least so long.
-    pub finished: Option<Duration>,
+    /// And all that are finished, for at least so long, and that are picked.
+    pub finished: Option<(Duration, Selection)>,
     /// Stop those first that still run.
     pub force: bool,
     /// The records only; no host is asked.
@@ -50,12 +52,12 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
             Err(failure) => on_removed(Removed::Kept(failure)),
         }
     }
-    if let Some(age) = request.finished {
+    if let Some((age, selection)) = &request.finished {
         let old = |record: &Record| {
             let ended = record.finished_at.or(record.checked_at).unwrap_or(record.created_at);
             u64::try_from(now().saturating_sub(ended)).is_ok_and(|seconds| seconds >= age.as_secs())
         };
-        let finished = context.store.list(Which::Finished)?;
+        let finished = selection.of(&context.store, Which::Finished)?;
         records.extend(finished.into_iter().filter(old));
         let mut ids = std::collections::HashSet::new();
         records.retain(|record| ids.insert(record.id.clone()));
@@ -67,7 +69,8 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
                 on_removed(Removed::Kept(Failure::new(Kind::NotFound, message)));
                 continue;
             }
-            let (label, dir) = (record.label(), record.dir.as_deref().unwrap_or("its directory"));
+            let dir = printable(record.dir.as_deref().unwrap_or("its directory"), 300);
+            let label = record.label();
             let what =
                 if record.state.is_finished() { "its files stay" } else { "it may still run, and its files stay" };
             let note = format!("{label}: {what} in {dir}");
@@ -78,26 +81,59 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
     let policy = context.policy;
     let store = &mut context.store;
     let mut result = Ok(());
+    let running = records.iter().filter(|record| request.force && !record.state.is_finished());
+    let mut announced = store.announce(running.map(|record| (record, "TERM".to_owned())), Target::Group)?;
     on_each_host(
         &policy,
         by_host(records, |record| record),
-        |line, records, sender| on_host(line, records, request.force, &mut |removed| drop(sender.send(removed))),
-        |removed| {
-            if let Removed::Gone(record, _) = &removed
-                && let Err(error) = store.forget(record)
-            {
-                result = Err(error);
+        |line, records, sender| on_host(line, records, request.force, &mut |event| drop(sender.send(event))),
+        |event| {
+            let written = match &event {
+                Event::Stopped(stopped) => stopped.record(store, &mut announced),
+                Event::Removed(Removed::Gone(record, _)) => store.remove(record),
+                Event::Removed(Removed::Kept(_)) => Ok(()),
+            };
+            if written.is_err() {
+                result = written;
             }
-            on_removed(removed);
+            if let Event::Removed(removed) = event {
+                on_removed(removed);
+            }
         },
     );
-    result
+    // A job that turned out to be over, or not to be there at all, was sent nothing.
+    result.and(store.not_sent(&announced))
+}
+
+/// What a host's part of the work tells.
+enum Event {
+    /// A job was stopped first, or was to be.
+    Stopped(Box<Stopped>),
+    /// What became of a job in the end.
+    Removed(Removed),
+}
+
+/// The signals that a job was to be stopped by, and what became of them.
+struct Stopped {
+    outcome: Outcome,
+    signals: Option<(Signal, Signal)>,
+}
+
+impl Stopped {
+    fn record(&self, store: &mut Store, announced: &mut Announced) -> Result<()> {
+        let Self { outcome, signals } = self;
+        let first = signals.map(|(signal, _)| Signalled { signal, sent: outcome.sent });
+        let second = signals.zip(outcome.then).map(|((_, signal), sent)| Signalled { signal, sent });
+        store.signalled(&outcome.record, announced, Target::Group, first.as_ref(), second.as_ref())?;
+        store.update([&outcome.record])
+    }
 }
 
 /// Removes the files of one host's jobs.
-fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_removed: &mut dyn FnMut(Removed)) {
-    let records = meet(line, records, |record| record, |_, failure| on_removed(Removed::Kept(failure)));
-    let records = if force { stop(line, records, on_removed) } else { records };
+fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_event: &mut dyn FnMut(Event)) {
+    let records = meet(line, records, |record| record, |_, failure| on_event(Event::Removed(Removed::Kept(failure))));
+    let records = if force { stop(line, records, on_event) } else { records };
+    let on_removed = &mut |removed| on_event(Event::Removed(removed));
     if records.is_empty() {
         return;
     }
@@ -135,35 +171,44 @@ fn removed(record: &Record, removal: Removal) -> Removed {
 }
 
 /// Stops what still runs, and gives those back that are over.
-fn stop(line: &mut Line<'_>, records: Vec<Record>, on_removed: &mut dyn FnMut(Removed)) -> Vec<Record> {
+fn stop(line: &mut Line<'_>, records: Vec<Record>, on_event: &mut dyn FnMut(Event)) -> Vec<Record> {
     let (mut over, running): (Vec<Record>, Vec<Record>) =
         records.into_iter().partition(|record| record.state.is_finished());
     let mut orders = Vec::new();
+    let mut sent = std::collections::HashMap::new();
     for record in running {
         let os = record.system().unwrap_or(crate::signal::Os::Other);
         match (SignalWord::TERM.on(os), SignalWord::KILL.on(os)) {
-            (Ok(term), Ok(kill)) => orders.push(Order {
-                record,
-                signal: Some(term),
-                then: Some(kill),
-                target: Target::Group,
-                wake: true,
-                ways: Ways::Pid,
-            }),
+            (Ok(term), Ok(kill)) => {
+                sent.insert(record.id.clone(), (term, kill));
+                orders.push(Order {
+                    record,
+                    signal: Some(term),
+                    then: Some(kill),
+                    target: Target::Group,
+                    wake: true,
+                    ways: Ways::Pid,
+                });
+            }
             (Err(error), _) | (_, Err(error)) => {
-                on_removed(Removed::Kept(Failure::new(Kind::BadSignal, format!("{}: {error}", record.label()))));
+                let failure = Failure::new(Kind::BadSignal, format!("{}: {error}", record.label()));
+                on_event(Event::Removed(Removed::Kept(failure)));
             }
         }
     }
     if orders.is_empty() {
         return over;
     }
-    delivery::deliver(line, orders, Some(GRACE), &mut |outcome| match (outcome.error, outcome.still_running) {
-        (Some(failure), _) => on_removed(Removed::Kept(failure)),
-        (None, Some(false)) => over.push(outcome.record),
-        (None, _) => {
-            let message = format!("{}: it has not ended, not even by KILL; not forgotten", outcome.record.label());
-            on_removed(Removed::Kept(Failure::new(Kind::TimedOut, message)));
+    delivery::deliver(line, orders, Some(GRACE), &mut |outcome| {
+        let signals = sent.get(&outcome.record.id).copied();
+        on_event(Event::Stopped(Box::new(Stopped { outcome: outcome.clone(), signals })));
+        match (outcome.error, outcome.still_running) {
+            (Some(failure), _) => on_event(Event::Removed(Removed::Kept(failure))),
+            (None, Some(false)) => over.push(outcome.record),
+            (None, _) => {
+                let message = format!("{}: it has not ended, not even by KILL; not forgotten", outcome.record.label());
+                on_event(Event::Removed(Removed::Kept(Failure::new(Kind::TimedOut, message))));
+            }
         }
     });
     over

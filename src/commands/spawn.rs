@@ -2,21 +2,24 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::Context;
+use super::turns::Turns;
+use super::{Context, Group, spread};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
-use crate::remote::start::{Order, start};
-use crate::remote::{Standing, look};
+use crate::remote::start::{Order, Spool, Started, Tether, start};
+use crate::remote::{Seen, Standing, look};
 use crate::store::Taken;
 use crate::transport::Line;
 
 /// A job to start.
+#[derive(Clone)]
 pub struct Request {
     /// Where.
     pub destination: Destination,
@@ -30,6 +33,21 @@ pub struct Request {
     pub env: Vec<(String, OsString)>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// How long it may run: its host ends it then.
+    pub timeout: Option<Duration>,
+    /// It is forgotten, with its files, once it has ended and its output is read.
+    pub ephemeral: bool,
+    /// Somebody runs it in the foreground.
+    pub foreground: Option<Foreground>,
+}
+
+/// How a job in the foreground is held.
+#[derive(Clone)]
+pub struct Foreground {
+    /// How its streams are passed on.
+    pub spool: Spool,
+    /// What ends it when nobody holds it any more.
+    pub tether: Option<Tether>,
 }
 
 /// A job that was started.
@@ -44,55 +62,146 @@ pub struct Spawned {
 const LOOKS: u32 = 5;
 /// The time between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+/// No further one begins after this time: a silent host takes long to give none.
+const LOOKING: Duration = Duration::from_secs(10);
 
 /// Starts a job.
 ///
 /// # Errors
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
-pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
+pub fn spawn(context: &mut Context, request: &Request) -> Result<Spawned> {
+    let (policy, destination) = (context.policy, request.destination.clone());
+    over(context, &mut Line::new(&destination, &policy), request)
+}
+
+/// Starts a job over a line that somebody else keeps.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn over(context: &mut Context, line: &mut Line<'_>, request: &Request) -> Result<Spawned> {
+    let job = prepare(context, request)?;
+    settle(context, launch(line, job, request))
+}
+
+/// How long a job that runs is held back for an earlier host's.
+const IN_TURN: Duration = Duration::from_secs(1);
+
+/// Starts jobs on several hosts, at most [`crate::transport::Policy::parallel`] at a time. They are passed on in the
+/// order of the requests; but a host that is slow, or dead, holds the others back for a second at most.
+pub fn spawn_each(context: &mut Context, requests: &[Request], mut on_spawned: impl FnMut(Result<Spawned>)) {
+    let mut turns = Turns::default();
+    let mut groups: Vec<Group<(usize, &Request, Job)>> = Vec::new();
+    for (place, request) in requests.iter().enumerate() {
+        match prepare(context, request) {
+            Ok(job) => {
+                groups.push(Group { destination: request.destination.clone(), jobs: vec![(place, request, job)] });
+            }
+            Err(error) => turns.put(place, Err(error), Instant::now()),
+        }
+    }
+    let policy = context.policy;
+    let work = |line: &mut Line<'_>, jobs: Vec<(usize, &Request, Job)>, sender: &Sender<(usize, Launched)>| {
+        for (place, request, job) in jobs {
+            // Nobody listens any more only when all is over.
+            drop(sender.send((place, launch(line, job, request))));
+        }
+    };
+    spread(&policy, None, groups, &work, |receiver| {
+        loop {
+            while let Some(spawned) = turns.take(Instant::now(), IN_TURN) {
+                on_spawned(spawned);
+            }
+            let received = match turns.overdue_at(IN_TURN) {
+                Some(at) => receiver.recv_timeout(at.saturating_duration_since(Instant::now())),
+                None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok((place, launched)) => turns.put(place, settle(context, launched), Instant::now()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+    });
+    while let Some(spawned) = turns.take(Instant::now(), Duration::ZERO) {
+        on_spawned(spawned);
+    }
+}
+
+/// A job that is recorded and about to be asked for.
+struct Job {
+    record: Record,
+    directory: Option<OsString>,
+}
+
+/// What came of asking a host for a job.
+enum Launched {
+    /// It runs.
+    Runs(Spawned),
+    /// It was not started.
+    NotStarted(Record, Failure),
+    /// That can't be found out.
+    Unsure(Failure),
+}
+
+/// Records a job before anything is asked of its host.
+fn prepare(context: &mut Context, request: &Request) -> Result<Job> {
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();
-    let mut record = Record::new(JobId::random()?, request.name, request.destination, command);
-    let directory = directory(&record.destination, request.cwd)?;
+    let mut record = Record::new(JobId::random()?, request.name.clone(), request.destination.clone(), command);
+    let directory = directory(&request.destination, request.cwd.clone())?;
     record.cwd = directory.as_ref().map(text);
+    record.ephemeral = request.ephemeral;
     reserve(context, &record)?;
+    Ok(Job { record, directory })
+}
 
-    let policy = context.policy;
-    let destination = record.destination.clone();
-    let mut line = Line::new(&destination, &policy);
+/// Asks a host for a job.
+fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
+    let Job { mut record, directory } = job;
     let id = record.id.clone();
-    let mut order = Order {
+    let words = || -> Result<(String, String)> {
+        Ok((job::random_hex::<16>()?, Meta::of(&record).line().context("the job can't be described")?))
+    };
+    let (cookie, meta) = match words() {
+        Ok(both) => both,
+        Err(error) => return Launched::NotStarted(record, error.into()),
+    };
+    let foreground = request.foreground.as_ref();
+    let order = Order {
         id: &id,
-        cookie: &job::random_hex::<16>()?,
-        meta: &Meta::of(&record).line().context("the job can't be described")?,
+        cookie: &cookie,
+        meta: &meta,
         command: &request.command,
         env: &request.env,
         directory,
         merge: request.merge,
+        timeout: request.timeout,
+        spool: foreground.map(|foreground| foreground.spool),
+        tether: foreground.and_then(|foreground| foreground.tether.clone()),
         relay: None,
     };
-    let mut given_up = |failure: Failure| -> Result<Spawned> {
-        context.store.remove(&id)?;
-        Err(failure.into())
-    };
     if let Err(failure) = line.connect() {
-        return given_up(failure);
+        return Launched::NotStarted(record, failure);
     }
-    let host = line.host();
-    let answer = match line.shell_with_relay(&id) {
-        Ok((mut shell, relay)) => {
-            order.relay = relay.as_deref();
-            start(&host, shell.as_mut(), &order)
+    let stale = line.may_be_stale();
+    let mut again = false;
+    let started = loop {
+        let answer = match begin(line, &order) {
+            Ok(answer) => answer,
+            Err(failure) => return Launched::NotStarted(record, failure),
+        };
+        match answer {
+            Ok(Ok(started)) => break started,
+            Ok(Err(failure)) if again => return after_a_break(line, record, failure),
+            Ok(Err(failure)) => return Launched::NotStarted(record, failure),
+            Err(failure) if failure.kind == Kind::NoShell => return Launched::NotStarted(record, failure),
+            // A connection that another command made may have been broken for long: then nothing has reached the host.
+            // Should it have after all, the id is taken there, and that job is found.
+            Err(failure) if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) => {
+                again = true;
+            }
+            Err(failure) => return after_a_break(line, record, failure),
         }
-        Err(failure) => return given_up(failure),
-    };
-    let started = match answer {
-        Ok(Ok(started)) => started,
-        Ok(Err((_, failure))) => return given_up(failure),
-        Err(failure) if failure.kind == Kind::Unreachable => {
-            return after_a_break(context, &mut line, record, failure);
-        }
-        Err(failure) => return given_up(failure),
     };
     record.state = State::Running;
     record.pid = Some(started.pid);
@@ -108,8 +217,43 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
             record.label()
         )
     });
-    context.store.update([&record]).with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
-    Ok(Spawned { record, warning })
+    Launched::Runs(Spawned { record, warning })
+}
+
+/// Keeps what came of it.
+fn settle(context: &mut Context, launched: Launched) -> Result<Spawned> {
+    match launched {
+        Launched::Runs(spawned) => {
+            let record = &spawned.record;
+            let recorded = context.store.update([record]);
+            recorded.with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
+            Ok(spawned)
+        }
+        Launched::NotStarted(record, failure) => {
+            context.store.not_started(&record, failure.kind)?;
+            Err(failure.into())
+        }
+        Launched::Unsure(failure) => Err(failure.into()),
+    }
+}
+
+/// Whether the host, asked over a new connection, knows nothing of a job.
+fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
+    line.hang_up();
+    let host = line.host();
+    let seen = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[id.as_str()]));
+    seen.is_ok_and(|seen| matches!(seen.as_slice(), [Seen { standing: Standing::Absent, .. }]))
+}
+
+/// Sends the order. The outer failure: it did not leave.
+fn begin(line: &mut Line<'_>, order: &Order<'_>) -> Result<Result<Result<Started, Failure>, Failure>, Failure> {
+    let host = line.host();
+    // A connection of the command's own ends with it, and a relay would too.
+    if order.spool.is_some() {
+        return Ok(start(&host, line.shell()?.as_mut(), order));
+    }
+    let (mut shell, relay) = line.shell_with_relay(order.id)?;
+    Ok(start(&host, shell.as_mut(), &Order { relay, ..order.clone() }))
 }
 
 /// The directory to name to the host: on this machine a relative one is taken from here.
@@ -162,38 +306,40 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
     if holder.state.is_finished() { context.store.insert(record) } else { Err(taken(&holder, "").into()) }
 }
 
-/// The connection broke before the host had answered: looks whether the job runs, or never started.
-fn after_a_break(context: &mut Context, line: &mut Line<'_>, mut record: Record, failure: Failure) -> Result<Spawned> {
+/// The host gave no answer that tells: looks whether the job runs, or never started.
+fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> Launched {
     let host = line.host();
     let mut seen = None;
+    let began = Instant::now();
     for attempt in 0..LOOKS {
         line.hang_up();
         let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
-        seen = answer.ok().and_then(|mut seen| seen.pop());
+        seen = match answer {
+            Ok(mut seen) => seen.pop(),
+            Err(failure) if failure.kind == Kind::Unreachable => None,
+            // It would say the same again.
+            Err(_) => break,
+        };
         // What is about to start, or may still be on its way there, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
-            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS => {
+            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS && began.elapsed() < LOOKING => {
                 std::thread::sleep(BETWEEN_LOOKS);
             }
             _ => break,
         }
     }
     match seen {
-        Some(seen) if seen.standing == Standing::Absent => {
-            context.store.remove(&record.id)?;
-            Err(failure.into())
-        }
+        Some(seen) if seen.standing == Standing::Absent => Launched::NotStarted(record, failure),
         Some(seen) if !matches!(seen.standing, Standing::Starting | Standing::Elsewhere | Standing::Foreign) => {
             seen.update(&mut record);
-            context.store.update([&record])?;
-            Ok(Spawned { record, warning: None })
+            Launched::Runs(Spawned { record, warning: None })
         }
         _ => {
             let message = format!(
                 "{failure}. Whether the job started is not known: `rsig ps {}` will tell once {host} answers again",
                 record.id
             );
-            Err(Failure::new(Kind::Unconfirmed, message).into())
+            Launched::Unsure(Failure::new(Kind::Unconfirmed, message))
         }
     }
 }

@@ -1,14 +1,21 @@
 //! `tail`: passes a job's output on.
 
 use std::ffi::OsStr;
+use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, not_there, resolve_one};
+use super::ephemeral::forget_read;
+use super::{Context, meet, not_there, resolve_one};
 use crate::error::{Failure, Kind};
-use crate::remote::output::{From, Sink, Wanted, read};
+use crate::host::Destination;
+use crate::remote::look::Streams;
+use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
-use crate::transport::{Line, Policy};
+use crate::transport::{Gate, Line, Policy};
+
+/// The time between two tries to connect again: at first, and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// What to show of a job's output.
 pub struct Request {
@@ -29,14 +36,20 @@ pub struct Request {
 pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut Sink<'_>) -> Result<()> {
     let mut record = resolve_one(context, word)?;
     let destination = record.destination.clone();
-    // What may be much gets a connection of its own: the keeper's is for short things.
-    let policy = Policy { keeper: context.policy.keeper && is_short(request), ..context.policy };
-    let mut line = Line::new(&destination, &policy);
-    let host = line.host();
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
     let wanted =
         Wanted { place: &place, out: request.out, err: request.err, from: request.from, follow: request.follow };
-    let read = read(&host, line.shell()?.as_mut(), &wanted, sink)?;
+    // What may be much gets a connection of its own: the keeper's is for short things.
+    let policy = Policy { keeper: context.policy.keeper && is_short(request), ..context.policy };
+    let read = if request.follow && !destination.is_local() {
+        follow(&destination, &policy, &wanted, sink)?
+    } else {
+        // Gone on with behind what was passed on, should an old connection turn out to be broken.
+        let mut progress = Progress::default();
+        let mut line = Line::new(&destination, &policy);
+        let host = line.host();
+        line.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
+    };
     let label = record.label();
     if record.is_unmet() && read.seen.standing == Standing::Absent {
         return Err(not_there(&record).into());
@@ -46,12 +59,68 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
     }
     read.seen.update(&mut record);
     context.store.update([&record])?;
+    if record.is_unmet() && !read.cut && record.state.is_finished() {
+        // Only its host knows whether it is to be forgotten now; one that can't be asked is asked by the next look.
+        let line = &mut Line::new(&destination, &context.policy);
+        meet(line, vec![&mut record], |record| record, |_, _| ());
+    }
+    // What was shown to the end of a job that was over then has been read.
+    if record.ephemeral && !read.cut && (request.follow || record.state.is_finished()) {
+        let mut records = [record];
+        let streams = Streams { out: request.out, err: request.err };
+        // A host that can't be asked is asked by the next command that looks.
+        let gone =
+            forget_read(&mut Line::new(&destination, &context.policy), &mut records, streams).unwrap_or_default();
+        context.store.update(&records)?;
+        if gone == [true] {
+            context.store.remove(&records[0])?;
+        }
+        return Ok(());
+    }
     if read.cut {
         let message =
             format!("{label}: its log was cut short while it was followed; what was written since is not shown");
         return Err(Failure::new(Kind::Failed, message).into());
     }
     Ok(())
+}
+
+/// Follows a log over as many connections as it takes, each byte once.
+fn follow(
+    destination: &Destination,
+    policy: &Policy,
+    wanted: &Wanted<'_>,
+    sink: &mut Sink<'_>,
+) -> Result<Read, Failure> {
+    let host = destination.to_string();
+    let mut progress = Progress::default();
+    // The first connection is to be had at once, or not at all.
+    let mut gate = Some(Gate::open(destination, policy)?);
+    let mut pause = BACKOFF.0;
+    loop {
+        let result = match gate.take() {
+            Some(gate) => {
+                pause = BACKOFF.0;
+                let mut line = gate.line();
+                line.shell().and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink))
+            }
+            None => Err(Failure::new(Kind::Unreachable, host.clone())),
+        };
+        match result {
+            Err(failure) if failure.kind == Kind::Unreachable => {
+                if failure.message != host {
+                    (policy.warn)(&format!("{failure}; connecting again"));
+                }
+            }
+            other => return other,
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(BACKOFF.1);
+        gate = match Gate::open(destination, policy) {
+            Err(failure) if failure.kind != Kind::Unreachable => return Err(failure),
+            opened => opened.ok(),
+        };
+    }
 }
 
 /// Whether what is asked for is certainly not much.

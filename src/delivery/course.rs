@@ -7,6 +7,7 @@ use crate::printable::printable;
 use crate::remote::signal::{Hit, Shot};
 use crate::remote::{Seen, Standing};
 use crate::signal::Signal;
+use crate::transport::keeper::protocol::End;
 
 /// One job on its way.
 pub struct Course {
@@ -117,6 +118,10 @@ impl Course {
             _ if self.gone && !waiting => self.fail(Kind::NotRunning, "its processes were gone; nothing was sent"),
             _ => {
                 self.outcome.still_running = Some(true);
+                if !waiting && self.unsent().is_some_and(|signal| !signal.is_existence_check()) {
+                    self.outcome.sent = Sent::Unknown;
+                    return self.fail(Kind::Unconfirmed, "its host does not say whether the signal was sent");
+                }
                 !waiting
             }
         }
@@ -146,17 +151,22 @@ impl Course {
     }
 
     /// The job has ended, as its relay says.
-    pub fn end(&mut self, status: u8, at: job::Epoch) {
+    pub fn end(&mut self, end: End) {
         let record = &mut self.outcome.record;
         record.state = State::Exited;
-        record.exit_status = Some(status);
-        record.finished_at = Some(at);
+        record.exit_status = Some(end.status);
+        record.finished_at = Some(end.at);
+        record.timed_out = end.timed_out;
         record.checked_at = Some(job::now());
         self.outcome.still_running = Some(false);
     }
 
     /// The host can't be asked any more.
-    pub fn give_up(&mut self, failure: &Failure) {
+    pub fn give_up(&mut self, failure: &Failure, waiting: bool) {
+        if !waiting && matches!(self.outcome.sent, Sent::Yes(_)) {
+            // Only how the job stood then is missing.
+            return;
+        }
         if self.unsent().is_some() && self.asked {
             self.outcome.sent = Sent::Unknown;
         } else if self.then_unsent().is_some() && self.then_asked {

@@ -23,6 +23,8 @@ use crate::transport::Line;
 const SHORTEST: Duration = Duration::from_millis(200);
 /// How often a broken connection is made anew before a delivery gives up.
 const RETRIES: u32 = 2;
+/// A try that fails after this time, beyond what was waited, has found a silent host.
+const SILENT: Duration = Duration::from_secs(25);
 
 /// The way that a signal took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +144,7 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
         }
     }
     if let Err(failure) = line.connect() {
-        return give_up(courses, &failure, on_outcome);
+        return give_up(courses, &failure, wait.is_some(), on_outcome);
     }
     let started = Instant::now();
     relay::deliver(line, &mut courses, wait.map(|wait| started + wait), on_outcome);
@@ -155,18 +157,19 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
         match script::carry_out_plan(line, &mut courses, &plan, started, on_outcome) {
             Ok(()) => breaks = 0,
             Err(failure) if failure.kind == Kind::Unreachable && breaks < RETRIES => {
-                breaks += 1;
+                // A silent host takes long to find out about: it is tried once more, not twice.
+                breaks += if asked_at.elapsed() < SILENT { 1 } else { RETRIES };
                 line.hang_up();
                 if let Err(failure) = line.connect() {
-                    return give_up(courses, &failure, on_outcome);
+                    return give_up(courses, &failure, wait.is_some(), on_outcome);
                 }
                 continue;
             }
-            Err(failure) => return give_up(courses, &failure, on_outcome),
+            Err(failure) => return give_up(courses, &failure, wait.is_some(), on_outcome),
         }
         let Some(clock) = &mut clock else {
             let failure = Failure::new(Kind::Failed, format!("{}: it gave no answer about the job", line.host()));
-            return give_up(courses, &failure, on_outcome);
+            return give_up(courses, &failure, wait.is_some(), on_outcome);
         };
         if let Some(then_wait) = seconds {
             clock.second = true;
@@ -184,9 +187,9 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
     }
 }
 
-fn give_up(courses: Vec<Course>, failure: &Failure, on_outcome: &mut dyn FnMut(Outcome)) {
+fn give_up(courses: Vec<Course>, failure: &Failure, waiting: bool, on_outcome: &mut dyn FnMut(Outcome)) {
     for mut course in courses {
-        course.give_up(failure);
+        course.give_up(failure, waiting);
         on_outcome(course.outcome);
     }
 }

@@ -28,7 +28,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn is_waited_for(&self) -> bool {
+    fn is_waited_for(self) -> bool {
         (self.signal && self.relayed.is_none()) || (self.watch && self.watched.is_none())
     }
 }
@@ -43,9 +43,15 @@ pub fn deliver(
 ) {
     let started = Instant::now();
     let mut asked = vec![Asked::default(); courses.len()];
-    if let Some(mut relays) = line.relays().filter(|_| courses.iter().any(|course| course.order.ways != Ways::Pid)) {
+    if courses.iter().any(|course| course.order.ways != Ways::Pid)
+        && let Some(mut relays) = line.relays()
+    {
         // A keeper that goes leaves all to the scripts.
         drop(converse(relays.as_mut(), courses, &mut asked, until));
+        if asked.iter().copied().any(Asked::is_waited_for) {
+            // What it does not know of must not be sent after all, when a script has sent it already.
+            relays.part().into_iter().for_each(|reply| take(&reply, courses, &mut asked, until.is_some()));
+        }
     }
     let time_is_over = until.is_some_and(|until| Instant::now() >= until);
     let mut asked = asked.into_iter();
@@ -75,7 +81,9 @@ fn converse(
     asked: &mut [Asked],
     until: Option<Instant>,
 ) -> std::io::Result<()> {
-    for (course, asked) in courses.iter().zip(asked.iter_mut()) {
+    let held = courses.iter().zip(asked.iter_mut()).filter(|(course, _)| relays.holds(&course.order.record.id));
+    let held: Vec<_> = held.collect();
+    for (course, asked) in held {
         let id = &course.order.record.id;
         // Asked first, so that an end that follows from the signal is not missed.
         if until.is_some() {
@@ -88,15 +96,15 @@ fn converse(
         }
     }
     let patience = Instant::now() + ANSWER;
-    while asked.iter().any(Asked::is_waited_for) {
-        take(relays.next(patience)?, courses, asked, until.is_some());
+    while asked.iter().copied().any(Asked::is_waited_for) {
+        take(&relays.next(patience)?, courses, asked, until.is_some());
     }
     let Some(until) = until else { return Ok(()) };
     let told =
         |(course, asked): (&Course, &Asked)| asked.settled || course.unsent().is_none() && asked.watched == Some(true);
     while courses.iter().zip(asked.iter()).all(told) && !asked.iter().all(|asked| asked.settled) {
         match relays.next(until) {
-            Ok(reply) => take(reply, courses, asked, true),
+            Ok(reply) => take(&reply, courses, asked, true),
             Err(error) if error.kind() == ErrorKind::TimedOut => break,
             Err(error) => {
                 asked.iter_mut().for_each(|asked| asked.watched = Some(false));
@@ -115,12 +123,12 @@ fn by_channel(course: &Course) -> Option<&'static str> {
 }
 
 /// Takes an answer.
-fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool) {
+fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool) {
     let (Reply::Numbered { job, .. }
     | Reply::Signalled { job, .. }
     | Reply::Watching { job }
     | Reply::NotWatching { job }
-    | Reply::Ended { job, .. }) = &reply
+    | Reply::Ended { job, .. }) = reply
     else {
         return;
     };
@@ -134,7 +142,7 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
             course.asked = true;
         }
         Reply::Signalled { relayed, .. } => {
-            asked.relayed = Some(relayed);
+            asked.relayed = Some(*relayed);
             let hit = match relayed {
                 Relayed::Sent => Hit::Sent,
                 Relayed::Gone => Hit::Gone,
@@ -145,11 +153,11 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
         }
         Reply::Watching { .. } => asked.watched = Some(true),
         Reply::NotWatching { .. } => asked.watched = Some(false),
-        Reply::Ended { status, at, .. } => {
+        Reply::Ended { end, .. } => {
             asked.watched = Some(true);
             // An end from before the signal is the scripts' to judge.
             if course.unsent().is_none() {
-                course.end(status, at);
+                course.end(*end);
                 asked.settled = true;
             }
         }
@@ -161,7 +169,7 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
 fn refuse(course: &mut Course, asked: Asked) -> bool {
     let signal = course.order.signal.map(|signal| signal.name()).unwrap_or_default();
     let why = match asked.relayed {
-        _ if !asked.signal => format!(
+        _ if by_channel(course).is_none() => format!(
             "{signal} to this target never goes by channel: servers take HUP, INT, QUIT, TERM, USR1 and USR2, for the \
              whole group"
         ),
@@ -169,7 +177,7 @@ fn refuse(course: &mut Course, asked: Asked) -> bool {
                                        refuses them to root, and to forced commands)"
             .to_owned(),
         Some(Relayed::Retired) => "its relay once answered too late, and is not used any more".to_owned(),
-        Some(Relayed::Unanswered) => {
+        Some(Relayed::Unanswered) | None if course.asked => {
             course.outcome.sent = Sent::Unknown;
             return course
                 .fail(Kind::Unconfirmed, "its relay did not answer in time; whether the signal was sent is not known");

@@ -1,13 +1,13 @@
 //! Outcomes as JSON, by the contract of the command line.
 
-use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::commands::kill::Report;
 use crate::commands::wait::Waited;
 use crate::delivery::{Sent, Via};
 use crate::error::Failure;
-use crate::job::{Epoch, JobName, Record, State, Target};
+use crate::history::{Event, Happening};
+use crate::job::{JobName, Record, State, Target, rfc3339};
 use crate::signal::Signal;
 
 /// A job as `ps --json` has it.
@@ -44,18 +44,37 @@ pub fn job(record: &Record, state: State) -> Job<'_> {
         pid: record.pid,
         pgid: record.pgid,
         os: record.os.as_deref(),
-        started_at: record.started_at.and_then(time),
-        finished_at: record.finished_at.and_then(time),
+        started_at: record.started_at.and_then(rfc3339),
+        finished_at: record.finished_at.and_then(rfc3339),
         exit_status: record.exit_status,
         exit_signal: record.exit_signal(),
         last_signal: record.last_signal.as_deref(),
-        checked_at: record.checked_at.and_then(time),
+        checked_at: record.checked_at.and_then(rfc3339),
     }
 }
 
-/// RFC 3339, in UTC.
-fn time(epoch: Epoch) -> Option<String> {
-    Timestamp::from_second(epoch).ok().map(|time| time.to_string())
+/// An event as `history --json` has it.
+#[derive(Serialize)]
+pub struct Line<'a> {
+    at: Option<String>,
+    user: &'a str,
+    job: &'a str,
+    name: Option<&'a str>,
+    host: &'a str,
+    #[serde(flatten)]
+    happening: &'a Happening,
+}
+
+/// What was done to a job, and when.
+pub fn event(event: &Event) -> Line<'_> {
+    Line {
+        at: rfc3339(event.at),
+        user: &event.user,
+        job: event.job.as_str(),
+        name: event.name.as_deref(),
+        host: &event.host,
+        happening: &event.happening,
+    }
 }
 
 #[derive(Serialize)]

@@ -16,6 +16,8 @@ pub fn report(report: &Report, target: Target, waiting: bool) -> Option<String> 
     match (outcome.sent, report.signal) {
         (Sent::Yes(_), Some(signal)) => parts.push(format!("{signal} sent{}{}", to(target), caution(signal))),
         (_, Some(signal)) if signal.is_existence_check() => return Some(format!("{label}: it runs")),
+        // A job that was picked and had ended by the time.
+        (Sent::No, _) if !waiting && outcome.record.state.is_finished() => parts.push(end(outcome)),
         _ => {}
     }
     if let (Some(Sent::Yes(_)), Some(signal)) = (outcome.then, report.then_signal) {
@@ -61,10 +63,13 @@ fn end(outcome: &Outcome) -> String {
 
 fn exited(record: &Record) -> String {
     let status = record.exit_status.map_or_else(|| "?".to_owned(), |status| status.to_string());
-    match record.exit_signal() {
-        Some(signal) => format!("ended with status {status} ({signal})"),
-        None => format!("ended with status {status}"),
-    }
+    let signal = record.exit_signal().map_or_else(String::new, |signal| format!(" ({signal})"));
+    format!("ended with status {status}{signal}{}", timed_out(record.timed_out))
+}
+
+/// What is added to an end for which the time limit was the reason.
+pub fn timed_out(is: bool) -> &'static str {
+    if is { ", timed out" } else { "" }
 }
 
 /// To the millisecond below a second, to the tenth above.

@@ -5,9 +5,11 @@ use tabled::settings::object::Rows;
 use tabled::settings::peaker::PriorityMax;
 use tabled::settings::{Color, Modify, Padding, Style, Width};
 
+use super::line::timed_out;
 use super::terminal;
 use crate::commands::ps::Listed;
-use crate::job::{Epoch, JobName, Record, State, now};
+use crate::history::{Event, Happening};
+use crate::job::{Epoch, JobName, Record, State, now, rfc3339};
 use crate::printable::printable;
 use crate::signal::Row;
 use crate::transport::keeper::protocol::Status;
@@ -51,8 +53,7 @@ fn render(builder: Builder) -> String {
 /// The state, and what belongs to it.
 fn standing(record: &Record, state: State) -> String {
     match (state, record.exit_status, record.exit_signal()) {
-        (State::Exited, Some(status), Some(signal)) => format!("exited {status} ({signal})"),
-        (State::Exited, Some(status), None) => format!("exited {status}"),
+        (State::Exited, Some(status), signal) => exited(status, signal.as_deref(), record.timed_out),
         (State::Unknown, ..) => format!("unknown (was {})", record.state),
         _ => state.to_string(),
     }
@@ -83,8 +84,48 @@ fn age(seconds: Epoch) -> String {
     }
 }
 
+fn exited(status: u8, signal: Option<&str>, is_timed_out: bool) -> String {
+    let signal = signal.map_or_else(String::new, |signal| format!(" ({signal})"));
+    format!("exited {status}{signal}{}", timed_out(is_timed_out))
+}
+
+/// What was done to jobs, a line each.
+pub fn events(events: &[Event]) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(["TIME", "USER", "JOB", "NAME", "HOST", "EVENT"]);
+    for event in events {
+        builder.push_record([
+            rfc3339(event.at).unwrap_or_else(|| "-".to_owned()),
+            printable(&event.user, 64),
+            event.job.to_string(),
+            printable(event.name.as_deref().unwrap_or("-"), 64),
+            printable(&event.host, 255),
+            happened(&event.happening),
+        ]);
+    }
+    render(builder)
+}
+
+fn happened(happening: &Happening) -> String {
+    match happening {
+        Happening::Spawn { command: words } => format!("spawn: {}", command(words)),
+        Happening::NotStarted { error } => format!("not started ({error})"),
+        Happening::Signal { signal, target, via, sent } => {
+            let via = via.as_ref().map_or_else(String::new, |via| format!(" by {via}"));
+            let sent = if *sent == Some(true) { "confirmed" } else { "not confirmed" };
+            format!("{signal} to its {target}{via}, {sent}")
+        }
+        Happening::End { state, exit_status: Some(status), exit_signal, timed_out, .. } if state == "exited" => {
+            exited(*status, exit_signal.as_deref(), *timed_out)
+        }
+        Happening::End { state, .. } => state.clone(),
+        Happening::Removal => "removed".to_owned(),
+        Happening::Forget => "record dropped, files left".to_owned(),
+    }
+}
+
 /// A command line as a person would type it, on one line.
-fn command(words: &[String]) -> String {
+pub fn command(words: &[String]) -> String {
     let joined = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "));
     printable(joined, COMMAND)
 }

@@ -1,8 +1,10 @@
 //! Writing to standard output and standard error.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::os::fd::AsFd;
 
 use anyhow::Result;
+use nix::errno::Errno;
 
 /// Prints a line to standard output.
 ///
@@ -14,22 +16,47 @@ pub fn print(text: impl std::fmt::Display) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Passes bytes on as they are.
+/// Passes bytes on as they are, with nothing held back: the standard library's own stdout would write each piece in two,
+/// up to its last newline and the rest.
 ///
 /// # Errors
 /// When they can't be written.
 pub fn print_bytes(error_stream: bool, bytes: &[u8]) -> io::Result<()> {
-    if error_stream {
-        return io::stderr().lock().write_all(bytes);
+    if error_stream { write_all(&io::stderr().lock(), bytes) } else { write_all(&io::stdout().lock(), bytes) }
+}
+
+fn write_all(stream: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(stream, bytes) {
+            Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    let mut out = io::stdout().lock();
-    out.write_all(bytes)?;
-    out.flush()
+    Ok(())
 }
 
 /// Tells the user something on standard error. Where that is closed there is nobody to tell.
 pub fn warn(text: &str) {
     drop(writeln!(io::stderr().lock(), "rsig: {text}"));
+}
+
+/// Whether there is somebody to ask: standard input and standard error are a terminal.
+pub fn is_on_terminal() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks for a yes; everything else is a no.
+///
+/// # Errors
+/// When the terminal can't be used.
+pub fn ask(question: &str) -> io::Result<bool> {
+    let mut terminal = io::stderr().lock();
+    terminal.write_all(question.as_bytes())?;
+    terminal.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 /// A step on the way, for `-v`.

@@ -15,6 +15,10 @@ use crate::transport::{Chunk, Shell};
 
 /// How much a login may say before the answer begins.
 const NOISE_MAX: usize = 1 << 20;
+/// For as long as it takes: a wait is begun anew after this time.
+const LONG: Duration = Duration::from_secs(24 * 3600);
+/// The longest mark.
+const MARK_MAX: usize = 64;
 /// The longest line of an answer.
 const LINE_MAX: usize = 64 << 10;
 /// The most that an answer may hold in all; 100,000 jobs fit.
@@ -49,12 +53,14 @@ pub enum Stream {
 }
 
 /// How an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// All was said.
     Whole,
     /// A log became shorter while it was followed.
     Cut,
+    /// The job ended: how, in the script's words.
+    Ended(String),
 }
 
 /// What takes the parts of an answer.
@@ -71,6 +77,21 @@ pub trait Listener {
     /// When they can't be passed on.
     fn data(&mut self, stream: Stream, _bytes: &[u8]) -> Result<(), Failure> {
         Err(Failure::new(Kind::Failed, format!("unexpected data in an answer ({stream:?})")))
+    }
+
+    /// What to send to the script now, if anything: asked after all that comes, and every [`Listener::pace`].
+    fn reply(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Whether enough was heard.
+    fn is_done(&self) -> bool {
+        false
+    }
+
+    /// How long to wait for the script before it is asked for a reply again; else until something comes.
+    fn pace(&self) -> Option<Duration> {
+        None
     }
 }
 
@@ -118,8 +139,8 @@ impl Framed {
             };
             let (before, from_mark) = rest.split_at(at);
             let word = from_mark.get(self.mark.len()..).unwrap_or_default();
-            let Some(end) = memchr::memchr(b'\n', word.get(..32).unwrap_or(word)) else {
-                if word.len() >= 32 {
+            let Some(end) = memchr::memchr(b'\n', word.get(..MARK_MAX).unwrap_or(word)) else {
+                if word.len() >= MARK_MAX {
                     return Err(garbage(host, word));
                 }
                 self.held = rest.to_vec();
@@ -133,6 +154,11 @@ impl Framed {
                 (Phase::Lines | Phase::Data, b"end") => Phase::Over,
                 (Phase::Data, b"cut") => {
                     self.ending = Ending::Cut;
+                    Phase::Over
+                }
+                (Phase::Data, word) if word.starts_with(b"ended ") => {
+                    self.ending =
+                        Ending::Ended(String::from_utf8_lossy(word.get(6..).unwrap_or_default()).into_owned());
                     Phase::Over
                 }
                 _ => return Err(garbage(host, word)),
@@ -209,8 +235,9 @@ pub fn garbage(host: &str, what: &[u8]) -> Failure {
 /// once it has begun. `both`: the script marks the end of standard error too.
 ///
 /// # Errors
-/// [`Kind::Unreachable`] when the connection broke before the answer was whole; [`Kind::Failed`] when there is no
-/// answer in what came, or none came in time; or whatever the listener says.
+/// [`Kind::Unreachable`] when the connection broke before the answer was whole, or none came in time; [`Kind::NoShell`]
+/// when the far side ended without one; [`Kind::Failed`] when what came is no answer; or whatever the listener says.
+/// Except with `NoShell`, the script may have been carried out.
 pub fn hear(
     host: &str,
     shell: &mut dyn Shell,
@@ -236,7 +263,7 @@ pub fn hear(
         let until = match patience {
             _ if out.phase == Phase::Noise => started + PATIENCE,
             Some(patience) => started + patience.max(PATIENCE),
-            None => Instant::now() + Duration::from_secs(3600),
+            None => Instant::now() + listener.pace().unwrap_or(LONG),
         };
         match shell.read(&mut buffer, until).map_err(broke)? {
             Chunk::Out(size) => out.feed(host, Stream::Out, buffer.get(..size).unwrap_or_default(), listener)?,
@@ -261,14 +288,18 @@ pub fn hear(
                      a shell{}",
                     words(&out, &err)
                 );
-                return Err(Failure::new(Kind::Failed, message));
+                return Err(Failure::new(Kind::NoShell, message));
             }
             Chunk::End => {
                 let message = format!("{host}: the connection broke in mid-answer{}", words(&err, &err));
                 return Err(Failure::new(Kind::Unreachable, message));
             }
         }
-        if out.phase == Phase::Over && (!both || err.phase == Phase::Over) {
+        if let Some(reply) = listener.reply() {
+            // The other side takes it when it can.
+            shell.write(&reply, Instant::now() + LONG).map_err(broke)?;
+        }
+        if listener.is_done() || out.phase == Phase::Over && (!both || err.phase == Phase::Over) {
             return Ok(out.ending);
         }
     }
@@ -350,9 +381,9 @@ mod tests {
             format!("{mark}begin\n{mark}{}", "x".repeat(100)),
             format!("{mark}begin\n{}", "x".repeat(LINE_MAX + 1)),
             "x".repeat(NOISE_MAX + 1),
-            format!("{mark}begin\n{}", "x\n".repeat((NOISE_MAX + ANSWER_MAX) / 2 + 1)),
+            format!("{mark}begin\n{}", "x\n".repeat(usize::midpoint(NOISE_MAX, ANSWER_MAX) + 1)),
         ] {
-            assert!(heard(script.nonce(), bad.as_bytes(), 1 << 16).is_err(), "{:.60}", bad);
+            assert!(heard(script.nonce(), bad.as_bytes(), 1 << 16).is_err(), "{bad:.60}");
         }
         assert!(heard(script.nonce(), &[mark.as_bytes(), b"begin\n\xff\n"].concat(), 4096).is_err());
     }

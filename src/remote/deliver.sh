@@ -111,7 +111,10 @@ deliver() {
 			sent=gone
 		elif kill "-$6" "$to"; then
 			sent=yes
-			[ "$8" != 1 ] || [ "$state" != stopped ] || kill -CONT "$to"
+			# Looked at again, for a STOP that was on its way.
+			if [ "$8" = 1 ] && { [ "$state" = stopped ] || { alive "$pid" "$birth" "$boot" && [ "$rs_run" = T ]; }; }; then
+				kill -CONT "$to"
+			fi
 		elif alive "$pid" "$birth" "$boot"; then
 			sent=denied
 		else

@@ -22,3 +22,22 @@ forget() {
 	*) report "$1" ;;
 	esac
 }
+
+# forget_read INDEX PLACE OUT ERR : says how the job there stands, and removes its files if it has ended and its output is
+# read. OUT and ERR are 1 where all of that stream has just been; what was before is noted here.
+forget_read() {
+	place "$2"
+	! enter "$dir" || look
+	report "$1"
+	case $state in
+	exited | lost) ;;
+	*) return ;;
+	esac
+	[ "$3" = 0 ] || : >read.out
+	[ "$4" = 0 ] || : >read.err
+	# What a job in the foreground has written is not in these, and whoever runs it says when it is delivered.
+	if { [ -e read.out ] || [ ! -s out ] && [ ! -e out.pipe ]; } && { [ -e read.err ] || [ ! -s err ] && [ ! -e err.pipe ]; }; then
+		! (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || answer gone "$1"
+	fi
+	cd /
+}

@@ -37,6 +37,8 @@ rs_find() {
 rs_here=$PWD
 rs_system=$1 rs_boot=$2 rs_node=$3 rs_mask=$4 rs_home=$5
 unset CDPATH
+# The shell must not expand the tilde: the home directory is the supervisor's to say.
+# shellcheck disable=SC2088
 case $rs_directory in
 '' | '~') rs_directory=$rs_home ;;
 /*) ;;
@@ -53,6 +55,8 @@ unset OLDPWD
 rs_start() {
 	rs_find "$1"
 	rs_process $$ || rs_refuse start "its own process can't be read from /proc or ps"
+	# A signal to its group would reach whoever else is in it.
+	[ "$rs_group" = $$ ] || rs_refuse start "it got no process group of its own"
 	{
 		printf '%s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" "$(date +%s)" "$rs_node" \
 			>"$rs_here/pid.new" &&

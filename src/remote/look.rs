@@ -2,7 +2,7 @@
 
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
-use super::seen::{Seen, indexed, job_line};
+use super::seen::{Seen, Standing, indexed, job_line};
 use crate::error::Failure;
 use crate::printable::printable;
 use crate::transport::Shell;
@@ -54,6 +54,48 @@ pub fn forget(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<
         Ok(())
     })?;
     all_answered(host, removals)
+}
+
+/// Which of a job's streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streams {
+    /// Its standard output.
+    pub out: bool,
+    /// Its standard error.
+    pub err: bool,
+}
+
+/// Removes the files of finished jobs whose output has been read: `read` is what has been just now. Says how each
+/// stood, and whether its files are gone.
+///
+/// # Errors
+/// As [`see`].
+pub fn forget_read(
+    host: &str,
+    shell: &mut dyn Shell,
+    places: &[&str],
+    read: Streams,
+) -> Result<Vec<(Seen, bool)>, Failure> {
+    let script = Script::forget_read(places, read)?;
+    let mut answers: Vec<Option<(Seen, bool)>> = vec![None; places.len()];
+    hear(host, shell, &script, Some(PATIENCE * 4), false, &mut |line: &str| {
+        match indexed(line, places.len()) {
+            Some(("gone", index, _)) => {
+                if let Some(Some((_, gone))) = answers.get_mut(index) {
+                    *gone = true;
+                }
+            }
+            _ => {
+                let (index, seen) = job_line(host, line, places.len())?;
+                let gone = seen.standing == Standing::Absent;
+                if let Some(slot) = answers.get_mut(index) {
+                    *slot = Some((seen, gone));
+                }
+            }
+        }
+        Ok(())
+    })?;
+    all_answered(host, answers)
 }
 
 fn all_answered<T>(host: &str, answers: Vec<Option<T>>) -> Result<Vec<T>, Failure> {

@@ -28,12 +28,16 @@ place() {
 	esac
 }
 
-# enter DIR : goes into a job's directory. Else sets state to none (there is no such directory) or foreign (it is
-# a link, or somebody else's, or somebody else could have changed it).
+# enter DIR : goes into a job's directory. Else sets state to none (there is no such directory) or foreign (it can't
+# be got at, is a link, or somebody else's, or somebody else could have changed it).
 enter() {
-	code=- ended=- pid=- pgid=- began=- home=- system=-
+	code=- ended=- expired='' pid=- pgid=- began=- home=- system=-
 	state=none
-	[ -d "$1" ] || [ -L "$1" ] || return 1
+	if [ ! -d "$1" ] && [ ! -L "$1" ]; then
+		# What is behind a directory that can't be searched may well be there.
+		[ ! -d "${1%/*}" ] || [ -x "${1%/*}" ] || state=foreign
+		return 1
+	fi
 	state=foreign
 	[ ! -L "$1" ] && private "${1%/*}" && [ -O "$1" ] && cd -P "$1" && [ -O . ]
 } 2>/dev/null
@@ -49,13 +53,15 @@ alive() {
 # look : in a job's directory, sets state to exited, running, stopped, ending (gone, and its supervisor about to
 # record it), starting, lost or elsewhere (it is another machine's that shares this home), and all that is known.
 look() {
-	code=- ended=- pid=- pgid=- birth=- boot=- system=- began=- home=- state=
+	code=- ended=- expired='' pid=- pgid=- birth=- boot=- system=- began=- home=- state=
+	# shellcheck disable=SC2094 # a variable has the file's name
 	[ ! -O pid ] || read -r pid pgid birth boot system began home <pid
-	if [ -O status ] && read -r code ended <status; then
+	if [ -O status ] && read -r code ended expired <status; then
 		state=exited
 		return
 	fi
 	made=0
+	# shellcheck disable=SC2094
 	[ "$pid" != - ] || [ ! -O made ] || read -r made boot home <made
 	if [ "$home" != "$rs_node" ] && [ "$home" != - ]; then
 		state=elsewhere
@@ -66,7 +72,7 @@ look() {
 		alive "$owner" "$owner_birth" "$owner_boot"; then
 		state=ending
 		[ "$pid" != - ] || state=starting
-	elif [ -O status ] && read -r code ended <status; then
+	elif [ -O status ] && read -r code ended expired <status; then
 		state=exited
 	elif [ "$boot" = "$rs_boot" ] && [ $(($(date +%s) - made)) -lt 60 ] && [ ! -e refused ]; then
 		state=starting
@@ -80,7 +86,8 @@ look() {
 
 # report INDEX : the line about the job that was looked at.
 report() {
-	answer job "$1" "$state" "$code" "$ended" "$pid" "$pgid" "$began" "$system" "$home"
+	[ "$expired" != timeout ] || expired=expired
+	answer job "$1" "${expired:-$state}" "$code" "$ended" "$pid" "$pgid" "$began" "$system" "$home"
 }
 
 # nap MILLISECONDS : sleeps less than a second and counts it in `elapsed`; a whole one where sleep takes no fractions.

@@ -22,6 +22,8 @@ pub struct Meta {
     command: Vec<String>,
     cwd: Option<String>,
     created_at: Epoch,
+    #[serde(default)]
+    ephemeral: bool,
 }
 
 impl Meta {
@@ -34,6 +36,7 @@ impl Meta {
             command: record.command.clone(),
             cwd: record.cwd.clone(),
             created_at: record.created_at,
+            ephemeral: record.ephemeral,
         }
     }
 
@@ -56,7 +59,8 @@ impl Meta {
                 self.command.truncate(self.command.len() / 2);
                 self.command.push("…".to_owned());
             } else {
-                longest.truncate(longest.floor_char_boundary(half));
+                let whole = (0..=half).rev().find(|at| longest.is_char_boundary(*at));
+                longest.truncate(whole.unwrap_or_default());
                 longest.push('…');
             }
         }
@@ -98,6 +102,7 @@ impl Met {
             record.command = meta.command;
             record.cwd = meta.cwd;
             record.created_at = meta.created_at;
+            record.ephemeral = meta.ephemeral;
         } else if let Some(started_at) = self.seen.started_at {
             record.created_at = started_at;
         }
@@ -173,7 +178,8 @@ mod tests {
     use super::*;
 
     fn described(command: &[&str]) -> (Meta, String) {
-        let destination = crate::host::Destination { host: "h".parse().unwrap(), connect: Default::default() };
+        let destination =
+            crate::host::Destination { host: "h".parse().unwrap(), connect: crate::host::Connect::default() };
         let command = command.iter().map(|word| (*word).to_owned()).collect();
         let record = Record::new(JobId::random().unwrap(), "n".parse().ok(), destination, command);
         let line = Meta::of(&record).line().unwrap();

@@ -4,6 +4,7 @@
 //! How a script reaches its host is the business of [`crate::transport`].
 
 mod answer;
+pub mod foreground;
 pub mod look;
 pub mod meet;
 pub mod output;

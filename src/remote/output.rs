@@ -84,23 +84,34 @@ pub struct Read {
 /// What takes a job's output: which stream, and the bytes.
 pub type Sink<'a> = dyn FnMut(Stream, &[u8]) -> Result<(), Failure> + 'a;
 
+/// How far a log has been read: from here it can be gone on with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// The positions in both streams; none before the host has said where it begins.
+    at: Option<(u64, u64)>,
+    out: Skip,
+    err: Skip,
+}
+
 struct Reading<'a> {
     host: &'a str,
     sink: &'a mut Sink<'a>,
     seen: Option<Seen>,
-    out: Skip,
-    err: Skip,
+    progress: &'a mut Progress,
 }
 
 impl Listener for Reading<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         if let Some(fields) = line.strip_prefix("from ") {
             let numbers: Option<Vec<u64>> = fields.split(' ').map(|word| word.parse().ok()).collect();
-            let Some([_, out_lines, out_bytes, _, err_lines, err_bytes]) = numbers.as_deref() else {
+            let Some(&[out, out_lines, out_bytes, err, err_lines, err_bytes]) = numbers.as_deref() else {
                 return Err(garbage(self.host, line.as_bytes()));
             };
-            self.out = Skip { lines: *out_lines, bytes: *out_bytes };
-            self.err = Skip { lines: *err_lines, bytes: *err_bytes };
+            if self.progress.at.is_none() {
+                self.progress.at = Some((out, err));
+                self.progress.out = Skip { lines: out_lines, bytes: out_bytes };
+                self.progress.err = Skip { lines: err_lines, bytes: err_bytes };
+            }
         } else {
             self.seen = Some(job_line(self.host, line, 1)?.1);
         }
@@ -108,21 +119,36 @@ impl Listener for Reading<'_> {
     }
 
     fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
-        let skip = if stream == Stream::Out { &mut self.out } else { &mut self.err };
-        let bytes = skip.apply(bytes);
-        if bytes.is_empty() { Ok(()) } else { (self.sink)(stream, bytes) }
+        let (mut out, mut err) = self.progress.at.unwrap_or_default();
+        let (skip, position) = match stream {
+            Stream::Out => (&mut self.progress.out, &mut out),
+            Stream::Err => (&mut self.progress.err, &mut err),
+        };
+        let wanted = skip.apply(bytes);
+        if !wanted.is_empty() {
+            (self.sink)(stream, wanted)?;
+        }
+        *position += bytes.len() as u64;
+        self.progress.at = Some((out, err));
+        Ok(())
     }
 }
 
-/// Reads a job's output.
+/// Reads a job's output; where `progress` is of an earlier call, what came after that.
 ///
 /// # Errors
 /// As [`hear`], and what the sink says. The output of a job that is not there ends at once; see [`Read::seen`].
-pub fn read(host: &str, shell: &mut dyn Shell, wanted: &Wanted, sink: &mut Sink<'_>) -> Result<Read, Failure> {
-    let script = Script::tail(wanted)?;
-    // The sink is borrowed anew, since a Reading needs one lifetime for both of its references.
+pub fn read(
+    host: &str,
+    shell: &mut dyn Shell,
+    wanted: &Wanted,
+    progress: &mut Progress,
+    sink: &mut Sink<'_>,
+) -> Result<Read, Failure> {
+    let script = Script::tail(wanted, progress.at)?;
+    // The sink is borrowed anew, since a Reading needs one lifetime for all of its references.
     let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
-    let mut reading = Reading { host, sink: &mut pass, seen: None, out: Skip::default(), err: Skip::default() };
+    let mut reading = Reading { host, sink: &mut pass, seen: None, progress };
     let ending = hear(host, shell, &script, None, true, &mut reading)?;
     let seen = reading.seen.ok_or_else(|| garbage(host, b"nothing about the job"))?;
     Ok(Read { seen, cut: ending == Ending::Cut })

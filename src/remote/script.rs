@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
+use std::time::Duration;
 
+use super::look::Streams;
 use super::output::Wanted;
 use super::signal::{Plan, Shot};
 use super::start::Order;
@@ -106,7 +108,8 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
-        script.set("rs_relay", order.relay.unwrap_or_default())?;
+        script.set("rs_relay", order.relay.as_deref().unwrap_or_default())?;
+        script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         for part in [file!("host"), file!("process"), file!("spawn")] {
@@ -209,8 +212,19 @@ impl Script {
         Ok(script)
     }
 
+    /// Removes the files of finished jobs whose output has been read.
+    pub(super) fn forget_read(places: &[&str], read: Streams) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("forget"));
+        let flag = |on| if on { "1" } else { "0" };
+        for (index, place) in places.iter().enumerate() {
+            script.call("forget_read", &[&index.to_string(), place, flag(read.out), flag(read.err)])?;
+        }
+        Ok(script)
+    }
+
     /// Passes a job's output on.
-    pub(super) fn tail(wanted: &Wanted) -> Result<Self, Failure> {
+    pub(super) fn tail(wanted: &Wanted, resume: Option<(u64, u64)>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         let streams = match (wanted.out, wanted.err) {
             (true, false) => "out",
@@ -218,12 +232,53 @@ impl Script {
             _ => "out err",
         };
         let (from, count) = wanted.from.words();
+        let (out_from, err_from) = resume.unwrap_or_default();
+        let from = if resume.is_some() { "resume" } else { from };
+        script.set("out_from", out_from.to_string())?;
+        script.set("err_from", err_from.to_string())?;
         script.set("place", wanted.place)?;
         script.set("streams", streams)?;
         script.set("from", from)?;
         script.set("count", count.to_string())?;
         script.set("follow", if wanted.follow { "1" } else { "0" })?;
+        script.include(file!("stream"));
         script.include(file!("tail"));
+        Ok(script)
+    }
+
+    /// Passes a spooled job's output on.
+    pub(super) fn stream(place: &str, out_at: u64, err_at: u64) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.set("place", place)?;
+        script.include(file!("stream"));
+        script.call("run_along", &[&out_at.to_string(), &err_at.to_string()])?;
+        Ok(script)
+    }
+
+    /// Takes a job's input.
+    pub(super) fn receive(place: &str) -> Result<Self, Failure> {
+        Self::input(place, "receive", &[])
+    }
+
+    /// Says that a job's input is whole.
+    pub(super) fn finish(place: &str, total: u64) -> Result<Self, Failure> {
+        Self::input(place, "finish", &[&total.to_string()])
+    }
+
+    fn input(place: &str, function: &str, arguments: &[&str]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("receive"));
+        script.call("place", &[place])?;
+        script.text.extend_from_slice(b"enter \"$dir\" || rs_end\n");
+        script.call(function, arguments)?;
+        Ok(script)
+    }
+
+    /// Keeps a job's tether.
+    pub(super) fn beat(place: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.set("place", place)?;
+        script.include(file!("beat"));
         Ok(script)
     }
 
@@ -240,11 +295,47 @@ impl Script {
     }
 }
 
+/// A time as sleep(1) takes it: whole seconds wherever they are, since POSIX knows no others.
+fn seconds(time: Duration) -> String {
+    match time.subsec_millis() {
+        0 if time.as_secs() > 0 => time.as_secs().to_string(),
+        milliseconds => format!("{}.{:03}", time.as_secs(), milliseconds.max(1)),
+    }
+}
+
 /// The script of a job's supervisor.
 fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
-    script.set("rs_errors", if order.merge { "out" } else { "err" })?;
+    let (output, errors) = match (order.spool.is_some(), order.merge) {
+        (true, _) => ("out.pipe", "err.pipe"),
+        (false, true) => ("out", "out"),
+        (false, false) => ("out", "err"),
+    };
+    let input = if order.spool.is_some_and(|spool| spool.input) { "in.pipe" } else { "/dev/null" };
+    let mut beside = Vec::new();
+    script.set("rs_input", input)?;
+    script.set("rs_output", output)?;
+    script.set("rs_errors", errors)?;
     script.include(file!("process"));
+    if order.timeout.is_some() {
+        beside.push("rs_guard");
+        script.include(file!("watch"));
+    }
+    if let Some(spool) = &order.spool {
+        beside.push("rs_spool");
+        script.set("rs_limit", spool.limit.to_string())?;
+        script.include(file!("spool"));
+    }
+    if let Some(tether) = &order.tether {
+        beside.push("rs_tie");
+        let (holder, birth) =
+            tether.holder.clone().map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
+        script.set("rs_tether", tether.patience.as_secs().max(1).to_string())?;
+        script.set("rs_holder", holder)?;
+        script.set("rs_holder_birth", birth)?;
+        script.include(file!("tether"));
+    }
+    script.set("rs_beside", beside.join(" "))?;
     script.include(file!("supervise"));
     script.text.extend_from_slice(b"exit\n}");
     Ok(script.text)
@@ -279,6 +370,14 @@ mod tests {
     fn stripping_keeps_every_statement() {
         let text = stripped("# head\n\nf() {\n\t# why\n\techo '# no comment'\n}\n");
         assert_eq!(text, b"f() {\necho '# no comment'\n}\n");
+    }
+
+    #[test]
+    fn times_are_written_for_sleep() {
+        for (milliseconds, text) in [(0, "0.001"), (1, "0.001"), (250, "0.250"), (1000, "1"), (61_500, "61.500")] {
+            assert_eq!(seconds(Duration::from_millis(milliseconds)), text);
+        }
+        assert_eq!(seconds(Duration::from_nanos(1)), "0.001");
     }
 
     #[test]

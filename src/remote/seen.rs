@@ -32,6 +32,8 @@ pub enum Standing {
 pub struct Seen {
     /// How it stands.
     pub standing: Standing,
+    /// It ran into its time limit, and was ended for that.
+    pub timed_out: bool,
     /// Its exit status, once it has one.
     pub exit_status: Option<u8>,
     /// When it ended, by the host's clock.
@@ -56,8 +58,9 @@ impl Seen {
     fn parse(fields: &str) -> Option<Self> {
         let mut words = fields.splitn(8, ' ');
         let mut word = || words.next();
-        let standing = match word()? {
-            "exited" => Standing::Exited,
+        let first = word()?;
+        let standing = match first {
+            "exited" | "expired" => Standing::Exited,
             "running" => Standing::Running,
             "stopped" => Standing::Stopped,
             "ending" => Standing::Ending,
@@ -70,6 +73,7 @@ impl Seen {
         };
         let seen = Self {
             standing,
+            timed_out: first == "expired",
             exit_status: optional(word()?)?,
             finished_at: optional(word()?)?,
             pid: optional(word()?)?,
@@ -86,6 +90,7 @@ impl Seen {
     pub fn absent() -> Self {
         Self {
             standing: Standing::Absent,
+            timed_out: false,
             exit_status: None,
             finished_at: None,
             pid: None,
@@ -104,12 +109,11 @@ impl Seen {
             Standing::Running | Standing::Ending => State::Running,
             Standing::Stopped => State::Stopped,
             Standing::Starting => State::Starting,
-            Standing::Lost => State::Lost,
             Standing::Absent if record.state == State::Exited => State::Exited,
             Standing::Absent if record.state == State::Starting && now() - record.created_at < ON_ITS_WAY => {
                 State::Starting
             }
-            Standing::Absent => State::Lost,
+            Standing::Lost | Standing::Absent => State::Lost,
             Standing::Elsewhere | Standing::Foreign => State::Unknown,
         }
     }
@@ -123,6 +127,7 @@ impl Seen {
             return;
         }
         record.state = state;
+        record.timed_out |= self.timed_out;
         record.exit_status = self.exit_status.or(record.exit_status);
         record.finished_at = self.finished_at.or(record.finished_at);
         record.pid = self.pid.or(record.pid);
@@ -133,12 +138,13 @@ impl Seen {
 }
 
 /// A field, `-` where it is not known; `None` where it makes no sense.
+#[allow(clippy::option_option, reason = "no such word, and a word that says there is nothing, are two things")]
 fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     if word == "-" { Some(None) } else { word.parse().ok().map(Some) }
 }
 
 /// Splits `WORD INDEX REST` for one of `jobs` jobs.
-pub fn indexed<'a>(line: &'a str, jobs: usize) -> Option<(&'a str, usize, &'a str)> {
+pub fn indexed(line: &str, jobs: usize) -> Option<(&str, usize, &str)> {
     let mut words = line.splitn(3, ' ');
     let word = words.next()?;
     let index = words.next()?.parse().ok().filter(|index| *index < jobs)?;
@@ -162,6 +168,9 @@ mod tests {
         let (index, seen) = job_line("h", "job 1 exited 143 1700000000 5 5 1600000000 Linux web 1", 2).unwrap();
         assert_eq!((index, seen.standing, seen.exit_status), (1, Standing::Exited, Some(143)));
         assert_eq!(seen.node.as_deref(), Some("web 1"));
+        assert!(!seen.timed_out);
+        let (_, seen) = job_line("h", "job 0 expired 143 1700000000 5 5 1600000000 Linux web", 2).unwrap();
+        assert_eq!((seen.standing, seen.timed_out), (Standing::Exited, true));
         assert!(job_line("h", "job 0 none - - - - - - -", 1).is_ok());
         for bad in [
             "",
@@ -169,6 +178,7 @@ mod tests {
             "job 0",
             "job 1 running - - 5 5 1 Linux web",
             "job 0 exited - - 5 5 1 Linux web",
+            "job 0 expired - - 5 5 1 Linux web",
             "job 0 exited 300 1 5 5 1 Linux web",
             "job 0 running - - -5 5 1 Linux web",
             "job 0 dancing - - 5 5 1 Linux web",

@@ -77,7 +77,7 @@ pub enum Event {
 /// Carries out a plan on a host. Each event is passed on as it comes.
 ///
 /// # Errors
-/// As [`hear`]; what was sent by then is known from the events.
+/// As [`hear`], and when nothing is said of a job; what was sent by then is known from the events.
 pub fn carry_out(
     host: &str,
     shell: &mut dyn Shell,
@@ -87,6 +87,7 @@ pub fn carry_out(
     let script = Script::signal(plan)?;
     let patience = (plan.wait.unwrap_or_default() + plan.then_wait.unwrap_or_default()) * 2 + PATIENCE;
     let jobs = plan.jobs.len();
+    let mut told = vec![false; jobs];
     let mut listener = |line: &str| {
         match indexed(line, jobs) {
             Some(("sent", index, word)) => {
@@ -98,12 +99,17 @@ pub fn carry_out(
             Some(("links", index, _)) => on_event(Event::LinksOnly(index)),
             _ => {
                 let (index, seen) = job_line(host, line, jobs)?;
+                if let Some(told) = told.get_mut(index) {
+                    *told = true;
+                }
                 on_event(Event::Seen(index, seen));
             }
         }
         Ok(())
     };
-    hear(host, shell, &script, Some(patience), false, &mut listener as &mut dyn Listener).map(drop)
+    hear(host, shell, &script, Some(patience), false, &mut listener as &mut dyn Listener)?;
+    // Every script says of every job how it stands, at the latest at its end.
+    if told.contains(&false) { Err(garbage(host, b"nothing about the job")) } else { Ok(()) }
 }
 
 fn hit(word: &str) -> Option<Hit> {

@@ -1,6 +1,7 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
-# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, and rs_relay where relay.sh comes behind. Names begin with rs_, here and in what the job
-# comes from, since an assignment to a variable that the login exports would change the job's environment.
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), and rs_relay where
+# relay.sh comes behind. Names begin with rs_, here and in what the job comes from, since an assignment to a variable
+# that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : nothing was started, and nothing is left behind.
 rs_refuse() {
@@ -8,13 +9,11 @@ rs_refuse() {
 		cd /
 		rm -rf "$rs_made"
 	fi
-	[ -z "$rs_reader" ] || kill -KILL "$rs_reader" 2>/dev/null
 	printf 'refused %s\n' "$(printf '%s' "$*" | tr '\n' ' ')"
 	rs_end
 }
 
 rs_made=
-rs_reader=
 rs_newline='
 '
 rs_mask=$(umask)
@@ -43,16 +42,15 @@ rs_why=$({
 		printf '%s\n' "$rs_job" >job &&
 		printf '%s %s %s\n' "$(date +%s)" "$rs_boot" "$rs_node" >made &&
 		printf '%32s\n' '' >status.new &&
+		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 		: >out && : >err
 } 2>&1) || rs_refuse disk "$rs_why"
 mkfifo ended 2>/dev/null || rs_relay=
-# Waits for the supervisor to open it, and then for its end. Opened later, it could find a job that is over already.
+# Open for writing until the supervisor holds it: a reader of its own would wait for ever where the job is over before it
+# has got round to opening it.
 if [ -n "$rs_relay" ]; then
-	(
-		trap '' HUP INT QUIT TERM USR1 USR2
-		exec cat ended
-	) </dev/null >/dev/null 2>&1 &
-	rs_reader=$!
+	exec 4<>ended
+	exec 6<ended
 fi
 
 # A session of one's own without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
@@ -62,7 +60,9 @@ elif command -v perl >/dev/null 2>&1 && perl -MPOSIX -e 1 2>/dev/null; then
 	rs_how=perl
 elif command -v python3 >/dev/null 2>&1; then
 	rs_how=python3
-elif (set -m) 2>/dev/null; then
+# Without a terminal some shells say no more than a warning and go on without; in a subshell not even that.
+elif { set -m; } 2>/dev/null && case $- in *m*) ;; *) false ;; esac; then
+	set +m
 	rs_how=monitor
 else
 	rs_refuse session "it has no setsid, perl or python3, and its /bin/sh has no job control; one of them is needed"
@@ -84,7 +84,7 @@ if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 fi
 
 set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_node" "$rs_mask" "$rs_home"
-# shellcheck disable=SC2086
+# shellcheck disable=SC2086,SC2016
 case $rs_how in
 # The second setsid leads a group by then, so it forks.
 setsid) $rs_scope setsid setsid /bin/sh "$@" ;;
@@ -99,7 +99,7 @@ monitor)
 	$rs_scope /bin/sh "$@" &
 	set +m
 	;;
-esac </dev/null >/dev/null 2>trouble
+esac </dev/null >/dev/null 2>trouble 4>&- 6<&-
 
 rs_tries=0
 until [ -s pid ] || [ -s refused ]; do

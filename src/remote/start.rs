@@ -1,6 +1,7 @@
 //! The script that starts a job.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
@@ -10,6 +11,7 @@ use crate::printable::printable;
 use crate::transport::Shell;
 
 /// A job to start.
+#[derive(Clone)]
 pub struct Order<'a> {
     /// Its id.
     pub id: &'a JobId,
@@ -25,8 +27,34 @@ pub struct Order<'a> {
     pub directory: Option<OsString>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
+    /// How long it may run.
+    pub timeout: Option<Duration>,
+    /// Its streams are passed on to whoever runs it in the foreground.
+    pub spool: Option<Spool>,
+    /// The job ends when whoever holds it is gone for so long.
+    pub tether: Option<Tether>,
     /// The word of the relay that the script's channel is kept as.
-    pub relay: Option<&'a str>,
+    pub relay: Option<String>,
+}
+
+/// How a job's streams are passed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Spool {
+    /// It gets input; else there is none.
+    pub input: bool,
+    /// How many bytes of each output may wait on the host.
+    pub limit: u64,
+}
+
+/// What holds a job.
+#[derive(Clone, Debug)]
+pub struct Tether {
+    /// How long it may be without.
+    pub patience: std::time::Duration,
+    /// The process that holds it, where that is on the same machine: its number and its birth (field 22 of proc(5)'s
+    /// stat). Elsewhere a line for [`super::foreground::hold`]'s script
+    /// has to come now and then.
+    pub holder: Option<(u32, String)>,
 }
 
 /// What the host says of a job that it has started.
@@ -39,6 +67,7 @@ pub struct Started {
     /// What `uname -s` says.
     pub os: String,
     /// When it started.
+    #[allow(clippy::struct_field_names, reason = "the name that it has in every record")]
     pub started_at: Epoch,
     /// Its directory.
     pub dir: String,
@@ -46,22 +75,11 @@ pub struct Started {
     pub ends_at_logout: bool,
 }
 
-/// Why a host did not start a job. Nothing is left behind there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The command is not there.
-    Missing,
-    /// The command can't be executed.
-    Denied,
-    /// Anything else.
-    Other,
-}
-
 /// Starts a job on a host.
 ///
 /// # Errors
-/// [`Kind::Unreachable`] when the connection broke, and the job may or may not run; else it does not.
-pub fn start(host: &str, shell: &mut dyn Shell, order: &Order) -> Result<Result<Started, (Refusal, Failure)>, Failure> {
+/// As [`hear`]: except with [`Kind::NoShell`], the job may or may not run.
+pub fn start(host: &str, shell: &mut dyn Shell, order: &Order) -> Result<Result<Started, Failure>, Failure> {
     let script = Script::start(order)?;
     let mut started = Started::default();
     let mut refusal = None;
@@ -98,16 +116,16 @@ fn parse_started(fields: &str) -> Option<(u32, u32, String, Epoch)> {
     Some((pid.parse().ok()?, pgid.parse().ok()?, (*os).to_owned(), epoch.parse().ok()?))
 }
 
-fn refused(host: &str, rest: &str) -> (Refusal, Failure) {
+/// Why a host did not start a job. Nothing is left behind there.
+fn refused(host: &str, rest: &str) -> Failure {
     let (kind, why) = rest.split_once(' ').unwrap_or((rest, ""));
     let why = printable(why, 300);
-    let (refusal, message) = match kind {
-        "missing" => (Refusal::Missing, format!("{host}: command not found: {why}")),
-        "denied" => (Refusal::Denied, format!("{host}: {why}")),
-        "directory" => (Refusal::Other, format!("{host}: {why}")),
-        "home" | "disk" => (Refusal::Other, format!("{host}: the job's files can't be written there: {why}")),
-        "session" => (Refusal::Other, format!("{host}: a job can't be detached there: {why}")),
-        _ => (Refusal::Other, format!("{host}: the job did not start: {why}")),
-    };
-    (refusal, Failure::new(Kind::Failed, message))
+    match kind {
+        "missing" => Failure::new(Kind::CommandMissing, format!("{host}: command not found: {why}")),
+        "denied" => Failure::new(Kind::CommandDenied, format!("{host}: {why}")),
+        "directory" => Failure::new(Kind::Failed, format!("{host}: {why}")),
+        "home" | "disk" => Failure::new(Kind::Failed, format!("{host}: the job's files can't be written there: {why}")),
+        "session" => Failure::new(Kind::Failed, format!("{host}: a job can't be detached there: {why}")),
+        _ => Failure::new(Kind::Failed, format!("{host}: the job did not start: {why}")),
+    }
 }

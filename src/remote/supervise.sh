@@ -1,5 +1,7 @@
 # Owns one job: runs it as its foreground child, in a session of the job's own, and records its end.
-# Given by the client: rs_errors, the file that takes standard error.
+# Given by the client: rs_input, rs_output and rs_errors, the job's standard files, and rs_beside, what is to run beside
+# it: functions that leave a background process behind, and add to rs_watchdogs what is to end with the job; watch.sh
+# sees to that itself.
 # $1: how to make a session; $2 to $6 are the job's: system, boot, node, umask, home directory.
 
 rs_how=$1 rs_system=$2 rs_boot=$3
@@ -9,6 +11,11 @@ trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
 rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor
 # Its end of file tells whoever reads it that the job is over. Opened for both, since that does not wait for a reader.
 [ ! -p ended ] || exec 5<>ended
+
+rs_watchdogs='' rs_watchdog=''
+for rs_part in $rs_beside; do
+	"$rs_part"
+done
 
 # With 5>&- behind each, since the job must not hold it.
 case $rs_how in
@@ -30,16 +37,25 @@ monitor)
 	set +m
 	(exit "$rs_code")
 	;;
-esac </dev/null >>out 2>>"$rs_errors" 5>&-
+esac <"$rs_input" >>"$rs_output" 2>>"$rs_errors" 5>&-
 rs_code=$?
+# shellcheck disable=SC2086
+[ -z "$rs_watchdogs" ] || kill $rs_watchdogs 2>/dev/null
 
 if [ ! -s pid ]; then
-	[ -s refused ] || printf 'start %s\n' "it ended with status $rs_code before it ran: $(head -c 300 "$rs_errors")" >refused
+	[ -z "$rs_watchdog" ] || rs_end_watch
+	[ -s refused ] || printf 'start %s\n' "it ended with status $rs_code before it ran: $(head -c 300 err)" >refused
 	exit
 fi
 # ksh gives 256+n for a child that signal n ended.
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
 # Over the blanks that were set aside at the start; a disk that is full all the same gets more time.
-until printf '%s %s\n' "$rs_code" "$(date +%s)" 1<>status.new && mv -f status.new status; do
+rs_why=
+[ ! -e expired ] || rs_why=' timeout'
+until printf '%s %s%s\n' "$rs_code" "$(date +%s)" "$rs_why" 1<>status.new && mv -f status.new status; do
 	sleep 5
 done
+if [ -n "$rs_watchdog" ]; then
+	exec 5>&-
+	rs_end_watch
+fi

@@ -1,5 +1,5 @@
 # Passes a job's output on: standard output on fd 1, standard error on fd 2, every byte as it was written.
-# Given by the client: place, streams (out, err or both words), from (lines, line, bytes or byte), count, follow (0 or 1).
+# Given by the client: place, out_from and err_from (the positions to go on at where from is resume), streams (out, err or both words), from (lines, line, bytes or byte), count, follow (0 or 1).
 # The first line of the answer gives the position of each stream's first byte, and how many lines and bytes the
 # client has to leave out itself because they are not written yet.
 
@@ -64,9 +64,54 @@ copy() {
 	head -c $(($1 % 65536))
 }
 
-both() {
-	printf '\001%s %s\n' "$rs_nonce" "$1"
-	printf '\001%s %s\n' "$rs_nonce" "$1" >&2
+# held STREAM : the files of a spooled stream that are still here, in order.
+held() {
+	for file in "$1".[0-9]*; do
+		case ${file##*.} in
+		*[!0-9]*) ;;
+		*) echo "${file##*.}" ;;
+		esac
+	done | sort -n | while read -r number; do
+		echo "$1.$number"
+	done
+}
+
+# asked STREAM : the position to begin at in a spooled stream, in at: of what is still here.
+asked() {
+	files=$(held "$1")
+	at=0 total=0
+	[ -n "$files" ] || return 0
+	# shellcheck disable=SC2086
+	set -- $files
+	at=${1##*.}
+	for file in "$@"; do
+		size "$file"
+	done
+	end=$((${file##*.} + total))
+	case $from in
+	resume) wanted=0 ;;
+	lines) wanted=$(cat "$@" | tail -n "$count" | wc -c) ;;
+	bytes) wanted=$count ;;
+	line) wanted=$(cat "$@" | tail -n "+$count" | wc -c) ;;
+	byte) wanted=$((end - count + 1)) ;;
+	esac
+	[ $((wanted)) -ge 0 ] || wanted=0
+	[ $((end - wanted)) -le "$at" ] || at=$((end - wanted))
+}
+
+# spooled : the output of a job that somebody runs in the foreground, as far as it is still here.
+spooled() {
+	[ -e out.0 ] || [ -e out.end ] || : >>out.0
+	[ -e err.0 ] || [ -e err.end ] || : >>err.0
+	asked out
+	out_begin=$at
+	asked err
+	if [ "$from" = resume ]; then
+		out_begin=$out_from at=$err_from
+	fi
+	report 0
+	answer from "$out_begin" 0 0 "$at" 0 0
+	stream "$out_begin" "$at"
 }
 
 place "$place"
@@ -77,19 +122,30 @@ if ! enter "$dir"; then
 	exit 0
 fi
 look
+case $streams in *out*) has_out=1 ;; *) has_out= ;; esac
+case $streams in *err*) has_err=1 ;; *) has_err= ;; esac
+if [ -p out.pipe ]; then
+	spooled
+fi
 sizes
 first out "$out_size"
 out_at=$at out_skip="$lines $bytes"
 first err "$err_size"
 err_at=$at err_skip="$lines $bytes"
+if [ "$from" = resume ]; then
+	out_at=$out_from err_at=$err_from
+fi
 report 0
 answer from "$out_at" "$out_skip" "$err_at" "$err_skip"
 both data
+# Shorter than what was read of it before: it was cut short meanwhile.
+if [ "$out_at" -gt "$out_size" ] || [ "$err_at" -gt "$err_size" ]; then
+	both cut
+	exit 0
+fi
 exec 6<out 7<err
 seek "$out_at" <&6
 seek "$err_at" <&7
-case $streams in *out*) has_out=1 ;; *) has_out= ;; esac
-case $streams in *err*) has_err=1 ;; *) has_err= ;; esac
 
 if [ "$follow" = 0 ]; then
 	if [ "$state" = exited ]; then

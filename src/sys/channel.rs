@@ -4,7 +4,7 @@
 //! that does not block. The rules of libssh2 that a caller keeps: one `open` at a time on a session, and a call that
 //! would block while [`Channel::owes_output`] is repeated before any other call is made.
 
-use std::ffi::{c_char, c_int, c_uint};
+use std::ffi::{c_char, c_int, c_uint, c_ulong};
 use std::io;
 
 use libssh2_sys as raw;
@@ -17,6 +17,8 @@ unsafe extern "C" {
 
 /// The stream of a channel that carries standard error (RFC 4254 5.2).
 const STANDARD_ERROR: c_int = 1;
+/// What `libssh2_channel_process_startup` gives now and then where it should say that it would block.
+const NOT_YET: c_int = -1;
 /// The largest packet that is taken, as the `ssh2` crate asks for.
 const PACKET: c_uint = 32_768;
 
@@ -78,6 +80,11 @@ impl Channel {
         let code = unsafe {
             raw::libssh2_channel_process_startup(self.channel, c"exec".as_ptr(), 4, command.as_ptr().cast(), length)
         };
+        // -1 is not in the library's list of errors: it had bytes to read, and they were not the answer. The answer comes all
+        // the same, and what follows shows whether the shell was granted.
+        if code == NOT_YET {
+            return Ok(());
+        }
         checked(&mut session, code as isize).map(drop)
     }
 
@@ -134,6 +141,17 @@ impl Channel {
         let _session = self.session.raw();
         // SAFETY: as for exec.
         unsafe { raw::libssh2_channel_eof(self.channel) != 0 }
+    }
+
+    /// Whether bytes of either stream are here to be read. Any call on the session takes in whatever has come, for all
+    /// streams and channels: who waits on the socket must ask this after the last call, or waits for what is here.
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        let _session = self.session.raw();
+        let mut available: c_ulong = 0;
+        // SAFETY: as for exec; the number is written before the call returns, and the second result is not wanted.
+        unsafe { raw::libssh2_channel_window_read_ex(self.channel, &raw mut available, std::ptr::null_mut()) };
+        available > 0
     }
 
     /// Closes the channel and gives its memory back. To be called at the end of file only: closing before it broke

@@ -5,16 +5,19 @@
 
 pub mod keeper;
 pub mod local;
+mod slots;
 pub mod ssh;
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout};
 
-use crate::error::Failure;
+use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::JobId;
 use keeper::protocol::Reply;
+pub use slots::Slots;
 
 /// What came from a shell.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,6 +63,17 @@ pub trait Transport {
         self.shell().map(|shell| (shell, None))
     }
 
+    /// A new shell that is sent an empty line every so often for as long as this process lives, however it is held up;
+    /// `None` where nobody does that.
+    fn beating_shell(&mut self, _every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
+        None
+    }
+
+    /// Whether its connection was made long ago, by another command, and may be found broken.
+    fn may_be_stale(&self) -> bool {
+        false
+    }
+
     /// The relays of jobs on this host, where somebody may hold some.
     fn relays(&mut self) -> Option<Box<dyn Relays>> {
         None
@@ -68,6 +82,12 @@ pub trait Transport {
 
 /// The relays that a keeper holds. Requests may be made one after the other; their answers come in any order.
 pub trait Relays {
+    /// Whether the relay of a job may be held.
+    fn holds(&self, job: &JobId) -> bool;
+
+    /// Ends the talk, and gives what was still said: what is not among that will not be done any more.
+    fn part(&mut self) -> Vec<Reply>;
+
     /// Asks for a signal to be sent to a job by its relay.
     ///
     /// # Errors
@@ -91,14 +111,21 @@ pub trait Relays {
 pub struct Line<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
-    transport: Option<Box<dyn Transport>>,
+    slots: Option<Arc<Slots>>,
+    transport: Option<Box<dyn Transport + 'a>>,
 }
 
 impl<'a> Line<'a> {
     /// The way to a host; nothing is connected yet.
     #[must_use]
     pub fn new(destination: &'a Destination, policy: &'a Policy) -> Self {
-        Self { destination, policy, transport: None }
+        Self { destination, policy, slots: None, transport: None }
+    }
+
+    /// Takes one of these slots for as long as connecting lasts.
+    #[must_use]
+    pub fn among(self, slots: Arc<Slots>) -> Self {
+        Self { slots: Some(slots), ..self }
     }
 
     /// The host as the user named it, for messages.
@@ -123,6 +150,21 @@ impl<'a> Line<'a> {
         self.shell_source()?.shell()
     }
 
+    /// Has a shell work on what may be done twice: where an old connection turns out to be broken, it is done again over
+    /// a new one.
+    ///
+    /// # Errors
+    /// As [`Line::shell`], and what `work` says.
+    pub fn ask<T>(&mut self, mut work: impl FnMut(&mut dyn Shell) -> Result<T, Failure>) -> Result<T, Failure> {
+        let result = work(self.shell()?.as_mut());
+        let broke = matches!(&result, Err(failure) if failure.kind == Kind::Unreachable);
+        if !broke || !self.may_be_stale() {
+            return result;
+        }
+        self.hang_up();
+        work(self.shell()?.as_mut())
+    }
+
     /// A new shell for the script that starts `job`; see [`Transport::shell_with_relay`].
     ///
     /// # Errors
@@ -131,9 +173,23 @@ impl<'a> Line<'a> {
         self.shell_source()?.shell_with_relay(job)
     }
 
+    /// A shell that is sent a sign of life; see [`Transport::beating_shell`].
+    pub fn beating_shell(&mut self, every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
+        match self.shell_source() {
+            Ok(transport) => transport.beating_shell(every),
+            Err(failure) => Some(Err(failure)),
+        }
+    }
+
     /// The relays that may be held for the host's jobs.
     pub fn relays(&mut self) -> Option<Box<dyn Relays>> {
         self.shell_source().ok()?.relays()
+    }
+
+    /// See [`Transport::may_be_stale`].
+    #[must_use]
+    pub fn may_be_stale(&self) -> bool {
+        self.transport.as_ref().is_some_and(|transport| transport.may_be_stale())
     }
 
     /// Gives the connection up.
@@ -141,11 +197,47 @@ impl<'a> Line<'a> {
         self.transport = None;
     }
 
-    fn shell_source(&mut self) -> Result<&mut Box<dyn Transport>, Failure> {
+    fn shell_source(&mut self) -> Result<&mut Box<dyn Transport + 'a>, Failure> {
         match &mut self.transport {
             Some(transport) => Ok(transport),
-            empty => Ok(empty.insert(open(self.destination, self.policy)?)),
+            empty => {
+                let _slot = self.slots.as_ref().map(|slots| slots.take());
+                Ok(empty.insert(open(self.destination, self.policy)?))
+            }
         }
+    }
+}
+
+/// A command's own connection to a host, for as much and as long as it takes. Several lines may use it at once.
+pub struct Gate<'a> {
+    destination: &'a Destination,
+    policy: &'a Policy,
+    keeper: Option<keeper::client::Private>,
+}
+
+impl<'a> Gate<'a> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn open(destination: &'a Destination, policy: &'a Policy) -> Result<Self, Failure> {
+        if destination.is_local() {
+            return Ok(Self { destination, policy, keeper: None });
+        }
+        let keeper = keeper::client::Private::start(destination, policy).map_err(|error| {
+            Failure::new(Kind::Failed, format!("{destination}: no process can hold the connection: {error}"))
+        })??;
+        Ok(Self { destination, policy, keeper: Some(keeper) })
+    }
+
+    /// A line by this connection.
+    #[must_use]
+    pub fn line(&self) -> Line<'a> {
+        let mut line = Line::new(self.destination, self.policy);
+        if let Some(keeper) = &self.keeper {
+            line.transport = Some(Box::new(keeper.way()));
+        }
+        line
     }
 }
 
@@ -156,6 +248,8 @@ pub struct Policy {
     pub batch: bool,
     /// Connect by way of the host's keeper, and start one where there is none.
     pub keeper: bool,
+    /// How many hosts are talked to at once, at most.
+    pub parallel: usize,
     /// The steps are wanted.
     pub verbose: bool,
     /// Takes a line for each step of connecting, for `-v`.
@@ -168,13 +262,13 @@ pub struct Policy {
 ///
 /// # Errors
 /// `Unreachable`, `Auth` or `HostKey`; none for this machine.
-pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transport>, Failure> {
+pub fn open<'a>(destination: &'a Destination, policy: &'a Policy) -> Result<Box<dyn Transport + 'a>, Failure> {
     if destination.is_local() {
         return Ok(Box::new(local::Local));
     }
     if policy.keeper {
         match keeper::client::open(destination, policy) {
-            Ok(kept) => return kept.map(|kept| Box::new(kept) as Box<dyn Transport>),
+            Ok(kept) => return kept.map(|kept| Box::new(kept) as Box<dyn Transport + 'a>),
             Err(error) => (policy.step)(&format!("{destination}: no keeper ({error}); connecting directly")),
         }
     }

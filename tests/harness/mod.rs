@@ -2,7 +2,8 @@
 //!
 //! A test file is a module of `tests/main.rs` and uses what it needs from `crate::harness`:
 //!
-//! - [`Site`] and [`on_every_site!`]: the same test over every transport; [`Fixture`] is what it gets.
+//! - [`Site`], [`on_every_site!`] and [`on_every_kept_site!`]: the same test over every transport, and by a keeper;
+//!   [`Fixture`] is what it gets.
 //! - [`Server`]: sshd or dropbear on 127.0.0.1 with accounts of its own. [`Proxy`] stands before it.
 //! - [`Rsig`]: the program under test with its own home and state; [`Output`] asserts, [`Running`] and [`Tty`] talk.
 //! - [`Agent`], [`keys`]: a throwaway ssh-agent and keys.
@@ -52,10 +53,13 @@ pub use rsig::Rsig;
 pub use running::{Invocation, Output, Running, tool};
 pub use scratch::Scratch;
 pub use server::Server;
-pub(crate) use site::on_every_site;
 pub use site::{Fixture, Site};
+pub(crate) use site::{on_every_kept_site, on_every_site};
 pub use tty::Tty;
 pub use warden::base;
+
+/// What any step of a test may take, on a machine with much else to do: what takes longer hangs.
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
 ///

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::procs::Process;
-use super::running::{Invocation, Output, Running};
+use super::running::{Invocation, Output, Running, tool};
 use super::scratch::Scratch;
 
 /// One user's machine, so to speak: own `HOME` and `RSIG_STATE_DIR`, nothing inherited.
@@ -13,13 +13,37 @@ use super::scratch::Scratch;
 pub struct Rsig {
     home: PathBuf,
     state: PathBuf,
+    /// Whether commands go by a keeper, as they do by default outside the tests.
+    pub keeper: bool,
+    shell: Option<PathBuf>,
+    path: Option<PathBuf>,
     scratch: Scratch,
 }
 
 impl Rsig {
     pub fn new() -> Self {
         let scratch = Scratch::new();
-        Self { home: scratch.subdir("home", 0o700), state: scratch.subdir("state", 0o700), scratch }
+        Self {
+            home: scratch.subdir("home", 0o700),
+            state: scratch.subdir("state", 0o700),
+            keeper: false,
+            shell: None,
+            path: None,
+            scratch,
+        }
+    }
+
+    /// From now on `/bin/sh` is this program to rsig and to what it starts on `local`: each command gets a mount
+    /// namespace of its own, which is gone with the last of its processes.
+    pub fn with_shell(mut self, shell: PathBuf) -> Self {
+        self.shell = Some(shell);
+        self
+    }
+
+    /// From now on `PATH` is this directory alone.
+    pub fn with_path(mut self, directory: PathBuf) -> Self {
+        self.path = Some(directory);
+        self
     }
 
     /// The home of whoever runs it, and of jobs on `local`.
@@ -39,10 +63,28 @@ impl Rsig {
 
     /// rsig with these words, to be given more options and then run or started. It works in its home.
     pub fn command(&self, words: &[&str]) -> Invocation {
-        Invocation::of(env!("CARGO_BIN_EXE_rsig"))
-            .args(words)
+        let program = env!("CARGO_BIN_EXE_rsig");
+        let invocation = match &self.shell {
+            None => Invocation::of(program),
+            Some(shell) => tool("unshare", "util-linux")
+                .args(["--mount", "--propagation", "private", "/bin/sh", "-c"])
+                .arg(r#"/bin/mount --bind "$0" "$(/usr/bin/readlink -f /bin/sh)" && exec "$@""#)
+                .arg(shell)
+                .arg(program),
+        };
+        let invocation = match &self.path {
+            None => invocation,
+            Some(path) => invocation.env("PATH", path),
+        };
+        self.within(invocation.args(words))
+    }
+
+    /// Any program in the surroundings that [`command`](Self::command) gives to rsig, for those that start it themselves.
+    pub fn within(&self, invocation: Invocation) -> Invocation {
+        invocation
             .env("HOME", &self.home)
             .env("RSIG_STATE_DIR", &self.state)
+            .env("RSIG_KEEPER", if self.keeper { "1" } else { "0" })
             .cwd(&self.home)
     }
 

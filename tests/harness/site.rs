@@ -8,6 +8,9 @@ use super::proxy::Proxy;
 use super::rsig::Rsig;
 use super::server::Server;
 
+/// What rsig has a server run.
+const SHELL: &str = "/bin/sh -s";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
     Local,
@@ -40,6 +43,16 @@ impl Site {
             Self::DropbearRoot => Some(Server::dropbear(Login::Root).start()),
         };
         Fixture::of(self, server)
+    }
+}
+
+impl Site {
+    /// The same, and commands go by a keeper.
+    #[track_caller]
+    pub fn start_with_keeper(self) -> Fixture {
+        let mut fixture = self.start();
+        fixture.rsig.keeper = true;
+        fixture
     }
 }
 
@@ -98,11 +111,24 @@ impl Fixture {
         self.job_home().join(".local/state/rsig/jobs")
     }
 
-    /// What runs on the host for its jobs: the jobs, their supervisors and relays; no server, no rsig.
+    /// What runs on the host for its jobs: the jobs, their supervisors and relays; no server, no rsig. By a keeper, the
+    /// one spare shell that it keeps ready is not among them.
     pub fn processes(&self) -> Vec<Process> {
         let mut found = self.server.as_ref().map_or_else(|| self.rsig.processes(), Server::processes);
         found.retain(|process| process.name != "rsig");
+        let idle = |process: &Process| process.cmdline == SHELL && !found.iter().any(|other| other.ppid == process.pid);
+        let spare = found.iter().rposition(idle).filter(|_| self.rsig.keeper && self.server.is_some());
+        if let Some(spare) = spare {
+            found.remove(spare);
+        }
         found
+    }
+
+    /// The way that a signal takes to a job's group where servers may take it.
+    pub fn way(&self) -> &'static str {
+        // OpenSSH before 10 refuses them to root.
+        let honoured = matches!(self.site, Site::OpenSshUser | Site::DropbearRoot);
+        if self.rsig.keeper && honoured { "channel" } else { "pid" }
     }
 }
 
@@ -149,7 +175,46 @@ macro_rules! on_every_site {
             fn on_dropbear_as_root() {
                 check(&$crate::harness::Site::DropbearRoot.start());
             }
+
+            #[test]
+            fn on_openssh_by_a_keeper() {
+                check(&$crate::harness::Site::OpenSshUser.start_with_keeper());
+            }
         }
     )+};
 }
 pub(crate) use on_every_site;
+
+/// Has each test run on every server, by a keeper: as [`on_every_site`].
+macro_rules! on_every_kept_site {
+    ($($(#[$meta:meta])* fn $name:ident($fixture:ident: &Fixture) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports, clippy::wildcard_imports)]
+            use super::*;
+
+            fn check($fixture: &$crate::harness::Fixture) $body
+
+            #[test]
+            fn on_local() {
+                check(&$crate::harness::Site::Local.start_with_keeper());
+            }
+
+            #[test]
+            fn on_openssh_as_root() {
+                check(&$crate::harness::Site::OpenSshRoot.start_with_keeper());
+            }
+
+            #[test]
+            fn on_openssh_as_user() {
+                check(&$crate::harness::Site::OpenSshUser.start_with_keeper());
+            }
+
+            #[test]
+            fn on_dropbear_as_root() {
+                check(&$crate::harness::Site::DropbearRoot.start_with_keeper());
+            }
+        }
+    )+};
+}
+pub(crate) use on_every_kept_site;

@@ -14,8 +14,6 @@ use crate::sys::channel::Channel;
 
 /// What every login shell understands, and what then reads the script.
 pub const COMMAND: &str = "exec /bin/sh -s";
-/// How much a server may send on a channel ahead of what was read.
-const WINDOW: u32 = 256 << 10;
 /// The largest piece that is written at once.
 const PIECE: usize = 32 << 10;
 
@@ -56,6 +54,7 @@ pub enum Stage {
 /// A channel.
 pub struct Lane {
     channel: Option<Channel>,
+    window: u32,
     /// Where it stands.
     pub stage: Stage,
     input: VecDeque<Vec<u8>>,
@@ -72,10 +71,11 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// A channel that is to be opened.
+    /// A channel that is to be opened, on which a server may send `window` bytes ahead of what was read.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(window: u32) -> Self {
         Self {
+            window,
             channel: None,
             stage: Stage::Opening,
             input: VecDeque::new(),
@@ -88,13 +88,19 @@ impl Lane {
         }
     }
 
-    /// Whether it can be given to a command.
+    /// Whether it is nobody's, and can be given to a command now or once it is open.
     #[must_use]
     pub fn is_free(&self) -> bool {
         matches!(self.stage, Stage::Opening | Stage::Starting | Stage::Open)
             && self.client.is_none()
             && self.relay.is_none()
             && !self.closing_input
+    }
+
+    /// Whether it is a relay and no command's any more: it ends only when its job does.
+    #[must_use]
+    pub fn is_relay_alone(&self) -> bool {
+        self.relay.is_some() && self.client.is_none()
     }
 
     /// Queues bytes for the shell.
@@ -146,6 +152,13 @@ impl Lane {
         ops
     }
 
+    /// Whether there is something to read that was taken in by a call for another stream or channel. `listen` as in
+    /// [`Lane::to_do`].
+    #[must_use]
+    pub fn has_more(&self, listen: bool) -> bool {
+        self.to_do(listen).contains(&Op::Read(false)) && self.channel.as_ref().is_some_and(Channel::has_bytes)
+    }
+
     /// Makes a call. What was read is in `buffer`, as many bytes as the result says.
     ///
     /// # Errors
@@ -153,7 +166,7 @@ impl Lane {
     /// the whole connection, is lost.
     pub fn perform(&mut self, session: &Session, op: Op, buffer: &mut [u8]) -> io::Result<usize> {
         if op == Op::Open {
-            self.channel = Some(Channel::open(session, WINDOW)?);
+            self.channel = Some(Channel::open(session, self.window)?);
             self.stage = Stage::Starting;
             return Ok(0);
         }

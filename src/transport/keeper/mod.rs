@@ -8,6 +8,7 @@ pub mod client;
 mod lane;
 pub mod place;
 pub mod protocol;
+mod pulse;
 mod relay;
 mod serve;
 mod server;

@@ -1,6 +1,6 @@
 //! Where keepers are found: one socket for each destination, in a directory that nobody else can enter.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
@@ -41,14 +41,27 @@ impl Place {
         Ok(Self { socket: directory.join(&name), lock: directory.join(format!("{name}.lock")) })
     }
 
-    /// Takes the lock, and waits for whoever has it.
+    /// A place for a keeper that nobody else is to find.
+    ///
+    /// # Errors
+    /// As [`Place::of`]; or when the system gives no random numbers.
+    pub fn private() -> io::Result<Self> {
+        let directory = directory()?;
+        let name = format!("p{}", crate::job::random_hex::<7>().map_err(io::Error::other)?);
+        Ok(Self { socket: directory.join(&name), lock: directory.join(format!("{name}.lock")) })
+    }
+
+    /// Takes the lock, unless another command has it.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn lock(&self) -> io::Result<File> {
+    pub fn lock(&self) -> io::Result<Option<File>> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&self.lock)?;
-        file.lock()?;
-        Ok(file)
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 }
 
@@ -58,6 +71,9 @@ impl Place {
 /// What the file system says.
 pub fn all() -> io::Result<Vec<PathBuf>> {
     let mut sockets = Vec::new();
+    if !crate::store::state_directory().map_err(io::Error::other)?.is_dir() {
+        return Ok(sockets);
+    }
     for entry in fs::read_dir(directory()?)? {
         let path = entry?.path();
         if path.extension().is_none() {

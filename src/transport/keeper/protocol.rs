@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -23,6 +23,8 @@ pub enum Request {
     Hello { version: String },
     /// A shell; bytes for it follow. `relay` asks for its channel to be kept as a job's relay.
     Shell { relay: Option<RelayFor> },
+    /// Send this connection's shell an empty line every so many seconds, whether the command says anything or not.
+    Beat { seconds: u64 },
     /// Send a signal by a job's relay.
     Signal { job: String, name: String },
     /// Say when a job ends, by its relay.
@@ -45,10 +47,16 @@ pub struct RelayFor {
 /// What a keeper says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// The first message.
-    Hello { version: String },
-    /// The shell is on its way; whether its channel will be kept as a relay.
+    /// The first message, and the jobs whose relays are held.
+    Hello {
+        version: String,
+        #[serde(default)]
+        jobs: Vec<String>,
+    },
+    /// The shell is there; whether its channel will be kept as a relay.
     Shell { relay: bool },
+    /// No shell can be had for now, and nothing was sent.
+    Busy,
     /// The shell has ended.
     End,
     /// The shell can't be had, or its connection broke.
@@ -60,11 +68,22 @@ pub enum Reply {
     /// The job's end will be told.
     Watching { job: String },
     /// The job has ended.
-    Ended { job: String, status: u8, at: i64 },
+    Ended { job: String, end: End },
     /// No relay of the job is held (any more): its end will not be told.
     NotWatching { job: String },
     /// How the keeper stands.
     Status(Status),
+}
+
+/// A job's end, as its relay read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Its exit status.
+    pub status: u8,
+    /// When, by the host's clock, in seconds since 1970.
+    pub at: i64,
+    /// It ran into its time limit.
+    pub timed_out: bool,
 }
 
 /// What became of a signal that was to go by a relay.

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::protocol::{Relayed, Reply};
+use super::protocol::{End, Relayed, Reply};
 
 /// A command that is being served.
 pub type ClientId = u64;
@@ -14,6 +14,8 @@ pub type ClientId = u64;
 const ANSWER: Duration = Duration::from_secs(2);
 /// The longest line that makes sense.
 const LINE_MAX: usize = 512;
+/// How long a relay may take to get ready once the command that started its job has gone.
+const GETTING_READY: Duration = Duration::from_secs(10);
 /// How many signals may wait for one relay.
 const QUEUE_MAX: usize = 1024;
 /// The probe's signal: any of those that servers take.
@@ -26,6 +28,11 @@ pub enum Action {
     Signal(&'static str),
     /// Tell a command.
     Tell(ClientId, Reply),
+    /// Tell a command the number of its signal, and only if it has heard that, ask the server for the signal; else
+    /// [`Relay::withdraw`].
+    Send(ClientId, u32, &'static str),
+    /// It will never get ready: give its channel up.
+    GiveUp,
 }
 
 /// The signals that servers take, by their names on the wire (RFC 4254 6.10).
@@ -64,15 +71,19 @@ pub struct Relay {
     number: u32,
     pending: Option<Pending>,
     probe_until: Option<Instant>,
+    /// Until when it must be ready, once nobody else waits for its script.
+    ready_until: Option<Instant>,
+    /// Whether its server is thought to pass signals on: else no signal waits for the probe.
+    hopeful: bool,
     queue: VecDeque<(ClientId, &'static str)>,
     watchers: Vec<ClientId>,
-    ended: Option<(u8, i64)>,
+    ended: Option<End>,
 }
 
 impl Relay {
-    /// A relay whose script is about to be sent.
+    /// A relay whose script is about to be sent, on a server that is thought to pass signals on, or not.
     #[must_use]
-    pub fn new(job: String, word: String) -> Self {
+    pub fn new(job: String, word: String, hopeful: bool) -> Self {
         Self {
             job,
             word,
@@ -81,6 +92,8 @@ impl Relay {
             number: 0,
             pending: None,
             probe_until: None,
+            ready_until: None,
+            hopeful,
             queue: VecDeque::new(),
             watchers: Vec::new(),
             ended: None,
@@ -93,22 +106,40 @@ impl Relay {
         matches!(self.stage, Stage::Probing | Stage::Taking) && self.ended.is_none()
     }
 
-    /// Whether its job still runs, as far as it has said.
+    /// Whether the server passes signals on, once the probe has told.
     #[must_use]
-    pub fn is_live(&self) -> bool {
-        self.ended.is_none() && self.stage != Stage::Starting
+    pub fn is_honoured(&self) -> Option<bool> {
+        match self.stage {
+            Stage::Taking => Some(true),
+            Stage::TellingOnly(Relayed::NotHonoured) => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Whether a command waits for an answer of it.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.deadline().is_some()
+    }
+
+    /// Whether a command waits for the job's end.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        !self.watchers.is_empty()
     }
 
     /// When [`Relay::tick`] has something to do.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.pending.as_ref().map(|pending| pending.until).into_iter().chain(self.probe_until).min()
+        let pending = self.pending.as_ref().map(|pending| pending.until);
+        [pending, self.probe_until, self.ready_until].into_iter().flatten().min()
     }
 
     /// A command wants a signal sent.
     pub fn signal(&mut self, client: ClientId, name: &'static str, now: Instant) -> Vec<Action> {
         match self.stage {
             Stage::TellingOnly(why) => return vec![self.answer(client, why)],
+            Stage::Probing if !self.hopeful => return vec![self.answer(client, Relayed::NotHonoured)],
             _ if !self.takes_signals() || self.queue.len() >= QUEUE_MAX => {
                 return vec![self.answer(client, Relayed::NotHeld)];
             }
@@ -122,13 +153,28 @@ impl Relay {
     pub fn watch(&mut self, client: ClientId) -> Reply {
         let job = self.job.clone();
         match self.ended {
-            Some((status, at)) => Reply::Ended { job, status, at },
+            Some(end) => Reply::Ended { job, end },
             None if self.stage == Stage::Starting => Reply::NotWatching { job },
             None => {
                 self.watchers.push(client);
                 Reply::Watching { job }
             }
         }
+    }
+
+    /// The command that started its job has gone, and with it all patience.
+    pub fn leave(&mut self, now: Instant) {
+        if self.stage == Stage::Starting {
+            self.ready_until = Some(now + GETTING_READY);
+        }
+    }
+
+    /// The command that was to be told a number has gone: nothing was sent under it.
+    pub fn withdraw(&mut self, number: u32, now: Instant) -> Vec<Action> {
+        if self.pending.take_if(|pending| pending.number == number).is_some() {
+            self.number -= 1;
+        }
+        self.next(now)
     }
 
     /// A command has gone: what it waited for is nobody's business any more.
@@ -163,6 +209,7 @@ impl Relay {
         match words {
             ["ready"] if self.stage == Stage::Starting => {
                 self.stage = Stage::Probing;
+                self.ready_until = None;
                 self.probe_until = Some(now + ANSWER);
                 vec![Action::Signal(PROBE)]
             }
@@ -173,9 +220,9 @@ impl Relay {
                 self.next(now)
             }
             ["sent", number, result] => self.sent(number, result, now),
-            ["end", status, at] => {
+            ["end", status, at, why @ ..] => {
                 let (Ok(status), Ok(at)) = (status.parse(), at.parse()) else { return Vec::new() };
-                self.end(Some((status, at)))
+                self.end(Some(End { status, at, timed_out: why == ["timeout"] }))
             }
             _ => Vec::new(),
         }
@@ -203,9 +250,8 @@ impl Relay {
         let Some((client, name)) = self.queue.pop_front() else { return Vec::new() };
         self.number += 1;
         self.pending = Some(Pending { client, number: self.number, until: now + ANSWER });
-        let numbered = Reply::Numbered { job: self.job.clone(), number: self.number };
         // Told before it is sent: whoever hears nothing of a number knows that nothing was sent.
-        vec![Action::Tell(client, numbered), Action::Signal(name)]
+        vec![Action::Send(client, self.number, name)]
     }
 
     /// Looks whether an answer is overdue. A relay that is late is never sent a signal again: its next answer could
@@ -213,6 +259,10 @@ impl Relay {
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
         if self.deadline().is_none_or(|until| now < until) {
             return Vec::new();
+        }
+        if self.stage == Stage::Starting {
+            self.ready_until = None;
+            return vec![Action::GiveUp];
         }
         let why = if self.stage == Stage::Probing { Relayed::NotHonoured } else { Relayed::Retired };
         self.retire(why)
@@ -231,7 +281,7 @@ impl Relay {
     }
 
     /// The job has ended, or the channel has: then nothing is known of the job.
-    pub fn end(&mut self, end: Option<(u8, i64)>) -> Vec<Action> {
+    pub fn end(&mut self, end: Option<End>) -> Vec<Action> {
         if self.ended.is_some() {
             return Vec::new();
         }
@@ -243,7 +293,7 @@ impl Relay {
             Action::Tell(
                 client,
                 match end {
-                    Some((status, at)) => Reply::Ended { job, status, at },
+                    Some(end) => Reply::Ended { job, end },
                     None => Reply::NotWatching { job },
                 },
             )
@@ -265,16 +315,19 @@ mod tests {
             .into_iter()
             .map(|action| match action {
                 Action::Signal(name) => format!("signal {name}"),
-                Action::Tell(client, Reply::Numbered { number, .. }) => format!("{client}: number {number}"),
+                Action::Send(client, number, name) => format!("{client}: number {number}, signal {name}"),
+                Action::GiveUp => "give up".to_owned(),
                 Action::Tell(client, Reply::Signalled { relayed, .. }) => format!("{client}: {relayed:?}"),
-                Action::Tell(client, Reply::Ended { status, .. }) => format!("{client}: ended {status}"),
+                Action::Tell(client, Reply::Ended { end, .. }) => {
+                    format!("{client}: ended {}{}", end.status, if end.timed_out { ", timed out" } else { "" })
+                }
                 Action::Tell(client, other) => format!("{client}: {other:?}"),
             })
             .collect()
     }
 
     fn taking(now: Instant) -> Relay {
-        let mut relay = Relay::new("job".into(), "W".into());
+        let mut relay = Relay::new("job".into(), "W".into(), true);
         assert_eq!(shown(relay.hear(b"noise\nW rea", now)), [""; 0]);
         assert_eq!(shown(relay.hear(b"dy\n", now)), ["signal USR1"]);
         assert_eq!(shown(relay.hear(b"W probe\n", now)), [""; 0]);
@@ -285,9 +338,9 @@ mod tests {
     fn signals_go_one_at_a_time() {
         let now = Instant::now();
         let mut relay = taking(now);
-        assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: number 1", "signal TERM"]);
+        assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: number 1, signal TERM"]);
         assert_eq!(shown(relay.signal(2, "HUP", now)), [""; 0]);
-        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["1: Sent", "2: number 2", "signal HUP"]);
+        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["1: Sent", "2: number 2, signal HUP"]);
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
         assert_eq!(shown(relay.hear(b"W sent 2 gone\n", now)), ["2: Gone"]);
     }
@@ -304,12 +357,15 @@ mod tests {
         assert_eq!(shown(relay.signal(3, "TERM", now)), ["3: Retired"]);
         assert!(matches!(relay.watch(3), Reply::Watching { .. }));
         assert_eq!(shown(relay.hear(b"W end 7 1\n", now)), ["3: ended 7"]);
+        let mut relay = taking(now);
+        relay.watch(1);
+        assert_eq!(shown(relay.hear(b"W end 143 1 timeout\n", now)), ["1: ended 143, timed out"]);
     }
 
     #[test]
     fn a_server_that_takes_no_signals_still_tells_of_the_end() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into());
+        let mut relay = Relay::new("job".into(), "W".into(), true);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
@@ -327,5 +383,39 @@ mod tests {
         relay.watch(2);
         relay.forget(2);
         assert_eq!(shown(relay.hear(b"W sent 1 yes\nW end 0 1\n", now)), ["1: Sent"]);
+    }
+
+    #[test]
+    fn a_number_that_nobody_heard_is_given_to_the_next() {
+        let now = Instant::now();
+        let mut relay = taking(now);
+        relay.signal(1, "TERM", now);
+        relay.signal(2, "HUP", now);
+        relay.forget(1);
+        assert_eq!(shown(relay.withdraw(1, now)), ["2: number 1, signal HUP"]);
+        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["2: Sent"]);
+    }
+
+    #[test]
+    fn a_relay_that_never_gets_ready_is_given_up() {
+        let now = Instant::now();
+        let mut relay = Relay::new("job".into(), "W".into(), true);
+        assert_eq!(relay.deadline(), None);
+        relay.leave(now);
+        assert_eq!(shown(relay.tick(now)), [""; 0]);
+        assert_eq!(shown(relay.tick(now + GETTING_READY)), ["give up"]);
+        let mut relay = taking(now);
+        relay.leave(now);
+        assert_eq!(relay.deadline(), None);
+    }
+
+    #[test]
+    fn where_no_signal_is_expected_to_arrive_none_waits_for_the_probe() {
+        let now = Instant::now();
+        let mut relay = Relay::new("job".into(), "W".into(), false);
+        relay.hear(b"W ready\n", now);
+        assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHonoured"]);
+        relay.hear(b"W probe\n", now);
+        assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: number 1, signal TERM"]);
     }
 }

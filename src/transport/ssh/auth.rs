@@ -431,7 +431,7 @@ impl Login<'_> {
             };
             match outcome {
                 Outcome::Accepted => return Ok(()),
-                Outcome::Unusable(_) => continue,
+                Outcome::Unusable(_) => {}
                 Outcome::Lost(reason) => return Err(self.lost(&reason)),
                 Outcome::Refused => {
                     self.failures += 1;
@@ -556,7 +556,7 @@ impl Login<'_> {
                 }
             }
             Outcome::Unusable(reason) => self.remarks.push(format!("{}: {reason}", key.label)),
-            _ => {}
+            Outcome::Accepted => {}
         }
         outcome
     }
@@ -579,7 +579,7 @@ impl Login<'_> {
     fn offer(&self, text: &str, public: Option<&PublicKey>, passphrase: Option<&str>) -> Outcome {
         let line = public.map(PublicKey::to_line);
         let offer = || self.session.userauth_pubkey_memory(&self.resolved.user, line.as_deref(), text, passphrase);
-        outcome(self.watchdog.within(ANSWER_LIMIT, offer))
+        outcome(self.watchdog.within(ANSWER_LIMIT, || again(offer)))
     }
 
     /// Offers an encrypted key. Where its public half is known, the server is asked about it first,
@@ -624,7 +624,7 @@ impl Login<'_> {
             Err(error) => return self.no_answer(Method::Password, &error),
         };
         let attempt = || self.session.userauth_password(&self.resolved.user, password.expose());
-        let outcome = outcome(self.watchdog.within(ANSWER_LIMIT, attempt));
+        let outcome = outcome(self.watchdog.within(ANSWER_LIMIT, || again(attempt)));
         self.note_try(Method::Password, &outcome);
         outcome
     }
@@ -790,7 +790,7 @@ struct Dialogue<'a> {
 }
 
 impl KeyboardInteractivePrompt for Dialogue<'_> {
-    fn prompt<'p>(&mut self, name: &str, instructions: &str, prompts: &[Prompt<'p>]) -> Vec<String> {
+    fn prompt(&mut self, name: &str, instructions: &str, prompts: &[Prompt<'_>]) -> Vec<String> {
         self.rounds += 1;
         if self.failed.is_some() {
             // libssh2 gives no other way to leave a server that does not stop asking.
@@ -828,6 +828,17 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
             }));
         }
         answers
+    }
+}
+
+/// Goes on with a call that gave up waiting: libssh2 does so now and then on a busy machine, although the session blocks.
+/// The watchdog sees to it that there is an end.
+fn again(mut call: impl FnMut() -> Result<(), ssh2::Error>) -> Result<(), ssh2::Error> {
+    loop {
+        match call() {
+            Err(error) if error.code() == super::handshake::EAGAIN => std::thread::sleep(Duration::from_millis(2)),
+            done => return done,
+        }
     }
 }
 

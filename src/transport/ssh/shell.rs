@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use ssh2::Session;
+use ssh2::{ErrorCode, Session};
 
 use super::connect::Connection;
 use crate::sys::channel::Channel;
@@ -16,13 +16,19 @@ use crate::transport::{Chunk, Shell, wait};
 
 /// What every login shell understands, and what then reads the script.
 const COMMAND: &str = "exec /bin/sh -s";
-/// How much a server may send ahead of what was read. It lets 100 ms of round trip carry 160 MB/s.
-const WINDOW: u32 = 16 << 20;
+/// How much a server may send ahead of what was read. It lets 100 ms of round trip carry 40 MB/s; with more, sshd spends
+/// its time growing its buffers (with 16 MB four times as much as on the encryption).
+const WINDOW: u32 = 4 << 20;
+/// How soon is looked again where something is here that no reading took.
+const TAKEN_IN: Duration = Duration::from_millis(2);
 /// How long a server may take to open a channel.
 const OPENING: Duration = Duration::from_secs(30);
 
 /// How long a server may take to close a channel whose shell has ended.
 const CLOSING: Duration = Duration::from_secs(5);
+/// The pauses, in milliseconds, after which a server that refuses a channel is asked again where one was closed just
+/// before: its slot becomes free a little later.
+const FREEING: [u64; 6] = [10, 30, 90, 200, 400, 800];
 
 /// A connection, and what is left of the shells that ran over it.
 pub struct Shells {
@@ -45,9 +51,21 @@ impl Shells {
     /// When the server refuses, or the connection is broken.
     pub fn open(&self) -> io::Result<SshShell<'_>> {
         let used = std::mem::take(&mut *self.used.borrow_mut());
+        let mut pauses = if used.is_empty() { [].iter() } else { FREEING.iter() };
         used.into_iter().try_for_each(|channel| close(&self.connection, channel))?;
-        SshShell::open(self)
+        loop {
+            match (SshShell::open(self), pauses.next()) {
+                (Err(error), Some(pause)) if is_refusal(&error) => std::thread::sleep(Duration::from_millis(*pause)),
+                (opened, _) => return opened,
+            }
+        }
     }
+}
+
+/// Whether the server refuses one more channel, on a connection that goes on.
+fn is_refusal(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<ssh2::Error>());
+    error.is_some_and(|error| error.code() == ErrorCode::Session(libssh2_sys::LIBSSH2_ERROR_CHANNEL_FAILURE))
 }
 
 /// Ends a shell politely: its end of input, then its end of file, then the channel. A server counts a session until
@@ -64,8 +82,10 @@ fn close(connection: &Connection, mut channel: Channel) -> io::Result<()> {
                 _ => {}
             }
         }
-        if !channel.at_end() {
+        if !channel.at_end() && !channel.has_bytes() {
             ready(connection, until)?;
+        } else if Instant::now() >= until {
+            return Err(ErrorKind::TimedOut.into());
         }
     }
     repeat(connection, until, || channel.free())
@@ -127,15 +147,14 @@ impl Drop for SshShell<'_> {
 impl Shell for SshShell<'_> {
     fn write(&mut self, mut bytes: &[u8], until: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
+            // A packet that is half sent comes first, whatever else is waiting. And the write comes last before the
+            // wait, so that it has seen all that was received.
+            if !Channel::owes_output(self.session()) {
+                self.start()?;
+            }
             match self.channel()?.write(bytes) {
                 Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // A packet that is half sent comes first, whatever else is waiting.
-                    if !Channel::owes_output(self.session()) {
-                        self.start()?;
-                    }
-                    ready(self.connection, until)?;
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready(self.connection, until)?,
                 Err(error) => return Err(error),
             }
         }
@@ -143,6 +162,7 @@ impl Shell for SshShell<'_> {
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
+        let mut looked_again = false;
         loop {
             self.start()?;
             for error_stream in [false, true] {
@@ -161,8 +181,18 @@ impl Shell for SshShell<'_> {
                 return Ok(Chunk::End);
             }
             let writing = Channel::owes_output(self.session());
+            // Reading one stream may have taken in bytes of the other, of which the socket says nothing. A server may
+            // also send on a third, which nobody reads: that must not keep this from waiting altogether.
+            let unread = self.channel()?.has_bytes();
+            if !writing && unread && !looked_again {
+                looked_again = true;
+                continue;
+            }
+            looked_again = false;
             let flags = if writing { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-            if !wait(&mut [PollFd::new(self.connection.as_fd(), flags)], until)? {
+            let soon = if unread { until.min(Instant::now() + TAKEN_IN) } else { until };
+            let ready = wait(&mut [PollFd::new(self.connection.as_fd(), flags)], soon)?;
+            if !ready && Instant::now() >= until {
                 return Ok(Chunk::Nothing);
             }
         }

@@ -1,0 +1,63 @@
+//! A signal without anything kept warm: connect, send, leave.
+
+use super::measure::{Figure, in_turns, time};
+use super::ps::fill;
+use super::session::{Place, Session};
+use super::table::{Row, Target};
+
+pub fn on_loopback(session: &Session) -> Vec<Row> {
+    against_ssh(&Place::start(), session.runs(60, 10), "loopback")
+}
+
+pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
+    let place = Place::behind_proxy();
+    let mut rows = against_ssh(&place, session.runs(8, 3), "100 ms");
+    // Two turns of the line are a round trip; the two version lines cross.
+    let turns = |command: &mut std::process::Command| {
+        let proxy = place.proxy.as_ref().expect("the place has a proxy");
+        let before = proxy.turns();
+        time(command);
+        Figure::number(proxy.turns() - before)
+    };
+    let job = place.sleeper();
+    rows.push(Row {
+        what: "turns of the line in kill USR1 / ssh kill".to_owned(),
+        rsig: turns(&mut place.rsig(&["kill", &job.id, "USR1"])),
+        peer: Some(turns(&mut place.ssh(&format!("kill -USR1 {}", job.pid())))),
+        target: Target::None,
+    });
+    rows
+}
+
+fn against_ssh(place: &Place, runs: usize, network: &str) -> Vec<Row> {
+    let job = place.sleeper();
+    let row = |signal: &str| {
+        let mut kill = place.rsig(&["kill", &job.id, signal]);
+        let mut peer = place.ssh(&format!("kill -{signal} {}", job.pid()));
+        let (rsig, peer) = in_turns(runs, &mut kill, &mut peer);
+        Row {
+            what: format!("kill {signal} / ssh host kill, {network}"),
+            rsig: Figure::times(&rsig),
+            peer: Some(Figure::times(&peer)),
+            target: Target::RatioAtMost(1.0),
+        }
+    };
+    ["0", "USR1"].map(row).into()
+}
+
+/// The same with a state file of another size.
+pub fn among_records(session: &Session) -> Vec<Row> {
+    let (few, many) = (Place::start(), Place::start());
+    let jobs = [&few, &many].map(Place::sleeper);
+    fill(&few, &jobs[0], 9, 0);
+    fill(&many, &jobs[1], 99_999, 0);
+    let mut kill = many.rsig(&["kill", &jobs[1].id, "USR1"]);
+    let mut peer = few.rsig(&["kill", &jobs[0].id, "USR1"]);
+    let (rsig, peer) = in_turns(session.runs(60, 10), &mut kill, &mut peer);
+    vec![Row {
+        what: "kill USR1: 100,000 records / 10 records".to_owned(),
+        rsig: Figure::times(&rsig),
+        peer: Some(Figure::times(&peer)),
+        target: Target::RatioAtMost(1.05),
+    }]
+}

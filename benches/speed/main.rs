@@ -1,0 +1,55 @@
+//! Whole processes of rsig, timed against OpenSSH's client on the same server in the same run, as a table to be read.
+//!
+//! `cargo bench` runs all of it, `cargo bench -- kill tail` the rows whose names hold one of these words, and
+//! `--quick` takes fewer runs and smaller files. Nothing here passes or fails: what a machine does besides shows in
+//! the spread of the runs, and a person weighs it. It needs what the tests need (root, sshd: see `harness`).
+//!
+//! To add a row, write a function that takes a [`Session`] and returns a [`Row`] or several, and name it in [`ROWS`].
+
+#[path = "../../tests/harness/mod.rs"]
+#[allow(unused_macros, reason = "each program uses a part of it")]
+mod harness;
+
+mod kill;
+mod measure;
+mod ps;
+mod session;
+mod start;
+mod table;
+mod tail;
+mod warm;
+
+use session::Session;
+use table::Row;
+
+/// Measures one row, or several that belong together.
+type Measure = fn(&Session) -> Vec<Row>;
+
+/// What measures, and the name that the command line picks it by.
+const ROWS: &[(&str, Measure)] = &[
+    ("start", start::version),
+    ("kill-loopback", kill::on_loopback),
+    ("kill-proxy", kill::behind_the_proxy),
+    ("kill-records", kill::among_records),
+    ("ps-cached", ps::cached),
+    ("ps-thousand", ps::thousand),
+    ("tail-loopback", tail::on_loopback),
+    ("tail-proxy", tail::behind_the_proxy),
+    ("tail-memory", tail::memory),
+    ("warm-loopback", warm::on_loopback),
+    ("warm-proxy", warm::behind_the_proxy),
+    ("warm-many", warm::many),
+];
+
+fn main() {
+    // `--bench` is cargo's own.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let quick = words.iter().any(|word| word == "--quick");
+    let filters: Vec<&String> = words.iter().filter(|word| *word != "--quick").collect();
+    let picked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let session = Session { quick };
+    table::print_head();
+    for (_, measure) in ROWS.iter().filter(|(name, _)| picked(name)) {
+        measure(&session).iter().for_each(table::print);
+    }
+}

@@ -1,0 +1,100 @@
+//! What the rows share: a server with an rsig beside it, and the commands that are timed.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use super::harness::running::program_path;
+use super::harness::{Fixture, Login, Proxy, Server};
+
+/// Half of the proxy's round trip.
+const ONE_WAY: Duration = Duration::from_millis(50);
+
+/// How thorough the measuring is.
+pub struct Session {
+    pub quick: bool,
+}
+
+impl Session {
+    /// How many runs each side gets.
+    pub fn runs(&self, thorough: usize, quick: usize) -> usize {
+        if self.quick { quick } else { thorough }
+    }
+}
+
+/// A server, and the way there.
+pub struct Place {
+    pub fixture: Fixture,
+    pub proxy: Option<Proxy>,
+}
+
+impl Place {
+    /// A new sshd and an rsig that knows it.
+    pub fn start() -> Self {
+        Self { fixture: Fixture::with(Some(Server::openssh(Login::Root).start())), proxy: None }
+    }
+
+    /// The same with 100 ms of round trip between the two.
+    pub fn behind_proxy() -> Self {
+        let mut place = Self::start();
+        place.slow_down();
+        place
+    }
+
+    /// Puts 100 ms of round trip between the two.
+    pub fn slow_down(&mut self) {
+        let port = self.fixture.server.as_ref().expect("the place has a server").port();
+        let proxy = Proxy::start(port, ONE_WAY);
+        self.fixture.go_through(&proxy);
+        self.proxy = Some(proxy);
+    }
+
+    /// The same where the proxy is there and has been made faster.
+    pub fn slow_down_again(&self) {
+        self.proxy.as_ref().expect("the place has a proxy").set_delay(ONE_WAY);
+    }
+
+    pub fn rsig(&self, words: &[&str]) -> Command {
+        let rsig = &self.fixture.rsig;
+        let mut command = clean(env!("CARGO_BIN_EXE_rsig"));
+        command.args(words).env("HOME", rsig.home()).env("RSIG_STATE_DIR", rsig.state()).current_dir(rsig.home());
+        command.env("RSIG_KEEPER", if rsig.keeper { "1" } else { "0" });
+        command
+    }
+
+    /// OpenSSH's client, with the same configuration.
+    pub fn ssh(&self, line: &str) -> Command {
+        let mut command = clean(program_path("ssh", "openssh-client"));
+        command.env("HOME", self.fixture.rsig.home()).args(&self.fixture.connect).arg(&self.fixture.host).arg(line);
+        command
+    }
+
+    /// Starts a job that sleeps through USR1.
+    pub fn sleeper(&self) -> Job {
+        self.job(&["env", "--ignore-signal=USR1", "sleep", "3600"])
+    }
+
+    pub fn job(&self, command: &[&str]) -> Job {
+        let id = self.fixture.spawn(&[], command);
+        Job { dir: self.fixture.jobs_dir().join(&id), id }
+    }
+}
+
+/// A job and its files.
+pub struct Job {
+    pub id: String,
+    pub dir: PathBuf,
+}
+
+impl Job {
+    pub fn pid(&self) -> String {
+        let line = std::fs::read_to_string(self.dir.join("pid")).expect("a job that has started has recorded its pid");
+        line.split(' ').next().unwrap_or_default().to_owned()
+    }
+}
+
+fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C.UTF-8");
+    command
+}

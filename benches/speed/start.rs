@@ -1,0 +1,16 @@
+//! Starting rsig at all.
+
+use super::measure::{Figure, alone};
+use super::session::{Place, Session};
+use super::table::{Row, Target};
+
+pub fn version(session: &Session) -> Vec<Row> {
+    let place = Place::start();
+    let times = alone(session.runs(200, 30), &mut place.rsig(&["--version"]));
+    vec![Row {
+        what: "rsig --version".to_owned(),
+        rsig: Figure::times(&times),
+        peer: None,
+        target: Target::AtMost(5.0),
+    }]
+}

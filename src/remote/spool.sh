@@ -1,0 +1,81 @@
+# Between a job and whoever runs it in the foreground: takes its output as it comes, into files that go when they are
+# delivered, and gives it its input. A file's name ends in the position of its first byte in the stream. Runs in the
+# supervisor, before the job.
+# Given by the client: rs_limit, how many bytes of a stream may wait here; then the job blocks, as on a full pipe.
+
+# rs_sum FILE... : sets rs_total to how many bytes they hold.
+rs_sum() {
+	rs_total=0
+	# shellcheck disable=SC2046
+	set -- $(LC_ALL=C TIME_STYLE=locale ls -ln "$@" 2>/dev/null)
+	while [ $# -ge 9 ]; do
+		rs_total=$((rs_total + $5))
+		shift 9
+	done
+}
+
+# rs_go_on : a short sleep; the end when the job is over, or never began.
+rs_go_on() {
+	[ -e made ] && [ ! -s status ] || exit
+	sleep 0.02 2>/dev/null || sleep 1
+}
+
+# rs_take STREAM : what comes by the pipe of that name. Its end is written to STREAM.end; STREAM.full says that the disk
+# took no more, and that what follows is lost.
+rs_take() {
+	exec <"$1.pipe"
+	rs_at=0
+	while :; do
+		while
+			rs_sum "$1".[0-9]*
+			[ "$rs_total" -ge "$rs_limit" ]
+		do
+			rs_go_on
+		done
+		if ! dd bs=65536 count=64 of="$1.$rs_at" 2>/dev/null; then
+			mv "$1.spare" "$1.full"
+			exit
+		fi
+		rs_sum "$1.$rs_at"
+		[ "$rs_total" -gt 0 ] || break
+		rs_at=$((rs_at + rs_total))
+	done
+	printf '%s\n' "$rs_at" >"$1.end"
+}
+
+# rs_give : the input that has come, until all of it has (in.end says how much that is). The job meets the end of its
+# input there, and nowhere else.
+rs_give() {
+	exec 7>in.pipe
+	rs_at=0 rs_all=
+	until [ -e in.0 ] || [ -s in.end ]; do
+		rs_go_on
+	done
+	while [ -e "in.$rs_at" ]; do
+		exec 6<"in.$rs_at"
+		while :; do
+			# Asked before the reading: what was written before is read after it.
+			[ ! -s in.end ] || read -r rs_all <in.end
+			rs_sum "in.$rs_at"
+			rs_next=$((rs_at + rs_total))
+			cat <&6 >&7 || exit
+			if [ "$rs_next" = "$rs_all" ]; then
+				exit
+			elif [ "$rs_next" -gt "$rs_at" ] && [ -e "in.$rs_next" ]; then
+				break
+			fi
+			rs_go_on
+		done
+		rm -f "in.$rs_at"
+		rs_at=$rs_next
+	done
+}
+
+rs_spool() {
+	mkfifo out.pipe err.pipe in.pipe
+	: >out.spare
+	: >err.spare
+	rs_take out >/dev/null 2>&1 5>&- &
+	rs_take err >/dev/null 2>&1 5>&- &
+	[ "$rs_input" = /dev/null ] || rs_give </dev/null >/dev/null 2>&1 5>&- &
+}

@@ -1,0 +1,153 @@
+# Passes a spooled job's output on as it comes, standard output on fd 1 and standard error on fd 2, from given
+# positions on, until the job has ended.
+# Given by the client: place. It says on standard input what it has passed on itself, in lines of two positions: what lies
+# before them is deleted.
+
+# behind STREAM POSITION : deletes the files of a stream that lie before a position, but for the last two: tail shows
+# them.
+behind() {
+	# shellcheck disable=SC2046
+	set -- "$2" $(LC_ALL=C TIME_STYLE=locale ls -ln "$1".[0-9]* 2>/dev/null)
+	position=$1 old=
+	shift
+	while [ $# -ge 27 ]; do
+		[ $((${9##*.} + $5)) -gt "$position" ] || old="$old $9"
+		shift 9
+	done
+	# shellcheck disable=SC2086
+	[ -z "$old" ] || rm -f $old
+}
+
+# begin STREAM POSITION : sets at to the name's number of the file that a position is in, and skip to where in it.
+begin() {
+	at=0
+	for file in "$1".[0-9]*; do
+		number=${file##*.}
+		case $number in
+		*[!0-9]*) continue ;;
+		esac
+		if [ "$number" -le "$2" ] && [ "$number" -gt "$at" ]; then
+			at=$number
+		fi
+	done
+	skip=$(($2 - at))
+}
+
+# size FILE : sets total to its size.
+size() {
+	# shellcheck disable=SC2046
+	set -- $(LC_ALL=C TIME_STYLE=locale ls -ln "$1" 2>/dev/null)
+	total=${5:-0}
+}
+
+# out_flow, err_flow : all that is there of a stream, file by file.
+out_flow() {
+	while :; do
+		size "out.$out_at"
+		next=$((out_at + total))
+		cat <&6
+		{ [ "$next" -gt "$out_at" ] && [ -e "out.$next" ]; } || break
+		exec 6<"out.$next"
+		out_at=$next
+	done
+}
+err_flow() {
+	while :; do
+		size "err.$err_at"
+		next=$((err_at + total))
+		cat <&7 >&2
+		{ [ "$next" -gt "$err_at" ] && [ -e "err.$next" ]; } || break
+		exec 7<"err.$next"
+		err_at=$next
+	done
+}
+
+# both MARK : on both streams.
+both() {
+	printf '\001%s %s\n' "$rs_nonce" "$1"
+	printf '\001%s %s\n' "$rs_nonce" "$1" >&2
+}
+
+# stream OUT_AT ERR_AT : in the job's directory, after a look.
+stream() {
+	begin out "$1"
+	exec 6<"out.$at"
+	[ "$skip" -eq 0 ] || dd bs=1 skip="$skip" count=0 <&6 2>/dev/null
+	out_at=$at
+	begin err "$2"
+	exec 7<"err.$at"
+	[ "$skip" -eq 0 ] || dd bs=1 skip="$skip" count=0 <&7 2>/dev/null
+	err_at=$at
+	both data
+
+	exec 3<&0
+	(
+		trap '' HUP INT QUIT TERM USR1 USR2
+		while read -r out_done err_done <&3; do
+			behind out "$out_done"
+			behind err "$err_done"
+		done
+		kill -KILL $$
+	) >/dev/null 2>&1 6<&- 7<&- &
+	watcher=$!
+
+	step=5 round=0 patience=12
+	while :; do
+		over=
+		case $state in
+		exited | lost | elsewhere)
+			# What still holds the pipes is not the job: it gets a moment to be read, no more.
+			if { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; then
+				patience=0
+			fi
+			over=1
+			;;
+		esac
+		before=$(written)
+		[ -z "$has_out" ] || out_flow
+		[ -z "$has_err" ] || err_flow
+		[ "$follow" = 1 ] || break
+		if [ -n "$over" ]; then
+			[ "$patience" -gt 0 ] || break
+			patience=$((patience - 1))
+		fi
+		nap "$step"
+		if [ "$before" != "$(written)" ]; then
+			step=5
+		elif [ "$step" -lt 80 ]; then
+			step=$((step * 2))
+		fi
+		round=$((round + 1))
+		if [ -z "$over" ] && { [ -e status ] || [ $((round % 16)) -eq 0 ]; }; then
+			look
+		fi
+	done
+	full=
+	[ ! -e out.full ] && [ ! -e err.full ] || full=" full"
+	[ "$expired" != timeout ] || state=expired
+	both "ended $state $code $ended$full"
+	kill -KILL "$watcher"
+	exit 0
+}
+
+# written : what stands in the files that are being read, to see whether there is more.
+written() {
+	LC_ALL=C ls -ln "out.$out_at" "err.$err_at" 2>/dev/null
+}
+
+# run_along OUT_AT ERR_AT : the same for the job that is named, once its streams have begun.
+run_along() {
+	place "$place"
+	if ! enter "$dir"; then
+		report 0
+		rs_end
+	fi
+	look
+	until [ -e out.0 ] || [ -e "out.$1" ] || [ "$elapsed" -gt 2000 ]; do
+		nap 5
+	done
+	[ -e err.0 ] || : >>err.0
+	report 0
+	has_out=1 has_err=1 follow=1
+	stream "$1" "$2"
+}

@@ -1,0 +1,210 @@
+//! `rsig history`: what is written down of a job, and what never is.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Fixture, Login, Rsig, Server, Site, on_every_site, poll_until};
+use crate::jobs::SOON;
+use crate::kit;
+
+fn history(f: &Fixture, job: &str) -> Vec<Value> {
+    f.json(&["history", "--json", job])
+}
+
+/// The events by name.
+fn names(events: &[Value]) -> Vec<&str> {
+    events.iter().map(|event| event["event"].as_str().expect("text")).collect()
+}
+
+/// What the first version of the state file was made with.
+const VERSION_1: &str = "
+    PRAGMA application_id = 0x72736967;
+    CREATE TABLE jobs (
+        id TEXT NOT NULL PRIMARY KEY, name TEXT, host TEXT NOT NULL, connect TEXT NOT NULL, command TEXT NOT NULL,
+        cwd TEXT, dir TEXT, state TEXT NOT NULL, pid INTEGER, pgid INTEGER, os TEXT, started_at INTEGER,
+        finished_at INTEGER, exit_status INTEGER, last_signal TEXT, checked_at INTEGER, created_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX taken_names ON jobs (name) WHERE name IS NOT NULL AND state NOT IN ('exited', 'lost');
+    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL;
+    CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
+    PRAGMA user_version = 1;
+    INSERT INTO jobs (id, name, host, connect, command, state, exit_status, os, created_at)
+        VALUES ('abcdefgh', 'old', 'local', '{\"port\":null,\"user\":null,\"identities\":[],\"config\":null,\"jump\":null,\"options\":[]}',
+                '[\"true\"]', 'exited', 3, 'Linux', 1700000000);
+    PRAGMA journal_mode = WAL;
+";
+
+on_every_site! {
+    fn a_job_leaves_its_history(f: &Fixture) {
+        let start = jiff::Timestamp::now().as_second();
+        let job = f.spawn(&["-n", "train", "-e", "TOKEN=s3cret"], &["sleep", "1000"]);
+        f.rsig.run(&["kill", &job, "0"]).ok();
+        f.rsig.run(&["kill", "--via", "pid", &job, "WINCH", "--target", "process"]).ok();
+        f.rsig.run(&["kill", "--via", "pid", &job, "STOP"]).ok();
+        f.rsig.run(&["stop", "train"]).ok();
+        f.rsig.run(&["wait", &job]).code(143);
+        f.rsig.run(&["kill", &job]).code(4);
+        f.rsig.run(&["rm", &job]).ok();
+        let events = history(f, &job);
+        assert_eq!(names(&events), ["spawn", "signal", "signal", "signal", "end", "removal"]);
+        for event in &events {
+            assert_eq!((&event["job"], &event["name"], &event["user"]), (&job.as_str().into(), &"train".into(), &"root".into()));
+            assert_eq!(event["host"], f.host.as_str());
+            let at: jiff::Timestamp = event["at"].as_str().expect("text").parse().expect("RFC 3339");
+            assert!((start..start + 120).contains(&at.as_second()), "{event}");
+        }
+        assert_eq!(events[0]["command"], json!(["sleep", "1000"]));
+        let signal = |event: &Value| ["signal", "target", "via", "sent"].map(|key| event[key].clone());
+        assert_eq!(signal(&events[1]), [json!("WINCH"), json!("process"), json!("pid"), json!(true)]);
+        assert_eq!(signal(&events[2]), [json!("STOP"), json!("group"), json!("pid"), json!(true)]);
+        assert_eq!(signal(&events[3]), [json!("TERM"), json!("group"), json!("pid"), json!(true)]);
+        let end = ["state", "exit_status", "exit_signal", "timed_out"].map(|key| events[4][key].clone());
+        assert_eq!(end, [json!("exited"), json!(143), json!("TERM"), json!(false)]);
+        assert!(events[4]["finished_at"].is_string());
+
+        // By the beginning of its id and by its name too; and as a table.
+        assert_eq!(history(f, &job[..5]), events);
+        assert_eq!(history(f, "train"), events);
+        let table = f.rsig.run(&["history", &job]).ok().stdout();
+        assert_eq!(table.lines().count(), 7, "{table}");
+        assert!(table.contains("WINCH to its process by pid, confirmed") && table.contains("exited 143 (TERM)"), "{table}");
+        f.rsig.run(&["history", "nosuchjob"]).code(3).stdout_is("").stderr_has("nosuchjob");
+        assert_eq!(f.json(&["history", "--json", "-n", "2"]), events[4..]);
+        for part in ["jobs.db", "jobs.db-wal"] {
+            let bytes = std::fs::read(f.rsig.state().join(part)).unwrap_or_default();
+            assert!(!bytes.windows(6).any(|window| window == b"s3cret"), "{part}");
+        }
+
+        // A second signal, a job that is stopped to be removed, one whose record alone is dropped, one never started.
+        let job = f.spawn(&[], &["perl", "-e", "$SIG{TERM} = 'IGNORE'; $| = 1; print qq(ready\n); sleep 1 while 1"]);
+        f.await_written(&job, "ready\n");
+        f.rsig.run(&["kill", &job, "-w", "100ms", "--then", "KILL"]).ok();
+        let events = history(f, &job);
+        assert_eq!(names(&events), ["spawn", "signal", "signal", "end"]);
+        assert_eq!((&events[1]["signal"], &events[2]["signal"]), (&"TERM".into(), &"KILL".into()));
+        let job = f.spawn(&[], &["sleep", "1000"]);
+        f.rsig.run(&["rm", "--force", &job]).ok();
+        assert_eq!(names(&history(f, &job)), ["spawn", "signal", "end", "removal"]);
+        let job = f.spawn(&[], &["true"]);
+        f.rsig.run(&["rm", "--forget", &job]).ok();
+        assert_eq!(names(&history(f, &job)), ["spawn", "forget"]);
+        f.rsig.run(&f.words("spawn", &["-n", "never"], &["no-such-command"])).code(1);
+        let events = history(f, "never");
+        assert_eq!((names(&events), &events[1]["error"]), (vec!["spawn", "not_started"], &"failed".into()));
+    }
+}
+
+#[test]
+fn the_path_of_a_signal_is_written_down() {
+    let f = Site::OpenSshUser.start_with_keeper();
+    let job = f.spawn_listener();
+    f.rsig.run(&["kill", &job, "USR1"]).ok();
+    f.rsig.run(&["kill", "--via", "channel", &job, "USR2"]).ok();
+    f.rsig.run(&["kill", "--via", "channel", &job, "WINCH"]).code(1);
+    let events = history(&f, &job);
+    assert_eq!(names(&events), ["spawn", "signal", "signal"]);
+    assert_eq!(
+        (&events[2]["signal"], &events[2]["via"], &events[2]["sent"]),
+        (&"USR2".into(), &"channel".into(), &true.into())
+    );
+}
+
+/// A signal stays in the history when rsig is ended before it has heard what came of it.
+#[test]
+fn a_signal_whose_answer_nobody_heard_is_not_confirmed() {
+    let f = Site::Local.start();
+    let job = f.spawn_listener();
+    let kill = f.rsig.spawn_process(&["kill", &job, "USR1", "--wait", "1h"]);
+    f.await_written(&job, "ready\nUSR1\n");
+    kill.signal(nix::sys::signal::SIGKILL);
+    drop(kill.wait());
+    let events = history(&f, &job);
+    assert_eq!(names(&events), ["spawn", "signal"]);
+    assert_eq!(
+        (&events[1]["signal"], &events[1]["via"], &events[1]["sent"]),
+        (&"USR1".into(), &Value::Null, &Value::Null)
+    );
+    f.rsig.run(&["history", &job]).ok().stdout_has("USR1 to its group, not confirmed");
+}
+
+#[test]
+fn a_host_that_is_gone_leaves_no_signal_that_was_not_sent() {
+    let mut f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let job = f.spawn(&[], &["sleep", "1000"]);
+    f.rsig.run(&["keeper", "stop", "--all"]).ok();
+    f.server.as_mut().expect("a server").stop();
+    f.rsig.run(&["kill", &job]).code(255);
+    assert_eq!(names(&history(&f, &job)), ["spawn"]);
+    f.server.as_mut().expect("a server").restart();
+}
+
+#[test]
+fn a_state_file_of_the_first_version_is_brought_up_to_date() {
+    let rsig = Rsig::new();
+    rusqlite::Connection::open(rsig.state().join("jobs.db")).expect("a file").execute_batch(VERSION_1).expect("made");
+    std::fs::set_permissions(rsig.state().join("jobs.db"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("ours");
+    // All at once: one of them does it.
+    let all: Vec<_> = (0..12)
+        .map(|number| {
+            if number % 2 == 0 {
+                rsig.spawn_process(&["ps", "-aq", "--cached"])
+            } else {
+                rsig.spawn_process(&["spawn", "local", "true"])
+            }
+        })
+        .collect();
+    for (number, one) in all.into_iter().enumerate() {
+        let output = one.wait();
+        output.ok().stderr_is_empty();
+        assert!(number % 2 == 1 || output.stdout().contains("abcdefgh"), "{output}");
+    }
+    rsig.run(&["ps", "old"]).ok().stdout_has("exited 3");
+    let database = kit::database(&rsig);
+    let version: u32 = database.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("a number");
+    assert!(version >= 2, "{version}");
+    let spawns: u32 = database.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).expect("a number");
+    assert!(spawns >= 6, "{spawns}");
+    // The head of the file says so too, where an rsig of before looks; it is written when no one else reads.
+    drop(database);
+    poll_until("the head is new", SOON, || {
+        std::fs::read(rsig.state().join("jobs.db")).is_ok_and(|bytes| bytes.get(60..64) == Some(&version.to_be_bytes()))
+    });
+    rsig.run(&["rm", "old"]).ok();
+    let events = rsig.run(&["history", "--json", "abcdefgh"]).ok().stdout();
+    assert!(events.contains(r#""event":"removal""#), "{events}");
+}
+
+/// What is kept of the past, and of other jobs, makes no command slower.
+#[test]
+fn a_long_history_costs_nothing() {
+    let rsig = Rsig::new();
+    let job = rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
+    let kill = |count: usize| {
+        let mut times: Vec<Duration> = (0..count)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                rsig.run(&["kill", &job, "0"]).ok();
+                rsig.run(&["kill", &job, "WINCH"]).ok();
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[0]
+    };
+    let before = kill(7);
+    let fill = "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 99000) \
+                INSERT INTO events (at, user, job, name, host, happening) \
+                SELECT 1700000000, 'u', 'j' || i, NULL, 'h', '{\"event\":\"removal\"}' FROM n";
+    let mut database = kit::database(&rsig);
+    let transaction = database.transaction().expect("a transaction");
+    transaction.execute(fill, []).expect("filled");
+    let fill = "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 100000) \
+                INSERT INTO jobs (id, host, connect, command, state, created_at) \
+                SELECT 'j' || i, 'h', '{}', '[]', 'exited', 1700000000 FROM n";
+    transaction.execute(fill, []).expect("filled");
+    transaction.commit().expect("written");
+    let after = kill(7);
+    assert!(after < before * 3, "{before:?}, then {after:?}");
+}

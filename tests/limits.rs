@@ -1,0 +1,144 @@
+//! `rsig spawn --timeout` and `--rm`: jobs that end by themselves, and that are forgotten by themselves.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{Fixture, on_every_site, poll_until};
+use crate::jobs::{SOON, keys};
+use crate::kit;
+
+/// A job that cares for TERM not at all.
+const STUBBORN: [&str; 3] = ["perl", "-e", "$| = 1; $SIG{TERM} = 'IGNORE'; print qq(ready\n); sleep 1 while 1"];
+
+/// Whether the files of a job are on its host, and its record is here.
+fn is_known(f: &Fixture, job: &str) -> (bool, bool) {
+    (f.file(job, "").exists(), kit::recorded(&f.rsig).iter().any(|id| id == job))
+}
+
+on_every_site! {
+    fn a_job_is_ended_when_its_time_is_over(f: &Fixture) {
+        let start = Instant::now();
+        let job = f.spawn(&["--timeout", "400ms"], &["sleep", "1000"]);
+        f.rsig.run(&["wait", &job]).code(143).stdout_has("ended with status 143 (TERM), timed out");
+        assert!(start.elapsed() >= Duration::from_millis(400));
+        f.rsig.run(&["ps", &job]).ok().stdout_has("exited 143 (TERM), timed out");
+        let listed = f.rsig.run(&["ps", "--json", &job]).ok().line();
+        assert_eq!(keys(listed.trim_matches(['[', ']'])).len(), 16, "{listed}");
+        f.await_no_processes();
+
+        // A stopped one as well, whoever is connected: nobody.
+        let job = f.spawn(&["--timeout", "1500ms"], &["sleep", "1000"]);
+        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        f.rsig.run(&["keeper", "stop", "--all"]);
+        if let Some(server) = &f.server {
+            server.kill_connections();
+        }
+        poll_until("its end is recorded", SOON, || f.file(&job, "status").exists());
+        assert!(fs::read_to_string(f.file(&job, "status")).expect("readable").starts_with("143 "));
+        f.await_no_processes();
+        f.rsig.run(&["ps", &job]).ok().stdout_has("timed out");
+    }
+
+    fn one_that_does_not_end_by_term_is_killed(f: &Fixture) {
+        let start = Instant::now();
+        let job = f.spawn(&["--timeout", "1s"], &STUBBORN);
+        f.await_written(&job, "ready\n");
+        f.rsig.run(&["wait", &job]).code(137).stdout_has("timed out");
+        let elapsed = start.elapsed();
+        assert!(elapsed >= Duration::from_secs(11), "{elapsed:?}");
+        f.await_no_processes();
+    }
+
+    fn one_that_ends_in_time_leaves_no_watchdog(f: &Fixture) {
+        for (command, code) in [(&["true"][..], 0), (&["sh", "-c", "sleep 0.2; exit 7"], 7), (&["sh", "-c", "kill -TERM $$"], 143)] {
+            let job = f.spawn(&["--timeout", "1h"], command);
+            f.rsig.run(&["wait", &job]).code(code);
+            assert!(!f.rsig.run(&["ps", &job]).ok().stdout().contains("timed out"));
+            f.await_no_processes();
+        }
+        // What is started beside it leaves the job as it would be without.
+        let line = "grep -E '^Sig(Ign|Blk)' /proc/self/status; ls -m /proc/self/fd; exec sleep 1000";
+        let jobs = [&[][..], &["--timeout", "1h"]].map(|options| f.spawn(options, &["sh", "-c", line]));
+        for job in &jobs {
+            poll_until("it has looked", SOON, || f.process(job).name == "sleep");
+            assert!(f.supervisor(job).cmdline.contains("supervise"));
+        }
+        assert_eq!(f.written(&jobs[0]), f.written(&jobs[1]));
+        f.rsig.run(&["kill", "-9", "-w", "20s", &jobs[0], &jobs[1]]).ok();
+        f.await_no_processes();
+        // A command that is not there is refused as ever, and nothing waits for it.
+        f.rsig.run(&f.words("spawn", &["--timeout", "1h"], &["no-such-command"])).code(1).stderr_has("not found");
+        f.await_no_processes();
+    }
+
+    fn an_ephemeral_job_is_forgotten_once_it_has_ended_and_is_read(f: &Fixture) {
+        // Nothing to read: whoever sees its end.
+        let job = f.spawn(&["--rm"], &["true"]);
+        f.rsig.run(&["wait", &job]).ok().stdout_has("ended with status 0");
+        assert_eq!(is_known(f, &job), (false, false));
+        let job = f.spawn(&["--rm"], &["sh", "-c", "exit 3"]);
+        poll_until("ps has seen its end", SOON, || {
+            let listed = f.rsig.run(&["ps", "--json", &job]);
+            listed.stdout().contains(r#""exit_status":3"#)
+        });
+        assert_eq!(is_known(f, &job), (false, false));
+
+        // Unread output stays until both of its streams are read.
+        let job = f.spawn(&["--rm"], &["sh", "-c", "echo one; echo two >&2"]);
+        f.rsig.run(&["wait", &job]).ok();
+        assert_eq!(is_known(f, &job), (true, true));
+        f.rsig.run(&["tail", "--stdout", &job]).ok().stdout_is("one\n");
+        assert_eq!(is_known(f, &job), (true, true));
+        let output = f.rsig.run(&["tail", "--stderr", &job]);
+        assert_eq!(output.ok().stderr(), "two\n");
+        assert_eq!(is_known(f, &job), (false, false));
+        f.rsig.run(&["tail", &job]).code(3);
+
+        // Followed to its end; what was read before the end does not count.
+        let (job, gate) = f.spawn_gated(&["--rm"], 5);
+        f.rsig.run(&["tail", &job]).ok();
+        assert_eq!(is_known(f, &job), (true, true));
+        let follow = f.rsig.spawn_process(&["tail", "-f", &job]);
+        gate.open();
+        follow.wait().ok();
+        assert_eq!(is_known(f, &job), (false, false));
+        let events: Vec<String> = f.json(&["history", "--json", &job]).iter().map(|event| event["event"].to_string()).collect();
+        assert_eq!(events, ["\"spawn\"", "\"end\"", "\"removal\""]);
+        f.await_no_processes();
+    }
+}
+
+#[test]
+fn what_is_asked_of_a_limit_is_checked_first() {
+    let f = crate::harness::Site::Local.start();
+    for (words, said) in [(&["--timeout", "5"][..], "5s"), (&["--timeout", "soon"], "5s"), (&["--timeout=-1s"], "5s")] {
+        f.rsig.run(&f.words("spawn", words, &["true"])).code(2).stdout_is("").stderr_has(said);
+    }
+    // A limit that is over at once, and one of no time at all.
+    for limit in ["0s", "1ms", "1ns"] {
+        let job = f.spawn(&["--timeout", limit], &["sleep", "1000"]);
+        f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
+    }
+    f.await_no_processes();
+}
+
+/// A stray signal for the watchdog, as for the supervisor, changes nothing.
+#[test]
+fn stray_signals_do_not_end_the_watch() {
+    let f = crate::harness::Site::Local.start();
+    let job = f.spawn(&["--timeout", "2s"], &["sleep", "1000"]);
+    let (process, supervisor) = (f.process(&job), f.supervisor(&job));
+    let watchdog = f.processes().into_iter().find(|other| other.ppid == supervisor.pid && other.pid != process.pid);
+    let watchdog = watchdog.expect("it is beside the job");
+    for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGHUP, nix::sys::signal::SIGUSR1] {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(watchdog.pid), signal).expect("it runs");
+    }
+    let start = Instant::now();
+    f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
+    assert!(start.elapsed() > Duration::from_secs(1), "{:?}", start.elapsed());
+    let value: Value = f.json(&["history", "--json", "-n", "1"]).remove(0);
+    assert_eq!((&value["event"], &value["timed_out"]), (&"end".into(), &true.into()));
+    f.await_no_processes();
+}

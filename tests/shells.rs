@@ -1,0 +1,260 @@
+//! The main flow under every `/bin/sh` that a host may have, behind every login shell, and on hosts that lack much.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::harness::running::{program_path, tool};
+use crate::harness::{Fixture, Login, Options, Rsig, Server, Shell, Site, poll_until};
+use crate::jobs::{LISTENER, SOON, json_lines, pick};
+use serde_json::json;
+
+/// What a shell could spoil: quotes, an escape that `echo` would take, bytes that are no text.
+const WORDS: [&str; 7] = ["", "it's", "a \"b\" $(id) `id` \\n \\\\", "new\nline\n", "-n", "*", "ü\u{1}"];
+
+/// Everything that the scripts do, once.
+fn main_flow(f: &Fixture) {
+    // Spawn, environment, bytes, tail.
+    let job = f.spawn(
+        &["-e", "ODD=it's\n$(odd)"],
+        &[&["sh", "-c", r#"printf '%s\0' "$ODD" "$RSIG_JOB" "$@"; echo err >&2; exit 3"#, "sh"], &WORDS[..]].concat(),
+    );
+    f.rsig.run(&["wait", &job]).code(3);
+    let expected = [&["it's\n$(odd)", &job], &WORDS[..]].concat().join("\0") + "\0";
+    let tail = f.rsig.run(&["tail", "-c", "+1", &job]);
+    assert_eq!((tail.ok().stdout().as_str(), tail.stderr()), (expected.as_str(), "err\n"));
+    f.rsig.run(&["tail", "-n", "1", "--stderr", &job]).ok().stdout_is("").stderr_has("err");
+
+    // A job with a session of its own, nothing inherited and every signal at its default.
+    let job = f.spawn(&[], &["cat", "/proc/self/status", "/proc/self/stat"]);
+    f.rsig.run(&["wait", &job]).ok();
+    let told = f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout();
+    for mask in ["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"] {
+        let bits = told.lines().find_map(|line| line.strip_prefix(mask)?.strip_prefix(":\t")).expect("a mask");
+        assert_eq!(u64::from_str_radix(bits, 16).expect("hexadecimal") & !(0b11 << 31), 0, "{mask}: {told}");
+    }
+    let stat: Vec<&str> = told.rsplit(") ").next().expect("stat").split(' ').collect();
+    assert!(stat[2] == told.lines().find_map(|line| line.strip_prefix("Pid:\t")).expect("Pid"), "{told}");
+
+    // Signals, by name and by number, to the group; what is stopped and continued; the end.
+    let job = f.spawn(&[], &["perl", "-e", LISTENER]);
+    f.await_written(&job, "ready\n");
+    for (signal, name) in
+        [("USR1", "USR1"), ("RTMIN+6", "NUM40"), ("STKFLT", "STKFLT"), ("POLL", "IO"), ("ABRT", "ABRT"), ("17", "")]
+    {
+        f.rsig.run(&["kill", &job, signal]).ok();
+        poll_until(signal, SOON, || f.written(&job).contains(&format!("\n{name}")));
+    }
+    f.rsig.run(&["kill", &job, "STOP"]).ok();
+    f.await_state(&job, "stopped");
+    f.rsig.run(&["kill", &job, "CONT"]).ok();
+    f.await_state(&job, "running");
+    let killed = f.rsig.run(&["kill", "--json", &job, "-w", "300ms", "--then", "KILL"]);
+    let told = json_lines(killed.ok()).remove(0);
+    assert_eq!(pick(&told, ["sent", "still_running", "exit_status", "exit_signal"]), json!([true, false, 137, "KILL"]));
+    assert_eq!(told["then"], json!({"signal": "KILL", "sent": true, "via": "pid"}));
+    f.rsig.run(&["kill", &job]).code(4);
+
+    // Children, and what follows a job to its end.
+    let job = f.spawn(&["-c"], &["echo one; sleep 1000; echo two"]);
+    let follow = f.rsig.spawn_process(&["tail", "-f", &job]);
+    follow.wait_for_stdout("one\n");
+    f.rsig.run(&["wait", "--timeout", "50ms", &job]).code(124);
+    f.rsig.run(&["stop", &job]).ok().stdout_has("143 (TERM)");
+    follow.wait().ok().stdout_is("one\n");
+    f.await_no_processes();
+
+    // A job without its supervisor is lost.
+    let job = f.spawn(&[], &["sleep", "1000"]);
+    for process in [f.supervisor(&job), f.process(&job)] {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::SIGKILL).expect("it runs");
+        poll_until("it is gone", SOON, || !process.runs());
+    }
+    assert_eq!(f.state(&job), "lost");
+    f.rsig.run(&f.words("spawn", &[], &["no-such-command"])).code(1).stderr_has("command not found");
+    f.rsig.run(&f.words("spawn", &["-C", "/no/such"], &["true"])).code(1).stderr_has("no directory");
+    let many = f.rsig.run(&["ps", "-aq"]).ok().stdout().lines().count();
+    assert_eq!(f.rsig.run(&["rm", "--finished"]).ok().stdout().lines().count(), many);
+    assert_eq!(f.on_host(), [""; 0]);
+}
+
+fn mounts() -> String {
+    fs::read_to_string("/proc/self/mountinfo").expect("/proc is there")
+}
+
+/// This machine with another program as its `/bin/sh`.
+fn under(shell: &str, package: &str) {
+    let before = mounts();
+    let mut f = Site::Local.start();
+    f.rsig = Rsig::new().with_shell(program_path(shell, package));
+    let job = f.spawn(&[], &["sh", "-c", "readlink /proc/$$/exe"]);
+    f.rsig.run(&["wait", &job]).ok();
+    // Where PATH's sh is a copy of /bin/sh, it is the same file; what counts is the shell that reads the scripts.
+    let supervisor = f.spawn(&[], &["sh", "-c", "readlink /proc/$PPID/exe; cat /proc/$PPID/comm"]);
+    f.rsig.run(&["wait", &supervisor]).ok();
+    main_flow(&f);
+    assert_eq!(mounts(), before);
+}
+
+#[test]
+fn dash_reads_the_scripts() {
+    under("dash", "dash");
+}
+
+#[test]
+fn bash_reads_the_scripts() {
+    under("bash", "bash");
+}
+
+#[test]
+fn busybox_reads_the_scripts() {
+    under("busybox", "busybox");
+}
+
+#[test]
+fn mksh_reads_the_scripts() {
+    under("mksh", "mksh");
+}
+
+/// A directory with all that the scripts need, and with `more`: the only one in PATH.
+fn bare_path(dir: &Path, more: &[&str]) -> PathBuf {
+    let bin = dir.join("bare");
+    fs::create_dir(&bin).expect("a new directory");
+    // These are for the job and for rsig; the rest is what a host must have.
+    let own = ["sh", "env", "perl", "readlink", "printf", "sed"];
+    let needed =
+        ["cat", "date", "dd", "head", "ls", "mkdir", "mkfifo", "mv", "rm", "sleep", "tail", "tr", "uname", "wc"];
+    for program in needed.iter().chain(own.iter().filter(|name| **name != "perl")).chain(more) {
+        symlink(program_path(program, "coreutils"), bin.join(program)).expect("a new link");
+    }
+    bin
+}
+
+/// How a job is detached where there is no setsid. Perl, which the flow's jobs need, is given to them alone.
+fn without_setsid(shell: &str, more: &[&str]) {
+    let mut f = Site::Local.start();
+    let rsig = Rsig::new();
+    let bare = bare_path(rsig.dir(), more);
+    f.rsig = rsig.with_shell(program_path(shell, shell)).with_path(bare);
+    main_flow_where_perl_is_elsewhere(&f);
+}
+
+fn main_flow_where_perl_is_elsewhere(f: &Fixture) {
+    let job = f.spawn(&[], &["cat", "/proc/self/status", "/proc/self/stat"]);
+    f.rsig.run(&["wait", &job]).ok();
+    let told = f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout();
+    let field =
+        |name: &str| told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).expect(name).to_owned();
+    for mask in ["SigBlk", "SigIgn", "SigCgt"] {
+        assert_eq!(u64::from_str_radix(&field(mask), 16).expect("hexadecimal") & !(0b11 << 31), 0, "{mask}: {told}");
+    }
+    let stat: Vec<&str> = told.rsplit(") ").next().expect("stat").split(' ').collect();
+    assert_eq!(stat[2], field("Pid"), "it leads its group: {told}");
+    let job = f.spawn(&["-c"], &["echo one; sleep 1000; echo two"]);
+    f.await_written(&job, "one\n");
+    f.rsig.run(&["kill", &job, "INT", "-w", "20s"]).ok().stdout_has("130 (INT)");
+    let job = f.spawn(&["-c"], &["exit 7"]);
+    f.rsig.run(&["wait", &job]).code(7);
+    f.await_no_processes();
+}
+
+#[test]
+fn perl_detaches_where_there_is_no_setsid() {
+    without_setsid("dash", &["perl"]);
+}
+
+#[test]
+fn python_detaches_where_there_is_no_perl() {
+    without_setsid("dash", &["python3"]);
+}
+
+#[test]
+fn bash_detaches_by_job_control_where_there_is_nothing() {
+    without_setsid("bash", &[]);
+}
+
+#[test]
+fn mksh_does_too() {
+    without_setsid("mksh", &[]);
+}
+
+#[test]
+fn nothing_detaches_a_job_where_job_control_does_not_work() {
+    // Nor is it started in the group of whoever asked for it.
+    for shell in ["dash", "busybox"] {
+        let rsig = Rsig::new();
+        let bare = bare_path(rsig.dir(), &[]);
+        let mut f = Site::Local.start();
+        f.rsig = rsig.with_shell(program_path(shell, shell)).with_path(bare);
+        f.rsig.run(&["spawn", "local", "true"]).code(1).stdout_is("").stderr_has("a job can't be detached there");
+        assert_eq!(f.on_host(), [""; 0]);
+    }
+}
+
+#[test]
+fn every_login_shell_of_openssh_may_talk_as_it_likes() {
+    every_login_shell_may_talk(&Server::openssh(Login::User));
+}
+
+#[test]
+fn every_login_shell_of_dropbear_may_talk_as_it_likes() {
+    every_login_shell_may_talk(&Server::dropbear(Login::Root));
+}
+
+fn every_login_shell_may_talk(options: &Options) {
+    let chatter = "echo good morning; echo good evening >&2\n";
+    for shell in Shell::ALL {
+        let options = options.clone().shell(shell);
+        let file = match shell {
+            Shell::Bash => ".bashrc",
+            Shell::Zsh => ".zshenv",
+            Shell::Fish => ".config/fish/config.fish",
+            Shell::Tcsh => ".tcshrc",
+            Shell::Sh | Shell::Mksh => ".profile",
+        };
+        let talk = if shell == Shell::Tcsh { "echo good morning\n" } else { chatter };
+        let f = Fixture::with(Some(options.home_file(file, talk).start()));
+        let job = f.spawn(&[], &[&["printf", "%s\\0"], &WORDS[..]].concat());
+        f.rsig.run(&["wait", &job]).ok();
+        let tail = f.rsig.run(&["tail", "-f", "-n", "all", &job]);
+        assert_eq!(tail.ok().stderr_is_empty().stdout(), WORDS.map(|word| format!("{word}\0")).concat(), "{shell:?}");
+        let job = f.spawn(&["-c"], &["sleep 1000; echo next"]);
+        f.rsig.run(&["kill", &job, "INT", "-w", "20s"]).ok().stdout_has("130 (INT)");
+        f.rsig.run(&["rm", "--finished"]).ok();
+        f.await_no_processes();
+    }
+}
+
+/// The files, joined as rsig joins them.
+#[test]
+fn the_scripts_are_clean() {
+    let file =
+        |name: &str| fs::read_to_string(format!("{}/src/remote/{name}.sh", env!("CARGO_MANIFEST_DIR"))).expect(name);
+    let about_jobs = ["frame", "host", "process", "look"];
+    let scripts: [(&[&str], &str); 6] = [
+        (&["frame", "host", "spawn"], "rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise="),
+        (&["process", "supervise"], "rs_errors="),
+        (&["process", "job"], "rs_directory="),
+        (&[&about_jobs[..], &["deliver", "await"]].concat(), "rs_nonce="),
+        (&[&about_jobs[..], &["see", "forget"]].concat(), "rs_nonce="),
+        (&[&about_jobs[..], &["tail"]].concat(), "rs_nonce= place= streams= from= count= follow="),
+    ];
+    for (files, given) in scripts {
+        let text = files.iter().map(|name| file(name)).collect::<String>();
+        // Not every script uses all that the files set (SC2034) and define (SC2317).
+        let given = given.replace('=', "=''");
+        tool("shellcheck", "shellcheck")
+            .args(["-s", "sh", "-e", "SC2034,SC2317", "-"])
+            .stdin(format!("{given}\n{text}"))
+            .run()
+            .ok();
+    }
+    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/remote")).expect("our own directory").flatten()
+    {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "sh") {
+            assert!(fs::read_to_string(&path).expect("text").starts_with("# "), "{path:?} says what it is for");
+        }
+    }
+    tool("shellcheck", "shellcheck").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/harness/warden.sh")).run().ok();
+}

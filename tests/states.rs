@@ -1,0 +1,94 @@
+//! What a job's state is, whatever became of its processes.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::harness::{Process, on_every_site, poll_until};
+use crate::jobs::{SOON, pick};
+
+fn send(process: &Process, signal: Signal) {
+    kill(Pid::from_raw(process.pid), signal).expect("it runs");
+}
+
+on_every_site! {
+    fn stop_and_continue_show(f: &Fixture) {
+        let job = f.spawn(&[], &["sleep", "1000"]);
+        assert_eq!(f.state(&job), "running");
+        send(&f.process(&job), Signal::SIGSTOP);
+        f.await_state(&job, "stopped");
+        f.rsig.run(&["ps", &job]).ok().stdout_has("stopped");
+        send(&f.process(&job), Signal::SIGCONT);
+        f.await_state(&job, "running");
+    }
+
+    fn an_end_is_recorded_whoever_caused_it(f: &Fixture) {
+        let catches = f.spawn(&["-c"], &["trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done"]);
+        let killed = f.spawn(&[], &["sleep", "1000"]);
+        let exits = f.spawn(&["-c"], &["exit 143"]);
+        f.await_written(&catches, "ready\n");
+        f.rsig.run(&["kill", &catches, "-w", "20s"]).ok().stdout_has("ended with status 0");
+        send(&f.process(&killed), Signal::SIGKILL);
+        f.rsig.run(&["wait", &catches]).code(0);
+        f.rsig.run(&["wait", &killed]).code(137);
+        f.rsig.run(&["wait", &exits]).code(143);
+        let shown = f.rsig.run(&["ps", &catches, &killed, &exits]);
+        shown.ok().stdout_has("exited 0 ").stdout_has("exited 137 (KILL)").stdout_has("exited 143 (TERM)");
+    }
+
+    fn signals_to_the_supervisor_do_no_harm(f: &Fixture) {
+        let (job, gate) = f.spawn_gated(&[], 9);
+        let supervisor = f.supervisor(&job);
+        for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGPIPE] {
+            send(&supervisor, signal);
+        }
+        assert_eq!(f.state(&job), "running");
+        gate.open();
+        f.rsig.run(&["wait", &job]).code(9);
+    }
+
+    fn a_job_without_its_supervisor_runs_on_and_is_lost_at_its_end(f: &Fixture) {
+        let (job, gate) = f.spawn_gated(&[], 9);
+        send(&f.supervisor(&job), Signal::SIGKILL);
+        assert_eq!(f.state(&job), "running");
+        f.rsig.run(&["kill", &job, "0"]).ok();
+        gate.open();
+        f.rsig.run(&["wait", &job]).code(125);
+        assert_eq!(f.state(&job), "lost");
+        f.rsig.run(&["kill", &job]).code(4).stderr_has("lost");
+        f.rsig.run(&["kill", &job, "-w", "1s"]).code(0);
+        f.rsig.run(&["rm", &job]).ok();
+    }
+
+    fn nothing_is_left_when_both_are_gone(f: &Fixture) {
+        let job = f.spawn(&[], &["sleep", "1000"]);
+        let processes = [f.supervisor(&job), f.process(&job)];
+        for process in &processes {
+            send(process, Signal::SIGKILL);
+        }
+        poll_until("they are gone", SOON, || !processes.iter().any(Process::runs));
+        let told = f.job(&job);
+        assert_eq!(pick(&told, ["state", "exit_status"]), json!(["lost", null]));
+        f.rsig.run(&["ps", "-a"]).ok().stdout_has("lost");
+    }
+
+    fn a_name_with_parentheses_and_line_breaks_is_no_riddle(f: &Fixture) {
+        // The kernel's name for the process stands in its stat, and could pass for fields of it.
+        let name = "a) Z 1 1\n) T";
+        let program = f.job_home().join(name);
+        fs::copy("/bin/sleep", &program).expect("the home is writable");
+        let job = f.spawn(&[], &[&format!("./{name}"), "1000"]);
+        poll_until("it has its name", SOON, || f.process(&job).cmdline.contains("a)"));
+        assert_eq!(f.state(&job), "running");
+        f.rsig.run(&["kill", &job, "-w", "20s"]).ok().stdout_has("143 (TERM)");
+    }
+
+    fn a_job_that_was_removed_behind_our_back_is_lost(f: &Fixture) {
+        let job = f.spawn(&[], &["true"]);
+        poll_until("it ends", SOON, || f.file(&job, "status").exists());
+        fs::remove_dir_all(f.file(&job, "")).expect("ours");
+        assert_eq!(f.state(&job), "lost");
+    }
+}

@@ -1,0 +1,144 @@
+//! `rsig tail`: every byte of both streams, once, from where it was asked.
+
+use std::fs;
+
+use crate::harness::{Invocation, Site, on_every_site, poll_until};
+use crate::jobs::SOON;
+
+/// Writes 50 MB, in pieces that end anywhere, with every byte in them.
+const MUCH: &str = r#"my $block = join "", map { chr(($_ * 7 + ($_ >> 8)) % 256) } 0 .. 99_999;
+print $block for 1 .. 500;"#;
+
+on_every_site! {
+    fn begins_where_it_is_asked_to(f: &Fixture) {
+        let job = f.spawn(&["-c"], &["n=0; while [ $n -lt 30 ]; do n=$((n + 1)); echo out $n; done; echo err >&2; printf tail"]);
+        f.rsig.run(&["wait", &job]).ok();
+        let lines = |from: usize, to: usize| (from..=to).map(|n| format!("out {n}\n")).collect::<Vec<_>>().concat();
+        let all = lines(1, 30) + "tail";
+        let cases: [(&[&str], String, &str); 19] = [
+            (&[], lines(22, 30) + "tail", "err\n"),
+            (&["-n", "1"], "tail".into(), "err\n"),
+            (&["-n", "0"], String::new(), ""),
+            (&["-n", "-2"], lines(30, 30) + "tail", "err\n"),
+            (&["--lines=100"], all.clone(), "err\n"),
+            (&["-n", "all"], all.clone(), "err\n"),
+            (&["-n", "+1"], all.clone(), "err\n"),
+            (&["-n", "+2"], lines(2, 30) + "tail", ""),
+            (&["-n", "+31"], "tail".into(), ""),
+            (&["-n", "+32"], String::new(), ""),
+            (&["-c", "6"], "0\ntail".into(), "err\n"),
+            (&["-c", "0"], String::new(), ""),
+            (&["--bytes=+1"], all.clone(), "err\n"),
+            (&["-c", "+3"], all[2..].into(), "r\n"),
+            (&["-c", "+100000"], String::new(), ""),
+            (&["--stdout"], lines(22, 30) + "tail", ""),
+            (&["--stderr"], String::new(), "err\n"),
+            (&["-f", "-n", "+30", "--stdout"], lines(30, 30) + "tail", ""),
+            (&["-f", "-c", "+100000"], String::new(), ""),
+        ];
+        for (options, out, err) in cases {
+            let output = f.rsig.run(&[&["tail"], options, &[&job]].concat());
+            assert_eq!((output.ok().stdout().as_str(), output.stderr()), (out.as_str(), err), "{output}");
+        }
+        for bad in [&["-n", "x"][..], &["-n", "+-1"], &["-c", "all"], &["-n", "1", "-c", "1"], &["--stdout", "--stderr"]] {
+            f.rsig.run(&[&["tail"], bad, &[&job]].concat()).code(2).stdout_is("");
+        }
+        f.rsig.run(&["tail", "nosuchjob"]).code(3);
+    }
+
+    fn every_byte_of_50_mb_comes_once_and_as_it_was_written(f: &Fixture) {
+        let job = f.spawn(&[], &["perl", "-e", MUCH]);
+        let followed = f.rsig.run(&["tail", "-f", "-n", "all", &job]);
+        f.rsig.run(&["wait", &job]).ok();
+        let written = fs::read(f.file(&job, "out")).expect("readable");
+        assert_eq!(written.len(), 50_000_000);
+        assert!(written[..256].iter().collect::<std::collections::HashSet<_>>().len() > 250);
+        assert!(followed.ok().stderr_is_empty().stdout_bytes() == written, "followed");
+        assert!(f.rsig.run(&["tail", "-c", "70001", &job]).ok().stdout_bytes() == &written[49_929_999..], "the end");
+    }
+
+    fn follow_shows_a_line_at_once_and_ends_with_the_job(f: &Fixture) {
+        let gates = ["a", "b"].map(|name| f.job_home().join(name));
+        let line = format!(
+            "echo one; echo uno >&2; until [ -e {} ]; do sleep 0.01; done; printf two; until [ -e {} ]; do sleep 0.01; done; \
+             echo three >&2; exit 3",
+            gates[0].display(), gates[1].display()
+        );
+        let job = f.spawn(&["-c"], &[&line]);
+        let mut tail = f.rsig.spawn_process(&["tail", "-f", &job]);
+        let other = f.rsig.spawn_process(&["tail", "-f", "-n", "+2", "--stderr", &job]);
+        tail.wait_for_stdout("one\n");
+        tail.wait_for_stderr("uno\n");
+        // Without a newline too.
+        fs::write(&gates[0], "").expect("writable");
+        tail.wait_for_stdout("one\ntwo");
+        assert!(!tail.has_ended());
+        fs::write(&gates[1], "").expect("writable");
+        let output = tail.wait();
+        assert_eq!((output.ok().stdout().as_str(), output.stderr()), ("one\ntwo", "uno\nthree\n"));
+        assert_eq!((other.wait().ok().stdout_is("").stderr()), "three\n");
+        f.rsig.run(&["wait", &job]).code(3);
+        f.await_no_processes();
+    }
+
+    fn what_a_job_writes_at_its_end_is_not_missed(f: &Fixture) {
+        for _ in 0..3 {
+            let job = f.spawn(&["-c"], &["echo here; echo there >&2"]);
+            let output = f.rsig.run(&["tail", "-f", &job]);
+            assert_eq!((output.ok().stdout().as_str(), output.stderr()), ("here\n", "there\n"));
+        }
+        let silent = f.spawn(&[], &["true"]);
+        f.rsig.run(&["tail", "-f", &silent]).ok().stdout_is("").stderr_is_empty();
+        f.rsig.run(&["tail", "-n", "all", &silent]).ok().stdout_is("").stderr_is_empty();
+        let merged = f.spawn(&["--merge", "-c"], &["echo here; echo there >&2"]);
+        f.rsig.run(&["tail", "-f", "-n", "all", &merged]).ok().stdout_is("here\nthere\n").stderr_is_empty();
+    }
+
+    fn a_reader_that_goes_leaves_nothing_on_the_host(f: &Fixture) {
+        let (job, gate) = f.spawn_gated(&[], 0);
+        // A relay's last process is the cat that waits for the end of its input.
+        let relays = usize::from(f.rsig.keeper);
+        let ready = || f.processes().iter().filter(|process| process.cmdline == "cat").count() == relays;
+        poll_until("its relay is complete", SOON, ready);
+        let before = f.processes().iter().filter(|process| process.name != "sleep").count();
+        let tail = f.rsig.spawn_process(&["tail", "-f", &job]);
+        let more = || f.processes().iter().filter(|process| process.name != "sleep").count() > before;
+        poll_until("it follows", SOON, more);
+        drop(tail);
+        poll_until("nobody follows any more", SOON, || !more());
+        assert_eq!(f.state(&job), "running");
+        gate.open();
+        f.rsig.run(&["wait", &job]).ok();
+
+        // The end of a pipe is nothing to speak of.
+        let much = f.spawn(&[], &["seq", "300000"]);
+        let line = r#""$@" | head -n 2"#;
+        let pipe = f.rsig.within(Invocation::of("sh"))
+            .args(["-c", line, "sh", env!("CARGO_BIN_EXE_rsig"), "tail", "-n", "all", &much]).run();
+        f.rsig.run(&["wait", &much]).ok();
+        pipe.ok().stderr_is_empty();
+        f.await_no_processes();
+    }
+
+    fn logs_that_are_gone_or_were_cut_are_errors(f: &Fixture) {
+        let (job, gate) = f.spawn_gated(&[], 0);
+        fs::write(f.file(&job, "out"), "something\n").expect("writable");
+        let tail = f.rsig.spawn_process(&["tail", "-f", &job]);
+        tail.wait_for_stdout("something\n");
+        fs::write(f.file(&job, "out"), "").expect("writable");
+        tail.wait().code(1).stderr_has("cut short");
+        gate.open();
+        f.rsig.run(&["wait", &job]).ok();
+        fs::remove_dir_all(f.file(&job, "")).expect("ours");
+        f.rsig.run(&["tail", &job]).code(1).stdout_is("").stderr_has("its files are not on the host");
+    }
+}
+
+/// Escape sequences of a job's are passed on: tail is to it what cat is.
+#[test]
+fn bytes_are_not_touched() {
+    let f = Site::Local.start();
+    let job = f.spawn(&[], &["printf", r"\001\033[2J\000\377\r\n"]);
+    f.rsig.run(&["wait", &job]).ok();
+    assert_eq!(f.rsig.run(&["tail", &job]).ok().stdout_bytes(), b"\x01\x1b[2J\0\xff\r\n");
+}

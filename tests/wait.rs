@@ -1,0 +1,120 @@
+//! `rsig wait`: for as long as it takes, and then the job's own exit status.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::{Site, on_every_site, poll_until};
+use crate::jobs::{JOB_KEYS, SOON, json_lines, keys, pick};
+
+on_every_site! {
+    fn exits_as_the_job_does(f: &Fixture) {
+        // What a signal ended can't be told from `exit 128+n`.
+        let cases = [(0, ""), (3, ""), (124, ""), (125, ""), (127, ""), (137, " (KILL)"), (143, " (TERM)"), (255, "")];
+        let jobs = cases.map(|(status, _)| f.spawn(&["-c"], &[&format!("exit {status}")]));
+        for (job, (status, signal)) in jobs.iter().zip(cases) {
+            let line = format!("{job} on {}: ended with status {status}{signal}\n", f.host);
+            f.rsig.run(&["wait", job]).code(status).stdout_is(&line).stderr_is_empty();
+            // Again, from the record alone.
+            f.rsig.run(&["wait", "-q", job]).code(status).stdout_is("");
+        }
+        // Of several, the last named counts.
+        f.rsig.run(&["wait", &jobs[1], &jobs[0]]).code(0);
+        f.rsig.run(&["wait", &jobs[0], &jobs[1]]).code(3);
+    }
+
+    fn blocks_until_the_jobs_end_and_tells_each_as_it_ends(f: &Fixture) {
+        let (slow, slow_gate) = f.spawn_gated(&["-n", "slow"], 5);
+        let (fast, fast_gate) = f.spawn_gated(&[], 6);
+        let start = Instant::now();
+        f.rsig.run(&["wait", "--timeout", "300ms", &slow, &fast]).code(124).stdout_has("still running");
+        assert!(start.elapsed() >= Duration::from_millis(300));
+
+        let mut wait = f.rsig.spawn_process(&["wait", "--json", "slow", &fast]);
+        fast_gate.open();
+        wait.wait_for_stdout("\n");
+        assert!(!wait.has_ended());
+        f.rsig.run(&["wait", "--timeout", "10ms", &slow, &fast]).code(124);
+        slow_gate.open();
+        let output = wait.wait();
+        let told = json_lines(output.code(6).stderr_is_empty());
+        let fields = |told| pick(told, ["id", "state", "exit_status"]);
+        assert_eq!(fields(&told[0]), json!([fast, "exited", 6]));
+        assert_eq!(fields(&told[1]), json!([slow, "exited", 5]));
+        assert_eq!(keys(output.stdout().lines().next().expect("a line")), JOB_KEYS);
+    }
+
+    fn a_wait_that_is_interrupted_leaves_the_job_alone(f: &Fixture) {
+        let (job, gate) = f.spawn_gated(&[], 5);
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            let wait = f.rsig.spawn_process(&["wait", &job, "-v"]);
+            poll_until("it waits on the host", SOON, || f.processes().len() > 3 || f.is_remote());
+            wait.signal(signal);
+            let status = wait.wait().status();
+            assert!(!status.success(), "{status}");
+        }
+        assert_eq!(f.state(&job), "running");
+        gate.open();
+        f.rsig.run(&["wait", &job]).code(5);
+        f.await_no_processes();
+    }
+
+    fn what_cannot_be_awaited_has_statuses_of_its_own(f: &Fixture) {
+        let lost = f.spawn(&[], &["sleep", "1000"]);
+        let supervisor = f.supervisor(&lost);
+        for process in [supervisor, f.process(&lost)] {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), Signal::SIGKILL).expect("it runs");
+        }
+        f.rsig.run(&["wait", &lost]).code(125).stdout_has("lost");
+        f.rsig.run(&["wait", "nosuchjob"]).code(125).stdout_is("").stderr_has("nosuchjob");
+        let (job, gate) = f.spawn_gated(&[], 0);
+        f.rsig.run(&["wait", "--timeout", "10ms", &job, &lost, "nosuchjob"]).code(124);
+        gate.open();
+        f.rsig.run(&["wait", &lost, &job]).code(125);
+        f.rsig.run(&["wait", &job, "nosuchjob"]).code(125);
+        f.rsig.run(&["wait", "--timeout", "5", &job]).code(2).stderr_has("5s");
+        f.rsig.run(&["wait"]).code(2);
+    }
+}
+
+#[test]
+fn a_host_that_is_gone_is_said_to_be() {
+    let mut f = Site::OpenSshUser.start();
+    let (job, gate) = f.spawn_gated(&[], 0);
+    let lost = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
+    f.rsig.run(&["kill", "-9", "-w", "20s", &lost]).ok();
+    f.server.as_mut().expect("a server").stop();
+    f.rsig.run(&["wait", &job, &lost]).code(255).stdout_has(&lost).stderr_has("server");
+    let output = f.rsig.run(&["wait", "--json", &job]);
+    assert_eq!(json_lines(output.code(255))[0]["state"], "unknown");
+    f.server.as_mut().expect("a server").restart();
+    gate.open();
+    f.rsig.run(&["wait", &job]).code(0);
+}
+
+/// A wait outlasts the connection it began with.
+#[test]
+fn a_wait_goes_on_when_its_connection_breaks() {
+    let f = Site::OpenSshRoot.start();
+    let server = f.server.as_ref().expect("a server");
+    let (job, gate) = f.spawn_gated(&[], 9);
+    let mut wait = f.rsig.spawn_process(&["wait", &job]);
+    poll_until("it waits on the host", SOON, || {
+        f.processes().iter().any(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s")
+    });
+    server.kill_connections();
+    poll_until("it is connected again", SOON, || !server.connections().is_empty());
+    assert!(!wait.has_ended());
+    gate.open();
+    wait.wait().code(9);
+}
+
+#[test]
+fn statuses_from_0_to_255_come_back() {
+    let f = Site::Local.start();
+    for status in (0..256).step_by(5) {
+        let job = f.spawn(&["-c"], &[&format!("exit {status}")]);
+        f.rsig.run(&["wait", "-q", &job]).code(status);
+    }
+}
