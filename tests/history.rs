@@ -97,7 +97,7 @@ on_every_site! {
 
 #[test]
 fn the_path_of_a_signal_is_written_down() {
-    let f = Site::OpenSshUser.start();
+    let f = Site::OpenSshUser.start_with_keeper();
     let job = f.spawn_listener();
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     f.rsig.run(&["kill", "--via", "channel", &job, "USR2"]).ok();

@@ -284,20 +284,28 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
     let f = Site::Local.start();
     let job = spawn_crowd(&f);
     let first = f.process(&job);
-    // The command; then the shell that runs its script.
-    for signals in 1..=2 {
+    // The command; its script; and the part of that which does the work, by what can be sent to it short of KILL.
+    for signals in 0..3 {
         let running = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
         let command = running.pid();
         poll_until("it is being stopped", SOON, || is_stopped(&first));
-        let victim = if signals == 1 {
-            command
-        } else {
-            let script = |process: &Process| process.ppid == command && process.cmdline == "/bin/sh -s";
-            crate::harness::procs::all().into_iter().find(script).expect("its script").pid
+        let shells_of = |parent: i32| {
+            let is_one = move |process: &Process| process.ppid == parent && process.cmdline == "/bin/sh -s";
+            crate::harness::procs::all().into_iter().filter(is_one).map(|process| process.pid).collect::<Vec<_>>()
         };
-        kill(Pid::from_raw(victim), Signal::SIGKILL).expect("it runs");
+        let send = |pid: i32, signal| kill(Pid::from_raw(pid), signal).expect("it runs");
+        match signals {
+            0 => send(command, Signal::SIGKILL),
+            1 => send(shells_of(command)[0], Signal::SIGKILL),
+            _ => {
+                let worker = shells_of(shells_of(command)[0])[0];
+                for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGPIPE] {
+                    send(worker, signal);
+                }
+            }
+        }
         drop(running.wait());
-        assert_crowd_goes_on(&f, signals);
+        assert_crowd_goes_on(&f, signals + 1);
     }
 }
 

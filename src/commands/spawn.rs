@@ -71,7 +71,7 @@ const LOOKING: Duration = Duration::from_secs(10);
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
 pub fn spawn(context: &mut Context, request: &Request) -> Result<Spawned> {
     let (policy, destination) = (context.policy, request.destination.clone());
-    over(context, &mut Line::new(&destination, &policy), &request)
+    over(context, &mut Line::new(&destination, &policy), request)
 }
 
 /// Starts a job over a line that somebody else keeps.

@@ -49,7 +49,8 @@ mkfifo ended 2>/dev/null || rs_relay=
 # Open for writing until the supervisor holds it: a reader of its own would wait for ever where the job is over before it
 # has got round to opening it.
 if [ -n "$rs_relay" ]; then
-	exec 4<>ended 6<ended
+	exec 4<>ended
+	exec 6<ended
 fi
 
 # A session of one's own without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).

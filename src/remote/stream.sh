@@ -46,7 +46,7 @@ out_flow() {
 		size "out.$out_at"
 		next=$((out_at + total))
 		cat <&6
-		[ "$next" -gt "$out_at" ] && [ -e "out.$next" ] || break
+		{ [ "$next" -gt "$out_at" ] && [ -e "out.$next" ]; } || break
 		exec 6<"out.$next"
 		out_at=$next
 	done
@@ -56,7 +56,7 @@ err_flow() {
 		size "err.$err_at"
 		next=$((err_at + total))
 		cat <&7 >&2
-		[ "$next" -gt "$err_at" ] && [ -e "err.$next" ] || break
+		{ [ "$next" -gt "$err_at" ] && [ -e "err.$next" ]; } || break
 		exec 7<"err.$next"
 		err_at=$next
 	done
