@@ -96,9 +96,9 @@ on_every_site! {
 
     fn a_reader_that_goes_leaves_nothing_on_the_host(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&[], 0);
-        // A relay's last process is the cat that waits for the end of its input.
-        let relays = usize::from(f.rsig.keeper);
-        let ready = || f.processes().iter().filter(|process| process.cmdline == "cat").count() == relays;
+        // A relay has two: one waits for the end of the job, and the last to start for the end of the relay's input.
+        let cats = if f.rsig.keeper && f.is_remote() { 2 } else { 0 };
+        let ready = || f.processes().iter().filter(|process| process.cmdline == "cat").count() == cats;
         poll_until("its relay is complete", SOON, ready);
         let before = f.processes().iter().filter(|process| process.name != "sleep").count();
         let tail = f.rsig.spawn_process(&["tail", "-f", &job]);
