@@ -97,7 +97,8 @@ on_every_site! {
 
 #[test]
 fn the_path_of_a_signal_is_written_down() {
-    let f = Site::OpenSshUser.start();
+    let mut f = Site::OpenSshUser.start();
+    f.rsig.keeper = true;
     let job = f.spawn_listener();
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     f.rsig.run(&["kill", "--via", "channel", &job, "USR2"]).ok();
@@ -132,7 +133,6 @@ fn a_signal_whose_answer_nobody_heard_is_not_confirmed() {
 fn a_host_that_is_gone_leaves_no_signal_that_was_not_sent() {
     let mut f = Fixture::with(Some(Server::openssh(Login::User).start()));
     let job = f.spawn(&[], &["sleep", "1000"]);
-    f.rsig.run(&["keeper", "stop", "--all"]).ok();
     f.server.as_mut().expect("a server").stop();
     f.rsig.run(&["kill", &job]).code(255);
     assert_eq!(names(&history(&f, &job)), ["spawn"]);

@@ -65,6 +65,16 @@ fn main_flow(f: &Fixture) {
     follow.wait().ok().stdout_is("one\n");
     f.await_no_processes();
 
+    // A time limit, met and not; and what is forgotten by itself.
+    let job = f.spawn(&["--timeout", "300ms"], &["sleep", "1000"]);
+    f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
+    let job = f.spawn(&["--timeout", "1h"], &["sh", "-c", "exit 5"]);
+    assert!(!f.rsig.run(&["wait", &job]).code(5).stdout().contains("timed out"));
+    let job = f.spawn(&["--timeout", "1h", "--rm"], &["true"]);
+    f.rsig.run(&["wait", &job]).ok();
+    f.await_no_processes();
+    assert!(!f.on_host().contains(&job));
+
     // A job without its supervisor is lost.
     let job = f.spawn(&[], &["sleep", "1000"]);
     for process in [f.supervisor(&job), f.process(&job)] {
