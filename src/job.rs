@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use anyhow::Context as _;
 
-use crate::host::{Connect, Destination, Host};
+use crate::host::{Destination, Host};
 use crate::signal::Os;
 
 /// Crockford's base32 in lower case: no `i`, `l`, `o` or `u`.
@@ -267,12 +267,6 @@ impl Record {
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.destination.host
-    }
-
-    /// How to get to its host.
-    #[must_use]
-    pub fn connect(&self) -> &Connect {
-        &self.destination.connect
     }
 }
 

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Direction, Fixture, Login, Output, Proxy, Running, Server, poll_until};
+use crate::harness::{Direction, Fixture, Login, Output, Proxy, Rsig, Running, Server, poll_until};
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
 
 /// A server behind a proxy, the fixture going through it.
@@ -19,9 +19,10 @@ fn behind_proxy(login: Login) -> (Fixture, Proxy) {
     (fixture, proxy)
 }
 
-/// Bytes after which to cut: a few at the start and in the middle, more at the end, where the script and its answer are.
-fn points(total: u64) -> Vec<u64> {
-    let ends = [4000, 1500, 500, 150, 40, 1].map(|back| total.saturating_sub(back));
+/// Bytes after which to cut: a few at the start and in the middle, more at the `ends`, counted from the end, where the
+/// script and its answer are.
+fn points(total: u64, ends: &[u64]) -> Vec<u64> {
+    let ends = ends.iter().map(|back| total.saturating_sub(*back));
     [0, 15, 900, total / 3, total / 2].into_iter().chain(ends).collect()
 }
 
@@ -115,7 +116,9 @@ fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
     f.spawn(&[], &["true"]);
     let totals = measured(&proxy, || drop(f.spawn(&[], &["sh", "-c", "echo x >>ran; exec sleep 1000"])));
     for (direction, total) in totals {
-        points(total).into_iter().for_each(|after| check_spawn(&f, &proxy, Cut { direction, after, gone: false }));
+        points(total, &[4000, 1500, 500, 150, 40, 1])
+            .into_iter()
+            .for_each(|after| check_spawn(&f, &proxy, Cut { direction, after, gone: false }));
         for back in [600, 60] {
             check_spawn(&f, &proxy, Cut { direction, after: total.saturating_sub(back), gone: true });
         }
@@ -166,7 +169,7 @@ fn a_kill_that_is_cut_anywhere_sends_its_signal_at_most_once_and_says_what_it_di
     let job = (job.as_str(), i32::try_from(pid).expect("a pid"));
     let mut sent = Vec::new();
     for (direction, total) in measured(&proxy, || drop(f.rsig.run(&["kill", job.0, "USR1"]).ok())) {
-        for after in points(total) {
+        for after in points(total, &[3000, 1000, 600, 500, 450, 400, 350, 300, 250, 200, 150, 40, 1]) {
             sent.push(check_kill(&f, &proxy, Cut { direction, after, gone: false }, job));
         }
         for back in [3000, 400, 300, 200, 100, 40] {
@@ -207,7 +210,7 @@ fn a_server_that_is_gone_in_mid_wait_ends_it_with_255_and_the_next_one_goes_on()
     let mut server = Server::openssh(Login::Root).start();
     let connect = server.ssh_config("server").into_os_string().into_string().expect("UTF-8");
     let home = server.home().to_owned();
-    let rsig = crate::harness::Rsig::new();
+    let rsig = Rsig::new();
     let line = "until [ -e go ]; do sleep 0.02; done; exit 7";
     let job = rsig.run(&["spawn", "-F", &connect, "-c", "server", line]).ok().line();
     let wait = rsig.spawn_process(&["wait", &job]);
@@ -227,7 +230,7 @@ fn a_server_that_is_gone_in_mid_wait_ends_it_with_255_and_the_next_one_goes_on()
 
 #[test]
 fn hosts_that_can_not_be_reached_are_named_with_the_reason() {
-    let rsig = crate::harness::Rsig::new();
+    let rsig = Rsig::new();
     let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port").local_addr().expect("its address").port();
     let refusing = Proxy::start(free, Duration::ZERO);
     refusing.refuse(true);

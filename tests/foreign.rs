@@ -62,7 +62,7 @@ fn untamper(what: &str, f: &Fixture, job: &str, aside: &Path) {
 }
 
 fn check(site: Site) {
-    let mut f = site.start();
+    let f = site.start();
     for what in TAMPERED {
         let aside = f.job_home().join("aside");
         let job =
@@ -116,7 +116,7 @@ fn what_others_could_have_written_is_not_believed_there() {
 
 #[test]
 fn a_home_that_is_prepared_by_others_takes_no_job() {
-    let mut f = Site::OpenSshUser.start();
+    let f = Site::OpenSshUser.start();
     let state = f.job_home().join(".local/state");
     let uid = f.server.as_ref().expect("a server").uid();
     for (what, said) in

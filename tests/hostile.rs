@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::harness::keys::{Format, Type};
-use crate::harness::{Login, Output, Rsig, Server, Shell, keys, poll_until};
+use crate::harness::{Fixture, Login, Output, Rsig, Server, Shell, keys, poll_until};
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, harmless, record_on, run_within_memory};
 
 #[test]
@@ -120,7 +120,7 @@ fn a_login_shell_that_is_none_starts_nothing() {
         let accounts = server.dir().join("accounts/passwd");
         let text = fs::read_to_string(&accounts).expect("our own file").replace("/bin/bash", shell);
         fs::write(&accounts, text).expect("our own file");
-        let f = crate::harness::Fixture::with(Some(server));
+        let f = Fixture::with(Some(server));
         let output = f.rsig.run(&f.words("spawn", &[], &["touch", "started"]));
         clear_message(output.code(code).stdout_is(""));
         output.stderr_has(said);
@@ -136,7 +136,7 @@ fn a_login_that_chatters_is_listened_through() {
         .file("banner", "\x1b]0;owned\x07\nAuthorized use only\n")
         .config("Banner {dir}/banner")
         .start();
-    let f = crate::harness::Fixture::with(Some(server));
+    let f = Fixture::with(Some(server));
     let job = f.spawn(&[], &["sh", "-c", "printf 'out\\0\\001'; echo err >&2; sleep 1000"]);
     poll_until("it has written", SOON, || {
         let output = f.rsig.run(&["tail", &job]);
@@ -150,7 +150,7 @@ fn a_login_that_chatters_is_listened_through() {
 #[test]
 fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
     let server = Server::openssh(Login::Root).home_file(".bashrc", "head -c 3000000 /dev/zero | tr '\\0' x\n").start();
-    let f = crate::harness::Fixture::with(Some(server));
+    let f = Fixture::with(Some(server));
     let output = run_within_memory(f.rsig.command(&f.words("spawn", &[], &["sh", "-c", ": >ran; sleep 1000"])));
     clear_message(output.code(255).stdout_is(""));
     output.stderr_has("sends far more than an answer").stderr_has("is not known");

@@ -196,7 +196,9 @@ on_every_site! {
         let at_once = if f.site == Site::DropbearRoot { 5 } else { 10 };
         for count in [at_once, 10 - at_once] {
             let kills: Vec<_> = (0..count).map(|_| f.rsig.spawn_process(&["kill", &job, "RTMIN+6"])).collect();
-            kills.into_iter().for_each(|kill| drop(kill.wait().ok()));
+            for kill in kills {
+                kill.wait().ok();
+            }
         }
         assert_eq!(heard(f, &job, "NUM40"), 10);
 

@@ -15,6 +15,7 @@ mod login;
 mod many;
 mod ps;
 mod rm;
+mod run;
 mod selftest;
 mod shells;
 mod spawn;

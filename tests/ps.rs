@@ -23,7 +23,7 @@ on_every_site! {
         f.await_state(&stopped, "stopped");
         let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
 
-        let [ended, runs, stopped, here] = [&ended, &runs, &stopped, &here].map(|id| id.as_str());
+        let [ended, runs, stopped, here] = [&ended, &runs, &stopped, &here].map(String::as_str);
         let of_host: &[&str] = if f.is_remote() { &[runs, stopped] } else { &[runs, stopped, here] };
         let cases: [(&[&str], &[&str]); 11] = [
             (&[], &[runs, stopped, here]),
@@ -45,7 +45,7 @@ on_every_site! {
         f.rsig.run(&["ps", "--state", "nosuch"]).code(2).stdout_is("");
 
         // A job that has ended meanwhile is shown once more.
-        f.rsig.run(&["kill", "-9", &runs]).ok();
+        f.rsig.run(&["kill", "-9", runs]).ok();
         f.await_state(runs, "exited");
         assert_eq!(ids(f, &[]), [stopped, here]);
     }

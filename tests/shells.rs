@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::harness::running::{program_path, tool};
-use crate::harness::{Fixture, Login, Rsig, Server, Shell, Site, poll_until};
+use crate::harness::{Fixture, Login, Options, Rsig, Server, Shell, Site, poll_until};
 use crate::jobs::{LISTENER, SOON, json_lines, pick};
 use serde_json::json;
 
@@ -20,8 +20,7 @@ fn main_flow(f: &Fixture) {
         &[&["sh", "-c", r#"printf '%s\0' "$ODD" "$RSIG_JOB" "$@"; echo err >&2; exit 3"#, "sh"], &WORDS[..]].concat(),
     );
     f.rsig.run(&["wait", &job]).code(3);
-    let expected =
-        [&["it's\n$(odd)", &job], &WORDS[..]].concat().iter().map(|word| format!("{word}\0")).collect::<String>();
+    let expected = [&["it's\n$(odd)", &job], &WORDS[..]].concat().join("\0") + "\0";
     let tail = f.rsig.run(&["tail", "-c", "+1", &job]);
     assert_eq!((tail.ok().stdout().as_str(), tail.stderr()), (expected.as_str(), "err\n"));
     f.rsig.run(&["tail", "-n", "1", "--stderr", &job]).ok().stdout_is("").stderr_has("err");
@@ -203,33 +202,36 @@ fn nothing_detaches_a_job_where_job_control_does_not_work() {
 }
 
 #[test]
-fn every_login_shell_may_talk_as_it_likes() {
+fn every_login_shell_of_openssh_may_talk_as_it_likes() {
+    every_login_shell_may_talk(&Server::openssh(Login::User));
+}
+
+#[test]
+fn every_login_shell_of_dropbear_may_talk_as_it_likes() {
+    every_login_shell_may_talk(&Server::dropbear(Login::Root));
+}
+
+fn every_login_shell_may_talk(options: &Options) {
     let chatter = "echo good morning; echo good evening >&2\n";
     for shell in Shell::ALL {
-        for options in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
-            let options = options.shell(shell);
-            let file = match shell {
-                Shell::Bash => ".bashrc",
-                Shell::Zsh => ".zshenv",
-                Shell::Fish => ".config/fish/config.fish",
-                Shell::Tcsh => ".tcshrc",
-                Shell::Sh | Shell::Mksh => ".profile",
-            };
-            let talk = if shell == Shell::Tcsh { "echo good morning\n" } else { chatter };
-            let f = Fixture::with(Some(options.home_file(file, talk).start()));
-            let job = f.spawn(&[], &[&["printf", "%s\\0"], &WORDS[..]].concat());
-            f.rsig.run(&["wait", &job]).ok();
-            let tail = f.rsig.run(&["tail", "-f", "-n", "all", &job]);
-            assert_eq!(
-                tail.ok().stderr_is_empty().stdout(),
-                WORDS.map(|word| format!("{word}\0")).concat(),
-                "{shell:?}"
-            );
-            let job = f.spawn(&["-c"], &["sleep 1000; echo next"]);
-            f.rsig.run(&["kill", &job, "INT", "-w", "20s"]).ok().stdout_has("130 (INT)");
-            f.rsig.run(&["rm", "--finished"]).ok();
-            f.await_no_processes();
-        }
+        let options = options.clone().shell(shell);
+        let file = match shell {
+            Shell::Bash => ".bashrc",
+            Shell::Zsh => ".zshenv",
+            Shell::Fish => ".config/fish/config.fish",
+            Shell::Tcsh => ".tcshrc",
+            Shell::Sh | Shell::Mksh => ".profile",
+        };
+        let talk = if shell == Shell::Tcsh { "echo good morning\n" } else { chatter };
+        let f = Fixture::with(Some(options.home_file(file, talk).start()));
+        let job = f.spawn(&[], &[&["printf", "%s\\0"], &WORDS[..]].concat());
+        f.rsig.run(&["wait", &job]).ok();
+        let tail = f.rsig.run(&["tail", "-f", "-n", "all", &job]);
+        assert_eq!(tail.ok().stderr_is_empty().stdout(), WORDS.map(|word| format!("{word}\0")).concat(), "{shell:?}");
+        let job = f.spawn(&["-c"], &["sleep 1000; echo next"]);
+        f.rsig.run(&["kill", &job, "INT", "-w", "20s"]).ok().stdout_has("130 (INT)");
+        f.rsig.run(&["rm", "--finished"]).ok();
+        f.await_no_processes();
     }
 }
 

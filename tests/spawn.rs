@@ -139,7 +139,7 @@ on_every_site! {
         for entry in files(f.rsig.state().to_owned()).chain(files(f.jobs_dir().join(&job))) {
             if entry.file_type().expect("a type").is_file() {
                 let bytes = fs::read(entry.path()).expect("readable");
-                assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{:?}", entry.path());
+                assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{}", entry.path().display());
             }
         }
     }
@@ -202,7 +202,7 @@ on_every_site! {
         for process in [process.pid, process.ppid] {
             for entry in fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").flatten() {
                 let target = fs::read_link(entry.path()).unwrap_or_default();
-                assert!(target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir()), "{target:?}");
+                assert!(target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir()), "{}", target.display());
             }
         }
     }

@@ -65,7 +65,9 @@ on_every_site! {
     fn nothing_is_left_when_both_are_gone(f: &Fixture) {
         let job = f.spawn(&[], &["sleep", "1000"]);
         let processes = [f.supervisor(&job), f.process(&job)];
-        processes.iter().for_each(|process| send(process, Signal::SIGKILL));
+        for process in &processes {
+            send(process, Signal::SIGKILL);
+        }
         poll_until("they are gone", SOON, || !processes.iter().any(Process::runs));
         let told = f.job(&job);
         assert_eq!(pick(&told, ["state", "exit_status"]), json!(["lost", null]));

@@ -13,7 +13,7 @@ on_every_site! {
     fn begins_where_it_is_asked_to(f: &Fixture) {
         let job = f.spawn(&["-c"], &["n=0; while [ $n -lt 30 ]; do n=$((n + 1)); echo out $n; done; echo err >&2; printf tail"]);
         f.rsig.run(&["wait", &job]).ok();
-        let lines = |from: usize, to: usize| (from..=to).map(|n| format!("out {n}\n")).collect::<String>();
+        let lines = |from: usize, to: usize| (from..=to).map(|n| format!("out {n}\n")).collect::<Vec<_>>().concat();
         let all = lines(1, 30) + "tail";
         let cases: [(&[&str], String, &str); 19] = [
             (&[], lines(22, 30) + "tail", "err\n"),
@@ -54,7 +54,6 @@ on_every_site! {
         assert_eq!(written.len(), 50_000_000);
         assert!(written[..256].iter().collect::<std::collections::HashSet<_>>().len() > 250);
         assert!(followed.ok().stderr_is_empty().stdout_bytes() == written, "followed");
-        assert!(f.rsig.run(&["tail", "-c", "+20000001", &job]).ok().stdout_bytes() == &written[20_000_000..], "from the middle");
         assert!(f.rsig.run(&["tail", "-c", "70001", &job]).ok().stdout_bytes() == &written[49_929_999..], "the end");
     }
 

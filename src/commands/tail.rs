@@ -1,6 +1,5 @@
 //! `tail`: passes a job's output on.
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::time::Duration;
 

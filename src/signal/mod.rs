@@ -81,7 +81,6 @@ fn where_listed(os: Os) -> String {
 
 impl SignalWord {
     pub const TERM: Self = Self(Word::Name("TERM"));
-    pub const CONT: Self = Self(Word::Name("CONT"));
     pub const KILL: Self = Self(Word::Name("KILL"));
 
     /// Whether it is 0, which sends nothing and asks whether the job is there.
@@ -199,11 +198,6 @@ impl Signal {
     /// Signal 0: nothing is sent, only whether the job is there is told.
     pub fn is_existence_check(&self) -> bool {
         *self == Self::EXISTENCE_CHECK
-    }
-
-    /// KILL and STOP, which a process can neither catch, block nor ignore.
-    pub fn is_uncatchable(&self) -> bool {
-        matches!(self.name, Name::Plain("KILL" | "STOP"))
     }
 
     /// TSTP, TTIN and TTOU, which by default do nothing to a job: it leads a session of its own,

@@ -288,13 +288,12 @@ impl Keeper {
             until = until.min(self.not_before);
         }
         // What came may have been taken in by the last call for another channel, and the socket says nothing of it. Of
-        // an answer to a request nothing does.
+        // an answer to a request, and of room for what is to be sent, nothing does.
         let now = Instant::now();
+        let untold = |lane: &Lane| !matches!(lane.stage, Stage::Open | Stage::Draining) || lane.waiting() > 0;
         if self.lanes.values().any(|lane| lane.has_more(self.listens(lane))) {
             until = until.min(now + TAKEN_IN);
-        } else if matches!(self.stake(), Stake::Waited)
-            && self.lanes.values().any(|lane| !matches!(lane.stage, Stage::Open | Stage::Draining))
-        {
+        } else if matches!(self.stake(), Stake::Waited) && self.lanes.values().any(untold) {
             until = until.min(now + UNTOLD);
         }
         // The machine may have slept through a deadline: look now and then.

@@ -579,7 +579,7 @@ impl Login<'_> {
     fn offer(&self, text: &str, public: Option<&PublicKey>, passphrase: Option<&str>) -> Outcome {
         let line = public.map(PublicKey::to_line);
         let offer = || self.session.userauth_pubkey_memory(&self.resolved.user, line.as_deref(), text, passphrase);
-        outcome(self.watchdog.within(ANSWER_LIMIT, offer))
+        outcome(self.watchdog.within(ANSWER_LIMIT, || again(offer)))
     }
 
     /// Offers an encrypted key. Where its public half is known, the server is asked about it first,
@@ -624,7 +624,7 @@ impl Login<'_> {
             Err(error) => return self.no_answer(Method::Password, &error),
         };
         let attempt = || self.session.userauth_password(&self.resolved.user, password.expose());
-        let outcome = outcome(self.watchdog.within(ANSWER_LIMIT, attempt));
+        let outcome = outcome(self.watchdog.within(ANSWER_LIMIT, || again(attempt)));
         self.note_try(Method::Password, &outcome);
         outcome
     }
@@ -828,6 +828,17 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
             }));
         }
         answers
+    }
+}
+
+/// Goes on with a call that gave up waiting: libssh2 does so now and then on a busy machine, although the session blocks.
+/// The watchdog sees to it that there is an end.
+fn again(mut call: impl FnMut() -> Result<(), ssh2::Error>) -> Result<(), ssh2::Error> {
+    loop {
+        match call() {
+            Err(error) if error.code() == super::handshake::EAGAIN => std::thread::sleep(Duration::from_millis(2)),
+            done => return done,
+        }
     }
 }
 

@@ -103,12 +103,6 @@ impl Connection {
     pub fn resolved(&self) -> &Resolved {
         &self.resolved
     }
-
-    /// Ends the connection without waiting for the network. An SSH disconnect message is not sent:
-    /// the end of the socket says the same to every server.
-    pub fn close(self) {
-        drop(self);
-    }
 }
 
 impl Drop for Connection {

@@ -24,9 +24,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 const ASKPASS_DEFAULT: &str = "/usr/bin/ssh-askpass";
 /// The longest answer: what a terminal line takes (`MAX_CANON` is 4096 on Linux).
 const ANSWER_MAX: usize = 4096;
-/// How often a question is asked again when the answer is neither yes nor no.
-const CONFIRM_TRIES: usize = 3;
-
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Whether a question is being asked, and the terminal is not to be written to by others.
@@ -40,11 +37,6 @@ pub fn is_asking() -> bool {
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps an answer.
-    pub fn new(answer: impl Into<String>) -> Self {
-        Self(answer.into())
-    }
-
     /// The text itself, to hand to the SSH library.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -105,22 +97,6 @@ pub trait Prompter {
     /// # Errors
     /// Why there is no answer.
     fn line(&mut self, question: &str) -> Result<String, PromptError>;
-
-    /// Asks until the answer is `yes` or `no`.
-    ///
-    /// # Errors
-    /// Why there is no answer.
-    fn confirm(&mut self, question: &str) -> Result<bool, PromptError> {
-        let mut asked = format!("{question} (yes/no)? ");
-        for _ in 0..CONFIRM_TRIES {
-            match self.line(&asked)?.trim().to_ascii_lowercase().as_str() {
-                "yes" => return Ok(true),
-                "no" => return Ok(false),
-                _ => "Please type 'yes' or 'no': ".clone_into(&mut asked),
-            }
-        }
-        Err(PromptError::Cancelled)
-    }
 }
 
 /// Answers no question: `BatchMode`, and every place without a user.
@@ -430,26 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_takes_only_yes_or_no() {
-        struct Says(Vec<&'static str>);
-        impl Prompter for Says {
-            fn available(&self) -> Result<(), PromptError> {
-                Ok(())
-            }
-            fn secret(&mut self, _: &str) -> Result<Secret, PromptError> {
-                Err(PromptError::Cancelled)
-            }
-            fn line(&mut self, _: &str) -> Result<String, PromptError> {
-                Ok(self.0.remove(0).to_owned())
-            }
-        }
-        assert!(Says(vec!["YES"]).confirm("sure").unwrap());
-        assert!(!Says(vec!["y", "", " no "]).confirm("sure").unwrap());
-        assert!(matches!(Says(vec!["y", "", "maybe"]).confirm("sure"), Err(PromptError::Cancelled)));
-    }
-
-    #[test]
     fn a_secret_is_not_shown() {
-        assert_eq!(format!("{:?}", Secret::new("hunter2")), "Secret(...)");
+        assert_eq!(format!("{:?}", Secret("hunter2".to_owned())), "Secret(...)");
     }
 }

@@ -1,0 +1,189 @@
+//! `run`: a job in the foreground, and what happens when either side is cut off.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Fixture, Proxy, Running, Site, on_every_site, poll_until};
+use crate::jobs::SOON;
+
+impl Fixture {
+    fn run_words<'a>(&'a self, options: &[&'a str], line: &'a str) -> Vec<&'a str> {
+        self.words("run", options, &["--", "sh", "-c", line])
+    }
+
+    fn start_run(&self, options: &[&str], line: &str) -> Running {
+        self.rsig.command(&self.run_words(options, line)).stdin_open().start()
+    }
+
+    /// The only unfinished job.
+    fn only_job(&self) -> String {
+        let jobs = self.rsig.run(&["ps", "-q", "--cached"]).ok().stdout();
+        jobs.trim().to_owned()
+    }
+
+    fn await_no_jobs(&self) {
+        poll_until("no job is left", SOON, || self.rsig.run(&["ps", "-q"]).ok().stdout().is_empty());
+        self.await_no_processes();
+    }
+}
+
+/// A job that says what it gets, and ends with status 9 by INT alone.
+const STUBBORN: &str = "trap 'echo term' TERM; trap 'echo usr1' USR1; trap 'echo int; exit 9' INT; echo up
+    while :; do sleep 0.05; done";
+
+on_every_site! {
+    fn streams_and_statuses_are_the_jobs_own(f: &Fixture) {
+        let output = f.rsig.run(&f.run_words(&[], "echo out; echo err >&2; exit 3"));
+        output.code(3).stdout_is("out\n");
+        assert_eq!(output.stderr(), "err\n");
+        f.rsig.run(&f.run_words(&[], "kill -KILL $$")).code(137);
+        f.rsig.run(&f.words("run", &[], &["no-such-command"])).code(127).stderr_has("no-such-command");
+        f.rsig.run(&f.words("run", &[], &["/etc/passwd"])).code(126).stderr_has("not executable");
+        f.rsig.run(&f.words("run", &["-C", "/no/such"], &["ls"])).code(125).stderr_has("/no/such");
+        f.await_no_jobs();
+    }
+
+    fn bytes_go_through_both_ways_as_they_are(f: &Fixture) {
+        let mut bytes: Vec<u8> = (0..=255).cycle().take(3_000_000).collect();
+        bytes.extend_from_slice(b"no line break at the end");
+        let output = f.rsig.command(&f.run_words(&[], "cat; echo done >&2")).stdin(bytes.clone()).run();
+        assert!(output.ok().stdout_bytes() == bytes, "{} bytes came back", output.stdout_bytes().len());
+        f.rsig.command(&f.run_words(&[], "cat; echo over")).stdin(*b"").run().ok().stdout_is("over\n");
+        f.rsig.command(&f.run_words(&["--stdin", "/dev/null"], "wc -c")).stdin(*b"xyz").run().ok().stdout_has("0");
+        // What it does not read is not waited for.
+        f.rsig.command(&f.run_words(&[], "head -c 3")).stdin(vec![b'x'; 500_000]).run().ok().stdout_is("xxx");
+        f.await_no_jobs();
+    }
+
+    fn signals_go_to_the_job(f: &Fixture) {
+        let mut run = f.start_run(&[], STUBBORN);
+        run.wait_for_stdout("up\n");
+        run.signal(Signal::SIGUSR1);
+        run.wait_for_stdout("usr1\n");
+        let job = f.only_job();
+        run.signal(Signal::SIGTSTP);
+        f.await_state(&job, "stopped");
+        run.signal(Signal::SIGCONT);
+        f.await_state(&job, "running");
+        run.signal(Signal::SIGTERM);
+        run.wait_for_stdout("term\n");
+        assert!(!run.has_ended());
+        // A second one that asks it to end is KILL.
+        run.signal(Signal::SIGTERM);
+        run.wait().code(137);
+        f.await_no_jobs();
+    }
+
+    fn a_job_that_does_not_end_in_its_grace_is_killed(f: &Fixture) {
+        let run = f.start_run(&["--grace", "1s"], STUBBORN);
+        run.wait_for_stdout("up\n");
+        run.signal(Signal::SIGTERM);
+        run.wait().code(137).stdout_has("term");
+        f.await_no_jobs();
+    }
+
+    fn it_is_a_job_like_any_other(f: &Fixture) {
+        let run = f.start_run(&["-n", "front"], STUBBORN);
+        run.wait_for_stdout("up\n");
+        assert_eq!(f.state("front"), "running");
+        f.rsig.run(&["tail", "front"]).ok().stdout_is("up\n");
+        f.rsig.run(&["kill", "front", "INT"]).ok();
+        run.wait().code(9).stdout_has("int");
+        f.rsig.run(&["rm", "front"]).ok();
+        f.await_no_jobs();
+    }
+
+    fn a_job_ends_when_its_rsig_is_killed_unless_it_is_to_run_on(f: &Fixture) {
+        let held = f.start_run(&["--tether", "2s"], "echo up; sleep 1000");
+        held.wait_for_stdout("up\n");
+        let job = f.only_job();
+        held.signal(Signal::SIGKILL);
+        held.wait();
+        f.await_state(&job, "exited");
+        f.await_no_processes();
+        let loose = f.start_run(&["--no-tether"], "echo up; sleep 1000");
+        loose.wait_for_stdout("up\n");
+        let job = f.only_job();
+        loose.signal(Signal::SIGKILL);
+        loose.wait();
+        assert_eq!(f.state(&job), "running");
+        f.rsig.run(&["stop", &job]).ok();
+        f.await_no_processes();
+    }
+
+    fn a_stopped_run_holds_its_job(f: &Fixture) {
+        let run = f.start_run(&["--tether", "2s"], "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done");
+        run.wait_for_stdout("up\n");
+        let job = f.only_job();
+        run.signal(Signal::SIGSTOP);
+        // Longer than the tether, with the process that holds it held up itself.
+        let since = std::time::Instant::now();
+        poll_until("more than the tether has passed", SOON, || since.elapsed() > Duration::from_secs(4));
+        assert_eq!(f.state(&job), "running");
+        run.signal(Signal::SIGCONT);
+        f.rsig.run(&["kill", &job, "USR1"]).ok();
+        run.wait().code(4);
+        f.await_no_jobs();
+    }
+}
+
+fn behind_a_proxy(site: Site) -> (Fixture, Proxy) {
+    let mut f = site.start();
+    let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
+    f.go_through(&proxy);
+    (f, proxy)
+}
+
+#[test]
+fn cuts_are_bridged_at_the_right_byte_both_ways() {
+    let (f, proxy) = behind_a_proxy(Site::OpenSshUser);
+    // The numbers come back doubled: what is lost or comes twice on either way shows.
+    let mut run = f.start_run(&[], "while read -r n; do echo $((n * 2)); done; echo end of input >&2; exit 5");
+    let mut expected = String::new();
+    for n in 0..2000 {
+        run.write(format!("{n}\n"));
+        expected += &format!("{}\n", n * 2);
+        if n % 400 == 200 {
+            run.wait_for_stdout(&format!("{}\n", (n / 2) * 2));
+            proxy.cut();
+        }
+    }
+    run.close_stdin();
+    let output = run.wait();
+    output.code(5).stdout_is(&expected).stderr_has("connected again");
+    assert_eq!(output.stderr().matches("end of input").count(), 1);
+    f.await_no_jobs();
+}
+
+#[test]
+fn nobody_to_take_the_output_ends_the_job() {
+    for site in [Site::Local, Site::OpenSshUser] {
+        let f = site.start();
+        let words = f.run_words(&[], "while :; do echo y; sleep 0.01; done");
+        let quoted: Vec<String> = words.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
+        let line = format!("{} {} | head -n 2", env!("CARGO_BIN_EXE_rsig"), quoted.join(" "));
+        let output = crate::harness::running::tool("sh", "dash")
+            .args(["-c", &line])
+            .env("HOME", f.rsig.home())
+            .env("RSIG_STATE_DIR", f.rsig.state())
+            .run();
+        output.ok().stdout_is("y\ny\n");
+        f.await_no_jobs();
+    }
+}
+
+#[test]
+fn output_that_nobody_reads_is_bounded_and_what_is_read_is_deleted() {
+    let f = Site::OpenSshUser.start();
+    let mut run = f.start_run(&["--backlog", "32"], "head -c 150000000 /dev/zero; echo >&2 written");
+    run.close_stdin();
+    let output = run.wait();
+    assert_eq!(output.ok().stdout_bytes().len(), 150_000_000);
+    let jobs = f.on_host();
+    let left: u64 = std::fs::read_dir(f.jobs_dir().join(&jobs[0]))
+        .expect("the job's directory")
+        .map(|entry| entry.expect("readable").metadata().expect("there").len())
+        .sum();
+    assert!(left < 64 << 20, "{left} bytes are left on the host");
+}
