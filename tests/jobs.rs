@@ -47,6 +47,12 @@ syswrite STDOUT, "ready\n";
 sigsuspend($none) while 1"#;
 
 impl Fixture {
+    /// What rsig prints with these words, as JSON, a value a line.
+    #[track_caller]
+    pub fn json(&self, words: &[&str]) -> Vec<Value> {
+        json_lines(&self.rsig.run(words))
+    }
+
     /// The job as `ps --json` has it.
     #[track_caller]
     pub fn job(&self, job: &str) -> Value {

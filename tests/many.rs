@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::harness::tty::ENTER;
-use crate::harness::{Fixture, Login, Rsig, Server, Site, on_every_site, poll_until};
+use crate::harness::{Login, Rsig, Server, Site, on_every_site, poll_until};
 use crate::jobs::{SOON, json_lines};
 use crate::kit::{self, Sayer, Says};
 
@@ -185,7 +185,7 @@ on_every_site! {
         let (job, gate) = f.spawn_gated(&[], 3);
         gate.open();
         poll_until("it has ended", SOON, || f.file(&job, "status").exists());
-        f.rsig.run(&["kill", "--all", "--yes"]).ok().stdout_is(&format!("{job} on {}: it had already ended with status 3\n", f.host));
+        f.rsig.run(&["kill", "--all", "--yes"]).ok().stdout_has(&format!("{job} on {}: it had already ended", f.host));
     }
 
     fn the_first_end_is_enough_for_any(f: &Fixture) {
@@ -200,6 +200,27 @@ on_every_site! {
         f.rsig.run(&["kill", &slow, "-w", "20s"]).ok();
         f.await_no_processes();
     }
+}
+
+/// Both ends are told by relays, and the first does not wait for the second.
+#[test]
+fn an_end_that_a_relay_tells_of_is_told_at_once() {
+    let mut f = Site::OpenSshUser.start();
+    f.rsig.keeper = true;
+    let ((slow, slow_gate), (quick, quick_gate)) = (f.spawn_gated(&[], 5), f.spawn_gated(&[], 6));
+    poll_until("both are held", SOON, || {
+        let keepers = f.json(&["keeper", "status", "--json"]).remove(0);
+        keepers[0]["relays"]
+            .as_array()
+            .is_some_and(|relays| relays.iter().filter(|relay| relay[1] == true).count() == 2)
+    });
+    let wait = f.rsig.spawn_process(&["wait", &slow, &quick]);
+    let any = f.rsig.spawn_process(&["wait", "--any", &slow, &quick]);
+    quick_gate.open();
+    wait.wait_for_stdout(&format!("{quick} on server: ended with status 6"));
+    any.wait().code(6);
+    slow_gate.open();
+    wait.wait().code(6).stdout_has(&format!("{slow} on server: ended with status 5"));
 }
 
 #[test]
