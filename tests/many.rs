@@ -208,14 +208,14 @@ fn an_end_that_a_relay_tells_of_is_told_at_once() {
     let mut f = Site::OpenSshUser.start();
     f.rsig.keeper = true;
     let ((slow, slow_gate), (quick, quick_gate)) = (f.spawn_gated(&[], 5), f.spawn_gated(&[], 6));
+    let keeper = || f.json(&["keeper", "status", "--json"]).remove(0)[0].clone();
+    let takes_signals = |relay: &&Value| relay[1] == true;
     poll_until("both are held", SOON, || {
-        let keepers = f.json(&["keeper", "status", "--json"]).remove(0);
-        keepers[0]["relays"]
-            .as_array()
-            .is_some_and(|relays| relays.iter().filter(|relay| relay[1] == true).count() == 2)
+        keeper()["relays"].as_array().is_some_and(|relays| relays.iter().filter(takes_signals).count() == 2)
     });
     let wait = f.rsig.spawn_process(&["wait", &slow, &quick]);
     let any = f.rsig.spawn_process(&["wait", "--any", &slow, &quick]);
+    poll_until("both wait", SOON, || keeper()["commands"].as_u64() >= Some(2));
     quick_gate.open();
     wait.wait_for_stdout(&format!("{quick} on server: ended with status 6"));
     any.wait().code(6);
