@@ -15,8 +15,9 @@ use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
 use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination, Host};
-use crate::job::{Record, Target};
+use crate::job::{BadJobThere, JobThere, Record};
 use crate::output::{self, Spinner, print, warn};
+use crate::printable::printable;
 use crate::remote::Stream;
 use crate::signal::{self, Os, SignalWord};
 use crate::store::{Store, Which};
@@ -75,8 +76,8 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Kill(arguments) if arguments.list => list_signals(&arguments),
         Command::Kill(arguments) => kill(arguments),
         Command::Stop(arguments) => stop(arguments),
-        Command::Wait(arguments) => wait(&arguments),
-        Command::Tail(arguments) => tail(&arguments),
+        Command::Wait(arguments) => wait(arguments),
+        Command::Tail(arguments) => tail(arguments),
         Command::Ps(arguments) => ps(arguments),
         Command::Rm(arguments) => rm(arguments),
         Command::History(arguments) => history(&arguments),
@@ -92,13 +93,43 @@ fn context(reach: Reach) -> Result<Context> {
     let step = if reach.verbose { output::note } else { |_: &str| () };
     let keeper = !reach.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
     let policy = Policy { batch: false, keeper, parallel: PARALLEL, verbose: reach.verbose, step, warn };
-    Ok(Context { store: Store::open()?, policy })
+    Ok(Context { store: Store::open()?, policy, connect: Connect::default() })
 }
 
-fn context_for_many(reach: Reach, parallel: Parallel) -> Result<Context> {
-    let mut context = context(reach)?;
+fn context_for_many(reach: Reach, parallel: Parallel, connect: Connect) -> Result<Context> {
+    let mut context = Context { connect, ..context(reach)? };
     context.policy.parallel = parallel.parallel.into();
     Ok(context)
+}
+
+/// The options of the command line that take part in connecting.
+fn connect(given: impl Into<Connect>) -> Result<Connect> {
+    let here = std::env::current_dir().context("the current directory can't be read")?;
+    let connect = given.into().absolute(&here);
+    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
+    Ok(connect)
+}
+
+/// The same for a command that names jobs, whose records say how to connect: only a `HOST/ID` among them, or an option
+/// that names a host, has a use for more.
+fn connect_to(jobs: &[OsString], host: Option<&Host>, given: impl Into<Connect>) -> Result<Connect> {
+    let mut used = host.is_some();
+    for job in jobs.iter().filter_map(|word| word.to_str()) {
+        match JobThere::parse(job) {
+            Some(Err(error @ BadJobThere::Host(_))) => {
+                return Err(usage(format!("{}: {error}", printable(job, 80))));
+            }
+            Some(_) => used = true,
+            None => {}
+        }
+    }
+    let connect = connect(given)?;
+    if used || connect == Connect::default() {
+        return Ok(connect);
+    }
+    Err(usage(
+        "a job's record says how to connect to its host: -p, -l, -i, -F, -J and -o are for jobs named as HOST/ID",
+    ))
 }
 
 fn spinner(text: &'static str, common: Common) -> Spinner {
@@ -113,7 +144,7 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
     let [first, others @ ..] = hosts.as_slice() else { return Err(usage("no host is named")) };
     let mut request = job(arguments.job, first.clone(), arguments.connect, arguments.command)?;
     request.merge = arguments.merge;
-    let mut context = context_for_many(arguments.common.reach, arguments.parallel)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, Connect::default())?;
     let mut spinner = spinner("starting the job", arguments.common);
     if others.is_empty() {
         let spawned = spawn::spawn(&mut context, request)?;
@@ -175,11 +206,8 @@ fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<Os
         return Err(usage("the command is empty"));
     }
     let env = job.env.into_iter().map(with_value).collect::<Result<_>>()?;
-    let here = std::env::current_dir().context("the current directory can't be read")?;
-    let connect = Connect::from(connect).absolute(&here);
-    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
     Ok(spawn::Request {
-        destination: Destination { host, connect },
+        destination: Destination { host, connect: self::connect(connect)? },
         command,
         name: job.name,
         cwd: job.cwd,
@@ -247,7 +275,8 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
         target: arguments.target,
         wake: false,
     };
-    let mut context = context_for_many(arguments.common.reach, arguments.parallel)?;
+    let connect = connect_to(&request.jobs, None, arguments.connect)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     if let Some(selection) = selection {
         let asks = arguments.selectors.all && !arguments.yes && !signal.is_existence_check();
         let Some(jobs) = picked(&context, &selection, arguments.common, asks.then(|| signal.to_string()))? else {
@@ -283,10 +312,11 @@ fn stop(arguments: cli::Stop) -> Result<u8> {
         wait: Some(arguments.grace),
         then: Some(SignalWord::KILL),
         ways: Ways::Any,
-        target: Target::Group,
+        target: arguments.target,
         wake: true,
     };
-    let mut context = context_for_many(arguments.common.reach, arguments.parallel)?;
+    let connect = connect_to(&request.jobs, None, arguments.connect)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     if let Some(selection) = arguments.selectors.selection() {
         let asks = arguments.selectors.all && !arguments.yes;
         let signals = asks.then(|| "TERM, then KILL".to_owned());
@@ -346,6 +376,11 @@ fn send(context: &mut Context, request: &kill::Request, common: Common, json: bo
     kill::kill(context, request, |report| {
         spinner.stop();
         status = status.max(output::report_status(&report, waiting));
+        if let Some(note) =
+            report.outcome.as_ref().ok().and_then(|outcome| outcome.note.as_ref()).filter(|_| !common.quiet)
+        {
+            warn(note);
+        }
         let result = if json {
             serde_json::to_string(&output::report_json(&report, &asked, request.target, waiting))
                 .map_err(anyhow::Error::from)
@@ -366,11 +401,12 @@ fn send(context: &mut Context, request: &kill::Request, common: Common, json: bo
     printed.map(|()| status)
 }
 
-fn wait(arguments: &cli::Wait) -> Result<u8> {
-    let mut context = context_for_many(arguments.common.reach, arguments.parallel)?;
+fn wait(arguments: cli::Wait) -> Result<u8> {
+    let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     let selection = arguments.selectors.selection();
     let mut request = wait::Request {
-        jobs: arguments.jobs.clone(),
+        jobs: arguments.jobs,
         selected: selection.is_some(),
         timeout: arguments.timeout,
         any: arguments.any,
@@ -410,14 +446,15 @@ fn wait(arguments: &cli::Wait) -> Result<u8> {
     Ok(output::wait_status(&all))
 }
 
-fn tail(arguments: &cli::Tail) -> Result<u8> {
+fn tail(arguments: cli::Tail) -> Result<u8> {
+    let connect = connect_to(std::slice::from_ref(&arguments.job), None, arguments.connect)?;
     let request = tail::Request {
         out: !arguments.stderr,
         err: !arguments.stdout,
         from: arguments.bytes.map_or(arguments.lines.0, |bytes| bytes.0),
         follow: arguments.follow,
     };
-    let mut context = context(arguments.common.reach)?;
+    let mut context = Context { connect, ..context(arguments.common.reach)? };
     let mut spinner = Spinner::new("asking the host", !arguments.follow && !arguments.common.quiet);
     let mut broken = None;
     let result = tail::tail(&mut context, OsStr::new(&arguments.job), &request, &mut |stream, bytes| {
@@ -435,11 +472,15 @@ fn tail(arguments: &cli::Tail) -> Result<u8> {
 }
 
 fn ps(arguments: cli::Ps) -> Result<u8> {
-    let mut context = context_for_many(arguments.reach, arguments.parallel)?;
+    let discovered = arguments.host.as_ref().filter(|_| arguments.discover);
+    let connect = connect_to(&arguments.jobs, discovered, arguments.connect)?;
+    let discover = discovered.map(|host| Destination { host: host.clone(), connect: connect.clone() });
+    let mut context = context_for_many(arguments.reach, arguments.parallel, connect)?;
     let request = ps::Request {
         jobs: arguments.jobs,
         all: arguments.all,
         host: arguments.host,
+        discover,
         states: arguments.state,
         cached: arguments.cached,
     };
@@ -469,7 +510,8 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
 }
 
 fn rm(arguments: cli::Rm) -> Result<u8> {
-    let mut context = context_for_many(arguments.common.reach, arguments.parallel)?;
+    let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     let mut spinner = spinner("asking the hosts", arguments.common);
     let selection = Selection { hosts: arguments.host, name: arguments.name_pattern };
     let picks = arguments.finished || arguments.older_than.is_some() || selection != Selection::default();
@@ -488,11 +530,11 @@ fn rm(arguments: cli::Rm) -> Result<u8> {
         spinner.stop();
         any = true;
         match removed {
-            rm::Removed::Gone(id, note) => {
+            rm::Removed::Gone(record, note) => {
                 if let Some(note) = note {
                     warn(&note);
                 }
-                printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(id));
+                printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(&record.id));
             }
             rm::Removed::Kept(failure) => {
                 warn(&failure.message);

@@ -268,6 +268,7 @@ impl fmt::Display for Destination {
 mod tests {
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps, reason = "a host may have none")]
     fn remote(user: Option<&str>, name: &str, port: Option<u16>) -> Option<Remote> {
         Some(Remote { user: user.map(str::to_owned), name: name.to_owned(), port })
     }

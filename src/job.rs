@@ -62,6 +62,36 @@ impl FromStr for JobId {
     }
 }
 
+/// `HOST/ID`: a job that its host is asked about, whatever this machine knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobThere {
+    /// The host, as typed.
+    pub host: Host,
+    /// The job's id.
+    pub id: JobId,
+}
+
+/// A word with a `/` that names no job on any host.
+#[derive(Debug, thiserror::Error)]
+pub enum BadJobThere {
+    /// What stands behind the last `/`.
+    #[error("{0}")]
+    Id(#[from] BadJobId),
+    /// What stands before it.
+    #[error("{0}")]
+    Host(#[from] crate::host::HostError),
+}
+
+impl JobThere {
+    /// Splits a word at its last `/`; none is there in an id or a name.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Result<Self, BadJobThere>> {
+        let (host, id) = word.rsplit_once('/')?;
+        let parse = || Ok(Self { id: id.parse()?, host: host.parse()? });
+        Some(parse())
+    }
+}
+
 /// A name that a user gave a job: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct JobName(String);
@@ -157,6 +187,8 @@ pub enum Target {
     Group,
     /// The job's first process alone
     Process,
+    /// The group and every other descendant: daemons and new sessions too, also when the first process has ended
+    Tree,
 }
 
 impl Target {
@@ -166,6 +198,7 @@ impl Target {
         match self {
             Self::Group => "group",
             Self::Process => "process",
+            Self::Tree => "tree",
         }
     }
 }
@@ -240,6 +273,18 @@ impl Record {
         }
     }
 
+    /// A job that nothing is known of but its id and where it is said to be.
+    #[must_use]
+    pub fn unmet(id: JobId, destination: Destination) -> Self {
+        Self::new(id, None, destination, Vec::new())
+    }
+
+    /// Whether its host has yet to say what it is: every job has a command.
+    #[must_use]
+    pub fn is_unmet(&self) -> bool {
+        self.command.is_empty()
+    }
+
     /// The operating system of the job's host, where it is known.
     #[must_use]
     pub fn system(&self) -> Option<Os> {
@@ -310,6 +355,26 @@ mod tests {
         assert_eq!(id.as_str().parse::<JobId>().unwrap(), id);
         for bad in ["", "abc", "abcdefgi", "ABCDEFGH", "../../et", "abcdefghj", "abcdefg\n"] {
             assert!(bad.parse::<JobId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_on_its_host() {
+        for (word, host, id) in [
+            ("web1/abcdefgh", "web1", "abcdefgh"),
+            ("local/01234567", "local", "01234567"),
+            ("bob@web1:2222/abcdefgh", "bob@web1:2222", "abcdefgh"),
+            ("ssh://bob@[::1]:22/abcdefgh", "ssh://bob@[::1]:22", "abcdefgh"),
+        ] {
+            let there = JobThere::parse(word).unwrap().unwrap();
+            assert_eq!((there.host.to_string().as_str(), there.id.as_str()), (host, id), "{word}");
+        }
+        assert!(JobThere::parse("abcdefgh").is_none());
+        for word in ["/", "web1/", "web1/..", "../../etc", "web1/abcdefgi", "web1/abcdefgh/", "$(id)/$(id)"] {
+            assert!(matches!(JobThere::parse(word), Some(Err(BadJobThere::Id(_)))), "{word}");
+        }
+        for word in ["/abcdefgh", "$(id)/abcdefgh", "../../abcdefgh", "a/../abcdefgh", "-x/abcdefgh"] {
+            assert!(matches!(JobThere::parse(word), Some(Err(BadJobThere::Host(_)))), "{word}");
         }
     }
 

@@ -36,7 +36,7 @@ const FILE: &str = "jobs.db";
 
 /// What makes a state file of each schema from one of the schema before it. A step that has been released is never
 /// changed: what it made is on people's disks.
-const STEPS: [&str; 2] = [JOBS, HISTORY];
+const STEPS: [&str; 3] = [JOBS, HISTORY, NAMES_OF_ADOPTED];
 
 // Within one second of created_at, the rowid tells what came first.
 const JOBS: &str = "
@@ -80,24 +80,52 @@ const HISTORY: &str = "
     CREATE INDEX events_of_jobs ON events (job);
 ";
 
+// A job that was found on its host may have a name that another job had before it: it goes by its id only.
+const NAMES_OF_ADOPTED: &str = "
+    ALTER TABLE jobs ADD COLUMN goes_by_name INTEGER NOT NULL DEFAULT 1;
+    DROP INDEX taken_names;
+    DROP INDEX names;
+    CREATE UNIQUE INDEX taken_names ON jobs (name)
+        WHERE name IS NOT NULL AND goes_by_name AND state NOT IN ('exited', 'lost');
+    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL AND goes_by_name;
+";
+
 const COLUMNS: &str = "id, name, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at, \
      exit_status, last_signal, checked_at, created_at, timed_out, ephemeral";
+
+/// A parameter for each of the [`COLUMNS`].
+const VALUES: &str = "?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
+     ?18, ?19";
 
 /// The condition of the index `unfinished`, to the letter: SQLite uses it only then.
 const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
 
-/// The schema of an open file.
-fn schema(connection: &Connection) -> rusqlite::Result<u32> {
+/// The schema that the file has.
+fn schema_of(connection: &Connection) -> rusqlite::Result<u32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Takes the [`STEPS`] that a file has not seen yet. In an immediate transaction, so that only one command does.
-fn take_steps(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
-    let taken = schema(transaction)?;
+/// Takes the [`STEPS`] that a file has not seen yet, and says which schema it has then. In an immediate transaction, so
+/// that only one command does; another may have while this one waited, also a newer rsig.
+fn take_steps(transaction: &Transaction<'_>) -> rusqlite::Result<u32> {
+    let taken = schema_of(transaction)?;
     for step in STEPS.iter().skip(taken as usize) {
         transaction.execute_batch(step)?;
     }
-    transaction.pragma_update(None, "user_version", taken.max(SCHEMA))
+    let schema = taken.max(SCHEMA);
+    transaction.pragma_update(None, "user_version", schema)?;
+    Ok(schema)
+}
+
+/// Carries out a statement on the row of a record, and says how many rows that changed: none where it is that of a job
+/// somewhere else with the same id. The parameters behind the first three are `values`.
+fn on_row(connection: &Connection, statement: &str, record: &Record, values: &[&str]) -> rusqlite::Result<usize> {
+    let Destination { host, connect } = &record.destination;
+    let row = [record.id.to_string(), host.to_string(), json(connect)?];
+    let parameters = row.iter().map(String::as_str).chain(values.iter().copied());
+    connection
+        .prepare_cached(&format!("{statement} WHERE id = ?1 AND host = ?2 AND connect = ?3"))?
+        .execute(rusqlite::params_from_iter(parameters))
 }
 
 /// An open state file.
@@ -228,18 +256,15 @@ impl Store {
         let head = read_head(&path).with_context(|| format!("the state file {shown} can't be read"))?;
         match content(&head) {
             Content::Foreign => bail!("{shown} is not a state file of rsig; it is left as it is"),
-            Content::Ours { schema, .. } if schema > SCHEMA => bail!(
-                "the state file {shown} is from a newer rsig (its schema is {schema}, this rsig knows {SCHEMA}): \
-                 use that one; the file is left as it is"
-            ),
-            Content::Ours { finished: true, .. } => Self::connect(&path).and_then(Self::brought_up_to_date),
+            Content::Ours { schema, .. } if schema > SCHEMA => Err(newer(schema)),
+            Content::Ours { finished: true, .. } => Self::connect(&path).and_then(Self::up_to_date),
             // Whoever was making it may have been killed in the middle.
             Content::Ours { finished: false, .. } | Content::Nothing => Self::create(directory, &path),
         }
         .with_context(|| format!("the state file {shown} can't be used"))
     }
 
-    /// Opens the state file to look at it, if there is one: makes and changes nothing.
+    /// Opens the state file to look at it, if there is one of this version: makes and changes nothing.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -253,7 +278,8 @@ impl Store {
         }
         check_directory(&directory)?;
         let connection = Self::open_file(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Some(Self { connection, path }))
+        // The next command that writes brings an older one up to date.
+        Ok((schema_of(&connection)? == SCHEMA).then_some(Self { connection, path }))
     }
 
     fn open_file(path: &Path, access: OpenFlags) -> Result<Connection> {
@@ -272,6 +298,22 @@ impl Store {
         Ok(Self { connection, path: path.to_owned() })
     }
 
+    /// Brings a file that an older rsig made up to this version's schema.
+    fn up_to_date(mut self) -> Result<Self> {
+        // Asked of SQLite: what the file's head says may be older than the log beside it.
+        match schema_of(&self.connection)? {
+            SCHEMA => return Ok(self),
+            schema if schema > SCHEMA => return Err(newer(schema)),
+            _ => {}
+        }
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let schema = take_steps(&transaction)?;
+        transaction.commit()?;
+        // So that an older rsig sees it in the file's head. While others read, that is left to a later checkpoint.
+        drop(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+        if schema > SCHEMA { Err(newer(schema)) } else { Ok(self) }
+    }
+
     /// Makes the file under a lock: a change of the journal's mode does not wait for others (sqlite.org/wal.html).
     fn create(directory: &Path, path: &Path) -> Result<Self> {
         let lock =
@@ -287,23 +329,7 @@ impl Store {
         transaction.prepare(&format!("SELECT {COLUMNS} FROM jobs")).map(drop)?;
         transaction.commit()?;
         store.connection.pragma_update(None, "journal_mode", "WAL")?;
-        Ok(store)
-    }
-
-    /// Takes the steps to the schema of this version. What the file's head says may be old: the newest is in the log.
-    fn brought_up_to_date(mut self) -> Result<Self> {
-        let schema = schema(&self.connection)?;
-        if schema > SCHEMA {
-            bail!("it is from a newer rsig (its schema is {schema}, this rsig knows {SCHEMA}); use that one");
-        }
-        if schema < SCHEMA {
-            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            take_steps(&transaction)?;
-            transaction.commit()?;
-            // Into the head with it, where an older rsig looks. Whoever reads meanwhile only puts that off.
-            self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
-        }
-        Ok(self)
+        store.up_to_date()
     }
 
     /// Adds a new record, so that it is on the disk when this returns.
@@ -312,19 +338,17 @@ impl Store {
     /// [`Taken`] when the id or the name is in use; else what the file says.
     pub fn insert(&mut self, record: &Record) -> Result<()> {
         self.connection.pragma_update(None, "synchronous", "FULL")?;
-        let statement = format!(
-            "INSERT INTO jobs ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19)"
-        );
+        let statement = format!("INSERT INTO jobs ({COLUMNS}) VALUES ({VALUES})");
         let inserted = self.change(|transaction| {
             execute(transaction, &statement, record)?;
-            history::write(transaction, &record.id, &Happening::spawn(record)).map(drop)
+            history::write(transaction, record, &Happening::spawn(record)).map(drop)
         });
         self.connection.pragma_update(None, "synchronous", "NORMAL")?;
         match inserted {
             Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::ConstraintViolation => {
                 Err(Taken.into())
             }
-            other => other.map_err(|error| self.blamed(error)),
+            other => other.map(drop).map_err(|error| self.blamed(error)),
         }
     }
 
@@ -333,20 +357,39 @@ impl Store {
         anyhow::Error::new(error).context(format!("the state file {} can't be used", self.path.display()))
     }
 
-    /// Writes what is known of jobs over their records; none is made where there is none any more. A record that says
-    /// how the job ended is not taken back by a command that looked earlier, and the last signal is kept.
+    /// Adds records of jobs that were found on their hosts, and says how many were new. One that is there already stays
+    /// as it is, and a name that some job here goes by is not given to another: that one goes by its id only. Of several
+    /// with the same name the first gets it.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn adopt<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<usize> {
+        let statement = format!(
+            "INSERT INTO jobs ({COLUMNS}, goes_by_name) \
+             SELECT {VALUES}, NOT EXISTS (SELECT 1 FROM jobs WHERE name = ?2 AND goes_by_name) \
+             WHERE true ON CONFLICT (id) DO NOTHING"
+        );
+        let adopted = self.change(|transaction| {
+            records.into_iter().try_fold(0, |new, record| Ok(new + execute(transaction, &statement, record)?))
+        });
+        adopted.map_err(|error| self.blamed(error))
+    }
+
+    /// Writes what is known of jobs over their records. None is made where there is none any more, and that of a job
+    /// somewhere else with the same id is left alone. A record that says how the job ended is not taken back by a command
+    /// that looked earlier, and the last signal is kept.
     ///
     /// # Errors
     /// What the file says.
     pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
-        let statement = "UPDATE jobs SET name=?2, host=?3, connect=?4, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
+        let statement = "UPDATE jobs SET name=?2, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
              pgid=?10, os=?11, started_at=?12, finished_at=?13, exit_status=?14, \
              last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17, timed_out=?18, ephemeral=?19 \
-             WHERE id=?1 AND (state <> 'exited' OR ?8 = 'exited')";
+             WHERE id=?1 AND host=?3 AND connect=?4 AND (state <> 'exited' OR ?8 = 'exited')";
         let written = self.change(|transaction| {
             records.into_iter().try_for_each(|record| {
                 history::write_end(transaction, record)?;
-                execute(transaction, statement, record)
+                execute(transaction, statement, record).map(drop)
             })
         });
         written.map_err(|error| self.blamed(error))
@@ -364,32 +407,36 @@ impl Store {
     ///
     /// # Errors
     /// What the file says.
-    pub fn remove(&mut self, id: &JobId) -> Result<()> {
-        self.delete(id, &Happening::Removal)
+    pub fn remove(&mut self, record: &Record) -> Result<()> {
+        self.delete(record, &Happening::Removal).map(drop)
     }
 
-    /// Drops the record of a job whose files stay.
+    /// Drops the record of a job whose files stay, and says whether there was one.
     ///
     /// # Errors
     /// What the file says.
-    pub fn forget(&mut self, id: &JobId) -> Result<()> {
-        self.delete(id, &Happening::Forget)
+    pub fn forget(&mut self, record: &Record) -> Result<bool> {
+        self.delete(record, &Happening::Forget)
     }
 
     /// Takes back the record of a job that was not started.
     ///
     /// # Errors
     /// What the file says.
-    pub fn not_started(&mut self, id: &JobId, why: Kind) -> Result<()> {
-        self.delete(id, &Happening::not_started(why))
+    pub fn not_started(&mut self, record: &Record, why: Kind) -> Result<()> {
+        self.delete(record, &Happening::not_started(why)).map(drop)
     }
 
-    fn delete(&mut self, id: &JobId, happening: &Happening) -> Result<()> {
+    /// Drops a record, and says whether there was one: that of a job somewhere else with the same id is not touched.
+    fn delete(&mut self, record: &Record, happening: &Happening) -> Result<bool> {
         let done = self.change(|transaction| {
-            history::write(transaction, id, happening)?;
-            transaction.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()])
+            let rows = on_row(transaction, "DELETE FROM jobs", record, &[])?;
+            if rows > 0 {
+                history::write(transaction, record, happening)?;
+            }
+            Ok(rows > 0)
         });
-        done.map(drop).map_err(|error| self.blamed(error))
+        done.map_err(|error| self.blamed(error))
     }
 
     /// The unfinished or finished jobs, or all, whose names fit a pattern of SQLite's GLOB, the oldest first.
@@ -427,7 +474,8 @@ impl Store {
     /// What the file says.
     pub fn named(&self, name: &JobName) -> Result<Option<Record>> {
         let statement = format!(
-            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
+            "SELECT {COLUMNS} FROM jobs WHERE name = ?1 AND goes_by_name \
+             ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
         );
         self.one(&statement, name.as_str())
     }
@@ -483,6 +531,13 @@ impl Store {
     }
 }
 
+fn newer(schema: u32) -> anyhow::Error {
+    anyhow!(
+        "it is from a newer rsig (its schema is {schema}, this rsig knows {SCHEMA}): use that one; the file is left as \
+         it is"
+    )
+}
+
 /// An id or a name is in use.
 #[derive(Debug, thiserror::Error)]
 #[error("the name is taken")]
@@ -494,7 +549,7 @@ fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
 }
 
 /// Binds a record to a statement whose parameters are the [`COLUMNS`] in their order.
-fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlite::Result<()> {
+fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlite::Result<usize> {
     connection.prepare_cached(statement)?.execute(params![
         record.id.as_str(),
         record.name.as_ref().map(JobName::as_str),
@@ -515,8 +570,7 @@ fn execute(connection: &Connection, statement: &str, record: &Record) -> rusqlit
         record.created_at,
         record.timed_out,
         record.ephemeral,
-    ])?;
-    Ok(())
+    ])
 }
 
 /// A row as a record. What is in the file was written by us, but a person may have been there since.

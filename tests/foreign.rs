@@ -49,7 +49,7 @@ fn tamper(what: &str, jobs: &Path, job: &str, aside: &Path) {
 }
 
 fn untamper(what: &str, f: &Fixture, job: &str, aside: &Path) {
-    let (jobs, uid) = (f.jobs_dir(), f.server.as_ref().map_or(0, |server| server.uid()));
+    let (jobs, uid) = (f.jobs_dir(), f.server.as_ref().map_or(0, crate::harness::Server::uid));
     let dir = jobs.join(job);
     if what == "the directory is a link" {
         fs::remove_file(&dir).expect("our link");

@@ -97,8 +97,7 @@ on_every_site! {
 
 #[test]
 fn the_path_of_a_signal_is_written_down() {
-    let mut f = Site::OpenSshUser.start();
-    f.rsig.keeper = true;
+    let f = Site::OpenSshUser.start_with_keeper();
     let job = f.spawn_listener();
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     f.rsig.run(&["kill", "--via", "channel", &job, "USR2"]).ok();
@@ -205,6 +204,10 @@ fn a_long_history_costs_nothing() {
                 SELECT 'j' || i, 'h', '{}', '[]', 'exited', 1700000000 FROM n";
     transaction.execute(fill, []).expect("filled");
     transaction.commit().expect("written");
-    let after = kill(7);
-    assert!(after < before * 3, "{before:?}, then {after:?}");
+    // A command that read them all would take some ten times as long; a busy machine may need another look.
+    let mut after = Duration::MAX;
+    poll_until("it is as quick as before", SOON, || {
+        after = after.min(kill(5));
+        after < before * 3
+    });
 }

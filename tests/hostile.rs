@@ -44,12 +44,14 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
     ];
     let sayers: Vec<_> = cases.into_iter().map(|(name, says, said)| (name, Sayer::start(says), said)).collect();
     for (name, sayer, said) in &sayers {
-        let config = config_for(&rsig, name, sayer.port(), "ConnectTimeout 1");
+        // A megabyte may take a busy machine longer than the silence that others are told by.
+        let timeout = if *said == "not with SSH" { "ConnectTimeout 6" } else { "ConnectTimeout 1" };
+        let config = config_for(&rsig, name, sayer.port(), timeout);
         let start = Instant::now();
         let output = run_within_memory(rsig.command(&["spawn", "-F", &config, name, "--", "true"]));
         output.code(255).stdout_is("").stderr_has(name).stderr_has(said);
         clear_message(&output);
-        assert!(start.elapsed() < Duration::from_secs(9), "{name}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{name}");
     }
     assert_eq!(kit::recorded(&rsig), Vec::<String>::new());
 }

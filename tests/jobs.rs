@@ -2,14 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::harness::{Fixture, Output, Process, poll_until};
 
-/// What any step of a test may take, on a machine with much else to do.
-pub const SOON: Duration = Duration::from_secs(20);
+pub use crate::harness::SOON;
 
 /// What `ps --json` says of a job, in this order.
 pub const JOB_KEYS: [&str; 16] = [

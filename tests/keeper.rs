@@ -1,10 +1,18 @@
 //! The keeper: signals by channel first, one round trip, and nothing lost when it dies.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use crate::harness::{Fixture, Login, Proxy, Server, Site, on_every_kept_site, poll_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(10);
+use crate::harness::tty::{CTRL_C, ENTER};
+use crate::harness::{
+    Direction, Fixture, Invocation, Login, Process, Proxy, SOON, Server, on_every_kept_site, poll_until, tool,
+};
 
 /// A job that writes a dot for each USR1, and ends by TERM with status 7. Its handlers run at once, one at a time:
 /// perl's own deferred ones are merged.
@@ -68,9 +76,478 @@ on_every_kept_site! {
     fn ten_kills_at_once_count_ten(f: &Fixture) {
         let job = counter(f);
         let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
-        kills.into_iter().for_each(|mut kill| { kill.wait().ok(); });
+        kills.into_iter().for_each(|kill| { kill.wait().ok(); });
         poll_until("ten are counted", SOON, || counted(f, &job) == 10);
         f.rsig.run(&["stop", &job]).ok();
         assert_eq!(counted(f, &job), 10);
     }
+}
+
+/// A keeper as `keeper status --json` shows it.
+fn keepers(f: &Fixture) -> Vec<Value> {
+    let json = f.rsig.run(&["keeper", "status", "--json"]).ok().stdout();
+    serde_json::from_str(&json).expect("keeper status prints JSON")
+}
+
+fn keeper_pids(f: &Fixture) -> Vec<i32> {
+    let mut found = f.rsig.processes();
+    found.retain(|process| process.cmdline.contains("keeper-serve"));
+    found.iter().map(|process| process.pid).collect()
+}
+
+fn kill9(pid: i32) {
+    // One that has just ended is as good as killed.
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
+/// Waits until the job's relay takes signals and a spare shell is open.
+#[track_caller]
+fn warm(f: &Fixture, job: &str) {
+    poll_until("the relay takes signals", SOON, || {
+        let keepers = keepers(f);
+        let relay =
+            keepers.iter().flat_map(|keeper| keeper["relays"].as_array().expect("relays")).find(|r| r[0] == job);
+        relay.is_some_and(|relay| relay[1] == true)
+    });
+}
+
+/// The dots that a counter has written, read where it writes them.
+fn dots(f: &Fixture, job: &str) -> usize {
+    let out = std::fs::read(f.jobs_dir().join(job).join("out")).expect("the job has a log");
+    out.split(|byte| *byte == b'.').count() - 1
+}
+
+fn new_counter(f: &Fixture) -> String {
+    let job = f.spawn(&[], &["perl", "-e", COUNTER]);
+    let out = f.jobs_dir().join(&job).join("out");
+    poll_until("the counter is ready", SOON, || std::fs::read(&out).is_ok_and(|out| out.starts_with(b"ready")));
+    job
+}
+
+/// Asserts that a job has counted so many, and that no more come: whatever was on its way has been counted by the time
+/// that the job has ended.
+#[track_caller]
+fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
+    poll_until(&format!("{what}: {expected} are counted, not {}", dots(f, job)), SOON, || dots(f, job) >= expected);
+    f.rsig.run(&["stop", job]).ok();
+    assert_eq!(dots(f, job), expected, "{what}");
+}
+
+/// What runs on the host besides jobs and their supervisors.
+fn helpers(f: &Fixture) -> Vec<Process> {
+    let mut found = f.processes();
+    found.retain(|process| process.cmdline.ends_with("/bin/sh -s") || process.name == "cat" || process.name == "sleep");
+    found
+}
+
+#[track_caller]
+fn nothing_is_left(f: &Fixture) {
+    poll_until("no helper is left on the host", SOON, || helpers(f).is_empty());
+}
+
+/// A server whose host is reached by a keeper.
+fn kept(server: Server) -> Fixture {
+    let mut fixture = Fixture::with(Some(server));
+    fixture.rsig.keeper = true;
+    fixture
+}
+
+/// Servers that honour channel signals, behind a proxy.
+fn honouring() -> [(Fixture, Proxy); 2] {
+    [Server::openssh(Login::User), Server::dropbear(Login::Root)].map(|options| behind_proxy(options.start()))
+}
+
+fn behind_proxy(server: Server) -> (Fixture, Proxy) {
+    let proxy = Proxy::start(server.port(), Duration::ZERO);
+    let mut fixture = kept(server);
+    fixture.go_through(&proxy);
+    (fixture, proxy)
+}
+
+#[test]
+fn a_cut_anywhere_between_request_and_answer_sends_once() {
+    for (f, proxy) in honouring() {
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            for after in [0, 1, 30, 60, 90, 110, 150] {
+                let job = new_counter(&f);
+                warm(&f, &job);
+                proxy.cut_after_bytes(direction, after);
+                f.rsig.run(&["kill", &job, "USR1"]).ok();
+                ends_with(&f, &job, 1, &format!("{direction:?} {after}"));
+                proxy.cut();
+            }
+        }
+        f.rsig.run(&["keeper", "stop", "--all"]);
+        nothing_is_left(&f);
+    }
+}
+
+#[test]
+fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
+    for (f, proxy) in honouring() {
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            let job = new_counter(&f);
+            warm(&f, &job);
+            proxy.hold(direction);
+            let kill = f.rsig.spawn_process(&["kill", &job, "USR1"]);
+            poll_until("the relay is retired", SOON, || {
+                keepers(&f).iter().any(|keeper| keeper["relays"].as_array().is_some_and(|all| all[0][1] == false))
+            });
+            proxy.release();
+            kill.wait().ok();
+            // By pid from now on.
+            let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
+            assert_eq!(value(&json, "via"), "\"pid\"");
+            ends_with(&f, &job, 2, &format!("{direction:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_relay_that_stands_still_is_passed_by_and_stays_silent() {
+    for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
+        let f = kept(server.start());
+        let job = new_counter(&f);
+        warm(&f, &job);
+        let helper = helpers(&f).into_iter().find(|process| process.name == "cat").expect("a relay has helpers");
+        let all = f.processes();
+        let mut relay = all.iter().find(|process| process.pid == helper.ppid).expect("the helper's parent");
+        // One of the helpers has a shell of its own in between.
+        while let Some(parent) = all.iter().find(|p| p.pid == relay.ppid && p.cmdline.ends_with("sh -s")) {
+            relay = parent;
+        }
+        kill(Pid::from_raw(relay.pid), Signal::SIGSTOP).expect("the relay is there");
+        let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
+        assert_eq!((value(&json, "sent"), value(&json, "via")), ("true".into(), "\"pid\"".into()));
+        let forced = f.rsig.run(&["kill", "--json", "--via", "channel", &job, "USR1"]);
+        assert!(forced.code(1).line().contains("\"no_channel\""));
+        kill(Pid::from_raw(relay.pid), Signal::SIGCONT).expect("the relay is there");
+        let status = format!("/proc/{}/status", relay.pid);
+        poll_until("it has taken its signal", SOON, || {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            text.lines()
+                .filter(|line| line.starts_with("SigPnd") || line.starts_with("ShdPnd"))
+                .all(|l| l.ends_with("0000"))
+        });
+        ends_with(&f, &job, 1, "stopped relay");
+    }
+}
+
+#[test]
+fn kills_count_once_each_whenever_the_keeper_is_killed() {
+    for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
+        let f = kept(server.start());
+        for counted in [0, 1, 3, 7] {
+            let job = new_counter(&f);
+            warm(&f, &job);
+            let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
+            poll_until("some are counted", SOON, || dots(&f, &job) >= counted);
+            keeper_pids(&f).into_iter().for_each(kill9);
+            kills.into_iter().for_each(|kill| {
+                kill.wait().ok().stderr_is_empty();
+            });
+            ends_with(&f, &job, 10, &format!("keeper killed after {counted}"));
+        }
+        keeper_pids(&f).into_iter().for_each(kill9);
+        nothing_is_left(&f);
+    }
+}
+
+#[test]
+fn a_client_that_is_killed_leaves_no_trace() {
+    let f = kept(Server::openssh(Login::User).start());
+    let job = new_counter(&f);
+    warm(&f, &job);
+    let before = helpers(&f).len();
+    for milliseconds in 0..25 {
+        let words: [&[&str]; 3] = [&["kill", &job, "USR1"], &["ps"], &["wait", &job]];
+        let client = f.rsig.spawn_process(words[milliseconds % 3]);
+        // Any moment will do.
+        std::thread::sleep(Duration::from_millis(milliseconds as u64));
+        kill9(client.pid());
+    }
+    f.rsig.run(&["ps"]).ok().stderr_is_empty();
+    poll_until("the relay and the spare shell alone are left", SOON, || helpers(&f).len() == before);
+    let counted = dots(&f, &job);
+    f.rsig.run(&["kill", &job, "USR1"]).ok();
+    ends_with(&f, &job, counted + 1, "after clients were killed");
+    assert_eq!(keeper_pids(&f).len(), 1);
+}
+
+#[test]
+fn few_sessions_are_enough() {
+    for sessions in 1..=3 {
+        let server = Server::openssh(Login::User).config(&format!("MaxSessions {sessions}")).start();
+        let f = kept(server);
+        let jobs: Vec<String> = (0..4).map(|_| new_counter(&f)).collect();
+        for job in &jobs {
+            f.rsig.run(&["kill", job, "USR1"]).ok().stderr_is_empty();
+            f.rsig.run(&["tail", job]).ok().stderr_is_empty();
+        }
+        let all: Vec<_> = (0..6).map(|_| f.rsig.spawn_process(&["ps"])).collect();
+        all.into_iter().for_each(|ps| {
+            ps.wait().ok().stderr_is_empty();
+        });
+        for job in &jobs {
+            let words = ["kill", "--wait", "10s", job];
+            f.rsig.run(&words).ok().stderr_is_empty();
+            assert_eq!(dots(&f, job), 1, "MaxSessions {sessions}");
+        }
+        assert_eq!(keeper_pids(&f).len(), 1, "MaxSessions {sessions}");
+    }
+}
+
+#[test]
+fn more_jobs_than_relays() {
+    let f = kept(Server::openssh(Login::User).start());
+    let jobs: Vec<String> = (0..9).map(|_| new_counter(&f)).collect();
+    jobs.iter().take(6).for_each(|job| warm(&f, job));
+    let mut words = vec!["kill", "--json", "-s", "USR1"];
+    words.extend(jobs.iter().map(String::as_str));
+    let json = f.rsig.run(&words).ok().stdout();
+    let via = |way: &str| json.lines().filter(|line| value(line, "via") == way).count();
+    assert_eq!((via("\"channel\""), via("\"pid\"")), (6, 3), "{json}");
+    words.splice(..4, ["kill", "--wait", "10s", "-s", "TERM"]);
+    f.rsig.run(&words).ok();
+    jobs.iter().for_each(|job| assert_eq!(dots(&f, job), 1));
+    poll_until("the ended relays are let go", SOON, || keepers(&f)[0]["relays"].as_array().is_some_and(Vec::is_empty));
+}
+
+#[test]
+fn an_end_is_pushed_and_nothing_polls_for_it() {
+    for (f, proxy) in honouring() {
+        let job = new_counter(&f);
+        warm(&f, &job);
+        let waiting = f.rsig.spawn_process(&["wait", &job]);
+        poll_until("it is waited for", SOON, || keepers(&f)[0]["commands"] == 1);
+        let bytes = proxy.bytes(Direction::ToServer);
+        let pid: i32 = std::fs::read_to_string(f.jobs_dir().join(&job).join("pid"))
+            .ok()
+            .and_then(|text| text.split(' ').next()?.parse().ok())
+            .expect("a pid");
+        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("the job runs");
+        waiting.wait().code(7);
+        assert!(proxy.bytes(Direction::ToServer) < bytes + 1000, "a script was sent");
+        // A job that is over before its relay is ready.
+        for _ in 0..5 {
+            let job = f.spawn(&[], &["sh", "-c", "exit 3"]);
+            f.rsig.run(&["wait", &job]).code(3);
+        }
+        // Time-outs, and a second signal.
+        let job = f.spawn(&[], &["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]);
+        f.rsig.run(&["wait", "--timeout", "100ms", &job]).code(124);
+        f.rsig.run(&["kill", "--wait", "100ms", &job]).code(124);
+        let json = f.rsig.run(&["kill", "--json", "--wait", "300ms", "--then", "KILL", &job]).ok().line();
+        assert_eq!(value(&json, "exit_signal"), "\"KILL\"", "{json}");
+    }
+}
+
+#[test]
+fn a_warm_kill_costs_one_round_trip() {
+    let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let job = new_counter(&f);
+    warm(&f, &job);
+    let turns = proxy.turns();
+    f.rsig.run(&["kill", &job, "USR1"]).ok();
+    assert_eq!(proxy.turns() - turns, 2);
+}
+
+#[test]
+fn nothing_of_the_caller_is_kept() {
+    let f = kept(Server::openssh(Login::User).start());
+    let rsig = env!("CARGO_BIN_EXE_rsig");
+    let here = f.rsig.dir().join("here");
+    std::fs::create_dir(&here).expect("a directory");
+    let words = f.words("spawn", &[], &["--", "true"]).join(" ");
+    let script =
+        format!("umask 0; exec 9>lock; flock 9; out=$({rsig} {words}) && {rsig} {words} | cat && echo \"$out\"");
+    let invocation = Invocation::of("/bin/sh").arg("-c").arg(script).cwd(&here);
+    invocation.env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state()).run().ok().stderr_is_empty();
+    tool("flock", "util-linux").args(["-n", "lock", "true"]).cwd(&here).run().ok();
+    let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
+    let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).expect("the keeper runs");
+    assert_eq!(link("cwd"), std::path::Path::new("/"));
+    for fd in ["fd/0", "fd/1", "fd/2"] {
+        assert_eq!(link(fd), std::path::Path::new("/dev/null"));
+    }
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the keeper runs");
+    assert!(status.contains("Umask:\t0077"), "{status}");
+    assert_eq!(nix::unistd::getsid(Some(Pid::from_raw(pid))), Ok(Pid::from_raw(pid)));
+}
+
+#[test]
+fn status_and_stop() {
+    let f = kept(Server::openssh(Login::User).start());
+    assert!(keepers(&f).is_empty());
+    let job = new_counter(&f);
+    warm(&f, &job);
+    let status = &keepers(&f)[0];
+    assert_eq!(
+        (&status["host"], status["pid"].as_i64()),
+        (&Value::from("server"), keeper_pids(&f).first().map(|p| i64::from(*p)))
+    );
+    f.rsig.run(&["keeper", "status"]).ok().stdout_has("server");
+    f.rsig.run(&["keeper", "stop", "elsewhere"]).code(1);
+    f.rsig.run(&["keeper", "stop", "server"]).ok();
+    poll_until("it is gone", SOON, || keeper_pids(&f).is_empty());
+    nothing_is_left(&f);
+    let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
+    assert_eq!(value(&json, "via"), "\"pid\"");
+    ends_with(&f, &job, 1, "after stop");
+}
+
+#[test]
+fn without_a_keeper() {
+    let f = kept(Server::openssh(Login::User).start());
+    let spawn = f.words("spawn", &["--no-keeper"], &["--", "sleep", "1000"]);
+    let job = f.rsig.run(&spawn).ok().line();
+    f.rsig.command(&["ps"]).env("RSIG_KEEPER", "0").run().ok();
+    let json = f.rsig.command(&["kill", "--json", "--wait", "10s", &job]).env("RSIG_KEEPER", "0").run().ok().line();
+    assert_eq!(value(&json, "via"), "\"pid\"");
+    assert!(keeper_pids(&f).is_empty());
+}
+
+#[test]
+fn an_idle_keeper_goes() {
+    let f = kept(Server::openssh(Login::User).start());
+    let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
+    let job = f.rsig.command(&words).env("RSIG_KEEPER_IDLE", "100ms").run().ok().line();
+    // A running job's relay keeps it.
+    warm(&f, &job);
+    f.rsig.run(&["stop", &job]).ok();
+    poll_until("the keeper goes", SOON, || keeper_pids(&f).is_empty());
+    let left: Vec<_> = std::fs::read_dir(f.rsig.state().join("keepers")).expect("its directory").flatten().collect();
+    assert!(left.iter().all(|entry| entry.path().extension().is_some_and(|e| e == "lock")), "{left:?}");
+    nothing_is_left(&f);
+}
+
+#[test]
+fn many_commands_at_once_start_one() {
+    let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let job = new_counter(&f);
+    for _ in 0..3 {
+        // Its socket stays behind.
+        keeper_pids(&f).into_iter().for_each(kill9);
+        poll_until("its connection is closed", SOON, || proxy.open_connections() == 0);
+        let before = proxy.connections();
+        let all: Vec<_> = (0..8).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
+        all.into_iter().for_each(|one| {
+            one.wait().ok().stderr_is_empty();
+        });
+        assert_eq!((proxy.connections() - before, keeper_pids(&f).len()), (1, 1));
+    }
+    ends_with(&f, &job, 24, "with several starting it");
+}
+
+#[test]
+fn a_server_that_was_gone_is_back() {
+    let mut f = kept(Server::openssh(Login::User).start());
+    let job = new_counter(&f);
+    warm(&f, &job);
+    f.server.as_mut().expect("a server").stop();
+    f.rsig.run(&["kill", &job, "USR1"]).code(255);
+    f.server.as_mut().expect("a server").restart();
+    f.rsig.run(&["kill", &job, "USR1"]).ok().stderr_is_empty();
+    ends_with(&f, &job, 1, "server back");
+}
+
+#[test]
+fn a_password_is_asked_once_on_the_users_terminal() {
+    let server = Server::openssh(Login::User).password("sesame").start();
+    let f = kept(server);
+    let options = ["-o", "PreferredAuthentications=password", "-o", "PubkeyAuthentication=no"];
+    let words = f.words("spawn", &options, &["--", "sleep", "1000"]);
+    let mut terminal = f.rsig.command(&words).tty(80, 24);
+    terminal.wait_for("assword");
+    poll_until("the password is not shown", SOON, || !terminal.echoes());
+    terminal.send(CTRL_C);
+    terminal.wait();
+    poll_until("nothing goes on asking", SOON, || f.rsig.processes().is_empty());
+    let terminal = f.rsig.command(&words).tty(80, 24);
+    terminal.wait_for("assword");
+    poll_until("the password is not shown", SOON, || !terminal.echoes());
+    kill9(terminal.pid());
+    poll_until("nothing goes on asking", SOON, || f.rsig.processes().is_empty());
+    drop(terminal);
+    let mut terminal = f.rsig.command(&words).tty(80, 24);
+    terminal.wait_for("assword");
+    poll_until("the password is not shown", SOON, || !terminal.echoes());
+    terminal.send("sesame");
+    terminal.send(ENTER);
+    assert!(terminal.wait().success(), "{}", terminal.text());
+    // Nobody could be asked here.
+    f.rsig.run(&words).ok();
+    assert_eq!(keeper_pids(&f).len(), 1);
+}
+
+#[test]
+fn another_user_is_not_listened_to() {
+    let f = kept(Server::openssh(Login::User).start());
+    f.spawn(&[], &["true"]);
+    let keepers = f.rsig.state().join("keepers");
+    let entries = std::fs::read_dir(&keepers).expect("its directory").flatten();
+    let socket = entries.map(|entry| entry.path()).find(|path| path.extension().is_none()).expect("a socket");
+    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!((mode(&keepers), mode(&socket)), (0o700, 0o600));
+    let talk = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or exit 3;
+        sysread($s, my $b, 1) ? exit 0 : exit 4";
+    let as_nobody = || {
+        let words = ["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-e", talk];
+        tool("setpriv", "util-linux").args(words).arg(&socket).run()
+    };
+    as_nobody().code(3);
+    // Even where it gets through to the socket.
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
+    };
+    open(&socket, 0o777);
+    open(&keepers, 0o755);
+    open(f.rsig.state(), 0o755);
+    as_nobody().code(4);
+}
+
+#[test]
+fn a_flood_on_its_socket_stays_outside() {
+    let f = kept(Server::openssh(Login::User).start());
+    let job = new_counter(&f);
+    warm(&f, &job);
+    let socket = std::fs::read_dir(f.rsig.state().join("keepers"))
+        .expect("its directory")
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_none())
+        .expect("a socket");
+    let frame =
+        |text: &str| [&u32::try_from(text.len()).expect("short").to_le_bytes()[..], &[0], text.as_bytes()].concat();
+    let version = format!("{}/2", env!("CARGO_PKG_VERSION"));
+    let hello = frame(&format!("{{\"Hello\":{{\"version\":\"{version}\"}}}}"));
+    let requests = frame("\"Status\"").repeat(2000);
+    let shell = frame("{\"Shell\":{\"relay\":null}}");
+    let bytes = [&[0, 0, 1, 0, 1][..], &vec![b'x'; 1 << 16]].concat();
+    let floods: Vec<UnixStream> = [&requests, &bytes, &vec![0xff; 1 << 16]]
+        .into_iter()
+        .map(|content| {
+            let mut stream = UnixStream::connect(&socket).expect("the keeper listens");
+            stream.set_write_timeout(Some(Duration::from_millis(200))).expect("a time-out can be set");
+            stream.write_all(&hello).expect("it reads");
+            if content == &bytes {
+                stream.write_all(&shell).expect("it reads");
+                let (mut heard, mut piece) = (Vec::new(), [0; 4096]);
+                while !String::from_utf8_lossy(&heard).contains("\"Shell\"") {
+                    let size = stream.read(&mut piece).expect("it answers");
+                    heard.extend_from_slice(&piece[..size]);
+                }
+                stream.write_all(&[&[13, 0, 0, 0, 1][..], b"sleep 10000 \n"].concat()).expect("it reads");
+            }
+            // Until it reads no more, or hangs up.
+            (0..4000).take_while(|_| stream.write_all(content).is_ok()).for_each(drop);
+            stream
+        })
+        .collect();
+    f.rsig.run(&["kill", &job, "USR1"]).ok().stderr_is_empty();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", keeper_pids(&f)[0])).expect("it runs");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak").trim().to_owned();
+    assert!(peak.trim_end_matches(" kB").parse::<u32>().expect("a number") < 40_000, "{peak}");
+    drop(floods);
+    ends_with(&f, &job, 1, "flooded");
 }

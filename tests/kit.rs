@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use crate::harness::{Invocation, Output, Rsig, poll_until};
 
-/// What is on its way comes within this time, also on a busy machine.
-pub const SOON: Duration = Duration::from_secs(20);
+pub use crate::harness::SOON;
+
 /// The most that one message may be.
 const MESSAGE_MAX: usize = 3000;
 /// The most memory that rsig may ever need, in kB.

@@ -187,17 +187,18 @@ fn a_key_and_then_a_password_are_two_steps() {
 
 #[test]
 fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
-    let server = Server::openssh(Login::User).password(SECRET).start();
+    // Words of their own: other tests give theirs to ssh-keygen as arguments.
+    let (password, token) = ("pa55-of-the-account", "t0ken-of-the-environment");
+    let server = Server::openssh(Login::User).password(password).start();
     let f = with_lines(server, "PreferredAuthentications password");
-    let token = "t0ken-of-the-environment";
-    let program = askpass(f.rsig.dir(), SECRET);
+    let program = askpass(f.rsig.dir(), password);
     let over = AtomicBool::new(false);
     let (seen, output) = std::thread::scope(|scope| {
         let scanner = scope.spawn(|| {
             let mut seen = Vec::new();
             while !over.load(Ordering::SeqCst) {
                 let holds =
-                    |process: &procs::Process| [SECRET, token].iter().any(|secret| process.cmdline.contains(secret));
+                    |process: &procs::Process| [password, token].iter().any(|secret| process.cmdline.contains(secret));
                 seen.extend(procs::all().into_iter().filter(holds));
             }
             seen
@@ -209,7 +210,7 @@ fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
         (scanner.join().expect("no panic"), output)
     });
     assert!(seen.is_empty(), "{}", procs::listing(&seen));
-    output.ok().stderr_has("connecting to").stderr_lacks(SECRET).stderr_lacks(token);
+    output.ok().stderr_has("connecting to").stderr_lacks(password).stderr_lacks(token);
     let server = f.server.as_ref().expect("a server");
     poll_until("the job has its variable", SOON, || {
         let out = f.jobs_dir().join(output.line()).join("out");
@@ -217,7 +218,7 @@ fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
     });
     // The job's own environment apart, it is nowhere on either side.
     for dir in [f.rsig.state(), f.rsig.home(), &f.jobs_dir()] {
-        for secret in [SECRET, token] {
+        for secret in [password, token] {
             let found = tool("grep", "grep").args(["-raF", "--", secret]).arg(dir).run();
             assert_eq!(found.status().code(), Some(1), "{secret} in {}: {found}", dir.display());
         }
@@ -314,7 +315,7 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
         let words = [&["spawn"], &connect[..], options, &[host, "true"]].concat();
         f.rsig.run(&words).ok().line()
     };
-    let mut jobs = vec![
+    let jobs = [
         with(&[], &format!("{user}@127.0.0.1:{port}")),
         with(&[], &format!("ssh://{user}@127.0.0.1:{port}")),
         with(&["-l", &user], &format!("[::1]:{port}")),
@@ -322,7 +323,9 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
         with(&["-l", &user, "-p", &port.to_string()], "nobody@127.0.0.1:1"),
     ];
     // All that was given is kept with the job.
-    jobs.iter_mut().for_each(|job| drop(f.rsig.run(&["wait", job]).ok()));
+    for job in &jobs {
+        f.rsig.run(&["wait", job]).ok();
+    }
 }
 
 #[test]

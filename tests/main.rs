@@ -1,5 +1,6 @@
 //! The tests of the binary: each drives the real program against real servers.
 
+mod anywhere;
 mod completion;
 mod faults;
 mod foreign;
@@ -23,5 +24,6 @@ mod states;
 mod store;
 mod tail;
 mod terminal;
+mod tree;
 mod usage;
 mod wait;

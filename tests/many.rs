@@ -152,7 +152,7 @@ on_every_site! {
         assert_eq!(picked(&["kill", "-0", "--all"]), sorted(&[&one, &two, &other, &here]));
         assert_eq!(picked(&["kill", "-WINCH", "--name", "train-?"]), sorted(&[&one, &two, &here]));
         assert_eq!(picked(&["kill", "-s", "WINCH", "--name", "[!t]*"]), sorted(&[&other]));
-        assert_eq!(picked(&["kill", "-s", "WINCH", "--host", "local", "--name", "train-[0-9]"]).contains(&here), true);
+        assert!(picked(&["kill", "-s", "WINCH", "--host", "local", "--name", "train-[0-9]"]).contains(&here));
         let there = picked(&["kill", "-s", "WINCH", "--host", &f.host, "--name", "train-*"]);
         assert_eq!(there, if f.is_remote() { sorted(&[&one, &two]) } else { sorted(&[&one, &two, &here]) });
         assert_eq!(picked(&["stop", "--name", "*-2"]), sorted(&[&two]));
@@ -205,8 +205,7 @@ on_every_site! {
 /// Both ends are told by relays, and the first does not wait for the second.
 #[test]
 fn an_end_that_a_relay_tells_of_is_told_at_once() {
-    let mut f = Site::OpenSshUser.start();
-    f.rsig.keeper = true;
+    let f = Site::OpenSshUser.start_with_keeper();
     let ((slow, slow_gate), (quick, quick_gate)) = (f.spawn_gated(&[], 5), f.spawn_gated(&[], 6));
     let keeper = || f.json(&["keeper", "status", "--json"]).remove(0)[0].clone();
     let takes_signals = |relay: &&Value| relay[1] == true;

@@ -12,12 +12,11 @@ use crate::harness::running::tool;
 use crate::harness::scratch::Scratch;
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    self, Agent, Direction, Login, Options, Proxy, Rsig, Server, Shell, Site, keys, on_every_site, poll_until, procs,
+    self, Agent, Direction, Login, Options, Proxy, Rsig, SOON, Server, Shell, Site, keys, on_every_site, poll_until,
+    procs,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-const SOON: Duration = Duration::from_secs(10);
 
 fn each_server() -> [Options; 4] {
     [
@@ -296,7 +295,7 @@ fn a_killed_test_process_leaves_nothing() {
 
     helper.kill().expect("it runs");
     helper.wait().expect("it is our child");
-    poll_until("the warden has removed everything", SOON, || !base.exists());
+    poll_until("the warden has removed everything", Duration::from_secs(60), || !base.exists());
     let left: Vec<_> = before.into_iter().chain(jobs).filter(procs::Process::runs).collect();
     assert!(left.is_empty(), "{}", procs::listing(&left));
 }

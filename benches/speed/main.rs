@@ -17,6 +17,7 @@ mod session;
 mod start;
 mod table;
 mod tail;
+mod warm;
 
 use session::Session;
 use table::Row;
@@ -35,6 +36,9 @@ const ROWS: &[(&str, Measure)] = &[
     ("tail-loopback", tail::on_loopback),
     ("tail-proxy", tail::behind_the_proxy),
     ("tail-memory", tail::memory),
+    ("warm-loopback", warm::on_loopback),
+    ("warm-proxy", warm::behind_the_proxy),
+    ("warm-many", warm::many),
 ];
 
 fn main() {

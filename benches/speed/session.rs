@@ -37,17 +37,28 @@ impl Place {
     /// The same with 100 ms of round trip between the two.
     pub fn behind_proxy() -> Self {
         let mut place = Self::start();
-        let port = place.fixture.server.as_ref().expect("the place has a server").port();
-        let proxy = Proxy::start(port, ONE_WAY);
-        place.fixture.go_through(&proxy);
-        place.proxy = Some(proxy);
+        place.slow_down();
         place
+    }
+
+    /// Puts 100 ms of round trip between the two.
+    pub fn slow_down(&mut self) {
+        let port = self.fixture.server.as_ref().expect("the place has a server").port();
+        let proxy = Proxy::start(port, ONE_WAY);
+        self.fixture.go_through(&proxy);
+        self.proxy = Some(proxy);
+    }
+
+    /// The same where the proxy is there and has been made faster.
+    pub fn slow_down_again(&self) {
+        self.proxy.as_ref().expect("the place has a proxy").set_delay(ONE_WAY);
     }
 
     pub fn rsig(&self, words: &[&str]) -> Command {
         let rsig = &self.fixture.rsig;
         let mut command = clean(env!("CARGO_BIN_EXE_rsig"));
         command.args(words).env("HOME", rsig.home()).env("RSIG_STATE_DIR", rsig.state()).current_dir(rsig.home());
+        command.env("RSIG_KEEPER", if rsig.keeper { "1" } else { "0" });
         command
     }
 

@@ -406,7 +406,7 @@ mod tests {
             ("kill --os darwin -l INF", "INFO"),
             ("kill -l TERM KIL", ""),
             ("kill --via p", "pid"),
-            ("kill --target ", "group process"),
+            ("kill --target ", "group process tree"),
             ("kill job RTMIN+1", "RTMIN+1 RTMIN+10 RTMIN+11 RTMIN+12 RTMIN+13 RTMIN+14 RTMIN+15"),
             ("ps --state st", "starting stopped"),
             ("ps --state running,l", "running,lost"),

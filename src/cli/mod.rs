@@ -101,14 +101,20 @@ impl Selectors {
 
 /// The options that take part in connecting, with ssh's meanings.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Connecting (kept with the job)")]
 pub struct ConnectArgs {
-    /// The port of the SSH server
-    #[arg(short, long, value_parser = crate::host::parse_port)]
-    port: Option<u16>,
     /// The user to log in as
     #[arg(short, long = "login", value_name = "USER")]
     login: Option<String>,
+    #[command(flatten)]
+    way: WayArgs,
+}
+
+/// Those of them that are not taken by something else on any command.
+#[derive(Args, Clone, Debug)]
+pub struct WayArgs {
+    /// The port of the SSH server
+    #[arg(short, long, value_parser = crate::host::parse_port)]
+    port: Option<u16>,
     /// A private key to log in with; may be given several times
     #[arg(short, long = "identity", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     identity: Vec<PathBuf>,
@@ -123,11 +129,22 @@ pub struct ConnectArgs {
     option: Vec<String>,
 }
 
+/// The heading of these options where they are for a job that is started.
+const KEPT: &str = "Connecting (kept with the job)";
+/// The heading of these options where they are for jobs that are named as `HOST/ID`.
+const CONNECTING: &str = "Connecting (for HOST/ID)";
+
 impl From<ConnectArgs> for Connect {
     fn from(given: ConnectArgs) -> Self {
+        Self { user: given.login, ..given.way.into() }
+    }
+}
+
+impl From<WayArgs> for Connect {
+    fn from(given: WayArgs) -> Self {
         Self {
             port: given.port,
-            user: given.login,
+            user: None,
             identities: given.identity,
             config: given.config,
             jump: given.jump,
@@ -179,6 +196,8 @@ pub struct Spawn {
     pub common: Common,
     #[command(flatten)]
     pub parallel: Parallel,
+    #[command(flatten, next_help_heading = KEPT)]
+    pub connect: ConnectArgs,
     /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]; several are separated by commas. The ids come in
     /// the order of the hosts, as long as none keeps the others waiting for more than a second
     #[arg(value_name = "HOST[,HOST]...", add = ArgValueCompleter::new(complete::hosts))]
@@ -186,9 +205,6 @@ pub struct Spawn {
     /// The command and its arguments: everything behind HOST
     #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
-    // Last, since its heading holds for all that comes behind it.
-    #[command(flatten)]
-    pub connect: ConnectArgs,
 }
 
 /// Run a job in the foreground: as `ssh HOST COMMAND`, and it gets your signals, survives a broken connection, and ends
@@ -215,15 +231,14 @@ pub struct Run {
     pub backlog: u64,
     #[command(flatten)]
     pub common: Common,
+    #[command(flatten, next_help_heading = KEPT)]
+    pub connect: ConnectArgs,
     /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
     #[arg(add = ArgValueCompleter::new(complete::host))]
     pub host: Host,
     /// The command and its arguments: everything behind HOST
     #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
-    // Last, since its heading holds for all that comes behind it.
-    #[command(flatten)]
-    pub connect: ConnectArgs,
 }
 
 /// The way that a signal may take.
@@ -304,7 +319,9 @@ pub struct Kill {
     pub parallel: Parallel,
     #[command(flatten)]
     pub selectors: Selectors,
-    /// JOB [SIGNAL], or with -s any number of JOBs: ids, names, or unique beginnings of ids
+    #[command(flatten, next_help_heading = "Connecting (for HOST/ID, or user@HOST/ID)")]
+    pub connect: WayArgs,
+    /// JOB [SIGNAL], or with -s any number of JOBs: ids, names, unique beginnings of ids, or HOST/ID
     #[arg(value_name = "JOB", required_unless_present_any = ["list", "all", "host", "name_pattern"], add = ArgValueCompleter::new(complete::unfinished))]
     pub words: Vec<OsString>,
 }
@@ -315,6 +332,9 @@ pub struct Stop {
     /// How long a job may take to end by itself
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
     pub grace: Duration,
+    /// Which of a job's processes are ended; with `tree`, the grace is for all of them
+    #[arg(long, value_enum, default_value_t)]
+    pub target: Target,
     /// Stop what --all picks without asking; without a terminal to ask on, --all needs it
     #[arg(short, long)]
     pub yes: bool,
@@ -327,7 +347,9 @@ pub struct Stop {
     pub parallel: Parallel,
     #[command(flatten)]
     pub selectors: Selectors,
-    /// Ids, names, or unique beginnings of ids
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID
     #[arg(required_unless_present_any = ["all", "host", "name_pattern"], conflicts_with_all = ["all", "host", "name_pattern"], value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
     pub jobs: Vec<OsString>,
 }
@@ -350,7 +372,9 @@ pub struct Wait {
     pub parallel: Parallel,
     #[command(flatten)]
     pub selectors: Selectors,
-    /// Ids, names, or unique beginnings of ids
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID
     #[arg(required_unless_present_any = ["all", "host", "name_pattern"], conflicts_with_all = ["all", "host", "name_pattern"], value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
     pub jobs: Vec<OsString>,
 }
@@ -382,7 +406,9 @@ pub struct Tail {
     pub stderr: bool,
     #[command(flatten)]
     pub common: Common,
-    /// An id, a name, or the unique beginning of an id
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// An id, a name, the unique beginning of an id, or HOST/ID: a job that this machine need not know
     #[arg(add = ArgValueCompleter::new(complete::any))]
     pub job: OsString,
 }
@@ -399,6 +425,10 @@ pub struct Ps {
     /// Those in one of these states
     #[arg(long, value_name = "STATE", value_delimiter = ',', add = ArgValueCandidates::new(complete::states))]
     pub state: Vec<State>,
+    /// All of your jobs that the host itself knows, finished ones too and also those started elsewhere; this machine
+    /// remembers them from then on (one whose name is in use here goes by its id only)
+    #[arg(long, requires = "host", conflicts_with_all = ["cached", "jobs"])]
+    pub discover: bool,
     /// Show what was last known, and ask no host
     #[arg(long)]
     pub cached: bool,
@@ -412,7 +442,9 @@ pub struct Ps {
     pub reach: Reach,
     #[command(flatten)]
     pub parallel: Parallel,
-    /// Ids, names, or unique beginnings of ids, shown in any state
+    #[command(flatten, next_help_heading = "Connecting (for --discover and HOST/ID)")]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID, shown in any state
     #[arg(value_name = "JOB", add = ArgValueCompleter::new(complete::any))]
     pub jobs: Vec<OsString>,
 }
@@ -442,7 +474,9 @@ pub struct Rm {
     pub common: Common,
     #[command(flatten)]
     pub parallel: Parallel,
-    /// Ids, names, or unique beginnings of ids
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID
     #[arg(
         value_name = "JOB",
         required_unless_present_any = ["finished", "older_than", "host", "name_pattern"],

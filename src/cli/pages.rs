@@ -22,6 +22,8 @@ fn text(page: &str) -> &'static str {
     match page {
         "rsig" => include_str!("pages/rsig.roff"),
         "rsig-spawn" => include_str!("pages/rsig-spawn.roff"),
+        "rsig-run" => include_str!("pages/rsig-run.roff"),
+        "rsig-history" => include_str!("pages/rsig-history.roff"),
         "rsig-kill" => include_str!("pages/rsig-kill.roff"),
         "rsig-stop" => include_str!("pages/rsig-stop.roff"),
         "rsig-wait" => include_str!("pages/rsig-wait.roff"),

@@ -4,9 +4,9 @@ use std::ffi::OsStr;
 
 use anyhow::Result;
 
-use super::resolve_one;
-use crate::error::Kind;
+use crate::error::{Failure, Kind};
 use crate::history::Event;
+use crate::job::JobThere;
 use crate::store::Store;
 
 /// The events of the job that a word stands for, or of all jobs, the oldest first; of many the last `most`.
@@ -15,9 +15,15 @@ use crate::store::Store;
 /// When there is no such job and never was, as far as is known; or when the state file can't be used.
 pub fn history(store: &Store, job: Option<&OsStr>, most: Option<u32>) -> Result<Vec<Event>> {
     let Some(word) = job else { return store.events(None, most) };
-    let id = match resolve_one(store, word) {
+    let word = word.to_string_lossy();
+    // Of a job that is named by its host too, the id is enough here.
+    let word = match JobThere::parse(&word) {
+        Some(Ok(there)) => there.id.to_string(),
+        _ => word.into_owned(),
+    };
+    let id = match store.resolve(&word).map_err(Failure::from) {
         Ok(record) => record.id,
-        Err(failure) if failure.kind == Kind::NotFound => store.resolve_past(&word.to_string_lossy())?,
+        Err(failure) if failure.kind == Kind::NotFound => store.resolve_past(&word)?,
         Err(failure) => return Err(failure.into()),
     };
     store.events(Some(&id), most)

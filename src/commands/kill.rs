@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Named, by_host, on_each_host, resolve, wait_on_each_host};
+use super::{Context, Named, by_host, meet, on_each_host, resolve, wait_on_each_host};
 use crate::delivery::{self, Order, Outcome, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
-use crate::remote::look;
+use crate::remote::{Standing, look};
 use crate::signal::{Signal, SignalWord};
 use crate::store::{Announced, Signalled, Store};
-use crate::transport::Line;
+use crate::transport::{Line, Policy};
 
 /// What is to be sent, and to what.
 pub struct Request {
@@ -76,10 +76,14 @@ struct Ask {
 /// # Errors
 /// When the state file can't be used. What goes wrong with a job is in its report.
 pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(Report)) -> Result<()> {
-    let mut asks = Vec::new();
-    for Named { word, record } in resolve(&context.store, &request.jobs) {
+    let (mut asks, mut over) = (Vec::new(), Vec::new());
+    for Named { word, record } in resolve(context, &request.jobs) {
         match record {
-            Ok(record) if record.state.is_finished() => on_report(of_finished(word, record, request)),
+            // What a job has left behind is its tree's, and worth a hint to who meant the job itself.
+            Ok(record) if record.state.is_finished() && request.target != Target::Tree => match request.wait {
+                None if !request.selected => over.push(Ask { word, record }),
+                _ => on_report(of_finished(word, record, request)),
+            },
             Ok(record) => asks.push(Ask { word, record }),
             Err(failure) if request.selected && failure.kind == Kind::NotFound => {}
             Err(failure) => {
@@ -96,7 +100,7 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
     let work = |line: &mut Line<'_>, asks, sender: &Sender<Report>| {
         on_host(line, asks, request, &mut |report| drop(sender.send(report)));
     };
-    let on_event = |mut report: Report| {
+    let mut on_event = |mut report: Report| {
         if let Err(error) = record(store, &mut announced, &report, request) {
             result = Err(error);
         }
@@ -106,10 +110,26 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
         on_report(report);
     };
     if request.wait.is_some() {
-        wait_on_each_host(&policy, groups, work, on_event);
+        wait_on_each_host(&policy, groups, work, &mut on_event);
     } else {
-        on_each_host(&policy, groups, work, on_event);
+        on_each_host(&policy, groups, work, &mut on_event);
     }
+    // The hosts of jobs that are over are asked last, and nobody is asked for a password for it.
+    on_each_host(
+        &Policy { batch: true, ..policy },
+        by_host(over, |ask| &ask.record),
+        |line, asks, sender| {
+            let known: Vec<_> = asks.iter().map(|ask| (ask.word.clone(), ask.record.clone())).collect();
+            let mut reports = Vec::new();
+            on_host(line, asks, request, &mut |report| reports.push(report));
+            for (word, record) in known {
+                let at = reports.iter().position(|report| report.word == word);
+                let told = at.map(|at| reports.swap_remove(at)).filter(|report| is_over(report) || may_be_sent(report));
+                drop(sender.send(told.unwrap_or_else(|| of_finished(word, record, request))));
+            }
+        },
+        on_event,
+    );
     result
 }
 
@@ -123,6 +143,16 @@ fn announce(store: &mut Store, asks: &[Ask], request: &Request) -> Result<Announ
         known.map_or_else(|| request.signal.to_string(), |signal| signal.name())
     };
     store.announce(asks.iter().map(|ask| (&ask.record, name(&ask.record))), request.target)
+}
+
+/// Whether a host has said that the job had ended before; where it can't, its end is known all the same.
+fn is_over(report: &Report) -> bool {
+    report.failure().is_some_and(|failure| matches!(failure.kind, Kind::NotRunning | Kind::BadSignal))
+}
+
+/// Whether the job was not over after all: lost for a while, and there again.
+fn may_be_sent(report: &Report) -> bool {
+    report.outcome.as_ref().is_ok_and(|outcome| outcome.sent != delivery::Sent::No)
 }
 
 /// A job whose end is known here needs no host.
@@ -144,7 +174,7 @@ fn record(store: &mut Store, announced: &mut Announced, report: &Report, request
     let first = signalled(report.signal, outcome.sent).filter(|first| !first.signal.is_existence_check());
     let second = outcome.then.and_then(|sent| signalled(report.then_signal, sent));
     // The signals first: an end follows from them.
-    store.signalled(&outcome.record.id, announced, request.target, first.as_ref(), second.as_ref())?;
+    store.signalled(&outcome.record, announced, request.target, first.as_ref(), second.as_ref())?;
     store.update([&outcome.record])
 }
 
@@ -152,6 +182,15 @@ fn record(store: &mut Store, announced: &mut Announced, report: &Report, request
 fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &mut dyn FnMut(Report)) {
     let mut orders = Vec::new();
     let mut words = std::collections::HashMap::new();
+    let asks = meet(
+        line,
+        asks,
+        |ask| &mut ask.record,
+        |Ask { word, record }, failure| {
+            let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
+            on_report(Report { word, signal: None, then_signal: None, outcome });
+        },
+    );
     for mut ask in asks {
         let fail = |record: Record, failure| Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
         let signals = system(line, &mut ask.record).and_then(|()| signals(&ask.record, request));
@@ -185,9 +224,13 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
     let host = line.host();
     let seen = line.ask(|shell| look::see(&host, shell, &[record.id.as_str()]))?;
     seen.iter().for_each(|seen| seen.update(record));
+    if seen.iter().any(|seen| seen.standing == Standing::Foreign) {
+        let message = format!("{}: {}", record.label(), delivery::NOT_BELIEVED);
+        return Err(Failure::new(Kind::Failed, message));
+    }
     match (record.state.is_finished(), &record.os) {
-        (true, _) => Err(ended_before(record)),
-        (false, Some(_)) => Ok(()),
+        (true, None) => Err(ended_before(record)),
+        (_, Some(_)) => Ok(()),
         (false, None) => Err(Failure::new(
             Kind::Failed,
             format!("{}: it has not started yet; try again in a moment", record.label()),

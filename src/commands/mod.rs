@@ -1,6 +1,7 @@
 //! What rsig does, a verb a file. A command takes typed words and gives typed outcomes; it prints nothing, so that
 //! every face of rsig can call it.
 
+pub mod discover;
 mod ephemeral;
 pub mod history;
 pub mod keeper;
@@ -21,9 +22,10 @@ use std::sync::{Arc, Mutex};
 use anyhow::Result;
 
 use crate::error::{Failure, Kind};
-use crate::host::Destination;
-use crate::job::Record;
+use crate::host::{Connect, Destination};
+use crate::job::{BadJobThere, JobId, JobThere, Record};
 use crate::printable::printable;
+use crate::remote::{self, Standing};
 use crate::store::Store;
 use crate::transport::{Line, Policy, Slots};
 
@@ -36,6 +38,8 @@ pub struct Context {
     pub store: Store,
     /// How to connect.
     pub policy: Policy,
+    /// How to get to a host that is named as `HOST/ID`.
+    pub connect: Connect,
 }
 
 /// One word that stands for a job, and the job.
@@ -47,11 +51,12 @@ pub struct Named {
 }
 
 /// The jobs that words stand for. A job that several words name comes once.
-pub fn resolve(store: &Store, words: &[OsString]) -> Vec<Named> {
+pub fn resolve(context: &Context, words: &[OsString]) -> Vec<Named> {
     let mut named: Vec<Named> = Vec::with_capacity(words.len());
     for word in words {
-        let record = resolve_one(store, word);
-        let double = |other: &Named| matches!((&other.record, &record), (Ok(one), Ok(two)) if one.id == two.id);
+        let record = resolve_one(context, word);
+        let is_same = |one: &Record, two: &Record| one.id == two.id && one.destination == two.destination;
+        let double = |other: &Named| matches!((&other.record, &record), (Ok(one), Ok(two)) if is_same(one, two));
         if !named.iter().any(double) {
             named.push(Named { word: word.to_string_lossy().into_owned(), record });
         }
@@ -59,15 +64,85 @@ pub fn resolve(store: &Store, words: &[OsString]) -> Vec<Named> {
     named
 }
 
-/// The job that a word stands for.
-pub fn resolve_one(store: &Store, word: &OsStr) -> Result<Record, Failure> {
-    match word.to_str() {
-        Some(text) => store.resolve(text).map_err(Failure::from),
-        None => {
-            let shown = printable(word.as_encoded_bytes(), 80);
-            Err(Failure::new(Kind::NotFound, format!("no job \"{shown}\": ids and names are plain ASCII")))
+/// The job that a word stands for. Of one that is named as `HOST/ID` and has no record here, nothing is known until
+/// [`meet`] has asked its host.
+pub fn resolve_one(context: &Context, word: &OsStr) -> Result<Record, Failure> {
+    let Some(text) = word.to_str() else {
+        let shown = printable(word.as_encoded_bytes(), 80);
+        return Err(Failure::new(Kind::NotFound, format!("no job \"{shown}\": ids and names are plain ASCII")));
+    };
+    match JobThere::parse(text) {
+        None => context.store.resolve(text).map_err(Failure::from),
+        Some(Ok(there)) => resolve_there(context, there).map_err(Failure::from),
+        Some(Err(error)) => {
+            let kind = if matches!(error, BadJobThere::Host(_)) { Kind::Usage } else { Kind::NotFound };
+            Err(Failure::new(kind, format!("no job {:?}: {error}", printable(text, 80))))
         }
     }
+}
+
+/// The record here of a job there, where it says the same about the way.
+fn resolve_there(context: &Context, JobThere { host, id }: JobThere) -> Result<Record> {
+    let known = context.store.get(&id)?;
+    let as_recorded = context.connect == Connect::default();
+    let destination = Destination { host, connect: context.connect.clone() };
+    let is_it = |record: &Record| {
+        if as_recorded { *record.host() == destination.host } else { record.destination == destination }
+    };
+    Ok(match known.filter(is_it) {
+        Some(record) => record,
+        None => Record::unmet(id, destination),
+    })
+}
+
+/// Asks the host about those jobs that nothing is known of but their id. Gives back all that are there; the others go to
+/// `on_failure`.
+pub fn meet<T>(
+    line: &mut Line<'_>,
+    jobs: Vec<T>,
+    record: impl Fn(&mut T) -> &mut Record,
+    mut on_failure: impl FnMut(T, Failure),
+) -> Vec<T> {
+    let mut jobs = jobs;
+    let unmet: Vec<JobId> =
+        jobs.iter_mut().map(&record).filter(|job| job.is_unmet()).map(|job| job.id.clone()).collect();
+    if unmet.is_empty() {
+        return jobs;
+    }
+    let host = line.host();
+    let mut met = match line.shell().and_then(|mut shell| remote::meet::meet(&host, shell.as_mut(), &unmet)) {
+        Ok(met) => Ok(met.into_iter()),
+        Err(failure) => Err(failure),
+    };
+    let mut there = Vec::with_capacity(jobs.len());
+    for mut job in jobs {
+        let known = record(&mut job);
+        if !known.is_unmet() {
+            there.push(job);
+            continue;
+        }
+        match &mut met {
+            Err(failure) => on_failure(job, failure.clone()),
+            Ok(met) => match met.next().filter(|met| met.seen.standing != Standing::Absent) {
+                Some(met) => {
+                    met.tell(known);
+                    there.push(job);
+                }
+                None => {
+                    let failure = not_there(known);
+                    on_failure(job, failure);
+                }
+            },
+        }
+    }
+    there
+}
+
+/// The failure of a job that its host does not know.
+pub fn not_there(record: &Record) -> Failure {
+    let message =
+        format!("no job {}: `rsig ps --host {} --discover` lists those that are there", record.label(), record.host());
+    Failure::new(Kind::NotFound, message)
 }
 
 /// Jobs of one host, with what is to be done with each.

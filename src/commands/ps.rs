@@ -4,11 +4,12 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
+use super::discover::discover;
 use super::ephemeral::forget_read;
-use super::{Context, Named, by_host, on_each_host, resolve};
-use crate::error::Failure;
-use crate::host::Host;
-use crate::job::{JobId, Record, State};
+use super::{Context, Named, by_host, meet, on_each_host, resolve};
+use crate::error::{Failure, Kind};
+use crate::host::{Destination, Host};
+use crate::job::{Record, State};
 use crate::remote::Seen;
 use crate::remote::look::{self, Streams};
 use crate::store::Which;
@@ -22,6 +23,8 @@ pub struct Request {
     pub all: bool,
     /// Those of one host.
     pub host: Option<Host>,
+    /// All that this host knows, whoever started them; those without a record get one.
+    pub discover: Option<Destination>,
     /// Those in one of these states; none given is any.
     pub states: Vec<State>,
     /// Ask no host.
@@ -47,30 +50,43 @@ pub struct Listing {
 /// Lists jobs.
 ///
 /// # Errors
-/// When the state file can't be used.
+/// When the state file can't be used, or the host to discover can't be asked.
 pub fn ps(context: &mut Context, request: &Request) -> Result<Listing> {
     let mut listing = Listing { jobs: Vec::new(), failures: Vec::new() };
+    if let Some(destination) = &request.discover {
+        listing.jobs = discover(context, destination)?;
+    } else {
+        listing.jobs = recorded(context, request, &mut listing.failures)?;
+        if !request.cached {
+            ask(context, &mut listing)?;
+        }
+    }
+    // What turned out to be finished just now is what a person who looks wants to see; the next time it is gone.
+    listing.jobs.retain(|job| request.states.is_empty() || request.states.contains(&job.state));
+    Ok(listing)
+}
+
+/// The jobs that the request means, as they were last known.
+fn recorded(context: &Context, request: &Request, failures: &mut Vec<Failure>) -> Result<Vec<Listed>> {
     let mut records = Vec::new();
     if request.jobs.is_empty() {
         let finished_too =
             request.all || (!request.states.is_empty() && request.states.iter().any(|state| state.is_finished()));
         records = context.store.list(if finished_too { Which::All } else { Which::Unfinished })?;
     } else {
-        for Named { record, .. } in resolve(&context.store, &request.jobs) {
+        for Named { record, .. } in resolve(context, &request.jobs) {
             match record {
+                Ok(record) if record.is_unmet() && request.cached => {
+                    let message = format!("{}: nothing is known of it here; leave --cached out", record.label());
+                    failures.push(Failure::new(Kind::NotFound, message));
+                }
                 Ok(record) => records.push(record),
-                Err(failure) => listing.failures.push(failure),
+                Err(failure) => failures.push(failure),
             }
         }
     }
     records.retain(|record| request.host.as_ref().is_none_or(|host| host == record.host()));
-    listing.jobs = records.into_iter().map(|record| Listed { state: record.state, record }).collect();
-    if !request.cached {
-        ask(context, &mut listing)?;
-    }
-    // What turned out to be finished just now is what a person who looks wants to see; the next time it is gone.
-    listing.jobs.retain(|job| request.states.is_empty() || request.states.contains(&job.state));
-    Ok(listing)
+    Ok(records.into_iter().map(|record| Listed { state: record.state, record }).collect())
 }
 
 /// Asks the hosts of all unfinished jobs, all at once, one script each.
@@ -84,6 +100,11 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
         &policy,
         by_host(asks, |(_, record)| record),
         |line, asks, sender| {
+            let on_failure = |ask, failure| drop(sender.send(Event::Seen(vec![ask], Err(failure))));
+            let asks = meet(line, asks, |(_, record)| record, on_failure);
+            if asks.is_empty() {
+                return;
+            }
             let host = line.host();
             let places: Vec<String> =
                 asks.iter().map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
@@ -91,13 +112,14 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
             let answer = line.ask(|shell| look::see(&host, shell, &places));
             let over: Vec<Record> = answer.iter().flatten().zip(&asks).filter_map(over_and_ephemeral).collect();
             drop(sender.send(Event::Seen(asks, answer)));
-            forget(line, over, &mut |id| drop(sender.send(Event::Forgotten(id))));
+            forget(line, over, &mut |record| drop(sender.send(Event::Forgotten(Box::new(record)))));
         },
         |event| match event {
-            Event::Forgotten(id) => forgotten.push(id),
+            Event::Forgotten(record) => forgotten.push(record),
             Event::Seen(asks, Ok(answers)) => {
-                for ((index, _), seen) in asks.into_iter().zip(answers) {
+                for ((index, record), seen) in asks.into_iter().zip(answers) {
                     let Some(job) = jobs.get_mut(index) else { continue };
+                    job.record = record;
                     job.state = seen.state(&job.record);
                     seen.update(&mut job.record);
                 }
@@ -112,9 +134,11 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
             }
         },
     );
+    // What is known by its id alone is no job unless its host says so.
+    jobs.retain(|job| !job.record.is_unmet() || job.state != State::Unknown);
     let checked = jobs.iter().filter(|job| job.state != State::Unknown).map(|job| &job.record);
     context.store.update(checked)?;
-    forgotten.iter().try_for_each(|id| context.store.remove(id))
+    forgotten.iter().try_for_each(|record| context.store.remove(record))
 }
 
 /// What a host's part of the work tells.
@@ -122,7 +146,7 @@ enum Event {
     /// How its jobs stand.
     Seen(Vec<(usize, Record)>, Result<Vec<Seen>, Failure>),
     /// A job that was to be forgotten after its end is.
-    Forgotten(JobId),
+    Forgotten(Box<Record>),
 }
 
 fn over_and_ephemeral((seen, (_, record)): (&Seen, &(usize, Record))) -> Option<Record> {
@@ -130,11 +154,11 @@ fn over_and_ephemeral((seen, (_, record)): (&Seen, &(usize, Record))) -> Option<
 }
 
 /// Forgets those jobs whose output is read; the others wait for that.
-fn forget(line: &mut Line<'_>, mut over: Vec<Record>, on_forgotten: &mut dyn FnMut(JobId)) {
+fn forget(line: &mut Line<'_>, mut over: Vec<Record>, on_forgotten: &mut dyn FnMut(Record)) {
     if over.is_empty() {
         return;
     }
     // A host that can't be asked is asked by the next command that looks.
     let gone = forget_read(line, &mut over, Streams::default()).unwrap_or_default();
-    over.into_iter().zip(gone).filter(|(_, gone)| *gone).for_each(|(record, _)| on_forgotten(record.id));
+    over.into_iter().zip(gone).filter(|(_, gone)| *gone).for_each(|(record, _)| on_forgotten(record));
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::select::Selection;
-use super::{Context, Named, by_host, on_each_host, resolve};
+use super::{Context, Named, by_host, meet, on_each_host, resolve};
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind};
-use crate::job::{JobId, Record, Target, now};
+use crate::job::{Record, Target, now};
 use crate::printable::printable;
 use crate::remote::Standing;
 use crate::remote::look::{self, Removal};
@@ -35,7 +35,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What became of one job.
 pub enum Removed {
     /// It is forgotten. The text says what stays behind, if anything does.
-    Gone(JobId, Option<String>),
+    Gone(Box<Record>, Option<String>),
     /// It is not.
     Kept(Failure),
 }
@@ -46,7 +46,7 @@ pub enum Removed {
 /// When the state file can't be used.
 pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(Removed)) -> Result<()> {
     let mut records: Vec<Record> = Vec::new();
-    for Named { record, .. } in resolve(&context.store, &request.jobs) {
+    for Named { record, .. } in resolve(context, &request.jobs) {
         match record {
             Ok(record) => records.push(record),
             Err(failure) => on_removed(Removed::Kept(failure)),
@@ -64,12 +64,17 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
     }
     if request.forget {
         for record in records {
-            context.store.forget(&record.id)?;
+            if !context.store.forget(&record)? {
+                let message = format!("{}: there is no record of it here that could be forgotten", record.label());
+                on_removed(Removed::Kept(Failure::new(Kind::NotFound, message)));
+                continue;
+            }
             let dir = printable(record.dir.as_deref().unwrap_or("its directory"), 300);
             let label = record.label();
             let what =
                 if record.state.is_finished() { "its files stay" } else { "it may still run, and its files stay" };
-            on_removed(Removed::Gone(record.id.clone(), Some(format!("{label}: {what} in {dir}"))));
+            let note = format!("{label}: {what} in {dir}");
+            on_removed(Removed::Gone(Box::new(record), Some(note)));
         }
         return Ok(());
     }
@@ -85,7 +90,7 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
         |event| {
             let written = match &event {
                 Event::Stopped(stopped) => stopped.record(store, &mut announced),
-                Event::Removed(Removed::Gone(id, _)) => store.remove(id),
+                Event::Removed(Removed::Gone(record, _)) => store.remove(record),
                 Event::Removed(Removed::Kept(_)) => Ok(()),
             };
             if written.is_err() {
@@ -96,7 +101,8 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
             }
         },
     );
-    result
+    // A job that turned out to be over, or not to be there at all, was sent nothing.
+    result.and(store.not_sent(announced))
 }
 
 /// What a host's part of the work tells.
@@ -118,13 +124,14 @@ impl Stopped {
         let Self { outcome, signals } = self;
         let first = signals.map(|(signal, _)| Signalled { signal, sent: outcome.sent });
         let second = signals.zip(outcome.then).map(|((_, signal), sent)| Signalled { signal, sent });
-        store.signalled(&outcome.record.id, announced, Target::Group, first.as_ref(), second.as_ref())?;
+        store.signalled(&outcome.record, announced, Target::Group, first.as_ref(), second.as_ref())?;
         store.update([&outcome.record])
     }
 }
 
 /// Removes the files of one host's jobs.
 fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_event: &mut dyn FnMut(Event)) {
+    let records = meet(line, records, |record| record, |_, failure| on_event(Event::Removed(Removed::Kept(failure))));
     let records = if force { stop(line, records, on_event) } else { records };
     let on_removed = &mut |removed| on_event(Event::Removed(removed));
     if records.is_empty() {
@@ -153,7 +160,7 @@ fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_event: &mu
 fn removed(record: &Record, removal: Removal) -> Removed {
     let kept = |what: &str| Removed::Kept(Failure::new(Kind::Failed, format!("{}: {what}", record.label())));
     match removal {
-        Removal::Gone => Removed::Gone(record.id.clone(), None),
+        Removal::Gone => Removed::Gone(Box::new(record.clone()), None),
         Removal::Kept(why) => kept(&format!("its files can't be removed: {why}")),
         Removal::Refused(seen) => match seen.standing {
             Standing::Elsewhere => kept("it is another machine's, and that one has to be asked"),

@@ -94,7 +94,7 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
     let spool = Spool { input: outside.input.is_some(), limit: request.backlog };
     let order =
         spawn::Request { foreground: Some(spawn::Foreground { spool, tether: tether.clone() }), ..request.spawn };
-    let spawned = spawn::over(context, &mut gate.line(), order)?;
+    let spawned = spawn::over(context, &mut gate.line(), &order)?;
     if let Some(warning) = &spawned.warning {
         (outside.note)(warning);
     }
@@ -141,7 +141,7 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
         let mut records = [record.clone()];
         let gone = forget_read(&mut Line::new(&destination, &policy), &mut records, read).unwrap_or_default();
         if gone == [true] {
-            context.store.remove(&record.id)?;
+            context.store.remove(&record)?;
         }
     }
     Ok(Ran { record, disk_full: end.disk_full })
@@ -213,7 +213,7 @@ impl<'a> Held<'a> {
             match shared.gate.as_ref().map(|gate| gate.line()) {
                 Some(line) => return Some((line, shared.number)),
                 None => {
-                    shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0
+                    shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0;
                 }
             }
         }

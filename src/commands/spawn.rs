@@ -12,6 +12,7 @@ use super::{Context, Group, spread};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
+use crate::remote::meet::Meta;
 use crate::remote::start::{Order, Spool, Started, Tether, start};
 use crate::remote::{Seen, Standing, look};
 use crate::store::Taken;
@@ -70,14 +71,14 @@ const LOOKING: Duration = Duration::from_secs(10);
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
 pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned> {
     let (policy, destination) = (context.policy, request.destination.clone());
-    over(context, &mut Line::new(&destination, &policy), request)
+    over(context, &mut Line::new(&destination, &policy), &request)
 }
 
 /// Starts a job over a line that somebody else keeps.
 ///
 /// # Errors
 /// As [`spawn`].
-pub fn over(context: &mut Context, line: &mut Line<'_>, request: Request) -> Result<Spawned> {
+pub fn over(context: &mut Context, line: &mut Line<'_>, request: &Request) -> Result<Spawned> {
     let job = prepare(context, &request)?;
     settle(context, launch(line, job, &request))
 }
@@ -137,7 +138,7 @@ enum Launched {
     /// It runs.
     Runs(Spawned),
     /// It was not started.
-    NotStarted(JobId, Failure),
+    NotStarted(Record, Failure),
     /// That can't be found out.
     Unsure(Failure),
 }
@@ -158,10 +159,12 @@ fn prepare(context: &mut Context, request: &Request) -> Result<Job> {
 fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
     let Job { mut record, directory } = job;
     let id = record.id.clone();
-    let secrets = || -> Result<(String, String)> { Ok((job::random_hex::<16>()?, meta(&record)?)) };
-    let (cookie, meta) = match secrets() {
+    let words = || -> Result<(String, String)> {
+        Ok((job::random_hex::<16>()?, Meta::of(&record).line().context("the job can't be described")?))
+    };
+    let (cookie, meta) = match words() {
         Ok(both) => both,
-        Err(error) => return Launched::NotStarted(id, error.into()),
+        Err(error) => return Launched::NotStarted(record, error.into()),
     };
     let foreground = request.foreground.as_ref();
     let order = Order {
@@ -170,7 +173,7 @@ fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
         meta: &meta,
         command: &request.command,
         env: &request.env,
-        directory: directory.as_deref(),
+        directory,
         merge: request.merge,
         timeout: request.timeout,
         spool: foreground.map(|foreground| foreground.spool),
@@ -178,20 +181,20 @@ fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
         relay: None,
     };
     if let Err(failure) = line.connect() {
-        return Launched::NotStarted(id, failure);
+        return Launched::NotStarted(record, failure);
     }
     let stale = line.may_be_stale();
     let mut again = false;
     let started = loop {
         let answer = match begin(line, &order) {
             Ok(answer) => answer,
-            Err(failure) => return Launched::NotStarted(id, failure),
+            Err(failure) => return Launched::NotStarted(record, failure),
         };
         match answer {
             Ok(Ok(started)) => break started,
             Ok(Err(failure)) if again => return after_a_break(line, record, failure),
-            Ok(Err(failure)) => return Launched::NotStarted(id, failure),
-            Err(failure) if failure.kind == Kind::NoShell => return Launched::NotStarted(id, failure),
+            Ok(Err(failure)) => return Launched::NotStarted(record, failure),
+            Err(failure) if failure.kind == Kind::NoShell => return Launched::NotStarted(record, failure),
             // A connection that another command made may have been broken for long: then nothing has reached the host.
             // Should it have after all, the id is taken there, and that job is found.
             Err(failure) if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) => {
@@ -226,8 +229,8 @@ fn settle(context: &mut Context, launched: Launched) -> Result<Spawned> {
             recorded.with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
             Ok(spawned)
         }
-        Launched::NotStarted(id, failure) => {
-            context.store.not_started(&id, failure.kind)?;
+        Launched::NotStarted(record, failure) => {
+            context.store.not_started(&record, failure.kind)?;
             Err(failure.into())
         }
         Launched::Unsure(failure) => Err(failure.into()),
@@ -265,19 +268,6 @@ fn directory(destination: &Destination, cwd: Option<OsString>) -> Result<Option<
         Some(cwd) => Some(here.join(PathBuf::from(cwd)).into_os_string()),
         None => Some(here.into_os_string()),
     })
-}
-
-/// What the host keeps of the job, for whoever finds it there: one line.
-fn meta(record: &Record) -> Result<String> {
-    let meta = serde_json::json!({
-        "id": record.id.as_str(),
-        "name": record.name.as_ref().map(JobName::as_str),
-        "command": record.command,
-        "cwd": record.cwd,
-        "created_at": record.created_at,
-        "ephemeral": record.ephemeral,
-    });
-    serde_json::to_string(&meta).context("the job can't be described")
 }
 
 /// Records the job before anything is asked of its host.
@@ -339,7 +329,7 @@ fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> L
         }
     }
     match seen {
-        Some(seen) if seen.standing == Standing::Absent => Launched::NotStarted(record.id, failure),
+        Some(seen) if seen.standing == Standing::Absent => Launched::NotStarted(record, failure),
         Some(seen) if !matches!(seen.standing, Standing::Starting | Standing::Elsewhere | Standing::Foreign) => {
             seen.update(&mut record);
             Launched::Runs(Spawned { record, warning: None })

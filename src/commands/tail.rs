@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::ephemeral::forget_read;
-use super::{Context, resolve_one};
+use super::{Context, meet, not_there, resolve_one};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::remote::look::Streams;
@@ -34,7 +34,7 @@ pub struct Request {
 /// # Errors
 /// When there is no such job, its host can't be asked, its log is not there any more, or `sink` fails.
 pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut Sink<'_>) -> Result<()> {
-    let mut record = resolve_one(&context.store, word)?;
+    let mut record = resolve_one(context, word)?;
     let destination = record.destination.clone();
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
     let wanted =
@@ -51,11 +51,19 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
         line.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
     };
     let label = record.label();
+    if record.is_unmet() && read.seen.standing == Standing::Absent {
+        return Err(not_there(&record).into());
+    }
     if let Some(failure) = unreadable(&label, &read.seen) {
         return Err(failure.into());
     }
     read.seen.update(&mut record);
     context.store.update([&record])?;
+    if record.is_unmet() && !read.cut && record.state.is_finished() {
+        // Only its host knows whether it is to be forgotten now; one that can't be asked is asked by the next look.
+        let line = &mut Line::new(&destination, &context.policy);
+        meet(line, vec![&mut record], |record| record, |_, _| ());
+    }
     // What was shown to the end of a job that was over then has been read.
     if record.ephemeral && !read.cut && (request.follow || record.state.is_finished()) {
         let mut records = [record];
@@ -65,7 +73,7 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
             forget_read(&mut Line::new(&destination, &context.policy), &mut records, streams).unwrap_or_default();
         context.store.update(&records)?;
         if gone == [true] {
-            context.store.remove(&records[0].id)?;
+            context.store.remove(&records[0])?;
         }
         return Ok(());
     }

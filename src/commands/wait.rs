@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::ephemeral::forget_read;
-use super::{Context, Named, by_host, resolve};
+use super::{Context, Named, by_host, meet, resolve};
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind};
 use crate::job::{JobId, Record, Target};
@@ -54,7 +54,7 @@ impl Waited {
 enum Event {
     Waited(Waited),
     /// A job that was to be forgotten after its end is.
-    Forgotten(JobId),
+    Forgotten(Box<Record>),
 }
 
 /// Waits for jobs, all hosts at once. Each is passed on as it ends.
@@ -64,7 +64,7 @@ enum Event {
 pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(Waited)) -> Result<()> {
     let mut asks: Vec<(String, Record)> = Vec::new();
     let mut enough = false;
-    for Named { word, record } in resolve(&context.store, &request.jobs) {
+    for Named { word, record } in resolve(context, &request.jobs) {
         match record {
             Ok(record) if record.state.is_finished() => {
                 if !enough {
@@ -100,7 +100,7 @@ pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(
     drop(sender);
     for event in receiver {
         match event {
-            Event::Forgotten(id) => context.store.remove(&id)?,
+            Event::Forgotten(record) => context.store.remove(&record)?,
             Event::Waited(waited) => {
                 if let Ok(outcome) = &waited.outcome {
                     context.store.update([&outcome.record])?;
@@ -134,6 +134,15 @@ struct Watch {
 
 impl Watch {
     fn on_host(&self, line: &mut Line<'_>, asks: Vec<(String, Record)>) {
+        let asks = meet(
+            line,
+            asks,
+            |(_, record)| record,
+            |(word, record), failure| {
+                let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
+                drop(self.sender.send(Event::Waited(Waited { word, outcome })));
+            },
+        );
         let mut words: HashMap<JobId, String> = HashMap::new();
         let mut records = Vec::new();
         for (word, record) in asks {
@@ -165,7 +174,7 @@ impl Watch {
         let forgotten = forget_read(line, &mut ended, Streams::default()).unwrap_or_default();
         for (record, forgotten) in ended.into_iter().zip(forgotten) {
             if forgotten {
-                drop(self.sender.send(Event::Forgotten(record.id)));
+                drop(self.sender.send(Event::Forgotten(Box::new(record))));
             }
         }
     }

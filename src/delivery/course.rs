@@ -2,7 +2,7 @@
 
 use super::{Order, Outcome, Sent, Via};
 use crate::error::{Failure, Kind};
-use crate::job::{self, Record, State};
+use crate::job::{self, Record, State, Target};
 use crate::printable::printable;
 use crate::remote::signal::{Hit, Shot};
 use crate::remote::{Seen, Standing};
@@ -21,13 +21,17 @@ pub struct Course {
     pub asked: bool,
     /// The same for the second.
     pub then_asked: bool,
+    /// How many of its processes the host has counted.
+    pub kin: u32,
+    /// The host found nothing that could be signalled.
+    gone: bool,
 }
 
 impl Course {
     pub fn new(order: Order) -> Result<Self, Failure> {
         let outcome = Outcome::of(order.record.clone());
         let (claim, then_claim) = (job::random_hex::<8>()?, job::random_hex::<8>()?);
-        Ok(Self { order, claim, then_claim, outcome, asked: false, then_asked: false })
+        Ok(Self { order, claim, then_claim, outcome, asked: false, then_asked: false, kin: 0, gone: false })
     }
 
     /// The job's directory on its host, or its id where that is not known yet.
@@ -70,7 +74,11 @@ impl Course {
         }
         match hit {
             Hit::Sent => false,
-            Hit::Gone if waiting => false,
+            // Of a tree, how the job itself stands is still to come.
+            Hit::Gone if waiting || self.order.target == Target::Tree => {
+                self.gone = true;
+                false
+            }
             Hit::Gone => {
                 self.outcome.still_running = Some(false);
                 self.fail(Kind::NotRunning, "its process was gone; nothing was sent")
@@ -90,9 +98,9 @@ impl Course {
         seen.update(&mut self.outcome.record);
         match (state, seen.standing) {
             (State::Exited | State::Lost, _) => {
-                self.outcome.still_running = Some(false);
-                if !waiting && self.unsent().is_some() {
-                    self.outcome.error = Some(ended_before(&self.outcome.record));
+                self.outcome.still_running = Some(self.kin > 0 && self.order.target == Target::Tree);
+                if !waiting && self.unsent().is_some() && self.outcome.still_running == Some(false) {
+                    self.outcome.error = Some(self.ended());
                 }
                 true
             }
@@ -103,11 +111,11 @@ impl Course {
                     &format!("it runs on {node}, and another machine answers under that host's name; nothing was sent"),
                 )
             }
-            (State::Unknown, _) => self
-                .fail(Kind::Failed, "others could have written to its directory there, so nothing in it is believed"),
+            (State::Unknown, _) => self.fail(Kind::Failed, NOT_BELIEVED),
             (State::Starting, _) if self.unsent().is_some() => {
                 self.fail(Kind::Failed, "it has not started yet; try again in a moment")
             }
+            _ if self.gone && !waiting => self.fail(Kind::NotRunning, "its processes were gone; nothing was sent"),
             _ => {
                 self.outcome.still_running = Some(true);
                 if !waiting && self.unsent().is_some_and(|signal| !signal.is_existence_check()) {
@@ -117,6 +125,29 @@ impl Course {
                 !waiting
             }
         }
+    }
+
+    /// The failure of a signal for this job, which is over.
+    fn ended(&self) -> Failure {
+        let mut failure = ended_before(&self.outcome.record);
+        if self.order.target == Target::Tree {
+            failure.message.push_str(", and nothing that it started is left");
+        } else if self.kin > 0 {
+            let id = &self.outcome.record.id;
+            let still = if self.kin == 1 { "a process of its group still runs" } else { "its group still runs" };
+            let hint = format!(". But {still}: `rsig kill --target tree {id}` signals what a job has left behind");
+            failure.message.push_str(&hint);
+        }
+        failure
+    }
+
+    /// The host can't read the environments of processes.
+    pub fn only_links(&mut self) {
+        self.outcome.note = Some(format!(
+            "{}: its processes can't be told by their environment there; what has left both its session and its parent \
+             was not found",
+            self.order.record.label()
+        ));
     }
 
     /// The job has ended, as its relay says.
@@ -152,6 +183,9 @@ impl Course {
         self.outcome.error = Some(Failure::new(Kind::Unconfirmed, message));
     }
 }
+
+/// What is said of a job whose directory is a link, or not its user's alone.
+pub const NOT_BELIEVED: &str = "others could have written to its directory there, so nothing in it is believed";
 
 /// The failure of a signal for a job that is over.
 #[must_use]

@@ -12,7 +12,7 @@ mod script;
 use std::time::{Duration, Instant};
 
 use course::Course;
-pub use course::ended_before;
+pub use course::{NOT_BELIEVED, ended_before};
 
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
@@ -102,13 +102,23 @@ pub struct Outcome {
     pub waited: Duration,
     /// Why it came out badly.
     pub error: Option<Failure>,
+    /// What the user should know.
+    pub note: Option<String>,
 }
 
 impl Outcome {
     /// A job that nothing was done to.
     #[must_use]
     pub fn of(record: Record) -> Self {
-        Self { record, sent: Sent::No, then: None, still_running: None, waited: Duration::ZERO, error: None }
+        Self {
+            record,
+            sent: Sent::No,
+            then: None,
+            still_running: None,
+            waited: Duration::ZERO,
+            error: None,
+            note: None,
+        }
     }
 }
 

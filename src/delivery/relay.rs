@@ -30,7 +30,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn is_waited_for(&self) -> bool {
+    fn is_waited_for(self) -> bool {
         (self.signal && self.relayed.is_none()) || (self.watch && self.watched.is_none())
     }
 }
@@ -54,9 +54,9 @@ pub fn deliver(
             on_outcome(course.outcome.clone());
             asked.told = true;
         }));
-        if asked.iter().any(Asked::is_waited_for) {
+        if asked.iter().copied().any(Asked::is_waited_for) {
             // What it does not know of must not be sent after all, when a script has sent it already.
-            relays.part().into_iter().for_each(|reply| take(reply, courses, &mut asked, until.is_some()));
+            relays.part().into_iter().for_each(|reply| take(&reply, courses, &mut asked, until.is_some()));
         }
     }
     let time_is_over = until.is_some_and(|until| Instant::now() >= until);
@@ -103,8 +103,8 @@ fn converse(
         }
     }
     let patience = Instant::now() + ANSWER;
-    while asked.iter().any(Asked::is_waited_for) {
-        take(relays.next(patience)?, courses, asked, until.is_some());
+    while asked.iter().copied().any(Asked::is_waited_for) {
+        take(&relays.next(patience)?, courses, asked, until.is_some());
     }
     let Some(until) = until else { return Ok(()) };
     let told =
@@ -116,7 +116,7 @@ fn converse(
             break;
         }
         match relays.next(until) {
-            Ok(reply) => take(reply, courses, asked, true),
+            Ok(reply) => take(&reply, courses, asked, true),
             Err(error) if error.kind() == ErrorKind::TimedOut => break,
             Err(error) => {
                 asked.iter_mut().for_each(|asked| asked.watched = Some(false));
@@ -135,12 +135,12 @@ fn by_channel(course: &Course) -> Option<&'static str> {
 }
 
 /// Takes an answer.
-fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool) {
+fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool) {
     let (Reply::Numbered { job, .. }
     | Reply::Signalled { job, .. }
     | Reply::Watching { job }
     | Reply::NotWatching { job }
-    | Reply::Ended { job, .. }) = &reply
+    | Reply::Ended { job, .. }) = reply
     else {
         return;
     };
@@ -154,7 +154,7 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
             course.asked = true;
         }
         Reply::Signalled { relayed, .. } => {
-            asked.relayed = Some(relayed);
+            asked.relayed = Some(*relayed);
             let hit = match relayed {
                 Relayed::Sent => Hit::Sent,
                 Relayed::Gone => Hit::Gone,
@@ -169,7 +169,7 @@ fn take(reply: Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool
             asked.watched = Some(true);
             // An end from before the signal is the scripts' to judge.
             if course.unsent().is_none() {
-                course.end(end);
+                course.end(*end);
                 asked.settled = true;
             }
         }

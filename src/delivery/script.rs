@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::course::Course;
 use super::{Clock, Outcome, Via};
 use crate::error::{Failure, Kind};
+use crate::job::Target;
 use crate::remote::signal::{Event, Plan, carry_out};
 use crate::transport::Line;
 
@@ -14,9 +15,11 @@ const SCRIPT: Duration = Duration::from_secs(10);
 /// What the next script does: what has not been sent is sent, what has is waited for. The second signals go into the
 /// script in which the time runs out, so that the host decides whether they are needed.
 pub fn plan(courses: &[Course], clock: Option<&Clock>) -> Plan {
+    // What is left of a tree is known only in the script that has signalled it.
+    let longest = if courses.iter().any(|course| course.order.target == Target::Tree) { Duration::MAX } else { SCRIPT };
     let left = clock.map(|clock| clock.until.saturating_duration_since(Instant::now()));
-    let mut plan = Plan { wait: left.map(|left| left.min(SCRIPT)), ..Plan::default() };
-    let time_for_second = clock.is_some_and(|clock| !clock.second) && left.is_some_and(|left| left <= SCRIPT);
+    let mut plan = Plan { wait: left.map(|left| left.min(longest)), ..Plan::default() };
+    let time_for_second = clock.is_some_and(|clock| !clock.second) && left.is_some_and(|left| left <= longest);
     for (index, course) in courses.iter().enumerate() {
         plan.jobs
             .push((course.place(), course.unsent().map(|signal| course.shot(signal, &course.claim, course.asked))));
@@ -24,7 +27,7 @@ pub fn plan(courses: &[Course], clock: Option<&Clock>) -> Plan {
             plan.then.push((index, course.shot(signal, &course.then_claim, course.then_asked)));
         }
     }
-    plan.then_wait = clock.map(|clock| clock.wait.min(SCRIPT));
+    plan.then_wait = clock.map(|clock| clock.wait.min(longest));
     plan
 }
 
@@ -49,7 +52,7 @@ pub fn carry_out_plan(
     }
     let mut settled = vec![false; courses.len()];
     let result = carry_out(&host, shell.as_mut(), plan, &mut |event| {
-        let (Event::Hit(index, _) | Event::Seen(index, _)) = event;
+        let (Event::Hit(index, _) | Event::Seen(index, _) | Event::Kin(index, _) | Event::LinksOnly(index)) = event;
         let (Some(course), Some(settled)) = (courses.get_mut(index), settled.get_mut(index)) else { return };
         if *settled {
             return;
@@ -57,6 +60,14 @@ pub fn carry_out_plan(
         *settled = match event {
             Event::Hit(_, hit) => course.hit(Via::Pid, hit, plan.wait.is_some()),
             Event::Seen(_, seen) => course.see(&seen, plan.wait.is_some()),
+            Event::Kin(_, number) => {
+                course.kin = number;
+                false
+            }
+            Event::LinksOnly(_) => {
+                course.only_links();
+                false
+            }
         };
         if *settled {
             course.outcome.waited = started.elapsed();

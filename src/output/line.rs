@@ -35,6 +35,7 @@ fn to(target: Target) -> &'static str {
     match target {
         Target::Group => "",
         Target::Process => " to its first process",
+        Target::Tree => " to its whole tree",
     }
 }
 
@@ -51,6 +52,9 @@ fn caution(signal: Signal) -> &'static str {
 fn end(outcome: &Outcome) -> String {
     let waited = rounded(outcome.waited);
     match (outcome.record.state, outcome.sent) {
+        (State::Exited | State::Lost, _) if outcome.still_running == Some(true) => {
+            format!("{}, but what it started still runs after {waited}", exited(&outcome.record))
+        }
         (State::Exited, Sent::No) => format!("it had already {}", exited(&outcome.record)),
         (State::Lost, Sent::No) => "it was lost before: gone without a recorded end".to_owned(),
         (State::Exited, _) => format!("{} after {waited}", exited(&outcome.record)),

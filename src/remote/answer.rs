@@ -381,9 +381,9 @@ mod tests {
             format!("{mark}begin\n{mark}{}", "x".repeat(100)),
             format!("{mark}begin\n{}", "x".repeat(LINE_MAX + 1)),
             "x".repeat(NOISE_MAX + 1),
-            format!("{mark}begin\n{}", "x\n".repeat((NOISE_MAX + ANSWER_MAX) / 2 + 1)),
+            format!("{mark}begin\n{}", "x\n".repeat(usize::midpoint(NOISE_MAX, ANSWER_MAX) + 1)),
         ] {
-            assert!(heard(script.nonce(), bad.as_bytes(), 1 << 16).is_err(), "{:.60}", bad);
+            assert!(heard(script.nonce(), bad.as_bytes(), 1 << 16).is_err(), "{bad:.60}");
         }
         assert!(heard(script.nonce(), &[mark.as_bytes(), b"begin\n\xff\n"].concat(), 4096).is_err());
     }

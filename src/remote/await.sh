@@ -7,6 +7,12 @@ watch() {
 	left="$left $1"
 }
 
+# lingers INDEX : succeeds while something is there of what a signal for the whole tree was sent to.
+lingers() {
+	eval "kin=\${kin_$1-}"
+	[ -n "$kin" ] && each is_left
+}
+
 # await MILLISECONDS : until all that is left has ended, or the time is over; answers as each job ends.
 await() {
 	elapsed=0 step=5 round=0
@@ -21,7 +27,7 @@ await() {
 			fi
 			case $state in
 			running | stopped | ending | starting) left="$left $index" ;;
-			*) report "$index" ;;
+			*) if lingers "$index"; then left="$left $index"; else report "$index"; fi ;;
 			esac
 		done
 		if [ -z "$left" ] || [ "$elapsed" -ge "$1" ]; then
@@ -38,6 +44,7 @@ remaining() {
 	for index in $left; do
 		eval "dir=\$dir_$index"
 		! enter "$dir" || look
+		! lingers "$index" || count "$index"
 		report "$index"
 	done
 }

@@ -34,6 +34,43 @@ outcome() {
 	[ ! -O "sig.$1" ] || read -r _ _ sent <"sig.$1"
 } 2>/dev/null
 
+# claim CLAIM RETRY MILLISECONDS : takes the delivery. Sets sent to nothing when this script is the one that sends, else to
+# what came of an earlier try, which is waited for so long. With noclobber set: the claim is a file that only one can
+# create.
+claim() {
+	if true >"sig.$1"; then
+		sent=
+	elif [ -e "sig.$1" ]; then
+		outcome "$1"
+		while [ -z "$sent" ] && [ "$elapsed" -lt "$3" ]; do
+			nap 10
+			outcome "$1"
+		done
+		sent=${sent:-unconfirmed}
+	elif [ "$2" = 1 ]; then
+		sent=unconfirmed
+	else
+		sent=
+	fi
+} 2>/dev/null
+
+# outlived : succeeds when the group of a job whose first process has gone has members, and sets number to how many.
+outlived() {
+	case $pgid in
+	'' | *[!0-9]* | 0 | 1) return 1 ;;
+	esac
+	number=1
+	[ "$boot" = "$rs_boot" ] && kill -0 "-$pgid" || return 1
+	[ "$rs_system" = Linux ] || return 0
+	# Another process that leads a group of that number: the job's has been gone before.
+	! rs_process "$pgid" || [ "$rs_birth" = "$birth" ] || return 1
+	number=0
+	for one in /proc/[0-9]*; do
+		! rs_process "${one#/proc/}" || [ "$rs_group" != "$pgid" ] || [ "$rs_run" = Z ] || number=$((number + 1))
+	done
+	[ "$number" -gt 0 ]
+} 2>/dev/null
+
 # deliver INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of the
 # job there, unless CLAIM was taken before; then CONT to it when it is stopped and CONT is 1. Answers what came of it,
 # and then how the job stood before. The claim is a file that only one can create, so only its creator ever sends;
@@ -53,6 +90,7 @@ deliver() {
 	case $state in
 	running | stopped) ;;
 	*)
+		! outlived || answer kin "$1" "$number"
 		report "$1"
 		return
 		;;
@@ -63,20 +101,7 @@ deliver() {
 	fi
 	set -C
 	turn "$5" "$1"
-	if true >"sig.$3"; then
-		sent=
-	elif [ -e "sig.$3" ]; then
-		outcome "$3"
-		while [ -z "$sent" ] && [ "$elapsed" -lt 1000 ]; do
-			nap 10
-			outcome "$3"
-		done
-		sent=${sent:-unconfirmed}
-	elif [ "$9" = 1 ]; then
-		sent=unconfirmed
-	else
-		sent=
-	fi 2>/dev/null
+	claim "$3" "$9" 1000
 	set +C
 	if [ -z "$sent" ]; then
 		to=-$pgid

@@ -6,6 +6,7 @@
 mod answer;
 pub mod foreground;
 pub mod look;
+pub mod meet;
 pub mod output;
 mod script;
 mod seen;

@@ -1,7 +1,7 @@
 # Tells one process from every other that has had, or will have, its number.
 
-# rs_process PID : sets rs_run to the process's state letter, rs_group to its process group and rs_birth to the time
-# it started at, in the host's own unit. Fails when there is no such process.
+# rs_process PID : sets rs_run to the process's state letter, rs_parent to its parent, rs_group to its process group and
+# rs_birth to the time it started at, in the host's own unit. Fails when there is no such process.
 rs_process() {
 	if [ "$rs_system" = Linux ]; then
 		[ -r "/proc/$1/stat" ] || return 1
@@ -13,12 +13,12 @@ rs_process() {
 		# shellcheck disable=SC2086
 		set -- ${rs_stat##*) }
 		[ $# -ge 20 ] || return 1
-		rs_run=$1 rs_group=$3 rs_birth=${20}
+		rs_run=$1 rs_parent=$2 rs_group=$3 rs_birth=${20}
 	else
 		# shellcheck disable=SC2046
-		set -- $(LC_ALL=C TZ=UTC0 ps -o stat= -o pgid= -o lstart= -p "$1")
-		[ $# -eq 7 ] || return 1
-		rs_run=${1%"${1#?}"} rs_group=$2 rs_birth=$3_$4_$5_$6_$7
+		set -- $(LC_ALL=C TZ=UTC0 ps -o stat= -o ppid= -o pgid= -o lstart= -p "$1")
+		[ $# -eq 8 ] || return 1
+		rs_run=${1%"${1#?}"} rs_parent=$2 rs_group=$3 rs_birth=$4_$5_$6_$7_$8
 	fi
 } 2>/dev/null
 

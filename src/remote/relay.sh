@@ -41,21 +41,26 @@ rs_pass() {
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
 rs_number='' rs_gone=''
+# Servers signal the whole group: the helpers must not mind, from their first moment on.
+trap '' HUP INT QUIT TERM USR1 USR2
+# The supervisor held the FIFO before the job began, and holds it to its end.
+cat <&6 4>&- >/dev/null 2>&1 &
+rs_reader=$!
+exec 3<&0 4>&- 6<&-
+# The end of standard input is the end of the keeper.
+trap 'rs_gone=1' ALRM
+(
+	cat <&3 >/dev/null
+	# Once more where it came in the moment before a wait.
+	while kill -ALRM $$; do sleep 1; done
+) >/dev/null 2>&1 &
+rs_watcher=$!
 for rs_name in HUP INT QUIT TERM; do
 	# shellcheck disable=SC2064
 	trap "rs_pass $rs_name 0" "$rs_name"
 done
 trap 'rs_pass USR1 10' USR1
 trap 'rs_pass USR2 12' USR2
-trap 'rs_gone=1' ALRM
-# The end of standard input is the end of the keeper. Servers signal the whole group: the helpers must not mind.
-exec 3<&0
-(
-	trap '' HUP INT QUIT TERM USR1 USR2
-	cat <&3 >/dev/null
-	kill -ALRM $$
-) >/dev/null 2>&1 &
-rs_watcher=$!
 printf '%s ready\n' "$rs_relay"
 
 # Traps run in the middle of a wait, and cut it short.

@@ -9,7 +9,7 @@ use super::output::Wanted;
 use super::signal::{Plan, Shot};
 use super::start::Order;
 use crate::error::{Failure, Kind};
-use crate::job;
+use crate::job::{self, JobId, Target};
 
 /// A file of this folder.
 macro_rules! file {
@@ -125,6 +125,9 @@ impl Script {
     pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("deliver"));
+        if plan.shots().any(|shot| shot.target == Target::Tree) {
+            script.include(file!("tree"));
+        }
         // A job that needs no shot any more, because one was confirmed before the connection broke.
         let other = if plan.wait.is_some() {
             script.include(file!("await"));
@@ -135,7 +138,7 @@ impl Script {
         };
         for (index, (place, shot)) in plan.jobs.iter().enumerate() {
             match shot {
-                Some(shot) => script.deliver("deliver", index, shot)?,
+                Some(shot) => script.deliver(index, shot, false)?,
                 None => script.call(other, &[&index.to_string(), place])?,
             }
         }
@@ -144,7 +147,7 @@ impl Script {
         script.call("await", &[&wait.as_millis().to_string()])?;
         if !plan.then.is_empty() {
             for (index, shot) in &plan.then {
-                script.deliver("deliver_if_left", *index, shot)?;
+                script.deliver(*index, shot, true)?;
             }
             script.call("end_turns", &[])?;
             script.call("await", &[&plan.then_wait.unwrap_or_default().as_millis().to_string()])?;
@@ -153,7 +156,13 @@ impl Script {
         Ok(script)
     }
 
-    fn deliver(&mut self, function: &str, index: usize, shot: &Shot) -> Result<(), Failure> {
+    fn deliver(&mut self, index: usize, shot: &Shot, if_left: bool) -> Result<(), Failure> {
+        let function = match (shot.target, if_left) {
+            (Target::Tree, false) => "tree",
+            (Target::Tree, true) => "tree_if_left",
+            (_, false) => "deliver",
+            (_, true) => "deliver_if_left",
+        };
         let flag = |on| if on { "1" } else { "0" };
         self.call(
             function,
@@ -176,6 +185,22 @@ impl Script {
         let mut script = Self::about_jobs()?;
         script.include(file!("see"));
         script.call_each("see", places)?;
+        Ok(script)
+    }
+
+    /// Tells of some jobs all that the host knows.
+    pub(super) fn meet(ids: &[JobId]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("meet"));
+        script.call_each("meet", &ids.iter().map(JobId::as_str).collect::<Vec<_>>())?;
+        Ok(script)
+    }
+
+    /// Tells of all jobs.
+    pub(super) fn discover() -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("meet"));
+        script.call("discover", &[])?;
         Ok(script)
     }
 
@@ -319,7 +344,7 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
 /// The script that becomes the job.
 fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
     let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
-    script.set("rs_directory", order.directory.unwrap_or_default())?;
+    script.set("rs_directory", order.directory.as_deref().unwrap_or_default())?;
     script.include(file!("process"));
     script.include(file!("job"));
     let own = [("RSIG_JOB", OsStr::new(order.id.as_str())), ("RSIG_COOKIE", OsStr::new(order.cookie))];

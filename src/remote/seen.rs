@@ -85,6 +85,22 @@ impl Seen {
         (standing != Standing::Exited || seen.exit_status.is_some()).then_some(seen)
     }
 
+    /// The word of a host that was asked for all its jobs and did not name this one.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self {
+            standing: Standing::Absent,
+            timed_out: false,
+            exit_status: None,
+            finished_at: None,
+            pid: None,
+            pgid: None,
+            started_at: None,
+            os: None,
+            node: None,
+        }
+    }
+
     /// The state to show for the job, whose record is `record`.
     #[must_use]
     pub fn state(&self, record: &Record) -> State {
@@ -93,12 +109,11 @@ impl Seen {
             Standing::Running | Standing::Ending => State::Running,
             Standing::Stopped => State::Stopped,
             Standing::Starting => State::Starting,
-            Standing::Lost => State::Lost,
             Standing::Absent if record.state == State::Exited => State::Exited,
             Standing::Absent if record.state == State::Starting && now() - record.created_at < ON_ITS_WAY => {
                 State::Starting
             }
-            Standing::Absent => State::Lost,
+            Standing::Lost | Standing::Absent => State::Lost,
             Standing::Elsewhere | Standing::Foreign => State::Unknown,
         }
     }
@@ -123,12 +138,13 @@ impl Seen {
 }
 
 /// A field, `-` where it is not known; `None` where it makes no sense.
+#[allow(clippy::option_option, reason = "no such word, and a word that says there is nothing, are two things")]
 fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     if word == "-" { Some(None) } else { word.parse().ok().map(Some) }
 }
 
 /// Splits `WORD INDEX REST` for one of `jobs` jobs.
-pub fn indexed<'a>(line: &'a str, jobs: usize) -> Option<(&'a str, usize, &'a str)> {
+pub fn indexed(line: &str, jobs: usize) -> Option<(&str, usize, &str)> {
     let mut words = line.splitn(3, ' ');
     let word = words.next()?;
     let index = words.next()?.parse().ok().filter(|index| *index < jobs)?;

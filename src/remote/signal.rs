@@ -54,12 +54,24 @@ pub struct Plan {
     pub then_wait: Option<Duration>,
 }
 
+impl Plan {
+    /// All shots of the plan.
+    pub fn shots(&self) -> impl Iterator<Item = &Shot> {
+        let first = self.jobs.iter().filter_map(|(_, shot)| shot.as_ref());
+        first.chain(self.then.iter().map(|(_, shot)| shot))
+    }
+}
+
 /// What a host says while a plan is carried out, each with the job's index.
 pub enum Event {
     /// What came of the job's first or second shot.
     Hit(usize, Hit),
     /// How the job stands: for one that has ended, its end.
     Seen(usize, Seen),
+    /// So many processes of the job are there, whether or not its first one is.
+    Kin(usize, u32),
+    /// Of the job's tree only its session and the children of its processes could be found.
+    LinksOnly(usize),
 }
 
 /// Carries out a plan on a host. Each event is passed on as it comes.
@@ -81,6 +93,10 @@ pub fn carry_out(
             Some(("sent", index, word)) => {
                 on_event(Event::Hit(index, hit(word).ok_or_else(|| garbage(host, line.as_bytes()))?));
             }
+            Some(("kin", index, number)) => {
+                on_event(Event::Kin(index, number.parse().map_err(|_| garbage(host, line.as_bytes()))?));
+            }
+            Some(("links", index, _)) => on_event(Event::LinksOnly(index)),
             _ => {
                 let (index, seen) = job_line(host, line, jobs)?;
                 if let Some(told) = told.get_mut(index) {

@@ -9,13 +9,11 @@ rs_refuse() {
 		cd /
 		rm -rf "$rs_made"
 	fi
-	[ -z "$rs_reader" ] || kill -KILL "$rs_reader" 2>/dev/null
 	printf 'refused %s\n' "$(printf '%s' "$*" | tr '\n' ' ')"
 	rs_end
 }
 
 rs_made=
-rs_reader=
 rs_newline='
 '
 rs_mask=$(umask)
@@ -48,13 +46,11 @@ rs_why=$({
 		: >out && : >err
 } 2>&1) || rs_refuse disk "$rs_why"
 mkfifo ended 2>/dev/null || rs_relay=
-# Waits for the supervisor to open it, and then for its end. Opened later, it could find a job that is over already.
+# Open for writing until the supervisor holds it: a reader of its own would wait for ever where the job is over before it
+# has got round to opening it.
 if [ -n "$rs_relay" ]; then
-	(
-		trap '' HUP INT QUIT TERM USR1 USR2
-		exec cat ended
-	) </dev/null >/dev/null 2>&1 &
-	rs_reader=$!
+	exec 4<>ended
+	exec 6<ended
 fi
 
 # A session of one's own without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
@@ -103,7 +99,7 @@ monitor)
 	$rs_scope /bin/sh "$@" &
 	set +m
 	;;
-esac </dev/null >/dev/null 2>trouble
+esac </dev/null >/dev/null 2>trouble 4>&- 6<&-
 
 rs_tries=0
 until [ -s pid ] || [ -s refused ]; do

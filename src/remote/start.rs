@@ -1,6 +1,6 @@
 //! The script that starts a job.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::time::Duration;
 
 use super::answer::{PATIENCE, garbage, hear};
@@ -24,7 +24,7 @@ pub struct Order<'a> {
     /// Variables for its environment.
     pub env: &'a [(String, OsString)],
     /// Where it starts; else in the home directory.
-    pub directory: Option<&'a OsStr>,
+    pub directory: Option<OsString>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
     /// How long it may run.
@@ -67,6 +67,7 @@ pub struct Started {
     /// What `uname -s` says.
     pub os: String,
     /// When it started.
+    #[allow(clippy::struct_field_names, reason = "the name that it has in every record")]
     pub started_at: Epoch,
     /// Its directory.
     pub dir: String,

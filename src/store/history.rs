@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use anyhow::{Context as _, Result};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{Store, json};
+use super::{Store, json, on_row};
 use crate::delivery::Sent;
 use crate::error::{Failure, Kind};
 use crate::history::{Event, Happening, user};
-use crate::job::{Epoch, JobId, Record, Target, is_id_text, now};
+use crate::host::Destination;
+use crate::job::{Epoch, JobId, JobName, Record, Target, is_id_text, now};
 use crate::signal::Signal;
 
 /// How many events are kept, the newest.
@@ -24,38 +25,32 @@ const SELDOM: i64 = 1000;
 /// Where an event stands in the state file.
 pub type Number = i64;
 
-/// Writes down what happened to a job that there is a record of.
-pub(super) fn write(connection: &Connection, id: &JobId, happening: &Happening) -> rusqlite::Result<Option<Number>> {
-    insert(connection, id, happening, "1")
-}
-
-/// Writes down that a job is over, if that is news.
-pub(super) fn write_end(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
-    if !record.state.is_finished() {
-        return Ok(());
-    }
-    let is_news = format!("state <> 'exited' AND state <> '{}'", record.state.word());
-    insert(connection, &record.id, &Happening::end(record), &is_news).map(drop)
-}
-
-fn insert(
-    connection: &Connection,
-    id: &JobId,
-    happening: &Happening,
-    condition: &str,
-) -> rusqlite::Result<Option<Number>> {
-    let mut statement = connection.prepare_cached(&format!(
-        "INSERT INTO events (at, user, job, name, host, happening) \
-         SELECT ?2, ?3, id, name, host, ?4 FROM jobs WHERE id = ?1 AND {condition}"
-    ))?;
-    if statement.execute(params![id.as_str(), now(), user(), json(happening)?])? == 0 {
-        return Ok(None);
-    }
+/// Writes down what happened to a job, whether or not there is a record of it.
+pub(super) fn write(connection: &Connection, record: &Record, happening: &Happening) -> rusqlite::Result<Number> {
+    let mut statement = connection
+        .prepare_cached("INSERT INTO events (at, user, job, name, host, happening) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+    let name = record.name.as_ref().map(JobName::as_str);
+    let (id, host) = (record.id.as_str(), record.host().to_string());
+    statement.execute(params![now(), user(), id, name, host, json(happening)?])?;
     let number = connection.last_insert_rowid();
     if number % SELDOM == 0 {
         prune(connection, number)?;
     }
-    Ok(Some(number))
+    Ok(number)
+}
+
+/// Writes down that a job is over, if that is news to its record.
+pub(super) fn write_end(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
+    if !record.state.is_finished() {
+        return Ok(());
+    }
+    let is_news = "SELECT 1 FROM jobs WHERE id = ?1 AND host = ?2 AND connect = ?3 AND state NOT IN ('exited', ?4)";
+    let row =
+        params![record.id.as_str(), record.host().to_string(), json(&record.destination.connect)?, record.state.word()];
+    if connection.prepare_cached(is_news)?.exists(row)? {
+        write(connection, record, &Happening::end(record))?;
+    }
+    Ok(())
 }
 
 /// Drops what is too old or too much. The numbers follow the time, so only what goes is looked at.
@@ -69,9 +64,18 @@ fn prune(connection: &Connection, newest: Number) -> rusqlite::Result<()> {
     connection.execute("DELETE FROM events WHERE number < ?1", [first]).map(drop)
 }
 
+fn take_back(connection: &Connection, number: Number) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM events WHERE number = ?1", [number]).map(drop)
+}
+
 /// Signals that are about to be sent, by job.
 #[derive(Debug, Default)]
-pub struct Announced(HashMap<JobId, Number>);
+pub struct Announced(HashMap<(JobId, Destination), Number>);
+
+/// What tells a job from every other, also from one elsewhere with the same id.
+fn key(record: &Record) -> (JobId, Destination) {
+    (record.id.clone(), record.destination.clone())
+}
 
 /// A signal, and what became of it.
 pub struct Signalled {
@@ -95,13 +99,24 @@ impl Store {
         let done = self.change(|transaction| {
             for (record, signal) in jobs {
                 let happening = Happening::signal(&signal, target, Sent::Unknown);
-                if let Some(number) = write(transaction, &record.id, &happening)? {
-                    announced.0.insert(record.id.clone(), number);
-                }
+                announced.0.insert(key(record), write(transaction, record, &happening)?);
             }
             Ok(())
         });
         done.map(|()| announced).map_err(|error| self.blamed(error))
+    }
+
+    /// Takes back what was announced and then had no reason to be sent.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn not_sent(&mut self, announced: Announced) -> Result<()> {
+        if announced.0.is_empty() {
+            return Ok(());
+        }
+        let done =
+            self.change(|transaction| announced.0.values().try_for_each(|number| take_back(transaction, *number)));
+        done.map_err(|error| self.blamed(error))
     }
 
     /// Writes down what became of an announced signal, and of a second one. What was not sent leaves no event.
@@ -110,13 +125,13 @@ impl Store {
     /// What the file says.
     pub fn signalled(
         &mut self,
-        id: &JobId,
+        record: &Record,
         announced: &mut Announced,
         target: Target,
         first: Option<&Signalled>,
         second: Option<&Signalled>,
     ) -> Result<()> {
-        let number = announced.0.remove(id);
+        let number = announced.0.remove(&key(record));
         let was_sent = |signalled: &&Signalled| signalled.sent != Sent::No;
         let (first, second) = (first.filter(was_sent), second.filter(was_sent));
         let happening = |of: &Signalled| Happening::signal(&of.signal.name(), target, of.sent);
@@ -126,19 +141,16 @@ impl Store {
                     let text = json(&happening(first))?;
                     transaction.execute("UPDATE events SET happening = ?2 WHERE number = ?1", params![number, text])?;
                 }
-                (Some(number), None) => {
-                    transaction.execute("DELETE FROM events WHERE number = ?1", [number])?;
-                }
-                (None, Some(first)) => drop(write(transaction, id, &happening(first))?),
+                (Some(number), None) => take_back(transaction, number)?,
+                (None, Some(first)) => drop(write(transaction, record, &happening(first))?),
                 (None, None) => {}
             }
             if let Some(second) = second {
-                write(transaction, id, &happening(second))?;
+                write(transaction, record, &happening(second))?;
             }
             let confirmed = |signalled: &&Signalled| matches!(signalled.sent, Sent::Yes(_));
             if let Some(last) = second.filter(confirmed).or(first.filter(confirmed)) {
-                let statement = "UPDATE jobs SET last_signal = ?2 WHERE id = ?1";
-                transaction.execute(statement, [id.as_str(), &last.signal.name()])?;
+                on_row(transaction, "UPDATE jobs SET last_signal = ?4", record, &[&last.signal.name()])?;
             }
             Ok(())
         });
@@ -245,8 +257,8 @@ mod tests {
         // A command that looked earlier takes nothing back.
         record.state = State::Lost;
         store.update([&record]).unwrap();
-        store.remove(&record.id).unwrap();
-        store.remove(&record.id).unwrap();
+        store.remove(&record).unwrap();
+        store.remove(&record).unwrap();
         let words = words(&store, &record.id);
         assert_eq!(words.len(), 3, "{words:?}");
         assert!(words[1].contains("exited") && words[2].contains("removal"), "{words:?}");
@@ -263,12 +275,12 @@ mod tests {
             store.connection.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).unwrap()
         };
         assert_eq!(count(&store), MOST + 2 * SELDOM - 1);
-        store.change(|transaction| write(transaction, &record.id, &Happening::Removal)).unwrap();
+        store.change(|transaction| write(transaction, &record, &Happening::Removal)).unwrap();
         assert_eq!(count(&store), MOST);
 
         store.connection.execute("UPDATE events SET at = at - ?1", [LONGEST + 10]).unwrap();
         for _ in 0..SELDOM {
-            store.change(|transaction| write(transaction, &record.id, &Happening::Removal)).unwrap();
+            store.change(|transaction| write(transaction, &record, &Happening::Removal)).unwrap();
         }
         assert_eq!(count(&store), SELDOM);
     }

@@ -17,6 +17,8 @@ unsafe extern "C" {
 
 /// The stream of a channel that carries standard error (RFC 4254 5.2).
 const STANDARD_ERROR: c_int = 1;
+/// What `libssh2_channel_process_startup` gives now and then where it should say that it would block.
+const NOT_YET: c_int = -1;
 /// The largest packet that is taken, as the `ssh2` crate asks for.
 const PACKET: c_uint = 32_768;
 
@@ -78,6 +80,11 @@ impl Channel {
         let code = unsafe {
             raw::libssh2_channel_process_startup(self.channel, c"exec".as_ptr(), 4, command.as_ptr().cast(), length)
         };
+        // -1 is not in the library's list of errors: it had bytes to read, and they were not the answer. The answer comes all
+        // the same, and what follows shows whether the shell was granted.
+        if code == NOT_YET {
+            return Ok(());
+        }
         checked(&mut session, code as isize).map(drop)
     }
 

@@ -10,8 +10,10 @@ use nix::libc;
 const DESCRIPTORS: i32 = 1024;
 
 /// Makes a child start as a login would start it: every signal at its default and none blocked (nohup, a CI runner or
-/// `&` in a script may have had rsig started with some ignored), and no descriptor above standard error.
+/// `&` in a script may have had rsig started with some ignored), and no descriptor above standard error. Where a job runs
+/// rsig, the child is not marked as one of the job's processes.
 pub fn start_clean(command: &mut Command) {
+    command.env_remove("RSIG_COOKIE");
     // SAFETY: the closure runs between fork and exec in the child of a process that may have threads, where only
     // async-signal-safe functions may be called (signal-safety(7)): signal, sigemptyset, sigprocmask, close and fcntl
     // are on that list, close_range is a bare system call, and nothing allocates.

@@ -54,7 +54,7 @@ pub fn generate(path: &Path, key_type: Type, passphrase: &str, format: Format) -
     tool("ssh-keygen", "openssh-client").args(words).arg("-f").arg(path).run().ok();
     Key {
         private: path.to_owned(),
-        public: read_trimmed(&path.with_added_extension("pub")),
+        public: read_trimmed(&path.with_extension("pub")),
         passphrase: passphrase.to_owned(),
     }
 }
@@ -64,7 +64,7 @@ pub fn certify(authority: &Key, key: &Key, principal: &str) -> PathBuf {
     tool("ssh-keygen", "openssh-client")
         .args(["-q", "-I", "rsig-test", "-n", principal, "-P", &authority.passphrase, "-s"])
         .arg(&authority.private)
-        .arg(key.private.with_added_extension("pub"))
+        .arg(key.private.with_extension("pub"))
         .run()
         .ok();
     let mut name = key.private.clone().into_os_string();

@@ -58,6 +58,9 @@ pub(crate) use site::{on_every_kept_site, on_every_site};
 pub use tty::Tty;
 pub use warden::base;
 
+/// What any step of a test may take, on a machine with much else to do: what takes longer hangs.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// Waits until `condition` holds.
 ///
 /// # Panics

@@ -18,7 +18,7 @@ use super::poll_until;
 use super::tty::Tty;
 
 /// How long a program may run unless [`Invocation::limit`] says otherwise.
-pub const LIMIT: Duration = Duration::from_mins(1);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

@@ -18,7 +18,7 @@ use super::proxy::Proxy;
 use super::running::{Invocation, Output, tool};
 use super::scratch::Scratch;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = super::SOON;
 /// Below what the kernel gives to outgoing connections, so that a port is still free after a stop.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 

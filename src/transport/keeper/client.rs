@@ -73,6 +73,8 @@ pub struct Kept<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
     place: Place,
+    /// The keeper is this command's own: what becomes of it is the command's to say.
+    private: bool,
     /// Greeted, and not used yet.
     ready: Option<Talk>,
     /// What took the keeper's place.
@@ -172,7 +174,8 @@ fn ask(socket: &std::path::Path, request: &Request) -> io::Result<Status> {
 /// connection may do.
 pub fn open<'a>(destination: &'a Destination, policy: &'a Policy) -> io::Result<Result<Kept<'a>, Failure>> {
     let place = Place::of(destination)?;
-    let kept = |ready, place| Ok(Ok(Kept { destination, policy, place, ready: Some(ready), instead: None }));
+    let kept =
+        |ready, place| Ok(Ok(Kept { destination, policy, place, private: false, ready: Some(ready), instead: None }));
     if let Some(ready) = Talk::open(&place.socket)? {
         return kept(ready, place);
     }
@@ -350,6 +353,10 @@ impl<'a> Kept<'a> {
         if self.instead.is_some() {
             return Ok(None);
         }
+        if self.private {
+            let shell = self.shell_for(relay.cloned());
+            return shell.map(Some).map_err(|error| self.unreachable(&error));
+        }
         let mut what = String::new();
         // One whose connection was found broken has gone: then there is another by now, or will be.
         for _ in 0..2 {
@@ -370,6 +377,10 @@ impl<'a> Kept<'a> {
         (self.policy.step)(&format!("{}: the keeper can't be used ({what}); connecting directly", self.destination));
         self.instead = Some(ssh::open(self.destination, self.policy)?);
         Ok(None)
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        Failure::new(Kind::Unreachable, format!("{}: {error}", self.destination))
     }
 
     /// What took the keeper's place; [`Kept::kept_shell`] has seen to it.
@@ -396,7 +407,7 @@ impl Transport for Kept<'_> {
     }
 
     fn may_be_stale(&self) -> bool {
-        self.instead.is_none()
+        self.instead.is_none() && !self.private
     }
 
     fn relays(&mut self) -> Option<Box<dyn Relays>> {

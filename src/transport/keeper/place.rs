@@ -71,6 +71,9 @@ impl Place {
 /// What the file system says.
 pub fn all() -> io::Result<Vec<PathBuf>> {
     let mut sockets = Vec::new();
+    if !crate::store::state_directory().map_err(io::Error::other)?.is_dir() {
+        return Ok(sockets);
+    }
     for entry in fs::read_dir(directory()?)? {
         let path = entry?.path();
         if path.extension().is_none() {

@@ -20,7 +20,7 @@ use crate::transport::{Policy, ssh};
 /// How long a keeper without anything to do stays, where `RSIG_KEEPER_IDLE` says nothing else.
 const IDLE: Duration = Duration::from_secs(600);
 /// How much memory it may take beyond what it has when it begins, in bytes: no server needs more.
-const MEMORY: u64 = 96 << 20;
+const MEMORY: u64 = 48 << 20;
 
 /// Is a keeper, until it is no longer needed. Its order is on standard input; standard output takes one word on how the
 /// beginning went, and is closed then.
@@ -46,11 +46,12 @@ pub fn serve(socket: &Path, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
     born.store(true, Ordering::Release);
     say(&birth)?;
     sys::process::close_standard_streams()?;
+    limit_core();
     if order.private {
         keeper.be_private(lifeline);
     } else {
         drop(lifeline);
-        limit_itself();
+        limit_memory();
     }
     let end = keeper.run();
     // The next keeper removes a socket that is left behind; one that is bound there by now must stay.
@@ -105,16 +106,26 @@ fn idle() -> Duration {
     given.unwrap_or(IDLE)
 }
 
-/// A hostile server must not make the keeper grow: libssh2 takes in whatever comes.
-fn limit_itself() {
+/// What is in its memory is nobody's business, keys among it.
+fn limit_core() {
     use nix::sys::resource::{Resource, setrlimit};
-    // What is in its memory is nobody's business, keys among it.
+    // A system that has no such limit does without.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    // In pages: the whole address space is the first number (proc(5)).
-    let pages = fs::read_to_string("/proc/self/statm").ok();
-    let pages = pages.and_then(|text| text.split(' ').next().and_then(|pages| pages.parse::<u64>().ok()));
-    if let Some(limit) = pages.map(|pages| pages * 4096 + MEMORY) {
-        // A system that has no such limit does without.
-        let _ = setrlimit(Resource::RLIMIT_AS, limit, limit);
+}
+
+/// A hostile server must not make the keeper grow: libssh2 takes in whatever comes.
+fn limit_memory() {
+    use nix::sys::resource::{Resource, setrlimit};
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let now = |key| {
+        let value = status.lines().find_map(|line| line.strip_prefix(key))?;
+        value.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    // The address space alone would not do: the C library reserves a good deal of it for each thread (proc(5)).
+    for (key, resource) in [("VmSize:", Resource::RLIMIT_AS), ("VmData:", Resource::RLIMIT_DATA)] {
+        if let Some(limit) = now(key).map(|kilobytes| kilobytes * 1024 + MEMORY) {
+            // A system that has no such limit does without.
+            let _ = setrlimit(resource, limit, limit);
+        }
     }
 }

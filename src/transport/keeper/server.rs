@@ -29,8 +29,10 @@ const RELAYS: usize = 6;
 const FREE: usize = 2;
 /// How much may wait for a command that does not read; then its channel is not read either.
 const BACKLOG: usize = 64 << 10;
+/// The same where much is to be carried.
+const BACKLOG_OF_MUCH: usize = 256 << 10;
 /// How many commands are served at once.
-const CLIENTS: usize = 256;
+const CLIENTS: usize = 128;
 /// How often an idle connection is asked for a sign of life, where `ServerAliveInterval` does not say.
 const ALIVE: Duration = Duration::from_secs(60);
 /// The least that libssh2 lets pass between two questions for a sign of life, in seconds.
@@ -94,6 +96,8 @@ pub struct Keeper {
     lifeline: Option<OwnedFd>,
     /// How much a server may send on a channel ahead of what was read.
     window: u32,
+    /// How much may wait for a command.
+    backlog: usize,
     clients: BTreeMap<ClientId, Client>,
     lanes: BTreeMap<LaneId, Lane>,
     next_id: u64,
@@ -156,6 +160,7 @@ impl Keeper {
             socket_seen: now,
             lifeline: None,
             window: WINDOW,
+            backlog: BACKLOG,
             clients: BTreeMap::new(),
             lanes: BTreeMap::new(),
             next_id: 0,
@@ -176,6 +181,7 @@ impl Keeper {
     pub fn be_private(&mut self, lifeline: OwnedFd) {
         self.lifeline = Some(lifeline);
         self.window = WINDOW_OF_MUCH;
+        self.backlog = BACKLOG_OF_MUCH;
     }
 
     /// Serves until there is nothing more to serve.
@@ -234,12 +240,14 @@ impl Keeper {
         flags.set(PollFlags::POLLIN, self.lanes.iter().any(|(id, lane)| self.is_due(*id, lane)));
         flags.set(PollFlags::POLLOUT, Channel::owes_output(self.connection.session()));
         let socket: BorrowedFd<'_> = self.connection.as_fd();
+        let full = self.clients.len() >= CLIENTS;
         let lifeline = self.lifeline.as_ref().map_or(self.listener.as_fd(), AsFd::as_fd);
         let mut fds = vec![
             PollFd::new(socket, flags),
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            // Whoever is too much waits outside, and finds another way.
+            PollFd::new(self.listener.as_fd(), if full { PollFlags::empty() } else { PollFlags::POLLIN }),
             // With nobody at its other end, a pipe is always ready.
-            PollFd::new(lifeline, PollFlags::POLLIN),
+            PollFd::new(lifeline, if self.lifeline.is_some() { PollFlags::POLLIN } else { PollFlags::empty() }),
         ];
         let mut ids = Vec::with_capacity(self.clients.len());
         for (id, client) in &self.clients {
@@ -272,7 +280,7 @@ impl Keeper {
     /// Whether more may be read from a command: neither what it has sent nor what it was told must pile up here.
     fn takes_input(&self, client: &Client) -> bool {
         let in_lane = client.lane.and_then(|lane| self.lanes.get(&lane)).map_or(0, Lane::waiting);
-        in_lane < BACKLOG && client.output.len() < BACKLOG && !client.done
+        in_lane < self.backlog && client.output.len() < self.backlog && !client.done
     }
 
     fn next_deadline(&self) -> Instant {
@@ -346,7 +354,7 @@ impl Keeper {
 
     /// Whether somebody takes what a channel says.
     fn listens(&self, lane: &Lane) -> bool {
-        lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len()) < BACKLOG
+        lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len()) < self.backlog
     }
 
     /// Makes the calls of one channel.
@@ -631,8 +639,10 @@ impl Keeper {
 
     fn accept(&mut self, now: Instant) {
         // Whatever accept says, the next turn tries again.
-        while let Ok((stream, _)) = self.listener.accept() {
-            if self.clients.len() >= CLIENTS || !is_ours(&stream) || stream.set_nonblocking(true).is_err() {
+        while self.clients.len() < CLIENTS
+            && let Ok((stream, _)) = self.listener.accept()
+        {
+            if !is_ours(&stream) || stream.set_nonblocking(true).is_err() {
                 continue;
             }
             self.next_id += 1;
@@ -674,7 +684,9 @@ impl Keeper {
             return self.dismiss(id, now);
         }
         loop {
-            let Some(client) = self.clients.get_mut(&id).filter(|client| client.output.len() < BACKLOG) else { return };
+            let Some(client) = self.clients.get_mut(&id).filter(|client| client.output.len() < self.backlog) else {
+                return;
+            };
             match protocol::take::<Request>(&mut client.input) {
                 Ok(Some(frame)) => {
                     if !self.obey(id, frame, now) {

@@ -431,7 +431,7 @@ impl Login<'_> {
             };
             match outcome {
                 Outcome::Accepted => return Ok(()),
-                Outcome::Unusable(_) => continue,
+                Outcome::Unusable(_) => {}
                 Outcome::Lost(reason) => return Err(self.lost(&reason)),
                 Outcome::Refused => {
                     self.failures += 1;
@@ -556,7 +556,7 @@ impl Login<'_> {
                 }
             }
             Outcome::Unusable(reason) => self.remarks.push(format!("{}: {reason}", key.label)),
-            _ => {}
+            Outcome::Accepted => {}
         }
         outcome
     }
@@ -790,7 +790,7 @@ struct Dialogue<'a> {
 }
 
 impl KeyboardInteractivePrompt for Dialogue<'_> {
-    fn prompt<'p>(&mut self, name: &str, instructions: &str, prompts: &[Prompt<'p>]) -> Vec<String> {
+    fn prompt(&mut self, name: &str, instructions: &str, prompts: &[Prompt<'_>]) -> Vec<String> {
         self.rounds += 1;
         if self.failed.is_some() {
             // libssh2 gives no other way to leave a server that does not stop asking.

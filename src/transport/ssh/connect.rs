@@ -105,6 +105,8 @@ impl Connection {
     }
 }
 
+/// Ends the connection without waiting for the network. An SSH disconnect message is not sent: the end of the socket says
+/// the same to every server.
 impl Drop for Connection {
     fn drop(&mut self) {
         // First, so that freeing the session can't wait for the other side.

@@ -117,10 +117,9 @@ impl Preamble {
         let mut buffer = [0; 1024];
         loop {
             let length = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_PEEK) {
-                Ok(0) => return Err(self.closed()),
+                Ok(0) | Err(Errno::ECONNRESET | Errno::EPIPE) => return Err(self.closed()),
                 Ok(length) => length,
                 Err(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
-                Err(Errno::ECONNRESET | Errno::EPIPE) => return Err(self.closed()),
                 Err(error) => return Err(HandshakeError::Failed(error.desc().to_owned())),
             };
             let bytes = buffer.get(..length).unwrap_or_default();
@@ -204,6 +203,7 @@ impl AsRawFd for Borrowed {
 /// Waiting for the server's line first would cost a round trip. libssh2 sends ours and reads theirs
 /// in one call, with no bound on what may come before it; so that call is made with a socket pair
 /// in place of the connection, which is put in its place afterwards.
+#[allow(clippy::needless_pass_by_value, reason = "this descriptor of the socket is closed: another takes its place")]
 pub(super) fn say_version(session: &mut Session, socket: OwnedFd) -> Result<OwnedFd, HandshakeError> {
     let io_failed = |error: io::Error| HandshakeError::Failed(error.to_string());
     let (inner, mut outer) = UnixStream::pair().map_err(io_failed)?;

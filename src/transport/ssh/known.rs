@@ -41,7 +41,7 @@ impl<'a> KnownHosts<'a> {
     }
 
     /// Whether the user wants to go on with an unknown key.
-    fn ask(&self, question: &str, key: &HostKey, prompter: &mut dyn Prompter) -> Result<(), WhyRefused> {
+    fn ask(question: &str, key: &HostKey, prompter: &mut dyn Prompter) -> Result<(), WhyRefused> {
         let mut question = question;
         for _ in 0..TRIES {
             let answer = prompter.line(question).map_err(|error| match error {
@@ -86,7 +86,7 @@ impl HostKeyCheck for KnownHosts<'_> {
                         return Ok(());
                     }
                     IfUnknown::Ask(entry) => {
-                        match self.ask(&hostkey::question(&host, &key.label(), &hints), &key, prompter) {
+                        match Self::ask(&hostkey::question(&host, &key.label(), &hints), &key, prompter) {
                             Ok(()) => {
                                 self.add(&entry);
                                 return Ok(());

@@ -24,6 +24,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 const ASKPASS_DEFAULT: &str = "/usr/bin/ssh-askpass";
 /// The longest answer: what a terminal line takes (`MAX_CANON` is 4096 on Linux).
 const ANSWER_MAX: usize = 4096;
+
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Whether a question is being asked, and the terminal is not to be written to by others.

@@ -1,0 +1,205 @@
+//! The scripts that ask a host about jobs that this machine has no record of: the host itself holds the truth.
+
+use serde::{Deserialize, Serialize};
+
+use super::Standing;
+use super::answer::{PATIENCE, garbage, hear};
+use super::script::Script;
+use super::seen::{Seen, indexed, job_line};
+use crate::error::{Failure, Kind};
+use crate::job::{Epoch, JobId, JobName, Record, State};
+use crate::printable::printable;
+use crate::transport::Shell;
+
+/// The longest description that is written, in bytes; meet.sh passes over one that is much longer.
+const LONGEST: usize = 15_000;
+
+/// What the host keeps of a job, for whoever finds it there: one line of JSON in plain ASCII.
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
+pub struct Meta {
+    id: String,
+    name: Option<String>,
+    command: Vec<String>,
+    cwd: Option<String>,
+    created_at: Epoch,
+    #[serde(default)]
+    ephemeral: bool,
+}
+
+impl Meta {
+    /// The description of a job.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self {
+            id: record.id.to_string(),
+            name: record.name.as_ref().map(|name| name.as_str().to_owned()),
+            command: record.command.clone(),
+            cwd: record.cwd.clone(),
+            created_at: record.created_at,
+            ephemeral: record.ephemeral,
+        }
+    }
+
+    /// As it is written. The command of one that would be too long is cut.
+    ///
+    /// # Errors
+    /// Not that serde_json knows of any.
+    pub fn line(mut self) -> serde_json::Result<String> {
+        loop {
+            let line = ascii(&serde_json::to_string(&self)?);
+            let Some(longest) = self.command.iter_mut().chain(&mut self.cwd).max_by_key(|word| word.len()) else {
+                return Ok(line);
+            };
+            if line.len() <= LONGEST {
+                return Ok(line);
+            }
+            // Many words are as bad as a long one.
+            let half = longest.len() / 2;
+            if half < 8 {
+                self.command.truncate(self.command.len() / 2);
+                self.command.push("…".to_owned());
+            } else {
+                let whole = (0..=half).rev().find(|at| longest.is_char_boundary(*at));
+                longest.truncate(whole.unwrap_or_default());
+                longest.push('…');
+            }
+        }
+    }
+}
+
+/// JSON with everything escaped that is not plain ASCII; such characters stand in its strings only.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if (' '..='~').contains(&character) {
+            text.push(character);
+        } else {
+            let units =
+                character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+            text.push_str(&units);
+        }
+    }
+    text
+}
+
+/// What a host says of a job that this machine has no record of.
+#[derive(Debug)]
+pub struct Met {
+    /// Its id.
+    pub id: JobId,
+    /// How it stands.
+    pub seen: Seen,
+    meta: Option<Meta>,
+    dir: String,
+}
+
+impl Met {
+    /// Takes what the host said into the job's record.
+    pub fn tell(self, record: &mut Record) {
+        // One that says it is another job is no word on this one.
+        if let Some(meta) = self.meta.filter(|meta| meta.id == record.id.as_str()) {
+            record.name = meta.name.and_then(|name| name.parse::<JobName>().ok());
+            record.command = meta.command;
+            record.cwd = meta.cwd;
+            record.created_at = meta.created_at;
+            record.ephemeral = meta.ephemeral;
+        } else if let Some(started_at) = self.seen.started_at {
+            record.created_at = started_at;
+        }
+        if self.seen.standing == Standing::Elsewhere && self.seen.pid.is_some() {
+            // As far as is known here.
+            record.state = State::Running;
+        }
+        record.dir = Some(self.dir);
+        self.seen.update(record);
+    }
+}
+
+/// Asks a host about some jobs.
+///
+/// # Errors
+/// As [`hear`], and when an answer for a job is missing.
+pub fn meet(host: &str, shell: &mut dyn Shell, ids: &[JobId]) -> Result<Vec<Met>, Failure> {
+    let met = ask(host, shell, &Script::meet(ids)?, ids.to_vec())?;
+    if met.len() == ids.len() { Ok(met) } else { Err(garbage(host, b"an answer for one of the jobs is missing")) }
+}
+
+/// Asks a host for all jobs of this user.
+///
+/// # Errors
+/// As [`hear`], and when others could have written to the directory of the jobs.
+pub fn discover(host: &str, shell: &mut dyn Shell) -> Result<Vec<Met>, Failure> {
+    ask(host, shell, &Script::discover()?, Vec::new())
+}
+
+/// Hears what a script says of the jobs with these ids, and of those that it finds itself.
+fn ask(host: &str, shell: &mut dyn Shell, script: &Script, mut ids: Vec<JobId>) -> Result<Vec<Met>, Failure> {
+    let mut base = String::new();
+    let mut meta = None;
+    let mut met: Vec<Met> = Vec::new();
+    let mut foreign = None;
+    hear(host, shell, script, Some(PATIENCE * 4), false, &mut |line: &str| {
+        let nonsense = || garbage(host, line.as_bytes());
+        if let Some(path) = line.strip_prefix("base ") {
+            path.clone_into(&mut base);
+            return Ok(());
+        }
+        if let Some(path) = line.strip_prefix("foreign ") {
+            foreign = Some(printable(path, 300));
+            return Ok(());
+        }
+        // The jobs come one after the other.
+        match indexed(line, met.len() + 1).filter(|(_, index, _)| *index == met.len()) {
+            Some(("found", index, id)) if index == ids.len() => {
+                ids.push(id.parse().map_err(|_| nonsense())?);
+            }
+            // A description that makes no sense is none.
+            Some(("meta", _, text)) => meta = serde_json::from_str(text).ok(),
+            Some(("job", index, _)) => {
+                let (_, seen) = job_line(host, line, index + 1)?;
+                let id = ids.get(index).cloned().ok_or_else(nonsense)?;
+                met.push(Met { dir: format!("{base}/{id}"), id, seen, meta: meta.take() });
+            }
+            _ => return Err(nonsense()),
+        }
+        Ok(())
+    })?;
+    match foreign {
+        None => Ok(met),
+        Some(path) => {
+            let message = format!("{host}: others could have written to {path} there, so nothing in it is believed");
+            Err(Failure::new(Kind::Failed, message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(command: &[&str]) -> (Meta, String) {
+        let destination = crate::host::Destination { host: "h".parse().unwrap(), connect: Default::default() };
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        let record = Record::new(JobId::random().unwrap(), "n".parse().ok(), destination, command);
+        let line = Meta::of(&record).line().unwrap();
+        (Meta::of(&record), line)
+    }
+
+    #[test]
+    fn a_description_is_plain_ascii_and_says_the_same() {
+        let (meta, line) = described(&["a b", "ümläut ☃ 🦀", "\u{7f}\n\t\"\\", ""]);
+        assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line}");
+        assert_eq!(serde_json::from_str::<Meta>(&line).unwrap(), meta);
+    }
+
+    #[test]
+    fn a_description_is_never_long() {
+        let long = "☃".repeat(100_000);
+        for words in [vec!["x"; 100_000], vec![long.as_str()], vec![long.as_str(); 40], vec![""; 50_000]] {
+            let (_, line) = described(&words);
+            assert!(line.len() <= LONGEST, "{} bytes", line.len());
+            let meta: Meta = serde_json::from_str(&line).unwrap();
+            assert!(meta.command.iter().any(|word| word.ends_with('…')));
+        }
+    }
+}

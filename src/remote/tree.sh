@@ -1,0 +1,323 @@
+# Signals a job with all that it has started: the processes of its session, those that bear its cookie, and the children
+# of both, whatever group or session they have made for themselves.
+
+newline='
+'
+
+# survey : one look at all processes. Gives kin,PID,BIRTH,STATE for each of the job's that is not known yet, the oldest
+# first, and maybe,PID,BIRTH,NEAR for each that only its environment could tell about (NEAR is 1 in the job's session).
+# Uses pid, birth and pgid of the job's first process, `first` (1 when that is there), `kin` and `strangers`.
+#
+# Spared are this script and what it has started, whatever has started it, and the job's supervisor. The number of a
+# session stays taken as long as it has members, so those of the job's are the job's when its first process or anything
+# else of it is there. awk, since a shell reads /proc byte by byte.
+survey() {
+	{
+		# shellcheck disable=SC2086
+		printf 'kin,%s\n' $kin
+		# shellcheck disable=SC2086
+		printf 'stranger,%s\n' $strangers
+		echo processes
+		if [ "$rs_system" = Linux ]; then
+			cat /proc/[0-9]*/stat
+		else
+			TZ=UTC0 ps -A -o pid= -o ppid= -o pgid= -o stat= -o lstart=
+		fi
+	} 2>/dev/null | awk -v linux="$([ "$rs_system" != Linux ] || echo 1)" -v own=$$ -v above="$rs_owner" \
+		-v pid="$pid" -v birth="$birth" -v session="$pgid" -v first="$first" '
+	!begun {
+		begun = /^processes/
+		split($0, word, ",")
+		if (word[1] == "kin") kin[word[2]] = word[3]
+		if (word[1] == "stranger") stranger[word[2]] = word[3]
+		next
+	}
+	linux {
+		# A name may hold newlines and parentheses: all behind the last one (proc(5)).
+		text = text == "" ? $0 : text "\n" $0
+		end = split(text, part, ")")
+		if (split(part[end], field, " ") < 20) next
+		one = text + 0
+		text = ""
+		state[one] = field[1]; parent[one] = field[2]; group[one] = field[3]; leader[one] = field[4]; born[one] = field[20]
+		next
+	}
+	NF == 9 {
+		state[$1] = substr($4, 1, 1); parent[$1] = $2; group[$1] = leader[$1] = $3
+		born[$1] = $5 "_" $6 "_" $7 "_" $8 "_" $9
+	}
+	function is(one, list) { return one in list && list[one] == born[one] }
+	END {
+		if (first && born[pid] == birth) known[pid]
+		for (one in born) if (is(one, kin)) known[one]
+		for (one in known) if (leader[one] == session || group[one] == session) first = 1
+		spared[own]
+		do {
+			more = 0
+			for (one in born) if (!(one in spared) && parent[one] in spared) { spared[one]; more = 1 }
+		} while (more)
+		for (one in born) if (first && !(one in spared) && (leader[one] == session || group[one] == session)) known[one]
+		do {
+			more = 0
+			for (one in born) {
+				if (one in known || one in spared || !(parent[one] in known)) continue
+				if (linux && born[one] + 0 < born[parent[one]] + 0) continue
+				known[one]
+				more = 1
+			}
+		} while (more)
+		for (one = parent[own]; one in born && !(one in spared); one = parent[one]) spared[one]
+		spared[above]
+		for (one in born) {
+			if (one in spared || state[one] ~ /^[ZX]/) continue
+			if (one in known) {
+				if (!is(one, kin)) print "kin," one "," born[one] "," state[one]
+			} else if (linux && born[one] + 0 >= birth + 0 && !is(one, stranger)) {
+				print "maybe," one "," born[one] "," (leader[one] == session || group[one] == session)
+			}
+		}
+	}' | sort -t, -k3n -k2n
+}
+
+# cookies PATH... : all cookies in these environments, a line each. Their entries end in NUL and may hold newlines.
+cookies() {
+	cat "$@" | tr '\000\012' '\012\001' | sed -n '/RSIG_COOKIE=/p'
+}
+
+# bears PID NEAR : succeeds when the process has the job's cookie in its environment; or, in the job's session (NEAR is 1),
+# writes to its log.
+bears() {
+	case $newline$(cookies "/proc/$1/environ")$newline in
+	*"${newline}RSIG_COOKIE=$cookie$newline"*) return 0 ;;
+	esac
+	# shellcheck disable=SC3013
+	[ "$2" = 1 ] && { [ "/proc/$1/fd/1" -ef out ] || [ "/proc/$1/fd/2" -ef err ]; }
+}
+
+# recognise PID,BIRTH,NEAR... : sets new to those among them that are the job's, and adds the others to the strangers.
+recognise() {
+	new='' paths='' hits=''
+	[ -n "$cookie" ] || return 0
+	for one; do
+		# Its owner, and whether it has an environment at all, are asked without a fork.
+		if [ -O "/proc/${one%%,*}" ] && [ -e "/proc/${one%%,*}/exe" ]; then
+			paths="$paths /proc/${one%%,*}/environ"
+		fi
+	done
+	# All at once first: mostly there is none.
+	# shellcheck disable=SC2086
+	[ -z "$paths" ] || case $(cookies $paths) in
+	*"$cookie"*) hits=1 ;;
+	esac
+	for one; do
+		case "$paths " in
+		*" /proc/${one%%,*}/environ "*)
+			if [ -n "$hits" ] || [ "${one##*,}" = 1 ]; then
+				if bears "${one%%,*}" "${one##*,}"; then
+					new="$new ${one%,*}"
+					continue
+				fi
+			fi
+			;;
+		esac
+		strangers="$strangers ${one%,*}"
+	done
+}
+
+# is_there PID BIRTH : succeeds when that very process is there and has not ended.
+is_there() {
+	rs_process "$1" && [ "$rs_birth" = "$2" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ] && [ "$1" -gt 1 ]
+}
+
+# hold PID,BIRTH... : takes these into kin, and with `holding` stops them. Marks with 1 what was stopped before.
+hold() {
+	for one; do
+		is_there "${one%%,*}" "${one#*,}" || continue
+		was=0
+		# What is stopped later may have been so with the whole group.
+		if [ "$rs_run" = T ] && { [ "$round" -eq 1 ] || [ "$rs_group" != "$pgid" ]; }; then
+			was=1
+		fi
+		[ -z "$holding" ] || kill -STOP "${one%%,*}"
+		kin="$kin $one,$was"
+	done
+}
+
+# gather : sets kin to the job's processes, each as PID,BIRTH,STOPPED, and links to 1 where environments can't be read.
+# With `holding` each is stopped as soon as it is found, and it goes on until no new one appears: what is stopped
+# starts nothing, and what has slipped away by then is found the next time.
+gather() {
+	LC_ALL=C
+	export LC_ALL
+	kin='' strangers='' round=0 first='' links='' cookie=''
+	case $pid in
+	'' | *[!0-9]*) return 0 ;;
+	esac
+	! alive "$pid" "$birth" "$boot" || first=1
+	[ "$rs_system" != Linux ] || [ ! -f cookie ] || [ ! -O cookie ] || read -r cookie <cookie
+	case $cookie in
+	????????????????????????????????) case $cookie in *[!0-9a-f]*) cookie= ;; esac ;;
+	*) cookie= ;;
+	esac
+	[ -n "$cookie" ] || links=1
+	[ "$boot" = "$rs_boot" ] || return 0
+	rs_owner=0
+	if [ -O supervisor ]; then
+		read -r rs_owner rs_owner_birth rs_rest <supervisor
+		is_there "$rs_owner" "$rs_owner_birth" || rs_owner=0
+	fi
+	while [ "$round" -lt 200 ]; do
+		round=$((round + 1)) found='' maybe=''
+		for one in $(survey); do
+			case $one in
+			kin,*)
+				one=${one#kin,}
+				found="$found ${one%,*}"
+				;;
+			maybe,*) maybe="$maybe ${one#maybe,}" ;;
+			esac
+		done
+		# shellcheck disable=SC2086
+		hold $found
+		# shellcheck disable=SC2086
+		recognise $maybe
+		# shellcheck disable=SC2086
+		hold $new
+		[ -n "$found$new" ] || break
+		[ -z "$holding" ] || hold_group
+	done
+} 2>/dev/null
+
+# hold_group : stops the job's whole group at once, which no fork can slip through; unless this script, or what has
+# started it, is in it.
+hold_group() {
+	case " $kin" in
+	*" $pid,$birth,"*) ;;
+	*) return 0 ;;
+	esac
+	one=$$
+	while [ "$one" -gt 1 ] && rs_process "$one"; do
+		[ "$rs_group" != "$pgid" ] || return 0
+		one=$rs_parent
+	done
+	! alive "$pid" "$birth" "$boot" || kill -STOP "-$pgid"
+}
+
+# each WORD... : carries the words out for each of kin that is still there, with its number and whether it was stopped
+# before; succeeds when they do for one.
+each() {
+	none=1
+	for one in $kin; do
+		rest=${one#*,}
+		is_there "${one%%,*}" "${rest%,*}" || continue
+		! "$@" "${one%%,*}" "${rest##*,}" || none=0
+	done
+	return "$none"
+}
+
+# hit PID STOPPED : the signal.
+hit() {
+	kill "-$argument" "$1"
+}
+
+# release PID STOPPED : lets what was stopped here go on; with `wake` also what was stopped before.
+release() {
+	if [ "$2" = 0 ] || [ "$wake" = 1 ]; then
+		kill -CONT "$1"
+	fi
+}
+
+# strike NAME CLAIM ARGUMENT CONT : stops the tree, signals it, lets it go on. Runs apart from the script, and nothing
+# but KILL ends it: whatever becomes of the script and its channel, what was stopped goes on. Says what came of it, and
+# the processes that it was sent to.
+strike() {
+	trap '' HUP INT QUIT TERM PIPE ALRM USR1 USR2
+	argument=$3 wake=$4 holding=1
+	gather
+	# These would be taken back by CONT.
+	case $1 in
+	TSTP | TTIN | TTOU) each release ;;
+	esac
+	sent=gone
+	if each hit; then
+		sent=yes
+	elif each is_left; then
+		sent=denied
+	fi
+	printf '%s %s %s\n' "$1" "$now" "$sent" >>"sig.$2"
+	[ "$1" = STOP ] || each release
+	printf '%s %s%s\n' "$sent" "${links:-0}" "$kin"
+} 2>/dev/null
+
+# is_left PID STOPPED : nothing, for each of those that are there.
+is_left() {
+	:
+}
+
+# tree INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : as deliver, to the whole tree. The job's first process
+# may have ended; a signal 0 only looks.
+tree() {
+	place "$2"
+	eval "dir_$1=\$dir kin_$1="
+	if ! enter "$dir"; then
+		report "$1"
+		return
+	fi
+	look
+	while [ "$state" = ending ] && [ "$elapsed" -lt 2000 ]; do
+		nap 10
+		look
+	done
+	case $state in
+	elsewhere | starting)
+		report "$1"
+		return
+		;;
+	esac
+	if [ "$6" = 0 ]; then
+		holding=
+		gather
+		count "$1"
+		report "$1"
+		return
+	fi
+	set -C
+	turn "$5" "$1"
+	claim "$3" "$9" 10000
+	set +C
+	if [ -z "$sent" ]; then
+		# Another process, which outlives this one.
+		# shellcheck disable=SC2046
+		set -- "$1" $(strike "$4" "$3" "$6" "$8" </dev/null)
+		sent=${2:-unconfirmed}
+		[ "${3:-0}" = 0 ] || answer links "$1"
+		index=$1
+		shift "$(($# > 3 ? 3 : $#))"
+		eval "kin_$index=\$*"
+		set -- "$index"
+	fi
+	[ "$sent" = denied ] || left="$left $1"
+	answer sent "$1" "$sent"
+	report "$1"
+}
+
+# count INDEX : answers how many of kin there are.
+count() {
+	number=0
+	for one in $kin; do
+		rest=${one#*,}
+		! is_there "${one%%,*}" "${rest%,*}" || number=$((number + 1))
+	done
+	answer kin "$1" "$number"
+}
+
+# tree_if_left INDEX ... : the same for a job of which something is left.
+tree_if_left() {
+	case "$left " in
+	*" $1 "*)
+		others=$left
+		tree "$@"
+		left=$others
+		;;
+	esac
+}

@@ -1,0 +1,375 @@
+//! `--target tree`: what a job has started, whatever became of its group, its session, its parents and its environment.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::harness::{Fixture, Invocation, Process, Proxy, Site, on_every_site, poll_until};
+use crate::jobs::{SOON, json_lines};
+
+/// Starts a job that runs this line of shell, in which `note NAME` writes down the process that it runs in.
+fn spawn_noting(f: &Fixture, line: &str, names: &[&str]) -> (String, Vec<Process>) {
+    let line = format!(r#"note() {{ sh -c 'echo $PPID' >"$1.new"; mv "$1.new" "$1"; }}; {line}"#);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let dir = f.job_home().join(format!("family-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    fs::create_dir(&dir).expect("the job's home is ours");
+    let uid = f.job_home().metadata().expect("it is there").uid();
+    chown(&dir, Some(uid), Some(uid)).expect("we are root");
+    let job = f.spawn(&["-C", dir.to_str().expect("our paths are UTF-8")], &["sh", "-c", &line]);
+    let find = |name: &&str| {
+        let file = dir.join(name);
+        poll_until(&format!("{name} is there"), SOON, || file.exists());
+        let pid = fs::read_to_string(&file).expect("readable").trim().parse().expect("a number");
+        Process::find(pid).unwrap_or_else(|| panic!("{name} runs"))
+    };
+    let found = names.iter().map(find).collect();
+    (job, found)
+}
+
+// No shell that starts something again and again: one that STOP meets in vfork(2) never shows as stopped.
+
+/// A process that outlives its parent and leads a session of its own, one that has left its group alone, and one that
+/// shows no environment; the words behind each say what becomes of it.
+const FAMILY: &str = "
+    (setsid sh -c 'sh -c \"echo \\$PPID\" >daemon.new; mv daemon.new daemon; exec sleep 1000' &)
+    setsid sh -c 'sh -c \"echo \\$PPID\" >grandchild.new; mv grandchild.new grandchild; sleep 1000; :' &
+    env -i setsid sh -c '(note() { sh -c \"echo \\$PPID\" >\"$1.new\"; mv \"$1.new\" \"$1\"; }; note hidden); exec sleep 1000' &
+    (note sibling; exec sleep 1000) &
+";
+
+const MEMBERS: [&str; 3] = ["daemon", "grandchild", "sibling"];
+
+fn gone(processes: &[Process]) -> bool {
+    processes.iter().all(|process| !process.runs())
+}
+
+fn await_gone(processes: &[Process]) {
+    poll_until("the processes are gone", SOON, || gone(processes));
+}
+
+/// Until nothing is left of what the jobs of these tests run. A keeper's shells are.
+fn await_quiet(f: &Fixture) {
+    let is_ours = |process: &Process| process.name == "sleep" || process.name == "perl";
+    poll_until("nothing of the jobs is left", SOON, || !f.processes().iter().any(is_ours));
+}
+
+fn is_stopped(process: &Process) -> bool {
+    Process::find(process.pid).is_some_and(|now| now.is_stopped())
+}
+
+on_every_site! {
+    fn a_signal_reaches_what_has_left_the_group(f: &Fixture) {
+        let line = format!("{FAMILY} while :; do sleep 0.05; done");
+        let (job, members) = spawn_noting(f, &line, &MEMBERS);
+        // The group alone leaves the others.
+        f.rsig.run(&["kill", "-w", "20s", &job]).ok();
+        let (left, dead): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.name != "sleep" || member.runs());
+        assert!(dead.len() <= 1 && left.iter().filter(|member| member.runs()).count() >= 2);
+        let told = f.rsig.run(&["kill", "--json", "--target", "tree", &job]);
+        let told = json_lines(told.ok()).remove(0);
+        assert_eq!((&told["target"], &told["sent"], &told["via"]), (&"tree".into(), &true.into(), &"pid".into()));
+        assert_eq!((&told["still_running"], &told["error"]), (&false.into(), &Value::Null));
+        await_gone(&left);
+    }
+
+    fn the_whole_tree_is_signalled_while_the_job_runs(f: &Fixture) {
+        // One hides its environment, so only its parent shows whose it is; with it is a child in a session of its own.
+        let line = format!("{FAMILY} env -i PATH=\"$PATH\" sh -c 'setsid sleep 1001 & sleep 1000' & note hider; wait");
+        let (job, mut members) = spawn_noting(f, &line, &MEMBERS);
+        let hidden = |f: &Fixture| f.processes().into_iter().filter(|process| process.cmdline == "sleep 1001").collect::<Vec<_>>();
+        poll_until("the hidden one runs", SOON, || hidden(f).len() == 1);
+        members.extend(hidden(f));
+        members.push(f.process(&job));
+        f.rsig.run(&["kill", "--target", "tree", "-w", "20s", &job]).ok().stdout_has("TERM sent to its whole tree");
+        await_gone(&members);
+        f.rsig.run(&["kill", "--target", "tree", &job]).code(4).stderr_has("nothing that it started is left");
+        await_quiet(f);
+    }
+
+    fn a_job_whose_first_process_is_gone_is_found_and_a_plain_kill_says_so(f: &Fixture) {
+        let (job, members) = spawn_noting(f, "(note sibling; exec sleep 1000) & until [ -e sibling ]; do sleep 0.01; done; exit 3", &["sibling"]);
+        f.rsig.run(&["wait", &job]).code(3);
+        for _ in 0..2 {
+            f.rsig.run(&["kill", &job]).code(4).stdout_is("").stderr_has("--target tree").stderr_has("status 3");
+        }
+        let told = json_lines(f.rsig.run(&["kill", "--json", &job]).code(4)).remove(0);
+        assert_eq!((&told["error"]["kind"], &told["sent"]), (&"not_running".into(), &false.into()));
+        assert!(told["error"]["message"].as_str().expect("text").contains("--target tree"), "{told}");
+        assert!(members[0].runs());
+        f.rsig.run(&["kill", "--target", "tree", &job, "0"]).ok();
+        f.rsig.run(&["kill", "--target", "tree", &job]).ok().stdout_has("to its whole tree");
+        await_gone(&members);
+        f.rsig.run(&["kill", "--target", "tree", &job]).code(4).stdout_is("").stderr_has("nothing that it started is left");
+        f.rsig.run(&["kill", "--target", "tree", &job, "0"]).code(4);
+        f.rsig.run(&["kill", &job]).code(4).stderr_lacks("--target tree");
+    }
+
+    fn strangers_with_a_similar_cookie_are_left_alone(f: &Fixture) {
+        let (job, members) = spawn_noting(f, "(setsid sh -c 'sh -c \"echo \\$PPID\" >daemon.new; mv daemon.new daemon; exec sleep 1000' &); sleep 1000", &["daemon"]);
+        let cookie = fs::read_to_string(f.file(&job, "cookie")).expect("readable");
+        let cookie = cookie.trim();
+        let strangers: Vec<Process> = [
+            format!("RSIG_COOKIE={cookie}x"),
+            format!("RSIG_COOKIE=x{cookie}"),
+            format!("RSIG_COOKIE={}", &cookie[1..]),
+            format!("XRSIG_COOKIE={cookie}"),
+            format!("OTHER=\nRSIG_COOKIE={cookie}\n"),
+            format!("OTHER=RSIG_COOKIE={cookie}"),
+            "RSIG_COOKIE=".to_owned(),
+        ]
+        .iter()
+        .map(|variable| f.process(&f.spawn(&[], &["env", variable, "sleep", "1000"])))
+        .collect();
+        f.rsig.run(&["kill", "--target", "tree", &job, "KILL"]).ok();
+        await_gone(&members);
+        assert!(strangers.iter().all(|stranger| stranger.runs() && !is_stopped(stranger)));
+    }
+
+    fn what_keeps_forking_does_not_slip_away(f: &Fixture) {
+        // Twelve that each keep four others alive, which come and go, every other one in a session of its own.
+        let bomb = "$| = 1; use POSIX; $SIG{CHLD} = 'IGNORE';
+            for (1..11) { last unless fork }
+            POSIX::setsid() if rand() < 0.5;
+            my @kept;
+            while (1) {
+                my $child = fork;
+                if (!$child) { POSIX::setsid() if rand() < 0.5; sleep 1000; exit }
+                push @kept, $child;
+                kill 'KILL', shift @kept if @kept > 4;
+                select undef, undef, undef, 0.01;
+            }";
+        for signal in ["TERM", "KILL", "INT"] {
+            let job = f.spawn(&[], &["perl", "-e", bomb]);
+            let ours = || f.processes().into_iter().filter(|process| process.name == "perl").collect::<Vec<_>>();
+            poll_until("it is in full swing", SOON, || ours().len() > 30);
+            f.rsig.run(&["kill", "--target", "tree", "-w", "20s", &job, signal]).ok();
+            poll_until("none is left", SOON, || ours().is_empty());
+        }
+    }
+
+    fn what_was_stopped_before_stays_so_and_the_others_go_on(f: &Fixture) {
+        let (job, members) = spawn_noting(
+            f,
+            "(note one; exec setsid sleep 1000) & (note two; exec sleep 1001) & wait",
+            &["one", "two"],
+        );
+        kill(Pid::from_raw(members[1].pid), Signal::SIGSTOP).expect("it runs");
+        poll_until("it is stopped", SOON, || is_stopped(&members[1]));
+        f.rsig.run(&["kill", "--target", "tree", &job, "WINCH"]).ok();
+        assert!(is_stopped(&members[1]));
+        assert!(!is_stopped(&members[0]) && f.state(&job) == "running");
+        f.rsig.run(&["kill", "--target", "tree", &job, "STOP"]).ok();
+        poll_until("all are stopped", SOON, || members.iter().all(is_stopped) && f.state(&job) == "stopped");
+        f.rsig.run(&["kill", "--target", "tree", &job, "CONT"]).ok();
+        poll_until("all go on", SOON, || !members.iter().any(is_stopped) && f.state(&job) == "running");
+        f.rsig.run(&["kill", "--target", "tree", &job, "STOP"]).ok();
+        f.rsig.run(&["stop", "--target", "tree", &job]).ok();
+        await_gone(&members);
+    }
+
+    fn each_process_gets_the_signal_once(f: &Fixture) {
+        let counter = "$| = 1; use POSIX; open my $out, '>>', 'count';
+            for (1..6) { last unless fork; }
+            POSIX::setsid() if rand() < 0.5;
+            $SIG{USR1} = sub { syswrite $out, qq(x\n) };
+            syswrite $out, qq(ready\n);
+            sleep 1000 while 1";
+        let job = f.spawn(&[], &["perl", "-e", counter]);
+        let count = || fs::read_to_string(f.job_home().join("count")).unwrap_or_default();
+        poll_until("all are ready", SOON, || count().matches("ready").count() == 7);
+        f.rsig.run(&["kill", "--target", "tree", &job, "USR1"]).ok();
+        poll_until("all have got it", SOON, || count().matches('x').count() == 7);
+        f.rsig.run(&["stop", "--target", "tree", &job]).ok();
+        assert_eq!(count().matches('x').count(), 7);
+        await_quiet(f);
+    }
+
+    fn stop_gives_the_whole_tree_its_grace(f: &Fixture) {
+        let (job, members) = spawn_noting(
+            f,
+            "(trap '' TERM; note deaf; exec setsid sleep 1000) & trap 'exit 5' TERM; while :; do sleep 0.05; done",
+            &["deaf"],
+        );
+        // The job ends, and what it started does not.
+        f.rsig.run(&["kill", "--target", "tree", "-w", "300ms", &job]).code(124).stdout_has("what it started still runs");
+        assert!(members[0].runs() && f.job(&job)["exit_status"] == 5);
+        f.rsig.run(&["stop", "--target", "tree", "--grace", "300ms", &job]).ok();
+        await_gone(&members);
+    }
+}
+
+/// A job that signals its own tree, and one that has started another job.
+#[test]
+fn rsig_itself_what_started_it_and_other_jobs_are_spared() {
+    let f = Site::Local.start();
+    let rsig = env!("CARGO_BIN_EXE_rsig");
+    let line = format!(
+        "(exec sleep 1001) & (setsid sleep 1002 &); sleep 0.1
+         other=$({rsig} spawn local -- sleep 1003)
+         {rsig} kill --target tree $RSIG_JOB; echo \"status $?\"; echo \"other $other\"; exit 9"
+    );
+    let state = format!("RSIG_STATE_DIR={}", f.rsig.state().display());
+    let job = f.spawn(&["-e", &state], &["sh", "-c", &line]);
+    f.rsig.run(&["wait", &job]).code(9);
+    let written = f.written(&job);
+    assert!(written.contains("status 0\n"), "{written}");
+    let other = written.split("other ").nth(1).expect("a second job").trim().to_owned();
+    assert_eq!(f.state(&other), "running");
+    let supervisor = f.supervisor(&other);
+    let sleeps = || f.processes().into_iter().filter(|process| process.name == "sleep").count();
+    poll_until("the others are gone", SOON, || sleeps() == 1);
+    f.rsig.run(&["kill", "--target", "tree", &job]).code(4);
+    assert!(supervisor.runs() && f.state(&other) == "running");
+    f.rsig.run(&["stop", &other]).ok();
+}
+
+/// A job of many processes, which takes a while to stop; each adds a line to `count` for every USR1.
+fn spawn_crowd(f: &Fixture) -> String {
+    let crowd = "$| = 1; use POSIX; open my $out, '>>', 'count';
+        for (1..150) { last unless fork; }
+        POSIX::setsid() if rand() < 0.5;
+        $SIG{USR1} = sub { syswrite $out, qq(x\n) };
+        syswrite $out, qq(ready\n);
+        sleep 1000 while 1";
+    let job = f.spawn(&[], &["perl", "-e", crowd]);
+    let ready = || fs::read_to_string(f.job_home().join("count")).unwrap_or_default().matches("ready").count();
+    poll_until("all are ready", SOON, || ready() == 151);
+    job
+}
+
+/// None of the crowd is stopped, and each got the signal once.
+fn assert_crowd_goes_on(f: &Fixture, signals: usize) {
+    let crowd = || f.processes().into_iter().filter(|process| process.name == "perl").collect::<Vec<_>>();
+    let count = || fs::read_to_string(f.job_home().join("count")).expect("readable").matches('x').count();
+    poll_until("all have got it", SOON, || count() == 151 * signals);
+    poll_until("none is stopped", SOON, || !crowd().iter().any(Process::is_stopped));
+    assert_eq!((crowd().len(), count()), (151, 151 * signals));
+}
+
+#[test]
+fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
+    let mut f = Site::OpenSshRoot.start();
+    let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
+    f.go_through(&proxy);
+    let job = spawn_crowd(&f);
+    let first = f.process(&job);
+    for signals in 1..=3 {
+        let kill = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
+        poll_until("it is being stopped", SOON, || is_stopped(&first));
+        proxy.cut();
+        // It asks again with the same claim.
+        kill.wait().ok().stdout_has("USR1 sent to its whole tree");
+        assert_crowd_goes_on(&f, signals);
+    }
+    // A cut that is never mended.
+    let kill = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
+    poll_until("it is being stopped", SOON, || is_stopped(&first));
+    proxy.refuse(true);
+    proxy.cut();
+    let told = kill.wait();
+    assert_eq!(told.status().code(), Some(255), "{told}");
+    assert_crowd_goes_on(&f, 4);
+    proxy.refuse(false);
+}
+
+#[test]
+fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
+    let f = Site::Local.start();
+    let job = spawn_crowd(&f);
+    let first = f.process(&job);
+    // The command; then the shell that runs its script.
+    for signals in 1..=2 {
+        let running = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
+        let command = running.pid();
+        poll_until("it is being stopped", SOON, || is_stopped(&first));
+        let victim = if signals == 1 {
+            command
+        } else {
+            let script = |process: &Process| process.ppid == command && process.cmdline == "/bin/sh -s";
+            crate::harness::procs::all().into_iter().find(script).expect("its script").pid
+        };
+        kill(Pid::from_raw(victim), Signal::SIGKILL).expect("it runs");
+        drop(running.wait());
+        assert_crowd_goes_on(&f, signals);
+    }
+}
+
+/// The script of the far side, and the shells that it has to run in.
+const PARTS: [&str; 5] = [
+    include_str!("../src/remote/host.sh"),
+    include_str!("../src/remote/process.sh"),
+    include_str!("../src/remote/look.sh"),
+    include_str!("../src/remote/deliver.sh"),
+    include_str!("../src/remote/tree.sh"),
+];
+const SHELLS: [&[&str]; 5] = [&["dash"], &["bash"], &["bash", "--posix"], &["busybox", "sh"], &["mksh"]];
+
+/// Runs a call of the script's functions in a shell.
+fn in_shell(f: &Fixture, shell: &[&str], system: &str, call: &str) -> String {
+    let [host, rest @ ..] = PARTS;
+    let text = format!("{{\n{host}\n{system}\n{}\n{call}\nexit\n}}\n", rest.join("\n"));
+    let output = Invocation::of(shell[0]).args(&shell[1..]).arg("-s").env("HOME", f.rsig.home()).stdin(text).run();
+    output.ok().stderr_is_empty().stdout()
+}
+
+#[test]
+fn the_script_does_the_same_in_every_shell() {
+    let f = Site::Local.start();
+    for (round, shell) in SHELLS.iter().enumerate() {
+        let line = format!("{FAMILY} (exec env -i setsid sleep 1001) & wait");
+        let (job, mut members) = spawn_noting(&f, &line, &MEMBERS);
+        let hidden = || f.processes().into_iter().find(|process| process.cmdline == "sleep 1001");
+        poll_until("the hidden one runs", SOON, || hidden().is_some());
+        members.extend([hidden().expect("it runs"), f.process(&job)]);
+        let supervisor = f.supervisor(&job);
+        let told = in_shell(&f, shell, "", &format!("tree 0 {job} claim{round} STOP 19 STOP tree 0 0; end_turns"));
+        assert!(told.starts_with("sent 0 yes\njob 0 running "), "{shell:?}: {told}");
+        poll_until("all are stopped", SOON, || members.iter().all(is_stopped));
+        assert!(!is_stopped(&supervisor), "{shell:?}");
+        // The same claim sends nothing again.
+        let told = in_shell(&f, shell, "", &format!("tree 0 {job} claim{round} CONT 18 CONT tree 0 1; end_turns"));
+        assert!(told.starts_with("sent 0 yes\n") && members.iter().all(is_stopped), "{shell:?}: {told}");
+        let told = in_shell(&f, shell, "", &format!("tree 0 {job} next TERM 15 TERM tree 1 0; end_turns"));
+        assert!(told.starts_with("sent 0 yes\njob 0 stopped "), "{shell:?}: {told}");
+        await_gone(&members);
+        f.rsig.run(&["wait", &job]).code(143);
+        let told = in_shell(&f, shell, "", &format!("tree 0 {job} last TERM 15 TERM tree 0 0; end_turns"));
+        assert!(told.starts_with("sent 0 gone\njob 0 exited "), "{shell:?}: {told}");
+        await_quiet(&f);
+    }
+}
+
+/// Elsewhere than on Linux there is no /proc: ps tells, and only by parent links.
+#[test]
+fn without_proc_the_links_are_followed_and_that_is_said() {
+    let f = Site::Local.start();
+    for shell in SHELLS {
+        let (job, members) = spawn_noting(
+            &f,
+            "setsid sh -c 'sh -c \"echo \\$PPID\" >grandchild.new; mv grandchild.new grandchild; sleep 1000; :' & wait",
+            &["grandchild"],
+        );
+        let process = f.process(&job);
+        let ps = Invocation::of("ps")
+            .args(["-o", "lstart=", "-p", &process.pid.to_string()])
+            .env("LC_ALL", "C")
+            .env("TZ", "UTC0")
+            .run();
+        let birth = ps.ok().line().split_whitespace().collect::<Vec<_>>().join("_");
+        let file = f.file(&job, "pid");
+        let text = fs::read_to_string(&file).expect("readable");
+        let mut words: Vec<&str> = text.trim_end().split(' ').collect();
+        words[2] = &birth;
+        fs::write(&file, words.join(" ") + "\n").expect("ours");
+        let told =
+            in_shell(&f, shell, "rs_system=Other", &format!("tree 0 {job} claim TERM 15 TERM tree 0 0; end_turns"));
+        assert!(told.starts_with("links 0\nsent 0 yes\njob 0 running "), "{shell:?}: {told}");
+        await_gone(&members);
+        await_gone(&[process]);
+    }
+}
