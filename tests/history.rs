@@ -132,7 +132,6 @@ fn a_signal_whose_answer_nobody_heard_is_not_confirmed() {
 fn a_host_that_is_gone_leaves_no_signal_that_was_not_sent() {
     let mut f = Fixture::with(Some(Server::openssh(Login::User).start()));
     let job = f.spawn(&[], &["sleep", "1000"]);
-    f.rsig.run(&["keeper", "stop", "--all"]).ok();
     f.server.as_mut().expect("a server").stop();
     f.rsig.run(&["kill", &job]).code(255);
     assert_eq!(names(&history(&f, &job)), ["spawn"]);
@@ -205,6 +204,10 @@ fn a_long_history_costs_nothing() {
                 SELECT 'j' || i, 'h', '{}', '[]', 'exited', 1700000000 FROM n";
     transaction.execute(fill, []).expect("filled");
     transaction.commit().expect("written");
-    let after = kill(7);
-    assert!(after < before * 3, "{before:?}, then {after:?}");
+    // A command that read them all would take some ten times as long; a busy machine may need another look.
+    let mut after = Duration::MAX;
+    poll_until("it is as quick as before", SOON, || {
+        after = after.min(kill(5));
+        after < before * 3
+    });
 }

@@ -73,6 +73,15 @@ on_every_site! {
         f.await_no_processes();
     }
 
+    fn a_limit_and_its_files_in_the_foreground(f: &Fixture) {
+        f.rsig.run(&f.words("run", &["--timeout", "400ms"], &["sh", "-c", "echo begun; exec sleep 1000"])).code(124).stdout_is("begun\n");
+        f.rsig.run(&f.words("run", &["--timeout", "1h", "--rm"], &["sh", "-c", "echo done; exit 4"])).code(4).stdout_is("done\n");
+        f.await_no_processes();
+        let (records, files) = (kit::recorded(&f.rsig), f.on_host());
+        assert_eq!((records.len(), &files), (1, &records));
+        f.rsig.run(&["ps", "-a"]).ok().stdout_has("exited 143 (TERM), timed out");
+    }
+
     fn an_ephemeral_job_is_forgotten_once_it_has_ended_and_is_read(f: &Fixture) {
         // Nothing to read: whoever sees its end.
         let job = f.spawn(&["--rm"], &["true"]);

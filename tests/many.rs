@@ -185,7 +185,7 @@ on_every_site! {
         let (job, gate) = f.spawn_gated(&[], 3);
         gate.open();
         poll_until("it has ended", SOON, || f.file(&job, "status").exists());
-        f.rsig.run(&["kill", "--all", "--yes"]).ok().stdout_is(&format!("{job} on {}: it had already ended with status 3\n", f.host));
+        f.rsig.run(&["kill", "--all", "--yes"]).ok().stdout_has(&format!("{job} on {}: it had already ended", f.host));
     }
 
     fn the_first_end_is_enough_for_any(f: &Fixture) {
@@ -200,6 +200,26 @@ on_every_site! {
         f.rsig.run(&["kill", &slow, "-w", "20s"]).ok();
         f.await_no_processes();
     }
+}
+
+/// Both ends are told by relays, and the first does not wait for the second.
+#[test]
+fn an_end_that_a_relay_tells_of_is_told_at_once() {
+    let f = Site::OpenSshUser.start_with_keeper();
+    let ((slow, slow_gate), (quick, quick_gate)) = (f.spawn_gated(&[], 5), f.spawn_gated(&[], 6));
+    let keeper = || f.json(&["keeper", "status", "--json"]).remove(0)[0].clone();
+    let takes_signals = |relay: &&Value| relay[1] == true;
+    poll_until("both are held", SOON, || {
+        keeper()["relays"].as_array().is_some_and(|relays| relays.iter().filter(takes_signals).count() == 2)
+    });
+    let wait = f.rsig.spawn_process(&["wait", &slow, &quick]);
+    let any = f.rsig.spawn_process(&["wait", "--any", &slow, &quick]);
+    poll_until("both wait", SOON, || keeper()["commands"].as_u64() >= Some(2));
+    quick_gate.open();
+    wait.wait_for_stdout(&format!("{quick} on server: ended with status 6"));
+    any.wait().code(6);
+    slow_gate.open();
+    wait.wait().code(6).stdout_has(&format!("{slow} on server: ended with status 5"));
 }
 
 #[test]

@@ -64,6 +64,16 @@ fn main_flow(f: &Fixture) {
     follow.wait().ok().stdout_is("one\n");
     f.await_no_processes();
 
+    // A time limit, met and not; and what is forgotten by itself.
+    let job = f.spawn(&["--timeout", "300ms"], &["sleep", "1000"]);
+    f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
+    let job = f.spawn(&["--timeout", "1h"], &["sh", "-c", "exit 5"]);
+    assert!(!f.rsig.run(&["wait", &job]).code(5).stdout().contains("timed out"));
+    let job = f.spawn(&["--timeout", "1h", "--rm"], &["true"]);
+    f.rsig.run(&["wait", &job]).ok();
+    f.await_no_processes();
+    assert!(!f.on_host().contains(&job));
+
     // A job without its supervisor is lost.
     let job = f.spawn(&[], &["sleep", "1000"]);
     for process in [f.supervisor(&job), f.process(&job)] {
@@ -232,8 +242,8 @@ fn the_scripts_are_clean() {
         |name: &str| fs::read_to_string(format!("{}/src/remote/{name}.sh", env!("CARGO_MANIFEST_DIR"))).expect(name);
     let about_jobs = ["frame", "host", "process", "look"];
     let scripts: [(&[&str], &str); 6] = [
-        (&["frame", "host", "spawn"], "rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise="),
-        (&["process", "supervise"], "rs_errors="),
+        (&["frame", "host", "spawn"], "rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout="),
+        (&["process", "watch", "supervise"], "rs_input= rs_output= rs_errors= rs_beside="),
         (&["process", "job"], "rs_directory="),
         (&[&about_jobs[..], &["deliver", "await"]].concat(), "rs_nonce="),
         (&[&about_jobs[..], &["see", "forget"]].concat(), "rs_nonce="),

@@ -25,6 +25,8 @@ struct Asked {
     watch: bool,
     watched: Option<bool>,
     settled: bool,
+    /// Its outcome was passed on.
+    told: bool,
 }
 
 impl Asked {
@@ -47,7 +49,11 @@ pub fn deliver(
         && let Some(mut relays) = line.relays()
     {
         // A keeper that goes leaves all to the scripts.
-        drop(converse(relays.as_mut(), courses, &mut asked, until));
+        drop(converse(relays.as_mut(), courses, &mut asked, until, &mut |course, asked| {
+            course.outcome.waited = started.elapsed();
+            on_outcome(course.outcome.clone());
+            asked.told = true;
+        }));
         if asked.iter().copied().any(Asked::is_waited_for) {
             // What it does not know of must not be sent after all, when a script has sent it already.
             relays.part().into_iter().for_each(|reply| take(&reply, courses, &mut asked, until.is_some()));
@@ -67,19 +73,20 @@ pub fn deliver(
             settled = until.is_none() || time_is_over && asked.watched == Some(true);
             course.outcome.still_running = (settled && until.is_some()).then_some(true);
         }
-        if settled {
+        if settled && !asked.told {
             on_outcome(course.outcome.clone());
         }
         !settled
     });
 }
 
-/// Asks the relays, and hears their answers.
+/// Asks the relays, and hears their answers. While ends are waited for, each is told as it comes.
 fn converse(
     relays: &mut dyn Relays,
     courses: &mut [Course],
     asked: &mut [Asked],
     until: Option<Instant>,
+    tell: &mut dyn FnMut(&mut Course, &mut Asked),
 ) -> std::io::Result<()> {
     let held = courses.iter().zip(asked.iter_mut()).filter(|(course, _)| relays.holds(&course.order.record.id));
     let held: Vec<_> = held.collect();
@@ -102,7 +109,12 @@ fn converse(
     let Some(until) = until else { return Ok(()) };
     let told =
         |(course, asked): (&Course, &Asked)| asked.settled || course.unsent().is_none() && asked.watched == Some(true);
-    while courses.iter().zip(asked.iter()).all(told) && !asked.iter().all(|asked| asked.settled) {
+    while courses.iter().zip(asked.iter()).all(told) {
+        let news = courses.iter_mut().zip(asked.iter_mut()).filter(|(_, asked)| asked.settled && !asked.told);
+        news.for_each(|(course, asked)| tell(course, asked));
+        if asked.iter().all(|asked| asked.settled) {
+            break;
+        }
         match relays.next(until) {
             Ok(reply) => take(&reply, courses, asked, true),
             Err(error) if error.kind() == ErrorKind::TimedOut => break,

@@ -18,6 +18,8 @@ pub fn report(report: &Report, target: Target, waiting: bool) -> Option<String> 
         (_, Some(signal)) if signal.is_existence_check() => return Some(format!("{label}: it runs")),
         // A job that was picked and had ended by the time.
         (Sent::No, _) if !waiting && outcome.record.state.is_finished() => parts.push(end(outcome)),
+        // Its relay knows no more than that.
+        (Sent::No, _) if !waiting => parts.push("it had already ended".to_owned()),
         _ => {}
     }
     if let (Some(Sent::Yes(_)), Some(signal)) = (outcome.then, report.then_signal) {

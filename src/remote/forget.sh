@@ -36,7 +36,11 @@ forget_read() {
 	[ "$3" = 0 ] || : >read.out
 	[ "$4" = 0 ] || : >read.err
 	# What a job in the foreground has written is not in these, and whoever runs it says when it is delivered.
-	if { [ -e read.out ] || [ ! -s out ] && [ ! -e out.pipe ]; } && { [ -e read.err ] || [ ! -s err ] && [ ! -e err.pipe ]; }; then
+	if [ ! -e out.pipe ]; then
+		[ -s out ] || : >read.out
+		[ -s err ] || : >read.err
+	fi
+	if [ -e read.out ] && [ -e read.err ]; then
 		! (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || answer gone "$1"
 	fi
 	cd /

@@ -53,7 +53,7 @@ alive() {
 # look : in a job's directory, sets state to exited, running, stopped, ending (gone, and its supervisor about to
 # record it), starting, lost or elsewhere (it is another machine's that shares this home), and all that is known.
 look() {
-	code=- ended=- expired='' pid=- pgid=- birth=- boot=- system=- began=- home=- state=
+	code=- ended=- expired='' pid=- pgid=- birth=- boot=- system=- began=- home=- state=''
 	# shellcheck disable=SC2094 # a variable has the file's name
 	[ ! -O pid ] || read -r pid pgid birth boot system began home <pid
 	if [ -O status ] && read -r code ended expired <status; then

@@ -16,7 +16,9 @@ rs_is_job() {
 
 # rs_watch : TERM when the time is over, CONT so that a stopped job can die of it, KILL 10 s later.
 rs_watch() {
-	trap 'kill -KILL $!; exit' ALRM
+	# What was started before is not the watchdog's.
+	rs_before=$!
+	trap '[ "$!" = "$rs_before" ] || kill -KILL $!; exit' ALRM
 	trap : HUP INT QUIT PIPE TERM USR1 USR2
 	read -r rs_limit <limit
 	sleep 0.001 || rs_limit=$((${rs_limit%.*} + 1))
