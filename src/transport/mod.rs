@@ -69,6 +69,11 @@ pub trait Transport {
         None
     }
 
+    /// Whether no further shell should be asked of this connection.
+    fn is_spent(&self) -> bool {
+        false
+    }
+
     /// Whether its connection was made long ago, by another command, and may be found broken.
     fn may_be_stale(&self) -> bool {
         false
@@ -198,6 +203,9 @@ impl<'a> Line<'a> {
     }
 
     fn shell_source(&mut self) -> Result<&mut Box<dyn Transport + 'a>, Failure> {
+        if self.transport.as_ref().is_some_and(|transport| transport.is_spent()) {
+            self.transport = None;
+        }
         match &mut self.transport {
             Some(transport) => Ok(transport),
             empty => {

@@ -60,6 +60,10 @@ fn failure(error: ConnectError) -> Failure {
 }
 
 impl Transport for Ssh {
+    fn is_spent(&self) -> bool {
+        self.shells.is_spent()
+    }
+
     fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
         match self.shells.open() {
             Ok(shell) => Ok(Box::new(shell)),

@@ -45,6 +45,13 @@ impl Shells {
         Self { connection, used: RefCell::default() }
     }
 
+    /// Whether a second shell is better had over a new connection: Dropbear now and then falls over a channel that is
+    /// closed while another is opened (its assertion `!channel->sent_close`), and takes the connection with it.
+    pub fn is_spent(&self) -> bool {
+        let is_dropbear = || self.connection.session().banner().is_some_and(|banner| banner.contains("dropbear"));
+        !self.used.borrow().is_empty() && is_dropbear()
+    }
+
     /// A new shell.
     ///
     /// # Errors
