@@ -30,7 +30,7 @@ const VERSION_1: &str = "
     CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
     PRAGMA user_version = 1;
     INSERT INTO jobs (id, name, host, connect, command, state, exit_status, os, created_at)
-        VALUES ('abcdefgh', 'old', 'local', '{\"port\":null,\"user\":null,\"identities\":[],\"config\":null,\"jump\":null,\"options\":[]}',
+        VALUES ('abcdefgh', 'old', 'local', '{}',
                 '[\"true\"]', 'exited', 3, 'Linux', 1700000000);
     PRAGMA journal_mode = WAL;
 ";
