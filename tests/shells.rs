@@ -247,7 +247,10 @@ fn the_scripts_are_clean() {
         (&["process", "job"], "rs_directory="),
         (&[&about_jobs[..], &["deliver", "await"]].concat(), "rs_nonce="),
         (&[&about_jobs[..], &["see", "forget"]].concat(), "rs_nonce="),
-        (&[&about_jobs[..], &["stream", "tail"]].concat(), "rs_nonce= place= streams= from= count= follow= out_from= err_from="),
+        (
+            &[&about_jobs[..], &["stream", "tail"]].concat(),
+            "rs_nonce= place= streams= from= count= follow= out_from= err_from=",
+        ),
     ];
     for (files, given) in scripts {
         let text = files.iter().map(|name| file(name)).collect::<String>();
