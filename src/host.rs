@@ -341,14 +341,14 @@ mod tests {
             options: vec!["IdentityFile=rel".into()],
             ..Connect::default()
         }
-        .absolute(Path::new("/work"));
-        let identities = ["/work/key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from);
+        .absolute(Path::new("/home/ada"));
+        let identities = ["/home/ada/key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from);
         assert_eq!(connect.identities, identities);
-        assert_eq!(connect.config.as_deref(), Some(Path::new("/work/conf")));
+        assert_eq!(connect.config.as_deref(), Some(Path::new("/home/ada/conf")));
         assert_eq!(connect.options, ["IdentityFile=rel"]);
         assert_eq!(connect.clone().absolute(Path::new("/other")), connect);
         let none = Connect { config: Some("none".into()), ..Connect::default() };
-        assert_eq!(none.clone().absolute(Path::new("/work")), none);
+        assert_eq!(none.clone().absolute(Path::new("/home/ada")), none);
     }
 
     #[test]
