@@ -64,6 +64,9 @@ on_every_site! {
         let job = f.only_job();
         run.signal(Signal::SIGTSTP);
         f.await_state(&job, "stopped");
+        // Then it stops itself: a CONT before that would go by.
+        let stat = format!("/proc/{}/stat", run.pid());
+        poll_until("rsig is stopped", SOON, || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
         run.signal(Signal::SIGCONT);
         f.await_state(&job, "running");
         run.signal(Signal::SIGTERM);
