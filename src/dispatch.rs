@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
 use crate::cli::{self, Cli, Command, Common, KeeperCommand, Parallel, Reach, complete};
+use crate::commands::allowed::AllowedHosts;
 use crate::commands::select::Selection;
 use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
 use crate::delivery::Ways;
@@ -93,7 +94,7 @@ fn context(reach: Reach) -> Result<Context> {
     let step = if reach.verbose { output::note } else { |_: &str| () };
     let keeper = !reach.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
     let policy = Policy { batch: false, keeper, parallel: PARALLEL, verbose: reach.verbose, step, warn };
-    Ok(Context { store: Store::open()?, policy, connect: Connect::default() })
+    Ok(Context { store: Store::open()?, policy, connect: Connect::default(), allowed: AllowedHosts::default() })
 }
 
 fn context_for_many(reach: Reach, parallel: Parallel, connect: Connect) -> Result<Context> {
@@ -453,6 +454,8 @@ fn tail(arguments: cli::Tail) -> Result<u8> {
         err: !arguments.stdout,
         from: arguments.bytes.map_or(arguments.lines.0, |bytes| bytes.0),
         follow: arguments.follow,
+        brief: false,
+        enough: None,
     };
     let mut context = Context { connect, ..context(arguments.common.reach)? };
     let mut spinner = Spinner::new("asking the host", !arguments.follow && !arguments.common.quiet);
@@ -467,7 +470,7 @@ fn tail(arguments: cli::Tail) -> Result<u8> {
     });
     match broken {
         Some(error) => Err(error.into()),
-        None => result.map(|()| exit::DONE),
+        None => result.map(|_| exit::DONE),
     }
 }
 

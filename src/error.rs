@@ -33,6 +33,8 @@ pub enum Kind {
     NoShell,
     /// The connection broke, and whether the signal was sent can't be found out.
     Unconfirmed,
+    /// Another job that has not ended has the name.
+    NameTaken,
     /// The time that was given is over.
     TimedOut,
     /// Anything else; the message says what.
@@ -54,6 +56,7 @@ impl Kind {
             | Self::CommandDenied
             | Self::NoChannel
             | Self::NoShell
+            | Self::NameTaken
             | Self::Failed => exit::FAILED,
         }
     }
@@ -77,6 +80,7 @@ impl Kind {
             | Self::CommandDenied
             | Self::TimedOut
             | Self::NoShell
+            | Self::NameTaken
             | Self::Failed => "failed",
         }
     }

@@ -1,6 +1,7 @@
 //! What rsig does, a verb a file. A command takes typed words and gives typed outcomes; it prints nothing, so that
 //! every face of rsig can call it.
 
+pub mod allowed;
 pub mod discover;
 mod ephemeral;
 pub mod history;
@@ -21,6 +22,8 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 
+use allowed::AllowedHosts;
+
 use crate::error::{Failure, Kind};
 use crate::host::{Connect, Destination};
 use crate::job::{BadJobThere, JobId, JobThere, Record};
@@ -40,6 +43,8 @@ pub struct Context {
     pub policy: Policy,
     /// How to get to a host that is named as `HOST/ID`.
     pub connect: Connect,
+    /// The hosts that may be used.
+    pub allowed: AllowedHosts,
 }
 
 /// One word that stands for a job, and the job.
@@ -72,13 +77,22 @@ pub fn resolve_one(context: &Context, word: &OsStr) -> Result<Record, Failure> {
         return Err(Failure::new(Kind::NotFound, format!("no job \"{shown}\": ids and names are plain ASCII")));
     };
     match JobThere::parse(text) {
-        None => context.store.resolve(text).map_err(Failure::from),
-        Some(Ok(there)) => resolve_there(context, there).map_err(Failure::from),
+        None => allowed_only(context, text, context.store.resolve(text).map_err(Failure::from)?),
+        Some(Ok(there)) => allowed_only(context, text, resolve_there(context, there).map_err(Failure::from)?),
         Some(Err(error)) => {
             let kind = if matches!(error, BadJobThere::Host(_)) { Kind::Usage } else { Kind::NotFound };
             Err(Failure::new(kind, format!("no job {:?}: {error}", printable(text, 80))))
         }
     }
+}
+
+/// The job, if it is on a host that may be used.
+fn allowed_only(context: &Context, word: &str, record: Record) -> Result<Record, Failure> {
+    if context.allowed.has(record.host()) {
+        return Ok(record);
+    }
+    let message = format!("no job {word:?} on a host that may be used here: {}", context.allowed);
+    Err(Failure::new(Kind::NotFound, message))
 }
 
 /// The record here of a job there, where it says the same about the way.

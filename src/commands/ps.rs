@@ -85,7 +85,9 @@ fn recorded(context: &Context, request: &Request, failures: &mut Vec<Failure>) -
             }
         }
     }
-    records.retain(|record| request.host.as_ref().is_none_or(|host| host == record.host()));
+    records.retain(|record| {
+        context.allowed.has(record.host()) && request.host.as_ref().is_none_or(|host| host == record.host())
+    });
     Ok(records.into_iter().map(|record| Listed { state: record.state, record }).collect())
 }
 

@@ -145,6 +145,10 @@ enum Launched {
 
 /// Records a job before anything is asked of its host.
 fn prepare(context: &mut Context, request: &Request) -> Result<Job> {
+    if !context.allowed.has(&request.destination.host) {
+        let message = format!("{} is no host that may be used here: {}", request.destination, context.allowed);
+        return Err(Failure::new(Kind::Usage, message).into());
+    }
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();
     let mut record = Record::new(JobId::random()?, request.name.clone(), request.destination.clone(), command);
@@ -282,7 +286,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
         let name = record.name.as_ref().map_or("", JobName::as_str);
         let id = &holder.id;
         Failure::new(
-            Kind::Failed,
+            Kind::NameTaken,
             format!(
                 "the name {name} is taken by {}{why}; take another, or end that job: rsig stop {id}",
                 holder.label()
@@ -293,6 +297,9 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
     let Some(mut holder) = context.store.holder(name)? else {
         return context.store.insert(record);
     };
+    if !context.allowed.has(holder.host()) {
+        return Err(taken(&holder, " as far as is known").into());
+    }
     // What this machine knows may be old: only the host can say whether that job still runs.
     let policy = context.policy;
     let destination = holder.destination.clone();

@@ -9,6 +9,7 @@ use super::ephemeral::forget_read;
 use super::{Context, meet, not_there, resolve_one};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
+use crate::job::Record;
 use crate::remote::look::Streams;
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
@@ -18,7 +19,7 @@ use crate::transport::{Gate, Line, Policy};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// What to show of a job's output.
-pub struct Request {
+pub struct Request<'a> {
     /// Its standard output.
     pub out: bool,
     /// Its standard error.
@@ -27,21 +28,37 @@ pub struct Request {
     pub from: From,
     /// Go on until the job ends.
     pub follow: bool,
+    /// What is to come is not much, so the keeper's connection will do.
+    pub brief: bool,
+    /// Ends the reading once it holds: asked after all that comes, and several times a second. It does not change back.
+    pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
 }
 
-/// Passes a job's output on to `sink`.
+impl Request<'_> {
+    fn is_enough(&self) -> bool {
+        self.enough.is_some_and(|enough| enough())
+    }
+}
+
+/// Passes a job's output on to `sink`, and gives the job as it stood before the first byte was read.
 ///
 /// # Errors
 /// When there is no such job, its host can't be asked, its log is not there any more, or `sink` fails.
-pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut Sink<'_>) -> Result<()> {
+pub fn tail(context: &mut Context, word: &OsStr, request: &Request<'_>, sink: &mut Sink<'_>) -> Result<Record> {
     let mut record = resolve_one(context, word)?;
     let destination = record.destination.clone();
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
-    let wanted =
-        Wanted { place: &place, out: request.out, err: request.err, from: request.from, follow: request.follow };
+    let wanted = Wanted {
+        place: &place,
+        out: request.out,
+        err: request.err,
+        from: request.from,
+        follow: request.follow,
+        enough: request.enough,
+    };
     // What may be much gets a connection of its own: the keeper's is for short things.
     let policy = Policy { keeper: context.policy.keeper && is_short(request), ..context.policy };
-    let read = if request.follow && !destination.is_local() {
+    let read = if request.follow && !request.brief && !destination.is_local() {
         follow(&destination, &policy, &wanted, sink)?
     } else {
         // Gone on with behind what was passed on, should an old connection turn out to be broken.
@@ -59,6 +76,9 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
     }
     read.seen.update(&mut record);
     context.store.update([&record])?;
+    if request.is_enough() {
+        return Ok(record);
+    }
     if record.is_unmet() && !read.cut && record.state.is_finished() {
         // Only its host knows whether it is to be forgotten now; one that can't be asked is asked by the next look.
         let line = &mut Line::new(&destination, &context.policy);
@@ -75,14 +95,15 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request, sink: &mut S
         if gone == [true] {
             context.store.remove(&records[0])?;
         }
-        return Ok(());
+        let [record] = records;
+        return Ok(record);
     }
     if read.cut {
         let message =
             format!("{label}: its log was cut short while it was followed; what was written since is not shown");
         return Err(Failure::new(Kind::Failed, message).into());
     }
-    Ok(())
+    Ok(record)
 }
 
 /// Follows a log over as many connections as it takes, each byte once.
@@ -107,7 +128,7 @@ fn follow(
             None => Err(Failure::new(Kind::Unreachable, host.clone())),
         };
         match result {
-            Err(failure) if failure.kind == Kind::Unreachable => {
+            Err(failure) if failure.kind == Kind::Unreachable && !wanted.is_enough() => {
                 if failure.message != host {
                     (policy.warn)(&format!("{failure}; connecting again"));
                 }
@@ -124,13 +145,13 @@ fn follow(
 }
 
 /// Whether what is asked for is certainly not much.
-fn is_short(request: &Request) -> bool {
+fn is_short(request: &Request<'_>) -> bool {
     let few = match request.from {
         From::LastLines(count) => count <= 1000,
         From::LastBytes(count) => count <= 256 << 10,
-        From::Line(_) | From::Byte(_) => false,
+        From::Line(_) | From::Byte(_) | From::Behind { .. } => false,
     };
-    few && !request.follow
+    request.brief || (few && !request.follow)
 }
 
 /// Why the host has no output of the job to give.

@@ -1,5 +1,7 @@
 //! The script that passes a job's output on.
 
+use std::time::Duration;
+
 use super::answer::{Ending, Listener, Stream, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, job_line};
@@ -17,6 +19,13 @@ pub enum From {
     LastBytes(u64),
     /// With this byte, counted from 1.
     Byte(u64),
+    /// Behind so many bytes of each stream, which are there.
+    Behind {
+        /// Of standard output.
+        out: u64,
+        /// Of standard error.
+        err: u64,
+    },
 }
 
 impl From {
@@ -28,6 +37,14 @@ impl From {
             Self::Line(number) => ("line", number.max(1)),
             Self::LastBytes(count) => ("bytes", count),
             Self::Byte(number) => ("byte", number.max(1)),
+            Self::Behind { .. } => ("resume", 0),
+        }
+    }
+
+    fn positions(self) -> Option<(u64, u64)> {
+        match self {
+            Self::Behind { out, err } => Some((out, err)),
+            _ => None,
         }
     }
 }
@@ -44,7 +61,20 @@ pub struct Wanted<'a> {
     pub from: From,
     /// Go on until the job ends.
     pub follow: bool,
+    /// Ends the reading once it holds.
+    pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
 }
+
+impl Wanted<'_> {
+    /// Whether no more is wanted.
+    #[must_use]
+    pub fn is_enough(&self) -> bool {
+        self.enough.is_some_and(|enough| enough())
+    }
+}
+
+/// How often a reading that may be called off looks whether it was.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What is left out of a stream before its first byte, since it was not written yet when the script looked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,6 +128,7 @@ struct Reading<'a> {
     sink: &'a mut Sink<'a>,
     seen: Option<Seen>,
     progress: &'a mut Progress,
+    wanted: &'a Wanted<'a>,
 }
 
 impl Listener for Reading<'_> {
@@ -132,6 +163,14 @@ impl Listener for Reading<'_> {
         self.progress.at = Some((out, err));
         Ok(())
     }
+
+    fn is_done(&self) -> bool {
+        self.seen.is_some() && self.wanted.is_enough()
+    }
+
+    fn pace(&self) -> Option<Duration> {
+        self.wanted.enough.map(|_| LOOK)
+    }
 }
 
 /// Reads a job's output; where `progress` is of an earlier call, what came after that.
@@ -145,10 +184,10 @@ pub fn read(
     progress: &mut Progress,
     sink: &mut Sink<'_>,
 ) -> Result<Read, Failure> {
-    let script = Script::tail(wanted, progress.at)?;
+    let script = Script::tail(wanted, progress.at.or(wanted.from.positions()))?;
     // The sink is borrowed anew, since a Reading needs one lifetime for all of its references.
     let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
-    let mut reading = Reading { host, sink: &mut pass, seen: None, progress };
+    let mut reading = Reading { host, sink: &mut pass, seen: None, progress, wanted };
     let ending = hear(host, shell, &script, None, true, &mut reading)?;
     let seen = reading.seen.ok_or_else(|| garbage(host, b"nothing about the job"))?;
     Ok(Read { seen, cut: ending == Ending::Cut })

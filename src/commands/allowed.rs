@@ -1,0 +1,158 @@
+//! Which hosts may be used: a limit that whoever serves others sets, and that no command steps over.
+//!
+//! A pattern is held against what was typed, part by part, before any configuration is read: where an alias leads, and as
+//! whom, is ssh_config's business and that of whoever set the limit.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::host::{Host, Remote};
+
+/// A pattern for hosts: `local`, or `[USER@]HOST[:PORT]`, with `*` and `?` in each part. A part that it does not have must
+/// not be there: `web*` is neither `root@web1` nor `web1:2222`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPattern {
+    user: Option<String>,
+    name: String,
+    port: Option<String>,
+}
+
+/// The word is no pattern that a host could fit.
+#[derive(Debug, thiserror::Error)]
+#[error("a pattern for hosts is `local` or [USER@]HOST[:PORT], with * and ? in any part")]
+pub struct BadHostPattern;
+
+impl FromStr for HostPattern {
+    type Err = BadHostPattern;
+
+    fn from_str(text: &str) -> Result<Self, BadHostPattern> {
+        let (user, rest) = match text.rsplit_once('@') {
+            Some((user, rest)) => (Some(user), rest),
+            None => (None, text),
+        };
+        let (name, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, "")) => (address, None),
+            Some((address, port)) => (address, Some(port.strip_prefix(':').ok_or(BadHostPattern)?)),
+            None => rest.split_once(':').map_or((rest, None), |(name, port)| (name, Some(port))),
+        };
+        let is_of = |part: &str, more: &str| {
+            let good = |letter: char| letter.is_alphanumeric() || "._+-*?".contains(letter) || more.contains(letter);
+            !part.is_empty() && part.chars().all(good)
+        };
+        let good = is_of(name, ":") && user.is_none_or(|user| is_of(user, "@")) && port.is_none_or(|port| is_of(port, ""));
+        if !good {
+            return Err(BadHostPattern);
+        }
+        Ok(Self { user: user.map(str::to_owned), name: name.to_owned(), port: port.map(str::to_owned) })
+    }
+}
+
+impl HostPattern {
+    fn fits(&self, host: &Host) -> bool {
+        let Some(Remote { user, name, port }) = host.remote() else {
+            return self.user.is_none() && self.port.is_none() && fits(&self.name, Host::LOCAL);
+        };
+        // `ssh://local` is another machine, which the word for this one does not mean.
+        let named_local = name == Host::LOCAL && user.is_none() && port.is_none() && self.name == Host::LOCAL;
+        let part = |pattern: Option<&String>, part: Option<&str>| match (pattern, part) {
+            (None, None) => true,
+            (Some(pattern), Some(part)) => fits(pattern, part),
+            _ => false,
+        };
+        let port = port.map(|port| port.to_string());
+        !named_local
+            && fits(&self.name, name)
+            && part(self.user.as_ref(), user.as_deref())
+            && part(self.port.as_ref(), port.as_deref())
+    }
+}
+
+/// Whether a text fits a pattern of `*` and `?`.
+fn fits(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    // The last star, and where in the text what comes behind it was tried last.
+    let (mut at, mut here, mut star) = (0, 0, None);
+    while let Some(letter) = text.get(here) {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at, here));
+                at += 1;
+            }
+            Some(wanted) if *wanted == '?' || wanted == letter => (at, here) = (at + 1, here + 1),
+            _ => {
+                let Some((place, tried)) = star else { return false };
+                star = Some((place, tried + 1));
+                (at, here) = (place + 1, tried + 1);
+            }
+        }
+    }
+    pattern.get(at..).is_some_and(|rest| rest.iter().all(|letter| *letter == '*'))
+}
+
+/// The hosts that may be used: all, unless there are patterns.
+#[derive(Clone, Debug, Default)]
+pub struct AllowedHosts(Vec<HostPattern>);
+
+impl AllowedHosts {
+    /// Those that fit one of the patterns; all where there is none.
+    #[must_use]
+    pub fn new(patterns: Vec<HostPattern>) -> Self {
+        Self(patterns)
+    }
+
+    /// Whether a host may be used.
+    #[must_use]
+    pub fn has(&self, host: &Host) -> bool {
+        self.0.is_empty() || self.0.iter().any(|pattern| pattern.fits(host))
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(user) = &self.user {
+            write!(formatter, "{user}@")?;
+        }
+        if self.name.contains(':') { write!(formatter, "[{}]", self.name) } else { formatter.write_str(&self.name) }?;
+        self.port.as_ref().map_or(Ok(()), |port| write!(formatter, ":{port}"))
+    }
+}
+
+impl fmt::Display for AllowedHosts {
+    /// The patterns, for a message.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let patterns: Vec<String> = self.0.iter().map(HostPattern::to_string).collect();
+        formatter.write_str(&patterns.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_has_to_fit() {
+        for (pattern, hosts, others) in [
+            ("web*", &["web1", "web", "ssh://web1"][..], &["root@web1", "web1:22", "web1@evil", "xweb1", "local"][..]),
+            ("w?b", &["wab"], &["wb", "waab"]),
+            ("*", &["local", "web1", "[::1]"], &["root@web1", "web1:22"]),
+            ("local", &["local"], &["ssh://local", "root@local", "local:22"]),
+            ("deploy@*.example:*", &["deploy@a.example:2222"], &["a.example:22", "deploy@a.example", "x@a.example:22"]),
+            ("*@web1", &["a@web1", "a@b@web1"], &["web1"]),
+            ("[fe80::*]:22", &["[fe80::1]:22"], &["[fe80::1]", "[fe81::1]:22"]),
+            ("a*b*c", &["abc", "axbxbc"], &["ab", "axc"]),
+        ] {
+            let allowed = AllowedHosts::new(vec![pattern.parse().unwrap()]);
+            assert_eq!(allowed.to_string(), pattern);
+            for host in hosts {
+                assert!(allowed.has(&host.parse().unwrap()), "{pattern} {host}");
+            }
+            for host in others {
+                assert!(!allowed.has(&host.parse().unwrap()), "{pattern} {host}");
+            }
+        }
+        assert!(AllowedHosts::default().has(&"root@web1:22".parse().unwrap()));
+        for bad in ["", "@web1", "web1:", "a b", "[::1", "web/1", "[::1]x", "web[12]"] {
+            assert!(bad.parse::<HostPattern>().is_err(), "{bad}");
+        }
+    }
+}
