@@ -1,5 +1,7 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
+#[cfg(any(feature = "mcp", feature = "serve"))]
+mod faces;
 mod foreground;
 
 use std::ffi::{OsStr, OsString};
@@ -13,7 +15,6 @@ use crate::cli::{self, Cli, Command, Common, KeeperCommand, Parallel, Reach, com
 use crate::commands::allowed::AllowedHosts;
 use crate::commands::select::Selection;
 use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
-use crate::delivery::Ways;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination, Host};
 use crate::job::{BadJobThere, JobThere, Record};
@@ -83,6 +84,10 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Rm(arguments) => rm(arguments),
         Command::History(arguments) => history(&arguments),
         Command::Keeper(arguments) => keeper_command(arguments.command),
+        #[cfg(feature = "mcp")]
+        Command::Mcp(arguments) => faces::mcp(arguments),
+        #[cfg(feature = "serve")]
+        Command::Serve(arguments) => faces::serve(arguments),
     }
 }
 
@@ -208,15 +213,12 @@ fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<Os
     }
     let env = job.env.into_iter().map(with_value).collect::<Result<_>>()?;
     Ok(spawn::Request {
-        destination: Destination { host, connect: self::connect(connect)? },
-        command,
         name: job.name,
         cwd: job.cwd,
         env,
-        merge: false,
         timeout: job.timeout,
         ephemeral: job.rm,
-        foreground: None,
+        ..spawn::Request::new(Destination { host, connect: self::connect(connect)? }, command)
     })
 }
 
@@ -267,14 +269,11 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
         return Err(usage("--then 0 would send nothing"));
     }
     let mut request = kill::Request {
-        jobs,
-        selected: false,
-        signal,
         wait: arguments.wait,
         then: arguments.then,
         ways: arguments.via.into(),
         target: arguments.target,
-        wake: false,
+        ..kill::Request::new(jobs, signal)
     };
     let connect = connect_to(&request.jobs, None, arguments.connect)?;
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
@@ -306,16 +305,8 @@ fn words(mut words: Vec<OsString>, signal: Option<SignalWord>) -> Result<(Vec<Os
 }
 
 fn stop(arguments: cli::Stop) -> Result<u8> {
-    let mut request = kill::Request {
-        jobs: arguments.jobs,
-        selected: false,
-        signal: SignalWord::TERM,
-        wait: Some(arguments.grace),
-        then: Some(SignalWord::KILL),
-        ways: Ways::Any,
-        target: arguments.target,
-        wake: true,
-    };
+    let mut request =
+        kill::Request { target: arguments.target, ..kill::Request::stop(arguments.jobs, arguments.grace) };
     let connect = connect_to(&request.jobs, None, arguments.connect)?;
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     if let Some(selection) = arguments.selectors.selection() {

@@ -33,6 +33,8 @@ pub enum Kind {
     NoShell,
     /// The connection broke, and whether the signal was sent can't be found out.
     Unconfirmed,
+    /// The job has not ended, as it would have to.
+    StillRunning,
     /// Another job that has not ended has the name.
     NameTaken,
     /// The time that was given is over.
@@ -56,6 +58,7 @@ impl Kind {
             | Self::CommandDenied
             | Self::NoChannel
             | Self::NoShell
+            | Self::StillRunning
             | Self::NameTaken
             | Self::Failed => exit::FAILED,
         }
@@ -80,6 +83,7 @@ impl Kind {
             | Self::CommandDenied
             | Self::TimedOut
             | Self::NoShell
+            | Self::StillRunning
             | Self::NameTaken
             | Self::Failed => "failed",
         }

@@ -6,6 +6,8 @@ mod commands;
 mod delivery;
 mod dispatch;
 mod error;
+#[cfg(any(feature = "mcp", feature = "serve"))]
+mod faces;
 mod history;
 mod host;
 mod job;

@@ -36,7 +36,7 @@ const FILE: &str = "jobs.db";
 
 /// What makes a state file of each schema from one of the schema before it. A step that has been released is never
 /// changed: what it made is on people's disks.
-const STEPS: [&str; 3] = [JOBS, HISTORY, NAMES_OF_ADOPTED];
+const STEPS: [&str; 4] = [JOBS, HISTORY, NAMES_OF_ADOPTED, LINES];
 
 // Within one second of created_at, the rowid tells what came first.
 const JOBS: &str = "
@@ -89,6 +89,10 @@ const NAMES_OF_ADOPTED: &str = "
         WHERE name IS NOT NULL AND goes_by_name AND state NOT IN ('exited', 'lost');
     CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL AND goes_by_name;
 ";
+
+// In which order the lines of both streams were first seen: where lines are numbered across the streams, they keep their
+// numbers.
+const LINES: &str = "ALTER TABLE jobs ADD COLUMN lines TEXT NOT NULL DEFAULT '';";
 
 const COLUMNS: &str = "id, name, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at, \
      exit_status, last_signal, checked_at, created_at, timed_out, ephemeral";
@@ -522,6 +526,31 @@ impl Store {
         let mut statement = self.connection.prepare("SELECT DISTINCT host FROM jobs ORDER BY host")?;
         let rows = statement.query_map([], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// In which order a job's lines were first seen, in the words of whoever numbers them; none where nobody has, or
+    /// there is no record.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn lines(&self, job: &JobId) -> Result<String> {
+        let statement = "SELECT lines FROM jobs WHERE id = ?1";
+        let read = || self.connection.prepare_cached(statement)?.query_row([job.as_str()], |row| row.get(0)).optional();
+        Ok(read().map_err(|error: rusqlite::Error| self.blamed(error))?.unwrap_or_default())
+    }
+
+    /// Changes the same: nobody else does meanwhile.
+    ///
+    /// # Errors
+    /// What the file says.
+    pub fn change_lines(&mut self, job: &JobId, change: impl FnOnce(&str) -> String) -> Result<()> {
+        let changed = self.change(|transaction| {
+            let read = "SELECT lines FROM jobs WHERE id = ?1";
+            let lines: Option<String> = transaction.query_row(read, [job.as_str()], |row| row.get(0)).optional()?;
+            let after = change(lines.as_deref().unwrap_or_default());
+            transaction.execute("UPDATE jobs SET lines = ?2 WHERE id = ?1", [job.as_str(), &after])
+        });
+        changed.map(drop).map_err(|error| self.blamed(error))
     }
 
     fn one(&self, statement: &str, key: &str) -> Result<Option<Record>> {

@@ -6,6 +6,8 @@ mod pages;
 mod parse;
 mod words;
 
+#[cfg(feature = "serve")]
+pub use parse::Listen;
 pub use parse::{Hosts, Lines, Place};
 pub use words::arrange;
 
@@ -16,6 +18,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 
+#[cfg(any(feature = "mcp", feature = "serve"))]
+use crate::commands::allowed::HostPattern;
 use crate::commands::select::{NamePattern, Selection};
 use crate::delivery::Ways;
 use crate::host::{Connect, Host};
@@ -44,6 +48,10 @@ pub enum Command {
     Rm(Rm),
     History(History),
     Keeper(Keeper),
+    #[cfg(feature = "mcp")]
+    Mcp(Mcp),
+    #[cfg(feature = "serve")]
+    Serve(Serve),
 }
 
 /// How hosts are reached.
@@ -531,4 +539,38 @@ pub enum KeeperCommand {
         #[arg(long)]
         all: bool,
     },
+}
+
+/// What a server may do for its clients, and how it reaches hosts.
+#[cfg(any(feature = "mcp", feature = "serve"))]
+#[derive(Args, Clone, Debug)]
+pub struct ServerArgs {
+    /// Only use hosts that fit: `local`, or [USER@]HOST[:PORT] with * and ? in any part; may be given several times. A part
+    /// that the pattern lacks must not be there
+    #[arg(long, value_name = "GLOB")]
+    pub allow_host: Vec<HostPattern>,
+    #[command(flatten)]
+    pub reach: Reach,
+    #[command(flatten, next_help_heading = "Connecting (to every host that a client names)")]
+    pub connect: ConnectArgs,
+}
+
+/// Serve agents: the Model Context Protocol on standard input and output
+#[cfg(feature = "mcp")]
+#[derive(Args, Debug)]
+pub struct Mcp {
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
+/// Serve programs: HTTP on a Unix socket, or on a port of this machine alone
+#[cfg(feature = "serve")]
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Listen on this address of this machine in place of the Unix socket; requests then need the token in the state
+    /// directory's file `serve.token`, which is made when there is none
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<Listen>,
+    #[command(flatten)]
+    pub server: ServerArgs,
 }

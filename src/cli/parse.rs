@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::commands::spawn::is_variable;
 use crate::host::{Host, HostError};
 use crate::remote::output::From as Start;
 
@@ -56,9 +57,8 @@ impl TypedValueParser for Variables {
             None => (Some(bytes), None),
         };
         let name = name.unwrap_or_default();
-        let starts_well = name.first().is_some_and(|byte| byte.is_ascii_alphabetic() || *byte == b'_');
-        if starts_well && name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_') {
-            return Ok((String::from_utf8_lossy(name).into_owned(), content));
+        if let Some(name) = std::str::from_utf8(name).ok().filter(|name| is_variable(name)) {
+            return Ok((name.to_owned(), content));
         }
         let mut error = clap::Error::new(ErrorKind::ValueValidation).with_cmd(command);
         if let Some(argument) = argument {
@@ -110,6 +110,27 @@ impl FromStr for Place {
         match text.strip_prefix('+') {
             Some(number) => Ok(Self(Start::Byte(count(number)?))),
             None => Ok(Self(Start::LastBytes(count(text.strip_prefix('-').unwrap_or(text))?))),
+        }
+    }
+}
+
+/// The value of `serve --listen`: a port of this machine that no other can reach.
+#[cfg(feature = "serve")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen(pub std::net::SocketAddr);
+
+#[cfg(feature = "serve")]
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<std::net::SocketAddr>() {
+            Ok(address) if [[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()].contains(&address.ip()) => {
+                Ok(Self(address))
+            }
+            _ => Err("it listens on 127.0.0.1:PORT or [::1]:PORT alone; to reach it from another machine, forward the \
+                      port: ssh -L 5000:127.0.0.1:5000 HOST, or the socket: ssh -L 5000:SOCKET HOST"
+                .to_owned()),
         }
     }
 }

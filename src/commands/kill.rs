@@ -35,6 +35,30 @@ pub struct Request {
     pub wake: bool,
 }
 
+impl Request {
+    /// A signal for the groups of jobs, by whichever way; the end is not waited for.
+    #[must_use]
+    pub fn new(jobs: Vec<OsString>, signal: SignalWord) -> Self {
+        Self {
+            jobs,
+            selected: false,
+            signal,
+            wait: None,
+            then: None,
+            ways: Ways::Any,
+            target: Target::Group,
+            wake: false,
+        }
+    }
+
+    /// What ends jobs: TERM, CONT for those that are stopped, and KILL after the grace.
+    #[must_use]
+    pub fn stop(jobs: Vec<OsString>, grace: Duration) -> Self {
+        let (wait, then) = (Some(grace), Some(SignalWord::KILL));
+        Self { wait, then, wake: true, ..Self::new(jobs, SignalWord::TERM) }
+    }
+}
+
 /// What became of one job's signals.
 pub struct Report {
     /// The word that stood for the job.

@@ -165,7 +165,10 @@ fn removed(record: &Record, removal: Removal) -> Removed {
         Removal::Refused(seen) => match seen.standing {
             Standing::Elsewhere => kept("it is another machine's, and that one has to be asked"),
             Standing::Foreign => kept("others could have written to its directory there, so nothing in it is touched"),
-            _ => kept("it has not ended; stop it first, or use --force"),
+            _ => {
+                let message = format!("{}: it has not ended; stop it first, or use --force", record.label());
+                Removed::Kept(Failure::new(Kind::StillRunning, message))
+            }
         },
     }
 }

@@ -41,6 +41,31 @@ pub struct Request {
     pub foreground: Option<Foreground>,
 }
 
+impl Request {
+    /// A command in its user's home, with no more than a login's environment.
+    #[must_use]
+    pub fn new(destination: Destination, command: Vec<OsString>) -> Self {
+        Self {
+            destination,
+            command,
+            name: None,
+            cwd: None,
+            env: Vec::new(),
+            merge: false,
+            timeout: None,
+            ephemeral: false,
+            foreground: None,
+        }
+    }
+}
+
+/// Whether a word can name a variable.
+#[must_use]
+pub fn is_variable(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 /// How a job in the foreground is held.
 #[derive(Clone)]
 pub struct Foreground {
