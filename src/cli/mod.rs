@@ -7,7 +7,7 @@ mod parse;
 mod words;
 
 #[cfg(feature = "serve")]
-pub use parse::Listen;
+pub use parse::{Listen, duration};
 pub use parse::{Hosts, Lines, Place};
 pub use words::arrange;
 

@@ -155,7 +155,7 @@ pub fn job(context: &Context, word: &str) -> Result<(Record, OsString), Failure>
 }
 
 /// How long one wait for a job lasts; in between it is seen whether anybody still wants to know.
-const SLICE: Duration = Duration::from_secs(5);
+pub const SLICE: Duration = Duration::from_secs(5);
 
 /// Waits for a job to end: until the time is up, or nobody waits for the answer any more.
 ///

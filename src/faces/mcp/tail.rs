@@ -13,7 +13,7 @@ use super::answer::Problem;
 use super::order::{Line, Order, Place, Places};
 use super::{Call, Length, Tool};
 use crate::commands::tail::{Request, tail};
-use crate::error::Failure;
+use crate::error::{Failure, Kind};
 use crate::faces::job;
 use crate::job::Record;
 use crate::remote::Stream as Log;
@@ -214,7 +214,11 @@ impl Reader<'_> {
         let mut lines = Vec::new();
         for log in self.logs {
             let mut splitter = Splitter::new(*log, self.start.of(*log), known + most);
-            let record = self.pass(&[*log], self.start, false, &mut splitter, &|_: &Splitter| false)?;
+            let record = match self.pass(&[*log], self.start, false, &mut splitter, &|_: &Splitter| false) {
+                // A job that was to be forgotten once it is read may be by now.
+                Err(failure) if failure.kind == Kind::NotFound && first.is_some() => break,
+                record => record?,
+            };
             if record.state.is_finished() && first.as_ref().is_none_or(|first| first.state.is_finished()) {
                 splitter.conclude();
             }
@@ -235,7 +239,7 @@ impl Reader<'_> {
         // Whose lines they are does not matter here.
         let mut splitter = Splitter::new(Log::Out, Place::default(), 1);
         let over = |_: &Splitter| Instant::now() >= until || gone.is_so();
-        self.pass(self.logs, from, true, &mut splitter, &over).map(drop)
+        Ok(self.pass(self.logs, from, true, &mut splitter, &over).map(drop)?)
     }
 
     fn pass(
@@ -245,7 +249,7 @@ impl Reader<'_> {
         follow: bool,
         splitter: &mut Splitter,
         over: &dyn Fn(&Splitter) -> bool,
-    ) -> Result<Record, Problem> {
+    ) -> Result<Record, Failure> {
         let splitter = std::cell::RefCell::new(splitter);
         let full = Cell::new(false);
         let enough = || full.get() || over(&splitter.borrow());
