@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Kind {
     /// The command line says something that can't be.
     Usage,
+    /// The host is none of those that may be used.
+    HostDenied,
     /// No job of that id or name.
     NotFound,
     /// The word fits several jobs.
@@ -48,7 +50,7 @@ impl Kind {
     #[must_use]
     pub fn exit_status(self) -> u8 {
         match self {
-            Self::Usage | Self::BadSignal => exit::USAGE,
+            Self::Usage | Self::BadSignal | Self::HostDenied => exit::USAGE,
             Self::NotFound | Self::Ambiguous => exit::NO_JOB,
             Self::NotRunning => exit::NOT_RUNNING,
             Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
@@ -79,6 +81,7 @@ impl Kind {
             Self::NoChannel => "no_channel",
             Self::Unconfirmed => "unconfirmed",
             Self::Usage
+            | Self::HostDenied
             | Self::CommandMissing
             | Self::CommandDenied
             | Self::TimedOut

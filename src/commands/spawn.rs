@@ -172,7 +172,7 @@ enum Launched {
 fn prepare(context: &mut Context, request: &Request) -> Result<Job> {
     if !context.allowed.has(&request.destination.host) {
         let message = format!("{} is no host that may be used here: {}", request.destination, context.allowed);
-        return Err(Failure::new(Kind::Usage, message).into());
+        return Err(Failure::new(Kind::HostDenied, message).into());
     }
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();

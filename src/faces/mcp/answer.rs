@@ -57,6 +57,7 @@ impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
         let kind = match failure.kind {
             Kind::Usage
+            | Kind::HostDenied
             | Kind::BadSignal
             | Kind::NameTaken
             | Kind::CommandMissing

@@ -48,6 +48,7 @@ impl From<Failure> for Problem {
             Kind::NotRunning => (StatusCode::CONFLICT, "not_running"),
             Kind::StillRunning | Kind::TimedOut => (StatusCode::CONFLICT, "still_running"),
             Kind::NameTaken => (StatusCode::CONFLICT, "name_taken"),
+            Kind::HostDenied => (StatusCode::FORBIDDEN, "host_denied"),
             Kind::NotPermitted => (StatusCode::FORBIDDEN, "not_permitted"),
             Kind::Unreachable | Kind::NoShell | Kind::NoChannel => (StatusCode::BAD_GATEWAY, "unreachable"),
             Kind::Auth => (StatusCode::BAD_GATEWAY, "auth"),

@@ -25,7 +25,6 @@ use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::faces::{Gone, Length, SLICE, await_end, job};
 use crate::host::Destination;
-use crate::job::{Record, State as JobState};
 use crate::output::job_json;
 use crate::signal::{BadSignal, SignalWord};
 
@@ -95,7 +94,7 @@ struct Filter {
     running: bool,
 }
 
-async fn list(State(app): State<Arc<App>>, query: Options<Filter>) -> Result<Json<Value>, Problem> {
+async fn list(State(app): State<Arc<App>>, query: Options<Filter>) -> Result<Response, Problem> {
     let Query(filter) = query?;
     let listing = work(&app, Length::Short, move |context, _| {
         let mut listing = ask(context, Vec::new(), !filter.running)?;
@@ -104,7 +103,8 @@ async fn list(State(app): State<Arc<App>>, query: Options<Filter>) -> Result<Jso
         Ok(listing)
     });
     let jobs = listing.await?.jobs;
-    Ok(Json(jobs.iter().map(|listed| described(&listed.record, listed.state)).collect()))
+    let jobs: Vec<_> = jobs.iter().map(|listed| job_json(&listed.record, listed.state)).collect();
+    Ok(Json(&jobs).into_response())
 }
 
 /// How jobs stand: these, or all.
@@ -121,16 +121,10 @@ fn ask_one(context: &mut Context, word: &str) -> Result<ps::Listed, Failure> {
     listing.jobs.pop().ok_or_else(|| listing.failures.pop().unwrap_or_else(unknown))
 }
 
-/// A job as `ps --json` has it.
-fn described(record: &Record, state: JobState) -> Value {
-    // Plain text and numbers can always be written.
-    serde_json::to_value(job_json(record, state)).unwrap_or_default()
-}
-
-async fn show(State(app): State<Arc<App>>, word: Word) -> Result<Json<Value>, Problem> {
+async fn show(State(app): State<Arc<App>>, word: Word) -> Result<Response, Problem> {
     let Path(word) = word?;
     let listed = work(&app, Length::Short, move |context, _| ask_one(context, &word)).await?;
-    Ok(Json(described(&listed.record, listed.state)))
+    Ok(Json(job_json(&listed.record, listed.state)).into_response())
 }
 
 async fn pids(State(app): State<Arc<App>>, word: Word) -> Result<Json<Value>, Problem> {
@@ -204,7 +198,7 @@ async fn start(State(app): State<Arc<App>>, request: Request) -> Result<Response
     });
     let record = spawned.await?.record;
     let place = format!("/processes/{}", record.id);
-    Ok((StatusCode::CREATED, [(LOCATION, place)], Json(described(&record, record.state))).into_response())
+    Ok((StatusCode::CREATED, [(LOCATION, place)], Json(job_json(&record, record.state))).into_response())
 }
 
 /// Reads a body of JSON, if it comes soon and is not large.
