@@ -1,6 +1,7 @@
 //! The tests of the binary: each drives the real program against real servers.
 
 mod anywhere;
+mod clients;
 mod completion;
 mod faults;
 mod foreign;
@@ -14,6 +15,8 @@ mod kit;
 mod limits;
 mod login;
 mod many;
+#[cfg(feature = "mcp")]
+mod mcp;
 mod ps;
 mod rm;
 mod run;

@@ -1,0 +1,63 @@
+"""A client of the Model Context Protocol, by the SDK for Python, that does what its standard input says.
+
+Started with the words of a server's command line. Each line that it reads is a JSON object, each line that it writes is
+the answer to one of them:
+
+    {"do": "hello"}                                what the server said of itself
+    {"do": "tools"}                                the list of tools
+    {"do": "call", "tool": T, "arguments": A}      what the tool answered
+    {"do": "calls", "calls": [[T, A], ...]}        the same for many at once, side by side
+    {"do": "begin", "tool": T, "arguments": A}     nothing: the call goes on
+    {"do": "cancel"}                               the call that goes on is given up
+"""
+
+import asyncio
+import json
+import os
+import sys
+
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+
+async def call(session, tool, arguments):
+    try:
+        result = await session.call_tool(tool, arguments)
+    except Exception as error:  # What the protocol itself refuses.
+        return {"refused": str(error)}
+    text = [block.text for block in result.content]
+    return {"is_error": bool(result.is_error), "answer": result.structured_content, "text": text}
+
+
+async def serve(session, hello):
+    going = None
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        order = json.loads(line)
+        match order["do"]:
+            case "hello":
+                answer = hello.model_dump(mode="json")
+            case "tools":
+                answer = [tool.model_dump(mode="json") for tool in (await session.list_tools()).tools]
+            case "call":
+                answer = await call(session, order["tool"], order["arguments"])
+            case "calls":
+                answer = await asyncio.gather(*(call(session, *each) for each in order["calls"]))
+            case "begin":
+                going = asyncio.create_task(call(session, order["tool"], order["arguments"]))
+                await asyncio.sleep(0.2)
+                answer = None
+            case "cancel":
+                going.cancel()
+                await asyncio.wait([going])
+                answer = None
+        print(json.dumps(answer), flush=True)
+
+
+async def main():
+    server = StdioServerParameters(command=sys.argv[1], args=sys.argv[2:], env=dict(os.environ))
+    async with stdio_client(server) as streams, ClientSession(*streams) as session:
+        await serve(session, await session.initialize())
+
+
+asyncio.run(main())
