@@ -150,12 +150,26 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
     relay::deliver(line, &mut courses, wait.map(|wait| started + wait), on_outcome);
     let mut clock = wait.map(|wait| Clock { wait, until: started + wait, second: false });
     let mut breaks = 0;
+    // What had been asked for before a shell ended without a word.
+    let mut before = None;
     while !courses.is_empty() {
         let asked_at = Instant::now();
+        let asked: Vec<(bool, bool)> = courses.iter().map(|course| (course.asked, course.then_asked)).collect();
         let plan = script::plan(&courses, clock.as_ref());
         let seconds = plan.then_wait.filter(|_| !plan.then.is_empty());
         match script::carry_out_plan(line, &mut courses, &plan, started, on_outcome) {
-            Ok(()) => breaks = 0,
+            Ok(()) => (breaks, before) = (0, None),
+            // Killed in the middle, perhaps: only where there is none a second time, there was none the first time.
+            Err(failure) if failure.kind == Kind::NoShell && before.is_none() => {
+                before = Some(asked);
+                continue;
+            }
+            Err(failure) if failure.kind == Kind::NoShell => {
+                for (course, asked) in courses.iter_mut().zip(before.unwrap_or_default()) {
+                    (course.asked, course.then_asked) = asked;
+                }
+                return give_up(courses, &failure, wait.is_some(), on_outcome);
+            }
             Err(failure) if failure.kind == Kind::Unreachable && breaks < RETRIES => {
                 // A silent host takes long to find out about: it is tried once more, not twice.
                 breaks += if asked_at.elapsed() < SILENT { 1 } else { RETRIES };

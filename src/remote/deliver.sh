@@ -90,7 +90,7 @@ deliver() {
 	case $state in
 	running | stopped) ;;
 	*)
-		! outlived || answer kin "$1" "$number"
+		! outlived || rs_say kin "$1" "$number"
 		report "$1"
 		return
 		;;
@@ -106,7 +106,7 @@ deliver() {
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		# Once more, with nothing between the answer and the builtin that could take time.
+		# Once more, with nothing between the rs_say and the builtin that could take time.
 		if [ "$rs_group" != "$pgid" ] || ! alive "$pid" "$birth" "$boot"; then
 			sent=gone
 		elif kill "-$6" "$to"; then
@@ -123,7 +123,7 @@ deliver() {
 		printf '%s %s %s\n' "$4" "$now" "$sent" 2>/dev/null >>"sig.$3"
 	fi
 	[ "$sent" = denied ] || left="$left $1"
-	answer sent "$1" "$sent"
+	rs_say sent "$1" "$sent"
 	report "$1"
 }
 
