@@ -1,7 +1,6 @@
 # Sends a signal to a job, once.
 
 left='' turns=''
-now=$(date +%s)
 
 # turn NUMBER INDEX : waits until nobody else signals this job, and until the job has taken what it was sent: two signals of a
 # kind that come together are one to a process. A file is the turn; whoever has left one behind is not waited for long.
@@ -31,7 +30,7 @@ end_turns() {
 # outcome CLAIM : what an earlier try of the same delivery wrote down, in `sent`; empty while it has not.
 outcome() {
 	sent=
-	[ ! -O "sig.$1" ] || read -r _ _ sent <"sig.$1"
+	[ ! -O "sig.$1" ] || read -r _ sent <"sig.$1"
 } 2>/dev/null
 
 # claim CLAIM RETRY MILLISECONDS : takes the delivery. Sets sent to nothing when this script is the one that sends, else to
@@ -120,7 +119,7 @@ deliver() {
 		else
 			sent=gone
 		fi 2>/dev/null
-		printf '%s %s %s\n' "$4" "$now" "$sent" 2>/dev/null >>"sig.$3"
+		printf '%s %s\n' "$4" "$sent" 2>/dev/null >>"sig.$3"
 	fi
 	[ "$sent" = denied ] || left="$left $1"
 	rs_say sent "$1" "$sent"

@@ -32,7 +32,7 @@ rs_pass() {
 		else
 			rs_sent=denied
 		fi
-		printf '%s %s %s\n' "$1" - "$rs_sent" 2>/dev/null >>"sig.c$rs_number"
+		printf '%s %s\n' "$1" "$rs_sent" 2>/dev/null >>"sig.c$rs_number"
 		printf '%s sent %s %s\n' "$rs_relay" "$rs_number" "$rs_sent"
 	fi
 	set +C

@@ -142,8 +142,11 @@ impl Script {
                 None => script.call(other, &[&index.to_string(), place])?,
             }
         }
+        let Some(wait) = plan.wait else {
+            script.set("rs_last", "end_turns")?;
+            return Ok(script);
+        };
         script.call("end_turns", &[])?;
-        let Some(wait) = plan.wait else { return Ok(script) };
         script.call("await", &[&wait.as_millis().to_string()])?;
         if !plan.then.is_empty() {
             for (index, shot) in &plan.then {

@@ -241,7 +241,7 @@ strike() {
 	elif each is_left; then
 		sent=denied
 	fi
-	printf '%s %s %s\n' "$1" "$now" "$sent" >>"sig.$2"
+	printf '%s %s\n' "$1" "$sent" >>"sig.$2"
 	[ "$1" = STOP ] || each release
 	printf '%s %s%s\n' "$sent" "${links:-0}" "$kin"
 } 2>/dev/null
