@@ -94,6 +94,9 @@ const NAMES_OF_ADOPTED: &str = "
 // numbers.
 const LINES: &str = "ALTER TABLE jobs ADD COLUMN lines TEXT NOT NULL DEFAULT '';";
 
+/// How long the log may become, in pages, before it is written back: the next command reads all of it.
+const LOG_MAX: u32 = 100;
+
 const COLUMNS: &str = "id, name, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at, \
      exit_status, last_signal, checked_at, created_at, timed_out, ephemeral";
 
@@ -103,6 +106,16 @@ const VALUES: &str = "?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?1
 
 /// The condition of the index `unfinished`, to the letter: SQLite uses it only then.
 const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
+
+/// Brings a job's record up to date; an end that is known stays.
+fn renew(transaction: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
+    let statement = "UPDATE jobs SET name=?2, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
+         pgid=?10, os=?11, started_at=?12, finished_at=?13, exit_status=?14, \
+         last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17, timed_out=?18, ephemeral=?19 \
+         WHERE id=?1 AND host=?3 AND connect=?4 AND (state <> 'exited' OR ?8 = 'exited')";
+    history::write_end(transaction, record)?;
+    execute(transaction, statement, record).map(drop)
+}
 
 /// The schema that the file has.
 fn schema_of(connection: &Connection) -> rusqlite::Result<u32> {
@@ -298,6 +311,7 @@ impl Store {
         connection.busy_timeout(BUSY)?;
         // The last command to leave need not write the log back: it is done when the log has grown.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_MAX)?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         Ok(Self { connection, path: path.to_owned() })
     }
@@ -386,16 +400,7 @@ impl Store {
     /// # Errors
     /// What the file says.
     pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
-        let statement = "UPDATE jobs SET name=?2, command=?5, cwd=?6, dir=?7, state=?8, pid=?9, \
-             pgid=?10, os=?11, started_at=?12, finished_at=?13, exit_status=?14, \
-             last_signal=coalesce(last_signal, ?15), checked_at=?16, created_at=?17, timed_out=?18, ephemeral=?19 \
-             WHERE id=?1 AND host=?3 AND connect=?4 AND (state <> 'exited' OR ?8 = 'exited')";
-        let written = self.change(|transaction| {
-            records.into_iter().try_for_each(|record| {
-                history::write_end(transaction, record)?;
-                execute(transaction, statement, record).map(drop)
-            })
-        });
+        let written = self.change(|transaction| records.into_iter().try_for_each(|record| renew(transaction, record)));
         written.map_err(|error| self.blamed(error))
     }
 
@@ -548,9 +553,12 @@ impl Store {
             let read = "SELECT lines FROM jobs WHERE id = ?1";
             let lines: Option<String> = transaction.query_row(read, [job.as_str()], |row| row.get(0)).optional()?;
             let after = change(lines.as_deref().unwrap_or_default());
-            transaction.execute("UPDATE jobs SET lines = ?2 WHERE id = ?1", [job.as_str(), &after])
+            if lines.is_none_or(|lines| lines == after) {
+                return Ok(());
+            }
+            transaction.execute("UPDATE jobs SET lines = ?2 WHERE id = ?1", [job.as_str(), &after]).map(drop)
         });
-        changed.map(drop).map_err(|error| self.blamed(error))
+        changed.map_err(|error| self.blamed(error))
     }
 
     fn one(&self, statement: &str, key: &str) -> Result<Option<Record>> {

@@ -110,6 +110,36 @@ fn a_wait_goes_on_when_its_connection_breaks() {
     wait.wait().code(9);
 }
 
+/// A wait outlasts the server too, for as long as it was given.
+fn outlasts_its_server(keeper: bool) {
+    let mut f = Site::OpenSshUser.start();
+    f.rsig.keeper = keeper;
+    let (job, gate) = f.spawn_gated(&[], 9);
+    let wait = f.rsig.spawn_process(&["wait", &job]);
+    poll_until("it waits on the host", SOON, || {
+        let shells =
+            f.processes().iter().filter(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s").count();
+        let asked = || f.rsig.run(&["keeper", "status", "--json"]).ok().stdout().contains("\"commands\":1");
+        shells > 0 && (!keeper || asked())
+    });
+    f.server.as_mut().expect("a server").stop();
+    wait.wait_for_stderr("connecting again");
+    f.rsig.run(&["wait", "--timeout", "1s", &job]).code(255);
+    f.server.as_mut().expect("a server").restart();
+    gate.open();
+    wait.wait().code(9);
+}
+
+#[test]
+fn a_wait_outlasts_its_server() {
+    outlasts_its_server(false);
+}
+
+#[test]
+fn a_wait_by_a_keeper_outlasts_its_server() {
+    outlasts_its_server(true);
+}
+
 #[test]
 fn statuses_from_0_to_255_come_back() {
     let f = Site::Local.start();

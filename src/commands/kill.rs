@@ -197,9 +197,7 @@ fn record(store: &mut Store, announced: &mut Announced, report: &Report, request
     let signalled = |signal: Option<Signal>, sent| Some(Signalled { signal: signal?, sent });
     let first = signalled(report.signal, outcome.sent).filter(|first| !first.signal.is_existence_check());
     let second = outcome.then.and_then(|sent| signalled(report.then_signal, sent));
-    // The signals first: an end follows from them.
-    store.signalled(&outcome.record, announced, request.target, first.as_ref(), second.as_ref())?;
-    store.update([&outcome.record])
+    store.signalled(&outcome.record, announced, request.target, first.as_ref(), second.as_ref())
 }
 
 /// Carries out the request for the jobs of one host.

@@ -7,6 +7,8 @@ mod ephemeral;
 pub mod history;
 pub mod keeper;
 pub mod kill;
+#[cfg(feature = "serve")]
+pub mod pids;
 pub mod ps;
 pub mod rm;
 pub mod run;

@@ -124,8 +124,7 @@ impl Stopped {
         let Self { outcome, signals } = self;
         let first = signals.map(|(signal, _)| Signalled { signal, sent: outcome.sent });
         let second = signals.zip(outcome.then).map(|((_, signal), sent)| Signalled { signal, sent });
-        store.signalled(&outcome.record, announced, Target::Group, first.as_ref(), second.as_ref())?;
-        store.update([&outcome.record])
+        store.signalled(&outcome.record, announced, Target::Group, first.as_ref(), second.as_ref())
     }
 }
 

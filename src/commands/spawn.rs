@@ -223,8 +223,9 @@ fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
             Ok(Ok(started)) => break started,
             Ok(Err(failure)) if again => return after_a_break(line, record, failure),
             Ok(Err(failure)) => return Launched::NotStarted(record, failure),
-            // A shell that a keeper held ready may have ended before it read anything.
-            Err(failure) if failure.kind == Kind::NoShell && stale && !again => again = true,
+            // It may have been killed before it read anything, or in the middle; where there is none a second time, there
+            // was none the first time.
+            Err(failure) if failure.kind == Kind::NoShell && !again => again = true,
             Err(failure) if failure.kind == Kind::NoShell => return Launched::NotStarted(record, failure),
             // A connection that another command made may have been broken for long: then nothing has reached the host.
             // Should it have after all, the id is taken there, and that job is found.

@@ -1,7 +1,6 @@
 //! `tail`: passes a job's output on.
 
 use std::ffi::OsStr;
-use std::time::Duration;
 
 use anyhow::Result;
 
@@ -13,10 +12,7 @@ use crate::job::Record;
 use crate::remote::look::Streams;
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
-use crate::transport::{Gate, Line, Policy};
-
-/// The time between two tries to connect again: at first, and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+use crate::transport::{BACKOFF, Gate, Line, Policy};
 
 /// What to show of a job's output.
 pub struct Request<'a> {

@@ -25,6 +25,8 @@ const SHORTEST: Duration = Duration::from_millis(200);
 const RETRIES: u32 = 2;
 /// A try that fails after this time, beyond what was waited, has found a silent host.
 const SILENT: Duration = Duration::from_secs(25);
+/// For how long a wait outlives the host that it asks: a reboot takes less.
+const GONE: Duration = Duration::from_secs(600);
 
 /// The way that a signal took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,22 +149,41 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
         return give_up(courses, &failure, wait.is_some(), on_outcome);
     }
     let started = Instant::now();
-    relay::deliver(line, &mut courses, wait.map(|wait| started + wait), on_outcome);
+    // When the host was last known to be there; at first a keeper may hold no more than the memory of a connection.
+    let mut there = (!line.may_be_stale()).then_some(started);
+    if relay::deliver(line, &mut courses, wait.map(|wait| started + wait), on_outcome) {
+        there = Some(Instant::now());
+    }
     let mut clock = wait.map(|wait| Clock { wait, until: started + wait, second: false });
     let mut breaks = 0;
+    // What had been asked for before a shell ended without a word.
+    let mut before = None;
     while !courses.is_empty() {
         let asked_at = Instant::now();
+        let asked: Vec<(bool, bool)> = courses.iter().map(|course| (course.asked, course.then_asked)).collect();
         let plan = script::plan(&courses, clock.as_ref());
         let seconds = plan.then_wait.filter(|_| !plan.then.is_empty());
         match script::carry_out_plan(line, &mut courses, &plan, started, on_outcome) {
-            Ok(()) => breaks = 0,
+            Ok(()) => (breaks, before, there) = (0, None, Some(Instant::now())),
+            // Killed in the middle, perhaps: only where there is none a second time, there was none the first time.
+            Err(failure) if failure.kind == Kind::NoShell && before.is_none() => {
+                before = Some(asked);
+                continue;
+            }
+            Err(failure) if failure.kind == Kind::NoShell => {
+                for (course, asked) in courses.iter_mut().zip(before.unwrap_or_default()) {
+                    (course.asked, course.then_asked) = asked;
+                }
+                return give_up(courses, &failure, wait.is_some(), on_outcome);
+            }
             Err(failure) if failure.kind == Kind::Unreachable && breaks < RETRIES => {
                 // A silent host takes long to find out about: it is tried once more, not twice.
                 breaks += if asked_at.elapsed() < SILENT { 1 } else { RETRIES };
-                line.hang_up();
-                if let Err(failure) = line.connect() {
+                let patience = there.zip(clock.as_ref()).map(|(there, clock)| clock.until.min(there + GONE));
+                if let Err(failure) = line.connect_again(&failure, patience.unwrap_or(asked_at)) {
                     return give_up(courses, &failure, wait.is_some(), on_outcome);
                 }
+                there = there.map(|_| Instant::now());
                 continue;
             }
             Err(failure) => return give_up(courses, &failure, wait.is_some(), on_outcome),

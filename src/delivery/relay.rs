@@ -24,6 +24,8 @@ struct Asked {
     relayed: Option<Relayed>,
     watch: bool,
     watched: Option<bool>,
+    /// It was there to answer.
+    answered: bool,
     settled: bool,
     /// Its outcome was passed on.
     told: bool,
@@ -36,13 +38,13 @@ impl Asked {
 }
 
 /// Sends what can go by relay. Where the relays of all jobs tell of their ends, also waits for those until `until`.
-/// What is left in `courses` is for the scripts.
+/// What is left in `courses` is for the scripts. Says whether a relay has answered.
 pub fn deliver(
     line: &mut Line,
     courses: &mut Vec<Course>,
     until: Option<Instant>,
     on_outcome: &mut dyn FnMut(Outcome),
-) {
+) -> bool {
     let started = Instant::now();
     let mut asked = vec![Asked::default(); courses.len()];
     if courses.iter().any(|course| course.order.ways != Ways::Pid)
@@ -59,6 +61,7 @@ pub fn deliver(
             relays.part().into_iter().for_each(|reply| take(&reply, courses, &mut asked, until.is_some()));
         }
     }
+    let answered = asked.iter().any(|asked| asked.answered);
     let time_is_over = until.is_some_and(|until| Instant::now() >= until);
     let mut asked = asked.into_iter();
     courses.retain_mut(|course| {
@@ -78,6 +81,7 @@ pub fn deliver(
         }
         !settled
     });
+    answered
 }
 
 /// Asks the relays, and hears their answers. While ends are waited for, each is told as it comes.
@@ -163,7 +167,7 @@ fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: boo
             };
             asked.settled |= course.hit(Via::Channel, hit, waiting);
         }
-        Reply::Watching { .. } => asked.watched = Some(true),
+        Reply::Watching { .. } => (asked.watched, asked.answered) = (Some(true), true),
         Reply::NotWatching { .. } => asked.watched = Some(false),
         Reply::Ended { end, .. } => {
             asked.watched = Some(true);

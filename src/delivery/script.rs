@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::course::Course;
 use super::{Clock, Outcome, Via};
-use crate::error::{Failure, Kind};
+use crate::error::Failure;
 use crate::job::Target;
 use crate::remote::signal::{Event, Plan, carry_out};
 use crate::transport::Line;
@@ -41,7 +41,6 @@ pub fn carry_out_plan(
 ) -> Result<(), Failure> {
     let host = line.host();
     let mut shell = line.shell()?;
-    let asked_before: Vec<(bool, bool)> = courses.iter().map(|course| (course.asked, course.then_asked)).collect();
     for course in courses.iter_mut() {
         course.asked = true;
     }
@@ -74,11 +73,6 @@ pub fn carry_out_plan(
             on_outcome(course.outcome.clone());
         }
     });
-    if matches!(&result, Err(failure) if failure.kind == Kind::NoShell) {
-        for (course, before) in courses.iter_mut().zip(asked_before) {
-            (course.asked, course.then_asked) = before;
-        }
-    }
     let mut settled = settled.into_iter();
     courses.retain_mut(|course| {
         course.outcome.waited = started.elapsed();

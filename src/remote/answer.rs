@@ -111,13 +111,15 @@ struct Framed {
     noise: usize,
     /// The beginning of the noise, for the error message.
     said: Vec<u8>,
+    /// Standard error comes here too, and from here on.
+    errors: bool,
     ending: Ending,
 }
 
 impl Framed {
     fn new(nonce: &Nonce) -> Self {
         let mark = format!("\x01{} ", nonce.as_str()).into_bytes();
-        Self { phase: Phase::Noise, mark, held: vec![], noise: 0, said: vec![], ending: Ending::Whole }
+        Self { phase: Phase::Noise, mark, held: vec![], noise: 0, said: vec![], errors: false, ending: Ending::Whole }
     }
 
     /// Takes bytes in; passes data and lines on.
@@ -152,6 +154,10 @@ impl Framed {
                 (Phase::Noise, b"begin") => Phase::Lines,
                 (Phase::Noise | Phase::Lines, b"data") => Phase::Data,
                 (Phase::Lines | Phase::Data, b"end") => Phase::Over,
+                (Phase::Data, b"errors") => {
+                    self.errors = true;
+                    Phase::Data
+                }
                 (Phase::Data, b"cut") => {
                     self.ending = Ending::Cut;
                     Phase::Over
@@ -196,7 +202,7 @@ impl Framed {
             }
             Phase::Data => {
                 if !bytes.is_empty() {
-                    listener.data(stream, bytes)?;
+                    listener.data(if self.errors { Stream::Err } else { stream }, bytes)?;
                 }
                 Ok(bytes.len())
             }
@@ -232,7 +238,8 @@ pub fn garbage(host: &str, what: &[u8]) -> Failure {
 }
 
 /// Sends a script and hears its whole answer. `patience` is how long it may take; `None`: for as long as it lasts,
-/// once it has begun. `both`: the script marks the end of standard error too.
+/// once it has begun. `both`: the script marks the end of standard error too, or sends it behind a mark on standard
+/// output.
 ///
 /// # Errors
 /// [`Kind::Unreachable`] when the connection broke before the answer was whole, or none came in time; [`Kind::NoShell`]
@@ -299,7 +306,7 @@ pub fn hear(
             // The other side takes it when it can.
             shell.write(&reply, Instant::now() + LONG).map_err(broke)?;
         }
-        if listener.is_done() || out.phase == Phase::Over && (!both || err.phase == Phase::Over) {
+        if listener.is_done() || out.phase == Phase::Over && (!both || out.errors || err.phase == Phase::Over) {
             return Ok(out.ending);
         }
     }
@@ -368,6 +375,29 @@ mod tests {
         let mark = format!("\x01{} ", script.nonce().as_str());
         let (heard, _) = heard(script.nonce(), format!("{mark}begin\n{mark}data\nline\n").as_bytes(), 4096).unwrap();
         assert_eq!(heard.data, b"line\n");
+    }
+
+    #[test]
+    fn standard_error_may_come_behind_a_mark() {
+        #[derive(Default)]
+        struct Told(Vec<(Stream, String)>);
+        impl Listener for Told {
+            fn line(&mut self, _line: &str) -> Result<(), Failure> {
+                Ok(())
+            }
+
+            fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
+                self.0.push((stream, String::from_utf8_lossy(bytes).into_owned()));
+                Ok(())
+            }
+        }
+        let script = Script::see(&[]).unwrap();
+        let mark = format!("\x01{} ", script.nonce().as_str());
+        let text = format!("{mark}begin\n{mark}data\nout{mark}errors\nerr{mark}end\n");
+        let (mut framed, mut told) = (Framed::new(script.nonce()), Told::default());
+        framed.feed("h", Stream::Out, text.as_bytes(), &mut told).unwrap();
+        assert_eq!(told.0, [(Stream::Out, "out".to_owned()), (Stream::Err, "err".to_owned())]);
+        assert_eq!(framed.phase, Phase::Over);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 place "$place"
 if enter "$dir"; then
 	beats=0
-	answer held
+	rs_say held
+	rs_flush
 	while read -r line; do
 		beats=$((beats + 1))
 		printf '%s.%s\n' "$$" "$beats" >beat

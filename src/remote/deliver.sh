@@ -1,7 +1,6 @@
 # Sends a signal to a job, once.
 
 left='' turns=''
-now=$(date +%s)
 
 # turn NUMBER INDEX : waits until nobody else signals this job, and until the job has taken what it was sent: two signals of a
 # kind that come together are one to a process. A file is the turn; whoever has left one behind is not waited for long.
@@ -31,7 +30,7 @@ end_turns() {
 # outcome CLAIM : what an earlier try of the same delivery wrote down, in `sent`; empty while it has not.
 outcome() {
 	sent=
-	[ ! -O "sig.$1" ] || read -r _ _ sent <"sig.$1"
+	[ ! -O "sig.$1" ] || read -r _ sent <"sig.$1"
 } 2>/dev/null
 
 # claim CLAIM RETRY MILLISECONDS : takes the delivery. Sets sent to nothing when this script is the one that sends, else to
@@ -90,7 +89,7 @@ deliver() {
 	case $state in
 	running | stopped) ;;
 	*)
-		! outlived || answer kin "$1" "$number"
+		! outlived || rs_say kin "$1" "$number"
 		report "$1"
 		return
 		;;
@@ -106,7 +105,7 @@ deliver() {
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		# Once more, with nothing between the answer and the builtin that could take time.
+		# Once more, with nothing between the rs_say and the builtin that could take time.
 		if [ "$rs_group" != "$pgid" ] || ! alive "$pid" "$birth" "$boot"; then
 			sent=gone
 		elif kill "-$6" "$to"; then
@@ -120,10 +119,10 @@ deliver() {
 		else
 			sent=gone
 		fi 2>/dev/null
-		printf '%s %s %s\n' "$4" "$now" "$sent" 2>/dev/null >>"sig.$3"
+		printf '%s %s\n' "$4" "$sent" 2>/dev/null >>"sig.$3"
 	fi
 	[ "$sent" = denied ] || left="$left $1"
-	answer sent "$1" "$sent"
+	rs_say sent "$1" "$sent"
 	report "$1"
 }
 

@@ -8,9 +8,9 @@ forget() {
 		case $state in
 		exited | lost)
 			if why=$(cd .. && rm -rf "./${dir##*/}" 2>&1); then
-				answer gone "$1"
+				rs_say gone "$1"
 			else
-				answer kept "$1" "$(printf '%s' "$why" | tr '\n' ' ')"
+				rs_say kept "$1" "$(printf '%s' "$why" | tr '\n' ' ')"
 			fi
 			cd /
 			return
@@ -18,7 +18,7 @@ forget() {
 		esac
 	fi
 	case $state in
-	none) answer gone "$1" ;;
+	none) rs_say gone "$1" ;;
 	*) report "$1" ;;
 	esac
 }
@@ -41,7 +41,7 @@ forget_read() {
 		[ -s err ] || : >read.err
 	fi
 	if [ -e read.out ] && [ -e read.err ]; then
-		! (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || answer gone "$1"
+		! (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || rs_say gone "$1"
 	fi
 	cd /
 }

@@ -4,11 +4,6 @@
 umask 077
 unset CDPATH
 
-# answer WORD... : one line of the answer.
-answer() {
-	printf '%s\n' "$*"
-}
-
 # private DIR : succeeds when DIR is this user's, and nobody else can write to it.
 checked=
 private() {
@@ -87,12 +82,13 @@ look() {
 # report INDEX : the line about the job that was looked at.
 report() {
 	[ "$expired" != timeout ] || expired=expired
-	answer job "$1" "${expired:-$state}" "$code" "$ended" "$pid" "$pgid" "$began" "$system" "$home"
+	rs_say job "$1" "${expired:-$state}" "$code" "$ended" "$pid" "$pgid" "$began" "$system" "$home"
 }
 
 # nap MILLISECONDS : sleeps less than a second and counts it in `elapsed`; a whole one where sleep takes no fractions.
 elapsed=0
 nap() {
+	rs_flush
 	case $1 in
 	?) set -- "$1" "0.00$1" ;;
 	??) set -- "$1" "0.0$1" ;;

@@ -2,7 +2,7 @@
 
 # In this locale a range of characters is one of bytes.
 LC_ALL=C
-answer base "$rs_base"
+rs_say base "$rs_base"
 # More than rsig writes is not read at all.
 large=
 if [ -d "$rs_base" ] && private "$rs_base"; then
@@ -18,7 +18,7 @@ describe() {
 	esac 2>/dev/null
 	case $meta in
 	'' | *[!\ -~]*) ;;
-	*) answer meta "$1" "$meta" ;;
+	*) rs_say meta "$1" "$meta" ;;
 	esac
 }
 
@@ -36,7 +36,7 @@ meet() {
 discover() {
 	[ -d "$rs_base" ] || return 0
 	if ! private "$rs_base"; then
-		answer foreign "$rs_base"
+		rs_say foreign "$rs_base"
 		return
 	fi
 	index=0
@@ -46,10 +46,10 @@ discover() {
 		esac
 		if enter "$dir"; then
 			look
-			answer found "$index" "${dir##*/}"
+			rs_say found "$index" "${dir##*/}"
 			describe "$index"
 		elif [ "$state" = foreign ]; then
-			answer found "$index" "${dir##*/}"
+			rs_say found "$index" "${dir##*/}"
 		else
 			continue
 		fi

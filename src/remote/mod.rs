@@ -8,6 +8,8 @@ pub mod foreground;
 pub mod look;
 pub mod meet;
 pub mod output;
+#[cfg(feature = "serve")]
+pub mod pids;
 mod script;
 mod seen;
 pub mod signal;

@@ -36,8 +36,9 @@ receive() {
 	fi 2>/dev/null
 	rs_process $$ && printf '%s %s\n' $$ "$rs_birth" >receiver
 	received
-	answer have "$at"
+	rs_say have "$at"
 	while :; do
+		rs_flush
 		while
 			sum in.[0-9]*
 			[ "$total" -gt 16777216 ]
@@ -49,7 +50,7 @@ receive() {
 		sum "in.$at"
 		[ "$total" -gt 0 ] || break
 		at=$((at + total))
-		answer have "$at"
+		rs_say have "$at"
 	done
 }
 
@@ -61,5 +62,5 @@ finish() {
 		received
 	done
 	[ "$at" -lt "$1" ] || { printf '%s\n' "$1" >in.end.new && mv in.end.new in.end; }
-	answer have "$at"
+	rs_say have "$at"
 }

@@ -32,7 +32,7 @@ rs_pass() {
 		else
 			rs_sent=denied
 		fi
-		printf '%s %s %s\n' "$1" - "$rs_sent" 2>/dev/null >>"sig.c$rs_number"
+		printf '%s %s\n' "$1" "$rs_sent" 2>/dev/null >>"sig.c$rs_number"
 		printf '%s sent %s %s\n' "$rs_relay" "$rs_number" "$rs_sent"
 	fi
 	set +C
@@ -40,19 +40,19 @@ rs_pass() {
 }
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
-rs_number='' rs_gone=''
+rs_number=''
 # Servers signal the whole group: the helpers must not mind, from their first moment on.
 trap '' HUP INT QUIT TERM USR1 USR2
 # The supervisor held the FIFO before the job began, and holds it to its end.
 cat <&6 4>&- >/dev/null 2>&1 &
 rs_reader=$!
 exec 3<&0 4>&- 6<&-
-# The end of standard input is the end of the keeper.
-trap 'rs_gone=1' ALRM
+# The end of standard input is the end of the keeper. Told by the reader's death and not by a signal of its own: in dash,
+# a trap that runs within a trap changes the status of the command that it came upon (to that which the outer one found),
+# and a signal that was sent would be told as refused.
 (
 	cat <&3 >/dev/null
-	# Once more where it came in the moment before a wait.
-	while kill -ALRM $$; do sleep 1; done
+	kill -KILL "$rs_reader"
 ) >/dev/null 2>&1 &
 rs_watcher=$!
 for rs_name in HUP INT QUIT TERM; do
@@ -64,12 +64,15 @@ trap 'rs_pass USR2 12' USR2
 printf '%s ready\n' "$rs_relay"
 
 # Traps run in the middle of a wait, and cut it short.
-while [ -z "$rs_gone" ]; do
+while
 	wait "$rs_reader"
-	kill -0 "$rs_reader" || break
-done 2>/dev/null
+	rs_ended=$?
+	kill -0 "$rs_reader"
+do :; done 2>/dev/null
+kill -KILL "$rs_watcher" 2>/dev/null
 rs_tries=0
-while [ -z "$rs_gone" ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do
+# 137: killed by the watcher.
+while [ "$rs_ended" -ne 137 ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do
 	rs_tries=$((rs_tries + 1))
 	sleep 0.005 2>/dev/null || sleep 1
 done
@@ -77,5 +80,4 @@ if [ -s status ]; then
 	read -r rs_code rs_when rs_why <status
 	printf '%s end %s %s %s\n' "$rs_relay" "$rs_code" "$rs_when" "$rs_why"
 fi
-kill -KILL "$rs_watcher" "$rs_reader" 2>/dev/null
 exit 0

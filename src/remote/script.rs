@@ -142,8 +142,11 @@ impl Script {
                 None => script.call(other, &[&index.to_string(), place])?,
             }
         }
+        let Some(wait) = plan.wait else {
+            script.set("rs_last", "end_turns")?;
+            return Ok(script);
+        };
         script.call("end_turns", &[])?;
-        let Some(wait) = plan.wait else { return Ok(script) };
         script.call("await", &[&wait.as_millis().to_string()])?;
         if !plan.then.is_empty() {
             for (index, shot) in &plan.then {
@@ -185,6 +188,15 @@ impl Script {
         let mut script = Self::about_jobs()?;
         script.include(file!("see"));
         script.call_each("see", places)?;
+        Ok(script)
+    }
+
+    /// Says which processes a job has.
+    #[cfg(feature = "serve")]
+    pub(super) fn pids(place: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("pids"));
+        script.call_each("pids", &[place])?;
         Ok(script)
     }
 

@@ -9,13 +9,11 @@ rs_refuse() {
 		cd /
 		rm -rf "$rs_made"
 	fi
-	printf 'refused %s\n' "$(printf '%s' "$*" | tr '\n' ' ')"
+	rs_say refused "$(printf '%s' "$*" | tr '\n' ' ')"
 	rs_end
 }
 
 rs_made=
-rs_newline='
-'
 rs_mask=$(umask)
 rs_home=${HOME-}
 umask 077
@@ -77,7 +75,7 @@ if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 		if systemd-run --user --scope --quiet -- true </dev/null >/dev/null 2>&1; then
 			rs_scope='systemd-run --user --scope --quiet --'
 		else
-			printf 'warning logind\n'
+			rs_say warning logind
 		fi
 		;;
 	esac
@@ -104,6 +102,7 @@ esac </dev/null >/dev/null 2>trouble 4>&- 6<&-
 rs_tries=0
 until [ -s pid ] || [ -s refused ]; do
 	rs_tries=$((rs_tries + 1))
+	[ "$rs_tries" -ne 100 ] || rs_flush
 	[ "$rs_tries" -le 3000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 trouble)"
 	sleep 0.01 2>/dev/null || sleep 1
 done
@@ -112,6 +111,7 @@ if [ -s refused ]; then
 	rs_refuse "$rs_why"
 fi
 read -r rs_why <pid
-printf 'started %s\ndirectory %s\n' "$rs_why" "$rs_made"
+rs_say started "$rs_why"
+rs_say directory "$rs_made"
 [ -n "$rs_relay" ] || rs_end
-printf '\001%s end\n' "$rs_nonce"
+rs_mark end

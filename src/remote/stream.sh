@@ -64,7 +64,7 @@ err_flow() {
 
 # both MARK : on both streams.
 both() {
-	printf '\001%s %s\n' "$rs_nonce" "$1"
+	rs_mark "$1"
 	printf '\001%s %s\n' "$rs_nonce" "$1" >&2
 }
 

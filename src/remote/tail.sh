@@ -1,6 +1,8 @@
-# Passes a job's output on: standard output on fd 1, standard error on fd 2, every byte as it was written.
-# Given by the client: place, out_from and err_from (the positions to go on at where from is resume), streams (out, err or both words), from (lines, line, bytes or byte), count, follow (0 or 1).
-# The first line of the answer gives the position of each stream's first byte, and how many lines and bytes the
+# Passes a job's output on: standard output on fd 1, standard error on fd 2, every byte as it was written. What is little
+# comes on fd 1 alone, standard error behind a mark of its own, and so in one write.
+# Given by the client: place, out_from and err_from (the positions to go on at where from is resume), streams (out, err or
+# both words), from (lines, line, bytes or byte), count, follow (0 or 1).
+# The first line of the rs_say gives the position of each stream's first byte, and how many lines and bytes the
 # client has to leave out itself because they are not written yet.
 
 # sizes : sets err_size and out_size. ls sorts by name; in this locale and style a line has nine fields.
@@ -64,6 +66,15 @@ copy() {
 	head -c $(($1 % 65536))
 }
 
+# rest SIZE : what standard input still holds: of a job that goes on no more than that.
+rest() {
+	if [ "$state" = exited ]; then
+		cat
+	else
+		copy "$1"
+	fi
+}
+
 # held STREAM : the files of a spooled stream that are still here, in order.
 held() {
 	for file in "$1".[0-9]*; do
@@ -110,7 +121,7 @@ spooled() {
 		out_begin=$out_from at=$err_from
 	fi
 	report 0
-	answer from "$out_begin" 0 0 "$at" 0 0
+	rs_say from "$out_begin" 0 0 "$at" 0 0
 	stream "$out_begin" "$at"
 }
 
@@ -136,10 +147,10 @@ if [ "$from" = resume ]; then
 	out_at=$out_from err_at=$err_from
 fi
 report 0
-answer from "$out_at" "$out_skip" "$err_at" "$err_skip"
-both data
+rs_say from "$out_at" "$out_skip" "$err_at" "$err_skip"
 # Shorter than what was read of it before: it was cut short meanwhile.
 if [ "$out_at" -gt "$out_size" ] || [ "$err_at" -gt "$err_size" ]; then
+	both data
 	both cut
 	exit 0
 fi
@@ -147,14 +158,20 @@ exec 6<out 7<err
 seek "$out_at" <&6
 seek "$err_at" <&7
 
+if [ "$follow" = 0 ] && [ $((out_size - out_at + err_size - err_at)) -le 65536 ]; then
+	{
+		rs_mark data
+		[ -z "$has_out" ] || rest $((out_size - out_at)) <&6
+		rs_mark errors
+		[ -z "$has_err" ] || rest $((err_size - err_at)) <&7
+		rs_mark end
+	} | dd ibs=65536 obs=65536 2>/dev/null
+	exit 0
+fi
+both data
 if [ "$follow" = 0 ]; then
-	if [ "$state" = exited ]; then
-		[ -z "$has_out" ] || cat <&6
-		[ -z "$has_err" ] || cat <&7 >&2
-	else
-		[ -z "$has_out" ] || copy $((out_size - out_at)) <&6
-		[ -z "$has_err" ] || copy $((err_size - err_at)) <&7 >&2
-	fi
+	[ -z "$has_out" ] || rest $((out_size - out_at)) <&6
+	[ -z "$has_err" ] || rest $((err_size - err_at)) <&7 >&2
 	both end
 	exit 0
 fi

@@ -1,9 +1,6 @@
 # Signals a job with all that it has started: the processes of its session, those that bear its cookie, and the children
 # of both, whatever group or session they have made for themselves.
 
-newline='
-'
-
 # survey : one look at all processes. Gives kin,PID,BIRTH,STATE for each of the job's that is not known yet, the oldest
 # first, and maybe,PID,BIRTH,NEAR for each that only its environment could tell about (NEAR is 1 in the job's session).
 # Uses pid, birth and pgid of the job's first process, `first` (1 when that is there), `kin` and `strangers`.
@@ -87,8 +84,8 @@ cookies() {
 # bears PID NEAR : succeeds when the process has the job's cookie in its environment; or, in the job's session (NEAR is 1),
 # writes to its log.
 bears() {
-	case $newline$(cookies "/proc/$1/environ")$newline in
-	*"${newline}RSIG_COOKIE=$cookie$newline"*) return 0 ;;
+	case $rs_newline$(cookies "/proc/$1/environ")$rs_newline in
+	*"${rs_newline}RSIG_COOKIE=$cookie$rs_newline"*) return 0 ;;
 	esac
 	# shellcheck disable=SC3013
 	[ "$2" = 1 ] && { [ "/proc/$1/fd/1" -ef out ] || [ "/proc/$1/fd/2" -ef err ]; }
@@ -244,7 +241,7 @@ strike() {
 	elif each is_left; then
 		sent=denied
 	fi
-	printf '%s %s %s\n' "$1" "$now" "$sent" >>"sig.$2"
+	printf '%s %s\n' "$1" "$sent" >>"sig.$2"
 	[ "$1" = STOP ] || each release
 	printf '%s %s%s\n' "$sent" "${links:-0}" "$kin"
 } 2>/dev/null
@@ -290,14 +287,14 @@ tree() {
 		# shellcheck disable=SC2046
 		set -- "$1" $(strike "$4" "$3" "$6" "$8" </dev/null)
 		sent=${2:-unconfirmed}
-		[ "${3:-0}" = 0 ] || answer links "$1"
+		[ "${3:-0}" = 0 ] || rs_say links "$1"
 		index=$1
 		shift "$(($# > 3 ? 3 : $#))"
 		eval "kin_$index=\$*"
 		set -- "$index"
 	fi
 	[ "$sent" = denied ] || left="$left $1"
-	answer sent "$1" "$sent"
+	rs_say sent "$1" "$sent"
 	report "$1"
 }
 
@@ -308,7 +305,7 @@ count() {
 		rest=${one#*,}
 		! is_there "${one%%,*}" "${rest%,*}" || number=$((number + 1))
 	done
-	answer kin "$1" "$number"
+	rs_say kin "$1" "$number"
 }
 
 # tree_if_left INDEX ... : the same for a job of which something is left.

@@ -119,7 +119,8 @@ impl Store {
         done.map_err(|error| self.blamed(error))
     }
 
-    /// Writes down what became of an announced signal, and of a second one. What was not sent leaves no event.
+    /// Writes down what became of an announced signal, and of a second one, and how the job stands then. What was not
+    /// sent leaves no event.
     ///
     /// # Errors
     /// What the file says.
@@ -152,7 +153,8 @@ impl Store {
             if let Some(last) = second.filter(confirmed).or(first.filter(confirmed)) {
                 on_row(transaction, "UPDATE jobs SET last_signal = ?4", record, &[&last.signal.name()])?;
             }
-            Ok(())
+            // The signals first: an end follows from them.
+            super::renew(transaction, record)
         });
         done.map_err(|error| self.blamed(error))
     }

@@ -112,6 +112,9 @@ pub trait Relays {
     fn next(&mut self, until: Instant) -> std::io::Result<Reply>;
 }
 
+/// The time between two tries to connect again: at first, and at most.
+pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
 /// The way to one host, connected when it is first needed and again after it broke.
 pub struct Line<'a> {
     destination: &'a Destination,
@@ -195,6 +198,29 @@ impl<'a> Line<'a> {
     #[must_use]
     pub fn may_be_stale(&self) -> bool {
         self.transport.as_ref().is_some_and(|transport| transport.may_be_stale())
+    }
+
+    /// Connects anew after a break, and tries that again and again for as long as the host is not reached and the time
+    /// is not over. The user is told once.
+    ///
+    /// # Errors
+    /// As [`Line::connect`].
+    pub fn connect_again(&mut self, why: &Failure, until: Instant) -> Result<(), Failure> {
+        self.hang_up();
+        let mut pause = BACKOFF.0;
+        let mut told = false;
+        loop {
+            match self.connect() {
+                Err(failure) if failure.kind == Kind::Unreachable && Instant::now() < until => {}
+                other => return other,
+            }
+            if !told {
+                (self.policy.warn)(&format!("{why}; connecting again"));
+                told = true;
+            }
+            std::thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
+            pause = (pause * 2).min(BACKOFF.1);
+        }
     }
 
     /// Gives the connection up.

@@ -20,7 +20,7 @@ use super::guard::{Guard, guard};
 use super::problem::Problem;
 use super::{App, log, openapi};
 use crate::cli::duration;
-use crate::commands::{Context, kill, ps, rm, spawn};
+use crate::commands::{self, Context, kill, ps, rm, spawn};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::faces::{Gone, Length, SLICE, await_end, job};
@@ -129,9 +129,11 @@ async fn show(State(app): State<Arc<App>>, word: Word) -> Result<Response, Probl
 
 async fn pids(State(app): State<Arc<App>>, word: Word) -> Result<Json<Value>, Problem> {
     let Path(word) = word?;
-    let listed = work(&app, Length::Short, move |context, _| ask_one(context, &word)).await?;
-    let pids: Vec<u32> = listed.record.pid.into_iter().filter(|_| !listed.state.is_finished()).collect();
-    Ok(Json(json!({ "pids": pids })))
+    let pids = work(&app, Length::Short, move |context, _| {
+        let (_, job) = job(context, &word)?;
+        Ok(commands::pids::pids(context, &job)?)
+    });
+    Ok(Json(json!({ "ok": true, "pids": pids.await? })))
 }
 
 /// A job to start.
