@@ -21,6 +21,8 @@ mod ps;
 mod rm;
 mod run;
 mod selftest;
+#[cfg(feature = "serve")]
+mod serve;
 mod shells;
 mod spawn;
 mod states;

@@ -1,22 +1,19 @@
 # Tells which processes a job has.
 
-# in_group PGID : prints the number of every process of that group that has not ended.
+# in_group PGID : tells the number of every process of that group that has not ended.
 in_group() {
 	if [ "$rs_system" = Linux ]; then
 		for rs_entry in /proc/[0-9]*; do
 			if rs_process "${rs_entry#/proc/}" && [ "$rs_group" = "$1" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ]; then
-				answer process "${rs_entry#/proc/}"
+				rs_say process "${rs_entry#/proc/}"
 			fi
 		done
 	else
-		LC_ALL=C ps -A -o pid= -o pgid= -o stat= 2>/dev/null | while read -r one group state; do
-			case $state in
-			Z*) ;;
-			*) [ "$group" != "$1" ] || answer process "$one" ;;
-			esac
+		for rs_entry in $(LC_ALL=C ps -A -o pid= -o pgid= -o stat= | awk -v of="$1" '$2 == of && $3 !~ /^Z/ { print $1 }'); do
+			rs_say process "$rs_entry"
 		done
 	fi
-}
+} 2>/dev/null
 
 # pids INDEX PLACE : how the job there stands, and its processes if its first one is there: only then is the number of
 # its group certainly its own.

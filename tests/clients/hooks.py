@@ -1,0 +1,45 @@
+"""What schemathesis is told about a server of rsig: a host that there is, and commands that do no harm.
+
+Only what the document allows is replaced: bad requests stay as they are.
+"""
+
+import os
+import re
+
+import schemathesis
+
+HOST = os.environ["RSIG_TEST_HOST"]
+GOOD_HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,30}@)?[A-Za-z0-9][A-Za-z0-9._-]{0,60}(:[1-9][0-9]{0,3})?")
+COMMANDS = ["true", ["sleep", "0.2"], "echo out; echo err >&2; exit 3", ["sleep", "30"]]
+
+
+def is_command(command):
+    words = command if isinstance(command, list) else [command]
+    good = all(isinstance(word, str) and "\0" not in word for word in words)
+    return bool(good and words and words[0] and (isinstance(command, list) or re.search("[!-~]", command)))
+
+
+@schemathesis.hook
+def map_body(context, body):
+    if not isinstance(body, dict):
+        return body
+    host = body.get("host")
+    if isinstance(host, str) and GOOD_HOST.fullmatch(host) and len(host) % 4:
+        body["host"] = HOST
+        # A directory that there is not would be a failure of the request.
+        if isinstance(body.get("cwd"), str) and body["cwd"] and "\0" not in body["cwd"]:
+            body["cwd"] = "/"
+    if "command" in body and is_command(body["command"]):
+        body["command"] = COMMANDS[len(str(body)) % len(COMMANDS)]
+    return body
+
+
+@schemathesis.hook
+def map_query(context, query):
+    if isinstance(query, dict):
+        for name in ("wait", "grace"):
+            if re.fullmatch("[1-9][0-9]{0,2}(ms|s)|[1-9]m", str(query.get(name))):
+                query[name] = "50ms"
+        if query.get("follow") in (True, "true"):
+            query["follow"] = "false"
+    return query
