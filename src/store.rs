@@ -538,6 +538,7 @@ impl Store {
     ///
     /// # Errors
     /// What the file says.
+    #[cfg_attr(not(feature = "mcp"), allow(dead_code, reason = "nobody else numbers lines"))]
     pub fn lines(&self, job: &JobId) -> Result<String> {
         let statement = "SELECT lines FROM jobs WHERE id = ?1";
         let read = || self.connection.prepare_cached(statement)?.query_row([job.as_str()], |row| row.get(0)).optional();
@@ -548,6 +549,7 @@ impl Store {
     ///
     /// # Errors
     /// What the file says.
+    #[cfg_attr(not(feature = "mcp"), allow(dead_code, reason = "nobody else numbers lines"))]
     pub fn change_lines(&mut self, job: &JobId, change: impl FnOnce(&str) -> String) -> Result<()> {
         let changed = self.change(|transaction| {
             let read = "SELECT lines FROM jobs WHERE id = ?1";

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::clients::Mcp;
-use crate::harness::{Fixture, Process, Scratch, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Process, Scratch, Server, Site, on_every_site, poll_until};
 use crate::jobs::{JOB_KEYS, LISTENER, SOON, pick};
 use crate::kit;
 
@@ -60,7 +60,13 @@ fn a_server_says_what_it_can() {
             json!([
                 "ssh_signal",
                 ["job_id"],
-                [["job_id", null], ["signal", "TERM"], ["use_channel", true], ["use_pid_fallback", true], ["wait_ms", 0]],
+                [
+                    ["job_id", null],
+                    ["signal", "TERM"],
+                    ["use_channel", true],
+                    ["use_pid_fallback", true],
+                    ["wait_ms", 0]
+                ],
                 [false, true]
             ]),
             json!([
@@ -101,7 +107,7 @@ on_every_site! {
         let place = f.job_home().join("sub dir");
         std::fs::create_dir(&place).expect("the home is writable");
         nix::unistd::mkfifo(&place.join("gate"), nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("a FIFO");
-        std::os::unix::fs::chown(&place, f.server.as_ref().map(|server| server.uid()), None).expect("ours");
+        std::os::unix::fs::chown(&place, f.server.as_ref().map(Server::uid), None).expect("ours");
         let started = mcp.call("ssh_spawn", order.clone());
         let job = started["job_id"].as_str().expect("an id").to_owned();
         assert_eq!(started["pid"], f.process(&job).pid);
@@ -219,9 +225,13 @@ fn every_kind_of_error_is_an_answer() {
     // A job on another host is none here.
     let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
     let there = format!("local/{here}");
-    for (tool, word) in
-        [("ssh_signal", "nosuchjob"), ("ssh_tail", "x/y"), ("ssh_remove_job", ""), ("ssh_signal", &here), ("ssh_tail", &there)]
-    {
+    for (tool, word) in [
+        ("ssh_signal", "nosuchjob"),
+        ("ssh_tail", "x/y"),
+        ("ssh_remove_job", ""),
+        ("ssh_signal", &here),
+        ("ssh_tail", &there),
+    ] {
         mcp.fails(tool, json!({ "job_id": word }), "not_found");
     }
     assert_eq!(mcp.call("ssh_list_jobs", json!({}))["jobs"].as_array().map(Vec::len), Some(1));
@@ -244,7 +254,10 @@ fn every_kind_of_error_is_an_answer() {
         assert!(mcp.fails(tool, json!({ "job_id": job }), "delivery_failed").contains("server"));
     }
     let listed = mcp.call("ssh_list_jobs", json!({}));
-    assert_eq!((&listed["jobs"][0]["state"], listed["warnings"].as_array().map(Vec::len)), (&"unknown".into(), Some(1)));
+    assert_eq!(
+        (&listed["jobs"][0]["state"], listed["warnings"].as_array().map(Vec::len)),
+        (&"unknown".into(), Some(1))
+    );
     mcp.close();
 }
 
@@ -297,9 +310,8 @@ fn a_hundred_calls_side_by_side() {
     for (answer, (tool, _)) in mcp.calls(&mixed).iter().zip(&mixed) {
         assert!(*tool != "ssh_signal" || answer["still_running"] == true, "{answer}");
     }
-    let runs: Vec<_> = (0..20)
-        .map(|number| ("ssh_exec", json!({ "host": f.host, "command": format!("echo {number}") })))
-        .collect();
+    let runs: Vec<_> =
+        (0..20).map(|number| ("ssh_exec", json!({ "host": f.host, "command": format!("echo {number}") }))).collect();
     for (number, answer) in mcp.calls(&runs).iter().enumerate() {
         assert_eq!(answer["stdout"], format!("{number}\n"));
     }
@@ -376,7 +388,7 @@ fn nothing_but_the_protocol_is_on_standard_output() {
         server.write(format!("{message}\n"));
     }
     poll_until("both calls are answered", SOON, || {
-        server.stdout_so_far().iter().filter(|byte| **byte == b'\n').count() >= 3
+        String::from_utf8_lossy(&server.stdout_so_far()).lines().count() >= 3
     });
     let output = server.wait();
     let text = output.ok().stderr_has("server: ").stdout();

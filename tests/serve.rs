@@ -31,7 +31,12 @@ impl Http {
         let server = f.rsig.spawn_process(&f.server_words("serve", options));
         server.wait_for_stderr("listening on");
         let socket = f.rsig.state().join("serve.sock").display().to_string();
-        Self { host: f.host.clone(), server, base: "http://localhost".to_owned(), way: vec!["--unix-socket".to_owned(), socket] }
+        Self {
+            host: f.host.clone(),
+            server,
+            base: "http://localhost".to_owned(),
+            way: vec!["--unix-socket".to_owned(), socket],
+        }
     }
 
     /// One on a port, with the token.
@@ -43,7 +48,12 @@ impl Http {
         let said = server.stderr_so_far();
         let address = said.split("http://").nth(1).and_then(|rest| rest.split(';').next()).expect("an address");
         let header = format!("Authorization: Bearer {}", token(f));
-        Self { host: f.host.clone(), server, base: format!("http://{address}"), way: vec!["--header".to_owned(), header] }
+        Self {
+            host: f.host.clone(),
+            server,
+            base: format!("http://{address}"),
+            way: vec!["--header".to_owned(), header],
+        }
     }
 
     fn address(&self) -> &str {
@@ -240,7 +250,11 @@ fn what_makes_no_sense_is_said_to() {
         (vec!["--json", r#"{"host":"server","command":[]}"#, "/processes"], 400, "bad_value"),
         (vec!["--json", r#"{"host":"server","command":" "}"#, "/processes"], 400, "bad_value"),
         (vec!["--json", r#"{"host":"server","command":"true","identity":"x"}"#, "/processes"], 400, "bad_value"),
-        (vec!["--json", r#"{"host":"server","command":"true","env":{"A B":"s3cret"}}"#, "/processes"], 400, "bad_value"),
+        (
+            vec!["--json", r#"{"host":"server","command":"true","env":{"A B":"s3cret"}}"#, "/processes"],
+            400,
+            "bad_value",
+        ),
         (vec!["--json", r#"{"host":"server","command":["no-such-command"]}"#, "/processes"], 400, "command_missing"),
         (vec!["--json", r#"{"host":"-oProxyCommand=x","command":"true"}"#, "/processes"], 400, "bad_value"),
         (vec!["--json", r#"{"host":"local","command":"true"}"#, "/processes"], 403, "host_denied"),
@@ -251,7 +265,8 @@ fn what_makes_no_sense_is_said_to() {
     ] {
         assert_eq!(http.refusal(&words), (status, word.to_owned()), "{words:?}");
     }
-    let (_, secret) = http.ask(&["--json", r#"{"host":"server","command":"true","env":{"A B":"s3cret"}}"#, "/processes"]);
+    let (_, secret) =
+        http.ask(&["--json", r#"{"host":"server","command":"true","env":{"A B":"s3cret"}}"#, "/processes"]);
     assert!(!String::from_utf8_lossy(&secret).contains("s3cret"));
     assert_eq!(http.ask(&["--head", "/processes"]).0, 200);
     // No page of another origin may read an answer, and none may ask whether it might.
@@ -354,7 +369,8 @@ fn the_socket_is_this_users_and_one_servers() {
     fs::write(&path, "").expect("ours");
     f.rsig.run(&["serve"]).code(1).stderr_has("move it away");
     fs::remove_file(&path).expect("ours");
-    let left: Vec<PathBuf> = fs::read_dir(f.rsig.state()).expect("ours").map(|entry| entry.expect("ours").path()).collect();
+    let left: Vec<PathBuf> =
+        fs::read_dir(f.rsig.state()).expect("ours").map(|entry| entry.expect("ours").path()).collect();
     assert!(!left.iter().any(|path| path.to_string_lossy().contains("serve.sock")), "{left:?}");
 }
 
@@ -423,7 +439,8 @@ fn a_hundred_requests_side_by_side() {
     let http = Http::start(&f, &[]);
     let job = f.spawn(&[], &["perl", "-e", LISTENER]);
     f.await_written(&job, "ready\n");
-    let mut words = vec!["--parallel".to_owned(), "--parallel-immediate".to_owned(), "--parallel-max".to_owned(), "100".to_owned()];
+    let mut words =
+        vec!["--parallel".to_owned(), "--parallel-immediate".to_owned(), "--parallel-max".to_owned(), "100".to_owned()];
     words.extend(["-X", "POST", "--output", "/dev/null", "--write-out", "%{http_code}\n"].map(str::to_owned));
     let url = format!("{}/processes/{job}/_signal/USR1", http.base);
     words.extend((1..100).flat_map(|_| [url.clone(), "--output".to_owned(), "/dev/null".to_owned()]));

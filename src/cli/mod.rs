@@ -1,14 +1,15 @@
 //! The command line: its words and options, and nothing else.
 
 pub mod complete;
-#[cfg(test)]
+// The pages are those of a build with everything.
+#[cfg(all(test, feature = "mcp", feature = "serve"))]
 mod pages;
 mod parse;
 mod words;
 
+pub use parse::{Hosts, Lines, Place};
 #[cfg(feature = "serve")]
 pub use parse::{Listen, duration};
-pub use parse::{Hosts, Lines, Place};
 pub use words::arrange;
 
 use std::ffi::OsString;

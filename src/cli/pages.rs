@@ -30,6 +30,8 @@ fn text(page: &str) -> &'static str {
         "rsig-tail" => include_str!("pages/rsig-tail.roff"),
         "rsig-ps" => include_str!("pages/rsig-ps.roff"),
         "rsig-keeper" => include_str!("pages/rsig-keeper.roff"),
+        "rsig-mcp" => include_str!("pages/rsig-mcp.roff"),
+        "rsig-serve" => include_str!("pages/rsig-serve.roff"),
         "rsig-rm" => include_str!("pages/rsig-rm.roff"),
         _ => panic!("{page}(1) has no text yet: write src/cli/pages/{page}.roff and name it here"),
     }

@@ -128,9 +128,11 @@ impl FromStr for Listen {
             Ok(address) if [[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()].contains(&address.ip()) => {
                 Ok(Self(address))
             }
-            _ => Err("it listens on 127.0.0.1:PORT or [::1]:PORT alone; to reach it from another machine, forward the \
+            _ => {
+                Err("it listens on 127.0.0.1:PORT or [::1]:PORT alone; to reach it from another machine, forward the \
                       port: ssh -L 5000:127.0.0.1:5000 HOST, or the socket: ssh -L 5000:SOCKET HOST"
-                .to_owned()),
+                    .to_owned())
+            }
         }
     }
 }

@@ -29,7 +29,5 @@ fn limits(arguments: cli::ServerArgs) -> Result<Limits> {
     let connect = connect(arguments.connect)?;
     let allowed = AllowedHosts::new(arguments.allow_host);
     let reach = arguments.reach;
-    Ok(Limits::new(move || {
-        Ok(Context { connect: connect.clone(), allowed: allowed.clone(), ..context(reach)? })
-    }))
+    Ok(Limits::new(move || Ok(Context { connect: connect.clone(), allowed: allowed.clone(), ..context(reach)? })))
 }

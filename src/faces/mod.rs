@@ -52,14 +52,11 @@ impl Limits {
         context.policy.batch = true;
         Ok(context)
     }
+}
 
-    /// Holds the state file against what it must be, before anybody asks for anything.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn check(&self) -> Result<()> {
-        Store::open().map(drop)
-    }
+/// Holds the state file against what it must be, before anybody asks for anything.
+fn check_state() -> Result<()> {
+    Store::open().map(drop)
 }
 
 /// How long the work for a request may last.
@@ -94,6 +91,7 @@ impl Crew {
     }
 
     /// A turn, if there is one now.
+    #[cfg(feature = "serve")]
     #[must_use]
     pub fn turn_now(&self, length: Length) -> Option<Turn> {
         let permits = match length {

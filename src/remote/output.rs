@@ -20,6 +20,7 @@ pub enum From {
     /// With this byte, counted from 1.
     Byte(u64),
     /// Behind so many bytes of each stream, which are there.
+    #[cfg_attr(not(feature = "mcp"), allow(dead_code, reason = "who numbers lines knows such places"))]
     Behind {
         /// Of standard output.
         out: u64,

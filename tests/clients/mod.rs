@@ -1,10 +1,14 @@
 //! The clients that the faces are driven by: programs that others have written.
 
+#[cfg(feature = "mcp")]
+mod mcp;
+
+#[cfg(feature = "mcp")]
+pub use mcp::Mcp;
+
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
-
-use crate::harness::{Fixture, Invocation, Running, SOON, poll_until};
+use crate::harness::{Fixture, Invocation};
 
 /// A program of the virtual environment that `tests/install-debian` makes.
 ///
@@ -28,96 +32,4 @@ impl Fixture {
         words.pop();
         words
     }
-}
-
-/// A client of `rsig mcp`, and with it a server.
-pub struct Mcp {
-    client: Running,
-    answers: usize,
-}
-
-impl Mcp {
-    #[track_caller]
-    pub fn start(f: &Fixture, options: &[&str]) -> Self {
-        let client = python("python").arg("-u").arg(file("mcp_client.py")).arg(env!("CARGO_BIN_EXE_rsig"));
-        let client = f.rsig.within(client.args(f.server_words("mcp", options))).limit(SOON * 3);
-        Self { client: client.stdin_open().start(), answers: 0 }
-    }
-
-    /// What comes of an order to the client.
-    #[track_caller]
-    pub fn order(&mut self, order: &Value) -> Value {
-        self.client.write(format!("{order}\n"));
-        self.answers += 1;
-        let mut answer = None;
-        let client = &mut self.client;
-        let nth = self.answers;
-        poll_until(&format!("an answer to {order}"), SOON * 2, || {
-            let ended = client.has_ended();
-            let text = client.stdout_so_far();
-            answer = text.split_inclusive(|byte| *byte == b'\n').nth(nth - 1).map(<[u8]>::to_vec);
-            let whole = answer.as_ref().is_some_and(|line| line.ends_with(b"\n"));
-            assert!(whole || !ended, "the client failed: {}", client.stderr_so_far());
-            whole
-        });
-        serde_json::from_slice(&answer.unwrap_or_default()).expect("the client speaks JSON")
-    }
-
-    /// A tool's answer, which must be a good one.
-    #[track_caller]
-    pub fn call(&mut self, tool: &str, arguments: Value) -> Value {
-        let answer = self.order(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
-        good(&answer)
-    }
-
-    /// A tool's answer, which must be of this kind of error. Gives the message.
-    #[track_caller]
-    pub fn fails(&mut self, tool: &str, arguments: Value, kind: &str) -> String {
-        let answer = self.order(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
-        assert_eq!(answer["is_error"], true, "{answer}");
-        let told = &answer["answer"];
-        assert_eq!((&told["ok"], &told["error"]["kind"]), (&false.into(), &kind.into()), "{answer}");
-        told["error"]["message"].as_str().expect("a message is text").to_owned()
-    }
-
-    /// Many calls side by side, all of which must go well.
-    #[track_caller]
-    pub fn calls(&mut self, calls: &[(&str, Value)]) -> Vec<Value> {
-        let answers = self.order(&json!({ "do": "calls", "calls": calls }));
-        answers.as_array().expect("an answer each").iter().map(good).collect()
-    }
-
-    /// The server's process.
-    #[track_caller]
-    pub fn server(&self) -> crate::harness::Process {
-        let mut found = None;
-        let pid = self.client.pid();
-        poll_until("the server runs", SOON, || {
-            found = crate::harness::procs::all().into_iter().find(|process| process.ppid == pid && process.name == "rsig");
-            found.is_some()
-        });
-        found.expect("it was found")
-    }
-
-    /// Kills the client, so that it can't even say that it goes.
-    pub fn vanish(self) {
-        self.client.signal(nix::sys::signal::Signal::SIGKILL);
-        drop(self);
-    }
-
-    /// Ends the client as one ends that has nothing more to ask; the server then has to end too.
-    #[track_caller]
-    pub fn close(self) {
-        self.client.wait().ok();
-    }
-}
-
-#[track_caller]
-fn good(answer: &Value) -> Value {
-    assert_eq!((&answer["is_error"], &answer["answer"]["ok"]), (&false.into(), &true.into()), "{answer}");
-    assert!(answer["answer"]["error"].is_null(), "{answer}");
-    // The text is for clients that know no structured answers.
-    let text: Value = serde_json::from_str(answer["text"][0].as_str().expect("text")).expect("JSON as text");
-    assert_eq!(text, answer["answer"]);
-    answer["answer"].clone()
 }

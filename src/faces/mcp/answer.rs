@@ -89,18 +89,18 @@ pub struct Answer<T> {
     /// Whether what was asked for was done
     ok: bool,
     #[serde(flatten)]
-    answer: T,
+    content: T,
     /// Why not, or null
     error: Option<Problem>,
 }
 
 impl<T> Answer<T> {
-    pub fn done(answer: T) -> Self {
-        Self { ok: true, answer, error: None }
+    pub fn done(content: T) -> Self {
+        Self { ok: true, content, error: None }
     }
 
-    pub fn failed(answer: T, problem: Problem) -> Self {
-        Self { ok: false, answer, error: Some(problem) }
+    pub fn failed(content: T, problem: Problem) -> Self {
+        Self { ok: false, content, error: Some(problem) }
     }
 
     pub fn is_error(&self) -> bool {

@@ -49,7 +49,7 @@ has `ok` and `error`; `error.message` says what to do next.";
 /// # Errors
 /// When the state file can't be used, or the client speaks something else.
 pub fn serve(limits: Limits) -> Result<()> {
-    limits.check()?;
+    super::check_state()?;
     let runtime = super::runtime()?;
     let served = runtime.block_on(async {
         let server = Server { limits: Arc::new(limits), crew: Arc::default() };

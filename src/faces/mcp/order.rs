@@ -110,7 +110,7 @@ impl Order {
     /// Gives numbers to those lines that have none; each stream's come in their order.
     pub fn learn(&mut self, lines: &[Line]) {
         let mut end = self.end();
-        for line in lines.iter() {
+        for line in lines {
             if line.index != end.of(line.stream).lines + 1 {
                 continue;
             }
@@ -164,8 +164,10 @@ mod tests {
         // Seen again, by somebody who began elsewhere and has seen more.
         order.learn(&[line(Stream::Err, 1), line(Stream::Err, 2), line(Stream::Out, 2), line(Stream::Out, 3)]);
         assert_eq!(order.to_string(), "o2:20 e1:10 o1:10 e1:10");
-        let numbers: Vec<_> =
-            (1..=3).map(|index| order.number(&line(Stream::Out, index))).chain([order.number(&line(Stream::Err, 2))]).collect();
+        let numbers: Vec<_> = (1..=3)
+            .map(|index| order.number(&line(Stream::Out, index)))
+            .chain([order.number(&line(Stream::Err, 2))])
+            .collect();
         assert_eq!(numbers, [Some(1), Some(2), Some(4), Some(5)]);
         assert_eq!(order.number(&line(Stream::Out, 4)), None);
         assert_eq!((order.total(), Order::parse(&order.to_string())), (5, order));

@@ -163,7 +163,8 @@ fn numbered(order: &Order, lines: Vec<Line>, since: u64, most: u64) -> Vec<Numbe
         let stream = if line.stream == Log::Out { "stdout" } else { "stderr" };
         Some(Numbered { line_no, stream, text: line.text })
     };
-    let mut lines: Vec<Numbered> = lines.into_iter().filter_map(with_number).filter(|line| line.line_no > since).collect();
+    let mut lines: Vec<Numbered> =
+        lines.into_iter().filter_map(with_number).filter(|line| line.line_no > since).collect();
     lines.sort_by_key(|line| line.line_no);
     let mut size = 0;
     let mut fits = |line: &Numbered| {

@@ -56,7 +56,8 @@ impl Guard {
         if brought.is_some_and(|brought| token.is(brought)) {
             return Ok(());
         }
-        let message = "send the header `Authorization: Bearer TOKEN`; the token is in serve.token in rsig's state directory";
+        let message =
+            "send the header `Authorization: Bearer TOKEN`; the token is in serve.token in rsig's state directory";
         Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", message))
     }
 
@@ -110,7 +111,9 @@ mod tests {
         for host in ["localhost", "LOCALHOST:6000", "127.0.0.1", "[::1]:1"] {
             assert!(hosts(&guard, "/", &[host]), "{host}");
         }
-        for host in ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "u@localhost", "::1", "127.0.0.2"] {
+        for host in
+            ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "u@localhost", "::1", "127.0.0.2"]
+        {
             assert!(!hosts(&guard, "/", &[host]), "{host}");
         }
         assert!(!hosts(&guard, "/", &[]) && !hosts(&guard, "/", &["localhost", "localhost"]));

@@ -55,11 +55,7 @@ enum Stream {
 
 type Piece = Result<Bytes, Failure>;
 
-pub async fn log(
-    State(app): State<Arc<App>>,
-    word: Word,
-    query: Options<Wanted>,
-) -> Result<Response, Problem> {
+pub async fn log(State(app): State<Arc<App>>, word: Word, query: Options<Wanted>) -> Result<Response, Problem> {
     let (Path(word), Query(wanted)) = (word?, query?);
     if wanted.offset > FARTHEST {
         return Err(Problem::bad_value(format!("offset: {FARTHEST} at most")));

@@ -56,7 +56,7 @@ struct App {
 /// # Errors
 /// When the state file or the token can't be used, or the socket can't be listened on.
 pub fn serve(limits: Limits, address: Option<SocketAddr>) -> Result<()> {
-    limits.check()?;
+    super::check_state()?;
     let runtime = super::runtime()?;
     let served = runtime.block_on(async {
         let mut ends = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);

@@ -171,8 +171,7 @@ impl Start {
             return Err(bad("command", &"it is empty, or holds a NUL character"));
         }
         // No value in the message: it may be a secret.
-        if let Some((name, _)) =
-            self.env.iter().find(|(name, value)| !spawn::is_variable(name) || value.contains('\0'))
+        if let Some((name, _)) = self.env.iter().find(|(name, value)| !spawn::is_variable(name) || value.contains('\0'))
         {
             return Err(bad("env", &format!("{name:?} can't name a variable, or its value holds a NUL character")));
         }
@@ -230,11 +229,7 @@ struct Forcing {
     force: bool,
 }
 
-async fn remove(
-    State(app): State<Arc<App>>,
-    word: Word,
-    query: Options<Forcing>,
-) -> Result<Json<Value>, Problem> {
+async fn remove(State(app): State<Arc<App>>, word: Word, query: Options<Forcing>) -> Result<Json<Value>, Problem> {
     let Path(word) = word?;
     let Query(Forcing { force }) = query?;
     let length = if force { Length::Long } else { Length::Short };
@@ -276,7 +271,8 @@ async fn send(
         let (_, job) = job(context, &word)?;
         let until = wait.map(|wait| Instant::now() + wait);
         // The first part of the wait is the command's own; a client that goes ends the rest.
-        let request = kill::Request { wait: wait.map(|wait| wait.min(SLICE)), ..kill::Request::new(vec![job.clone()], signal) };
+        let request =
+            kill::Request { wait: wait.map(|wait| wait.min(SLICE)), ..kill::Request::new(vec![job.clone()], signal) };
         let outcome = deliver(context, &request)?;
         match until {
             None => Ok(json!({ "ok": true })),
@@ -312,11 +308,7 @@ struct Grace {
     grace: Option<Duration>,
 }
 
-async fn stop(
-    State(app): State<Arc<App>>,
-    word: Word,
-    query: Options<Grace>,
-) -> Result<Json<Value>, Problem> {
+async fn stop(State(app): State<Arc<App>>, word: Word, query: Options<Grace>) -> Result<Json<Value>, Problem> {
     let Path(word) = word?;
     let Query(Grace { grace }) = query?;
     let answer = work(&app, Length::Long, move |context, _| {

@@ -38,7 +38,10 @@ pub fn load() -> Result<(Token, PathBuf)> {
         make(&path).with_context(|| format!("the token {} can't be made", path.display()))?;
     }
     let token = read(&path).with_context(|| {
-        format!("the token {} can't be used; remove it, and the next `rsig serve --listen` makes another", path.display())
+        format!(
+            "the token {} can't be used; remove it, and the next `rsig serve --listen` makes another",
+            path.display()
+        )
     })?;
     Ok((token, path))
 }
