@@ -1,5 +1,6 @@
 //! `rsig mcp`, by the client of another implementation.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -285,6 +286,53 @@ fn every_face_sees_the_same_jobs() {
     assert_eq!(lines(&third.call("ssh_tail", json!({ "job_id": there, "since_line_no": 2 }))), read[2..]);
     third.call("ssh_remove_job", json!({ "job_id": there }));
     assert_eq!(f.on_host(), [""; 0]);
+}
+
+/// Two servers number the lines of a job at the same time, while it writes them.
+#[test]
+fn a_line_has_one_number() {
+    let f = Site::Local.start();
+    let (mut first, mut second) = (Mcp::start(&f, &[]), Mcp::start(&f, &[]));
+    let line = "for i in $(seq 1 1500); do echo out $i; echo err $i >&2; done; exec sleep 1000";
+    let job = spawn(&mut first, &f, line);
+    let mut known: HashMap<u64, Value> = HashMap::new();
+    let mut see = |answer: &Value| {
+        for line in lines(answer) {
+            let number = line[0].as_u64().expect("a number");
+            assert_eq!(known.entry(number).or_insert_with(|| line.clone()), &line);
+        }
+    };
+    for round in 0..6 {
+        let calls: Vec<(&str, Value)> = (0..10)
+            .map(|number| {
+                let stream = ["both", "stdout", "stderr"][number % 3];
+                let since = round * 150 + 37 * number;
+                ("ssh_tail", json!({ "job_id": job, "since_line_no": since, "stream": stream, "wait_ms": 100 }))
+            })
+            .collect();
+        for mcp in [&mut first, &mut second] {
+            mcp.calls(&calls).iter().for_each(&mut see);
+        }
+    }
+    poll_until("all is written", SOON, || f.written(&job).ends_with("out 1500\n"));
+    // To the end, by each of them, with no number left out and no line twice.
+    for mcp in [&mut first, &mut second] {
+        let (mut last, mut texts) = (0, Vec::new());
+        while last < 3000 {
+            let answer = mcp.call("ssh_tail", json!({ "job_id": job, "since_line_no": last, "max_lines": 700 }));
+            see(&answer);
+            for (number, line) in (last + 1..).zip(lines(&answer)) {
+                assert_eq!(line[0], number);
+                texts.push(line[2].as_str().expect("text").to_owned());
+            }
+            last = answer["last_line_no"].as_u64().expect("a number");
+        }
+        let of = |word: &str| texts.iter().filter(|text| text.starts_with(word)).cloned().collect::<Vec<_>>();
+        for word in ["out", "err"] {
+            assert_eq!(of(word), (1..=1500).map(|number| format!("{word} {number}")).collect::<Vec<_>>());
+        }
+        assert_eq!(texts.len(), 3000);
+    }
 }
 
 #[test]

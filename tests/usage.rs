@@ -218,3 +218,15 @@ fn a_command_of_100_kb_and_odd_bytes_reaches_the_job_whole() {
     let shown = rsig.run(&["ps", &job]).ok().stdout();
     assert!(shown.len() < 6000 && !shown.contains("x\ny"), "{shown:.300}");
 }
+
+/// Servers are left out of a build that does without them.
+#[test]
+fn the_commands_are_those_of_the_features() {
+    let rsig = Rsig::new();
+    let help = rsig.run(&["--help"]);
+    for (command, there) in [("mcp", cfg!(feature = "mcp")), ("serve", cfg!(feature = "serve"))] {
+        let listed = help.ok().stdout().lines().any(|line| line.split_whitespace().next() == Some(command));
+        assert_eq!(listed, there, "{help}");
+        rsig.run(&[command, "--help"]).code(if there { 0 } else { 2 });
+    }
+}
