@@ -7,22 +7,20 @@
 
 #[cfg(feature = "mcp")]
 pub mod mcp;
+mod one;
 #[cfg(feature = "serve")]
 pub mod serve;
+mod start;
 
-use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::commands::{Context, resolve_one, wait};
-use crate::delivery::Outcome;
+use crate::commands::Context;
 use crate::error::{Failure, Kind};
-use crate::job::Record;
 use crate::store::Store;
 
 /// How many requests talk to hosts at a time; the next ones wait their turn.
@@ -138,41 +136,6 @@ impl Gone {
             }
         }
         Guard(self.clone())
-    }
-}
-
-/// A job that a client has named, and the word that means this very job to every command from now on: a name may be
-/// another job's a moment later.
-///
-/// # Errors
-/// When there is none, or it is on a host that may not be used.
-pub fn job(context: &Context, word: &str) -> Result<(Record, OsString), Failure> {
-    let record = resolve_one(context, OsStr::new(word))?;
-    let word = if record.is_unmet() { word.into() } else { record.id.as_str().into() };
-    Ok((record, word))
-}
-
-/// How long one wait for a job lasts; in between it is seen whether anybody still wants to know.
-pub const SLICE: Duration = Duration::from_secs(5);
-
-/// Waits for a job to end: until the time is up, or nobody waits for the answer any more.
-///
-/// # Errors
-/// When the job's host can't be asked, or there is no such job.
-pub fn await_end(context: &mut Context, word: &OsStr, until: Instant, gone: &Gone) -> Result<Outcome, Failure> {
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout = Some(left.min(SLICE));
-        let request = wait::Request { jobs: vec![word.to_owned()], selected: false, timeout, any: false };
-        let mut waited = None;
-        wait::wait(context, &request, |one| waited = Some(one.outcome))?;
-        let unknown = || Failure::new(Kind::Failed, format!("{}: nothing is known of its end", word.display()));
-        let outcome = waited.ok_or_else(unknown)??;
-        match outcome.error {
-            Some(failure) => return Err(failure),
-            None if outcome.record.state.is_finished() || left <= SLICE || gone.is_so() => return Ok(outcome),
-            None => {}
-        }
     }
 }
 

@@ -9,13 +9,13 @@ use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
-use super::spawn::shell_line;
 use super::{Call, Length, Tool};
-use crate::commands::{rm, spawn, tail};
-use crate::faces::await_end;
+use crate::commands::{spawn, tail};
+use crate::faces::one::{await_end, remove};
+use crate::faces::start::{Start, shell_line};
 use crate::job::Record;
 use crate::remote::Stream;
-use crate::remote::output::From as Start;
+use crate::remote::output::From as Place;
 
 /// How much of each stream an answer holds, in bytes.
 const OUTPUT: usize = 64 << 10;
@@ -84,8 +84,8 @@ impl Tool for Exec {
             return Err(Problem::bad_param(format!("timeout_ms: from 1 to {LONGEST}; for longer ones use ssh_spawn")));
         }
         let timeout = Duration::from_millis(params.timeout_ms);
-        let request =
-            spawn::Request { timeout: Some(timeout), ..shell_line(&call.context, &params.host, &params.command)? };
+        let start = Start { host: params.host, command: shell_line(params.command), ..Start::default() };
+        let request = spawn::Request { timeout: Some(timeout), ..start.request(&call.context)? };
         let until = Instant::now() + timeout + ENDING;
         let spawned = spawn::spawn(&mut call.context, &request)?;
         answer.job_id = Some(spawned.record.id.to_string());
@@ -94,7 +94,7 @@ impl Tool for Exec {
         answer.timed_out = record.timed_out;
         answer.read(call, &record)?;
         if !answer.stdout_cut && !answer.stderr_cut {
-            forget(call, &record)?;
+            remove(&mut call.context, record.id.as_str().into(), false)?;
             answer.job_id = None;
         }
         Ok(())
@@ -118,7 +118,7 @@ impl Answer {
             out: true,
             err: true,
             // One more than is given, to see whether there is more.
-            from: Start::LastBytes(OUTPUT as u64 + 1),
+            from: Place::LastBytes(OUTPUT as u64 + 1),
             follow: false,
             brief: true,
             enough: None,
@@ -142,16 +142,4 @@ impl Answer {
 fn end(bytes: &[u8]) -> (String, bool) {
     let at = bytes.len().saturating_sub(OUTPUT);
     (String::from_utf8_lossy(bytes.get(at..).unwrap_or_default()).into_owned(), at > 0)
-}
-
-fn forget(call: &mut Call, record: &Record) -> Result<(), Problem> {
-    let jobs = vec![record.id.as_str().into()];
-    let request = rm::Request { jobs, finished: None, force: false, forget: false };
-    let mut kept = None;
-    rm::rm(&mut call.context, &request, |removed| {
-        if let rm::Removed::Kept(failure) = removed {
-            kept = Some(failure);
-        }
-    })?;
-    kept.map_or(Ok(()), |failure| Err(failure.into()))
 }

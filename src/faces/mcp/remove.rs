@@ -5,8 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
 use super::{Call, Length, Tool};
-use crate::commands::rm::{Removed, Request, rm};
-use crate::faces::job;
+use crate::faces::one::{job, remove};
 
 pub struct Remove;
 
@@ -47,13 +46,6 @@ impl Tool for Remove {
         let (record, word) = job(&call.context, &params.job_id)?;
         answer.job_id = Some(record.id.to_string());
         answer.host = Some(record.host().to_string());
-        let request = Request { jobs: vec![word], finished: None, force: params.force, forget: false };
-        let mut kept = None;
-        rm(&mut call.context, &request, |removed| {
-            if let Removed::Kept(failure) = removed {
-                kept = Some(failure);
-            }
-        })?;
-        kept.map_or(Ok(()), |failure| Err(failure.into()))
+        Ok(remove(&mut call.context, word, params.force)?)
     }
 }

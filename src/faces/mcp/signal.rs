@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::answer::{ErrorKind, Problem};
 use super::{Call, Length, Tool};
-use crate::commands::kill::{Report, Request, kill};
+use crate::commands::kill::{Report, Request};
 use crate::delivery::{Sent, Via, Ways};
 use crate::error::Kind;
-use crate::faces::job;
+use crate::faces::one::{deliver, job};
 use crate::signal::SignalWord;
 
 pub struct Signal;
@@ -122,12 +122,7 @@ impl Tool for Signal {
         answer.host = Some(record.host().to_string());
         let wait = waits.then(|| super::wait(params.wait_ms));
         let request = Request { wait, ways, ..Request::new(vec![job], signal) };
-        let mut reports = Vec::new();
-        kill(&mut call.context, &request, |report| reports.push(report))?;
-        match reports.pop() {
-            Some(report) => answer.tell(report),
-            None => Err(Problem::unexpected(format!("{}: nothing is known of the signal", record.label()))),
-        }
+        answer.tell(deliver(&mut call.context, &request)?)
     }
 }
 

@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
 use super::{Call, Tool};
-use crate::commands::Context;
-use crate::commands::spawn::{Request, Spawned, is_variable, spawn};
-use crate::host::{Destination, Host};
+use crate::commands::spawn::{Spawned, spawn};
+use crate::faces::start::{Start, shell_line};
 
 pub struct Spawn;
 
@@ -56,38 +55,13 @@ impl Tool for Spawn {
 
     fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {
         answer.host = Some(params.host.clone());
-        let name = params.name.map(|name| name.parse()).transpose();
-        let request = Request {
-            name: name.map_err(|error| Problem::bad_param(format!("name: {error}")))?,
-            cwd: params.cwd.map(Into::into),
-            env: variables(params.env)?,
-            ..shell_line(&call.context, &params.host, &params.command)?
-        };
+        let command = shell_line(params.command);
+        let start = Start { host: params.host, command, name: params.name, cwd: params.cwd, env: params.env };
+        let request = start.request(&call.context)?;
         let Spawned { record, warning } = spawn(&mut call.context, &request)?;
         answer.job_id = Some(record.id.to_string());
         answer.pid = record.pid;
         answer.warning = warning;
         Ok(())
     }
-}
-
-/// A job that is one line for a shell.
-pub fn shell_line(context: &Context, host: &str, line: &str) -> Result<Request, Problem> {
-    let host: Host = host.parse().map_err(|error| Problem::bad_param(format!("host: {error}")))?;
-    if line.trim().is_empty() || line.contains('\0') {
-        return Err(Problem::bad_param("command: it is empty, or holds a NUL character"));
-    }
-    let destination = Destination { host, connect: context.connect.clone() };
-    Ok(Request::new(destination, vec!["/bin/sh".into(), "-c".into(), line.into()]))
-}
-
-/// Variables for a job's environment. A message has no value in it: that may be a secret.
-fn variables(env: BTreeMap<String, String>) -> Result<Vec<(String, std::ffi::OsString)>, Problem> {
-    let checked = env.into_iter().map(|(name, value)| {
-        if is_variable(&name) && !value.contains('\0') {
-            return Ok((name, value.into()));
-        }
-        Err(Problem::bad_param(format!("env: {name:?} is no name of a variable, or its value holds a NUL character")))
-    });
-    checked.collect()
 }

@@ -14,7 +14,7 @@ use super::order::{Line, Order, Place, Places};
 use super::{Call, Length, Tool};
 use crate::commands::tail::{Request, tail};
 use crate::error::{Failure, Kind};
-use crate::faces::job;
+use crate::faces::one::{ask_one, job};
 use crate::job::Record;
 use crate::remote::Stream as Log;
 use crate::remote::output::From as Start;
@@ -122,7 +122,9 @@ impl Tool for Tail {
         let (mut record, word) = job(&call.context, &params.job_id)?;
         answer.host = Some(record.host().to_string());
         if record.is_unmet() {
-            record = meet(call, &word)?;
+            // With a record, its lines can be numbered.
+            record = ask_one(&mut call.context, &word)?.record;
+            call.context.store.adopt([&record])?;
         }
         let order = Order::parse(&call.context.store.lines(&record.id)?);
         // A number that no line has yet can only be a mistake: what comes is shown.
@@ -174,28 +176,6 @@ fn numbered(order: &Order, lines: Vec<Line>, since: u64, most: u64) -> Vec<Numbe
     let room = lines.iter().take_while(|line| fits(line)).count();
     lines.truncate(room.min(usize::try_from(most).unwrap_or(usize::MAX)));
     lines
-}
-
-/// Gives a job that only its host knows a record, so that its lines can be numbered.
-fn meet(call: &mut Call, word: &std::ffi::OsStr) -> Result<Record, Problem> {
-    use crate::commands::ps;
-    let request = ps::Request {
-        jobs: vec![word.to_owned()],
-        all: true,
-        host: None,
-        discover: None,
-        states: Vec::new(),
-        cached: false,
-    };
-    let mut listing = ps::ps(&mut call.context, &request)?;
-    match (listing.jobs.pop(), listing.failures.pop()) {
-        (Some(job), _) => {
-            call.context.store.adopt([&job.record])?;
-            Ok(job.record)
-        }
-        (None, Some(failure)) => Err(failure.into()),
-        (None, None) => Err(Problem::unexpected(format!("{}: its host says nothing of it", word.display()))),
-    }
 }
 
 /// Reads a job's logs from a place on.

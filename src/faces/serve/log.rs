@@ -18,7 +18,8 @@ use super::problem::Problem;
 use super::routes::{Options, Word, flag};
 use crate::commands::tail::{Request, tail};
 use crate::error::{Failure, Kind};
-use crate::faces::{Length, job};
+use crate::faces::Length;
+use crate::faces::one::job;
 use crate::remote::Stream as Log;
 use crate::remote::output::From as Start;
 

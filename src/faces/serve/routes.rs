@@ -1,7 +1,6 @@
 //! The routes: what is asked for, as a command's request, and what came of it, as JSON.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,11 +19,11 @@ use super::guard::{Guard, guard};
 use super::problem::Problem;
 use super::{App, log, openapi};
 use crate::cli::duration;
-use crate::commands::{self, Context, kill, ps, rm, spawn};
+use crate::commands::{self, Context, kill, spawn};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
-use crate::faces::{Gone, Length, SLICE, await_end, job};
-use crate::host::Destination;
+use crate::faces::start::{Start, shell_line};
+use crate::faces::{Gone, Length, one};
 use crate::output::job_json;
 use crate::signal::{BadSignal, SignalWord};
 
@@ -97,7 +96,7 @@ struct Filter {
 async fn list(State(app): State<Arc<App>>, query: Options<Filter>) -> Result<Response, Problem> {
     let Query(filter) = query?;
     let listing = work(&app, Length::Short, move |context, _| {
-        let mut listing = ask(context, Vec::new(), !filter.running)?;
+        let mut listing = one::ask(context, Vec::new(), !filter.running)?;
         // What has ended a moment ago does not run any more.
         listing.jobs.retain(|job| !filter.running || !job.state.is_finished());
         Ok(listing)
@@ -107,30 +106,20 @@ async fn list(State(app): State<Arc<App>>, query: Options<Filter>) -> Result<Res
     Ok(Json(&jobs).into_response())
 }
 
-/// How jobs stand: these, or all.
-fn ask(context: &mut Context, jobs: Vec<OsString>, all: bool) -> Result<ps::Listing, Failure> {
-    let request = ps::Request { jobs, all, host: None, discover: None, states: Vec::new(), cached: false };
-    Ok(ps::ps(context, &request)?)
-}
-
-/// How one job stands.
-fn ask_one(context: &mut Context, word: &str) -> Result<ps::Listed, Failure> {
-    let (record, job) = job(context, word)?;
-    let mut listing = ask(context, vec![job], true)?;
-    let unknown = || Failure::new(Kind::NotFound, format!("no job {}", record.label()));
-    listing.jobs.pop().ok_or_else(|| listing.failures.pop().unwrap_or_else(unknown))
-}
-
 async fn show(State(app): State<Arc<App>>, word: Word) -> Result<Response, Problem> {
     let Path(word) = word?;
-    let listed = work(&app, Length::Short, move |context, _| ask_one(context, &word)).await?;
+    let listed = work(&app, Length::Short, move |context, _| {
+        let (_, job) = one::job(context, &word)?;
+        one::ask_one(context, &job)
+    });
+    let listed = listed.await?;
     Ok(Json(job_json(&listed.record, listed.state)).into_response())
 }
 
 async fn pids(State(app): State<Arc<App>>, word: Word) -> Result<Json<Value>, Problem> {
     let Path(word) = word?;
     let pids = work(&app, Length::Short, move |context, _| {
-        let (_, job) = job(context, &word)?;
+        let (_, job) = one::job(context, &word)?;
         Ok(commands::pids::pids(context, &job)?)
     });
     Ok(Json(json!({ "ok": true, "pids": pids.await? })))
@@ -139,7 +128,7 @@ async fn pids(State(app): State<Arc<App>>, word: Word) -> Result<Json<Value>, Pr
 /// A job to start.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Start {
+struct Wanted {
     host: String,
     command: Command,
     name: Option<String>,
@@ -159,42 +148,23 @@ enum Command {
     Words(Vec<String>),
 }
 
-impl Start {
+impl Wanted {
     fn request(self, context: &Context) -> Result<spawn::Request, Failure> {
-        let bad = |what: &str, error: &dyn std::fmt::Display| Failure::new(Kind::Usage, format!("{what}: {error}"));
-        let words = match self.command {
-            Command::Line(line) if line.trim().is_empty() => Vec::new(),
-            Command::Line(line) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line],
+        let command = match self.command {
+            Command::Line(line) => shell_line(line),
             Command::Words(words) => words,
         };
-        if words.first().is_none_or(String::is_empty) || words.iter().any(|word| word.contains('\0')) {
-            return Err(bad("command", &"it is empty, or holds a NUL character"));
-        }
-        // No value in the message: it may be a secret.
-        if let Some((name, _)) = self.env.iter().find(|(name, value)| !spawn::is_variable(name) || value.contains('\0'))
-        {
-            return Err(bad("env", &format!("{name:?} can't name a variable, or its value holds a NUL character")));
-        }
-        if self.cwd.as_ref().is_some_and(|cwd| cwd.is_empty() || cwd.contains('\0')) {
-            return Err(bad("cwd", &"it is empty, or holds a NUL character"));
-        }
-        let host = self.host.parse().map_err(|error| bad("host", &error))?;
-        let destination = Destination { host, connect: context.connect.clone() };
-        Ok(spawn::Request {
-            name: self.name.map(|name| name.parse()).transpose().map_err(|error| bad("name", &error))?,
-            cwd: self.cwd.map(OsString::from),
-            env: self.env.into_iter().map(|(name, value)| (name, value.into())).collect(),
-            merge: self.merge,
-            timeout: self.timeout.map(|time| duration(&time)).transpose().map_err(|error| bad("timeout", &error))?,
-            ..spawn::Request::new(destination, words.into_iter().map(OsString::from).collect())
-        })
+        let bad = |error| Failure::new(Kind::Usage, format!("timeout: {error}"));
+        let timeout = self.timeout.map(|time| duration(&time)).transpose().map_err(bad)?;
+        let start = Start { host: self.host, command, name: self.name, cwd: self.cwd, env: self.env };
+        Ok(spawn::Request { merge: self.merge, timeout, ..start.request(context)? })
     }
 }
 
 async fn start(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    let start: Start = body(request).await?;
+    let wanted: Wanted = body(request).await?;
     let spawned = work(&app, Length::Short, move |context, _| {
-        let request = start.request(context)?;
+        let request = wanted.request(context)?;
         Ok(spawn::spawn(context, &request)?)
     });
     let record = spawned.await?.record;
@@ -234,15 +204,8 @@ async fn remove(State(app): State<Arc<App>>, word: Word, query: Options<Forcing>
     let Query(Forcing { force }) = query?;
     let length = if force { Length::Long } else { Length::Short };
     work(&app, length, move |context, _| {
-        let (_, job) = job(context, &word)?;
-        let mut kept = None;
-        let request = rm::Request { jobs: vec![job], finished: None, force, forget: false };
-        rm::rm(context, &request, |removed| {
-            if let rm::Removed::Kept(failure) = removed {
-                kept = Some(failure);
-            }
-        })?;
-        kept.map_or(Ok(()), Err)
+        let (_, job) = one::job(context, &word)?;
+        one::remove(context, job, force)
     })
     .await?;
     Ok(Json(json!({ "ok": true })))
@@ -268,27 +231,28 @@ async fn send(
     }
     let length = if wait.is_some() { Length::Long } else { Length::Short };
     let answer = work(&app, length, move |context, gone| {
-        let (_, job) = job(context, &word)?;
+        let (_, job) = one::job(context, &word)?;
         let until = wait.map(|wait| Instant::now() + wait);
         // The first part of the wait is the command's own; a client that goes ends the rest.
-        let request =
-            kill::Request { wait: wait.map(|wait| wait.min(SLICE)), ..kill::Request::new(vec![job.clone()], signal) };
+        let request = kill::Request {
+            wait: wait.map(|wait| wait.min(one::SLICE)),
+            ..kill::Request::new(vec![job.clone()], signal)
+        };
         let outcome = deliver(context, &request)?;
         match until {
             None => Ok(json!({ "ok": true })),
-            Some(until) if outcome.still_running == Some(true) => Ok(ended(&await_end(context, &job, until, gone)?)),
+            Some(until) if outcome.still_running == Some(true) => {
+                Ok(ended(&one::await_end(context, &job, until, gone)?))
+            }
             Some(_) => Ok(ended(&outcome)),
         }
     });
     answer.await.map(Json)
 }
 
-/// Sends what a request says to its one job.
+/// Sends what a request says to its one job, and gives how that stands then.
 fn deliver(context: &mut Context, request: &kill::Request) -> Result<Outcome, Failure> {
-    let mut reports = Vec::new();
-    kill::kill(context, request, |report| reports.push(report))?;
-    let unknown = || Failure::new(Kind::Failed, "nothing is known of the signal");
-    let outcome = reports.pop().ok_or_else(unknown)?.outcome?;
+    let outcome = one::deliver(context, request)?.outcome?;
     match outcome.error {
         Some(failure) => Err(failure),
         None => Ok(outcome),
@@ -312,7 +276,7 @@ async fn stop(State(app): State<Arc<App>>, word: Word, query: Options<Grace>) ->
     let Path(word) = word?;
     let Query(Grace { grace }) = query?;
     let answer = work(&app, Length::Long, move |context, _| {
-        let (_, job) = job(context, &word)?;
+        let (_, job) = one::job(context, &word)?;
         let outcome = deliver(context, &kill::Request::stop(vec![job], grace.unwrap_or(GRACE)))?;
         Ok(ended(&outcome))
     });
