@@ -108,7 +108,9 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
-        script.set("rs_relay", order.relay.as_deref().unwrap_or_default())?;
+        let relay = order.relay.as_ref();
+        script.set("rs_relay", relay.map(|relay| relay.word.as_str()).unwrap_or_default())?;
+        script.set("rs_number", if relay.is_some_and(|relay| relay.proven) { "1" } else { "" })?;
         script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;

@@ -23,7 +23,7 @@ case $rs_base in
 /*) ;;
 *) rs_refuse home "HOME is not set to an absolute path" ;;
 esac
-rs_why=$(mkdir -p "$rs_base" 2>&1) || rs_refuse home "$rs_why"
+[ -d "$rs_base" ] || rs_why=$(mkdir -p "$rs_base" 2>&1) || rs_refuse home "$rs_why"
 [ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user"
 case $(ls -ldn "$rs_base/." 2>/dev/null) in
 ?????w* | ????????w*) rs_refuse home "other users can write to $rs_base" ;;
@@ -102,9 +102,9 @@ esac </dev/null >/dev/null 2>trouble 4>&- 6<&-
 rs_tries=0
 until [ -s pid ] || [ -s refused ]; do
 	rs_tries=$((rs_tries + 1))
-	[ "$rs_tries" -ne 100 ] || rs_flush
-	[ "$rs_tries" -le 3000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 trouble)"
-	sleep 0.01 2>/dev/null || sleep 1
+	[ "$rs_tries" -ne 300 ] || rs_flush
+	[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 trouble)"
+	sleep 0.002 2>/dev/null || sleep 1
 done
 if [ -s refused ]; then
 	read -r rs_why <refused

@@ -8,7 +8,7 @@ use super::script::Script;
 use crate::error::{Failure, Kind};
 use crate::job::{Epoch, JobId};
 use crate::printable::printable;
-use crate::transport::Shell;
+use crate::transport::{RelayToBe, Shell};
 
 /// A job to start.
 #[derive(Clone)]
@@ -33,8 +33,8 @@ pub struct Order<'a> {
     pub spool: Option<Spool>,
     /// The job ends when whoever holds it is gone for so long.
     pub tether: Option<Tether>,
-    /// The word of the relay that the script's channel is kept as.
-    pub relay: Option<String>,
+    /// The relay that the script's channel is kept as.
+    pub relay: Option<RelayToBe>,
 }
 
 /// How a job's streams are passed on.
