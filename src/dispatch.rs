@@ -1,10 +1,12 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
 mod foreground;
+mod input;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -144,6 +146,7 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
     let [first, others @ ..] = hosts.as_slice() else { return Err(usage("no host is named")) };
     let mut request = job(arguments.job, first.clone(), arguments.connect, arguments.command)?;
     request.merge = arguments.merge;
+    request.input = arguments.stdin.as_deref().map(input::whole).transpose()?.map(Arc::new);
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, Connect::default())?;
     let mut spinner = spinner("starting the job", arguments.common);
     if others.is_empty() {
@@ -212,6 +215,7 @@ fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<Os
         name: job.name,
         cwd: job.cwd,
         env,
+        input: None,
         merge: false,
         timeout: job.timeout,
         ephemeral: job.rm,

@@ -1,5 +1,6 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
-# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), and rs_relay where
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (how many bytes
+# of input the job gets; empty for none), and rs_relay where
 # relay.sh comes behind. Names begin with rs_, here and in what the job comes from, since an assignment to a variable
 # that the login exports would change the job's environment.
 
@@ -43,6 +44,13 @@ rs_why=$({
 		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 		: >out && : >err
 } 2>&1) || rs_refuse disk "$rs_why"
+# All of the input is here before the job starts. It comes when it is asked for: the shell would take it for its own.
+if [ -n "$rs_size" ]; then
+	rs_say input
+	rs_flush
+	rs_why=$(head -c "$rs_size" 2>&1 >input) || rs_refuse disk "$rs_why"
+	[ "$(($(wc -c <input)))" -eq "$rs_size" ] || rs_refuse disk "not all of its input came"
+fi
 mkfifo ended 2>/dev/null || rs_relay=
 # Open for writing until the supervisor holds it: a reader of its own would wait for ever where the job is over before it
 # has got round to opening it.
