@@ -3,10 +3,12 @@
 #[cfg(any(feature = "mcp", feature = "serve"))]
 mod faces;
 mod foreground;
+mod input;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -150,6 +152,7 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
     let [first, others @ ..] = hosts.as_slice() else { return Err(usage("no host is named")) };
     let mut request = job(arguments.job, first.clone(), arguments.connect, arguments.command)?;
     request.merge = arguments.merge;
+    request.input = arguments.stdin.as_deref().map(input::whole).transpose()?.map(Arc::new);
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, Connect::default())?;
     let mut spinner = spinner("starting the job", arguments.common);
     if others.is_empty() {

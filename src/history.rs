@@ -2,8 +2,6 @@
 //!
 //! A value of `-e` is in none of it, and neither is a host's own text, which could hold one.
 
-use std::sync::OnceLock;
-
 use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
@@ -123,15 +121,15 @@ pub struct Event {
     pub happening: Happening,
 }
 
-/// The name of this login, or its number where the system has no name for it.
+/// What an event keeps of this login: its number, since to look a name up can take long.
 #[must_use]
-pub fn user() -> &'static str {
-    static NAME: OnceLock<String> = OnceLock::new();
-    NAME.get_or_init(|| {
-        let uid = Uid::current();
-        match User::from_uid(uid) {
-            Ok(Some(user)) => user.name,
-            _ => uid.to_string(),
-        }
-    })
+pub fn user() -> String {
+    Uid::current().to_string()
+}
+
+/// The name of the login that an event keeps, or what it keeps where the system has no name for that.
+#[must_use]
+pub fn user_name(kept: &str) -> String {
+    let user = kept.parse().ok().and_then(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
+    user.map_or_else(|| kept.to_owned(), |user| user.name)
 }

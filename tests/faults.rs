@@ -1,12 +1,14 @@
 //! Broken networks: connections that are cut, held or refused at any point, and hosts that are gone.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::harness::running::tool;
 use crate::harness::{Direction, Fixture, Login, Output, Process, Proxy, Rsig, Running, Server, poll_until};
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
 
@@ -213,14 +215,14 @@ fn a_wait_goes_on_over_cuts() {
 }
 
 #[test]
-fn a_server_that_is_gone_in_mid_wait_ends_it_with_255_and_the_next_one_goes_on() {
+fn a_server_that_stays_away_in_mid_wait_ends_it_with_255_and_the_next_one_goes_on() {
     let mut server = Server::openssh(Login::Root).start();
     let connect = server.ssh_config("server").into_os_string().into_string().expect("UTF-8");
     let home = server.home().to_owned();
     let rsig = Rsig::new();
     let line = "until [ -e go ]; do sleep 0.02; done; exit 7";
     let job = rsig.run(&["spawn", "-F", &connect, "-c", "server", line]).ok().line();
-    let wait = rsig.spawn_process(&["wait", &job]);
+    let wait = rsig.spawn_process(&["wait", "--timeout", "5s", &job]);
     poll_until("it asks the host", SOON, || server.processes().iter().any(|p| p.cmdline.ends_with("/bin/sh -s")));
     server.stop();
     let output = wait.wait();
@@ -368,4 +370,69 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
             assert_eq!(jobs[0]["state"], "unknown", "{output}");
         }
     }
+}
+
+/// Input that is cut off on its way starts nothing, and leaves nothing behind.
+#[test]
+fn half_an_input_starts_nothing() {
+    let (f, proxy) = behind_proxy(Login::User);
+    let input = f.rsig.dir().join("input");
+    fs::write(&input, vec![b'x'; 5_000_000]).expect("a new file");
+    let words = f.words("spawn", &["--stdin", input.to_str().expect("UTF-8")], &["cat"]);
+    proxy.cut_after_bytes(Direction::ToServer, 2_000_000);
+    let output = f.rsig.run(&words);
+    clear_message(output.code(255));
+    poll_until("its files are gone", SOON, || f.on_host().is_empty());
+    f.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
+    settle(f.server.as_ref().expect("a server"));
+}
+
+/// A shell with a disk of its own, of 4 MB, where the jobs' files are.
+fn on_a_small_disk(rsig: &Rsig, line: &str) -> Output {
+    let script = format!("mkdir disk && mount -t tmpfs -o size=4m,mode=700 small disk && {line}");
+    let words = ["--mount", "--propagation", "private", "/bin/sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_rsig")];
+    let disk = rsig.home().join("disk");
+    rsig.within(tool("unshare", "util-linux").args(words)).env("XDG_STATE_HOME", disk.to_str().expect("UTF-8")).run()
+}
+
+/// What a job writes when its host's disk is full is lost, and that is its own failure; its end is not lost.
+#[test]
+fn a_disk_that_is_full_in_mid_output_loses_no_end() {
+    let rsig = Rsig::new();
+    let line = r#"job=$("$1" spawn local -- head -c 9000000 /dev/zero) && { "$1" wait -q "$job"; echo "status $?"; } &&
+        "$1" kill "$job" 2>/dev/null; echo "kill $?"; "$1" rm "$job" >/dev/null && ls disk/rsig/jobs &&
+        { "$1" run local -- sh -c 'head -c 9000000 /dev/zero; exit 3' >out; echo "run $?"; }"#;
+    let output = on_a_small_disk(&rsig, line);
+    output
+        .ok()
+        .stdout_is("status 1\nkill 4\nrun 3\n")
+        .stderr_has("the disk there was full, and some of the output is lost");
+    poll_until("nothing is left", SOON, || rsig.processes().is_empty());
+}
+
+/// Nothing on the host is counted by a clock.
+#[test]
+fn a_clock_that_jumps_changes_nothing() {
+    let rsig = Rsig::new();
+    let bin = rsig.dir().join("bin");
+    fs::create_dir(&bin).expect("a new directory");
+    // A day on, a day back, a day on.
+    let date = "#!/bin/sh\nnow=$(/bin/date +%s)\nif rm \"$0.on\" 2>/dev/null; then echo $((now - 86400)); else : >\"$0.on\"; \
+                echo $((now + 86400)); fi\n";
+    fs::write(bin.join("date"), date).expect("a new file");
+    fs::set_permissions(bin.join("date"), PermissionsExt::from_mode(0o755)).expect("ours");
+    let path = format!("PATH={}:/usr/bin:/bin", bin.display());
+    let rsig_there =
+        |words: &[&str]| rsig.within(tool("env", "coreutils").arg(&path).arg(env!("CARGO_BIN_EXE_rsig")).args(words));
+    let start = Instant::now();
+    let job = rsig_there(&["spawn", "--timeout", "700ms", "local", "sleep", "1000"]).run().ok().line();
+    rsig_there(&["ps", "-q"]).run().ok().stdout_is(&format!("{job}\n"));
+    rsig_there(&["wait", "--timeout", "200ms", &job]).run().code(124);
+    rsig_there(&["wait", &job]).run().code(143).stdout_has("timed out");
+    let stubborn = ["spawn", "local", "perl", "-e", "$SIG{TERM} = 'IGNORE'; sleep 1000"];
+    let job = rsig_there(&stubborn).run().ok().line();
+    rsig_there(&["kill", "-w", "300ms", "--then", "KILL", &job]).run().ok().stdout_has("137 (KILL)");
+    rsig_there(&["run", "--grace", "1s", "local", "--", "sh", "-c", "exit 3"]).run().code(3);
+    assert!(start.elapsed() < SOON);
+    rsig_there(&["rm", "--finished"]).run().ok();
 }

@@ -75,6 +75,10 @@ on_every_site! {
         // A second one that asks it to end is KILL.
         run.signal(Signal::SIGTERM);
         run.wait().code(137);
+        let told = f.rsig.run(&["history", &job]).ok().stdout();
+        for signal in ["USR1", "STOP", "CONT", "TERM", "KILL"] {
+            assert!(told.contains(signal), "{signal}: {told}");
+        }
         f.await_no_jobs();
     }
 

@@ -304,6 +304,24 @@ on_every_site! {
         f.spawn(&[], &["true"]);
     }
 
+    fn its_input_is_on_the_host_before_it_starts(f: &Fixture) {
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7 + n / 251) as u8).collect();
+        let file = f.rsig.dir().join("input");
+        fs::write(&file, &bytes).expect("a new file");
+        let path = file.to_str().expect("UTF-8");
+        for (given, own, expected) in
+            [(path, &b""[..], &bytes[..]), ("-", &bytes[..70_000], &bytes[..70_000]), ("-", b"", b""), ("/dev/null", b"", b"")]
+        {
+            let job = f.rsig.command(&f.words("spawn", &["--stdin", given], &["sh", "-c", "[ -f /dev/stdin ] && cat"]))
+                .stdin(own).run().ok().line();
+            f.rsig.run(&["wait", &job]).ok();
+            assert!(fs::read(f.file(&job, "out")).expect("readable") == expected, "{given}");
+        }
+        f.rsig.run(&f.words("spawn", &["--stdin", "no-such"], &["cat"])).code(2).stderr_has("--stdin no-such");
+        f.rsig.run(&f.words("spawn", &["--stdin", path, "-C", "/no/such"], &["cat"])).code(1).stderr_has("/no/such");
+        assert_eq!(f.on_host().len(), 4);
+    }
+
     fn a_name_is_taken_until_its_job_has_ended(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&["-n", "train"], 0);
         let again = f.rsig.run(&f.words("spawn", &["-n", "train"], &["true"]));

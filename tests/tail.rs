@@ -1,8 +1,10 @@
 //! `rsig tail`: every byte of both streams, once, from where it was asked.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::time::Duration;
 
-use crate::harness::{Invocation, Site, on_every_site, poll_until};
+use crate::harness::{Direction, Invocation, Proxy, Site, on_every_site, poll_until};
 use crate::jobs::SOON;
 
 /// Writes 50 MB, in pieces that end anywhere, with every byte in them.
@@ -127,11 +129,44 @@ on_every_site! {
         tail.wait_for_stdout("something\n");
         fs::write(f.file(&job, "out"), "").expect("writable");
         tail.wait().code(1).stderr_has("cut short");
+        // Another file in its place, however long.
+        let tail = f.rsig.spawn_process(&["tail", "-f", &job]);
+        fs::write(f.file(&job, "out"), "more\n").expect("writable");
+        tail.wait_for_stdout("more\n");
+        fs::write(f.file(&job, "other"), "more and more of something else\n").expect("writable");
+        let log = f.file(&job, "out").metadata().expect("it is there");
+        chown(f.file(&job, "other"), Some(log.uid()), Some(log.gid())).expect("we are root");
+        fs::rename(f.file(&job, "other"), f.file(&job, "out")).expect("writable");
+        tail.wait().code(1).stderr_has("replaced");
         gate.open();
         f.rsig.run(&["wait", &job]).ok();
         fs::remove_dir_all(f.file(&job, "")).expect("ours");
         f.rsig.run(&["tail", &job]).code(1).stdout_is("").stderr_has("its files are not on the host");
     }
+}
+
+/// 100 MB over a connection that breaks 50 times.
+#[test]
+fn every_byte_comes_once_over_fifty_cuts() {
+    let mut f = Site::OpenSshUser.start();
+    let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
+    f.go_through(&proxy);
+    let job = f.spawn(&[], &["perl", "-e", &MUCH.replace("500", "1000")]);
+    let before = proxy.connections();
+    proxy.cut_after_bytes(Direction::ToClient, 1_000_000);
+    let tail = f.rsig.spawn_process(&["tail", "-f", "-n", "all", &job]);
+    for cut in 1..=50 {
+        poll_until("it is connected again", SOON, || proxy.connections() > before + cut);
+        if cut < 50 {
+            proxy.cut_after_bytes(Direction::ToClient, 1_700_000);
+        }
+    }
+    let followed = tail.wait();
+    f.rsig.run(&["wait", &job]).ok();
+    let written = fs::read(f.file(&job, "out")).expect("readable");
+    assert_eq!(written.len(), 100_000_000);
+    assert!(followed.ok().stdout_bytes() == written, "each byte once");
+    assert!(followed.stderr().matches("connecting again").count() >= 50);
 }
 
 /// Escape sequences of a job's are passed on: tail is to it what cat is.

@@ -195,6 +195,10 @@ pub struct JobArgs {
 pub struct Spawn {
     #[command(flatten)]
     pub job: JobArgs,
+    /// What the job is to read, in place of nothing: all of it is on the host before the job starts; `-` is standard
+    /// input
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub stdin: Option<PathBuf>,
     /// Put standard error into standard output, in order
     #[arg(long)]
     pub merge: bool,

@@ -217,6 +217,14 @@ fn spread<T: Send, E: Send>(
     hear: impl FnOnce(Receiver<E>),
 ) {
     let (sender, receiver) = mpsc::channel();
+    if slots.is_none() && groups.len() == 1 {
+        // One host needs no thread, and the events of one script come together anyway.
+        for group in groups {
+            work(&mut Line::new(&group.destination, policy), group.jobs, &sender);
+        }
+        drop(sender);
+        return hear(receiver);
+    }
     let workers = groups.len().min(if slots.is_some() { WAITING } else { policy.parallel });
     let queue = Mutex::new(groups.into_iter());
     std::thread::scope(|scope| {

@@ -14,14 +14,15 @@ use anyhow::Result;
 
 use super::ephemeral::forget_read;
 use super::{Context, spawn};
-use crate::delivery::{self, Order, Ways};
+use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{Record, State, Target, now};
 use crate::remote::foreground::{self, End, Positions, Source};
 use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
-use crate::signal::{Os, SignalWord};
+use crate::signal::{Os, Signal, SignalWord};
+use crate::store::{Announced, Signalled, Store};
 use crate::transport::{Gate, Line, Policy};
 
 /// A job to run.
@@ -351,12 +352,42 @@ impl<'a> Held<'a> {
         let Ok((signal, then)) = signals else { return };
         let Some((mut line, _)) = self.line() else { return };
         let (target, wake) = (Target::Group, then.is_some());
+        let mut book = Book::open(record, &signal, self.note);
         let order = Order { record: record.clone(), signal: Some(signal), then, target, wake, ways: Ways::Pid };
         delivery::deliver(&mut line, vec![order], wait, &mut |outcome| {
+            book.enter(&outcome, &signal, then.as_ref());
             if let Some(failure) = outcome.error.filter(|failure| failure.kind != Kind::NotRunning) {
                 (self.note)(&failure.message);
             }
         });
+    }
+}
+
+/// The history, as the thread writes it that passes signals on; a signal is sent whether it can be written down or not.
+struct Book {
+    store: Option<(Store, Announced)>,
+    note: fn(&str),
+}
+
+impl Book {
+    /// Writes a signal down before it is sent.
+    fn open(record: &Record, signal: &Signal, note: fn(&str)) -> Self {
+        let announced = Store::open().and_then(|mut store| {
+            let announced = store.announce([(record, signal.name())], Target::Group)?;
+            Ok((store, announced))
+        });
+        let store = announced.map_err(|error| note(&format!("{}: {error:#}", record.label()))).ok();
+        Self { store, note }
+    }
+
+    /// Writes down what became of it, and of a second one.
+    fn enter(&mut self, outcome: &Outcome, signal: &Signal, then: Option<&Signal>) {
+        let Some((store, announced)) = &mut self.store else { return };
+        let first = Signalled { signal: *signal, sent: outcome.sent };
+        let second = then.zip(outcome.then).map(|(signal, sent)| Signalled { signal: *signal, sent });
+        if let Err(error) = store.signalled(&outcome.record, announced, Target::Group, Some(&first), second.as_ref()) {
+            (self.note)(&format!("{}: {error:#}", outcome.record.label()));
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
-use crate::remote::start::{Order, Spool, Started, Tether, start};
+use crate::remote::start::{Input, Order, Spool, Started, Tether, start};
 use crate::remote::{Seen, Standing, look};
 use crate::store::Taken;
-use crate::transport::Line;
+use crate::transport::{Line, Policy};
 
 /// A job to start.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub struct Request {
     pub cwd: Option<OsString>,
     /// Variables for its environment.
     pub env: Vec<(String, OsString)>,
+    /// What it is to read; else nothing.
+    pub input: Option<Arc<Input>>,
     /// Standard error goes where standard output goes.
     pub merge: bool,
     /// How long it may run: its host ends it then.
@@ -51,6 +54,7 @@ impl Request {
             name: None,
             cwd: None,
             env: Vec::new(),
+            input: None,
             merge: false,
             timeout: None,
             ephemeral: false,
@@ -87,6 +91,8 @@ pub struct Spawned {
 const LOOKS: u32 = 5;
 /// The time between two of them.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+/// More input than this is much, in bytes.
+const MUCH: u64 = 1 << 20;
 /// No further one begins after this time: a silent host takes long to give none.
 const LOOKING: Duration = Duration::from_secs(10);
 
@@ -95,8 +101,14 @@ const LOOKING: Duration = Duration::from_secs(10);
 /// # Errors
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
 pub fn spawn(context: &mut Context, request: &Request) -> Result<Spawned> {
-    let (policy, destination) = (context.policy, request.destination.clone());
+    let (policy, destination) = (policy(context, request), request.destination.clone());
     over(context, &mut Line::new(&destination, &policy), request)
+}
+
+/// How to connect for it: much input gets a connection of its own, since the keeper's is for short things.
+fn policy(context: &Context, request: &Request) -> Policy {
+    let much = request.input.as_ref().is_some_and(|input| input.size() > MUCH);
+    Policy { keeper: context.policy.keeper && !much, ..context.policy }
 }
 
 /// Starts a job over a line that somebody else keeps.
@@ -124,7 +136,7 @@ pub fn spawn_each(context: &mut Context, requests: &[Request], mut on_spawned: i
             Err(error) => turns.put(place, Err(error), Instant::now()),
         }
     }
-    let policy = context.policy;
+    let policy = requests.first().map_or(context.policy, |request| policy(context, request));
     let work = |line: &mut Line<'_>, jobs: Vec<(usize, &Request, Job)>, sender: &Sender<(usize, Launched)>| {
         for (place, request, job) in jobs {
             // Nobody listens any more only when all is over.
@@ -203,6 +215,7 @@ fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
         command: &request.command,
         env: &request.env,
         directory,
+        input: request.input.as_deref(),
         merge: request.merge,
         timeout: request.timeout,
         spool: foreground.map(|foreground| foreground.spool),

@@ -95,8 +95,9 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request<'_>, sink: &m
         return Ok(record);
     }
     if read.cut {
-        let message =
-            format!("{label}: its log was cut short while it was followed; what was written since is not shown");
+        let message = format!(
+            "{label}: its log was cut short or replaced while it was followed; what was written since is not shown"
+        );
         return Err(Failure::new(Kind::Failed, message).into());
     }
     Ok(record)

@@ -25,8 +25,8 @@ const SHORTEST: Duration = Duration::from_millis(200);
 const RETRIES: u32 = 2;
 /// A try that fails after this time, beyond what was waited, has found a silent host.
 const SILENT: Duration = Duration::from_secs(25);
-/// For how long a wait outlives the host that it asks: a reboot takes less.
-const GONE: Duration = Duration::from_secs(600);
+/// For how long a wait outlives the host that it asks: a server that is started anew takes less.
+const GONE: Duration = Duration::from_secs(30);
 
 /// The way that a signal took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -266,12 +266,14 @@ pub fn hear(
     let mut out = Framed::new(script.nonce());
     let mut err = Framed::new(script.nonce());
     let mut buffer = vec![0; BUFFER];
+    let mut deaf = false;
     loop {
-        let until = match patience {
+        let deadline = match patience {
             _ if out.phase == Phase::Noise => started + PATIENCE,
             Some(patience) => started + patience.max(PATIENCE),
-            None => Instant::now() + listener.pace().unwrap_or(LONG),
+            None => Instant::now() + LONG,
         };
+        let until = listener.pace().map_or(deadline, |pace| deadline.min(Instant::now() + pace));
         match shell.read(&mut buffer, until).map_err(broke)? {
             Chunk::Out(size) => out.feed(host, Stream::Out, buffer.get(..size).unwrap_or_default(), listener)?,
             Chunk::Err(size) => {
@@ -282,7 +284,7 @@ pub fn hear(
                     err.take(host, Stream::Err, bytes, listener, false)?;
                 }
             }
-            Chunk::Nothing if patience.is_none() && out.phase != Phase::Noise => {}
+            Chunk::Nothing if Instant::now() < deadline || patience.is_none() && out.phase != Phase::Noise => {}
             Chunk::Nothing => {
                 let said = words(&out, &err);
                 let message = format!("{host} accepts the login, and then gives no answer{said}");
@@ -302,9 +304,12 @@ pub fn hear(
                 return Err(Failure::new(Kind::Unreachable, message));
             }
         }
-        if let Some(reply) = listener.reply() {
-            // The other side takes it when it can.
-            shell.write(&reply, Instant::now() + LONG).map_err(broke)?;
+        if let Some(reply) = listener.reply().filter(|_| !deaf) {
+            // The other side takes it when it can. One that has ended has said why, and that is still to be read.
+            match shell.write(&reply, Instant::now() + LONG) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => deaf = true,
+                written => written.map_err(broke)?,
+            }
         }
         if listener.is_done() || out.phase == Phase::Over && (!both || out.errors || err.phase == Phase::Over) {
             return Ok(out.ending);

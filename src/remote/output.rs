@@ -42,9 +42,10 @@ impl From {
         }
     }
 
-    fn positions(self) -> Option<(u64, u64)> {
+    /// In whichever files are there.
+    fn positions(self) -> Option<At> {
         match self {
-            Self::Behind { out, err } => Some((out, err)),
+            Self::Behind { out, err } => Some(At { out, err, inodes: [0, 0] }),
             _ => None,
         }
     }
@@ -115,11 +116,19 @@ pub struct Read {
 /// What takes a job's output: which stream, and the bytes.
 pub type Sink<'a> = dyn FnMut(Stream, &[u8]) -> Result<(), Failure> + 'a;
 
+/// The positions in both streams, and in which files they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct At {
+    pub(super) out: u64,
+    pub(super) err: u64,
+    pub(super) inodes: [u64; 2],
+}
+
 /// How far a log has been read: from here it can be gone on with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
-    /// The positions in both streams; none before the host has said where it begins.
-    at: Option<(u64, u64)>,
+    /// None before the host has said where it begins.
+    at: Option<At>,
     out: Skip,
     err: Skip,
 }
@@ -136,11 +145,13 @@ impl Listener for Reading<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         if let Some(fields) = line.strip_prefix("from ") {
             let numbers: Option<Vec<u64>> = fields.split(' ').map(|word| word.parse().ok()).collect();
-            let Some(&[out, out_lines, out_bytes, err, err_lines, err_bytes]) = numbers.as_deref() else {
+            let Some(&[out, out_lines, out_bytes, err, err_lines, err_bytes, out_inode, err_inode]) =
+                numbers.as_deref()
+            else {
                 return Err(garbage(self.host, line.as_bytes()));
             };
             if self.progress.at.is_none() {
-                self.progress.at = Some((out, err));
+                self.progress.at = Some(At { out, err, inodes: [out_inode, err_inode] });
                 self.progress.out = Skip { lines: out_lines, bytes: out_bytes };
                 self.progress.err = Skip { lines: err_lines, bytes: err_bytes };
             }
@@ -151,17 +162,16 @@ impl Listener for Reading<'_> {
     }
 
     fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
-        let (mut out, mut err) = self.progress.at.unwrap_or_default();
+        let at = self.progress.at.get_or_insert_default();
         let (skip, position) = match stream {
-            Stream::Out => (&mut self.progress.out, &mut out),
-            Stream::Err => (&mut self.progress.err, &mut err),
+            Stream::Out => (&mut self.progress.out, &mut at.out),
+            Stream::Err => (&mut self.progress.err, &mut at.err),
         };
         let wanted = skip.apply(bytes);
         if !wanted.is_empty() {
             (self.sink)(stream, wanted)?;
         }
         *position += bytes.len() as u64;
-        self.progress.at = Some((out, err));
         Ok(())
     }
 
@@ -185,7 +195,7 @@ pub fn read(
     progress: &mut Progress,
     sink: &mut Sink<'_>,
 ) -> Result<Read, Failure> {
-    let script = Script::tail(wanted, progress.at.or(wanted.from.positions()))?;
+    let script = Script::tail(wanted, progress.at.or(wanted.from.positions()).as_ref())?;
     // The sink is borrowed anew, since a Reading needs one lifetime for all of its references.
     let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
     let mut reading = Reading { host, sink: &mut pass, seen: None, progress, wanted };

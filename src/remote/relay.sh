@@ -1,8 +1,10 @@
 # Goes on from spawn.sh where a keeper holds the channel: passes the channel's signals on to the job, and says when the
 # job has ended. Every line begins with rs_relay, a word of the keeper's.
 #
-# A channel's signal carries no number, so both sides count: the first is a probe that goes no further, and the one
-# after it is number 1. Each is claimed before it is sent, by the same kind of file as a signal by pid, so that of this
+# Given by the client: rs_relay, and rs_number, which is empty where the server has to be probed.
+#
+# A channel's signal carries no number, so both sides count: the first is a probe that goes no further, unless the server
+# is known to pass signals on, and the one after it is number 1. Each is claimed before it is sent, by the same kind of file as a signal by pid, so that of this
 # relay and a fallback that has become impatient only one sends.
 
 # rs_pass NAME NUMBER : runs as the trap of a signal.
@@ -40,7 +42,6 @@ rs_pass() {
 }
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
-rs_number=''
 # Servers signal the whole group: the helpers must not mind, from their first moment on.
 trap '' HUP INT QUIT TERM USR1 USR2
 # The supervisor held the FIFO before the job began, and holds it to its end.

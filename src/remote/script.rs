@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use super::look::Streams;
-use super::output::Wanted;
+use super::output::{At, Wanted};
 use super::signal::{Plan, Shot};
-use super::start::Order;
+use super::start::{Order, Spool};
 use crate::error::{Failure, Kind};
 use crate::job::{self, JobId, Target};
 
@@ -108,8 +108,11 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
-        script.set("rs_relay", order.relay.as_deref().unwrap_or_default())?;
+        let relay = order.relay.as_ref();
+        script.set("rs_relay", relay.map(|relay| relay.word.as_str()).unwrap_or_default())?;
+        script.set("rs_number", if relay.is_some_and(|relay| relay.proven) { "1" } else { "" })?;
         script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
+        script.set("rs_size", order.input.map(|input| input.size().to_string()).unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         for part in [file!("host"), file!("process"), file!("spawn")] {
@@ -236,7 +239,7 @@ impl Script {
     }
 
     /// Passes a job's output on.
-    pub(super) fn tail(wanted: &Wanted, resume: Option<(u64, u64)>) -> Result<Self, Failure> {
+    pub(super) fn tail(wanted: &Wanted, resume: Option<&At>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         let streams = match (wanted.out, wanted.err) {
             (true, false) => "out",
@@ -244,10 +247,11 @@ impl Script {
             _ => "out err",
         };
         let (from, count) = wanted.from.words();
-        let (out_from, err_from) = resume.unwrap_or_default();
         let from = if resume.is_some() { "resume" } else { from };
-        script.set("out_from", out_from.to_string())?;
-        script.set("err_from", err_from.to_string())?;
+        let at = resume.copied().unwrap_or_default();
+        script.set("out_from", at.out.to_string())?;
+        script.set("err_from", at.err.to_string())?;
+        script.set("inodes", format!("{} {}", at.inodes[0], at.inodes[1]))?;
         script.set("place", wanted.place)?;
         script.set("streams", streams)?;
         script.set("from", from)?;
@@ -323,7 +327,11 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
         (false, true) => ("out", "out"),
         (false, false) => ("out", "err"),
     };
-    let input = if order.spool.is_some_and(|spool| spool.input) { "in.pipe" } else { "/dev/null" };
+    let input = match (order.input, order.spool) {
+        (Some(_), _) => "input",
+        (None, Some(Spool { input: true, .. })) => "in.pipe",
+        (None, _) => "/dev/null",
+    };
     let mut beside = Vec::new();
     script.set("rs_input", input)?;
     script.set("rs_output", output)?;

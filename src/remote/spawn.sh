@@ -1,5 +1,6 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
-# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), and rs_relay where
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (how many bytes
+# of input the job gets; empty for none), and rs_relay where
 # relay.sh comes behind. Names begin with rs_, here and in what the job comes from, since an assignment to a variable
 # that the login exports would change the job's environment.
 
@@ -23,7 +24,7 @@ case $rs_base in
 /*) ;;
 *) rs_refuse home "HOME is not set to an absolute path" ;;
 esac
-rs_why=$(mkdir -p "$rs_base" 2>&1) || rs_refuse home "$rs_why"
+[ -d "$rs_base" ] || rs_why=$(mkdir -p "$rs_base" 2>&1) || rs_refuse home "$rs_why"
 [ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user"
 case $(ls -ldn "$rs_base/." 2>/dev/null) in
 ?????w* | ????????w*) rs_refuse home "other users can write to $rs_base" ;;
@@ -43,6 +44,13 @@ rs_why=$({
 		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 		: >out && : >err
 } 2>&1) || rs_refuse disk "$rs_why"
+# All of the input is here before the job starts. It comes when it is asked for: the shell would take it for its own.
+if [ -n "$rs_size" ]; then
+	rs_say input
+	rs_flush
+	rs_why=$(head -c "$rs_size" 2>&1 >input) || rs_refuse disk "$rs_why"
+	[ "$(($(wc -c <input)))" -eq "$rs_size" ] || rs_refuse disk "not all of its input came"
+fi
 mkfifo ended 2>/dev/null || rs_relay=
 # Open for writing until the supervisor holds it: a reader of its own would wait for ever where the job is over before it
 # has got round to opening it.
@@ -102,9 +110,9 @@ esac </dev/null >/dev/null 2>trouble 4>&- 6<&-
 rs_tries=0
 until [ -s pid ] || [ -s refused ]; do
 	rs_tries=$((rs_tries + 1))
-	[ "$rs_tries" -ne 100 ] || rs_flush
-	[ "$rs_tries" -le 3000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 trouble)"
-	sleep 0.01 2>/dev/null || sleep 1
+	[ "$rs_tries" -ne 300 ] || rs_flush
+	[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 trouble)"
+	sleep 0.002 2>/dev/null || sleep 1
 done
 if [ -s refused ]; then
 	read -r rs_why <refused

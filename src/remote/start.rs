@@ -1,14 +1,19 @@
 //! The script that starts a job.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
-use super::answer::{PATIENCE, garbage, hear};
+use super::answer::{Listener, PATIENCE, garbage, hear};
 use super::script::Script;
 use crate::error::{Failure, Kind};
 use crate::job::{Epoch, JobId};
 use crate::printable::printable;
-use crate::transport::Shell;
+use crate::transport::{RelayToBe, Shell};
+
+/// The size of a piece of the input.
+const PIECE: usize = 64 << 10;
 
 /// A job to start.
 #[derive(Clone)]
@@ -29,12 +34,35 @@ pub struct Order<'a> {
     pub merge: bool,
     /// How long it may run.
     pub timeout: Option<Duration>,
+    /// Its input, which is on its host before it starts.
+    pub input: Option<&'a Input>,
     /// Its streams are passed on to whoever runs it in the foreground.
     pub spool: Option<Spool>,
     /// The job ends when whoever holds it is gone for so long.
     pub tether: Option<Tether>,
-    /// The word of the relay that the script's channel is kept as.
-    pub relay: Option<String>,
+    /// The relay that the script's channel is kept as.
+    pub relay: Option<RelayToBe>,
+}
+
+/// What a job is to read, all of it.
+#[derive(Debug)]
+pub struct Input {
+    file: File,
+    size: u64,
+}
+
+impl Input {
+    /// The first so many bytes of a regular file.
+    #[must_use]
+    pub fn new(file: File, size: u64) -> Self {
+        Self { file, size }
+    }
+
+    /// How many bytes there are.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
 }
 
 /// How a job's streams are passed on.
@@ -81,31 +109,91 @@ pub struct Started {
 /// As [`hear`]: except with [`Kind::NoShell`], the job may or may not run.
 pub fn start(host: &str, shell: &mut dyn Shell, order: &Order) -> Result<Result<Started, Failure>, Failure> {
     let script = Script::start(order)?;
-    let mut started = Started::default();
-    let mut refusal = None;
-    let mut complete = 0;
-    hear(host, shell, &script, Some(PATIENCE * 2), false, &mut |line: &str| {
-        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-        match word {
-            "started" => {
-                let (pid, pgid, os, started_at) = parse_started(rest).ok_or_else(|| garbage(host, line.as_bytes()))?;
-                (started.pid, started.pgid, started.os, started.started_at) = (pid, pgid, os, started_at);
-                complete += 1;
-            }
-            "directory" if rest.starts_with('/') => {
-                rest.clone_into(&mut started.dir);
-                complete += 1;
-            }
-            "refused" => refusal = Some(refused(host, rest)),
-            "warning" if rest == "logind" => started.ends_at_logout = true,
-            _ => return Err(garbage(host, line.as_bytes())),
-        }
-        Ok(())
-    })?;
+    let mut starting = Starting::new(host, order.input);
+    // However slow the line is, it carries some kilobytes a second.
+    let sending = Duration::from_secs(order.input.map_or(0, Input::size) >> 12);
+    hear(host, shell, &script, Some(PATIENCE * 2 + sending), false, &mut starting)?;
+    let Starting { started, refusal, complete, unread, .. } = starting;
+    if let Some(error) = unread {
+        return Ok(Err(Failure::new(Kind::Failed, format!("{host}: the job's input can't be read: {error}"))));
+    }
     match (refusal, complete) {
         (Some(refusal), _) => Ok(Err(refusal)),
         (None, 2) => Ok(Ok(started)),
         _ => Err(garbage(host, b"neither started nor refused")),
+    }
+}
+
+/// What has been said of a job that is being started, and how much of its input has been sent.
+struct Starting<'a> {
+    host: &'a str,
+    input: Option<&'a Input>,
+    /// The host has asked for the input.
+    asked: bool,
+    sent: u64,
+    /// The input can't be read: then the script has its end early, and starts nothing.
+    unread: Option<std::io::Error>,
+    started: Started,
+    refusal: Option<Failure>,
+    complete: u32,
+}
+
+impl<'a> Starting<'a> {
+    fn new(host: &'a str, input: Option<&'a Input>) -> Self {
+        let (started, refusal, unread) = (Started::default(), None, None);
+        Self { host, input, asked: false, sent: 0, unread, started, refusal, complete: 0 }
+    }
+
+    /// The input, while it is asked for and not all sent.
+    fn to_send(&self) -> Option<&'a Input> {
+        self.input.filter(|input| self.asked && self.sent < input.size && self.refusal.is_none())
+    }
+}
+
+impl Listener for Starting<'_> {
+    fn line(&mut self, line: &str) -> Result<(), Failure> {
+        let (host, started) = (self.host, &mut self.started);
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "input" if self.input.is_some() => self.asked = true,
+            "started" => {
+                let (pid, pgid, os, started_at) = parse_started(rest).ok_or_else(|| garbage(host, line.as_bytes()))?;
+                (started.pid, started.pgid, started.os, started.started_at) = (pid, pgid, os, started_at);
+                self.complete += 1;
+            }
+            "directory" if rest.starts_with('/') => {
+                rest.clone_into(&mut started.dir);
+                self.complete += 1;
+            }
+            "refused" => self.refusal = Some(refused(host, rest)),
+            "warning" if rest == "logind" => started.ends_at_logout = true,
+            _ => return Err(garbage(host, line.as_bytes())),
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self) -> Option<Vec<u8>> {
+        let input = self.to_send()?;
+        let size = usize::try_from(input.size - self.sent).unwrap_or(PIECE).min(PIECE);
+        let mut piece = vec![0; size];
+        match input.file.read_exact_at(&mut piece, self.sent) {
+            Ok(()) => {
+                self.sent += size as u64;
+                Some(piece)
+            }
+            Err(error) => {
+                self.unread = Some(error);
+                None
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.unread.is_some()
+    }
+
+    fn pace(&self) -> Option<Duration> {
+        self.to_send().map(|_| Duration::ZERO)
     }
 }
 

@@ -1,16 +1,24 @@
 # Passes a job's output on: standard output on fd 1, standard error on fd 2, every byte as it was written. What is little
 # comes on fd 1 alone, standard error behind a mark of its own, and so in one write.
-# Given by the client: place, out_from and err_from (the positions to go on at where from is resume), streams (out, err or
+# Given by the client: place, out_from, err_from and inodes (the positions to go on at where from is resume, and of which
+# files), streams (out, err or
 # both words), from (lines, line, bytes or byte), count, follow (0 or 1).
 # The first line of the rs_say gives the position of each stream's first byte, and how many lines and bytes the
 # client has to leave out itself because they are not written yet.
 
-# sizes : sets err_size and out_size. ls sorts by name; in this locale and style a line has nine fields.
+# sizes : sets err_size and out_size, and err_inode and out_inode, which another file in their place has not. ls sorts by
+# name; in this locale and style a line has ten fields.
 sizes() {
 	# shellcheck disable=SC2046
-	set -- $(LC_ALL=C TIME_STYLE=locale ls -ln err out 2>/dev/null)
-	err_size=${5:-0}
-	out_size=${14:-0}
+	set -- $(LC_ALL=C TIME_STYLE=locale ls -lni err out 2>/dev/null)
+	err_inode=${1:-0} err_size=${6:-0}
+	shift $(($# < 10 ? $# : 10))
+	out_inode=${1:-0} out_size=${6:-0}
+}
+
+# is_cut OUT_SIZE ERR_SIZE INODES : succeeds when a log is shorter than it was, or another file than it was.
+is_cut() {
+	[ "$out_size" -lt "$1" ] || [ "$err_size" -lt "$2" ] || [ "$out_inode $err_inode" != "$3" ]
 }
 
 # first FILE SIZE : sets at to the position of the first byte that is asked for, lines and bytes to what is then
@@ -121,7 +129,7 @@ spooled() {
 		out_begin=$out_from at=$err_from
 	fi
 	report 0
-	rs_say from "$out_begin" 0 0 "$at" 0 0
+	rs_say from "$out_begin" 0 0 "$at" 0 0 0 0
 	stream "$out_begin" "$at"
 }
 
@@ -146,10 +154,14 @@ err_at=$at err_skip="$lines $bytes"
 if [ "$from" = resume ]; then
 	out_at=$out_from err_at=$err_from
 fi
+# Who goes on at places that were written down long ago knows of no files.
+if [ "$from" != resume ] || [ "$inodes" = '0 0' ]; then
+	inodes="$out_inode $err_inode"
+fi
 report 0
-rs_say from "$out_at" "$out_skip" "$err_at" "$err_skip"
-# Shorter than what was read of it before: it was cut short meanwhile.
-if [ "$out_at" -gt "$out_size" ] || [ "$err_at" -gt "$err_size" ]; then
+rs_say from "$out_at" "$out_skip" "$err_at" "$err_skip" "$inodes"
+# It was cut short meanwhile, or replaced.
+if is_cut "$out_at" "$err_at" "$inodes"; then
 	both data
 	both cut
 	exit 0
@@ -198,7 +210,7 @@ while :; do
 	nap "$step"
 	out_was=$out_size err_was=$err_size
 	sizes
-	if [ "$out_size" -lt "$out_was" ] || [ "$err_size" -lt "$err_was" ]; then
+	if is_cut "$out_was" "$err_was" "$inodes"; then
 		both cut
 		exec 3<&-
 		kill -KILL "$watcher"

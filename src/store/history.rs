@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::{Store, json, on_row};
 use crate::delivery::Sent;
 use crate::error::{Failure, Kind};
-use crate::history::{Event, Happening, user};
+use crate::history::{Event, Happening, user, user_name};
 use crate::host::Destination;
 use crate::job::{Epoch, JobId, JobName, Record, Target, is_id_text, now};
 use crate::signal::Signal;
@@ -174,7 +174,13 @@ impl Store {
             statement.query_map(params![job.map(JobId::as_str), most], |row| Ok(read_event(row)))?.collect()
         };
         let events = read().map_err(|error| self.blamed(error))?;
-        events.into_iter().rev().collect()
+        let mut names = HashMap::new();
+        let named = |event: Result<Event>| {
+            let mut event = event?;
+            event.user = names.entry(event.user).or_insert_with_key(|kept| user_name(kept)).clone();
+            Ok(event)
+        };
+        events.into_iter().rev().map(named).collect()
     }
 
     /// The job that a word named, where there is no record of it any more: an id, the beginning of one, or a name.

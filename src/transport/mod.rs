@@ -59,7 +59,7 @@ pub trait Transport {
     ///
     /// # Errors
     /// As [`Transport::shell`].
-    fn shell_with_relay(&mut self, _job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<String>), Failure> {
+    fn shell_with_relay(&mut self, _job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<RelayToBe>), Failure> {
         self.shell().map(|shell| (shell, None))
     }
 
@@ -110,6 +110,15 @@ pub trait Relays {
     /// # Errors
     /// `TimedOut` when none has come by then; else the keeper has gone.
     fn next(&mut self, until: Instant) -> std::io::Result<Reply>;
+}
+
+/// A channel that is to be kept as a job's relay.
+#[derive(Clone, Debug)]
+pub struct RelayToBe {
+    /// What each of its lines begins with.
+    pub word: String,
+    /// Its server is known to pass signals on: it is sent no probe.
+    pub proven: bool,
 }
 
 /// The time between two tries to connect again: at first, and at most.
@@ -177,7 +186,7 @@ impl<'a> Line<'a> {
     ///
     /// # Errors
     /// As [`Line::shell`].
-    pub fn shell_with_relay(&mut self, job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<String>), Failure> {
+    pub fn shell_with_relay(&mut self, job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<RelayToBe>), Failure> {
         self.shell_source()?.shell_with_relay(job)
     }
 

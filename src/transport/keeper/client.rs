@@ -13,7 +13,7 @@ use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::JobId;
 use crate::sys;
-use crate::transport::{Chunk, Policy, Relays, Shell, Transport, ssh};
+use crate::transport::{Chunk, Policy, RelayToBe, Relays, Shell, Transport, ssh};
 
 /// How long a keeper may take to greet: it has nothing else to do that takes long.
 const GREETING: Duration = Duration::from_secs(3);
@@ -263,11 +263,14 @@ pub struct Order {
     pub private: bool,
 }
 
-/// A shell of a keeper's, and whether its channel will be a relay.
-fn shell_by(mut talk: Talk, relay: Option<RelayFor>) -> io::Result<(KeptShell, bool)> {
+/// A shell of a keeper's, and what its channel will be, if a relay.
+fn shell_by(mut talk: Talk, relay: Option<RelayFor>) -> io::Result<(KeptShell, Option<RelayToBe>)> {
+    let word = relay.as_ref().map(|relay| relay.word.clone());
     talk.say(&Request::Shell { relay })?;
     match talk.hear(Instant::now() + SHELL)? {
-        Frame::Message(Reply::Shell { relay }) => Ok((KeptShell { talk }, relay)),
+        Frame::Message(Reply::Shell { relay, proven }) => {
+            Ok((KeptShell { talk }, word.filter(|_| relay).map(|word| RelayToBe { word, proven })))
+        }
         Frame::Message(Reply::Busy) => Err(io::Error::other("the server gives the keeper no more channels")),
         _ => Err(io::Error::other("the keeper gave an answer that makes no sense")),
     }
@@ -344,12 +347,12 @@ impl<'a> Kept<'a> {
         }
     }
 
-    fn shell_for(&mut self, relay: Option<RelayFor>) -> io::Result<(KeptShell, bool)> {
+    fn shell_for(&mut self, relay: Option<RelayFor>) -> io::Result<(KeptShell, Option<RelayToBe>)> {
         shell_by(self.talk()?, relay)
     }
 
     /// A shell of the keeper's. None: it can't give one, and another way was found. Nothing was sent by then.
-    fn kept_shell(&mut self, relay: Option<&RelayFor>) -> Result<Option<(KeptShell, bool)>, Failure> {
+    fn kept_shell(&mut self, relay: Option<&RelayFor>) -> Result<Option<(KeptShell, Option<RelayToBe>)>, Failure> {
         if self.instead.is_some() {
             return Ok(None);
         }
@@ -397,11 +400,10 @@ impl Transport for Kept<'_> {
         }
     }
 
-    fn shell_with_relay(&mut self, job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<String>), Failure> {
+    fn shell_with_relay(&mut self, job: &JobId) -> Result<(Box<dyn Shell + '_>, Option<RelayToBe>), Failure> {
         let word = format!("relay-{}", crate::job::random_hex::<8>()?);
-        let wanted = RelayFor { job: job.to_string(), word: word.clone() };
-        match self.kept_shell(Some(&wanted))? {
-            Some((shell, relay)) => Ok((Box::new(shell), relay.then_some(word))),
+        match self.kept_shell(Some(&RelayFor { job: job.to_string(), word }))? {
+            Some((shell, relay)) => Ok((Box::new(shell), relay)),
             None => self.instead()?.shell().map(|shell| (shell, None)),
         }
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/3");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -53,8 +53,8 @@ pub enum Reply {
         #[serde(default)]
         jobs: Vec<String>,
     },
-    /// The shell is there; whether its channel will be kept as a relay.
-    Shell { relay: bool },
+    /// The shell is there; whether its channel will be kept as a relay, and that needs no probe.
+    Shell { relay: bool, proven: bool },
     /// No shell can be had for now, and nothing was sent.
     Busy,
     /// The shell has ended.

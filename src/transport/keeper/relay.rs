@@ -53,6 +53,17 @@ enum Stage {
     TellingOnly(Relayed),
 }
 
+/// Whether a server is thought to pass signals on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// It is not: no signal waits for the probe.
+    Doubted,
+    /// As servers do.
+    Hoped,
+    /// It has answered a probe on this connection: the next relays need none.
+    Proven,
+}
+
 struct Pending {
     client: ClientId,
     number: u32,
@@ -73,17 +84,17 @@ pub struct Relay {
     probe_until: Option<Instant>,
     /// Until when it must be ready, once nobody else waits for its script.
     ready_until: Option<Instant>,
-    /// Whether its server is thought to pass signals on: else no signal waits for the probe.
-    hopeful: bool,
+    /// What its server is thought to do.
+    trust: Trust,
     queue: VecDeque<(ClientId, &'static str)>,
     watchers: Vec<ClientId>,
     ended: Option<End>,
 }
 
 impl Relay {
-    /// A relay whose script is about to be sent, on a server that is thought to pass signals on, or not.
+    /// A relay whose script is about to be sent.
     #[must_use]
-    pub fn new(job: String, word: String, hopeful: bool) -> Self {
+    pub fn new(job: String, word: String, trust: Trust) -> Self {
         Self {
             job,
             word,
@@ -93,7 +104,7 @@ impl Relay {
             pending: None,
             probe_until: None,
             ready_until: None,
-            hopeful,
+            trust,
             queue: VecDeque::new(),
             watchers: Vec::new(),
             ended: None,
@@ -106,12 +117,18 @@ impl Relay {
         matches!(self.stage, Stage::Probing | Stage::Taking) && self.ended.is_none()
     }
 
-    /// Whether the server passes signals on, once the probe has told.
+    /// Whether it needs no probe.
     #[must_use]
-    pub fn is_honoured(&self) -> Option<bool> {
+    pub fn is_proven(&self) -> bool {
+        self.trust == Trust::Proven
+    }
+
+    /// What its probe has told of the server, once it has.
+    #[must_use]
+    pub fn finding(&self) -> Option<Trust> {
         match self.stage {
-            Stage::Taking => Some(true),
-            Stage::TellingOnly(Relayed::NotHonoured) => Some(false),
+            Stage::Taking => Some(Trust::Proven),
+            Stage::TellingOnly(Relayed::NotHonoured) => Some(Trust::Doubted),
             _ => None,
         }
     }
@@ -139,7 +156,7 @@ impl Relay {
     pub fn signal(&mut self, client: ClientId, name: &'static str, now: Instant) -> Vec<Action> {
         match self.stage {
             Stage::TellingOnly(why) => return vec![self.answer(client, why)],
-            Stage::Probing if !self.hopeful => return vec![self.answer(client, Relayed::NotHonoured)],
+            Stage::Probing if self.trust == Trust::Doubted => return vec![self.answer(client, Relayed::NotHonoured)],
             _ if !self.takes_signals() || self.queue.len() >= QUEUE_MAX => {
                 return vec![self.answer(client, Relayed::NotHeld)];
             }
@@ -207,6 +224,11 @@ impl Relay {
 
     fn line(&mut self, words: &[&str], now: Instant) -> Vec<Action> {
         match words {
+            ["ready"] if self.stage == Stage::Starting && self.trust == Trust::Proven => {
+                self.stage = Stage::Taking;
+                self.ready_until = None;
+                self.next(now)
+            }
             ["ready"] if self.stage == Stage::Starting => {
                 self.stage = Stage::Probing;
                 self.ready_until = None;
@@ -327,7 +349,7 @@ mod tests {
     }
 
     fn taking(now: Instant) -> Relay {
-        let mut relay = Relay::new("job".into(), "W".into(), true);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped);
         assert_eq!(shown(relay.hear(b"noise\nW rea", now)), [""; 0]);
         assert_eq!(shown(relay.hear(b"dy\n", now)), ["signal USR1"]);
         assert_eq!(shown(relay.hear(b"W probe\n", now)), [""; 0]);
@@ -365,7 +387,7 @@ mod tests {
     #[test]
     fn a_server_that_takes_no_signals_still_tells_of_the_end() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), true);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
@@ -399,7 +421,7 @@ mod tests {
     #[test]
     fn a_relay_that_never_gets_ready_is_given_up() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), true);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped);
         assert_eq!(relay.deadline(), None);
         relay.leave(now);
         assert_eq!(shown(relay.tick(now)), [""; 0]);
@@ -410,9 +432,18 @@ mod tests {
     }
 
     #[test]
+    fn where_signals_are_known_to_arrive_there_is_no_probe() {
+        let now = Instant::now();
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Proven);
+        assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
+        assert_eq!(shown(relay.hear(b"W ready\n", now)), [""; 0]);
+        assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: number 1, signal TERM"]);
+    }
+
+    #[test]
     fn where_no_signal_is_expected_to_arrive_none_waits_for_the_probe() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), false);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Doubted);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHonoured"]);
         relay.hear(b"W probe\n", now);

@@ -17,7 +17,7 @@ use super::lane::{Lane, Op, Stage};
 use super::place::is_ours;
 use super::protocol::{self, FRAME_MAX, Frame, Relayed, Reply, Request, Status, VERSION};
 use super::pulse::{self, Pulse, Stake, Verdict};
-use super::relay::{Action, ClientId, Relay, channel_signal};
+use super::relay::{Action, ClientId, Relay, Trust, channel_signal};
 use crate::sys::channel::Channel;
 use crate::transport::ssh::connect::Connection;
 
@@ -112,7 +112,7 @@ pub struct Keeper {
     /// When a channel was last closed.
     freed: Option<Instant>,
     /// Whether the server is thought to pass signals on.
-    hopeful: bool,
+    trust: Trust,
     pulse: Pulse,
     idle_since: Instant,
     idle_max: Duration,
@@ -152,7 +152,7 @@ impl Keeper {
         let banner = connection.session().banner().unwrap_or_default().to_owned();
         Ok(Self {
             host,
-            hopeful: !refuses_signals(&banner, &connection.resolved().user),
+            trust: if refuses_signals(&banner, &connection.resolved().user) { Trust::Doubted } else { Trust::Hoped },
             pulse: Pulse::new(alive, now, pulse::asleep()),
             connection,
             listener,
@@ -427,7 +427,7 @@ impl Keeper {
             _ => Vec::new(),
         };
         if let Some(relay) = &lane.relay {
-            self.hopeful = relay.is_honoured().unwrap_or(self.hopeful);
+            self.trust = relay.finding().unwrap_or(self.trust);
         }
         if let Some(client) = lane.client.and_then(|client| self.clients.get_mut(&client)) {
             self.failures = 0;
@@ -572,8 +572,8 @@ impl Keeper {
             lane.relay = client.relay.take();
             client.lane = Some(lane_id);
             client.waits = None;
-            let relay = lane.relay.is_some();
-            self.tell(client_id, &Reply::Shell { relay });
+            let (relay, proven) = (lane.relay.is_some(), lane.relay.as_ref().is_some_and(Relay::is_proven));
+            self.tell(client_id, &Reply::Shell { relay, proven });
         }
         // One for each that still waits, and a spare one where the server has room for it.
         wanted += usize::from(free.next().is_none() && self.leaves_by.is_none());
@@ -591,9 +591,7 @@ impl Keeper {
         for id in self.lanes.keys().copied().collect::<Vec<_>>() {
             let Some(relay) = self.lanes.get_mut(&id).and_then(|lane| lane.relay.as_mut()) else { continue };
             let actions = relay.tick(now);
-            if relay.is_honoured() == Some(false) {
-                self.hopeful = false;
-            }
+            self.trust = relay.finding().unwrap_or(self.trust);
             self.act(id, actions);
         }
         for id in self.clients.keys().copied().collect::<Vec<_>>() {
@@ -759,13 +757,13 @@ impl Keeper {
     fn wants_shell(&mut self, id: ClientId, relay: Option<protocol::RelayFor>, now: Instant) -> bool {
         let to_be = self.clients.values().filter(|client| client.relay.is_some()).count();
         let room = self.relays() + to_be < self.relays_allowed() && self.leaves_by.is_none();
-        let hopeful = self.hopeful;
+        let trust = self.trust;
         let Some(client) = self.clients.get_mut(&id) else { return false };
         if client.lane.is_some() || client.waits.is_some() {
             return false;
         }
         client.waits = Some(now);
-        client.relay = relay.filter(|_| room).map(|relay| Relay::new(relay.job, relay.word, hopeful));
+        client.relay = relay.filter(|_| room).map(|relay| Relay::new(relay.job, relay.word, trust));
         true
     }
 
