@@ -188,6 +188,9 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
             }
             Err(failure) => return give_up(courses, &failure, wait.is_some(), on_outcome),
         }
+        if courses.is_empty() {
+            return;
+        }
         let Some(clock) = &mut clock else {
             let failure = Failure::new(Kind::Failed, format!("{}: it gave no answer about the job", line.host()));
             return give_up(courses, &failure, wait.is_some(), on_outcome);
