@@ -18,7 +18,8 @@
 //! Worth knowing:
 //! - Bind guards to names: `let _ = Server::...start()` drops at once. A [`Proxy`] does not keep its server alive.
 //! - Guards in statics are never dropped by Rust; the warden clears them away when the test process ends.
-//! - Run tests as root. Debian packages: openssh-server openssh-client dropbear-bin libnss-wrapper zsh fish tcsh mksh.
+//! - Run tests as root. Debian packages: openssh-server openssh-client dropbear-bin libnss-wrapper zsh fish tcsh mksh curl;
+//!   and the clients that `tests/install-debian` fetches from PyPI.
 //! - A test that needs an ignored signal starts `env --ignore-signal=HUP` with the program; one that compares
 //!   `SigIgn` leaves 32 and 33 out, which cargo's `posix_spawn` can leave ignored and no program can undo.
 //! - Do not write a script and exec it: another thread that forks meanwhile may hold it open (ETXTBSY).
