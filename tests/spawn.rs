@@ -305,7 +305,7 @@ on_every_site! {
     }
 
     fn its_input_is_on_the_host_before_it_starts(f: &Fixture) {
-        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7 + n / 251) as u8).collect();
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7 + n / 251).to_le_bytes()[0]).collect();
         let file = f.rsig.dir().join("input");
         fs::write(&file, &bytes).expect("a new file");
         let path = file.to_str().expect("UTF-8");

@@ -177,7 +177,8 @@ impl Store {
         let mut names = HashMap::new();
         let named = |event: Result<Event>| {
             let mut event = event?;
-            event.user = names.entry(event.user).or_insert_with_key(|kept| user_name(kept)).clone();
+            let kept = std::mem::take(&mut event.user);
+            event.user.clone_from(names.entry(kept).or_insert_with_key(|kept| user_name(kept)));
             Ok(event)
         };
         events.into_iter().rev().map(named).collect()
