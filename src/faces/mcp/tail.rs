@@ -4,7 +4,7 @@
 //! without line ends can be read too.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,8 +25,6 @@ const LINE: usize = 16 << 10;
 const ANSWER: usize = 512 << 10;
 /// The most lines that can be asked for at once.
 const MOST: u64 = 5000;
-/// The least time that is worth waiting for output: a script has to begin.
-const LEAST: Duration = Duration::from_millis(50);
 
 pub struct Tail;
 
@@ -133,7 +131,7 @@ impl Tool for Tail {
         let mut reader = Reader { call, word: &word, logs: params.stream.logs(), start: order.place(since) };
         let (mut record, mut lines) = reader.read(since, most)?;
         let is_new = |lines: &[Line]| lines.iter().any(|line| order.number(line).is_none_or(|number| number > since));
-        if !is_new(&lines) && !record.state.is_finished() && until > Instant::now() + LEAST {
+        if !is_new(&lines) && !record.state.is_finished() && until > Instant::now() {
             reader.await_more(&lines, until)?;
             (record, lines) = reader.read(since, most)?;
         }
