@@ -310,7 +310,8 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
 }
 
 /// The script of the far side, and the shells that it has to run in.
-const PARTS: [&str; 5] = [
+const PARTS: [&str; 6] = [
+    include_str!("../src/remote/frame.sh"),
     include_str!("../src/remote/host.sh"),
     include_str!("../src/remote/process.sh"),
     include_str!("../src/remote/look.sh"),
@@ -321,8 +322,8 @@ const SHELLS: [&[&str]; 5] = [&["dash"], &["bash"], &["bash", "--posix"], &["bus
 
 /// Runs a call of the script's functions in a shell.
 fn in_shell(f: &Fixture, shell: &[&str], system: &str, call: &str) -> String {
-    let [host, rest @ ..] = PARTS;
-    let text = format!("{{\n{host}\n{system}\n{}\n{call}\nexit\n}}\n", rest.join("\n"));
+    let [frame, host, rest @ ..] = PARTS;
+    let text = format!("{{\n{frame}\nrs_begun=1\n{host}\n{system}\n{}\n{call}\nrs_flush\nexit\n}}\n", rest.join("\n"));
     let output = Invocation::of(shell[0]).args(&shell[1..]).arg("-s").env("HOME", f.rsig.home()).stdin(text).run();
     output.ok().stderr_is_empty().stdout()
 }

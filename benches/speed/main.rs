@@ -10,9 +10,11 @@
 #[allow(unused_macros, reason = "each program uses a part of it")]
 mod harness;
 
+mod fan;
 mod kill;
 mod measure;
 mod ps;
+mod run;
 mod session;
 mod start;
 mod table;
@@ -39,6 +41,10 @@ const ROWS: &[(&str, Measure)] = &[
     ("warm-loopback", warm::on_loopback),
     ("warm-proxy", warm::behind_the_proxy),
     ("warm-many", warm::many),
+    ("run-round-trips", run::round_trips),
+    ("run-loopback", run::on_loopback),
+    ("run-proxy", run::behind_the_proxy),
+    ("fan-out", fan::out),
 ];
 
 fn main() {

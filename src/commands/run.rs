@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::ephemeral::forget_read;
+use super::spawn::Flow;
 use super::{Context, spawn};
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind, exit};
@@ -23,7 +24,7 @@ use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
 use crate::signal::{Os, Signal, SignalWord};
 use crate::store::{Announced, Signalled, Store};
-use crate::transport::{Gate, Line, Policy};
+use crate::transport::{Gate, Line, Policy, Shell};
 
 /// A job to run.
 pub struct Request {
@@ -95,7 +96,7 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
     let spool = Spool { input: outside.input.is_some(), limit: request.backlog };
     let order =
         spawn::Request { foreground: Some(spawn::Foreground { spool, tether: tether.clone() }), ..request.spawn };
-    let spawned = spawn::over(context, &mut gate.line(), &order)?;
+    let (spawned, flow) = spawn::in_foreground(context, &gate, &order)?;
     if let Some(warning) = &spawned.warning {
         (outside.note)(warning);
     }
@@ -122,28 +123,25 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
             scope.spawn(move || held.send_input(pieces));
         }
         scope.spawn(move || held.pass_signals(record, &signals, grace));
-        let result = held.stream(sink);
+        let result = held.stream(flow, sink);
         if matches!(&result, Err(failure) if failure.kind == Kind::Failed) {
             held.end_job(record);
         }
+        // By the connection that is there, and not by another one.
+        let forgotten =
+            record.ephemeral && result.as_ref().is_ok_and(|end| end.state.is_finished()) && held.forget(record);
         held.finish();
-        result
+        result.map(|end| (end, forgotten))
     });
-    let end = result?;
+    let (end, forgotten) = result?;
     record.state = end.state;
     record.exit_status = end.exit_status;
     record.finished_at = end.finished_at;
     record.timed_out = end.timed_out;
     record.checked_at = Some(now());
     context.store.update([&record])?;
-    if record.ephemeral && record.state.is_finished() {
-        let read = Streams { out: true, err: true };
-        // A host that can't be asked is asked by the next command that looks.
-        let mut records = [record.clone()];
-        let gone = forget_read(&mut Line::new(&destination, &policy), &mut records, read).unwrap_or_default();
-        if gone == [true] {
-            context.store.remove(&record)?;
-        }
+    if forgotten {
+        context.store.remove(&record)?;
     }
     Ok(Ran { record, disk_full: end.disk_full })
 }
@@ -263,21 +261,33 @@ impl<'a> Held<'a> {
     }
 
     /// Passes the output on until the job has ended, over as many connections as it takes.
-    fn stream(&self, sink: &mut foreground::Sink<'_>) -> Result<End, Failure> {
+    fn stream(&self, mut flow: Option<Flow>, sink: &mut foreground::Sink<'_>) -> Result<End, Failure> {
         let mut positions = Positions::default();
         loop {
             let Some((mut line, _)) = self.line() else {
                 return Err(Failure::new(Kind::Failed, "the run was over before its job"));
             };
             let host = line.host();
-            let result = line
-                .shell()
-                .and_then(|mut shell| foreground::stream(&host, shell.as_mut(), &self.place, &mut positions, sink));
+            let result = if let Some(Flow { mut shell, mut hearing }) = flow.take() {
+                foreground::go_on(&host, shell.as_mut(), &mut hearing, &mut positions, sink)
+            } else {
+                let mut stream =
+                    |shell: &mut dyn Shell| foreground::stream(&host, shell, &self.place, &mut positions, sink);
+                line.shell().and_then(|mut shell| stream(shell.as_mut()))
+            };
             match result {
                 Err(failure) if failure.kind == Kind::Unreachable => self.reconnect(&failure)?,
                 other => return other,
             }
         }
+    }
+
+    /// Has the host forget the job, all of whose output has been passed on, and says whether it has. One that can't be
+    /// asked is asked by the next command that looks.
+    fn forget(&self, record: &Record) -> bool {
+        let Some((mut line, _)) = self.line() else { return false };
+        let gone = forget_read(&mut line, &mut [record.clone()], Streams { out: true, err: true });
+        gone.is_ok_and(|gone| gone == [true])
     }
 
     /// Keeps the host's watchdog quiet for as long as this process lives.

@@ -14,10 +14,10 @@ use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
-use crate::remote::start::{Input, Order, Spool, Started, Tether, start};
-use crate::remote::{Seen, Standing, look};
+use crate::remote::start::{Input, Order, Spool, Started, Tether, start, start_and_hear};
+use crate::remote::{Hearing, Seen, Standing, look};
 use crate::store::Taken;
-use crate::transport::{Line, Policy};
+use crate::transport::{Gate, Line, Policy, Shell};
 
 /// A job to start.
 #[derive(Clone)]
@@ -102,7 +102,9 @@ const LOOKING: Duration = Duration::from_secs(10);
 /// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
 pub fn spawn(context: &mut Context, request: &Request) -> Result<Spawned> {
     let (policy, destination) = (policy(context, request), request.destination.clone());
-    over(context, &mut Line::new(&destination, &policy), request)
+    let job = prepare(context, request)?;
+    let launched = launch(&mut Line::new(&destination, &policy), job, request, &mut detached);
+    settle(context, launched)
 }
 
 /// How to connect for it: much input gets a connection of its own, since the keeper's is for short things.
@@ -111,13 +113,32 @@ fn policy(context: &Context, request: &Request) -> Policy {
     Policy { keeper: context.policy.keeper && !much, ..context.policy }
 }
 
-/// Starts a job over a line that somebody else keeps.
+/// The streams of a job in the foreground, which the script that has started it passes on.
+pub struct Flow {
+    /// Where that script runs.
+    pub shell: Box<dyn Shell>,
+    /// How far it was heard.
+    pub hearing: Hearing,
+}
+
+/// Starts a job in the foreground. Its streams come with it, unless that connection broke.
 ///
 /// # Errors
 /// As [`spawn`].
-pub fn over(context: &mut Context, line: &mut Line<'_>, request: &Request) -> Result<Spawned> {
+pub fn in_foreground(context: &mut Context, gate: &Gate<'_>, request: &Request) -> Result<(Spawned, Option<Flow>)> {
     let job = prepare(context, request)?;
-    settle(context, launch(line, job, request))
+    let mut flow = None;
+    let launched = launch(&mut gate.line(), job, request, &mut |line, order| {
+        let mut shell = gate.shell()?;
+        let answer = start_and_hear(&line.host(), shell.as_mut(), order);
+        Ok(answer.map(|told| {
+            told.map(|(started, hearing)| {
+                flow = Some(Flow { shell, hearing });
+                started
+            })
+        }))
+    });
+    Ok((settle(context, launched)?, flow))
 }
 
 /// How long a job that runs is held back for an earlier host's.
@@ -140,7 +161,7 @@ pub fn spawn_each(context: &mut Context, requests: &[Request], mut on_spawned: i
     let work = |line: &mut Line<'_>, jobs: Vec<(usize, &Request, Job)>, sender: &Sender<(usize, Launched)>| {
         for (place, request, job) in jobs {
             // Nobody listens any more only when all is over.
-            drop(sender.send((place, launch(line, job, request))));
+            drop(sender.send((place, launch(line, job, request, &mut detached))));
         }
     };
     spread(&policy, None, groups, &work, |receiver| {
@@ -196,8 +217,17 @@ fn prepare(context: &mut Context, request: &Request) -> Result<Job> {
     Ok(Job { record, directory })
 }
 
-/// Asks a host for a job.
-fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
+/// What a host says of an order: what it has started or why it has not, or that its answer was lost. The outer failure: it
+/// did not leave.
+type Asked = Result<Result<Result<Started, Failure>, Failure>, Failure>;
+
+/// Asks a host for a job, by what sends the order.
+fn launch(
+    line: &mut Line<'_>,
+    job: Job,
+    request: &Request,
+    send: &mut dyn FnMut(&mut Line<'_>, &Order<'_>) -> Asked,
+) -> Launched {
     let Job { mut record, directory } = job;
     let id = record.id.clone();
     let words = || -> Result<(String, String)> {
@@ -228,7 +258,7 @@ fn launch(line: &mut Line<'_>, job: Job, request: &Request) -> Launched {
     let stale = line.may_be_stale();
     let mut again = false;
     let started = loop {
-        let answer = match begin(line, &order) {
+        let answer = match send(line, &order) {
             Ok(answer) => answer,
             Err(failure) => return Launched::NotStarted(record, failure),
         };
@@ -290,13 +320,9 @@ fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
     seen.is_ok_and(|seen| matches!(seen.as_slice(), [Seen { standing: Standing::Absent, .. }]))
 }
 
-/// Sends the order. The outer failure: it did not leave.
-fn begin(line: &mut Line<'_>, order: &Order<'_>) -> Result<Result<Result<Started, Failure>, Failure>, Failure> {
+/// Sends the order for a job in the background.
+fn detached(line: &mut Line<'_>, order: &Order<'_>) -> Asked {
     let host = line.host();
-    // A connection of the command's own ends with it, and a relay would too.
-    if order.spool.is_some() {
-        return Ok(start(&host, line.shell()?.as_mut(), order));
-    }
     let (mut shell, relay) = line.shell_with_relay(order.id)?;
     Ok(start(&host, shell.as_mut(), &Order { relay, ..order.clone() }))
 }

@@ -113,13 +113,24 @@ struct Framed {
     said: Vec<u8>,
     /// Standard error comes here too, and from here on.
     errors: bool,
+    /// Somebody else is to go on from here.
+    paused: bool,
     ending: Ending,
 }
 
 impl Framed {
     fn new(nonce: &Nonce) -> Self {
         let mark = format!("\x01{} ", nonce.as_str()).into_bytes();
-        Self { phase: Phase::Noise, mark, held: vec![], noise: 0, said: vec![], errors: false, ending: Ending::Whole }
+        Self {
+            phase: Phase::Noise,
+            mark,
+            held: vec![],
+            noise: 0,
+            said: vec![],
+            errors: false,
+            paused: false,
+            ending: Ending::Whole,
+        }
     }
 
     /// Takes bytes in; passes data and lines on.
@@ -154,6 +165,11 @@ impl Framed {
                 (Phase::Noise, b"begin") => Phase::Lines,
                 (Phase::Noise | Phase::Lines, b"data") => Phase::Data,
                 (Phase::Lines | Phase::Data, b"end") => Phase::Over,
+                (Phase::Lines, b"next") => {
+                    self.paused = true;
+                    self.held = after.get(1..).unwrap_or_default().to_vec();
+                    return Ok(());
+                }
                 (Phase::Data, b"errors") => {
                     self.errors = true;
                     Phase::Data
@@ -237,14 +253,10 @@ pub fn garbage(host: &str, what: &[u8]) -> Failure {
     Failure::new(Kind::Failed, format!("{host} gave an answer that makes no sense: {said}"))
 }
 
-/// Sends a script and hears its whole answer. `patience` is how long it may take; `None`: for as long as it lasts,
-/// once it has begun. `both`: the script marks the end of standard error too, or sends it behind a mark on standard
-/// output.
+/// Sends a script and hears its whole answer; see [`Hearing`].
 ///
 /// # Errors
-/// [`Kind::Unreachable`] when the connection broke before the answer was whole, or none came in time; [`Kind::NoShell`]
-/// when the far side ended without one; [`Kind::Failed`] when what came is no answer; or whatever the listener says.
-/// Except with `NoShell`, the script may have been carried out.
+/// As [`Hearing::go_on`].
 pub fn hear(
     host: &str,
     shell: &mut dyn Shell,
@@ -253,66 +265,127 @@ pub fn hear(
     both: bool,
     listener: &mut dyn Listener,
 ) -> Result<Ending, Failure> {
-    let started = Instant::now();
-    let broke = |error: io::Error| match error.kind() {
-        io::ErrorKind::TimedOut => Failure::new(Kind::Unreachable, format!("{host}: no answer in time")),
-        _ => Failure::new(Kind::Unreachable, format!("{host}: the connection broke: {error}")),
+    Hearing::begin(host, shell, script, both)?.go_on(host, shell, patience, listener)
+}
+
+/// An answer that is being heard, in one go or in several: a script may say where somebody else is to go on.
+pub struct Hearing {
+    started: Instant,
+    out: Framed,
+    err: Framed,
+    /// The script marks the end of standard error too, or sends it behind a mark on standard output.
+    both: bool,
+    /// Why the script could not be sent.
+    unsent: Option<io::Error>,
+}
+
+fn broke(host: &str, error: &io::Error) -> Failure {
+    let message = match error.kind() {
+        io::ErrorKind::TimedOut => format!("{host}: no answer in time"),
+        _ => format!("{host}: the connection broke: {error}"),
     };
-    // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
-    let unsent = match shell.write(&script.text(), started + PATIENCE) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
-        sent => sent.map_err(broke).map(|()| None)?,
-    };
-    let mut out = Framed::new(script.nonce());
-    let mut err = Framed::new(script.nonce());
-    let mut buffer = vec![0; BUFFER];
-    let mut deaf = false;
-    loop {
+    Failure::new(Kind::Unreachable, message)
+}
+
+impl Hearing {
+    /// Sends a script.
+    ///
+    /// # Errors
+    /// [`Kind::Unreachable`] when the connection is broken.
+    pub fn begin(host: &str, shell: &mut dyn Shell, script: &Script, both: bool) -> Result<Self, Failure> {
+        let started = Instant::now();
+        // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
+        let unsent = match shell.write(&script.text(), started + PATIENCE) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
+            sent => sent.map_err(|error| broke(host, &error)).map(|()| None)?,
+        };
+        Ok(Self { started, out: Framed::new(script.nonce()), err: Framed::new(script.nonce()), both, unsent })
+    }
+
+    /// Hears the answer to its end, or to where somebody else is to go on. `patience` is how long that may take;
+    /// `None`: for as long as it lasts, once it has begun.
+    ///
+    /// # Errors
+    /// [`Kind::Unreachable`] when the connection broke before the answer was whole, or none came in time;
+    /// [`Kind::NoShell`] when the far side ended without one; [`Kind::Failed`] when what came is no answer; or whatever
+    /// the listener says. Except with `NoShell`, the script may have been carried out.
+    pub fn go_on(
+        &mut self,
+        host: &str,
+        shell: &mut dyn Shell,
+        patience: Option<Duration>,
+        listener: &mut dyn Listener,
+    ) -> Result<Ending, Failure> {
+        let mut buffer = vec![0; BUFFER];
+        let mut deaf = false;
+        if std::mem::take(&mut self.out.paused) {
+            self.out.feed(host, Stream::Out, &[], listener)?;
+        }
+        while !listener.is_done() && !self.is_over() {
+            self.hear_once(host, shell, patience, listener, &mut buffer)?;
+            if self.out.paused {
+                return Ok(Ending::Whole);
+            }
+            if let Some(reply) = listener.reply().filter(|_| !deaf) {
+                // The other side takes it when it can. One that has ended has said why, and that is still to be read.
+                match shell.write(&reply, Instant::now() + LONG) {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => deaf = true,
+                    written => written.map_err(|error| broke(host, &error))?,
+                }
+            }
+        }
+        Ok(self.out.ending.clone())
+    }
+
+    fn is_over(&self) -> bool {
+        self.out.phase == Phase::Over && (!self.both || self.out.errors || self.err.phase == Phase::Over)
+    }
+
+    /// Takes what comes next.
+    fn hear_once(
+        &mut self,
+        host: &str,
+        shell: &mut dyn Shell,
+        patience: Option<Duration>,
+        listener: &mut dyn Listener,
+        buffer: &mut [u8],
+    ) -> Result<(), Failure> {
+        let Self { started, out, err, both, unsent } = self;
         let deadline = match patience {
-            _ if out.phase == Phase::Noise => started + PATIENCE,
-            Some(patience) => started + patience.max(PATIENCE),
+            _ if out.phase == Phase::Noise => *started + PATIENCE,
+            Some(patience) => *started + patience.max(PATIENCE),
             None => Instant::now() + LONG,
         };
         let until = listener.pace().map_or(deadline, |pace| deadline.min(Instant::now() + pace));
-        match shell.read(&mut buffer, until).map_err(broke)? {
-            Chunk::Out(size) => out.feed(host, Stream::Out, buffer.get(..size).unwrap_or_default(), listener)?,
+        match shell.read(buffer, until).map_err(|error| broke(host, &error))? {
+            Chunk::Out(size) => out.feed(host, Stream::Out, buffer.get(..size).unwrap_or_default(), listener),
             Chunk::Err(size) => {
                 let bytes = buffer.get(..size).unwrap_or_default();
-                if both {
-                    err.feed(host, Stream::Err, bytes, listener)?;
+                if *both {
+                    err.feed(host, Stream::Err, bytes, listener)
                 } else {
-                    err.take(host, Stream::Err, bytes, listener, false)?;
+                    err.take(host, Stream::Err, bytes, listener, false).map(drop)
                 }
             }
-            Chunk::Nothing if Instant::now() < deadline || patience.is_none() && out.phase != Phase::Noise => {}
+            Chunk::Nothing if Instant::now() < deadline || patience.is_none() && out.phase != Phase::Noise => Ok(()),
             Chunk::Nothing => {
-                let said = words(&out, &err);
+                let said = words(out, err);
                 let message = format!("{host} accepts the login, and then gives no answer{said}");
-                return Err(Failure::new(Kind::Unreachable, message));
+                Err(Failure::new(Kind::Unreachable, message))
             }
             Chunk::End if out.phase == Phase::Noise => {
-                let why = unsent.map(|error| format!(" ({error})")).unwrap_or_default();
+                let why = unsent.take().map(|error| format!(" ({error})")).unwrap_or_default();
                 let message = format!(
                     "{host} does not run /bin/sh for this login{why}: a forced command or a login that is not allowed \
                      a shell{}",
-                    words(&out, &err)
+                    words(out, err)
                 );
-                return Err(Failure::new(Kind::NoShell, message));
+                Err(Failure::new(Kind::NoShell, message))
             }
             Chunk::End => {
-                let message = format!("{host}: the connection broke in mid-answer{}", words(&err, &err));
-                return Err(Failure::new(Kind::Unreachable, message));
+                let message = format!("{host}: the connection broke in mid-answer{}", words(err, err));
+                Err(Failure::new(Kind::Unreachable, message))
             }
-        }
-        if let Some(reply) = listener.reply().filter(|_| !deaf) {
-            // The other side takes it when it can. One that has ended has said why, and that is still to be read.
-            match shell.write(&reply, Instant::now() + LONG) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => deaf = true,
-                written => written.map_err(broke)?,
-            }
-        }
-        if listener.is_done() || out.phase == Phase::Over && (!both || out.errors || err.phase == Phase::Over) {
-            return Ok(out.ending);
         }
     }
 }
@@ -380,6 +453,18 @@ mod tests {
         let mark = format!("\x01{} ", script.nonce().as_str());
         let (heard, _) = heard(script.nonce(), format!("{mark}begin\n{mark}data\nline\n").as_bytes(), 4096).unwrap();
         assert_eq!(heard.data, b"line\n");
+    }
+
+    #[test]
+    fn somebody_else_goes_on_where_the_script_says_so() {
+        let script = Script::see(&[]).unwrap();
+        let mark = format!("\x01{} ", script.nonce().as_str());
+        let text = format!("{mark}begin\none\n{mark}next\ntwo\n{mark}end\n");
+        let (mut framed, mut heard) = (Framed::new(script.nonce()), Heard::default());
+        framed.feed("h", Stream::Out, text.as_bytes(), &mut heard).unwrap();
+        assert_eq!((heard.lines.as_slice(), framed.paused), (&["one".to_owned()][..], true));
+        framed.feed("h", Stream::Out, &[], &mut heard).unwrap();
+        assert_eq!((heard.lines.len(), framed.phase), (2, Phase::Over));
     }
 
     #[test]

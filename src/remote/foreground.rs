@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::answer::{Ending, Listener, PATIENCE, Stream, garbage, hear};
+use super::answer::{Ending, Hearing, Listener, PATIENCE, Stream, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, job_line};
 use crate::error::{Failure, Kind};
@@ -84,10 +84,25 @@ pub fn stream(
     sink: &mut Sink<'_>,
 ) -> Result<End, Failure> {
     let script = Script::stream(place, positions.out, positions.err)?;
+    let mut hearing = Hearing::begin(host, shell, &script, true)?;
+    go_on(host, shell, &mut hearing, positions, sink)
+}
+
+/// The same for a job that has just been started, by the script that did that.
+///
+/// # Errors
+/// As [`stream`].
+pub fn go_on(
+    host: &str,
+    shell: &mut dyn Shell,
+    hearing: &mut Hearing,
+    positions: &mut Positions,
+    sink: &mut Sink<'_>,
+) -> Result<End, Failure> {
     let acknowledged = positions.out + positions.err;
     let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
     let mut streaming = Streaming { host, sink: &mut pass, positions, acknowledged, seen: None };
-    match hear(host, shell, &script, None, true, &mut streaming)? {
+    match hearing.go_on(host, shell, None, &mut streaming)? {
         Ending::Ended(words) => end(&words).ok_or_else(|| garbage(host, words.as_bytes())),
         Ending::Whole | Ending::Cut => {
             Err(Failure::new(Kind::Failed, format!("{host}: the job's directory is not there any more")))

@@ -15,5 +15,5 @@ mod seen;
 pub mod signal;
 pub mod start;
 
-pub use answer::Stream;
+pub use answer::{Hearing, Stream};
 pub use seen::{Seen, Standing};

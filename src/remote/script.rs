@@ -110,6 +110,7 @@ impl Script {
         script.set("rs_cookie", order.cookie)?;
         let relay = order.relay.as_ref();
         script.set("rs_relay", relay.map(|relay| relay.word.as_str()).unwrap_or_default())?;
+        script.set("rs_more", if order.spool.is_some() { "next" } else { "" })?;
         script.set("rs_number", if relay.is_some_and(|relay| relay.proven) { "1" } else { "" })?;
         script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
         script.set("rs_size", order.input.map(|input| input.size().to_string()).unwrap_or_default())?;
@@ -120,6 +121,11 @@ impl Script {
         }
         if order.relay.is_some() {
             script.include(file!("relay"));
+        }
+        if order.spool.is_some() {
+            script.include(file!("look"));
+            script.include(file!("stream"));
+            script.text.extend_from_slice(b"place=$rs_made\nrun_along 0 0\n");
         }
         Ok(script)
     }

@@ -1,6 +1,6 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
 # Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (how many bytes
-# of input the job gets; empty for none), and rs_relay where
+# of input the job gets; empty for none), rs_more (`next` where stream.sh comes behind; else empty), and rs_relay where
 # relay.sh comes behind. Names begin with rs_, here and in what the job comes from, since an assignment to a variable
 # that the login exports would change the job's environment.
 
@@ -121,5 +121,5 @@ fi
 read -r rs_why <pid
 rs_say started "$rs_why"
 rs_say directory "$rs_made"
-[ -n "$rs_relay" ] || rs_end
-rs_mark end
+[ -n "$rs_relay$rs_more" ] || rs_end
+rs_mark "${rs_more:-end}"

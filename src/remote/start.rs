@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
-use super::answer::{Listener, PATIENCE, garbage, hear};
+use super::answer::{Hearing, Listener, PATIENCE, garbage};
 use super::script::Script;
 use crate::error::{Failure, Kind};
 use crate::job::{Epoch, JobId};
@@ -108,18 +108,31 @@ pub struct Started {
 /// # Errors
 /// As [`hear`]: except with [`Kind::NoShell`], the job may or may not run.
 pub fn start(host: &str, shell: &mut dyn Shell, order: &Order) -> Result<Result<Started, Failure>, Failure> {
+    Ok(start_and_hear(host, shell, order)?.map(|(started, _)| started))
+}
+
+/// The same; where the job's streams are passed on, the answer goes on with them.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_and_hear(
+    host: &str,
+    shell: &mut dyn Shell,
+    order: &Order,
+) -> Result<Result<(Started, Hearing), Failure>, Failure> {
     let script = Script::start(order)?;
     let mut starting = Starting::new(host, order.input);
     // However slow the line is, it carries some kilobytes a second.
     let sending = Duration::from_secs(order.input.map_or(0, Input::size) >> 12);
-    hear(host, shell, &script, Some(PATIENCE * 2 + sending), false, &mut starting)?;
+    let mut hearing = Hearing::begin(host, shell, &script, order.spool.is_some())?;
+    hearing.go_on(host, shell, Some(PATIENCE * 2 + sending), &mut starting)?;
     let Starting { started, refusal, complete, unread, .. } = starting;
     if let Some(error) = unread {
         return Ok(Err(Failure::new(Kind::Failed, format!("{host}: the job's input can't be read: {error}"))));
     }
     match (refusal, complete) {
         (Some(refusal), _) => Ok(Err(refusal)),
-        (None, 2) => Ok(Ok(started)),
+        (None, 2) => Ok(Ok((started, hearing))),
         _ => Err(garbage(host, b"neither started nor refused")),
     }
 }
@@ -189,7 +202,7 @@ impl Listener for Starting<'_> {
     }
 
     fn is_done(&self) -> bool {
-        self.unread.is_some()
+        self.unread.is_some() || self.refusal.is_some()
     }
 
     fn pace(&self) -> Option<Duration> {

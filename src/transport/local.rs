@@ -14,8 +14,12 @@ use crate::sys;
 /// This machine.
 pub struct Local;
 
-impl Transport for Local {
-    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
+impl Local {
+    /// A new shell, which is nobody else's.
+    ///
+    /// # Errors
+    /// When there is no `/bin/sh`.
+    pub fn own_shell() -> Result<Box<dyn Shell>, Failure> {
         let failed = |error| Failure::new(Kind::Failed, format!("/bin/sh can't be started: {error}"));
         let mut command = Command::new("/bin/sh");
         command.arg("-s").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -23,6 +27,12 @@ impl Transport for Local {
         let mut child = command.spawn().map_err(failed)?;
         let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         Ok(Box::new(LocalShell { child, input, out, err }))
+    }
+}
+
+impl Transport for Local {
+    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
+        Self::own_shell().map(|shell| shell as Box<dyn Shell>)
     }
 }
 

@@ -273,6 +273,17 @@ impl<'a> Gate<'a> {
         Ok(Self { destination, policy, keeper: Some(keeper) })
     }
 
+    /// A shell by this connection, which may be kept.
+    ///
+    /// # Errors
+    /// As [`Transport::shell`].
+    pub fn shell(&self) -> Result<Box<dyn Shell>, Failure> {
+        match &self.keeper {
+            Some(keeper) => keeper.way().own_shell(),
+            None => local::Local::own_shell(),
+        }
+    }
+
     /// A line by this connection.
     #[must_use]
     pub fn line(&self) -> Line<'a> {

@@ -76,7 +76,7 @@ pub fn sshd_config(options: &Options, dir: &Path, port: u16) -> String {
     let (first, matches) = options.config.split_at(first_match(&options.config));
     let mut lines = vec![
         first.to_owned(),
-        format!("ListenAddress 127.0.0.1\nPort {port}\nPidFile none"),
+        format!("ListenAddress {}\nPort {port}\nPidFile none", options.address),
         "LogLevel VERBOSE\nUseDNS no\nPrintMotd no\nPrintLastLog no".to_owned(),
         "PermitRootLogin yes\nSubsystem sftp internal-sftp".to_owned(),
         format!("UsePAM {}", yes_no(options.keyboard_interactive)),

@@ -10,6 +10,7 @@ use super::server::Server;
 #[derive(Clone)]
 pub struct Options {
     pub(super) kind: Kind,
+    pub(super) address: &'static str,
     pub(super) login: Login,
     pub(super) shell: Shell,
     pub(super) host_keys: Vec<Type>,
@@ -25,6 +26,7 @@ impl Options {
     pub(super) fn new(kind: Kind, login: Login) -> Self {
         Self {
             kind,
+            address: "127.0.0.1",
             login,
             shell: Shell::Bash,
             host_keys: vec![Type::Ed25519],
@@ -35,6 +37,13 @@ impl Options {
             home_files: Vec::new(),
             files: Vec::new(),
         }
+    }
+
+    /// OpenSSH: listens on all addresses of this machine.
+    #[allow(dead_code, reason = "for the benches")]
+    pub fn everywhere(mut self) -> Self {
+        self.address = "0.0.0.0";
+        self
     }
 
     /// The login shell; bash unless told otherwise.

@@ -255,10 +255,10 @@ impl Drop for Server {
 /// Whether somebody listens on a port. It asks the kernel, as a connection would show in the server's log and
 /// count for its `MaxStartups`.
 fn listens(port: u16) -> bool {
-    let local = format!("0100007F:{port:04X}");
+    let local = ["0100007F", "00000000"].map(|address| format!("{address}:{port:04X}"));
     let sockets = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp is readable");
     sockets.lines().any(|line| {
         let mut fields = line.split_whitespace().skip(1);
-        fields.next() == Some(&local) && fields.nth(1) == Some("0A")
+        fields.next().is_some_and(|field| local.iter().any(|local| local == field)) && fields.nth(1) == Some("0A")
     })
 }

@@ -316,6 +316,14 @@ pub struct PrivateWay {
 }
 
 impl PrivateWay {
+    /// A shell that outlives this.
+    ///
+    /// # Errors
+    /// [`Kind::Unreachable`] when the connection is gone.
+    pub fn own_shell(&self) -> Result<Box<dyn Shell>, Failure> {
+        self.open(None).map(|shell| Box::new(shell) as Box<dyn Shell>)
+    }
+
     fn open(&self, beat: Option<Duration>) -> Result<KeptShell, Failure> {
         let open = || {
             let talk = Talk::open(&self.place.socket)?.ok_or_else(|| io::Error::other("the connection is gone"))?;
@@ -331,7 +339,7 @@ impl PrivateWay {
 
 impl Transport for PrivateWay {
     fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-        self.open(None).map(|shell| Box::new(shell) as Box<dyn Shell>)
+        self.own_shell().map(|shell| shell as Box<dyn Shell>)
     }
 
     fn beating_shell(&mut self, every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {

@@ -1,0 +1,51 @@
+//! A command in the foreground: what it costs beyond the command itself, and how much goes through.
+
+use super::measure::{Figure, in_turns};
+use super::session::{Place, Session};
+use super::table::{Row, Target};
+
+const MEGABYTE: u64 = 1_000_000;
+/// The round trip of the proxy, in milliseconds.
+const ROUND_TRIP: f64 = 100.0;
+
+/// The time of a command that ends at once.
+pub fn round_trips(session: &Session) -> Vec<Row> {
+    let place = Place::behind_proxy();
+    let mut run = place.rsig(&words(&place, "true"));
+    let (rsig, peer) = in_turns(session.runs(12, 4), &mut run, &mut place.ssh("true"));
+    let (rsig, peer) = (Figure::times(&rsig), Figure::times(&peer));
+    let target = Target::AtMost((peer.median + ROUND_TRIP).round());
+    vec![Row { what: "run true / ssh host true, 100 ms".to_owned(), rsig, peer: Some(peer), target }]
+}
+
+pub fn on_loopback(session: &Session) -> Vec<Row> {
+    let size = session.runs(1000, 200) as u64 * MEGABYTE;
+    vec![throughput(&Place::start(), size, session.runs(5, 2), "loopback", Target::RatioAtLeast(0.5))]
+}
+
+pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
+    let size = session.runs(100, 30) as u64 * MEGABYTE;
+    vec![throughput(&Place::behind_proxy(), size, session.runs(5, 2), "100 ms", Target::RatioAtLeast(1.0))]
+}
+
+fn throughput(place: &Place, size: u64, runs: usize, network: &str, target: Target) -> Row {
+    let file = place.fixture.rsig.dir().join("much");
+    let line = "2024-05-17T09:41:07Z INFO  worker-3: epoch 17 of 90, loss 0.2371, 1482 samples a second\n";
+    let repeated = line.repeat(usize::try_from(size).expect("a size of this machine") / line.len() + 1);
+    std::fs::write(&file, &repeated.as_bytes()[..usize::try_from(size).expect("a size of this machine")])
+        .expect("the directory is ours");
+    let line = format!("cat {}", file.display());
+    let mut run = place.rsig(&words(place, &line));
+    let (rsig, peer) = in_turns(runs, &mut run, &mut place.ssh(&line));
+    std::fs::remove_file(file).expect("it is ours");
+    Row {
+        what: format!("run cat / ssh host cat, {} MB, {network}", size / MEGABYTE),
+        rsig: Figure::rates(&rsig, size),
+        peer: Some(Figure::rates(&peer, size)),
+        target,
+    }
+}
+
+fn words<'a>(place: &'a Place, line: &'a str) -> Vec<&'a str> {
+    place.fixture.words("run", &["--rm", "-c"], &[line])
+}
