@@ -64,6 +64,11 @@ fn main_flow(f: &Fixture) {
     follow.wait().ok().stdout_is("one\n");
     f.await_no_processes();
 
+    // The shell that waits for it says nothing of its own in its log.
+    let job = f.spawn(&[], &["sleep", "1000"]);
+    f.rsig.run(&["kill", "-w", "20s", &job, "TERM"]).ok();
+    f.rsig.run(&["tail", &job]).ok().stdout_is("").stderr_is_empty();
+
     // A time limit, met and not; and what is forgotten by itself.
     let job = f.spawn(&["--timeout", "300ms"], &["sleep", "1000"]);
     f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");

@@ -17,27 +17,29 @@ for rs_part in $rs_beside; do
 	"$rs_part"
 done
 
-# With 5>&- behind each, since the job must not hold it.
+# With 5>&- behind each, since the job must not hold it. What a shell says of a child that a signal has ended
+# (`Terminated`) goes to its standard error: that is not the job's, which is 7 here. The parentheses, since some shells
+# redirect themselves for as long as a command runs.
 case $rs_how in
-setsid) setsid /bin/sh ./job "$@" ;;
-perl) perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV' /bin/sh ./job "$@" ;;
-python3) python3 -c 'import os, signal, sys
+setsid) (exec setsid /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
+perl) (exec perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV' /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
+python3) (exec python3 -c 'import os, signal, sys
 os.setsid()
 [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
-os.execv(sys.argv[1], sys.argv[1:])' /bin/sh ./job "$@" ;;
+os.execv(sys.argv[1], sys.argv[1:])' /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
 monitor)
 	set -m
-	/bin/sh ./job "$@" &
+	/bin/sh ./job "$@" 2>&7 7>&- 5>&- &
 	# A trap cuts a wait short.
 	until
 		wait $!
 		rs_code=$?
 		! kill -0 $!
-	do :; done 2>/dev/null
+	do :; done
 	set +m
 	(exit "$rs_code")
 	;;
-esac <"$rs_input" >>"$rs_output" 2>>"$rs_errors" 5>&-
+esac <"$rs_input" >>"$rs_output" 7>>"$rs_errors" 2>/dev/null
 rs_code=$?
 # shellcheck disable=SC2086
 [ -z "$rs_watchdogs" ] || kill $rs_watchdogs 2>/dev/null
