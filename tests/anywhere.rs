@@ -315,7 +315,7 @@ fn a_state_file_of_the_first_version_is_brought_up_to_date() {
         rsig.run(&["wait", "old"]).code(5);
         // A name that was taken still is.
         let database = kit::database(&rsig);
-        assert_eq!(database.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).expect("a version"), 3);
+        assert_eq!(database.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).expect("a version"), 4);
         let again = "INSERT INTO jobs (id, name, host, connect, command, state, created_at)
             VALUES ('cccccccc', 'run', 'local', '{}', '[]', 'running', 3)";
         assert!(database.execute(again, []).is_err());
