@@ -210,22 +210,23 @@ impl<'a> Line<'a> {
     }
 
     /// Connects anew after a break, and tries that again and again for as long as the host is not reached and the time
-    /// is not over. The user is told once.
+    /// is not over. The user is told when it lasts.
     ///
     /// # Errors
     /// As [`Line::connect`].
     pub fn connect_again(&mut self, why: &Failure, until: Instant) -> Result<(), Failure> {
         self.hang_up();
         let mut pause = BACKOFF.0;
-        let mut told = false;
+        let mut failures = 0;
         loop {
             match self.connect() {
                 Err(failure) if failure.kind == Kind::Unreachable && Instant::now() < until => {}
                 other => return other,
             }
-            if !told {
+            failures += 1;
+            // What is over with the next try is not worth a word.
+            if failures == 2 {
                 (self.policy.warn)(&format!("{why}; connecting again"));
-                told = true;
             }
             std::thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
             pause = (pause * 2).min(BACKOFF.1);
