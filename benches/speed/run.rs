@@ -11,11 +11,15 @@ const ROUND_TRIP: f64 = 100.0;
 /// The time of a command that ends at once.
 pub fn round_trips(session: &Session) -> Vec<Row> {
     let place = Place::behind_proxy();
-    let mut run = place.rsig(&words(&place, "true"));
-    let (rsig, peer) = in_turns(session.runs(12, 4), &mut run, &mut place.ssh("true"));
-    let (rsig, peer) = (Figure::times(&rsig), Figure::times(&peer));
-    let target = Target::AtMost((peer.median + ROUND_TRIP).round());
-    vec![Row { what: "run true / ssh host true, 100 ms".to_owned(), rsig, peer: Some(peer), target }]
+    let row = |options: &[&str]| {
+        let mut run = place.rsig(&place.fixture.words("run", options, &["true"]));
+        let (rsig, peer) = in_turns(session.runs(12, 4), &mut run, &mut place.ssh("true"));
+        let (rsig, peer) = (Figure::times(&rsig), Figure::times(&peer));
+        let target = Target::AtMost((peer.median + ROUND_TRIP).round());
+        let what = format!("run {} true / ssh host true, 100 ms", options.join(" "));
+        Row { what, rsig, peer: Some(peer), target: if options.is_empty() { target } else { Target::None } }
+    };
+    vec![row(&[]), row(&["--rm"])]
 }
 
 pub fn on_loopback(session: &Session) -> Vec<Row> {

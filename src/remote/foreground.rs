@@ -10,7 +10,7 @@ use crate::job::{Epoch, State};
 use crate::transport::Shell;
 
 /// How many bytes are delivered before the host is told that it can delete them.
-const ACKNOWLEDGED: u64 = 1 << 20;
+const ACKNOWLEDGED: u64 = 8 << 20;
 
 /// How far the two streams have been passed on, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -58,10 +58,9 @@ rs_start() {
 	# A signal to its group would reach whoever else is in it.
 	[ "$rs_group" = $$ ] || rs_refuse start "it got no process group of its own"
 	{
-		printf '%s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" "$(date +%s)" "$rs_node" \
-			>"$rs_here/pid.new" &&
-			rm -f "$rs_here/job" "$rs_here/supervise" &&
-			mv -f "$rs_here/pid.new" "$rs_here/pid"
+		rm -f "$rs_here/job" "$rs_here/supervise" &&
+			printf '%s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" "$(date +%s)" \
+				"$rs_node" >"$rs_here/pid"
 	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
 	umask "$rs_mask"
 	case $1 in

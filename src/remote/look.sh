@@ -55,9 +55,8 @@ look() {
 		state=exited
 		return
 	fi
-	made=0
 	# shellcheck disable=SC2094
-	[ "$pid" != - ] || [ ! -O made ] || read -r made boot home <made
+	[ "$pid" != - ] || [ ! -O made ] || read -r boot home <made
 	if [ "$home" != "$rs_node" ] && [ "$home" != - ]; then
 		state=elsewhere
 	elif alive "$pid" "$birth" "$boot"; then
@@ -69,7 +68,7 @@ look() {
 		[ "$pid" != - ] || state=starting
 	elif [ -O status ] && read -r code ended expired <status; then
 		state=exited
-	elif [ "$boot" = "$rs_boot" ] && [ $(($(date +%s) - made)) -lt 60 ] && [ ! -e refused ]; then
+	elif [ "$boot" = "$rs_boot" ] && [ ! -e refused ] && [ -z "$(find made -prune -mmin +1)" ]; then
 		state=starting
 	elif [ "$boot" = - ] && [ -z "$(find . -prune -mmin +1)" ]; then
 		# Its directory was made a moment ago, and says nothing yet.

@@ -39,7 +39,7 @@ rs_why=$({
 		printf '%s\n' "$rs_cookie" >cookie &&
 		printf '%s\n' "$rs_supervise" >supervise &&
 		printf '%s\n' "$rs_job" >job &&
-		printf '%s %s %s\n' "$(date +%s)" "$rs_boot" "$rs_node" >made &&
+		printf '%s %s\n' "$rs_boot" "$rs_node" >made &&
 		printf '%32s\n' '' >status.new &&
 		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 		: >out && : >err

@@ -3,29 +3,55 @@
 # Given by the client: place. It says on standard input what it has passed on itself, in lines of two positions: what lies
 # before them is deleted.
 
-# behind STREAM POSITION : deletes the files of a stream that lie before a position, but for the last two: tail shows
-# them.
+# numbers STREAM : sets numbers to the positions that the names of a stream's files end in.
+numbers() {
+	numbers=
+	for file in "$1".[0-9]*; do
+		case ${file##*.} in
+		*[!0-9]*) ;;
+		*) numbers="$numbers ${file##*.}" ;;
+		esac
+	done
+}
+
+# behind STREAM POSITION : deletes the files of a stream that lie before a position, but for the one that it is in and
+# the one before that: tail shows them, and whoever reads may not have gone on from there yet.
 behind() {
-	# shellcheck disable=SC2046
-	set -- "$2" $(LC_ALL=C TIME_STYLE=locale ls -ln "$1".[0-9]* 2>/dev/null)
-	position=$1 old=
-	shift
-	while [ $# -ge 27 ]; do
-		[ $((${9##*.} + $5)) -gt "$position" ] || old="$old $9"
-		shift 9
+	numbers "$1"
+	in=0 before=0 old=
+	for number in $numbers; do
+		if [ "$number" -gt "$2" ]; then
+			continue
+		elif [ "$number" -gt "$in" ]; then
+			before=$in in=$number
+		elif [ "$number" -gt "$before" ]; then
+			before=$number
+		fi
+	done
+	for number in $numbers; do
+		[ "$number" -ge "$before" ] || old="$old $1.$number"
 	done
 	# shellcheck disable=SC2086
 	[ -z "$old" ] || rm -f $old
 }
 
+# after STREAM POSITION : sets next to the first file of a stream behind that of a position, and to nothing while there
+# is none. By the names, not by a size: the file that is being read may be deleted by now.
+after() {
+	numbers "$1"
+	next=
+	for number in $numbers; do
+		if [ "$number" -gt "$2" ] && { [ -z "$next" ] || [ "$number" -lt "$next" ]; }; then
+			next=$number
+		fi
+	done
+}
+
 # begin STREAM POSITION : sets at to the name's number of the file that a position is in, and skip to where in it.
 begin() {
+	numbers "$1"
 	at=0
-	for file in "$1".[0-9]*; do
-		number=${file##*.}
-		case $number in
-		*[!0-9]*) continue ;;
-		esac
+	for number in $numbers; do
 		if [ "$number" -le "$2" ] && [ "$number" -gt "$at" ]; then
 			at=$number
 		fi
@@ -40,23 +66,22 @@ size() {
 	total=${5:-0}
 }
 
-# out_flow, err_flow : all that is there of a stream, file by file.
+# out_flow, err_flow : all that is there of a stream, file by file. The next file is asked for before the reading: once
+# it is there, the one before it is whole.
 out_flow() {
 	while :; do
-		size "out.$out_at"
-		next=$((out_at + total))
+		after out "$out_at"
 		cat <&6
-		{ [ "$next" -gt "$out_at" ] && [ -e "out.$next" ]; } || break
+		[ -n "$next" ] || break
 		exec 6<"out.$next"
 		out_at=$next
 	done
 }
 err_flow() {
 	while :; do
-		size "err.$err_at"
-		next=$((err_at + total))
+		after err "$err_at"
 		cat <&7 >&2
-		{ [ "$next" -gt "$err_at" ] && [ -e "err.$next" ]; } || break
+		[ -n "$next" ] || break
 		exec 7<"err.$next"
 		err_at=$next
 	done
@@ -83,15 +108,17 @@ stream() {
 	exec 3<&0
 	(
 		trap '' HUP INT QUIT TERM USR1 USR2
+		was=0
 		while read -r out_done err_done <&3; do
 			behind out "$out_done"
-			behind err "$err_done"
+			[ "$err_done" = "$was" ] || behind err "$err_done"
+			was=$err_done
 		done
 		kill -KILL $$
 	) >/dev/null 2>&1 6<&- 7<&- &
 	watcher=$!
 
-	step=5 round=0 patience=12
+	step=5 round=0 patience=12 now=
 	while :; do
 		over=
 		case $state in
@@ -103,7 +130,6 @@ stream() {
 			over=1
 			;;
 		esac
-		before=$(written)
 		[ -z "$has_out" ] || out_flow
 		[ -z "$has_err" ] || err_flow
 		[ "$follow" = 1 ] || break
@@ -112,7 +138,9 @@ stream() {
 			patience=$((patience - 1))
 		fi
 		nap "$step"
-		if [ "$before" != "$(written)" ]; then
+		before=$now
+		now=$(written)
+		if [ "$before" != "$now" ]; then
 			step=5
 		elif [ "$step" -lt 80 ]; then
 			step=$((step * 2))

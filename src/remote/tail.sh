@@ -26,6 +26,9 @@ is_cut() {
 first() {
 	at=0 lines=0 bytes=0
 	case $from in
+	lines | bytes) [ "$2" -gt 0 ] || return 0 ;;
+	esac
+	case $from in
 	byte)
 		at=$((count - 1))
 		if [ "$at" -gt "$2" ]; then
@@ -65,7 +68,7 @@ first() {
 
 # seek POSITION : moves the file that is standard input there; whoever reads the same descriptor next goes on at it.
 seek() {
-	dd bs=1 skip="$1" count=0 2>/dev/null
+	[ "$1" -eq 0 ] || dd bs=1 skip="$1" count=0 2>/dev/null
 }
 
 # copy SIZE : that many bytes of standard input.

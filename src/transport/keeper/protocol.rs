@@ -148,16 +148,22 @@ pub fn message(content: &impl Serialize) -> Vec<u8> {
 /// Bytes as frames, as many as it takes.
 pub fn bytes(error_stream: bool, content: &[u8]) -> Vec<u8> {
     let kind = if error_stream { ERROR_BYTES } else { BYTES };
-    content.chunks(FRAME_MAX).flat_map(|chunk| frame(kind, chunk)).collect()
+    let mut frames = Vec::with_capacity(content.len() + content.len().div_ceil(FRAME_MAX) * HEAD);
+    content.chunks(FRAME_MAX).for_each(|chunk| add_frame(&mut frames, kind, chunk));
+    frames
 }
 
 fn frame(kind: u8, content: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
     let mut frame = Vec::with_capacity(HEAD + content.len());
-    frame.extend_from_slice(&length.to_le_bytes());
-    frame.push(kind);
-    frame.extend_from_slice(content);
+    add_frame(&mut frame, kind, content);
     frame
+}
+
+fn add_frame(frames: &mut Vec<u8>, kind: u8, content: &[u8]) {
+    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    frames.extend_from_slice(&length.to_le_bytes());
+    frames.push(kind);
+    frames.extend_from_slice(content);
 }
 
 /// Takes the first whole frame out of `buffer`; none while it is not whole.
@@ -192,7 +198,7 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl Read, buffer: &mut Vec<u8>) -
         if let Some(frame) = take(buffer)? {
             return Ok(frame);
         }
-        let mut chunk = [0; 16 << 10];
+        let mut chunk = [0; 64 << 10];
         match stream.read(&mut chunk) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(size) => buffer.extend_from_slice(chunk.get(..size).unwrap_or_default()),
