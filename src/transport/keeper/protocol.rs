@@ -198,7 +198,7 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl Read, buffer: &mut Vec<u8>) -
         if let Some(frame) = take(buffer)? {
             return Ok(frame);
         }
-        let mut chunk = [0; 64 << 10];
+        let mut chunk = [0; 16 << 10];
         match stream.read(&mut chunk) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(size) => buffer.extend_from_slice(chunk.get(..size).unwrap_or_default()),
