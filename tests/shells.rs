@@ -167,6 +167,7 @@ fn main_flow_where_perl_is_elsewhere(f: &Fixture) {
     assert_eq!(stat[2], field("Pid"), "it leads its group: {told}");
     let job = f.spawn(&["-c"], &["echo one; sleep 1000; echo two"]);
     f.await_written(&job, "one\n");
+    f.rsig.run(&["kill", "--target", "tree", &job, "INT"]).code(1).stderr_has("no awk");
     f.rsig.run(&["kill", &job, "INT", "-w", "20s"]).ok().stdout_has("130 (INT)");
     let job = f.spawn(&["-c"], &["exit 7"]);
     f.rsig.run(&["wait", &job]).code(7);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::course::Course;
 use super::{Clock, Outcome, Via};
-use crate::error::Failure;
+use crate::error::{Failure, Kind};
 use crate::job::Target;
 use crate::remote::signal::{Event, Plan, carry_out};
 use crate::transport::Line;
@@ -51,7 +51,11 @@ pub fn carry_out_plan(
     }
     let mut settled = vec![false; courses.len()];
     let result = carry_out(&host, shell.as_mut(), plan, &mut |event| {
-        let (Event::Hit(index, _) | Event::Seen(index, _) | Event::Kin(index, _) | Event::LinksOnly(index)) = event;
+        let (Event::Hit(index, _)
+        | Event::Seen(index, _)
+        | Event::Kin(index, _)
+        | Event::LinksOnly(index)
+        | Event::Lacks(index)) = event;
         let (Some(course), Some(settled)) = (courses.get_mut(index), settled.get_mut(index)) else { return };
         if *settled {
             return;
@@ -63,6 +67,11 @@ pub fn carry_out_plan(
                 course.kin = number;
                 false
             }
+            Event::Lacks(_) => course.fail(
+                Kind::Failed,
+                "its host has no awk, which --target tree needs to find the processes; nothing was sent. Leave it out to \
+                 signal the group",
+            ),
             Event::LinksOnly(_) => {
                 course.only_links();
                 false

@@ -68,9 +68,9 @@ look() {
 		[ "$pid" != - ] || state=starting
 	elif [ -O status ] && read -r code ended expired <status; then
 		state=exited
-	elif [ "$boot" = "$rs_boot" ] && [ ! -e refused ] && [ -z "$(find made -prune -mmin +1)" ]; then
+	elif [ "$pid" = - ] && [ "$boot" = "$rs_boot" ] && [ ! -e refused ] && [ -n "$(find made -prune -mmin -2)" ]; then
 		state=starting
-	elif [ "$boot" = - ] && [ -z "$(find . -prune -mmin +1)" ]; then
+	elif [ "$boot" = - ] && [ -n "$(find . -prune -mmin -2)" ]; then
 		# Its directory was made a moment ago, and says nothing yet.
 		state=starting
 	else

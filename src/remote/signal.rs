@@ -70,6 +70,8 @@ pub enum Event {
     Seen(usize, Seen),
     /// So many processes of the job are there, whether or not its first one is.
     Kin(usize, u32),
+    /// It has no awk, and so its processes can't be told apart.
+    Lacks(usize),
     /// Of the job's tree only its session and the children of its processes could be found.
     LinksOnly(usize),
 }
@@ -97,6 +99,7 @@ pub fn carry_out(
                 on_event(Event::Kin(index, number.parse().map_err(|_| garbage(host, line.as_bytes()))?));
             }
             Some(("links", index, _)) => on_event(Event::LinksOnly(index)),
+            Some(("lacks", index, _)) => on_event(Event::Lacks(index)),
             _ => {
                 let (index, seen) = job_line(host, line, jobs)?;
                 if let Some(told) = told.get_mut(index) {

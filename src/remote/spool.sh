@@ -14,6 +14,17 @@ rs_sum() {
 	done
 }
 
+# rs_waiting STREAM : sets rs_total to how many bytes of the first rs_at of a stream have not gone yet.
+rs_waiting() {
+	rs_total=0
+	for rs_file in "$1".[0-9]*; do
+		case ${rs_file##*.} in
+		*[!0-9]*) ;;
+		*) [ $((rs_at - ${rs_file##*.})) -le "$rs_total" ] || rs_total=$((rs_at - ${rs_file##*.})) ;;
+		esac
+	done
+}
+
 # rs_go_on : a short sleep; the end when the job is over, or never began.
 rs_go_on() {
 	[ -e made ] && [ ! -s status ] || exit
@@ -27,7 +38,7 @@ rs_take() {
 	rs_at=0
 	while :; do
 		while
-			rs_sum "$1".[0-9]*
+			rs_waiting "$1"
 			[ "$rs_total" -ge "$rs_limit" ]
 		do
 			rs_go_on

@@ -271,6 +271,11 @@ tree() {
 		return
 		;;
 	esac
+	if ! command -v awk >/dev/null 2>&1; then
+		rs_say lacks "$1" awk
+		report "$1"
+		return
+	fi
 	if [ "$6" = 0 ]; then
 		holding=
 		gather

@@ -198,12 +198,14 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl Read, buffer: &mut Vec<u8>) -
         if let Some(frame) = take(buffer)? {
             return Ok(frame);
         }
-        let mut chunk = [0; 16 << 10];
-        match stream.read(&mut chunk) {
+        let filled = buffer.len();
+        buffer.resize(filled + FRAME_MAX, 0);
+        let result = stream.read(buffer.get_mut(filled..).unwrap_or_default());
+        buffer.truncate(filled + result.as_ref().copied().unwrap_or_default());
+        match result {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(size) => buffer.extend_from_slice(chunk.get(..size).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
         }
     }
 }
