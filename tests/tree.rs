@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -63,6 +64,9 @@ fn await_quiet(f: &Fixture) {
 fn is_stopped(process: &Process) -> bool {
     Process::find(process.pid).is_some_and(|now| now.is_stopped())
 }
+
+/// Held by whoever starts a crowd that keeps forking: several at once leave a small machine no time for anything else.
+static ALONE: Mutex<()> = Mutex::new(());
 
 on_every_site! {
     fn a_signal_reaches_what_has_left_the_group(f: &Fixture) {
@@ -146,6 +150,7 @@ on_every_site! {
                 kill 'KILL', shift @kept if @kept > 4;
                 select undef, undef, undef, 0.01;
             }";
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in ["TERM", "KILL", "INT"] {
             let job = f.spawn(&[], &["perl", "-e", bomb]);
             let ours = || f.processes().into_iter().filter(|process| process.name == "perl").collect::<Vec<_>>();
