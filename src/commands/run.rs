@@ -24,7 +24,7 @@ use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
 use crate::signal::{Os, Signal, SignalWord};
 use crate::store::{Announced, Signalled, Store};
-use crate::transport::{Gate, Line, Policy, Shell};
+use crate::transport::{Gate, Line, Policy, Shell, keep_trying};
 
 /// A job to run.
 pub struct Request {
@@ -81,8 +81,6 @@ const BEAT: Duration = Duration::from_secs(3);
 const UNTETHERED: Duration = Duration::from_secs(3600);
 /// How long a job may take to end whose output nobody takes any more.
 const ENDING: Duration = Duration::from_secs(10);
-/// The time between two tries to connect again: at first, and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Runs a job to its end.
 ///
@@ -240,24 +238,14 @@ impl<'a> Held<'a> {
         self.shared().gate = None;
         (self.note)(&format!("{why}; connecting again"));
         let begun = Instant::now();
-        let mut pause = BACKOFF.0;
-        loop {
-            match Gate::open(self.destination, self.policy) {
-                Ok(gate) => {
-                    let mut shared = self.shared();
-                    shared.gate = Some(Arc::new(gate));
-                    shared.number += 1;
-                    self.changed.notify_all();
-                    (self.note)(&format!("{}: connected again", self.destination));
-                    return Ok(());
-                }
-                Err(failure) if failure.kind != Kind::Unreachable || begun.elapsed() > self.patience => {
-                    return Err(failure);
-                }
-                Err(_) => std::thread::sleep(pause),
-            }
-            pause = (pause * 2).min(BACKOFF.1);
-        }
+        let left = || self.patience.saturating_sub(begun.elapsed());
+        let gate = keep_trying(left, || Gate::open(self.destination, self.policy))?;
+        let mut shared = self.shared();
+        shared.gate = Some(Arc::new(gate));
+        shared.number += 1;
+        self.changed.notify_all();
+        (self.note)(&format!("{}: connected again", self.destination));
+        Ok(())
     }
 
     /// Passes the output on until the job has ended, over as many connections as it takes.

@@ -1,6 +1,7 @@
 //! `tail`: passes a job's output on.
 
 use std::ffi::OsStr;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -12,7 +13,10 @@ use crate::job::Record;
 use crate::remote::look::Streams;
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
-use crate::transport::{BACKOFF, Gate, Line, Policy};
+use crate::transport::{Gate, Line, Policy, keep_trying};
+
+/// The pause after a connection that broke.
+const AFTER_A_BREAK: Duration = Duration::from_millis(200);
 
 /// What to show of a job's output.
 pub struct Request<'a> {
@@ -113,31 +117,20 @@ fn follow(
     let host = destination.to_string();
     let mut progress = Progress::default();
     // The first connection is to be had at once, or not at all.
-    let mut gate = Some(Gate::open(destination, policy)?);
-    let mut pause = BACKOFF.0;
+    let mut gate = Gate::open(destination, policy)?;
     loop {
-        let result = match gate.take() {
-            Some(gate) => {
-                pause = BACKOFF.0;
-                let mut line = gate.line();
-                line.shell().and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink))
-            }
-            None => Err(Failure::new(Kind::Unreachable, host.clone())),
-        };
+        let mut line = gate.line();
+        let result = line.shell().and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink));
         match result {
             Err(failure) if failure.kind == Kind::Unreachable && !wanted.is_enough() => {
-                if failure.message != host {
-                    (policy.warn)(&format!("{failure}; connecting again"));
-                }
+                (policy.warn)(&format!("{failure}; connecting again"));
             }
             other => return other,
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(BACKOFF.1);
-        gate = match Gate::open(destination, policy) {
-            Err(failure) if failure.kind != Kind::Unreachable => return Err(failure),
-            opened => opened.ok(),
-        };
+        // A host that takes every connection and breaks it is not asked in a circle.
+        std::thread::sleep(AFTER_A_BREAK);
+        let left = || if wanted.is_enough() { Duration::ZERO } else { Duration::MAX };
+        gate = keep_trying(left, || Gate::open(destination, policy))?;
     }
 }
 

@@ -122,7 +122,27 @@ pub struct RelayToBe {
 }
 
 /// The time between two tries to connect again: at first, and at most.
-pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Connects again and again, the more seldom the longer that lasts, for as long as the host is not reached and there is
+/// time left.
+///
+/// # Errors
+/// As `connect`.
+pub fn keep_trying<T>(
+    left: impl Fn() -> Duration,
+    mut connect: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut pause = BACKOFF.0;
+    loop {
+        match connect() {
+            Err(failure) if failure.kind == Kind::Unreachable && !left().is_zero() => {}
+            other => return other,
+        }
+        std::thread::sleep(pause.min(left()));
+        pause = (pause * 2).min(BACKOFF.1);
+    }
+}
 
 /// The way to one host, connected when it is first needed and again after it broke.
 pub struct Line<'a> {
@@ -216,21 +236,17 @@ impl<'a> Line<'a> {
     /// As [`Line::connect`].
     pub fn connect_again(&mut self, why: &Failure, until: Instant) -> Result<(), Failure> {
         self.hang_up();
-        let mut pause = BACKOFF.0;
         let mut failures = 0;
-        loop {
-            match self.connect() {
-                Err(failure) if failure.kind == Kind::Unreachable && Instant::now() < until => {}
-                other => return other,
-            }
-            failures += 1;
+        let left = || until.saturating_duration_since(Instant::now());
+        keep_trying(left, || {
+            let connected = self.connect();
+            failures += u32::from(connected.is_err());
             // What is over with the next try is not worth a word.
             if failures == 2 {
                 (self.policy.warn)(&format!("{why}; connecting again"));
             }
-            std::thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
-            pause = (pause * 2).min(BACKOFF.1);
-        }
+            connected
+        })
     }
 
     /// Gives the connection up.
