@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -350,6 +350,24 @@ fn a_warm_kill_costs_one_round_trip() {
     let turns = proxy.turns();
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     assert_eq!(proxy.turns() - turns, 2);
+}
+
+/// Nothing but the answers to the keeper's questions comes for longer than it would bear without one.
+#[test]
+fn a_quiet_connection_is_kept_and_serves_the_next_command() {
+    let f = kept(Server::openssh(Login::User).start());
+    let words = f.words("spawn", &["-o", "ServerAliveInterval=5"], &["--", "perl", "-e", COUNTER]);
+    let job = f.rsig.run(&words).ok().line();
+    warm(&f, &job);
+    let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
+    let quiet = Instant::now();
+    poll_until("three questions are answered", Duration::from_secs(30), || {
+        assert_eq!(keeper_pids(&f), [pid], "after {:?}", quiet.elapsed());
+        quiet.elapsed() > Duration::from_secs(18)
+    });
+    f.rsig.run(&["kill", "--via", "channel", &job, "USR1"]).ok();
+    assert_eq!(keeper_pids(&f), [pid]);
+    ends_with(&f, &job, 1, "after the quiet");
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub struct Pulse {
     asked: Option<Instant>,
     /// The first question since something was heard.
     unanswered: Option<Instant>,
+    /// What depended on the server's word when last checked.
+    stake: Stake,
     /// How long this machine has slept in all.
     asleep: Duration,
     doubted: Option<Instant>,
@@ -50,7 +52,7 @@ impl Pulse {
     /// A connection that has just been made, on a machine that has slept for `asleep` since its boot.
     #[must_use]
     pub fn new(alive: Duration, now: Instant, asleep: Duration) -> Self {
-        Self { alive, heard: now, asked: None, unanswered: None, asleep, doubted: None }
+        Self { alive, heard: now, asked: None, unanswered: None, stake: Stake::Idle, asleep, doubted: None }
     }
 
     /// Something came.
@@ -88,6 +90,11 @@ impl Pulse {
             self.unanswered = None;
             return Verdict::Ask;
         }
+        if stake > self.stake {
+            // A question of quieter times had longer to be answered: it is asked anew before its silence counts.
+            (self.asked, self.unanswered) = (None, None);
+        }
+        self.stake = stake;
         let (silence, answer) = self.patience(stake);
         let since = |then: Instant| now.saturating_duration_since(then);
         if self.doubted.is_some_and(|then| since(then) >= WAKING)
@@ -166,6 +173,29 @@ mod tests {
         assert_eq!(pulse.check(now + seconds(1), seconds(0), Stake::Waited), Verdict::Fine);
         pulse.hear(now + seconds(2));
         assert_eq!(pulse.check(now + seconds(3), seconds(0), Stake::Waited), Verdict::Fine);
+    }
+
+    #[test]
+    fn a_question_of_quieter_times_is_asked_anew() {
+        for (before, after, answer) in
+            [(Stake::Idle, Stake::Waited, 6), (Stake::Idle, Stake::Watched, 15), (Stake::Watched, Stake::Waited, 6)]
+        {
+            let start = Instant::now();
+            let mut pulse = Pulse::new(seconds(10), start, seconds(0));
+            let asked = start + seconds(10);
+            assert_eq!(pulse.check(asked, seconds(0), before), Verdict::Ask);
+            pulse.ask(asked);
+            let now = asked + seconds(9);
+            assert_eq!(pulse.check(now, seconds(0), before), Verdict::Fine, "{before:?}");
+            assert_eq!(pulse.check(now, seconds(0), after), Verdict::Ask, "{before:?} {after:?}");
+            pulse.ask(now);
+            assert_ne!(
+                pulse.check(now + seconds(answer - 1), seconds(0), after),
+                Verdict::Dead,
+                "{before:?} {after:?}"
+            );
+            assert_eq!(pulse.check(now + seconds(answer), seconds(0), after), Verdict::Dead, "{before:?} {after:?}");
+        }
     }
 
     #[test]

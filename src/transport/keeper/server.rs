@@ -114,6 +114,8 @@ pub struct Keeper {
     /// Whether the server is thought to pass signals on.
     trust: Trust,
     pulse: Pulse,
+    /// The server has just been asked for a sign of life.
+    asked: bool,
     idle_since: Instant,
     idle_max: Duration,
     since: i64,
@@ -169,6 +171,7 @@ impl Keeper {
             not_before: now,
             failures: 0,
             freed: None,
+            asked: false,
             idle_since: now,
             idle_max,
             since: crate::job::now(),
@@ -213,7 +216,14 @@ impl Keeper {
 
     /// One turn: waits for something to happen, and does what follows from it.
     fn turn(&mut self) -> io::Result<()> {
-        let until = if self.pump()? { Instant::now() } else { self.next_deadline() };
+        let until = if std::mem::take(&mut self.asked) {
+            // The answer may be here already. Any call would take it in and say nothing of it: poll tells.
+            self.next_deadline().min(Instant::now() + UNTOLD)
+        } else if self.pump()? {
+            Instant::now()
+        } else {
+            self.next_deadline()
+        };
         let (ssh_ready, new_clients, ready) = self.poll(until)?;
         let now = Instant::now();
         if ssh_ready {
@@ -387,6 +397,7 @@ impl Keeper {
             Ok(0) if matches!(op, Op::Read(_)) => Ok(Called::Waits),
             Ok(size) => {
                 if let Op::Read(error_stream) = op {
+                    self.pulse.hear(Instant::now());
                     self.heard(id, error_stream, size);
                 }
                 if op == Op::Free {
@@ -629,6 +640,7 @@ impl Keeper {
                 let writable = crate::transport::wait(&mut fds, now)?;
                 if writable && !Channel::owes_output(self.connection.session()) {
                     self.connection.session().keepalive_send().map_err(io::Error::other)?;
+                    self.asked = true;
                 }
                 Ok(())
             }
