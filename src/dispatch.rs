@@ -11,9 +11,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use clap::Parser as _;
 
-use crate::cli::{self, Cli, Command, Common, KeeperCommand, Parallel, Reach, complete};
+use crate::cli::{self, Command, Common, KeeperCommand, Parallel, Reach, complete};
 use crate::commands::allowed::AllowedHosts;
 use crate::commands::select::Selection;
 use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
@@ -44,10 +43,10 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         let served = keeper::serve(Path::new(socket), warn, output::note);
         return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let cli = Cli::parse_from(cli::arrange(words));
+    let command = cli::parse(words);
     // These pass a job's own status on.
-    let (waiting, running) = (matches!(cli.command, Command::Wait(_)), matches!(cli.command, Command::Run(_)));
-    let status = dispatch(cli.command).unwrap_or_else(|error| {
+    let (waiting, running) = (matches!(command, Command::Wait(_)), matches!(command, Command::Run(_)));
+    let status = dispatch(command).unwrap_or_else(|error| {
         output::die_of_broken_pipe(&error);
         let failure = Failure::from(error);
         warn(&failure.message);

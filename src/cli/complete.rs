@@ -9,10 +9,10 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::PathBuf;
 
-use clap::{ArgMatches, CommandFactory as _, ValueHint};
+use clap::{ArgMatches, ValueHint};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate as Candidate, complete};
 
-use super::{Cli, Hosts, OsWord, arrange};
+use super::{Hosts, OsWord, arrange, definition, definition_of};
 use crate::host::Host;
 use crate::job::{Record, State};
 use crate::printable::printable;
@@ -81,10 +81,11 @@ pub fn answer(shell: Shell, words: Vec<OsString>) -> String {
 
 fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
     let Some(current) = words.pop() else { return Vec::new() };
-    let mut before = arrange(std::iter::once(OsString::from("rsig")).chain(words));
-    // Nothing but a command may stand there.
-    if before.get(1).is_some_and(|verb| Cli::command().find_subcommand(verb).is_none()) {
-        return Vec::new();
+    let mut before: Vec<OsString> = std::iter::once(OsString::from("rsig")).chain(words).collect();
+    if let Some(verb) = before.get(1) {
+        // Nothing but a command may stand there.
+        let Some(verb) = definition_of(verb) else { return Vec::new() };
+        arrange(&verb, &mut before);
     }
     let given = Given::of(&before);
     if let Some(dashed) = given.dashed_signals(&current) {
@@ -132,7 +133,7 @@ struct Given {
 
 impl Given {
     fn of(words: &[OsString]) -> Self {
-        let matches = Cli::command().ignore_errors(true).try_get_matches_from(words);
+        let matches = definition().ignore_errors(true).try_get_matches_from(words);
         let Some((verb, given)) = matches.as_ref().ok().and_then(ArgMatches::subcommand) else {
             return Self::default();
         };
@@ -159,7 +160,7 @@ impl Given {
 
     /// The definition of the command line, with what depends on the words before the cursor.
     fn definition(&self) -> clap::Command {
-        let definition = Cli::command();
+        let definition = definition();
         match self.verb.as_str() {
             "kill" => {
                 let os = self.os();
@@ -365,7 +366,7 @@ mod tests {
 
     #[test]
     fn every_command_and_every_option() {
-        let definition = Cli::command();
+        let definition = definition();
         let verbs: Vec<&str> = definition.get_subcommands().map(clap::Command::get_name).collect();
         assert_eq!(offered(""), verbs.join(" "));
         let mut built = definition.clone();

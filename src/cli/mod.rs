@@ -10,13 +10,13 @@ mod words;
 pub use parse::{Hosts, Lines, Place};
 #[cfg(feature = "serve")]
 pub use parse::{Listen, duration};
-pub use words::arrange;
+use words::arrange;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, FromArgMatches as _, Subcommand, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 
 #[cfg(any(feature = "mcp", feature = "serve"))]
@@ -27,17 +27,68 @@ use crate::host::{Connect, Host};
 use crate::job::{JobName, State, Target};
 use crate::signal::{Os, SignalWord};
 
-/// Start jobs on other machines over SSH, and signal, follow and await them from anywhere
-#[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, disable_help_subcommand = true)]
-pub struct Cli {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
+/// What stands before the verb.
+fn top() -> clap::Command {
+    clap::Command::new(env!("CARGO_PKG_NAME"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .max_term_width(100)
+        .disable_help_subcommand(true)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+}
+
+/// The definition of the whole command line.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Command::augment_subcommands(top())
+}
+
+/// What defines a verb.
+type Define = fn(clap::Command) -> clap::Command;
+
+/// The verbs, as [`Command`] has them.
+const VERBS: &[(&str, Define)] = &[
+    ("spawn", Spawn::augment_args),
+    ("run", Run::augment_args),
+    ("kill", Kill::augment_args),
+    ("stop", Stop::augment_args),
+    ("wait", Wait::augment_args),
+    ("tail", Tail::augment_args),
+    ("ps", Ps::augment_args),
+    ("rm", Rm::augment_args),
+    ("history", History::augment_args),
+    ("keeper", Keeper::augment_args),
+    #[cfg(feature = "mcp")]
+    ("mcp", Mcp::augment_args),
+    #[cfg(feature = "serve")]
+    ("serve", Serve::augment_args),
+];
+
+/// The definition of one verb: a command needs no other, and all of them take a tenth of what it takes in all.
+fn definition_of(verb: &OsStr) -> Option<clap::Command> {
+    let (name, define) = VERBS.iter().find(|(name, _)| verb == *name)?;
+    Some(define(clap::Command::new(*name)))
+}
+
+/// What the words of a command line say. With words that make no sense, or ask for help, it prints and exits.
+pub fn parse(mut words: Vec<OsString>) -> Command {
+    // No option stands before the verb but --help and --version, which end it all.
+    let verb = words.get(1).and_then(|verb| definition_of(verb));
+    let mut definition = match verb {
+        Some(verb) => {
+            arrange(&verb, &mut words);
+            top().subcommand(verb)
+        }
+        None => definition(),
+    };
+    let parsed =
+        definition.try_get_matches_from_mut(words).and_then(|mut matches| Command::from_arg_matches_mut(&mut matches));
+    parsed.unwrap_or_else(|error| error.format(&mut definition).exit())
 }
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
+#[command(about = env!("CARGO_PKG_DESCRIPTION"), long_about = None)]
 pub enum Command {
     Spawn(Spawn),
     Run(Run),
@@ -578,4 +629,22 @@ pub struct Serve {
     pub listen: Option<Listen>,
     #[command(flatten)]
     pub server: ServerArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_verb_alone_is_as_among_all() {
+        let mut all = definition();
+        all.build();
+        for among_all in all.get_subcommands_mut() {
+            let mut alone = top().subcommand(definition_of(among_all.get_name().as_ref()).expect("it is a verb"));
+            alone.build();
+            let alone = alone.find_subcommand_mut(among_all.get_name()).expect("it was just put there");
+            assert_eq!(alone.render_long_help().to_string(), among_all.render_long_help().to_string());
+        }
+        assert_eq!(VERBS.len(), all.get_subcommands().count());
+    }
 }

@@ -6,10 +6,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use clap::{Command, CommandFactory as _};
+use clap::Command;
 use clap_mangen::Man;
 
-use super::Cli;
+use super::definition;
 
 /// Set to anything, it makes the test write the pages instead.
 const RENEW: &str = "RSIG_RENEW_PAGES";
@@ -39,7 +39,7 @@ fn text(page: &str) -> &'static str {
 
 /// The name and the roff of every page.
 fn pages() -> Vec<(String, String)> {
-    let mut definition = Cli::command();
+    let mut definition = definition();
     definition.build();
     let commands = definition.get_subcommands().filter(|command| !command.is_hide_set());
     let all: Vec<&Command> = std::iter::once(&definition).chain(commands).collect();

@@ -5,9 +5,6 @@
 
 use std::ffi::{OsStr, OsString};
 
-use clap::CommandFactory as _;
-
-use super::Cli;
 use crate::signal;
 
 /// What a word behind the verb is to it.
@@ -26,19 +23,14 @@ enum Word {
 /// Where the words behind the verb begin.
 const BEHIND_VERB: usize = 2;
 
-/// The words of a command line as clap is to see them.
-pub fn arrange(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut words: Vec<OsString> = words.into_iter().collect();
-    let definition = Cli::command();
-    // No option stands before the verb but --help and --version, which end it all.
-    let Some(command) = words.get(1).and_then(|verb| definition.find_subcommand(verb)) else { return words };
-    let kinds = classify(command, &words);
-    match command.get_name() {
-        "spawn" | "run" => separate_command(&kinds, &mut words),
-        "kill" => separate_signal(&kinds, &mut words),
+/// Makes the words of a command line with a verb what clap is to see.
+pub fn arrange(verb: &clap::Command, words: &mut Vec<OsString>) {
+    let kinds = classify(verb, words);
+    match verb.get_name() {
+        "spawn" | "run" => separate_command(&kinds, words),
+        "kill" => separate_signal(&kinds, words),
         _ => {}
     }
-    words
 }
 
 /// Sees to it that everything behind HOST is taken as it is: a `--` stands before or directly behind it, not both.
@@ -106,7 +98,8 @@ mod tests {
     use super::*;
 
     fn arranged(line: &str) -> String {
-        let words = arrange(line.split(' ').map(OsString::from));
+        let mut words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        arrange(&super::super::definition_of(&words[1]).expect("a verb"), &mut words);
         words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
