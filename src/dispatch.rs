@@ -21,7 +21,7 @@ use crate::host::{Connect, Destination, Host};
 use crate::job::{BadJobThere, JobThere, Record};
 use crate::output::{self, Spinner, print, warn};
 use crate::printable::printable;
-use crate::remote::Stream;
+use crate::remote::{Stream, primer};
 use crate::signal::{self, Os, SignalWord};
 use crate::store::{Store, Which};
 use crate::transport::{Policy, keeper};
@@ -40,7 +40,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let [_, verb, socket] = words.as_slice()
         && verb == keeper::SERVE
     {
-        let served = keeper::serve(Path::new(socket), warn, output::note);
+        let served = keeper::serve(Path::new(socket), primer(), warn, output::note);
         return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let command = cli::parse(words);

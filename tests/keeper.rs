@@ -537,7 +537,7 @@ fn a_flood_on_its_socket_stays_outside() {
         .expect("a socket");
     let frame =
         |text: &str| [&u32::try_from(text.len()).expect("short").to_le_bytes()[..], &[0], text.as_bytes()].concat();
-    let version = format!("{}/3", env!("CARGO_PKG_VERSION"));
+    let version = format!("{}/4", env!("CARGO_PKG_VERSION"));
     let hello = frame(&format!("{{\"Hello\":{{\"version\":\"{version}\"}}}}"));
     let requests = frame("\"Status\"").repeat(2000);
     let shell = frame("{\"Shell\":{\"relay\":null}}");

@@ -329,7 +329,9 @@ const SHELLS: [&[&str]; 5] = [&["dash"], &["bash"], &["bash", "--posix"], &["bus
 /// Runs a call of the script's functions in a shell.
 fn in_shell(f: &Fixture, shell: &[&str], system: &str, call: &str) -> String {
     let [frame, host, rest @ ..] = PARTS;
-    let text = format!("{{\n{frame}\nrs_begun=1\n{host}\n{system}\n{}\n{call}\nrs_flush\nexit\n}}\n", rest.join("\n"));
+    let rest = rest.join("\n");
+    let text =
+        format!("{{\n{frame}\nrs_begun=1\n{host}\nrs_host\n{system}\n{rest}\nabout_jobs\n{call}\nrs_flush\nexit\n}}\n");
     let output = Invocation::of(shell[0]).args(&shell[1..]).arg("-s").env("HOME", f.rsig.home()).stdin(text).run();
     output.ok().stderr_is_empty().stdout()
 }

@@ -295,7 +295,7 @@ impl Hearing {
     pub fn begin(host: &str, shell: &mut dyn Shell, script: &Script, both: bool) -> Result<Self, Failure> {
         let started = Instant::now();
         // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
-        let unsent = match shell.write(&script.text(), started + PATIENCE) {
+        let unsent = match shell.write(&script.text(shell.primed()), started + PATIENCE) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
             sent => sent.map_err(|error| broke(host, &error)).map(|()| None)?,
         };

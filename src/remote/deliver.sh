@@ -1,9 +1,10 @@
 # Sends a signal to a job, once.
 
-left='' turns=''
+# Two signals of a kind that come together are one to a process. So whoever sends one empties the file `taken` before, and
+# writes something into it once the job has taken the signal: while it is empty, the next sender looks.
 
-# turn NUMBER INDEX : waits until nobody else signals this job, and until the job has taken what it was sent: two signals of a
-# kind that come together are one to a process. A file is the turn; whoever has left one behind is not waited for long.
+# turn NUMBER INDEX : waits until nobody else signals this job, and until the job has taken what it was sent. A file is the
+# turn; whoever has left one behind is not waited for long.
 turn() {
 	waited=0
 	until true >turn; do
@@ -13,9 +14,9 @@ turn() {
 		nap 5
 		waited=$((waited + 5))
 	done 2>/dev/null
-	turns="$turns \"\$dir_$2/turn\""
+	turns="$turns $2:$pid:$1"
 	waited=0
-	while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do
+	[ -s taken ] || while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do
 		nap 2
 		waited=$((waited + 2))
 	done
@@ -23,7 +24,14 @@ turn() {
 
 # end_turns : lets others signal the jobs.
 end_turns() {
-	[ -z "$turns" ] || eval "rm -f $turns"
+	ended_turns=
+	for one in $turns; do
+		eval "dir=\$dir_${one%%:*}"
+		ended_turns="$ended_turns \"\$dir_${one%%:*}/turn\""
+		one=${one#*:}
+		rs_pending "${one%:*}" "${one#*:}" || echo 1 >"$dir/taken"
+	done 2>/dev/null
+	[ -z "$ended_turns" ] || eval "rm -f $ended_turns"
 	turns=
 }
 
@@ -70,22 +78,28 @@ outlived() {
 	[ "$number" -gt 0 ]
 } 2>/dev/null
 
-# deliver INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of the
-# job there, unless CLAIM was taken before; then CONT to it when it is stopped and CONT is 1. Answers what came of it,
-# and then how the job stood before. The claim is a file that only one can create, so only its creator ever sends;
-# where none can be created (a full disk), a first try sends without and a RETRY does not.
-deliver() {
+# approach INDEX PLACE : goes into the directory of the job there and looks at it; an end that is about to be recorded is
+# waited for. Where that can't be, it says how the job stands, and fails.
+approach() {
 	place "$2"
-	eval "dir_$1=\$dir"
+	eval "dir_$1=\$dir kin_$1="
 	if ! enter "$dir"; then
 		report "$1"
-		return
+		return 1
 	fi
 	look
 	while [ "$state" = ending ] && [ "$elapsed" -lt 2000 ]; do
 		nap 10
 		look
 	done
+}
+
+# deliver INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of the
+# job there, unless CLAIM was taken before; then CONT to it when it is stopped and CONT is 1. Answers what came of it,
+# and then how the job stood before. The claim is a file that only one can create, so only its creator ever sends;
+# where none can be created (a full disk), a first try sends without and a RETRY does not.
+deliver() {
+	approach "$1" "$2" || return 0
 	case $state in
 	running | stopped) ;;
 	*)
@@ -105,8 +119,9 @@ deliver() {
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		# Once more, with nothing between the rs_say and the builtin that could take time.
-		if [ "$rs_group" != "$pgid" ] || ! alive "$pid" "$birth" "$boot"; then
+		true 2>/dev/null >taken
+		# Once more, with nothing between the look and the builtin that could take time.
+		if [ "$rs_group" != "$pgid" ] || ! { rs_holds "$pid" || alive "$pid" "$birth" "$boot"; }; then
 			sent=gone
 		elif kill "-$6" "$to"; then
 			sent=yes

@@ -1,18 +1,22 @@
 # What every script about a job that exists shares: where it is, whether it is this user's, what state it is in.
 # Per job only builtins run, so that one script can look at a thousand of them.
 
-umask 077
-unset CDPATH
+# about_jobs : begins a script about jobs. Not done ahead of one: a job that is started would inherit some of it.
+about_jobs() {
+	umask 077
+	unset CDPATH
+	elapsed=0 left='' turns=''
+}
 
 # private DIR : succeeds when DIR is this user's, and nobody else can write to it.
-checked=
+rs_private=
 private() {
-	[ "$1" != "$checked" ] || return 0
+	[ "$1" != "$rs_private" ] || return 0
 	[ -O "$1" ] || return 1
 	case $(ls -ldn "$1/.") in
 	?????w* | ????????w* | '') return 1 ;;
 	esac
-	checked=$1
+	rs_private=$1
 } 2>/dev/null
 
 # place PLACE : sets dir to a job's directory, given as such or as the job's id.
@@ -42,7 +46,7 @@ alive() {
 	case $1 in
 	'' | *[!0-9]* | 0 | 1) return 1 ;;
 	esac
-	[ "$3" = "$rs_boot" ] && rs_process "$1" && [ "$2" = "$rs_birth" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ]
+	[ "$3" = "$rs_boot" ] && rs_hold "$1" && rs_process "$1" && [ "$2" = "$rs_birth" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ]
 }
 
 # look : in a job's directory, sets state to exited, running, stopped, ending (gone, and its supervisor about to
@@ -85,7 +89,6 @@ report() {
 }
 
 # nap MILLISECONDS : sleeps less than a second and counts it in `elapsed`; a whole one where sleep takes no fractions.
-elapsed=0
 nap() {
 	rs_flush
 	case $1 in

@@ -16,4 +16,5 @@ pub mod signal;
 pub mod start;
 
 pub use answer::{Hearing, Stream};
+pub use script::primer;
 pub use seen::{Seen, Standing};

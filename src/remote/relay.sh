@@ -19,15 +19,17 @@ rs_pass() {
 		set +C
 		case $1 in
 		USR1 | USR2)
-			# Two that come together are one to a process.
+			# Two that come together are one to a process: see deliver.sh.
 			rs_tries=0
-			while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$2"; do
+			[ -s taken ] || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$2"; do
 				rs_tries=$((rs_tries + 1))
 				sleep 0.002 2>/dev/null || break
 			done
 			;;
 		esac
-		if ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; then
+		true 2>/dev/null >taken
+		if ! rs_holds "$rs_pid" &&
+			{ ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; }; then
 			rs_sent=gone
 		elif kill "-$1" "-$rs_pgid" 2>/dev/null; then
 			rs_sent=yes
@@ -36,12 +38,15 @@ rs_pass() {
 		fi
 		printf '%s %s\n' "$1" "$rs_sent" 2>/dev/null >>"sig.c$rs_number"
 		printf '%s sent %s %s\n' "$rs_relay" "$rs_number" "$rs_sent"
+		rs_pending "$rs_pid" "$2" || echo 1 2>/dev/null >taken
 	fi
 	set +C
 	rs_number=$((rs_number + 1))
 }
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
+rs_hold "$rs_pid"
+rs_process "$rs_pid" && [ "$rs_birth" = "$rs_born" ] || rs_held=
 # Servers signal the whole group: the helpers must not mind, from their first moment on.
 trap '' HUP INT QUIT TERM USR1 USR2
 # The supervisor held the FIFO before the job began, and holds it to its end.
@@ -56,10 +61,11 @@ exec 3<&0 4>&- 6<&-
 	kill -KILL "$rs_reader"
 ) >/dev/null 2>&1 &
 rs_watcher=$!
-for rs_name in HUP INT QUIT TERM; do
-	# shellcheck disable=SC2064
-	trap "rs_pass $rs_name 0" "$rs_name"
-done
+# Their numbers are those of Linux; elsewhere nobody asks for them.
+trap 'rs_pass HUP 1' HUP
+trap 'rs_pass INT 2' INT
+trap 'rs_pass QUIT 3' QUIT
+trap 'rs_pass TERM 15' TERM
 trap 'rs_pass USR1 10' USR1
 trap 'rs_pass USR2 12' USR2
 printf '%s ready\n' "$rs_relay"

@@ -10,6 +10,7 @@ use super::signal::{Plan, Shot};
 use super::start::{Order, Spool};
 use crate::error::{Failure, Kind};
 use crate::job::{self, JobId, Target};
+use crate::transport::Primer;
 
 /// A file of this folder.
 macro_rules! file {
@@ -29,46 +30,80 @@ impl Nonce {
     }
 }
 
+/// The files that scripts share, each behind those that it uses. They only define functions, so that a shell can be given
+/// all of them before there is a script.
+const SHARED: [&str; 5] = [file!("frame"), file!("host"), file!("process"), file!("look"), file!("deliver")];
+/// How many of them a script needs that starts a job.
+const TO_START: usize = 3;
+/// How many of them one about jobs needs.
+const ABOUT_JOBS: usize = 4;
+/// And one that signals them.
+const TO_SIGNAL: usize = 5;
+/// What a shell does ahead of its script besides.
+const PRIME: &str = file!("prime");
+
+/// What a shell is given while it waits for its script.
+#[must_use]
+pub fn primer() -> Primer {
+    let files = SHARED.iter().copied().chain([PRIME]).flat_map(stripped);
+    let text = b"{\n".iter().copied().chain(files).chain(*b"}\n").collect();
+    Primer { text, mark: PRIMED }
+}
+
+/// Tells what this rsig's shells are given ahead from what another one's are: FNV-1a of the files.
+const PRIMED: u64 = {
+    let files = [SHARED[0], SHARED[1], SHARED[2], SHARED[3], SHARED[4], PRIME];
+    let (mut hash, mut file) = (0xcbf2_9ce4_8422_2325_u64, 0);
+    while file < files.len() {
+        let (bytes, mut at) = (files[file].as_bytes(), 0);
+        while at < bytes.len() {
+            hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
+            at += 1;
+        }
+        file += 1;
+    }
+    hash
+};
+
 /// A script on its way to being sent.
 pub struct Script {
-    text: Vec<u8>,
+    /// How many of the shared files it needs.
+    needs: usize,
+    body: Vec<u8>,
     nonce: Nonce,
 }
 
 impl Script {
-    /// A script that will go on with `parts`, after [`Script::set`] has given them their values.
-    fn begin() -> Result<Self, Failure> {
-        let nonce = Nonce(job::random_hex::<16>()?);
-        // One compound command: the shell has read all of it before it runs any of it, so that nothing in it can
-        // take the rest of the script from standard input.
-        let mut script = Self { text: b"{\n".to_vec(), nonce };
+    /// A script that uses the first few of the shared files.
+    fn begin(needs: usize) -> Result<Self, Failure> {
+        let mut script = Self { needs, body: Vec::new(), nonce: Nonce(job::random_hex::<16>()?) };
         let nonce = script.nonce.0.clone();
         script.set("rs_nonce", &nonce)?;
-        script.include(file!("frame"));
+        script.call("rs_host", &[])?;
         Ok(script)
     }
 
     /// Adds a file, without what only its readers need.
     fn include(&mut self, file: &str) {
-        self.text.extend_from_slice(&stripped(file));
+        self.body.extend_from_slice(&stripped(file));
     }
 
     fn set(&mut self, name: &str, value: impl AsRef<OsStr>) -> Result<(), Failure> {
         let value = quoted(value.as_ref())?;
         for part in [name.as_bytes(), b"=", &value, b"\n"] {
-            self.text.extend_from_slice(part);
+            self.body.extend_from_slice(part);
         }
         Ok(())
     }
 
     /// Adds a call of one of the files' functions.
     fn call(&mut self, function: &str, arguments: &[&str]) -> Result<(), Failure> {
-        self.text.extend_from_slice(function.as_bytes());
+        self.body.extend_from_slice(function.as_bytes());
         for argument in arguments {
-            self.text.push(b' ');
-            self.text.extend_from_slice(&quoted(OsStr::new(argument))?);
+            self.body.push(b' ');
+            self.body.extend_from_slice(&quoted(OsStr::new(argument))?);
         }
-        self.text.push(b'\n');
+        self.body.push(b'\n');
         Ok(())
     }
 
@@ -78,10 +113,16 @@ impl Script {
         &self.nonce
     }
 
-    /// What to send, and with it the end of the script.
+    /// What to send to a shell, which may have been given the shared files before; and with it the end of the script.
     #[must_use]
-    pub fn text(&self) -> Vec<u8> {
-        let mut text = self.text.clone();
+    pub fn text(&self, primed: Option<u64>) -> Vec<u8> {
+        // One compound command: the shell has read all of it before it runs any of it, so that nothing in it can
+        // take the rest of the script from standard input.
+        let mut text = b"{\n".to_vec();
+        if primed != Some(PRIMED) {
+            text.extend(SHARED.iter().take(self.needs).copied().flat_map(stripped));
+        }
+        text.extend_from_slice(&self.body);
         text.extend_from_slice(b"rs_end\n}\n");
         text
     }
@@ -104,7 +145,7 @@ fn quoted(value: &OsStr) -> Result<Vec<u8>, Failure> {
 impl Script {
     /// Starts a job.
     pub(super) fn start(order: &Order) -> Result<Self, Failure> {
-        let mut script = Self::begin()?;
+        let mut script = Self::begin(if order.spool.is_some() { ABOUT_JOBS } else { TO_START })?;
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
@@ -116,16 +157,14 @@ impl Script {
         script.set("rs_size", order.input.map(|input| input.size().to_string()).unwrap_or_default())?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
-        for part in [file!("host"), file!("process"), file!("spawn")] {
-            script.include(part);
-        }
+        script.include(file!("spawn"));
         if order.relay.is_some() {
             script.include(file!("relay"));
         }
         if order.spool.is_some() {
-            script.include(file!("look"));
+            script.call("about_jobs", &[])?;
             script.include(file!("stream"));
-            script.text.extend_from_slice(b"place=$rs_made\nrun_along 0 0\n");
+            script.body.extend_from_slice(b"place=$rs_made\nrun_along 0 0\n");
         }
         Ok(script)
     }
@@ -133,7 +172,7 @@ impl Script {
     /// Signals jobs and waits for them.
     pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
-        script.include(file!("deliver"));
+        script.needs = TO_SIGNAL;
         if plan.shots().any(|shot| shot.target == Target::Tree) {
             script.include(file!("tree"));
         }
@@ -291,7 +330,7 @@ impl Script {
         let mut script = Self::about_jobs()?;
         script.include(file!("receive"));
         script.call("place", &[place])?;
-        script.text.extend_from_slice(b"enter \"$dir\" || rs_end\n");
+        script.body.extend_from_slice(b"enter \"$dir\" || rs_end\n");
         script.call(function, arguments)?;
         Ok(script)
     }
@@ -305,10 +344,8 @@ impl Script {
     }
 
     fn about_jobs() -> Result<Self, Failure> {
-        let mut script = Self::begin()?;
-        for part in [file!("host"), file!("process"), file!("look")] {
-            script.include(part);
-        }
+        let mut script = Self::begin(ABOUT_JOBS)?;
+        script.call("about_jobs", &[])?;
         Ok(script)
     }
 
@@ -327,7 +364,7 @@ fn seconds(time: Duration) -> String {
 
 /// The script of a job's supervisor.
 fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
-    let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
+    let mut script = Script { needs: 0, body: b"{\n".to_vec(), nonce: Nonce(String::new()) };
     let (output, errors) = match (order.spool.is_some(), order.merge) {
         (true, _) => ("out.pipe", "err.pipe"),
         (false, true) => ("out", "out"),
@@ -363,13 +400,13 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     }
     script.set("rs_beside", beside.join(" "))?;
     script.include(file!("supervise"));
-    script.text.extend_from_slice(b"exit\n}");
-    Ok(script.text)
+    script.body.extend_from_slice(b"exit\n}");
+    Ok(script.body)
 }
 
 /// The script that becomes the job.
 fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
-    let mut script = Script { text: b"{\n".to_vec(), nonce: Nonce(String::new()) };
+    let mut script = Script { needs: 0, body: b"{\n".to_vec(), nonce: Nonce(String::new()) };
     script.set("rs_directory", order.directory.as_deref().unwrap_or_default())?;
     script.include(file!("process"));
     script.include(file!("job"));
@@ -377,15 +414,15 @@ fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
     let given = order.env.iter().map(|(name, value)| (name.as_str(), value.as_os_str()));
     for (name, value) in given.chain(own) {
         script.set(name, value)?;
-        script.text.extend_from_slice(format!("export {name}\n").as_bytes());
+        script.body.extend_from_slice(format!("export {name}\n").as_bytes());
     }
-    script.text.extend_from_slice(b"rs_start");
+    script.body.extend_from_slice(b"rs_start");
     for word in order.command {
-        script.text.push(b' ');
-        script.text.extend_from_slice(&quoted(word)?);
+        script.body.push(b' ');
+        script.body.extend_from_slice(&quoted(word)?);
     }
-    script.text.extend_from_slice(b"\n}");
-    Ok(script.text)
+    script.body.extend_from_slice(b"\n}");
+    Ok(script.body)
 }
 
 #[cfg(test)]

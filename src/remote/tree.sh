@@ -254,17 +254,7 @@ is_left() {
 # tree INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : as deliver, to the whole tree. The job's first process
 # may have ended; a signal 0 only looks.
 tree() {
-	place "$2"
-	eval "dir_$1=\$dir kin_$1="
-	if ! enter "$dir"; then
-		report "$1"
-		return
-	fi
-	look
-	while [ "$state" = ending ] && [ "$elapsed" -lt 2000 ]; do
-		nap 10
-		look
-	done
+	approach "$1" "$2" || return 0
 	case $state in
 	elsewhere | starting)
 		report "$1"
@@ -288,6 +278,7 @@ tree() {
 	claim "$3" "$9" 10000
 	set +C
 	if [ -z "$sent" ]; then
+		true 2>/dev/null >taken
 		# Another process, which outlives this one.
 		# shellcheck disable=SC2046
 		set -- "$1" $(strike "$4" "$3" "$6" "$8" </dev/null)

@@ -32,8 +32,21 @@ pub enum Chunk {
     Nothing,
 }
 
+/// What a shell is given while it waits for its script.
+pub struct Primer {
+    /// A command for it, which says nothing.
+    pub text: Vec<u8>,
+    /// Tells this from every other one.
+    pub mark: u64,
+}
+
 /// A live `/bin/sh -s`.
 pub trait Shell {
+    /// The mark of what it was given already, if it was given something.
+    fn primed(&self) -> Option<u64> {
+        None
+    }
+
     /// Sends all of `bytes` to its standard input.
     ///
     /// # Errors

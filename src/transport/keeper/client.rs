@@ -268,8 +268,8 @@ fn shell_by(mut talk: Talk, relay: Option<RelayFor>) -> io::Result<(KeptShell, O
     let word = relay.as_ref().map(|relay| relay.word.clone());
     talk.say(&Request::Shell { relay })?;
     match talk.hear(Instant::now() + SHELL)? {
-        Frame::Message(Reply::Shell { relay, proven }) => {
-            Ok((KeptShell { talk }, word.filter(|_| relay).map(|word| RelayToBe { word, proven })))
+        Frame::Message(Reply::Shell { relay, proven, primed }) => {
+            Ok((KeptShell { talk, primed }, word.filter(|_| relay).map(|word| RelayToBe { word, proven })))
         }
         Frame::Message(Reply::Busy) => Err(io::Error::other("the server gives the keeper no more channels")),
         _ => Err(io::Error::other("the keeper gave an answer that makes no sense")),
@@ -468,9 +468,14 @@ impl Relays for Talk {
 /// A shell of the keeper's.
 struct KeptShell {
     talk: Talk,
+    primed: u64,
 }
 
 impl Shell for KeptShell {
+    fn primed(&self) -> Option<u64> {
+        Some(self.primed)
+    }
+
     fn write(&mut self, bytes: &[u8], until: Instant) -> io::Result<()> {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.talk.stream.set_write_timeout(Some(left))?;

@@ -71,10 +71,11 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// A channel that is to be opened, on which a server may send `window` bytes ahead of what was read.
+    /// A channel that is to be opened, on which a server may send `window` bytes ahead of what was read. Its shell is
+    /// given `primer` at once.
     #[must_use]
-    pub fn new(window: u32) -> Self {
-        Self {
+    pub fn new(window: u32, primer: &[u8]) -> Self {
+        let mut lane = Self {
             window,
             channel: None,
             stage: Stage::Opening,
@@ -85,7 +86,9 @@ impl Lane {
             input_closed: false,
             client: None,
             relay: None,
-        }
+        };
+        lane.write(primer);
+        lane
     }
 
     /// Whether it is nobody's, and can be given to a command now or once it is open.

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/3");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/4");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -53,8 +53,9 @@ pub enum Reply {
         #[serde(default)]
         jobs: Vec<String>,
     },
-    /// The shell is there; whether its channel will be kept as a relay, and that needs no probe.
-    Shell { relay: bool, proven: bool },
+    /// The shell is there; whether its channel will be kept as a relay, and that needs no probe; and the mark of what it
+    /// was given already.
+    Shell { relay: bool, proven: bool, primed: u64 },
     /// No shell can be had for now, and nothing was sent.
     Busy,
     /// The shell has ended.

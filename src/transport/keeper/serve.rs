@@ -15,7 +15,7 @@ use super::client::{Birth, Order};
 use super::server::{End, Keeper};
 use crate::error::{Failure, Kind};
 use crate::sys;
-use crate::transport::{Policy, ssh};
+use crate::transport::{Policy, Primer, ssh};
 
 /// How long a keeper without anything to do stays, where `RSIG_KEEPER_IDLE` says nothing else.
 const IDLE: Duration = Duration::from_secs(600);
@@ -27,14 +27,14 @@ const MEMORY: u64 = 48 << 20;
 ///
 /// # Errors
 /// When even that can't be said.
-pub fn serve(socket: &Path, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
+pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
     let mut order = String::new();
     io::stdin().lock().take(1 << 20).read_line(&mut order)?;
     let lifeline = io::stdin().as_fd().try_clone_to_owned()?;
     let order: Order = serde_json::from_str(&order)?;
     let born = Arc::new(AtomicBool::new(false));
     end_with_caller(&born)?;
-    let begun = begin(socket, &order, warn, if order.verbose { step } else { |_| () });
+    let begun = begin(socket, &order, primer, warn, if order.verbose { step } else { |_| () });
     let birth = match &begun {
         Ok(_) => Birth::Ready,
         Err(failure) => Birth::Failed { kind: failure.kind.into(), message: failure.message.clone() },
@@ -80,14 +80,14 @@ fn say(birth: &Birth) -> io::Result<()> {
     out.flush()
 }
 
-fn begin(socket: &Path, order: &Order, warn: fn(&str), step: fn(&str)) -> Result<Keeper, Failure> {
+fn begin(socket: &Path, order: &Order, primer: Primer, warn: fn(&str), step: fn(&str)) -> Result<Keeper, Failure> {
     let policy = Policy { batch: order.batch, keeper: false, parallel: 1, verbose: order.verbose, warn, step };
     let connection = ssh::connect(&order.destination, &policy)?;
     let failed = |error: io::Error| {
         Failure::new(Kind::Failed, format!("{}: the keeper's socket can't be made: {error}", order.destination))
     };
     let listener = listen(socket).map_err(failed)?;
-    Keeper::new(order.destination.to_string(), connection, listener, socket, idle()).map_err(failed)
+    Keeper::new(order.destination.to_string(), connection, listener, socket, idle(), primer).map_err(failed)
 }
 
 /// Binds under another name and moves into place, so that nobody meets a socket that does not listen yet. The caller's

@@ -19,6 +19,7 @@ use super::protocol::{self, FRAME_MAX, Frame, Relayed, Reply, Request, Status, V
 use super::pulse::{self, Pulse, Stake, Verdict};
 use super::relay::{Action, ClientId, Relay, Trust, channel_signal};
 use crate::sys::channel::Channel;
+use crate::transport::Primer;
 use crate::transport::ssh::connect::Connection;
 
 /// How many sessions a server allows on a connection, until it says otherwise (`MaxSessions` of `sshd_config(5)`).
@@ -98,6 +99,8 @@ pub struct Keeper {
     window: u32,
     /// How much may wait for a command.
     backlog: usize,
+    /// What every shell is given ahead of its script.
+    primer: Primer,
     clients: BTreeMap<ClientId, Client>,
     lanes: BTreeMap<LaneId, Lane>,
     next_id: u64,
@@ -144,6 +147,7 @@ impl Keeper {
         listener: UnixListener,
         socket: &Path,
         idle_max: Duration,
+        primer: Primer,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         connection.session().set_blocking(false);
@@ -163,6 +167,7 @@ impl Keeper {
             lifeline: None,
             window: WINDOW,
             backlog: BACKLOG,
+            primer,
             clients: BTreeMap::new(),
             lanes: BTreeMap::new(),
             next_id: 0,
@@ -584,7 +589,7 @@ impl Keeper {
             client.lane = Some(lane_id);
             client.waits = None;
             let (relay, proven) = (lane.relay.is_some(), lane.relay.as_ref().is_some_and(Relay::is_proven));
-            self.tell(client_id, &Reply::Shell { relay, proven });
+            self.tell(client_id, &Reply::Shell { relay, proven, primed: self.primer.mark });
         }
         // One for each that still waits, and a spare one where the server has room for it.
         wanted += usize::from(free.next().is_none() && self.leaves_by.is_none());
@@ -592,7 +597,7 @@ impl Keeper {
         if Instant::now() >= self.not_before {
             for _ in 0..wanted.saturating_sub(opening).min(room) {
                 self.next_id += 1;
-                self.lanes.insert(self.next_id, Lane::new(self.window));
+                self.lanes.insert(self.next_id, Lane::new(self.window, &self.primer.text));
             }
         }
     }
