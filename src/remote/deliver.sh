@@ -1,7 +1,7 @@
 # Sends a signal to a job, once.
 
-# Two signals of a kind that come together are one to a process. So whoever sends one empties the file `taken` before, and
-# writes something into it once the job has taken the signal: while it is empty, the next sender looks.
+# Two signals of a kind that come together are one to a process. So whoever sends one makes the file `untaken` before, and
+# removes it once the job has taken the signal: while it is there, the next sender looks.
 
 # turn NUMBER INDEX : waits until nobody else signals this job, and until the job has taken what it was sent. A file is the
 # turn; whoever has left one behind is not waited for long.
@@ -16,7 +16,7 @@ turn() {
 	done 2>/dev/null
 	turns="$turns $2:$pid:$1"
 	waited=0
-	[ -s taken ] || while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do
+	[ ! -e untaken ] || while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do
 		nap 2
 		waited=$((waited + 2))
 	done
@@ -24,14 +24,14 @@ turn() {
 
 # end_turns : lets others signal the jobs.
 end_turns() {
-	ended_turns=
+	over=
 	for one in $turns; do
-		eval "dir=\$dir_${one%%:*}"
-		ended_turns="$ended_turns \"\$dir_${one%%:*}/turn\""
+		dir="\"\$dir_${one%%:*}"
+		over="$over $dir/turn\""
 		one=${one#*:}
-		rs_pending "${one%:*}" "${one#*:}" || echo 1 >"$dir/taken"
-	done 2>/dev/null
-	[ -z "$ended_turns" ] || eval "rm -f $ended_turns"
+		rs_pending "${one%:*}" "${one#*:}" || over="$over $dir/untaken\""
+	done
+	[ -z "$over" ] || eval "rm -f $over"
 	turns=
 }
 
@@ -119,7 +119,7 @@ deliver() {
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		true 2>/dev/null >taken
+		true 2>/dev/null >untaken
 		# Once more, with nothing between the look and the builtin that could take time.
 		if [ "$rs_group" != "$pgid" ] || ! { rs_holds "$pid" || alive "$pid" "$birth" "$boot"; }; then
 			sent=gone

@@ -46,13 +46,12 @@ rs_pending() {
 	*) return 1 ;;
 	esac
 	[ "$rs_system" = Linux ] && [ -r "/proc/$1/status" ] || return 1
+	rs_waits=1
+	# To its end: of a file whose process ends meanwhile, bash would give the rest to the next read of any other file.
 	while read -r rs_key rs_mask; do
 		case $rs_key in
-		SigPnd: | ShdPnd:)
-			[ $((0x${rs_mask#????????} >> ($2 - 1) & 1)) -eq 0 ] || return 0
-			;;
-		SigBlk:) return 1 ;;
+		SigPnd: | ShdPnd:) [ $((0x${rs_mask#????????} >> ($2 - 1) & 1)) -eq 0 ] || rs_waits=0 ;;
 		esac
 	done <"/proc/$1/status"
-	return 1
+	return "$rs_waits"
 } 2>/dev/null

@@ -14,34 +14,45 @@ rs_pass() {
 		printf '%s probe\n' "$rs_relay"
 		return
 	fi
+	# Counted before the answer is given: the next signal may come once it is, and a trap must not meet another.
+	rs_claim=sig.c$rs_number rs_answer="$rs_relay sent $rs_number" rs_number=$((rs_number + 1))
 	set -C
-	if true 2>/dev/null >"sig.c$rs_number"; then
+	if ! true 2>/dev/null >"$rs_claim"; then
 		set +C
-		case $1 in
-		USR1 | USR2)
-			# Two that come together are one to a process: see deliver.sh.
-			rs_tries=0
-			[ -s taken ] || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$2"; do
-				rs_tries=$((rs_tries + 1))
-				sleep 0.002 2>/dev/null || break
-			done
-			;;
-		esac
-		true 2>/dev/null >taken
-		if ! rs_holds "$rs_pid" &&
-			{ ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; }; then
-			rs_sent=gone
-		elif kill "-$1" "-$rs_pgid" 2>/dev/null; then
-			rs_sent=yes
-		else
-			rs_sent=denied
-		fi
-		printf '%s %s\n' "$1" "$rs_sent" 2>/dev/null >>"sig.c$rs_number"
-		printf '%s sent %s %s\n' "$rs_relay" "$rs_number" "$rs_sent"
-		rs_pending "$rs_pid" "$2" || echo 1 2>/dev/null >taken
+		return
 	fi
 	set +C
-	rs_number=$((rs_number + 1))
+	case $1 in
+	USR1 | USR2)
+		# Two that come together are one to a process: see deliver.sh.
+		rs_tries=0
+		[ ! -e untaken ] || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$2"; do
+			rs_tries=$((rs_tries + 1))
+			sleep 0.002 2>/dev/null || break
+		done
+		;;
+	esac
+	true 2>/dev/null >untaken
+	if ! rs_holds "$rs_pid" &&
+		{ ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; }; then
+		rs_sent=gone
+	elif kill "-$1" "-$rs_pgid" 2>/dev/null; then
+		rs_sent=yes
+	else
+		rs_sent=denied
+	fi
+	rs_fresh=$2
+	printf '%s %s\n' "$1" "$rs_sent" 2>/dev/null >>"$rs_claim"
+	printf '%s %s\n' "$rs_answer" "$rs_sent"
+}
+
+# rs_settle : lets others send without a look once the job has taken the last signal. Outside of the traps, and after the
+# answer.
+rs_settle() {
+	while [ -n "$rs_fresh" ]; do
+		rs_looked=$rs_fresh rs_fresh=
+		rs_pending "$rs_pid" "$rs_looked" || [ -n "$rs_fresh" ] || rm -f untaken
+	done
 }
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
@@ -71,11 +82,14 @@ trap 'rs_pass USR2 12' USR2
 printf '%s ready\n' "$rs_relay"
 
 # Traps run in the middle of a wait, and cut it short.
+rs_fresh=
 while
 	wait "$rs_reader"
 	rs_ended=$?
 	kill -0 "$rs_reader"
-do :; done 2>/dev/null
+do
+	rs_settle
+done 2>/dev/null
 kill -KILL "$rs_watcher" 2>/dev/null
 rs_tries=0
 # 137: killed by the watcher.

@@ -41,7 +41,6 @@ rs_why=$({
 		printf '%s\n' "$rs_job" >job &&
 		printf '%s %s\n' "$rs_boot" "$rs_node" >made &&
 		printf '%32s\n' '' >status.new &&
-		echo 1 >taken &&
 		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 		: >out && : >err
 } 2>&1) || rs_refuse disk "$rs_why"

@@ -278,7 +278,7 @@ tree() {
 	claim "$3" "$9" 10000
 	set +C
 	if [ -z "$sent" ]; then
-		true 2>/dev/null >taken
+		true 2>/dev/null >untaken
 		# Another process, which outlives this one.
 		# shellcheck disable=SC2046
 		set -- "$1" $(strike "$4" "$3" "$6" "$8" </dev/null)
