@@ -15,6 +15,7 @@ use crate::harness::{
     self, Agent, Direction, Login, Options, Proxy, Rsig, SOON, Server, Shell, Site, keys, on_every_site, poll_until,
     procs,
 };
+use crate::kit::{Sayer, Says};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -377,6 +378,25 @@ fn a_proxy_cuts_holds_refuses_and_counts() {
     let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).expect("the proxy listens");
     assert_eq!(stream.read(&mut answer).expect("a close"), 0);
     assert_eq!(proxy.connections(), 2);
+}
+
+#[test]
+fn a_proxy_freezes_what_is_open_and_nothing_else() {
+    let sayer = Sayer::start(Says::Forever(vec![b'x'; 1000]));
+    let proxy = Proxy::start(sayer.port(), Duration::ZERO);
+    let connect = || TcpStream::connect(("127.0.0.1", proxy.port())).expect("the proxy listens");
+    let mut buffer = [0; 4096];
+    let mut old = connect();
+    old.read_exact(&mut buffer).expect("it speaks");
+    proxy.freeze();
+    old.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket option");
+    // What had passed by then still comes.
+    while old.read(&mut buffer).is_ok() {}
+    connect().read_exact(&mut buffer).expect("a new one is free");
+    assert!(old.read(&mut buffer).is_err());
+    proxy.release();
+    old.set_read_timeout(Some(SOON)).expect("a socket option");
+    old.read_exact(&mut buffer).expect("it goes on");
 }
 
 #[test]

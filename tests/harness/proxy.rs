@@ -47,6 +47,8 @@ struct State {
     cuts: u64,
     accepted: u64,
     open: Vec<Weak<Connection>>,
+    /// The last connection that is held for itself, and with it all before.
+    frozen: u64,
     turns: u64,
     refusing: bool,
     closing: bool,
@@ -66,6 +68,8 @@ struct Connection {
     server: TcpStream,
     /// [`State::cuts`] when it began.
     cuts: u64,
+    /// [`State::accepted`] when it came.
+    number: u64,
     last: Mutex<Option<Direction>>,
     shared: Arc<Shared>,
 }
@@ -128,9 +132,16 @@ impl Proxy {
         self.hold(Direction::ToClient);
     }
 
+    /// Holds the connections that are open now, both ways, and no others: as those are that a machine slept through.
+    pub fn freeze(&self) {
+        let mut state = self.shared.lock();
+        state.frozen = state.accepted;
+    }
+
     /// Forwards again, first what came meanwhile.
     pub fn release(&self) {
         let mut state = self.shared.lock();
+        state.frozen = 0;
         for lane in &mut state.lanes {
             lane.held = false;
         }
@@ -208,15 +219,15 @@ impl Shared {
             let Ok(client) = client else { continue };
             state.accepted += 1;
             state.open.retain(|connection| connection.strong_count() > 0);
-            let (refusing, cuts) = (state.refusing, state.cuts);
+            let (refusing, cuts, number) = (state.refusing, state.cuts, state.accepted);
             drop(state);
             if !refusing && let Ok(server) = TcpStream::connect(self.target) {
-                self.connect(client, server, cuts);
+                self.connect(client, server, cuts, number);
             }
         }
     }
 
-    fn connect(self: &Arc<Self>, client: TcpStream, server: TcpStream, cuts: u64) {
+    fn connect(self: &Arc<Self>, client: TcpStream, server: TcpStream, cuts: u64, number: u64) {
         for stream in [&client, &server] {
             let ready = stream.set_nodelay(true).and_then(|()| stream.set_write_timeout(Some(LOOK)));
             if ready.is_err() {
@@ -224,7 +235,7 @@ impl Shared {
             }
         }
         let shared = Arc::clone(self);
-        let connection = Arc::new(Connection { client, server, cuts, last: Mutex::new(None), shared });
+        let connection = Arc::new(Connection { client, server, cuts, number, last: Mutex::new(None), shared });
         let mut state = self.lock();
         if state.cuts != cuts {
             return;
@@ -326,7 +337,7 @@ impl Connection {
                 return None;
             }
             let early = due.saturating_duration_since(Instant::now());
-            if state.lane(direction).held {
+            if state.lane(direction).held || self.number <= state.frozen {
                 state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             } else if !early.is_zero() {
                 let waited = self.shared.changed.wait_timeout(state, early);
