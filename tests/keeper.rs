@@ -40,7 +40,7 @@ fn counted(f: &Fixture, job: &str) -> usize {
 }
 
 /// The value of a key in one line of JSON, as it is written there.
-fn value(json: &str, key: &str) -> String {
+pub fn value(json: &str, key: &str) -> String {
     let rest = json.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("no {key} in {json}")).1;
     rest.split([',', '}']).next().unwrap_or_default().to_owned()
 }
@@ -84,25 +84,25 @@ on_every_kept_site! {
 }
 
 /// A keeper as `keeper status --json` shows it.
-fn keepers(f: &Fixture) -> Vec<Value> {
+pub fn keepers(f: &Fixture) -> Vec<Value> {
     let json = f.rsig.run(&["keeper", "status", "--json"]).ok().stdout();
     serde_json::from_str(&json).expect("keeper status prints JSON")
 }
 
-fn keeper_pids(f: &Fixture) -> Vec<i32> {
+pub fn keeper_pids(f: &Fixture) -> Vec<i32> {
     let mut found = f.rsig.processes();
     found.retain(|process| process.cmdline.contains("keeper-serve"));
     found.iter().map(|process| process.pid).collect()
 }
 
-fn kill9(pid: i32) {
+pub fn kill9(pid: i32) {
     // One that has just ended is as good as killed.
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
 /// Waits until the job's relay takes signals and a spare shell is open.
 #[track_caller]
-fn warm(f: &Fixture, job: &str) {
+pub fn warm(f: &Fixture, job: &str) {
     poll_until("the relay takes signals", SOON, || {
         let keepers = keepers(f);
         let relay =
@@ -112,12 +112,12 @@ fn warm(f: &Fixture, job: &str) {
 }
 
 /// The dots that a counter has written, read where it writes them.
-fn dots(f: &Fixture, job: &str) -> usize {
+pub fn dots(f: &Fixture, job: &str) -> usize {
     let out = std::fs::read(f.jobs_dir().join(job).join("out")).expect("the job has a log");
     out.split(|byte| *byte == b'.').count() - 1
 }
 
-fn new_counter(f: &Fixture) -> String {
+pub fn new_counter(f: &Fixture) -> String {
     let job = f.spawn(&[], &["perl", "-e", COUNTER]);
     let out = f.jobs_dir().join(&job).join("out");
     poll_until("the counter is ready", SOON, || std::fs::read(&out).is_ok_and(|out| out.starts_with(b"ready")));
@@ -127,26 +127,26 @@ fn new_counter(f: &Fixture) -> String {
 /// Asserts that a job has counted so many, and that no more come: whatever was on its way has been counted by the time
 /// that the job has ended.
 #[track_caller]
-fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
+pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
     poll_until(&format!("{what}: {expected} are counted, not {}", dots(f, job)), SOON, || dots(f, job) >= expected);
     f.rsig.run(&["stop", job]).ok();
     assert_eq!(dots(f, job), expected, "{what}");
 }
 
 /// What runs on the host besides jobs and their supervisors.
-fn helpers(f: &Fixture) -> Vec<Process> {
+pub fn helpers(f: &Fixture) -> Vec<Process> {
     let mut found = f.processes();
     found.retain(|process| process.cmdline.ends_with("/bin/sh -s") || process.name == "cat" || process.name == "sleep");
     found
 }
 
 #[track_caller]
-fn nothing_is_left(f: &Fixture) {
+pub fn nothing_is_left(f: &Fixture) {
     poll_until("no helper is left on the host", SOON, || helpers(f).is_empty());
 }
 
 /// A server whose host is reached by a keeper.
-fn kept(server: Server) -> Fixture {
+pub fn kept(server: Server) -> Fixture {
     let mut fixture = Fixture::with(Some(server));
     fixture.rsig.keeper = true;
     fixture
@@ -157,7 +157,7 @@ fn honouring() -> [(Fixture, Proxy); 2] {
     [Server::openssh(Login::User), Server::dropbear(Login::Root)].map(|options| behind_proxy(options.start()))
 }
 
-fn behind_proxy(server: Server) -> (Fixture, Proxy) {
+pub fn behind_proxy(server: Server) -> (Fixture, Proxy) {
     let proxy = Proxy::start(server.port(), Duration::ZERO);
     let mut fixture = kept(server);
     fixture.go_through(&proxy);

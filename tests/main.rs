@@ -11,6 +11,7 @@ mod history;
 mod hostile;
 mod jobs;
 mod keeper;
+mod keeper_faults;
 mod kill;
 mod kit;
 mod limits;

@@ -46,6 +46,12 @@ impl Rsig {
         self
     }
 
+    /// From now on its state is in a directory of this name, in one of the test's own.
+    pub fn with_state(mut self, name: &str) -> Self {
+        self.state = self.scratch.subdir(name, 0o700);
+        self
+    }
+
     /// The home of whoever runs it, and of jobs on `local`.
     pub fn home(&self) -> &Path {
         &self.home

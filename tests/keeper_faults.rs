@@ -1,0 +1,250 @@
+//! The keeper where its surroundings are not as it would have them: a path too long, a forced
+//! command, connections that fall silent, a machine that slept.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::harness::{Fixture, Login, Process, Rsig, SOON, Server, poll_until, tool};
+use crate::keeper::{behind_proxy, dots, ends_with, keeper_pids, keepers, kept, new_counter, nothing_is_left, warm};
+
+/// What `kill --json` says of one job.
+#[track_caller]
+fn report(f: &Fixture, words: &[&str]) -> Value {
+    f.json(words).remove(0)
+}
+
+/// The socket of the one keeper that runs: its last argument.
+#[track_caller]
+fn socket(f: &Fixture) -> PathBuf {
+    let [pid] = keeper_pids(f)[..] else { panic!("one keeper") };
+    let cmdline = Process::find(pid).expect("the keeper runs").cmdline;
+    PathBuf::from(cmdline.rsplit(' ').next().expect("it is told its socket"))
+}
+
+/// The words by which deliveries to a job were claimed on its host.
+fn claims(f: &Fixture, job: &str) -> Vec<String> {
+    let names = fs::read_dir(f.jobs_dir().join(job)).expect("the job's directory").flatten();
+    names.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("sig.")?.to_owned())).collect()
+}
+
+/// Waits until the keeper has a shell ready: one without children, as a relay's has some.
+fn await_spare(f: &Fixture) {
+    let server = f.server.as_ref().expect("a host that is kept");
+    poll_until("a spare shell is open", SOON, || {
+        let all = server.processes();
+        let idle = |shell: &&Process| shell.cmdline == "/bin/sh -s" && !all.iter().any(|child| child.ppid == shell.pid);
+        all.iter().filter(idle).count() == 1
+    });
+}
+
+/// Waits until a keeper has given its silent connection up: at once, or when the next command wants something of it.
+fn given_up(f: &Fixture, keeper: i32) {
+    poll_until("the keeper gives its connection up", SOON, || {
+        f.rsig.run(&["ps"]).ok().stderr_is_empty();
+        !keeper_pids(f).contains(&keeper)
+    });
+}
+
+/// Removes a directory that rsig has made outside of the test's own.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let gone = fs::remove_dir_all(&self.0);
+        assert!(gone.is_ok() || std::thread::panicking(), "{}: {gone:?}", self.0.display());
+    }
+}
+
+#[test]
+fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
+    for runtime in [true, false] {
+        let mut f = kept(Server::openssh(Login::User).start());
+        f.rsig = Rsig::new().with_state(&"long".repeat(40));
+        f.rsig.keeper = true;
+        assert!(f.rsig.state().as_os_str().len() > 108);
+        let place = if runtime { f.rsig.dir().join("runtime") } else { PathBuf::from("/tmp") };
+        fs::create_dir_all(&place).expect("our own directory is writable");
+        let rsig = |words: &[&str]| {
+            let command = f.rsig.command(words);
+            if runtime { command.env("XDG_RUNTIME_DIR", &place) } else { command }.run()
+        };
+
+        let job = rsig(&f.words("spawn", &[], &["--", "sleep", "1000"])).ok().line();
+        let socket = socket(&f);
+        let directory = socket.parent().expect("it is in a directory").to_owned();
+        let removed = (!runtime).then(|| Removed(directory.clone()));
+        assert_eq!(directory.parent(), Some(place.as_path()));
+        let mode = |path: &Path| fs::symlink_metadata(path).expect("it is there").mode() & 0o777;
+        assert_eq!((mode(&directory), mode(&socket)), (0o700, 0o600));
+
+        let via = |words: &[&str]| {
+            let output = rsig(words);
+            serde_json::from_str::<Value>(&output.ok().line()).expect("JSON")["via"].clone()
+        };
+        assert_eq!(via(&["kill", "--json", &job, "USR1"]), "channel");
+        rsig(&["keeper", "status"]).ok().stdout_has("server");
+        rsig(&["keeper", "stop", "server"]).ok();
+        poll_until("the keeper is gone", SOON, || keeper_pids(&f).is_empty());
+        nothing_is_left(&f);
+        assert!(!socket.exists());
+        rsig(&["keeper", "status"]).ok().stdout_has("");
+        assert!(keeper_pids(&f).is_empty());
+
+        // Where it is not this user's alone, there is no keeper.
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("ours");
+        rsig(&["wait", &job]).code(138);
+        let job = rsig(&f.words("spawn", &[], &["--", "sleep", "1000"])).ok().stderr_is_empty().line();
+        assert_eq!(via(&["kill", "--json", "--wait", "20s", &job]), "pid");
+        assert!(keeper_pids(&f).is_empty() && !socket.exists());
+        drop(removed);
+        assert!(runtime || !directory.exists());
+    }
+}
+
+#[test]
+fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
+    let run = "exec /bin/sh -c \"$SSH_ORIGINAL_COMMAND\"";
+    for by_key in [false, true] {
+        let options = Server::openssh(Login::User);
+        let server = if by_key { options } else { options.config(&format!("ForceCommand {run}")) }.start();
+        if by_key {
+            let forced = format!("command=\"{}\" {}\n", run.replace('"', "\\\""), server.client_key().public);
+            fs::write(server.home().join(".ssh/authorized_keys"), forced).expect("it is ours to write");
+        }
+        let f = kept(server);
+        let job = new_counter(&f);
+        // Whether its probe has been given up by now or not.
+        for _ in 0..2 {
+            let told = report(&f, &["kill", "--json", &job, "USR1"]);
+            assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
+            poll_until("the relay is known to take no signals", SOON, || {
+                keepers(&f)[0]["relays"].as_array().is_some_and(|relays| relays[0][1] == false)
+            });
+        }
+        let output = f.rsig.run(&["kill", "--json", "--via", "channel", &job, "USR1"]);
+        let told: Value = serde_json::from_str(&output.code(1).line()).expect("JSON");
+        assert_eq!(
+            (&told["sent"], &told["via"], &told["error"]["kind"]),
+            (&false.into(), &Value::Null, &"no_channel".into())
+        );
+        let said = told["error"]["message"].as_str().expect("a message");
+        assert!(said.contains("forced commands") && said.contains("nothing was sent"), "{said}");
+        // It still tells of the end.
+        ends_with(&f, &job, 2, if by_key { "forced by the key" } else { "forced by the server" });
+        f.rsig.run(&["keeper", "stop", "--all"]).ok();
+        nothing_is_left(&f);
+    }
+}
+
+#[test]
+fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twice() {
+    let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let job = new_counter(&f);
+    warm(&f, &job);
+    await_spare(&f);
+    let connections = proxy.connections();
+    let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
+    proxy.freeze();
+    let start = Instant::now();
+    let told = report(&f, &["kill", "--json", &job, "USR1"]);
+    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
+    assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
+    assert_eq!(proxy.connections(), connections + 1);
+    poll_until("it is counted", SOON, || dots(&f, &job) == 1);
+    assert_eq!(claims(&f, &job), ["c1"], "the relay was asked first");
+    given_up(&f, pid);
+    // The old connection's relay now gets the same signal, and finds it claimed.
+    proxy.release();
+    poll_until("the old connection ends", SOON, || proxy.open_connections() <= keeper_pids(&f).len());
+    f.rsig.run(&["keeper", "stop", "--all"]).ok();
+    nothing_is_left(&f);
+    ends_with(&f, &job, 1, "frozen");
+}
+
+#[test]
+fn where_nothing_gets_through_any_more_a_signal_is_not_said_to_be_sent() {
+    let (mut f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    f.connect.extend(["-o", "ConnectTimeout=3"].map(str::to_owned));
+    let job = new_counter(&f);
+    warm(&f, &job);
+    proxy.hold_both();
+    let start = Instant::now();
+    let output = f.rsig.run(&["kill", "--json", &job, "USR1"]);
+    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
+    let told: Value = serde_json::from_str(&output.code(255).line()).expect("JSON");
+    assert_eq!((&told["sent"], &told["via"]), (&Value::Null, &Value::Null), "{output}");
+    proxy.release();
+    poll_until("what was held has ended", SOON, || proxy.open_connections() == 0);
+    assert_eq!(keeper_pids(&f), Vec::<i32>::new());
+    // It may have been sent after all, but not more than once.
+    f.rsig.run(&["stop", &job]).ok();
+    assert!(dots(&f, &job) <= 1, "{} were counted", dots(&f, &job));
+    f.rsig.run(&["keeper", "stop", "--all"]).ok();
+    nothing_is_left(&f);
+}
+
+/// Has the clock that counts a machine's sleep jump by an hour once a file is there.
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int result = syscall(SYS_clock_gettime, clock, now);
+    if (result == 0 && clock == CLOCK_BOOTTIME && access(getenv("SLEPT"), F_OK) == 0)
+        now->tv_sec += 3600;
+    return result;
+}
+"#;
+
+/// A library for `LD_PRELOAD` with the [`CLOCK`], and the file that has it jump.
+fn clock(f: &Fixture) -> (PathBuf, PathBuf) {
+    let library = f.rsig.dir().join("clock.so");
+    let cc = tool("cc", "gcc").args(["-shared", "-fPIC", "-x", "c", "-", "-o"]).arg(&library);
+    cc.stdin(CLOCK).run().ok();
+    (library, f.rsig.dir().join("slept"))
+}
+
+#[test]
+fn a_machine_that_slept_makes_a_new_connection() {
+    for clock_jumps in [true, false] {
+        let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+        let (library, slept) = clock(&f);
+        let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
+        f.rsig.command(&words).env("LD_PRELOAD", &library).env("SLEPT", &slept).run().ok();
+        let job = new_counter(&f);
+        warm(&f, &job);
+        await_spare(&f);
+        let connections = proxy.connections();
+        let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
+
+        // Asleep, nothing runs; and by the time that it wakes up, no router between the two knows the connection.
+        let keeper = Pid::from_raw(pid);
+        kill(keeper, Signal::SIGSTOP).expect("it runs");
+        poll_until("it stands still", SOON, || Process::find(pid).is_some_and(|process| process.is_stopped()));
+        proxy.freeze();
+        if clock_jumps {
+            fs::write(&slept, "").expect("our own directory is writable");
+        }
+        kill(keeper, Signal::SIGCONT).expect("it runs");
+
+        let told = report(&f, &["kill", "--json", &job, "USR1"]);
+        assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()), "{clock_jumps}");
+        assert_eq!(proxy.connections(), connections + 1);
+        // A relay is not even asked once its connection is doubted: nothing was sent in its name.
+        assert_eq!(claims(&f, &job) == ["c1"], !clock_jumps, "{:?}", claims(&f, &job));
+        given_up(&f, pid);
+        proxy.release();
+        poll_until("the old connection ends", SOON, || proxy.open_connections() <= keeper_pids(&f).len());
+        ends_with(&f, &job, 1, if clock_jumps { "slept" } else { "stopped" });
+    }
+}
