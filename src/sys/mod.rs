@@ -3,4 +3,5 @@
 #![allow(unsafe_code)]
 
 pub mod channel;
+pub mod inflow;
 pub mod process;

@@ -364,6 +364,7 @@ pub fn open<'a>(destination: &'a Destination, policy: &'a Policy) -> Result<Box<
 /// # Errors
 /// What poll(2) says.
 pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> std::io::Result<bool> {
+    crate::sys::inflow::renew();
     loop {
         let left = until.saturating_duration_since(Instant::now());
         // Rounded up, so that the last millisecond is not spent spinning; a longer wait is taken in parts.

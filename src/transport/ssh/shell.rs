@@ -169,7 +169,7 @@ impl Shell for SshShell<'_> {
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
-        let mut looked_again = false;
+        let (mut looked_again, mut over) = (false, false);
         loop {
             self.start()?;
             for error_stream in [false, true] {
@@ -199,8 +199,12 @@ impl Shell for SshShell<'_> {
             let flags = if writing { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
             let soon = if unread { until.min(Instant::now() + TAKEN_IN) } else { until };
             let ready = wait(&mut [PollFd::new(self.connection.as_fd(), flags)], soon)?;
-            if !ready && Instant::now() >= until {
-                return Ok(Chunk::Nothing);
+            if Instant::now() >= until {
+                // What is there by then is still taken, and no more: something else may come without an end.
+                if !ready || over {
+                    return Ok(Chunk::Nothing);
+                }
+                over = true;
             }
         }
     }
@@ -221,5 +225,7 @@ fn ready(connection: &Connection, until: Instant) -> io::Result<()> {
     let writing = Channel::owes_output(connection.session());
     let flags = if writing { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
     let socket: BorrowedFd<'_> = connection.as_fd();
-    if wait(&mut [PollFd::new(socket, flags)], until)? { Ok(()) } else { Err(ErrorKind::TimedOut.into()) }
+    let ready = wait(&mut [PollFd::new(socket, flags)], until)?;
+    // A server that says something without an end is ready at any time.
+    if ready && Instant::now() < until { Ok(()) } else { Err(ErrorKind::TimedOut.into()) }
 }
