@@ -3,8 +3,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
+use crate::clients::{file, python};
 use crate::harness::keys::{Format, Type};
-use crate::harness::{Fixture, Login, Output, Rsig, Server, Shell, keys, poll_until};
+use crate::harness::{Fixture, Login, Output, Process, Rsig, Running, Server, Shell, keys, poll_until};
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, harmless, record_on, run_within_memory};
 
 #[test]
@@ -257,4 +260,102 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
         }
         assert!(kit::recorded(&rsig).contains(&id) || name == "lines", "{name}: a record was lost");
     }
+}
+
+/// An SSH server that lets rsig in, and then does what the word says (see `clients/hostile_server.py`); and the
+/// configuration for it.
+fn hostile(rsig: &Rsig, kind: &str) -> (Running, String) {
+    let server = python("python").arg("-u").arg(file("hostile_server.py")).arg(kind).limit(SOON * 3);
+    let server = rsig.within(server).stdin_open().start();
+    server.wait_for_stdout("\n");
+    let text = String::from_utf8(server.stdout_so_far()).expect("a port and a key");
+    let (port, key) = text.trim_end().split_once(' ').expect("a port and a key");
+    fs::write(rsig.dir().join("known_hosts"), format!("[127.0.0.1]:{port} {key}\n")).expect("our own directory");
+    let config = config_for(rsig, "hostile", port.parse().expect("a port"), "");
+    (server, config)
+}
+
+fn keeper_of(rsig: &Rsig) -> Option<Process> {
+    rsig.processes().into_iter().find(|process| process.cmdline.contains("keeper-serve"))
+}
+
+/// A value of a process's memory in kB; none once it has ended.
+fn memory(process: &Process, key: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+/// The keeper of a server that does harm stays small and serves its commands, or goes; and the command ends with a clear
+/// word once the server does, if not before.
+#[track_caller]
+fn stays_above_water(kind: &str) {
+    let mut rsig = Rsig::new();
+    rsig.keeper = true;
+    let (server, config) = hostile(&rsig, kind);
+    record_on(&rsig, "00000000", "hostile", &config);
+    let mut command = rsig.command(&["kill", "--json", "00000000"]).start();
+    server.wait_for_stdout("begun");
+    // It may have gone already.
+    let keeper = keeper_of(&rsig);
+    let runs = || keeper.as_ref().is_some_and(Process::runs);
+    let floods = !matches!(kind, "silent" | "output" | "errors");
+    let (mut anonymous, mut peak, mut rounds) = (0, 0, 0);
+    poll_until(&format!("{kind}: enough was sent"), SOON, || {
+        if let Some(process) = &keeper {
+            anonymous = anonymous.max(memory(process, "RssAnon"));
+            peak = peak.max(memory(process, "VmHWM"));
+        }
+        let status = rsig.run(&["keeper", "status", "--json"]);
+        let keepers: Value = serde_json::from_str(&status.ok().stdout()).expect("JSON");
+        rounds += 1;
+        assert!(!keepers[0].is_null() || !runs(), "{kind}: the keeper hangs");
+        let sent = server.stdout_so_far().windows(8).filter(|line| line == b"flooding").count();
+        command.has_ended() || !runs() || (if floods { sent >= 4 } else { rounds >= 20 })
+    });
+    server.wait().ok();
+    let output = command.wait();
+    output.code(255);
+    let report: Value = serde_json::from_str(&output.line()).expect("JSON");
+    assert_ne!(report["sent"], true, "{output}");
+    let message = report["error"]["message"].as_str().expect("a message");
+    assert!(!message.is_empty() && message.len() < 2000, "{output}");
+    harmless(message);
+    harmless(output.stderr());
+    assert!(anonymous < 16_000 && peak < 40_000, "{kind}: {anonymous} kB, {peak} kB at the most");
+    poll_until(&format!("{kind}: the keeper goes"), SOON, || keeper_of(&rsig).is_none());
+}
+
+/// Each a test of its own: they take a while, most of it waiting.
+macro_rules! keepers_stay_above_water {
+    ($($name:ident: $kind:literal;)+) => {
+        mod a_keeper_stays_above_water {
+            $(#[test]
+            fn $name() {
+                super::stays_above_water($kind);
+            })+
+        }
+    };
+}
+
+keepers_stay_above_water! {
+    where_nothing_is_answered: "silent";
+    under_output: "output";
+    under_errors: "errors";
+    under_output_beyond_its_window: "unasked";
+    under_what_is_to_be_ignored: "ignore";
+    under_what_is_for_a_log: "debug";
+    under_requests: "requests";
+    under_channels: "channels";
+    under_room_for_more: "windows";
+}
+
+#[test]
+fn a_server_that_never_stops_is_given_up_without_a_keeper() {
+    let rsig = Rsig::new();
+    let (_server, config) = hostile(&rsig, "ignore");
+    record_on(&rsig, "00000000", "hostile", &config);
+    let output = run_within_memory(rsig.command(&["ps", "00000000"]));
+    clear_message(output.ok());
+    output.stdout_has("unknown");
 }

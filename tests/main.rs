@@ -1,7 +1,6 @@
 //! The tests of the binary: each drives the real program against real servers.
 
 mod anywhere;
-#[cfg(any(feature = "mcp", feature = "serve"))]
 mod clients;
 mod completion;
 mod faults;

@@ -1,4 +1,4 @@
-//! The clients that the faces are driven by: programs that others have written.
+//! The other sides that rsig is driven by: programs that others have written, and what is made of their libraries.
 
 #[cfg(feature = "mcp")]
 mod mcp;
@@ -8,7 +8,7 @@ pub use mcp::Mcp;
 
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Fixture, Invocation};
+use crate::harness::Invocation;
 
 /// A program of the virtual environment that `tests/install-debian` makes.
 ///
@@ -25,7 +25,8 @@ pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
 
-impl Fixture {
+#[cfg(any(feature = "mcp", feature = "serve"))]
+impl crate::harness::Fixture {
     /// The words of a server's command, which reaches the host as all commands of the fixture do.
     pub fn server_words<'a>(&'a self, command: &'a str, options: &[&'a str]) -> Vec<&'a str> {
         let mut words = self.words(command, options, &[]);
