@@ -281,19 +281,8 @@ fn connecting_options_need_a_host_to_connect_to() {
     }
 }
 
-/// The state file as the first version made it.
-const FIRST: &str = "
-    PRAGMA application_id = 0x72736967;
-    PRAGMA user_version = 1;
-    CREATE TABLE jobs (
-        id TEXT NOT NULL PRIMARY KEY, name TEXT, host TEXT NOT NULL, connect TEXT NOT NULL, command TEXT NOT NULL,
-        cwd TEXT, dir TEXT, state TEXT NOT NULL, pid INTEGER, pgid INTEGER, os TEXT, started_at INTEGER,
-        finished_at INTEGER, exit_status INTEGER, last_signal TEXT, checked_at INTEGER, created_at INTEGER NOT NULL
-    ) STRICT;
-    CREATE UNIQUE INDEX taken_names ON jobs (name) WHERE name IS NOT NULL AND state NOT IN ('exited', 'lost');
-    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL;
-    CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
-    PRAGMA journal_mode = WAL;
+/// What is in a state file of the first version.
+const ROWS: &str = "
     INSERT INTO jobs (id, name, host, connect, command, state, exit_status, created_at) VALUES
         ('aaaaaaaa', 'old', 'local', '{}', '[\"true\"]', 'exited', 5, 1),
         ('bbbbbbbb', 'run', 'local', '{}', '[\"true\"]', 'running', NULL, 2);
@@ -303,9 +292,7 @@ const FIRST: &str = "
 fn a_state_file_of_the_first_version_is_brought_up_to_date() {
     for at_once in [1, 12] {
         let rsig = Rsig::new();
-        let path = rsig.state().join("jobs.db");
-        rusqlite::Connection::open(&path).and_then(|database| database.execute_batch(FIRST)).expect("a database");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("ours");
+        kit::first_version(&rsig, ROWS);
         let started: Vec<Running> =
             (0..at_once).map(|_| rsig.spawn_process(&["spawn", "local", "--", "sleep", "1000"])).collect();
         let jobs: Vec<String> = started.into_iter().map(|running| running.wait().ok().line()).collect();

@@ -17,22 +17,10 @@ fn names(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["event"].as_str().expect("text")).collect()
 }
 
-/// What the first version of the state file was made with.
-const VERSION_1: &str = "
-    PRAGMA application_id = 0x72736967;
-    CREATE TABLE jobs (
-        id TEXT NOT NULL PRIMARY KEY, name TEXT, host TEXT NOT NULL, connect TEXT NOT NULL, command TEXT NOT NULL,
-        cwd TEXT, dir TEXT, state TEXT NOT NULL, pid INTEGER, pgid INTEGER, os TEXT, started_at INTEGER,
-        finished_at INTEGER, exit_status INTEGER, last_signal TEXT, checked_at INTEGER, created_at INTEGER NOT NULL
-    ) STRICT;
-    CREATE UNIQUE INDEX taken_names ON jobs (name) WHERE name IS NOT NULL AND state NOT IN ('exited', 'lost');
-    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL;
-    CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
-    PRAGMA user_version = 1;
+/// What is in a state file of the first version.
+const ROW: &str = "
     INSERT INTO jobs (id, name, host, connect, command, state, exit_status, os, created_at)
-        VALUES ('abcdefgh', 'old', 'local', '{}',
-                '[\"true\"]', 'exited', 3, 'Linux', 1700000000);
-    PRAGMA journal_mode = WAL;
+        VALUES ('abcdefgh', 'old', 'local', '{}', '[\"true\"]', 'exited', 3, 'Linux', 1700000000);
 ";
 
 on_every_site! {
@@ -141,9 +129,7 @@ fn a_host_that_is_gone_leaves_no_signal_that_was_not_sent() {
 #[test]
 fn a_state_file_of_the_first_version_is_brought_up_to_date() {
     let rsig = Rsig::new();
-    rusqlite::Connection::open(rsig.state().join("jobs.db")).expect("a file").execute_batch(VERSION_1).expect("made");
-    std::fs::set_permissions(rsig.state().join("jobs.db"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .expect("ours");
+    kit::first_version(&rsig, ROW);
     // All at once: one of them does it.
     let all: Vec<_> = (0..12)
         .map(|number| {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 
 use nix::sys::signal::Signal;
@@ -77,6 +78,29 @@ pub fn database(rsig: &Rsig) -> rusqlite::Connection {
     let database = rusqlite::Connection::open(rsig.state().join("jobs.db")).expect("the state file opens");
     database.busy_timeout(SOON).expect("a time-out can be set");
     database
+}
+
+/// The tables of the first version, as it made them.
+const FIRST_SCHEMA: &str = "
+    PRAGMA application_id = 0x72736967;
+    CREATE TABLE jobs (
+        id TEXT NOT NULL PRIMARY KEY, name TEXT, host TEXT NOT NULL, connect TEXT NOT NULL, command TEXT NOT NULL,
+        cwd TEXT, dir TEXT, state TEXT NOT NULL, pid INTEGER, pgid INTEGER, os TEXT, started_at INTEGER,
+        finished_at INTEGER, exit_status INTEGER, last_signal TEXT, checked_at INTEGER, created_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX taken_names ON jobs (name) WHERE name IS NOT NULL AND state NOT IN ('exited', 'lost');
+    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL;
+    CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
+    PRAGMA user_version = 1;
+    PRAGMA journal_mode = WAL;
+";
+
+/// Makes a state file of the first version, with these rows in it.
+pub fn first_version(rsig: &Rsig, rows: &str) {
+    let path = rsig.state().join("jobs.db");
+    let database = rusqlite::Connection::open(&path).expect("our own directory is writable");
+    database.execute_batch(FIRST_SCHEMA).and_then(|()| database.execute_batch(rows)).expect("a state file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
 }
 
 /// Whether an end was one by Ctrl-C.
