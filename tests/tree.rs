@@ -181,19 +181,11 @@ on_every_site! {
     }
 
     fn each_process_gets_the_signal_once(f: &Fixture) {
-        let counter = "$| = 1; use POSIX; open my $out, '>>', 'count';
-            for (1..6) { last unless fork; }
-            POSIX::setsid() if rand() < 0.5;
-            $SIG{USR1} = sub { syswrite $out, qq(x\n) };
-            syswrite $out, qq(ready\n);
-            sleep 1000 while 1";
-        let job = f.spawn(&[], &["perl", "-e", counter]);
-        let count = || fs::read_to_string(f.job_home().join("count")).unwrap_or_default();
-        poll_until("all are ready", SOON, || count().matches("ready").count() == 7);
+        let job = spawn_crowd(f, 7);
         f.rsig.run(&["kill", "--target", "tree", &job, "USR1"]).ok();
-        poll_until("all have got it", SOON, || count().matches('x').count() == 7);
+        assert_crowd_goes_on(f, 7, 1);
         f.rsig.run(&["stop", "--target", "tree", &job]).ok();
-        assert_eq!(count().matches('x').count(), 7);
+        assert_eq!(count_of_crowd(f), 7);
         await_quiet(f);
     }
 
@@ -236,27 +228,34 @@ fn rsig_itself_what_started_it_and_other_jobs_are_spared() {
     f.rsig.run(&["stop", &other]).ok();
 }
 
-/// A job of many processes, which takes a while to stop; each adds a line to `count` for every USR1.
-fn spawn_crowd(f: &Fixture) -> String {
+/// Enough processes that stopping them takes a while.
+const CROWD: usize = 151;
+
+/// A job of so many processes; each adds a line to `count` for every USR1.
+fn spawn_crowd(f: &Fixture, size: usize) -> String {
     let crowd = "$| = 1; use POSIX; open my $out, '>>', 'count';
-        for (1..150) { last unless fork; }
+        for (2..shift) { last unless fork; }
         POSIX::setsid() if rand() < 0.5;
         $SIG{USR1} = sub { syswrite $out, qq(x\n) };
         syswrite $out, qq(ready\n);
         sleep 1000 while 1";
-    let job = f.spawn(&[], &["perl", "-e", crowd]);
+    let job = f.spawn(&[], &["perl", "-e", crowd, &size.to_string()]);
     let ready = || fs::read_to_string(f.job_home().join("count")).unwrap_or_default().matches("ready").count();
-    poll_until("all are ready", SOON, || ready() == 151);
+    poll_until("all are ready", SOON, || ready() == size);
     job
 }
 
+/// How many signals the crowd has got.
+fn count_of_crowd(f: &Fixture) -> usize {
+    fs::read_to_string(f.job_home().join("count")).expect("readable").matches('x').count()
+}
+
 /// None of the crowd is stopped, and each got the signal once.
-fn assert_crowd_goes_on(f: &Fixture, signals: usize) {
+fn assert_crowd_goes_on(f: &Fixture, size: usize, signals: usize) {
     let crowd = || f.processes().into_iter().filter(|process| process.name == "perl").collect::<Vec<_>>();
-    let count = || fs::read_to_string(f.job_home().join("count")).expect("readable").matches('x').count();
-    poll_until("all have got it", SOON, || count() == 151 * signals);
+    poll_until("all have got it", SOON, || count_of_crowd(f) == size * signals);
     poll_until("none is stopped", SOON, || !crowd().iter().any(Process::is_stopped));
-    assert_eq!((crowd().len(), count()), (151, 151 * signals));
+    assert_eq!((crowd().len(), count_of_crowd(f)), (size, size * signals));
 }
 
 #[test]
@@ -264,7 +263,7 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
     let mut f = Site::OpenSshRoot.start();
     let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
     f.go_through(&proxy);
-    let job = spawn_crowd(&f);
+    let job = spawn_crowd(&f, CROWD);
     let first = f.process(&job);
     for signals in 1..=3 {
         let kill = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
@@ -272,7 +271,7 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
         proxy.cut();
         // It asks again with the same claim.
         kill.wait().ok().stdout_has("USR1 sent to its whole tree");
-        assert_crowd_goes_on(&f, signals);
+        assert_crowd_goes_on(&f, CROWD, signals);
     }
     // A cut that is never mended.
     let kill = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
@@ -281,14 +280,14 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
     proxy.cut();
     let told = kill.wait();
     assert_eq!(told.status().code(), Some(255), "{told}");
-    assert_crowd_goes_on(&f, 4);
+    assert_crowd_goes_on(&f, CROWD, 4);
     proxy.refuse(false);
 }
 
 #[test]
 fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
     let f = Site::Local.start();
-    let job = spawn_crowd(&f);
+    let job = spawn_crowd(&f, CROWD);
     let first = f.process(&job);
     // The command; its script; and the part of that which does the work, by what can be sent to it short of KILL.
     for signals in 0..3 {
@@ -311,7 +310,7 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
             }
         }
         drop(running.wait());
-        assert_crowd_goes_on(&f, signals + 1);
+        assert_crowd_goes_on(&f, CROWD, signals + 1);
     }
 }
 
