@@ -55,7 +55,7 @@ pub use running::{Invocation, Output, Running, tool};
 pub use scratch::Scratch;
 pub use server::Server;
 pub use site::{Fixture, Site};
-pub(crate) use site::{on_every_kept_site, on_every_site};
+pub(crate) use site::{check_on, on_every_kept_site, on_every_site, on_sites};
 pub use tty::Tty;
 pub use warden::base;
 

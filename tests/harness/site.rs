@@ -148,46 +148,40 @@ fn options(config: PathBuf) -> Vec<String> {
 /// }
 /// ```
 macro_rules! on_every_site {
-    ($($(#[$meta:meta])* fn $name:ident($fixture:ident: &Fixture) $body:block)+) => {$(
-        $(#[$meta])*
-        mod $name {
-            #[allow(unused_imports, clippy::wildcard_imports)]
-            use super::*;
-
-            fn check($fixture: &$crate::harness::Fixture) $body
-
-            #[test]
-            fn on_local() {
-                check(&$crate::harness::Site::Local.start());
+    ($($tests:tt)+) => {
+        $crate::harness::on_sites! {
+            {
+                on_local: Local.start;
+                on_openssh_as_root: OpenSshRoot.start;
+                on_openssh_as_user: OpenSshUser.start;
+                on_dropbear_as_root: DropbearRoot.start;
+                on_openssh_by_a_keeper: OpenSshUser.start_with_keeper;
             }
-
-            #[test]
-            fn on_openssh_as_root() {
-                check(&$crate::harness::Site::OpenSshRoot.start());
-            }
-
-            #[test]
-            fn on_openssh_as_user() {
-                check(&$crate::harness::Site::OpenSshUser.start());
-            }
-
-            #[test]
-            fn on_dropbear_as_root() {
-                check(&$crate::harness::Site::DropbearRoot.start());
-            }
-
-            #[test]
-            fn on_openssh_by_a_keeper() {
-                check(&$crate::harness::Site::OpenSshUser.start_with_keeper());
-            }
+            $($tests)+
         }
-    )+};
+    };
 }
 pub(crate) use on_every_site;
 
 /// Has each test run on every server, by a keeper: as [`on_every_site`].
 macro_rules! on_every_kept_site {
-    ($($(#[$meta:meta])* fn $name:ident($fixture:ident: &Fixture) $body:block)+) => {$(
+    ($($tests:tt)+) => {
+        $crate::harness::on_sites! {
+            {
+                on_local: Local.start_with_keeper;
+                on_openssh_as_root: OpenSshRoot.start_with_keeper;
+                on_openssh_as_user: OpenSshUser.start_with_keeper;
+                on_dropbear_as_root: DropbearRoot.start_with_keeper;
+            }
+            $($tests)+
+        }
+    };
+}
+pub(crate) use on_every_kept_site;
+
+/// A module for each test, and in it a test for each site of a list.
+macro_rules! on_sites {
+    ($sites:tt $($(#[$meta:meta])* fn $name:ident($fixture:ident: &Fixture) $body:block)+) => {$(
         $(#[$meta])*
         mod $name {
             #[allow(unused_imports, clippy::wildcard_imports)]
@@ -195,26 +189,19 @@ macro_rules! on_every_kept_site {
 
             fn check($fixture: &$crate::harness::Fixture) $body
 
-            #[test]
-            fn on_local() {
-                check(&$crate::harness::Site::Local.start_with_keeper());
-            }
-
-            #[test]
-            fn on_openssh_as_root() {
-                check(&$crate::harness::Site::OpenSshRoot.start_with_keeper());
-            }
-
-            #[test]
-            fn on_openssh_as_user() {
-                check(&$crate::harness::Site::OpenSshUser.start_with_keeper());
-            }
-
-            #[test]
-            fn on_dropbear_as_root() {
-                check(&$crate::harness::Site::DropbearRoot.start_with_keeper());
-            }
+            $crate::harness::check_on! $sites
         }
     )+};
 }
-pub(crate) use on_every_kept_site;
+pub(crate) use on_sites;
+
+/// The tests of one such module.
+macro_rules! check_on {
+    ($($test:ident: $site:ident.$start:ident;)+) => {$(
+        #[test]
+        fn $test() {
+            check(&$crate::harness::Site::$site.$start());
+        }
+    )+};
+}
+pub(crate) use check_on;
