@@ -7,7 +7,7 @@ the answer to one of them:
     {"do": "tools"}                                the list of tools
     {"do": "call", "tool": T, "arguments": A}      what the tool answered
     {"do": "calls", "calls": [[T, A], ...]}        the same for many at once, side by side
-    {"do": "begin", "tool": T, "arguments": A}     nothing: the call goes on
+    {"do": "begin", "tool": T, "arguments": A}     nothing: the call goes on, and its request is on its way
     {"do": "cancel"}                               the call that goes on is given up
 """
 
@@ -29,7 +29,30 @@ async def call(session, tool, arguments):
     return {"is_error": bool(result.is_error), "answer": result.structured_content, "text": text}
 
 
-async def serve(session, hello):
+class Counted:
+    """A stream that tells how much was taken from it."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.taken = 0
+
+    async def send(self, item):
+        # It comes back once the one that writes to the server has the item.
+        await self.stream.send(item)
+        self.taken += 1
+
+    async def aclose(self):
+        await self.stream.aclose()
+
+    async def __aenter__(self):
+        await self.stream.__aenter__()
+        return self
+
+    async def __aexit__(self, *error):
+        return await self.stream.__aexit__(*error)
+
+
+async def serve(session, hello, requests):
     going = None
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
@@ -44,8 +67,10 @@ async def serve(session, hello):
             case "calls":
                 answer = await asyncio.gather(*(call(session, *each) for each in order["calls"]))
             case "begin":
+                before = requests.taken
                 going = asyncio.create_task(call(session, order["tool"], order["arguments"]))
-                await asyncio.sleep(0.2)
+                while requests.taken == before and not going.done():
+                    await asyncio.sleep(0.001)
                 answer = None
             case "cancel":
                 going.cancel()
@@ -56,8 +81,10 @@ async def serve(session, hello):
 
 async def main():
     server = StdioServerParameters(command=sys.argv[1], args=sys.argv[2:], env=dict(os.environ))
-    async with stdio_client(server) as streams, ClientSession(*streams) as session:
-        await serve(session, await session.initialize())
+    async with stdio_client(server) as (answers, requests):
+        requests = Counted(requests)
+        async with ClientSession(answers, requests) as session:
+            await serve(session, await session.initialize(), requests)
 
 
 asyncio.run(main())
