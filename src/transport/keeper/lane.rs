@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
 
 use ssh2::Session;
 
@@ -66,6 +67,8 @@ pub struct Lane {
     input_closed: bool,
     /// The command that it works for.
     pub client: Option<ClientId>,
+    /// Since when it has worked for somebody.
+    pub given: Option<Instant>,
     /// The relay that it is.
     pub relay: Option<Relay>,
 }
@@ -85,6 +88,7 @@ impl Lane {
             closing_input: false,
             input_closed: false,
             client: None,
+            given: None,
             relay: None,
         };
         lane.write(primer);
@@ -104,6 +108,14 @@ impl Lane {
     #[must_use]
     pub fn is_relay_alone(&self) -> bool {
         self.relay.is_some() && self.client.is_none()
+    }
+
+    /// Whether its shell ends in a moment, as far as can be told: it has been given a script less than `short` ago, or its
+    /// end is under way.
+    #[must_use]
+    pub fn is_about_to_end(&self, short: Duration) -> bool {
+        let working = self.relay.is_none() && self.given.is_some_and(|given| given.elapsed() < short);
+        working || matches!(self.stage, Stage::Draining | Stage::Closing)
     }
 
     /// Queues bytes for the shell.

@@ -47,6 +47,8 @@ const LAG: Duration = Duration::from_secs(1);
 const BUSY: Duration = Duration::from_secs(2);
 /// How long a command may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long a script runs at most that is worth waiting for.
+const SHORT: Duration = Duration::from_millis(300);
 /// How long the commands at work have when the keeper is told to end.
 const LEAVING: Duration = Duration::from_secs(2);
 /// How many rounds of calls are made before the commands are looked after again: a server can always have more to say.
@@ -114,6 +116,8 @@ pub struct Keeper {
     failures: u32,
     /// When a channel was last closed.
     freed: Option<Instant>,
+    /// The server breaks when a shell ends while a channel is opened.
+    breaks_on_open: bool,
     /// Whether the server is thought to pass signals on.
     trust: Trust,
     pulse: Pulse,
@@ -159,6 +163,7 @@ impl Keeper {
         Ok(Self {
             host,
             trust: if refuses_signals(&banner, &connection.resolved().user) { Trust::Doubted } else { Trust::Hoped },
+            breaks_on_open: breaks_on_open(&banner),
             pulse: Pulse::new(alive, now, pulse::asleep()),
             connection,
             listener,
@@ -314,6 +319,9 @@ impl Keeper {
         // an answer to a request, and of room for what is to be sent, nothing does.
         let now = Instant::now();
         let untold = |lane: &Lane| !matches!(lane.stage, Stage::Open | Stage::Draining) || lane.waiting() > 0;
+        if self.must_hold_back() {
+            until = until.min(now + TAKEN_IN * 10);
+        }
         if self.lanes.values().any(|lane| lane.has_more(self.listens(lane))) {
             until = until.min(now + TAKEN_IN);
         } else if matches!(self.stake(), Stake::Waited) && self.lanes.values().any(untold) {
@@ -585,6 +593,7 @@ impl Keeper {
                 continue;
             };
             lane.client = Some(client_id);
+            lane.given = Some(Instant::now());
             lane.relay = client.relay.take();
             client.lane = Some(lane_id);
             client.waits = None;
@@ -592,7 +601,7 @@ impl Keeper {
             self.tell(client_id, &Reply::Shell { relay, proven, primed: self.primer.mark });
         }
         // One for each that still waits, and a spare one where the server has room for it.
-        wanted += usize::from(free.next().is_none() && self.leaves_by.is_none());
+        wanted += usize::from(free.next().is_none() && self.leaves_by.is_none() && !self.must_hold_back());
         let room = self.sessions.saturating_sub(self.lanes.len());
         if Instant::now() >= self.not_before {
             for _ in 0..wanted.saturating_sub(opening).min(room) {
@@ -600,6 +609,11 @@ impl Keeper {
                 self.lanes.insert(self.next_id, Lane::new(self.window, &self.primer.text));
             }
         }
+    }
+
+    /// Whether a spare channel is not to be opened yet, because of a shell that will end in a moment.
+    fn must_hold_back(&self) -> bool {
+        self.breaks_on_open && self.lanes.values().any(|lane| lane.is_about_to_end(SHORT))
     }
 
     /// Looks after what has to happen at some time.
@@ -869,6 +883,14 @@ fn is_of_channel(error: &io::Error) -> bool {
     .contains(&code)
 }
 
+/// Whether a server is known to take a channel that has no shell yet for one whose shell has ended, and to end itself over
+/// that, when another one's ends: Dropbear before 2024.86.
+fn breaks_on_open(banner: &str) -> bool {
+    let version = banner.split_once("dropbear_").and_then(|(_, rest)| rest.split_once('.'));
+    let number = |text: &str| text.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
+    version.is_some_and(|(year, minor)| (number(year).unwrap_or(0), number(minor).unwrap_or(0)) < (2024_u32, 86_u32))
+}
+
 /// Whether a server is known to refuse the signals of a login: OpenSSH before 10 did so to root.
 fn refuses_signals(banner: &str, user: &str) -> bool {
     let version = banner.split_once("OpenSSH_").and_then(|(_, rest)| rest.split(['.', 'p', ' ']).next());
@@ -915,7 +937,7 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use super::refuses_signals;
+    use super::{breaks_on_open, refuses_signals};
 
     #[test]
     fn what_is_known_of_servers() {
@@ -928,6 +950,16 @@ mod tests {
             ("", "root", false),
         ] {
             assert_eq!(refuses_signals(banner, user), refuses, "{banner}");
+        }
+        for (banner, breaks) in [
+            ("SSH-2.0-dropbear_2022.83", true),
+            ("SSH-2.0-dropbear_2024.85", true),
+            ("SSH-2.0-dropbear_2024.86", false),
+            ("SSH-2.0-dropbear_2025.88-3", false),
+            ("SSH-2.0-dropbear", false),
+            ("SSH-2.0-OpenSSH_9.2p1", false),
+        ] {
+            assert_eq!(breaks_on_open(banner), breaks, "{banner}");
         }
     }
 }
