@@ -1,9 +1,13 @@
-//! The keeper where its surroundings are not as it would have them: a path too long, a forced
+//! The keeper where its surroundings are not as it would have them: another version's socket, a path too long, a forced
 //! command, connections that fall silent, a machine that slept.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -31,6 +35,83 @@ fn socket(f: &Fixture) -> PathBuf {
 fn claims(f: &Fixture, job: &str) -> Vec<String> {
     let names = fs::read_dir(f.jobs_dir().join(job)).expect("the job's directory").flatten();
     names.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("sig.")?.to_owned())).collect()
+}
+
+/// What listens where a keeper would, and greets as one of another version.
+struct Stranger {
+    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    closing: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Stranger {
+    fn listen(socket: &Path, version: &str) -> Self {
+        let listener = UnixListener::bind(socket).expect("nobody is there");
+        listener.set_nonblocking(true).expect("an option of the socket");
+        let hello = format!("{{\"Hello\":{{\"version\":\"{version}\",\"jobs\":[]}}}}");
+        let length = u32::try_from(hello.len()).expect("short").to_le_bytes();
+        let hello = [&length[..], &[0], hello.as_bytes()].concat();
+        let (heard, closing): (Arc<Mutex<Vec<_>>>, Arc<AtomicBool>) = Default::default();
+        let (told, ending) = (Arc::clone(&heard), Arc::clone(&closing));
+        let thread = std::thread::spawn(move || {
+            while !ending.load(Ordering::SeqCst) {
+                match listener.accept() {
+                    Ok((stream, _)) => told.lock().expect("no panic").push(greet(stream, &hello)),
+                    Err(_) => std::thread::sleep(Duration::from_millis(2)),
+                }
+            }
+        });
+        Self { heard, closing, thread: Some(thread) }
+    }
+
+    /// What each connection has said, to its end.
+    fn heard(&self) -> Vec<Vec<u8>> {
+        self.heard.lock().expect("no panic").clone()
+    }
+}
+
+fn greet(mut stream: UnixStream, hello: &[u8]) -> Vec<u8> {
+    let mut heard = Vec::new();
+    stream.set_nonblocking(false).expect("an option of the socket");
+    stream.set_read_timeout(Some(SOON)).expect("an option of the socket");
+    // The other side may hang up at any point.
+    drop(stream.write_all(hello));
+    drop(stream.read_to_end(&mut heard));
+    heard
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::SeqCst);
+        drop(self.thread.take().map(std::thread::JoinHandle::join));
+    }
+}
+
+#[test]
+fn another_versions_keeper_is_left_alone() {
+    let f = kept(Server::openssh(Login::User).start());
+    let job = new_counter(&f);
+    let socket = socket(&f);
+    f.rsig.run(&["keeper", "stop", "--all"]).ok();
+    poll_until("the keeper is gone", SOON, || keeper_pids(&f).is_empty());
+    let stranger = Stranger::listen(&socket, "0.0.1/1");
+    let inode = fs::symlink_metadata(&socket).expect("the other socket").ino();
+
+    let told = report(&f, &["kill", "--json", &job, "USR1"]);
+    assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
+    assert!(keepers(&f).is_empty());
+    f.rsig.run(&["keeper", "stop", "--all"]).ok();
+
+    assert_eq!(fs::symlink_metadata(&socket).map(|metadata| metadata.ino()).ok(), Some(inode), "it was replaced");
+    assert!(keeper_pids(&f).is_empty(), "another one was started");
+    // One greeting each, and not a word more.
+    let heard = stranger.heard();
+    assert!(!heard.is_empty());
+    for said in heard {
+        assert_eq!(said.len(), 5 + usize::from(said[0]), "{}", String::from_utf8_lossy(&said));
+        assert!(said[5..].starts_with(b"{\"Hello\""), "{}", String::from_utf8_lossy(&said));
+    }
+    ends_with(&f, &job, 1, "beside another version");
 }
 
 /// Waits until the keeper has a shell ready: one without children, as a relay's has some.

@@ -90,7 +90,7 @@ pub struct Talk {
 }
 
 impl Talk {
-    /// Connects and greets. `None`: no keeper of this version listens there.
+    /// Connects and greets. `None`: nobody listens there. Another version's keeper is an error: its socket must stay.
     pub fn open(place: &std::path::Path) -> io::Result<Option<Self>> {
         let stream = match UnixStream::connect(place) {
             Ok(stream) => stream,
@@ -110,7 +110,7 @@ impl Talk {
                 talk.jobs = jobs;
                 Ok(Some(talk))
             }
-            Ok(_) => Ok(None),
+            Ok(_) => Err(io::Error::other("a keeper of another version listens on its socket")),
             // It was about to end.
             Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => Ok(None),
             Err(error) => Err(error),
