@@ -329,3 +329,20 @@ fn a_machine_that_slept_makes_a_new_connection() {
         ends_with(&f, &job, 1, if clock_jumps { "slept" } else { "stopped" });
     }
 }
+
+#[test]
+fn a_connection_that_outlives_a_sleep_goes_on() {
+    let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let (library, slept) = clock(&f);
+    let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
+    f.rsig.command(&words).env("LD_PRELOAD", &library).env("SLEPT", &slept).run().ok();
+    let job = new_counter(&f);
+    warm(&f, &job);
+    let (pids, connections) = (keeper_pids(&f), proxy.connections());
+    fs::write(&slept, "").expect("our own directory is writable");
+    f.rsig.run(&["kill", &job, "USR1"]).ok().stderr_is_empty();
+    let told = report(&f, &["kill", "--json", &job, "USR1"]);
+    assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"channel".into()));
+    assert_eq!((keeper_pids(&f), proxy.connections()), (pids, connections));
+    ends_with(&f, &job, 2, "slept, and still connected");
+}

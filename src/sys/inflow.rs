@@ -1,4 +1,4 @@
-//! How much one call of libssh2 may take from its socket.
+//! How much one call of libssh2 may take from its socket, and whether it took anything.
 //!
 //! A call goes on reading for as long as something comes that is not for it, and a server can always have more to say:
 //! messages that are to be ignored, say. So the library is given a `recv` that says "nothing for now" once enough has
@@ -27,6 +27,7 @@ const ENOUGH: usize = 2 << 20;
 
 thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(ENOUGH) };
+    static CAME: Cell<bool> = const { Cell::new(false) };
 }
 
 /// From now on calls of this session, which must not block, take no more than that between two [`renew`]s.
@@ -42,6 +43,13 @@ pub fn bound(session: &Session) {
 /// The caller has waited: its next calls may take as much again.
 pub fn renew() {
     LEFT.set(ENOUGH);
+}
+
+/// Whether this thread's calls have taken anything in since this was last asked: of what is not for the caller, nothing
+/// else tells.
+#[must_use]
+pub fn has_come() -> bool {
+    CAME.take()
 }
 
 type Receive = extern "C" fn(c_int, *mut c_void, libc::size_t, c_int, *mut *mut c_void) -> libc::ssize_t;
@@ -64,6 +72,7 @@ extern "C" fn receive(
     match usize::try_from(size) {
         Ok(size) => {
             LEFT.set(left - size);
+            CAME.set(CAME.get() || size > 0);
             size.cast_signed()
         }
         Err(_) => match std::io::Error::last_os_error().raw_os_error() {

@@ -19,6 +19,7 @@ use super::protocol::{self, FRAME_MAX, Frame, Relayed, Reply, Request, Status, V
 use super::pulse::{self, Pulse, Stake, Verdict};
 use super::relay::{Action, ClientId, Relay, Trust, channel_signal};
 use crate::sys::channel::Channel;
+use crate::sys::inflow;
 use crate::transport::Primer;
 use crate::transport::ssh::connect::Connection;
 
@@ -121,8 +122,6 @@ pub struct Keeper {
     /// Whether the server is thought to pass signals on.
     trust: Trust,
     pulse: Pulse,
-    /// The server has just been asked for a sign of life.
-    asked: bool,
     idle_since: Instant,
     idle_max: Duration,
     since: i64,
@@ -181,7 +180,6 @@ impl Keeper {
             not_before: now,
             failures: 0,
             freed: None,
-            asked: false,
             idle_since: now,
             idle_max,
             since: crate::job::now(),
@@ -226,14 +224,12 @@ impl Keeper {
 
     /// One turn: waits for something to happen, and does what follows from it.
     fn turn(&mut self) -> io::Result<()> {
-        let until = if std::mem::take(&mut self.asked) {
-            // The answer may be here already. Any call would take it in and say nothing of it: poll tells.
-            self.next_deadline().min(Instant::now() + UNTOLD)
-        } else if self.pump()? {
-            Instant::now()
-        } else {
-            self.next_deadline()
-        };
+        let more = self.pump()?;
+        if inflow::has_come() {
+            // The answer to a question, say: any call may have taken it in, and poll says nothing of it then.
+            self.pulse.hear(Instant::now());
+        }
+        let until = if more { Instant::now() } else { self.next_deadline() };
         let (ssh_ready, new_clients, ready) = self.poll(until)?;
         let now = Instant::now();
         if ssh_ready {
@@ -410,7 +406,6 @@ impl Keeper {
             Ok(0) if matches!(op, Op::Read(_)) => Ok(Called::Waits),
             Ok(size) => {
                 if let Op::Read(error_stream) = op {
-                    self.pulse.hear(Instant::now());
                     self.heard(id, error_stream, size);
                 }
                 if op == Op::Free {
@@ -659,7 +654,6 @@ impl Keeper {
                 let writable = crate::transport::wait(&mut fds, now)?;
                 if writable && !Channel::owes_output(self.connection.session()) {
                     self.connection.session().keepalive_send().map_err(io::Error::other)?;
-                    self.asked = true;
                 }
                 Ok(())
             }
