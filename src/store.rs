@@ -94,8 +94,10 @@ const NAMES_OF_ADOPTED: &str = "
 // numbers.
 const LINES: &str = "ALTER TABLE jobs ADD COLUMN lines TEXT NOT NULL DEFAULT '';";
 
+/// The size of a page of a new file, in bytes.
+const PAGE: u32 = 1024;
 /// How long the log may become, in pages, before it is written back: the next command reads all of it.
-const LOG_MAX: u32 = 100;
+const LOG_MAX: u32 = 200;
 
 const COLUMNS: &str = "id, name, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at, \
      exit_status, last_signal, checked_at, created_at, timed_out, ephemeral";
@@ -339,6 +341,8 @@ impl Store {
         lock.lock().context("the state directory can't be locked")?;
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
         let mut store = Self::connect(path)?;
+        // The log is read whole by the only command that has the file open, and each change writes whole pages to it.
+        store.connection.pragma_update(None, "page_size", PAGE)?;
         // The transaction takes back what an unfinished one left behind, so only inside it does the file say what it is.
         let transaction = store.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.pragma_update(None, "application_id", APPLICATION)?;

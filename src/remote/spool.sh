@@ -43,7 +43,7 @@ rs_take() {
 		do
 			rs_go_on
 		done
-		if ! dd bs=65536 count=128 of="$1.$rs_at" 2>/dev/null; then
+		if ! dd bs=65536 count=256 of="$1.$rs_at" 2>/dev/null; then
 			mv "$1.spare" "$1.full"
 			exit
 		fi

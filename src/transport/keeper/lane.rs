@@ -167,11 +167,16 @@ impl Lane {
         ops
     }
 
-    /// Whether there is something to read that was taken in by a call for another stream or channel. `listen` as in
-    /// [`Lane::to_do`].
+    /// Whether there is something to read that was taken in already.
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        self.channel.as_ref().is_some_and(Channel::has_bytes)
+    }
+
+    /// The same, and it can be read now. `listen` as in [`Lane::to_do`].
     #[must_use]
     pub fn has_more(&self, listen: bool) -> bool {
-        self.to_do(listen).contains(&Op::Read(false)) && self.channel.as_ref().is_some_and(Channel::has_bytes)
+        self.to_do(listen).contains(&Op::Read(false)) && self.has_bytes()
     }
 
     /// Makes a call. What was read is in `buffer`, as many bytes as the result says.

@@ -13,6 +13,8 @@ pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/4");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
+/// How much is read at once at first.
+const READ: usize = 4 << 10;
 /// The bytes before a frame's content.
 const HEAD: usize = 5;
 
@@ -143,28 +145,29 @@ const ERROR_BYTES: u8 = 2;
 /// A message as a frame.
 pub fn message(content: &impl Serialize) -> Vec<u8> {
     // None of the messages can fail: they hold neither maps nor values that refuse.
-    frame(MESSAGE, &serde_json::to_vec(content).unwrap_or_default())
+    let content = serde_json::to_vec(content).unwrap_or_default();
+    [&head(MESSAGE, &content)[..], &content].concat()
 }
 
 /// Bytes as frames, as many as it takes.
 pub fn bytes(error_stream: bool, content: &[u8]) -> Vec<u8> {
-    let kind = if error_stream { ERROR_BYTES } else { BYTES };
     let mut frames = Vec::with_capacity(content.len() + content.len().div_ceil(FRAME_MAX) * HEAD);
-    content.chunks(FRAME_MAX).for_each(|chunk| add_frame(&mut frames, kind, chunk));
+    for chunk in content.chunks(FRAME_MAX) {
+        frames.extend_from_slice(&head_of_bytes(error_stream, chunk));
+        frames.extend_from_slice(chunk);
+    }
     frames
 }
 
-fn frame(kind: u8, content: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(HEAD + content.len());
-    add_frame(&mut frame, kind, content);
-    frame
+/// What stands before bytes of a shell's, which are at most [`FRAME_MAX`].
+#[must_use]
+pub fn head_of_bytes(error_stream: bool, content: &[u8]) -> [u8; HEAD] {
+    head(if error_stream { ERROR_BYTES } else { BYTES }, content)
 }
 
-fn add_frame(frames: &mut Vec<u8>, kind: u8, content: &[u8]) {
-    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
-    frames.extend_from_slice(&length.to_le_bytes());
-    frames.push(kind);
-    frames.extend_from_slice(content);
+fn head(kind: u8, content: &[u8]) -> [u8; HEAD] {
+    let [a, b, c, d] = u32::try_from(content.len()).unwrap_or(u32::MAX).to_le_bytes();
+    [a, b, c, d, kind]
 }
 
 /// Takes the first whole frame out of `buffer`; none while it is not whole.
@@ -200,7 +203,8 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl Read, buffer: &mut Vec<u8>) -
             return Ok(frame);
         }
         let filled = buffer.len();
-        buffer.resize(filled + FRAME_MAX, 0);
+        // Short messages come first; whoever gets much has a buffer that has grown.
+        buffer.resize((filled + READ).max(buffer.capacity().min(FRAME_MAX)), 0);
         let result = stream.read(buffer.get_mut(filled..).unwrap_or_default());
         buffer.truncate(filled + result.as_ref().copied().unwrap_or_default());
         match result {

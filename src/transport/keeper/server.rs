@@ -4,7 +4,7 @@
 //! channels of a few jobs as their relays. It decides nothing about jobs: when it dies, nothing is lost.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -193,6 +193,7 @@ impl Keeper {
         self.lifeline = Some(lifeline);
         self.window = WINDOW_OF_MUCH;
         self.backlog = BACKLOG_OF_MUCH;
+        self.buffer = vec![0; BACKLOG_OF_MUCH];
     }
 
     /// Serves until there is nothing more to serve.
@@ -350,9 +351,9 @@ impl Keeper {
                 return Ok(false);
             }
             self.assign();
-            let mut moved = false;
+            let (mut moved, mut taken_in) = (false, false);
             for id in self.lanes.keys().copied().collect::<Vec<_>>() {
-                match self.drive(id)? {
+                match self.drive(id, &mut taken_in)? {
                     Called::Owes => return Ok(false),
                     Called::Moved => moved = true,
                     Called::Waits => {}
@@ -376,8 +377,15 @@ impl Keeper {
         lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len()) < self.backlog
     }
 
+    fn has_bytes(&self, id: LaneId) -> bool {
+        self.lanes.get(&id).is_some_and(Lane::has_bytes)
+    }
+
     /// Makes the calls of one channel.
-    fn drive(&mut self, id: LaneId) -> io::Result<Called> {
+    ///
+    /// A reading takes in all that has come for any of them: `taken_in` says that one has, and then the others read what is
+    /// there for them alone.
+    fn drive(&mut self, id: LaneId, taken_in: &mut bool) -> io::Result<Called> {
         // Nothing more is sent to a shell that has ended.
         if self.lanes.get(&id).is_some_and(Lane::has_ended) {
             self.lane_ended(id, &Reply::End);
@@ -385,6 +393,9 @@ impl Keeper {
         let Some(lane) = self.lanes.get(&id).filter(|lane| self.is_due(id, lane)) else { return Ok(Called::Waits) };
         let mut result = Called::Waits;
         for op in lane.to_do(self.listens(lane)) {
+            if matches!(op, Op::Read(_)) && std::mem::replace(taken_in, true) && !self.has_bytes(id) {
+                continue;
+            }
             match self.call(id, op)? {
                 Called::Owes => return Ok(Called::Owes),
                 Called::Moved => result = Called::Moved,
@@ -450,9 +461,8 @@ impl Keeper {
         }
         if let Some(client) = lane.client.and_then(|client| self.clients.get_mut(&client)) {
             self.failures = 0;
-            client.output.extend(protocol::bytes(error_stream, bytes));
             // What it does not take now is written when it can.
-            drop(client.flush());
+            drop(client.pass_on(error_stream, bytes));
         }
         self.act(id, actions);
     }
@@ -897,6 +907,25 @@ impl Client {
         use nix::sys::socket::{MsgFlags, recv};
         let peeked = recv(self.stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
         matches!(peeked, Ok(1..) | Err(nix::errno::Errno::EAGAIN))
+    }
+
+    /// Passes on what a shell said: as much as the socket takes goes there without a copy.
+    fn pass_on(&mut self, error_stream: bool, bytes: &[u8]) -> io::Result<()> {
+        for content in bytes.chunks(FRAME_MAX) {
+            let head = protocol::head_of_bytes(error_stream, content);
+            let written = if self.output.is_empty() {
+                self.stream.write_vectored(&[IoSlice::new(&head), IoSlice::new(content)])
+            } else {
+                Ok(0)
+            };
+            let written = match written {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
+                other => other?,
+            };
+            self.output.extend(head.get(written..).unwrap_or_default());
+            self.output.extend(content.get(written.saturating_sub(head.len())..).unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// Writes as much as the socket takes.
