@@ -36,6 +36,9 @@ rs_go_on() {
 rs_take() {
 	exec <"$1.pipe"
 	rs_at=0
+	# Two of them stay for those who look, so they are small beside the limit.
+	rs_blocks=$((rs_limit / 4 / 65536))
+	[ "$rs_blocks" -le 256 ] || rs_blocks=256
 	while :; do
 		while
 			rs_waiting "$1"
@@ -43,7 +46,7 @@ rs_take() {
 		do
 			rs_go_on
 		done
-		if ! dd bs=65536 count=256 of="$1.$rs_at" 2>/dev/null; then
+		if ! dd bs=65536 count="$rs_blocks" of="$1.$rs_at" 2>/dev/null; then
 			mv "$1.spare" "$1.full"
 			exit
 		fi
