@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Fixture, Proxy, Running, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Invocation, Proxy, Running, Site, on_every_site, poll_until};
 use crate::jobs::SOON;
 
 impl Fixture {
@@ -178,6 +178,22 @@ fn nobody_to_take_the_output_ends_the_job() {
         output.ok().stdout_is("y\ny\n");
         f.await_no_jobs();
     }
+}
+
+#[test]
+fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
+    let f = Site::Local.start();
+    let line = "trap 'echo hup; exit 1' HUP; trap 'echo usr1' USR1; echo up; while :; do sleep 0.05; done";
+    let mut script = Invocation::of("/bin/sh").args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    script = script.arg(env!("CARGO_BIN_EXE_rsig")).args(f.run_words(&[], line));
+    let run = script.env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state()).stdin_open().start();
+    run.wait_for_stdout("up\n");
+    run.signal(Signal::SIGHUP);
+    run.signal(Signal::SIGUSR1);
+    run.wait_for_stdout("usr1\n");
+    run.signal(Signal::SIGTERM);
+    run.wait().code(143).stdout_is("up\nusr1\n");
+    f.await_no_jobs();
 }
 
 #[test]

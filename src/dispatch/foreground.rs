@@ -17,6 +17,7 @@ use crate::error::{Failure, Kind, exit};
 use crate::output::{self, warn};
 use crate::remote::Stream;
 use crate::signal::SignalWord;
+use crate::sys;
 use crate::transport::ssh::prompt;
 
 pub fn run(arguments: cli::Run) -> Result<u8> {
@@ -81,7 +82,11 @@ fn is_null(file: &File) -> bool {
 /// The signals that this process gets, for the job.
 fn signals() -> Result<Receiver<run::Pass>> {
     prompt::signals_are_handled();
-    let all = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP, SIGCONT];
+    let mut all = vec![SIGINT, SIGTERM, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP, SIGCONT];
+    // Under nohup, the end of the terminal is not to be the job's.
+    if !sys::process::ignores_hangup() {
+        all.push(SIGHUP);
+    }
     let mut signals = Signals::new(all).context("signals can't be taken")?;
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {

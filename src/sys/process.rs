@@ -69,6 +69,18 @@ unsafe fn close_on_exec() {
     }
 }
 
+/// Whether whoever started rsig has it ignore HUP, as nohup(1) does.
+#[must_use]
+pub fn ignores_hangup() -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action, the call only writes the present one to where the pointer shows, and it is read only
+    // when the call says that it was written.
+    unsafe {
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// Takes back what rsig may have inherited: with CHLD ignored, no program that it starts could be waited for (wait(2)).
 pub fn be_waiting_parent() {
     // SAFETY: the default action is no handler, so nothing of ours runs in a signal's context.
