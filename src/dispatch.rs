@@ -307,12 +307,12 @@ fn words(mut words: Vec<OsString>, signal: Option<SignalWord>) -> Result<(Vec<Os
 }
 
 fn stop(arguments: cli::Stop) -> Result<u8> {
-    let mut request =
-        kill::Request { target: arguments.target, ..kill::Request::stop(arguments.jobs, arguments.grace) };
-    let connect = connect_to(&request.jobs, None, arguments.connect)?;
+    let which = arguments.which;
+    let mut request = kill::Request { target: arguments.target, ..kill::Request::stop(which.jobs, arguments.grace) };
+    let connect = connect_to(&request.jobs, None, which.connect)?;
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
-    if let Some(selection) = arguments.selectors.selection() {
-        let asks = arguments.selectors.all && !arguments.yes;
+    if let Some(selection) = which.selectors.selection() {
+        let asks = which.selectors.all && !arguments.yes;
         let signals = asks.then(|| "TERM, then KILL".to_owned());
         let Some(jobs) = picked(&context, &selection, arguments.common, signals)? else { return Ok(exit::DONE) };
         (request.jobs, request.selected) = (jobs, true);
@@ -396,11 +396,12 @@ fn send(context: &mut Context, request: &kill::Request, common: Common, json: bo
 }
 
 fn wait(arguments: cli::Wait) -> Result<u8> {
-    let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
+    let which = arguments.which;
+    let connect = connect_to(&which.jobs, None, which.connect)?;
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
-    let selection = arguments.selectors.selection();
+    let selection = which.selectors.selection();
     let mut request = wait::Request {
-        jobs: arguments.jobs,
+        jobs: which.jobs,
         selected: selection.is_some(),
         timeout: arguments.timeout,
         any: arguments.any,

@@ -390,6 +390,18 @@ pub struct Kill {
     pub words: Vec<OsString>,
 }
 
+/// Jobs by their names, or picked in place of those.
+#[derive(Args, Debug)]
+pub struct WhichJobs {
+    #[command(flatten)]
+    pub selectors: Selectors,
+    #[command(flatten, next_help_heading = CONNECTING)]
+    pub connect: ConnectArgs,
+    /// Ids, names, unique beginnings of ids, or HOST/ID
+    #[arg(required_unless_present_any = ["all", "host", "name_pattern"], conflicts_with_all = ["all", "host", "name_pattern"], value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
+    pub jobs: Vec<OsString>,
+}
+
 /// End jobs: TERM, then CONT if stopped, then KILL after the grace
 #[derive(Args, Debug)]
 pub struct Stop {
@@ -410,12 +422,7 @@ pub struct Stop {
     #[command(flatten)]
     pub parallel: Parallel,
     #[command(flatten)]
-    pub selectors: Selectors,
-    #[command(flatten, next_help_heading = CONNECTING)]
-    pub connect: ConnectArgs,
-    /// Ids, names, unique beginnings of ids, or HOST/ID
-    #[arg(required_unless_present_any = ["all", "host", "name_pattern"], conflicts_with_all = ["all", "host", "name_pattern"], value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
-    pub jobs: Vec<OsString>,
+    pub which: WhichJobs,
 }
 
 /// Wait for jobs to end, and exit as they do
@@ -435,12 +442,7 @@ pub struct Wait {
     #[command(flatten)]
     pub parallel: Parallel,
     #[command(flatten)]
-    pub selectors: Selectors,
-    #[command(flatten, next_help_heading = CONNECTING)]
-    pub connect: ConnectArgs,
-    /// Ids, names, unique beginnings of ids, or HOST/ID
-    #[arg(required_unless_present_any = ["all", "host", "name_pattern"], conflicts_with_all = ["all", "host", "name_pattern"], value_name = "JOB", add = ArgValueCompleter::new(complete::unfinished))]
-    pub jobs: Vec<OsString>,
+    pub which: WhichJobs,
 }
 
 /// Show what a job has written
