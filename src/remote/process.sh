@@ -27,7 +27,7 @@ rs_process() {
 rs_held=
 rs_hold() {
 	rs_held=
-	[ "$rs_system" != Linux ] || ! command exec 8<"/proc/$1" || rs_held=$1
+	[ "$rs_system" != Linux ] || ! command exec 9<"/proc/$1" || rs_held=$1
 } 2>/dev/null
 
 # rs_holds PID : succeeds when the process that is held under that number is there and has not ended; to be asked after
@@ -35,7 +35,7 @@ rs_hold() {
 # a hundredth of rs_process: the directory that was opened never becomes another process's, and what has ended has no
 # program (proc(5)).
 rs_holds() {
-	[ "$rs_held" = "$1" ] && [ -e /proc/self/fd/8/exe ]
+	[ "$rs_held" = "$1" ] && [ -e /proc/self/fd/9/exe ]
 }
 
 # rs_pending PID NUMBER : succeeds while that signal waits for the process to take it: a second one would be lost in the
