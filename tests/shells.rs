@@ -247,12 +247,11 @@ fn the_scripts_are_clean() {
     let file =
         |name: &str| fs::read_to_string(format!("{}/src/remote/{name}.sh", env!("CARGO_MANIFEST_DIR"))).expect(name);
     let about_jobs = ["frame", "host", "process", "look"];
-    let scripts: [(&[&str], &str); 7] = [
+    let scripts: [(&[&str], &str); 6] = [
         (&["frame", "host", "spawn"], "rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout="),
         (&["process", "watch", "supervise"], "rs_input= rs_output= rs_errors= rs_beside="),
         (&["process", "job"], "rs_directory="),
         (&[&about_jobs[..], &["deliver", "await"]].concat(), "rs_nonce="),
-        (&[&about_jobs[..], &["deliver", "prime"]].concat(), "rs_nonce="),
         (&[&about_jobs[..], &["see", "forget"]].concat(), "rs_nonce="),
         (
             &[&about_jobs[..], &["stream", "tail"]].concat(),

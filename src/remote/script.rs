@@ -39,23 +39,20 @@ const TO_START: usize = 3;
 const ABOUT_JOBS: usize = 4;
 /// And one that signals them.
 const TO_SIGNAL: usize = 5;
-/// What a shell does ahead of its script besides.
-const PRIME: &str = file!("prime");
 
 /// What a shell is given while it waits for its script.
 #[must_use]
 pub fn primer() -> Primer {
-    let files = SHARED.iter().copied().chain([PRIME]).flat_map(stripped);
+    let files = SHARED.iter().copied().flat_map(stripped);
     let text = b"{\n".iter().copied().chain(files).chain(*b"}\n").collect();
     Primer { text, mark: PRIMED }
 }
 
 /// Tells what this rsig's shells are given ahead from what another one's are: FNV-1a of the files.
 const PRIMED: u64 = {
-    let files = [SHARED[0], SHARED[1], SHARED[2], SHARED[3], SHARED[4], PRIME];
     let (mut hash, mut file) = (0xcbf2_9ce4_8422_2325_u64, 0);
-    while file < files.len() {
-        let (bytes, mut at) = (files[file].as_bytes(), 0);
+    while file < SHARED.len() {
+        let (bytes, mut at) = (SHARED[file].as_bytes(), 0);
         while at < bytes.len() {
             hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
             at += 1;
@@ -77,8 +74,6 @@ impl Script {
     /// A script that uses the first few of the shared files.
     fn begin(needs: usize) -> Result<Self, Failure> {
         let mut script = Self { needs, body: Vec::new(), nonce: Nonce(job::random_hex::<16>()?) };
-        let nonce = script.nonce.0.clone();
-        script.set("rs_nonce", &nonce)?;
         script.call("rs_host", &[])?;
         Ok(script)
     }
@@ -118,7 +113,7 @@ impl Script {
     pub fn text(&self, primed: Option<u64>) -> Vec<u8> {
         // One compound command: the shell has read all of it before it runs any of it, so that nothing in it can
         // take the rest of the script from standard input.
-        let mut text = b"{\n".to_vec();
+        let mut text = format!("{{\nrs_nonce={}\n", self.nonce.as_str()).into_bytes();
         if primed != Some(PRIMED) {
             text.extend(SHARED.iter().take(self.needs).copied().flat_map(stripped));
         }

@@ -23,7 +23,7 @@ unsafe extern "C" {
 /// `LIBSSH2_CALLBACK_RECV`.
 const RECEIVE: c_int = 6;
 /// Enough that a wait in between costs nothing.
-const ENOUGH: usize = 2 << 20;
+const ENOUGH: usize = 256 << 10;
 
 thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(ENOUGH) };
