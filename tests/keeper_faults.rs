@@ -287,23 +287,23 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 }
 "#;
 
-/// A library for `LD_PRELOAD` with the [`CLOCK`], and the file that has it jump.
-fn clock(f: &Fixture) -> (PathBuf, PathBuf) {
-    let library = f.rsig.dir().join("clock.so");
+/// Has a keeper start that goes by the [`CLOCK`], and gives the file that has it jump, and a job whose relay it holds.
+fn on_a_clock(f: &Fixture) -> (PathBuf, String) {
+    let (library, slept) = (f.rsig.dir().join("clock.so"), f.rsig.dir().join("slept"));
     let cc = tool("cc", "gcc").args(["-shared", "-fPIC", "-x", "c", "-", "-o"]).arg(&library);
     cc.stdin(CLOCK).run().ok();
-    (library, f.rsig.dir().join("slept"))
+    let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
+    f.rsig.command(&words).env("LD_PRELOAD", &library).env("SLEPT", &slept).run().ok();
+    let job = new_counter(f);
+    warm(f, &job);
+    (slept, job)
 }
 
 #[test]
 fn a_machine_that_slept_makes_a_new_connection() {
     for clock_jumps in [true, false] {
         let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
-        let (library, slept) = clock(&f);
-        let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
-        f.rsig.command(&words).env("LD_PRELOAD", &library).env("SLEPT", &slept).run().ok();
-        let job = new_counter(&f);
-        warm(&f, &job);
+        let (slept, job) = on_a_clock(&f);
         await_spare(&f);
         let connections = proxy.connections();
         let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
@@ -333,11 +333,7 @@ fn a_machine_that_slept_makes_a_new_connection() {
 #[test]
 fn a_connection_that_outlives_a_sleep_goes_on() {
     let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
-    let (library, slept) = clock(&f);
-    let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
-    f.rsig.command(&words).env("LD_PRELOAD", &library).env("SLEPT", &slept).run().ok();
-    let job = new_counter(&f);
-    warm(&f, &job);
+    let (slept, job) = on_a_clock(&f);
     let (pids, connections) = (keeper_pids(&f), proxy.connections());
     fs::write(&slept, "").expect("our own directory is writable");
     f.rsig.run(&["kill", &job, "USR1"]).ok().stderr_is_empty();

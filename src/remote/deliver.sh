@@ -26,10 +26,10 @@ turn() {
 end_turns() {
 	over=
 	for one in $turns; do
-		dir="\"\$dir_${one%%:*}"
-		over="$over $dir/turn\""
+		there="\"\$dir_${one%%:*}"
+		over="$over $there/turn\""
 		one=${one#*:}
-		rs_pending "${one%:*}" "${one#*:}" || over="$over $dir/untaken\""
+		rs_pending "${one%:*}" "${one#*:}" || over="$over $there/untaken\""
 	done
 	[ -z "$over" ] || eval "rm -f $over"
 	turns=
@@ -92,6 +92,7 @@ approach() {
 		nap 10
 		look
 	done
+	return 0
 }
 
 # deliver INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of the

@@ -30,8 +30,8 @@ impl Nonce {
     }
 }
 
-/// The files that scripts share, each behind those that it uses. They only define functions, so that a shell can be given
-/// all of them before there is a script.
+/// The files that scripts share, each behind those that it uses. They define functions, and set nothing but names with
+/// `rs_`, so that a shell can be given all of them before there is a script.
 const SHARED: [&str; 5] = [file!("frame"), file!("host"), file!("process"), file!("look"), file!("deliver")];
 /// How many of them a script needs that starts a job.
 const TO_START: usize = 3;

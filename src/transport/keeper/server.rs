@@ -62,7 +62,7 @@ const WINDOW: u32 = 256 << 10;
 const WINDOW_OF_MUCH: u32 = 4 << 20;
 /// How soon is looked again where bytes are here that no reading took.
 const TAKEN_IN: Duration = Duration::from_millis(2);
-/// The same while the server has a request to answer.
+/// The same while the server has a request to answer, or a shell of it is about to end.
 const UNTOLD: Duration = Duration::from_millis(50);
 /// How often the keeper looks whether its socket is still there.
 const SOCKET: Duration = Duration::from_secs(20);
@@ -317,7 +317,7 @@ impl Keeper {
         let now = Instant::now();
         let untold = |lane: &Lane| !matches!(lane.stage, Stage::Open | Stage::Draining) || lane.waiting() > 0;
         if self.must_hold_back() {
-            until = until.min(now + TAKEN_IN * 10);
+            until = until.min(now + UNTOLD);
         }
         if self.lanes.values().any(|lane| lane.has_more(self.listens(lane))) {
             until = until.min(now + TAKEN_IN);
@@ -377,10 +377,6 @@ impl Keeper {
         lane.client.and_then(|client| self.clients.get(&client)).map_or(0, |client| client.output.len()) < self.backlog
     }
 
-    fn has_bytes(&self, id: LaneId) -> bool {
-        self.lanes.get(&id).is_some_and(Lane::has_bytes)
-    }
-
     /// Makes the calls of one channel.
     ///
     /// A reading takes in all that has come for any of them: `taken_in` says that one has, and then the others read what is
@@ -393,7 +389,8 @@ impl Keeper {
         let Some(lane) = self.lanes.get(&id).filter(|lane| self.is_due(id, lane)) else { return Ok(Called::Waits) };
         let mut result = Called::Waits;
         for op in lane.to_do(self.listens(lane)) {
-            if matches!(op, Op::Read(_)) && std::mem::replace(taken_in, true) && !self.has_bytes(id) {
+            let has_bytes = || self.lanes.get(&id).is_some_and(Lane::has_bytes);
+            if matches!(op, Op::Read(_)) && std::mem::replace(taken_in, true) && !has_bytes() {
                 continue;
             }
             match self.call(id, op)? {
