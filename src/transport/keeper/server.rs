@@ -316,7 +316,7 @@ impl Keeper {
         // an answer to a request, and of room for what is to be sent, nothing does.
         let now = Instant::now();
         let untold = |lane: &Lane| !matches!(lane.stage, Stage::Open | Stage::Draining) || lane.waiting() > 0;
-        if self.must_hold_back() {
+        if self.must_hold_back(SHORT) {
             until = until.min(now + UNTOLD);
         }
         if self.lanes.values().any(|lane| lane.has_more(self.listens(lane))) {
@@ -586,9 +586,10 @@ impl Keeper {
         free.sort_by_key(|(id, stage)| (*stage != Stage::Open, *id));
         let mut free = free.into_iter();
         let mut wanted = 0;
-        for (_, client_id) in waiting {
+        let held_back = self.must_hold_back(Duration::ZERO);
+        for (since, client_id) in waiting {
             let Some((lane_id, _)) = free.next() else {
-                wanted += 1;
+                wanted += usize::from(!held_back || since.elapsed() >= LAG);
                 continue;
             };
             let (Some(client), Some(lane)) = (self.clients.get_mut(&client_id), self.lanes.get_mut(&lane_id)) else {
@@ -603,7 +604,7 @@ impl Keeper {
             self.tell(client_id, &Reply::Shell { relay, proven, primed: self.primer.mark });
         }
         // One for each that still waits, and a spare one where the server has room for it.
-        wanted += usize::from(free.next().is_none() && self.leaves_by.is_none() && !self.must_hold_back());
+        wanted += usize::from(free.next().is_none() && self.leaves_by.is_none() && !self.must_hold_back(SHORT));
         let room = self.sessions.saturating_sub(self.lanes.len());
         if Instant::now() >= self.not_before {
             for _ in 0..wanted.saturating_sub(opening).min(room) {
@@ -613,9 +614,10 @@ impl Keeper {
         }
     }
 
-    /// Whether a spare channel is not to be opened yet, because of a shell that will end in a moment.
-    fn must_hold_back(&self) -> bool {
-        self.breaks_on_open && self.lanes.values().any(|lane| lane.is_about_to_end(SHORT))
+    /// Whether a channel is not to be opened yet, because of a shell that is ending, or that was given a script less than
+    /// `short` ago and so will end in a moment.
+    fn must_hold_back(&self, short: Duration) -> bool {
+        self.breaks_on_open && self.lanes.values().any(|lane| lane.is_about_to_end(short))
     }
 
     /// Looks after what has to happen at some time.
