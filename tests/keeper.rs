@@ -50,6 +50,13 @@ fn honours(f: &Fixture) -> bool {
     f.way() == "channel"
 }
 
+/// The ways that a signal can take by a relay.
+const WAYS: [&str; 2] = ["any", "pid"];
+
+fn kill_by<'a>(way: &str, job: &'a str) -> Vec<&'a str> {
+    if way == "pid" { vec!["kill", "--via", "pid", job, "USR1"] } else { vec!["kill", job, "USR1"] }
+}
+
 on_every_kept_site! {
     fn a_signal_goes_by_the_channel_where_the_server_takes_it(f: &Fixture) {
         let job = counter(f);
@@ -74,12 +81,14 @@ on_every_kept_site! {
     }
 
     fn ten_kills_at_once_count_ten(f: &Fixture) {
-        let job = counter(f);
-        let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
-        kills.into_iter().for_each(|kill| { kill.wait().ok(); });
-        poll_until("ten are counted", SOON, || counted(f, &job) == 10);
-        f.rsig.run(&["stop", &job]).ok();
-        assert_eq!(counted(f, &job), 10);
+        for way in WAYS {
+            let job = counter(f);
+            let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&kill_by(way, &job))).collect();
+            kills.into_iter().for_each(|kill| { kill.wait().ok(); });
+            poll_until("ten are counted", SOON, || counted(f, &job) == 10);
+            f.rsig.run(&["stop", &job]).ok();
+            assert_eq!(counted(f, &job), 10, "{way}");
+        }
     }
 }
 
@@ -164,16 +173,21 @@ pub fn behind_proxy(server: Server) -> (Fixture, Proxy) {
     (fixture, proxy)
 }
 
+/// Every pair of the two.
+fn pairs<A: Copy, B: Copy, const N: usize>(some: [A; 2], others: [B; N]) -> impl Iterator<Item = (A, B)> {
+    some.into_iter().flat_map(move |one| others.map(|other| (one, other)))
+}
+
 #[test]
 fn a_cut_anywhere_between_request_and_answer_sends_once() {
     for (f, proxy) in honouring() {
-        for direction in [Direction::ToServer, Direction::ToClient] {
+        for (way, direction) in pairs(WAYS, [Direction::ToServer, Direction::ToClient]) {
             for after in [0, 1, 30, 60, 90, 110, 150] {
                 let job = new_counter(&f);
                 warm(&f, &job);
                 proxy.cut_after_bytes(direction, after);
-                f.rsig.run(&["kill", &job, "USR1"]).ok();
-                ends_with(&f, &job, 1, &format!("{direction:?} {after}"));
+                f.rsig.run(&kill_by(way, &job)).ok();
+                ends_with(&f, &job, 1, &format!("{way} {direction:?} {after}"));
                 proxy.cut();
             }
         }
@@ -185,11 +199,11 @@ fn a_cut_anywhere_between_request_and_answer_sends_once() {
 #[test]
 fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
     for (f, proxy) in honouring() {
-        for direction in [Direction::ToServer, Direction::ToClient] {
+        for (way, direction) in pairs(WAYS, [Direction::ToServer, Direction::ToClient]) {
             let job = new_counter(&f);
             warm(&f, &job);
             proxy.hold(direction);
-            let kill = f.rsig.spawn_process(&["kill", &job, "USR1"]);
+            let kill = f.rsig.spawn_process(&kill_by(way, &job));
             poll_until("the relay is retired", SOON, || {
                 keepers(&f).iter().any(|keeper| keeper["relays"].as_array().is_some_and(|all| all[0][1] == false))
             });
@@ -198,7 +212,7 @@ fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
             // By pid from now on.
             let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
             assert_eq!(value(&json, "via"), "\"pid\"");
-            ends_with(&f, &job, 2, &format!("{direction:?}"));
+            ends_with(&f, &job, 2, &format!("{way} {direction:?}"));
         }
     }
 }
@@ -237,16 +251,16 @@ fn a_relay_that_stands_still_is_passed_by_and_stays_silent() {
 fn kills_count_once_each_whenever_the_keeper_is_killed() {
     for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
         let f = kept(server.start());
-        for counted in [0, 1, 3, 7] {
+        for (way, counted) in pairs(WAYS, [0, 1, 3, 7]) {
             let job = new_counter(&f);
             warm(&f, &job);
-            let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
+            let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&kill_by(way, &job))).collect();
             poll_until("some are counted", SOON, || dots(&f, &job) >= counted);
             keeper_pids(&f).into_iter().for_each(kill9);
             kills.into_iter().for_each(|kill| {
                 kill.wait().ok().stderr_is_empty();
             });
-            ends_with(&f, &job, 10, &format!("keeper killed after {counted}"));
+            ends_with(&f, &job, 10, &format!("{way}: keeper killed after {counted}"));
         }
         keeper_pids(&f).into_iter().for_each(kill9);
         nothing_is_left(&f);
@@ -347,9 +361,11 @@ fn a_warm_kill_costs_one_round_trip() {
     let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
     let job = new_counter(&f);
     warm(&f, &job);
-    let turns = proxy.turns();
-    f.rsig.run(&["kill", &job, "USR1"]).ok();
-    assert_eq!(proxy.turns() - turns, 2);
+    for way in WAYS {
+        let turns = proxy.turns();
+        f.rsig.run(&kill_by(way, &job)).ok();
+        assert_eq!(proxy.turns() - turns, 2, "{way}");
+    }
 }
 
 /// Nothing but the answers to the keeper's questions comes for longer than it would bear without one.
@@ -537,7 +553,7 @@ fn a_flood_on_its_socket_stays_outside() {
         .expect("a socket");
     let frame =
         |text: &str| [&u32::try_from(text.len()).expect("short").to_le_bytes()[..], &[0], text.as_bytes()].concat();
-    let version = format!("{}/4", env!("CARGO_PKG_VERSION"));
+    let version = format!("{}/5", env!("CARGO_PKG_VERSION"));
     let hello = frame(&format!("{{\"Hello\":{{\"version\":\"{version}\"}}}}"));
     let requests = frame("\"Status\"").repeat(2000);
     let shell = frame("{\"Shell\":{\"relay\":null}}");

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Fixture, Login, Process, Rsig, SOON, Server, poll_until, tool};
+use crate::harness::{Fixture, Login, Process, Rsig, SOON, Server, idle_shells, poll_until, tool};
 use crate::keeper::{behind_proxy, dots, ends_with, keeper_pids, keepers, kept, new_counter, nothing_is_left, warm};
 
 /// What `kill --json` says of one job.
@@ -114,14 +114,15 @@ fn another_versions_keeper_is_left_alone() {
     ends_with(&f, &job, 1, "beside another version");
 }
 
-/// Waits until the keeper has a shell ready: one without children, as a relay's has some.
-fn await_spare(f: &Fixture) {
+/// Waits until the keeper has a shell ready, and gives its pid.
+fn await_spare(f: &Fixture) -> i32 {
     let server = f.server.as_ref().expect("a host that is kept");
+    let mut idle = Vec::new();
     poll_until("a spare shell is open", SOON, || {
-        let all = server.processes();
-        let idle = |shell: &&Process| shell.cmdline == "/bin/sh -s" && !all.iter().any(|child| child.ppid == shell.pid);
-        all.iter().filter(idle).count() == 1
+        idle = idle_shells(&server.processes());
+        idle.len() == 1
     });
+    idle[0]
 }
 
 /// Waits until a keeper has given its silent connection up: at once, or when the next command wants something of it.
@@ -220,6 +221,36 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
         ends_with(&f, &job, 2, if by_key { "forced by the key" } else { "forced by the server" });
         f.rsig.run(&["keeper", "stop", "--all"]).ok();
         nothing_is_left(&f);
+    }
+}
+
+#[test]
+fn a_signal_by_pid_needs_no_script_where_there_is_a_relay() {
+    let cases = [
+        (Server::openssh(Login::User), true),
+        (Server::openssh(Login::Root), false),
+        (Server::dropbear(Login::Root), true),
+    ];
+    for (server, honours) in cases {
+        let f = kept(server.start());
+        let job = new_counter(&f);
+        warm(&f, &job);
+        // No script could run.
+        let spare = Pid::from_raw(await_spare(&f));
+        kill(spare, Signal::SIGSTOP).expect("it runs");
+        let mut signals =
+            vec![&["USR1", "--via", "pid"][..], &["USR1", "--target", "process", "--via", "pid"], &["STOP"], &["CONT"]];
+        if !honours {
+            // First asked for by the channel.
+            signals.push(&["USR1"]);
+        }
+        for words in &signals {
+            let told = report(&f, &[&["kill", "--json", &job], *words].concat());
+            assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()), "{words:?}");
+        }
+        kill(spare, Signal::SIGCONT).expect("it is stopped");
+        let counted = signals.iter().filter(|words| words[0] == "USR1").count();
+        ends_with(&f, &job, counted, "by line");
     }
 }
 

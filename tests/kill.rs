@@ -226,8 +226,8 @@ on_every_site! {
             if fields.len() == 1 {
                 kill_hard(&supervisor);
             }
-            // By pid: a relay of the job's goes by what it saw itself when the job began, not by these files.
-            let output = f.rsig.run(&["kill", "--via", "pid", "--json", &job]);
+            // A relay of the job's goes by what it saw itself when the job began, not by these files.
+            let output = f.rsig.run(&["kill", "--no-keeper", "--json", &job]);
             let told = json_lines(output.code(4)).remove(0);
             assert_eq!(pick(&told, ["sent", "still_running"]), json!([false, false]));
             assert_eq!(told["error"]["kind"], "not_running");
@@ -244,8 +244,10 @@ on_every_site! {
         let job = f.spawn(&[], &["sleep", "1000"]);
         let process = f.process(&job);
         edit(f, &job, "pid", 6, "some-other-node");
-        for words in [&["kill", &job, "KILL"][..], &["kill", &job, "KILL", "-w", "20s"], &["stop", &job]] {
-            f.rsig.run(words).code(255).stdout_is("").stderr_has("some-other-node");
+        // Not by a relay of the job's, which is where the job is.
+        let direct = |words: &[&str]| f.rsig.run(&[words, &["--no-keeper", &job]].concat());
+        for words in [&["kill", "-s", "KILL"][..], &["kill", "-s", "KILL", "-w", "20s"], &["stop"]] {
+            direct(words).code(255).stdout_is("").stderr_has("some-other-node");
         }
         assert_eq!(f.state(&job), "unknown");
         f.rsig.run(&["rm", &job]).code(1).stdout_is("").stderr_has("another machine");
@@ -258,7 +260,8 @@ on_every_site! {
         let job = f.spawn(&[], &["sleep", "1000"]);
         let process = f.process(&job);
         fs::set_permissions(f.jobs_dir(), fs::Permissions::from_mode(0o777)).expect("ours");
-        f.rsig.run(&["kill", &job, "KILL"]).code(1).stdout_is("").stderr_has("others could have written");
+        let kill = ["kill", "--no-keeper", &job, "KILL"];
+        f.rsig.run(&kill).code(1).stdout_is("").stderr_has("others could have written");
         f.rsig.run(&["tail", &job]).code(1).stdout_is("").stderr_has("others could have written");
         assert_eq!(f.state(&job), "unknown");
         f.rsig.run(&f.words("spawn", &[], &["true"])).code(1).stderr_has("other users can write");
@@ -266,7 +269,7 @@ on_every_site! {
         // A link in its place is not followed.
         let (real, moved) = (f.file(&job, ""), f.jobs_dir().join("moved"));
         fs::rename(&real, &moved).and_then(|()| std::os::unix::fs::symlink(&moved, f.jobs_dir().join(&job))).expect("ours");
-        f.rsig.run(&["kill", &job, "KILL"]).code(1).stdout_is("");
+        f.rsig.run(&kill).code(1).stdout_is("");
         assert!(process.runs());
     }
 

@@ -98,9 +98,13 @@ on_every_site! {
 
     fn a_reader_that_goes_leaves_nothing_on_the_host(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&[], 0);
-        // A relay has two: one waits for the end of the job, and the last to start for the end of the relay's input.
-        let cats = if f.rsig.keeper && f.is_remote() { 2 } else { 0 };
-        let ready = || f.processes().iter().filter(|process| process.cmdline == "cat").count() == cats;
+        // A relay's shell has two below it: what waits for the end of the job, and the shell that reads the relay's input.
+        let below = if f.rsig.keeper && f.is_remote() { 2 } else { 0 };
+        let ready = || {
+            let all = f.processes();
+            let mut shells = all.iter().filter(|process| process.cmdline == "/bin/sh -s");
+            below == 0 || shells.any(|shell| all.iter().filter(|process| process.ppid == shell.pid).count() == below)
+        };
         poll_until("its relay is complete", SOON, ready);
         let before = f.processes().iter().filter(|process| process.name != "sleep").count();
         let tail = f.rsig.spawn_process(&["tail", "-f", &job]);

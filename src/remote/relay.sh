@@ -4,8 +4,43 @@
 # Given by the client: rs_relay, and rs_number, which is empty where the server has to be probed.
 #
 # A channel's signal carries no number, so both sides count: the first is a probe that goes no further, unless the server
-# is known to pass signals on, and the one after it is number 1. Each is claimed before it is sent, by the same kind of file as a signal by pid, so that of this
-# relay and a fallback that has become impatient only one sends.
+# is known to pass signals on, and the one after it is number 1. What servers don't carry comes as a line on standard
+# input. Either is claimed before it is sent, by the same kind of file as in a script of its own, so that of this relay and
+# a fallback that has become impatient only one sends.
+
+# rs_create FILE : makes a file that is not there yet. Of several who try, one succeeds.
+rs_create() {
+	set -C
+	true >"$1"
+	set -- $?
+	set +C
+	return "$1"
+} 2>/dev/null
+
+# rs_send CLAIM NAME NUMBER ARGUMENT TARGET : sends -ARGUMENT to the TARGET (group or process), and sets rs_sent to what came
+# of it. Fails where somebody else has the claim, or it can't be made: then this one must not send.
+rs_send() {
+	rs_create "sig.$1" || return 1
+	# Two that come together are one to a process: see deliver.sh.
+	rs_tries=0
+	[ ! -e untaken ] || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$3"; do
+		rs_tries=$((rs_tries + 1))
+		sleep 0.002 || break
+	done
+	true >untaken
+	rs_to=-$rs_pgid
+	[ "$5" = group ] || rs_to=$rs_pid
+	if ! rs_holds "$rs_pid" &&
+		{ ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; }; then
+		rs_sent=gone
+	elif kill "-$4" "$rs_to"; then
+		rs_sent=yes
+	else
+		rs_sent=denied
+	fi
+	printf '%s %s\n' "$2" "$rs_sent" >>"sig.$1"
+	return 0
+} 2>/dev/null
 
 # rs_pass NAME NUMBER : runs as the trap of a signal.
 rs_pass() {
@@ -15,35 +50,34 @@ rs_pass() {
 		return
 	fi
 	# Counted before the answer is given: the next signal may come once it is, and a trap must not meet another.
-	rs_claim=sig.c$rs_number rs_answer="$rs_relay sent $rs_number" rs_number=$((rs_number + 1))
-	set -C
-	if ! true 2>/dev/null >"$rs_claim"; then
-		set +C
-		return
-	fi
-	set +C
-	case $1 in
-	USR1 | USR2)
-		# Two that come together are one to a process: see deliver.sh.
-		rs_tries=0
-		[ ! -e untaken ] || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$2"; do
-			rs_tries=$((rs_tries + 1))
-			sleep 0.002 2>/dev/null || break
-		done
-		;;
-	esac
-	true 2>/dev/null >untaken
-	if ! rs_holds "$rs_pid" &&
-		{ ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; }; then
-		rs_sent=gone
-	elif kill "-$1" "-$rs_pgid" 2>/dev/null; then
-		rs_sent=yes
-	else
-		rs_sent=denied
-	fi
+	rs_count=$rs_number rs_number=$((rs_number + 1))
+	rs_send "c$rs_count" "$1" "$2" "$1" group || return 0
 	rs_fresh=$2
-	printf '%s %s\n' "$1" "$rs_sent" 2>/dev/null >>"$rs_claim"
-	printf '%s %s\n' "$rs_answer" "$rs_sent"
+	printf '%s sent %s %s\n' "$rs_relay" "$rs_count" "$rs_sent"
+}
+
+# rs_obey : sends what the lines on standard input say, one after the other, to its end. A line is CLAIM NAME NUMBER
+# ARGUMENT TARGET WAKE: with the last being 1, a job that is stopped gets CONT after it. As in deliver.sh, whoever sends has
+# the turn.
+rs_obey() {
+	while read -r rs_claim rs_name rs_signal rs_argument rs_target rs_wake; do
+		[ -n "$rs_wake" ] || continue
+		rs_tries=0
+		until rs_create turn || [ ! -e turn ] || [ "$rs_tries" -ge 60 ]; do
+			rs_tries=$((rs_tries + 1))
+			sleep 0.005 2>/dev/null || break
+		done
+		rs_sent=unsent
+		if rs_send "$rs_claim" "$rs_name" "$rs_signal" "$rs_argument" "$rs_target"; then
+			[ "$rs_wake$rs_sent" != 1yes ] || ! rs_process "$rs_pid" || [ "$rs_run" != T ] || kill -CONT "$rs_to"
+		fi
+		printf '%s pid %s %s\n' "$rs_relay" "$rs_claim" "$rs_sent"
+		if rs_pending "$rs_pid" "$rs_signal"; then
+			rm -f turn
+		else
+			rm -f turn untaken
+		fi
+	done
 }
 
 # rs_settle : lets others send without a look once the job has taken the last signal. Outside of the traps, and after the
@@ -68,9 +102,9 @@ exec 3<&0 4>&- 6<&-
 # a trap that runs within a trap changes the status of the command that it came upon (to that which the outer one found),
 # and a signal that was sent would be told as refused.
 (
-	cat <&3 >/dev/null
+	rs_obey <&3
 	kill -KILL "$rs_reader"
-) >/dev/null 2>&1 &
+) 2>/dev/null &
 rs_watcher=$!
 # Their numbers are those of Linux; elsewhere nobody asks for them.
 trap 'rs_pass HUP 1' HUP
@@ -90,13 +124,19 @@ while
 do
 	rs_settle
 done 2>/dev/null
-kill -KILL "$rs_watcher" 2>/dev/null
 rs_tries=0
 # 137: killed by the watcher.
 while [ "$rs_ended" -ne 137 ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do
 	rs_tries=$((rs_tries + 1))
 	sleep 0.005 2>/dev/null || sleep 1
 done
+# The answer about a signal comes before the end that follows from it.
+rs_tries=0
+while [ -e turn ] && [ "$rs_tries" -lt 100 ]; do
+	rs_tries=$((rs_tries + 1))
+	sleep 0.002 2>/dev/null || break
+done
+kill -KILL "$rs_watcher" 2>/dev/null
 if [ -s status ]; then
 	read -r rs_code rs_when rs_why <status
 	printf '%s end %s %s %s\n' "$rs_relay" "$rs_code" "$rs_when" "$rs_why"

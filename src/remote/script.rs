@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::look::Streams;
 use super::output::{At, Wanted};
-use super::signal::{Plan, Shot};
+use super::signal::{Plan, Shot, flag};
 use super::start::{Order, Spool};
 use crate::error::{Failure, Kind};
 use crate::job::{self, JobId, Target};
@@ -209,21 +209,11 @@ impl Script {
             (_, false) => "deliver",
             (_, true) => "deliver_if_left",
         };
-        let flag = |on| if on { "1" } else { "0" };
-        self.call(
-            function,
-            &[
-                &index.to_string(),
-                &shot.place,
-                &shot.claim,
-                &shot.signal.name(),
-                &shot.signal.number().map_or_else(|| "-".to_owned(), |number| number.to_string()),
-                &shot.signal.wire(),
-                shot.target.word(),
-                flag(shot.wake),
-                flag(shot.retry),
-            ],
-        )
+        let (index, words) = (index.to_string(), shot.words());
+        let mut arguments = vec![index.as_str(), &shot.place];
+        arguments.extend(words.iter().map(String::as_str));
+        arguments.push(flag(shot.retry));
+        self.call(function, &arguments)
     }
 
     /// Says how jobs stand.

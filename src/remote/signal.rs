@@ -27,6 +27,27 @@ pub struct Shot {
     pub retry: bool,
 }
 
+impl Shot {
+    /// It in the words of the host's scripts: CLAIM NAME NUMBER ARGUMENT TARGET WAKE.
+    #[must_use]
+    pub fn words(&self) -> [String; 6] {
+        [
+            self.claim.clone(),
+            self.signal.name(),
+            self.signal.number().map_or_else(|| "-".to_owned(), |number| number.to_string()),
+            self.signal.wire(),
+            self.target.word().to_owned(),
+            flag(self.wake).to_owned(),
+        ]
+    }
+}
+
+/// A yes or no in the words of the host's scripts.
+#[must_use]
+pub fn flag(on: bool) -> &'static str {
+    if on { "1" } else { "0" }
+}
+
 /// What came of a shot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hit {

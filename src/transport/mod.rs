@@ -112,6 +112,12 @@ pub trait Relays {
     /// When the keeper has gone.
     fn signal(&mut self, job: &JobId, name: &str) -> std::io::Result<()>;
 
+    /// Asks for a signal to be sent to a job by its relay, and there by pid; `order` is the relay's line.
+    ///
+    /// # Errors
+    /// When the keeper has gone.
+    fn kill(&mut self, job: &JobId, order: String) -> std::io::Result<()>;
+
     /// Asks to be told of a job's end.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ pub use rsig::Rsig;
 pub use running::{Invocation, Output, Running, tool};
 pub use scratch::Scratch;
 pub use server::Server;
-pub use site::{Fixture, Site};
+pub use site::{Fixture, Site, idle_shells};
 pub(crate) use site::{check_on, on_every_kept_site, on_every_site, on_sites};
 pub use tty::Tty;
 pub use warden::base;

@@ -116,11 +116,8 @@ impl Fixture {
     pub fn processes(&self) -> Vec<Process> {
         let mut found = self.server.as_ref().map_or_else(|| self.rsig.processes(), Server::processes);
         found.retain(|process| process.name != "rsig");
-        let idle = |process: &Process| process.cmdline == SHELL && !found.iter().any(|other| other.ppid == process.pid);
-        let spare = found.iter().rposition(idle).filter(|_| self.rsig.keeper && self.server.is_some());
-        if let Some(spare) = spare {
-            found.remove(spare);
-        }
+        let spare = idle_shells(&found).pop().filter(|_| self.rsig.keeper && self.server.is_some());
+        found.retain(|process| Some(process.pid) != spare);
         found
     }
 
@@ -130,6 +127,15 @@ impl Fixture {
         let honoured = matches!(self.site, Site::OpenSshUser | Site::DropbearRoot);
         if self.rsig.keeper && honoured { "channel" } else { "pid" }
     }
+}
+
+/// The shells, by pid, that wait for a script: those that have no children, and, unlike a relay's second one, are not a
+/// shell's child.
+pub fn idle_shells(all: &[Process]) -> Vec<i32> {
+    let shells: Vec<&Process> = all.iter().filter(|process| process.cmdline == SHELL).collect();
+    let is_parent = |shell: &Process| all.iter().any(|process| process.ppid == shell.pid);
+    let is_child = |shell: &Process| shells.iter().any(|parent| parent.pid == shell.ppid);
+    shells.iter().filter(|shell| !is_parent(shell) && !is_child(shell)).map(|shell| shell.pid).collect()
 }
 
 fn options(config: PathBuf) -> Vec<String> {

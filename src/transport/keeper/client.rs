@@ -453,6 +453,10 @@ impl Relays for Talk {
         self.say(&Request::Signal { job: job.to_string(), name: name.to_owned() })
     }
 
+    fn kill(&mut self, job: &JobId, order: String) -> io::Result<()> {
+        self.say(&Request::Kill { job: job.to_string(), order })
+    }
+
     fn watch(&mut self, job: &JobId) -> io::Result<()> {
         self.say(&Request::Watch { job: job.to_string() })
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/4");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/5");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -29,6 +29,8 @@ pub enum Request {
     Beat { seconds: u64 },
     /// Send a signal by a job's relay.
     Signal { job: String, name: String },
+    /// Have a job's relay send a signal by pid. `order` is the relay's line (relay.sh), which begins with the claim.
+    Kill { job: String, order: String },
     /// Say when a job ends, by its relay.
     Watch { job: String },
     /// Say how it stands.

@@ -31,6 +31,8 @@ pub enum Action {
     /// Tell a command the number of its signal, and only if it has heard that, ask the server for the signal; else
     /// [`Relay::withdraw`].
     Send(ClientId, u32, &'static str),
+    /// Give the relay's shell a line.
+    Write(String),
     /// It will never get ready: give its channel up.
     GiveUp,
 }
@@ -70,6 +72,13 @@ struct Pending {
     until: Instant,
 }
 
+/// A signal by pid that the relay has been given, and has not answered for.
+struct Given {
+    client: ClientId,
+    claim: String,
+    until: Instant,
+}
+
 /// A relay.
 pub struct Relay {
     /// The job's id.
@@ -81,6 +90,8 @@ pub struct Relay {
     /// The number of the last signal.
     number: u32,
     pending: Option<Pending>,
+    /// In the order in which it answers.
+    given: VecDeque<Given>,
     probe_until: Option<Instant>,
     /// Until when it must be ready, once nobody else waits for its script.
     ready_until: Option<Instant>,
@@ -102,6 +113,7 @@ impl Relay {
             line: Vec::new(),
             number: 0,
             pending: None,
+            given: VecDeque::new(),
             probe_until: None,
             ready_until: None,
             trust,
@@ -149,7 +161,8 @@ impl Relay {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let pending = self.pending.as_ref().map(|pending| pending.until);
-        [pending, self.probe_until, self.ready_until].into_iter().flatten().min()
+        let given = self.given.front().map(|given| given.until);
+        [pending, given, self.probe_until, self.ready_until].into_iter().flatten().min()
     }
 
     /// A command wants a signal sent.
@@ -164,6 +177,23 @@ impl Relay {
         }
         self.queue.push_back((client, name));
         self.next(now)
+    }
+
+    /// A command wants a signal sent by pid: the relay takes several at once, and each has its turn.
+    pub fn kill(&mut self, client: ClientId, order: &str, now: Instant) -> Vec<Action> {
+        let hears = match self.stage {
+            Stage::Starting => false,
+            Stage::Probing | Stage::Taking => true,
+            Stage::TellingOnly(why) => why == Relayed::NotHonoured,
+        };
+        let is_line = order.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" +-".contains(&byte));
+        let claim = order.split(' ').next().filter(|_| is_line && hears && self.ended.is_none());
+        let Some(claim) = claim.filter(|_| self.given.len() < QUEUE_MAX) else {
+            return vec![self.answer(client, Relayed::NotHeld)];
+        };
+        let until = self.given.back().map_or(now, |before| before.until.max(now)) + ANSWER;
+        self.given.push_back(Given { client, claim: claim.to_owned(), until });
+        vec![Action::Write(format!("{order}\n"))]
     }
 
     /// A command wants to hear of the end.
@@ -242,6 +272,7 @@ impl Relay {
                 self.next(now)
             }
             ["sent", number, result] => self.sent(number, result, now),
+            ["pid", claim, result] => self.given(claim, result),
             ["end", status, at, why @ ..] => {
                 let (Ok(status), Ok(at)) = (status.parse(), at.parse()) else { return Vec::new() };
                 self.end(Some(End { status, at, timed_out: why == ["timeout"] }))
@@ -254,14 +285,15 @@ impl Relay {
         let Some(pending) = self.pending.take_if(|pending| number.parse() == Ok(pending.number)) else {
             return Vec::new();
         };
-        let relayed = match result {
-            "yes" => Relayed::Sent,
-            "denied" => Relayed::Denied,
-            _ => Relayed::Gone,
-        };
-        let mut actions = vec![self.answer(pending.client, relayed)];
+        let mut actions = vec![self.answer(pending.client, relayed(result))];
         actions.extend(self.next(now));
         actions
+    }
+
+    fn given(&mut self, claim: &str, result: &str) -> Vec<Action> {
+        let Some(place) = self.given.iter().position(|given| given.claim == claim) else { return Vec::new() };
+        let given = self.given.remove(place);
+        given.into_iter().map(|given| self.answer(given.client, relayed(result))).collect()
     }
 
     /// Sends the next signal that waits, if none is unanswered.
@@ -286,17 +318,20 @@ impl Relay {
             self.ready_until = None;
             return vec![Action::GiveUp];
         }
-        let why = if self.stage == Stage::Probing { Relayed::NotHonoured } else { Relayed::Retired };
-        self.retire(why)
+        let unprobed = self.probe_until.is_some_and(|until| now >= until);
+        self.retire(if unprobed { Relayed::NotHonoured } else { Relayed::Retired })
     }
 
     fn retire(&mut self, why: Relayed) -> Vec<Action> {
         self.stage = Stage::TellingOnly(why);
         self.probe_until = None;
-        let mut actions = Vec::new();
-        if let Some(pending) = self.pending.take() {
-            actions.push(self.answer(pending.client, Relayed::Unanswered));
+        let mut unanswered: Vec<ClientId> = self.pending.take().map(|pending| pending.client).into_iter().collect();
+        // A server that passes no signals on passes lines on all the same.
+        if why != Relayed::NotHonoured {
+            unanswered.extend(self.given.drain(..).map(|given| given.client));
         }
+        let answer = |client| self.answer(client, Relayed::Unanswered);
+        let mut actions: Vec<Action> = unanswered.into_iter().map(answer).collect();
         let waiting: Vec<ClientId> = self.queue.drain(..).map(|(client, _)| client).collect();
         actions.extend(waiting.into_iter().map(|client| self.answer(client, why)));
         actions
@@ -328,6 +363,16 @@ impl Relay {
     }
 }
 
+/// What a relay says of a signal.
+fn relayed(result: &str) -> Relayed {
+    match result {
+        "yes" => Relayed::Sent,
+        "denied" => Relayed::Denied,
+        "unsent" => Relayed::NotHeld,
+        _ => Relayed::Gone,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,6 +383,7 @@ mod tests {
             .map(|action| match action {
                 Action::Signal(name) => format!("signal {name}"),
                 Action::Send(client, number, name) => format!("{client}: number {number}, signal {name}"),
+                Action::Write(line) => format!("write {}", line.trim_end()),
                 Action::GiveUp => "give up".to_owned(),
                 Action::Tell(client, Reply::Signalled { relayed, .. }) => format!("{client}: {relayed:?}"),
                 Action::Tell(client, Reply::Ended { end, .. }) => {
@@ -385,13 +431,37 @@ mod tests {
     }
 
     #[test]
+    fn signals_by_pid_go_as_lines_beside_the_others() {
+        let now = Instant::now();
+        let mut relay = taking(now);
+        relay.signal(1, "TERM", now);
+        assert_eq!(shown(relay.kill(2, "a KILL 9", now)), ["write a KILL 9"]);
+        assert_eq!(shown(relay.kill(3, "b KILL 9", now)), ["write b KILL 9"]);
+        assert_eq!(shown(relay.kill(4, "b; rm KILL 9", now)), ["4: NotHeld"]);
+        assert_eq!(shown(relay.hear(b"W pid b unsent\nW pid b yes\nW sent 1 yes\n", now)), ["3: NotHeld", "1: Sent"]);
+        assert_eq!(shown(relay.tick(now + ANSWER)), ["2: Unanswered"]);
+        assert_eq!(shown(relay.kill(5, "c KILL 9", now)), ["5: NotHeld"]);
+        // Whoever waits behind another has more time.
+        let mut relay = taking(now);
+        relay.kill(1, "a KILL 9", now);
+        relay.kill(2, "b KILL 9", now);
+        relay.hear(b"W pid a yes\n", now);
+        assert_eq!(shown(relay.tick(now + ANSWER)), [""; 0]);
+        assert_eq!(shown(relay.end(None)), ["2: Unanswered"]);
+        assert_eq!(shown(relay.kill(3, "c KILL 9", now)), ["3: NotHeld"]);
+    }
+
+    #[test]
     fn a_server_that_takes_no_signals_still_tells_of_the_end() {
         let now = Instant::now();
         let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
+        relay.kill(2, "a KILL 9", now + ANSWER / 2);
         assert_eq!(shown(relay.tick(now + ANSWER)), ["1: NotHonoured"]);
+        assert_eq!(shown(relay.kill(3, "b KILL 9", now + ANSWER)), ["write b KILL 9"]);
+        assert_eq!(shown(relay.hear(b"W pid a gone\nW pid b yes\n", now + ANSWER)), ["2: Gone", "3: Sent"]);
         relay.watch(1);
         assert_eq!(shown(relay.end(None)), ["1: NotWatching { job: \"job\" }"]);
     }

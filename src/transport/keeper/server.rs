@@ -474,6 +474,11 @@ impl Keeper {
                         lane.signal(name);
                     }
                 }
+                Action::Write(line) => {
+                    if let Some(lane) = self.lanes.get_mut(&id) {
+                        lane.write(line.as_bytes());
+                    }
+                }
                 Action::Tell(client, reply) => self.tell(client, &reply),
                 Action::Send(client, number, name) => {
                     let heard = self.tell_number(id, client, number);
@@ -760,6 +765,13 @@ impl Keeper {
                 client.beat = Some((every, now + every));
             }
             Request::Signal { job, name } => self.wants_signal(id, &job, &name, now),
+            Request::Kill { job, order } => match self.relay_for_signal(&job) {
+                Some((lane, relay)) => {
+                    let actions = relay.kill(id, &order, now);
+                    self.act(lane, actions);
+                }
+                None => self.tell(id, &Reply::Signalled { job, relayed: Relayed::NotHeld }),
+            },
             Request::Watch { job } => {
                 let relay =
                     self.lanes.values_mut().filter_map(|lane| lane.relay.as_mut()).find(|relay| relay.job == job);
@@ -802,11 +814,7 @@ impl Keeper {
     }
 
     fn wants_signal(&mut self, id: ClientId, job: &str, name: &str, now: Instant) {
-        let doubted = self.pulse.is_doubted();
-        let lane = self.lanes.iter_mut().find_map(|(lane_id, lane)| {
-            lane.relay.as_mut().filter(|relay| relay.job == job && !doubted).map(|relay| (*lane_id, relay))
-        });
-        match lane.zip(channel_signal(name)) {
+        match self.relay_for_signal(job).zip(channel_signal(name)) {
             Some(((lane, relay), name)) => {
                 let actions = relay.signal(id, name, now);
                 self.act(lane, actions);
@@ -815,6 +823,12 @@ impl Keeper {
                 self.tell(id, &Reply::Signalled { job: job.to_owned(), relayed: Relayed::NotHeld });
             }
         }
+    }
+
+    /// The relay of a job, on a connection that is not in doubt.
+    fn relay_for_signal(&mut self, job: &str) -> Option<(LaneId, &mut Relay)> {
+        let mut lanes = self.lanes.iter_mut().filter(|_| !self.pulse.is_doubted());
+        lanes.find_map(|(id, lane)| lane.relay.as_mut().filter(|relay| relay.job == job).map(|relay| (*id, relay)))
     }
 
     fn status(&self) -> Status {
