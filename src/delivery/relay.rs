@@ -208,11 +208,12 @@ fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: boo
                 Relayed::Gone if via == Via::Pid => return,
                 Relayed::Gone => Hit::Gone,
                 Relayed::Denied => Hit::Denied,
-                Relayed::NotHeld if via == Via::Pid => {
+                Relayed::NotHeld | Relayed::NotHonoured | Relayed::Retired => {
+                    // Nothing was sent: no line was given, and no number told.
                     course.asked = false;
                     return;
                 }
-                Relayed::NotHeld | Relayed::NotHonoured | Relayed::Retired | Relayed::Unanswered => return,
+                Relayed::Unanswered => return,
             };
             asked.settled |= course.hit(via, hit, waiting);
         }

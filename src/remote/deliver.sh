@@ -1,9 +1,9 @@
 # Sends a signal to a job, once.
 
-# Two signals of a kind that come together are one to a process. So whoever sends one makes the file `untaken` before, and
-# removes it once the job has taken the signal: while it is there, the next sender looks.
+# Two signals of a kind that come together are one to a process. So whoever sends one makes a file in `untaken` before, and
+# removes it once the job has taken the signal: while there is one, the next sender looks.
 
-# turn NUMBER INDEX : waits until nobody else signals this job, and until the job has taken what it was sent. A file is the
+# turn NUMBER INDEX CLAIM : waits until nobody else signals this job, and until the job has taken what it was sent. A file is the
 # turn; whoever has left one behind is not waited for long.
 turn() {
 	waited=0
@@ -14,9 +14,9 @@ turn() {
 		nap 5
 		waited=$((waited + 5))
 	done 2>/dev/null
-	turns="$turns $2:$pid:$1"
+	turns="$turns $2:$3:$pid:$1"
 	waited=0
-	[ ! -e untaken ] || while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do
+	! rs_untaken || while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do
 		nap 2
 		waited=$((waited + 2))
 	done
@@ -29,7 +29,9 @@ end_turns() {
 		there="\"\$dir_${one%%:*}"
 		over="$over $there/turn\""
 		one=${one#*:}
-		rs_pending "${one%:*}" "${one#*:}" || over="$over $there/untaken\""
+		mark=${one%%:*}
+		one=${one#*:}
+		rs_pending "${one%:*}" "${one#*:}" || over="$over $there/untaken/$mark\""
 	done
 	[ -z "$over" ] || eval "rm -f $over"
 	turns=
@@ -114,13 +116,13 @@ deliver() {
 		return
 	fi
 	set -C
-	turn "$5" "$1"
+	turn "$5" "$1" "$3"
 	claim "$3" "$9" 1000
 	set +C
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		true 2>/dev/null >untaken
+		true 2>/dev/null >"untaken/$3"
 		# Once more, with nothing between the look and the builtin that could take time.
 		if [ "$rs_group" != "$pgid" ] || ! { rs_holds "$pid" || alive "$pid" "$birth" "$boot"; }; then
 			sent=gone

@@ -38,6 +38,12 @@ rs_holds() {
 	[ "$rs_held" = "$1" ] && [ -e /proc/self/fd/9/exe ]
 }
 
+# rs_untaken : in a job's directory, succeeds while a signal that was sent may still wait for the job to take it.
+rs_untaken() {
+	set -- untaken/*
+	[ -e "$1" ]
+}
+
 # rs_pending PID NUMBER : succeeds while that signal waits for the process to take it: a second one would be lost in the
 # first. For the numbers that a shell's arithmetic holds on any machine; elsewhere than on Linux there is no telling.
 rs_pending() {

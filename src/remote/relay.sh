@@ -8,6 +8,9 @@
 # input. Either is claimed before it is sent, by the same kind of file as in a script of its own, so that of this relay and
 # a fallback that has become impatient only one sends.
 
+# What takes time is done when nobody waits for an answer: whether the job has taken its signals is looked at when the
+# keeper says so.
+
 # rs_create FILE : makes a file that is not there yet. Of several who try, one succeeds.
 rs_create() {
 	set -C
@@ -23,11 +26,11 @@ rs_send() {
 	rs_create "sig.$1" || return 1
 	# Two that come together are one to a process: see deliver.sh.
 	rs_tries=0
-	[ ! -e untaken ] || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$3"; do
+	! rs_untaken || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$3"; do
 		rs_tries=$((rs_tries + 1))
 		sleep 0.002 || break
 	done
-	true >untaken
+	true >"untaken/$1"
 	rs_to=-$rs_pgid
 	[ "$5" = group ] || rs_to=$rs_pid
 	if ! rs_holds "$rs_pid" &&
@@ -52,41 +55,54 @@ rs_pass() {
 	# Counted before the answer is given: the next signal may come once it is, and a trap must not meet another.
 	rs_count=$rs_number rs_number=$((rs_number + 1))
 	rs_send "c$rs_count" "$1" "$2" "$1" group || return 0
-	rs_fresh=$2
 	printf '%s sent %s %s\n' "$rs_relay" "$rs_count" "$rs_sent"
 }
 
-# rs_obey : sends what the lines on standard input say, one after the other, to its end. A line is CLAIM NAME NUMBER
-# ARGUMENT TARGET WAKE: with the last being 1, a job that is stopped gets CONT after it. As in deliver.sh, whoever sends has
-# the turn.
-rs_obey() {
-	while read -r rs_claim rs_name rs_signal rs_argument rs_target rs_wake; do
-		[ -n "$rs_wake" ] || continue
-		rs_tries=0
-		until rs_create turn || [ ! -e turn ] || [ "$rs_tries" -ge 60 ]; do
-			rs_tries=$((rs_tries + 1))
-			sleep 0.005 2>/dev/null || break
-		done
-		rs_sent=unsent
-		if rs_send "$rs_claim" "$rs_name" "$rs_signal" "$rs_argument" "$rs_target"; then
-			[ "$rs_wake$rs_sent" != 1yes ] || ! rs_process "$rs_pid" || [ "$rs_run" != T ] || kill -CONT "$rs_to"
-		fi
-		printf '%s pid %s %s\n' "$rs_relay" "$rs_claim" "$rs_sent"
-		if rs_pending "$rs_pid" "$rs_signal"; then
-			rm -f turn
-		else
-			rm -f turn untaken
-		fi
+# rs_order CLAIM NAME NUMBER ARGUMENT TARGET WAKE : sends a signal, and says what came of it. With WAKE being 1, a job that
+# is stopped gets CONT after it. As in deliver.sh, whoever sends has the turn; here until rs_settle.
+rs_order() {
+	rs_tries=0
+	until [ -n "$rs_turn" ] || rs_create turn || [ ! -e turn ] || [ "$rs_tries" -ge 60 ]; do
+		rs_tries=$((rs_tries + 1))
+		sleep 0.005 2>/dev/null || break
 	done
+	rs_turn=turn rs_sent=unsent
+	if rs_send "$1" "$2" "$3" "$4" "$5"; then
+		[ "$6$rs_sent" != 1yes ] || ! rs_process "$rs_pid" || [ "$rs_run" != T ] || kill -CONT "$rs_to"
+	fi
+	printf '%s pid %s %s\n' "$rs_relay" "$1" "$rs_sent"
 }
 
-# rs_settle : lets others send without a look once the job has taken the last signal. Outside of the traps, and after the
-# answer.
+# rs_settle CLAIM NUMBER ... : lets others send without a look once the job has taken these signals, or lets them know that
+# it has not; and gives the turn back.
 rs_settle() {
-	while [ -n "$rs_fresh" ]; do
-		rs_looked=$rs_fresh rs_fresh=
-		rs_pending "$rs_pid" "$rs_looked" || [ -n "$rs_fresh" ] || rm -f untaken
+	# shellcheck disable=SC2086
+	set -- "$@" $rs_waiting
+	rs_over=$rs_turn rs_turn='' rs_waiting=''
+	while [ $# -ge 2 ]; do
+		if rs_pending "$rs_pid" "$2"; then
+			rs_waiting="$rs_waiting $1 $2"
+		else
+			rs_over="$rs_over untaken/$1"
+		fi
+		shift 2
 	done
+	# shellcheck disable=SC2086
+	[ -z "$rs_over" ] || rm -f $rs_over
+}
+
+# rs_obey : does what the lines on standard input say, to its end.
+rs_obey() {
+	rs_turn='' rs_waiting=''
+	while read -r rs_word rs_words; do
+		# shellcheck disable=SC2086
+		case $rs_word in
+		'') ;;
+		settle) rs_settle $rs_words ;;
+		*) rs_order "$rs_word" $rs_words ;;
+		esac
+	done
+	[ -z "$rs_turn" ] || rm -f turn
 }
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
@@ -116,25 +132,24 @@ trap 'rs_pass USR2 12' USR2
 printf '%s ready\n' "$rs_relay"
 
 # Traps run in the middle of a wait, and cut it short.
-rs_fresh=
 while
 	wait "$rs_reader"
 	rs_ended=$?
 	kill -0 "$rs_reader"
-do
-	rs_settle
-done 2>/dev/null
+do :; done 2>/dev/null
 rs_tries=0
 # 137: killed by the watcher.
 while [ "$rs_ended" -ne 137 ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do
 	rs_tries=$((rs_tries + 1))
 	sleep 0.005 2>/dev/null || sleep 1
 done
-# The answer about a signal comes before the end that follows from it.
+# The answer about a signal comes before the end that follows from it: by then, each claim says what came of it.
 rs_tries=0
-while [ -e turn ] && [ "$rs_tries" -lt 100 ]; do
-	rs_tries=$((rs_tries + 1))
-	sleep 0.002 2>/dev/null || break
+for rs_claim in sig.*; do
+	while [ -e "$rs_claim" ] && [ ! -s "$rs_claim" ] && [ "$rs_tries" -lt 100 ]; do
+		rs_tries=$((rs_tries + 1))
+		sleep 0.002 2>/dev/null || break
+	done
 done
 kill -KILL "$rs_watcher" 2>/dev/null
 if [ -s status ]; then

@@ -29,7 +29,7 @@ esac
 case $(ls -ldn "$rs_base/." 2>/dev/null) in
 ?????w* | ????????w*) rs_refuse home "other users can write to $rs_base" ;;
 esac
-rs_why=$(mkdir "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
+rs_why=$(mkdir "$rs_base/$rs_id" "$rs_base/$rs_id/untaken" 2>&1) || rs_refuse home "$rs_why"
 rs_made=$rs_base/$rs_id
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
 

@@ -274,11 +274,11 @@ tree() {
 		return
 	fi
 	set -C
-	turn "$5" "$1"
+	turn "$5" "$1" "$3"
 	claim "$3" "$9" 10000
 	set +C
 	if [ -z "$sent" ]; then
-		true 2>/dev/null >untaken
+		true 2>/dev/null >"untaken/$3"
 		# Another process, which outlives this one.
 		# shellcheck disable=SC2046
 		set -- "$1" $(strike "$4" "$3" "$6" "$8" </dev/null)

@@ -18,6 +18,8 @@ const LINE_MAX: usize = 512;
 const GETTING_READY: Duration = Duration::from_secs(10);
 /// How many signals may wait for one relay.
 const QUEUE_MAX: usize = 1024;
+/// How many signals the relay looks after at once: a line must not get too long.
+const UNSETTLED_MAX: usize = 64;
 /// The probe's signal: any of those that servers take.
 const PROBE: &str = "USR1";
 
@@ -37,10 +39,15 @@ pub enum Action {
     GiveUp,
 }
 
-/// The signals that servers take, by their names on the wire (RFC 4254 6.10).
+/// The signals that servers take, by their names on the wire (RFC 4254 6.10), with the numbers that they have on Linux:
+/// elsewhere nobody asks for those.
+const CHANNEL_SIGNALS: [(&str, u8); 6] =
+    [("HUP", 1), ("INT", 2), ("QUIT", 3), ("TERM", 15), ("USR1", 10), ("USR2", 12)];
+
+/// A signal that servers take.
 #[must_use]
 pub fn channel_signal(name: &str) -> Option<&'static str> {
-    ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2"].into_iter().find(|known| *known == name)
+    CHANNEL_SIGNALS.into_iter().map(|(known, _)| known).find(|known| *known == name)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,17 +73,32 @@ pub enum Trust {
     Proven,
 }
 
+/// What a command wants sent.
+enum Wish {
+    /// A signal by the channel.
+    Channel(&'static str),
+    /// A line for the relay, by which it sends a signal by pid.
+    Line(String),
+}
+
 struct Pending {
     client: ClientId,
+    name: &'static str,
     number: u32,
     until: Instant,
 }
 
-/// A signal by pid that the relay has been given, and has not answered for.
+/// A line that the relay has been given, and has not answered.
 struct Given {
     client: ClientId,
-    claim: String,
+    line: String,
     until: Instant,
+}
+
+/// The first words of a line: its claim, the signal's name and number.
+fn words(line: &str) -> [&str; 3] {
+    let mut words = line.split(' ');
+    [(); 3].map(|()| words.next().unwrap_or_default())
 }
 
 /// A relay.
@@ -97,7 +119,10 @@ pub struct Relay {
     ready_until: Option<Instant>,
     /// What its server is thought to do.
     trust: Trust,
-    queue: VecDeque<(ClientId, &'static str)>,
+    /// What waits for those before it.
+    queue: VecDeque<(ClientId, Wish)>,
+    /// What was sent, as claims and numbers, and is still to be looked after by the relay.
+    unsettled: Vec<String>,
     watchers: Vec<ClientId>,
     ended: Option<End>,
 }
@@ -118,6 +143,7 @@ impl Relay {
             ready_until: None,
             trust,
             queue: VecDeque::new(),
+            unsettled: Vec::new(),
             watchers: Vec::new(),
             ended: None,
         }
@@ -175,11 +201,11 @@ impl Relay {
             }
             _ => {}
         }
-        self.queue.push_back((client, name));
+        self.queue.push_back((client, Wish::Channel(name)));
         self.next(now)
     }
 
-    /// A command wants a signal sent by pid: the relay takes several at once, and each has its turn.
+    /// A command wants a signal sent by pid.
     pub fn kill(&mut self, client: ClientId, order: &str, now: Instant) -> Vec<Action> {
         let hears = match self.stage {
             Stage::Starting => false,
@@ -187,13 +213,11 @@ impl Relay {
             Stage::TellingOnly(why) => why == Relayed::NotHonoured,
         };
         let is_line = order.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" +-".contains(&byte));
-        let claim = order.split(' ').next().filter(|_| is_line && hears && self.ended.is_none());
-        let Some(claim) = claim.filter(|_| self.given.len() < QUEUE_MAX) else {
+        if !is_line || !hears || self.ended.is_some() || self.queue.len() + self.given.len() >= QUEUE_MAX {
             return vec![self.answer(client, Relayed::NotHeld)];
-        };
-        let until = self.given.back().map_or(now, |before| before.until.max(now)) + ANSWER;
-        self.given.push_back(Given { client, claim: claim.to_owned(), until });
-        vec![Action::Write(format!("{order}\n"))]
+        }
+        self.queue.push_back((client, Wish::Line(order.to_owned())));
+        self.next(now)
     }
 
     /// A command wants to hear of the end.
@@ -272,7 +296,7 @@ impl Relay {
                 self.next(now)
             }
             ["sent", number, result] => self.sent(number, result, now),
-            ["pid", claim, result] => self.given(claim, result),
+            ["pid", claim, result] => self.given(claim, result, now),
             ["end", status, at, why @ ..] => {
                 let (Ok(status), Ok(at)) = (status.parse(), at.parse()) else { return Vec::new() };
                 self.end(Some(End { status, at, timed_out: why == ["timeout"] }))
@@ -285,27 +309,58 @@ impl Relay {
         let Some(pending) = self.pending.take_if(|pending| number.parse() == Ok(pending.number)) else {
             return Vec::new();
         };
+        let known = CHANNEL_SIGNALS.into_iter().find(|(name, _)| *name == pending.name);
+        self.unsettled.extend(known.map(|(_, number)| format!("c{} {number}", pending.number)));
         let mut actions = vec![self.answer(pending.client, relayed(result))];
         actions.extend(self.next(now));
         actions
     }
 
-    fn given(&mut self, claim: &str, result: &str) -> Vec<Action> {
-        let Some(place) = self.given.iter().position(|given| given.claim == claim) else { return Vec::new() };
-        let given = self.given.remove(place);
-        given.into_iter().map(|given| self.answer(given.client, relayed(result))).collect()
+    fn given(&mut self, claim: &str, result: &str, now: Instant) -> Vec<Action> {
+        let place = self.given.iter().position(|given| words(&given.line)[0] == claim);
+        let Some(given) = place.and_then(|place| self.given.remove(place)) else { return Vec::new() };
+        let relayed = relayed(result);
+        if relayed != Relayed::NotHeld {
+            let [claim, _, number] = words(&given.line);
+            self.unsettled.push(format!("{claim} {number}"));
+        }
+        let mut actions = vec![self.answer(given.client, relayed)];
+        actions.extend(self.next(now));
+        actions
     }
 
-    /// Sends the next signal that waits, if none is unanswered.
+    /// Sends what waits, in the order in which it came. Of the channel's signals one at a time, and none together with a
+    /// line: two processes take them, and of two that look at the same time whether the job has taken the last signal,
+    /// both would send. Lines go as they come: one process takes them one after the other.
     fn next(&mut self, now: Instant) -> Vec<Action> {
-        if self.stage != Stage::Taking || self.pending.is_some() {
-            return Vec::new();
+        let mut actions = Vec::new();
+        while self.pending.is_none()
+            && let Some((client, wish)) = self.queue.pop_front()
+        {
+            match wish {
+                Wish::Channel(name) if self.stage == Stage::Taking && self.given.is_empty() => {
+                    self.number += 1;
+                    self.pending = Some(Pending { client, name, number: self.number, until: now + ANSWER });
+                    // Told before it is sent: whoever hears nothing of a number knows that nothing was sent.
+                    actions.push(Action::Send(client, self.number, name));
+                }
+                Wish::Line(line) => {
+                    actions.push(Action::Write(format!("{line}\n")));
+                    let until = self.given.back().map_or(now, |before| before.until.max(now)) + ANSWER;
+                    self.given.push_back(Given { client, line, until });
+                }
+                Wish::Channel(_) => {
+                    self.queue.push_front((client, wish));
+                    break;
+                }
+            }
         }
-        let Some((client, name)) = self.queue.pop_front() else { return Vec::new() };
-        self.number += 1;
-        self.pending = Some(Pending { client, number: self.number, until: now + ANSWER });
-        // Told before it is sent: whoever hears nothing of a number knows that nothing was sent.
-        vec![Action::Send(client, self.number, name)]
+        let is_idle = self.pending.is_none() && self.given.is_empty();
+        if !self.unsettled.is_empty() && (is_idle || self.unsettled.len() >= UNSETTLED_MAX) {
+            actions.push(Action::Write(format!("settle {}\n", self.unsettled.join(" "))));
+            self.unsettled.clear();
+        }
+        actions
     }
 
     /// Looks whether an answer is overdue. A relay that is late is never sent a signal again: its next answer could
@@ -319,7 +374,9 @@ impl Relay {
             return vec![Action::GiveUp];
         }
         let unprobed = self.probe_until.is_some_and(|until| now >= until);
-        self.retire(if unprobed { Relayed::NotHonoured } else { Relayed::Retired })
+        let mut actions = self.retire(if unprobed { Relayed::NotHonoured } else { Relayed::Retired });
+        actions.extend(self.next(now));
+        actions
     }
 
     fn retire(&mut self, why: Relayed) -> Vec<Action> {
@@ -332,8 +389,10 @@ impl Relay {
         }
         let answer = |client| self.answer(client, Relayed::Unanswered);
         let mut actions: Vec<Action> = unanswered.into_iter().map(answer).collect();
-        let waiting: Vec<ClientId> = self.queue.drain(..).map(|(client, _)| client).collect();
-        actions.extend(waiting.into_iter().map(|client| self.answer(client, why)));
+        let (lines, signals): (VecDeque<_>, VecDeque<_>) =
+            self.queue.drain(..).partition(|(_, wish)| matches!(wish, Wish::Line(_)) && why == Relayed::NotHonoured);
+        actions.extend(signals.into_iter().map(|(client, _)| self.answer(client, why)));
+        self.queue = lines;
         actions
     }
 
@@ -343,6 +402,7 @@ impl Relay {
             return Vec::new();
         }
         self.ended = end;
+        self.unsettled.clear();
         let mut actions = self.retire(Relayed::NotHeld);
         let job = self.job.clone();
         actions.extend(self.watchers.drain(..).map(|client| {
@@ -410,7 +470,7 @@ mod tests {
         assert_eq!(shown(relay.signal(2, "HUP", now)), [""; 0]);
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["1: Sent", "2: number 2, signal HUP"]);
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
-        assert_eq!(shown(relay.hear(b"W sent 2 gone\n", now)), ["2: Gone"]);
+        assert_eq!(shown(relay.hear(b"W sent 2 gone\n", now)), ["2: Gone", "write settle c1 15 c2 1"]);
     }
 
     #[test]
@@ -431,16 +491,23 @@ mod tests {
     }
 
     #[test]
-    fn signals_by_pid_go_as_lines_beside_the_others() {
+    fn signals_by_pid_go_as_lines_in_their_turn() {
         let now = Instant::now();
         let mut relay = taking(now);
         relay.signal(1, "TERM", now);
-        assert_eq!(shown(relay.kill(2, "a KILL 9", now)), ["write a KILL 9"]);
-        assert_eq!(shown(relay.kill(3, "b KILL 9", now)), ["write b KILL 9"]);
+        assert_eq!(shown(relay.kill(2, "a KILL 9", now)), [""; 0]);
+        assert_eq!(shown(relay.kill(3, "b WINCH 28", now)), [""; 0]);
         assert_eq!(shown(relay.kill(4, "b; rm KILL 9", now)), ["4: NotHeld"]);
-        assert_eq!(shown(relay.hear(b"W pid b unsent\nW pid b yes\nW sent 1 yes\n", now)), ["3: NotHeld", "1: Sent"]);
-        assert_eq!(shown(relay.tick(now + ANSWER)), ["2: Unanswered"]);
-        assert_eq!(shown(relay.kill(5, "c KILL 9", now)), ["5: NotHeld"]);
+        let told = ["1: Sent", "write a KILL 9", "write b WINCH 28"];
+        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), told);
+        relay.signal(5, "HUP", now);
+        assert_eq!(shown(relay.hear(b"W pid b unsent\nW pid b yes\n", now)), ["3: NotHeld"]);
+        let told = ["2: Sent", "5: number 2, signal HUP"];
+        assert_eq!(shown(relay.hear(b"W pid a yes\n", now)), told);
+        assert_eq!(shown(relay.hear(b"W sent 2 yes\n", now)), ["5: Sent", "write settle c1 15 a 9 c2 1"]);
+        relay.kill(6, "c KILL 9", now);
+        assert_eq!(shown(relay.tick(now + ANSWER)), ["6: Unanswered"]);
+        assert_eq!(shown(relay.kill(7, "d KILL 9", now)), ["7: NotHeld"]);
         // Whoever waits behind another has more time.
         let mut relay = taking(now);
         relay.kill(1, "a KILL 9", now);
@@ -459,9 +526,10 @@ mod tests {
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
         relay.kill(2, "a KILL 9", now + ANSWER / 2);
-        assert_eq!(shown(relay.tick(now + ANSWER)), ["1: NotHonoured"]);
+        assert_eq!(shown(relay.tick(now + ANSWER)), ["1: NotHonoured", "write a KILL 9"]);
         assert_eq!(shown(relay.kill(3, "b KILL 9", now + ANSWER)), ["write b KILL 9"]);
-        assert_eq!(shown(relay.hear(b"W pid a gone\nW pid b yes\n", now + ANSWER)), ["2: Gone", "3: Sent"]);
+        let told = ["2: Gone", "3: Sent", "write settle a 9 b 9"];
+        assert_eq!(shown(relay.hear(b"W pid a gone\nW pid b yes\n", now + ANSWER)), told);
         relay.watch(1);
         assert_eq!(shown(relay.end(None)), ["1: NotWatching { job: \"job\" }"]);
     }
@@ -474,7 +542,7 @@ mod tests {
         relay.signal(2, "TERM", now);
         relay.watch(2);
         relay.forget(2);
-        assert_eq!(shown(relay.hear(b"W sent 1 yes\nW end 0 1\n", now)), ["1: Sent"]);
+        assert_eq!(shown(relay.hear(b"W sent 1 yes\nW end 0 1\n", now)), ["1: Sent", "write settle c1 15"]);
     }
 
     #[test]
@@ -485,7 +553,7 @@ mod tests {
         relay.signal(2, "HUP", now);
         relay.forget(1);
         assert_eq!(shown(relay.withdraw(1, now)), ["2: number 1, signal HUP"]);
-        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["2: Sent"]);
+        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["2: Sent", "write settle c1 1"]);
     }
 
     #[test]
