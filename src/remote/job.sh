@@ -51,17 +51,21 @@ esac
 cd "$rs_directory" || exit
 unset OLDPWD
 
-# rs_start COMMAND [ARG]... : records who the job is, takes away what is not needed any more, and becomes it.
+# rs_start COMMAND [ARG]... : records who the job is, empties what is not needed any more, and becomes it.
 rs_start() {
 	rs_find "$1"
 	rs_process $$ || rs_refuse start "its own process can't be read from /proc or ps"
 	# A signal to its group would reach whoever else is in it.
 	[ "$rs_group" = $$ ] || rs_refuse start "it got no process group of its own"
+	rs_began=
+	[ ! -s "$rs_here/began" ] || read -r rs_began <"$rs_here/began"
+	# What they hold goes now, without a process; the files themselves go with the job.
 	{
-		rm -f "$rs_here/job" "$rs_here/supervise" &&
-			printf '%s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" "$(date +%s)" \
-				"$rs_node" >"$rs_here/pid"
+		: >"$rs_here/job" && : >"$rs_here/supervise" &&
+			printf '%s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" \
+				"${rs_began:-$(date +%s)}" "$rs_node" >"$rs_here/pid"
 	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
+	[ ! -p "$rs_here/ended" ] || echo begun 1<>"$rs_here/ended"
 	umask "$rs_mask"
 	case $1 in
 	-*)

@@ -8,13 +8,14 @@
 rs_refuse() {
 	if [ -n "$rs_made" ]; then
 		cd /
+		[ -z "$rs_aside" ] || wait "$rs_aside"
 		rm -rf "$rs_made"
 	fi
 	rs_say refused "$(printf '%s' "$*" | tr '\n' ' ')"
 	rs_end
 }
 
-rs_made=
+rs_made='' rs_aside=''
 rs_mask=$(umask)
 rs_home=${HOME-}
 umask 077
@@ -26,15 +27,24 @@ case $rs_base in
 esac
 [ -d "$rs_base" ] || rs_why=$(mkdir -p "$rs_base" 2>&1) || rs_refuse home "$rs_why"
 [ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user"
-case $(ls -ldn "$rs_base/." 2>/dev/null) in
+# Two processes side by side. What could not be made is made again for the sake of what is said about it.
+mkdir "$rs_base/$rs_id" 2>/dev/null &
+rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
+wait "$!" || rs_why=$(mkdir "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
+rs_made=$rs_base/$rs_id
+case $rs_look in
 ?????w* | ????????w*) rs_refuse home "other users can write to $rs_base" ;;
 esac
-rs_why=$(mkdir "$rs_base/$rs_id" "$rs_base/$rs_id/untaken" 2>&1) || rs_refuse home "$rs_why"
-rs_made=$rs_base/$rs_id
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
+# Beside all that follows: the marks of signals under way have a place, and the job a time at which it began.
+{
+	mkdir untaken
+	date +%s >began
+} 2>/dev/null &
+rs_aside=$!
 
 # The end of the job goes over the blanks of status.new, so that a disk that is full by then can't lose it.
-rs_why=$({
+{
 	printf '%s\n' "$rs_meta" >meta &&
 		printf '%s\n' "$rs_cookie" >cookie &&
 		printf '%s\n' "$rs_supervise" >supervise &&
@@ -43,7 +53,7 @@ rs_why=$({
 		printf '%32s\n' '' >status.new &&
 		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 		: >out && : >err
-} 2>&1) || rs_refuse disk "$rs_why"
+} 2>trouble || rs_refuse disk "$(head -c 300 trouble)"
 # All of the input is here before the job starts. It comes when it is asked for: the shell would take it for its own.
 if [ -n "$rs_size" ]; then
 	rs_say input
@@ -51,12 +61,13 @@ if [ -n "$rs_size" ]; then
 	rs_why=$(head -c "$rs_size" 2>&1 >input) || rs_refuse disk "$rs_why"
 	[ "$(($(wc -c <input)))" -eq "$rs_size" ] || rs_refuse disk "not all of its input came"
 fi
-mkfifo ended 2>/dev/null || rs_relay=
 # Open for writing until the supervisor holds it: a reader of its own would wait for ever where the job is over before it
 # has got round to opening it.
-if [ -n "$rs_relay" ]; then
-	exec 4<>ended
+if mkfifo ended 2>/dev/null; then
+	exec 5<>ended
 	exec 6<ended
+else
+	rs_relay=
 fi
 
 # A session of one's own without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
@@ -105,9 +116,15 @@ monitor)
 	$rs_scope /bin/sh "$@" &
 	set +m
 	;;
-esac </dev/null >/dev/null 2>trouble 4>&- 6<&-
+esac </dev/null >/dev/null 2>trouble 6<&-
 
 rs_tries=0
+# A line says that the job has begun, and the end of the file that there is no supervisor any more. Korn shells don't pass
+# on what they have opened, and so have to look.
+if [ -p ended ] && [ -z "${KSH_VERSION-}" ]; then
+	exec 5>&-
+	read -r rs_why <&6 || rs_tries=10000
+fi
 until [ -s pid ] || [ -s refused ]; do
 	rs_tries=$((rs_tries + 1))
 	[ "$rs_tries" -ne 300 ] || rs_flush
@@ -118,6 +135,8 @@ if [ -s refused ]; then
 	read -r rs_why <refused
 	rs_refuse "$rs_why"
 fi
+exec 5>&-
+[ -n "$rs_relay" ] || exec 6<&-
 read -r rs_why <pid
 rs_say started "$rs_why"
 rs_say directory "$rs_made"

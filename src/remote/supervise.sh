@@ -9,7 +9,8 @@ shift
 # Caught, not ignored: a stray signal must not end the supervisor, and the job must have every signal at its default.
 trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
 rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor
-# Its end of file tells whoever reads it that the job is over. Opened for both, since that does not wait for a reader.
+# A line in it tells whoever reads it that the job has begun, and its end of file that the job is over. Opened for both,
+# since that does not wait for a reader.
 [ ! -p ended ] || exec 5<>ended
 
 rs_watchdogs='' rs_watchdog=''
@@ -57,7 +58,6 @@ rs_why=
 until printf '%s %s%s\n' "$rs_code" "$(date +%s)" "$rs_why" 1<>status.new && mv -f status.new status; do
 	sleep 5
 done
-if [ -n "$rs_watchdog" ]; then
-	exec 5>&-
-	rs_end_watch
-fi
+exec 5>&-
+rm -f job supervise began
+[ -z "$rs_watchdog" ] || rs_end_watch
