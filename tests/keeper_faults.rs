@@ -248,6 +248,13 @@ fn a_signal_by_pid_needs_no_script_where_there_is_a_relay() {
             let told = report(&f, &[&["kill", "--json", &job], *words].concat());
             assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()), "{words:?}");
         }
+        // Nor does any have to look, or wait for its turn, once the job has taken them all.
+        let dir = f.jobs_dir().join(&job);
+        let settled = || {
+            let marks = fs::read_dir(dir.join("untaken")).expect("the place of the marks").count();
+            marks == 0 && !dir.join("turn").exists()
+        };
+        poll_until("the signals are known to be taken", SOON, settled);
         kill(spare, Signal::SIGCONT).expect("it is stopped");
         let counted = signals.iter().filter(|words| words[0] == "USR1").count();
         ends_with(&f, &job, counted, "by line");

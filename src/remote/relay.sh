@@ -78,9 +78,13 @@ rs_order() {
 rs_settle() {
 	# shellcheck disable=SC2086
 	set -- "$@" $rs_waiting
-	rs_over=$rs_turn rs_turn='' rs_waiting=''
+	rs_over=$rs_turn rs_turn='' rs_waiting='' rs_looked=''
 	while [ $# -ge 2 ]; do
-		if rs_pending "$rs_pid" "$2"; then
+		if [ "$2" != "$rs_looked" ]; then
+			rs_looked=$2 rs_left=
+			! rs_pending "$rs_pid" "$2" || rs_left=1
+		fi
+		if [ -n "$rs_left" ]; then
 			rs_waiting="$rs_waiting $1 $2"
 		else
 			rs_over="$rs_over untaken/$1"

@@ -31,10 +31,13 @@ esac
 mkdir "$rs_base/$rs_id" 2>/dev/null &
 rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
 wait "$!" || rs_why=$(mkdir "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
-rs_made=$rs_base/$rs_id
 case $rs_look in
-?????w* | ????????w*) rs_refuse home "other users can write to $rs_base" ;;
+?????w* | ????????w*)
+	rmdir "$rs_base/$rs_id"
+	rs_refuse home "other users can write to $rs_base"
+	;;
 esac
+rs_made=$rs_base/$rs_id
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
 # Beside all that follows: the marks of signals under way have a place, and the job a time at which it began.
 {

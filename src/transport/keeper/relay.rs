@@ -212,7 +212,8 @@ impl Relay {
             Stage::Probing | Stage::Taking => true,
             Stage::TellingOnly(why) => why == Relayed::NotHonoured,
         };
-        let is_line = order.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" +-".contains(&byte));
+        let is_line =
+            !order.is_empty() && order.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" +-".contains(&byte));
         if !is_line || !hears || self.ended.is_some() || self.queue.len() + self.given.len() >= QUEUE_MAX {
             return vec![self.answer(client, Relayed::NotHeld)];
         }
