@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::harness::running::{program_path, tool};
 use crate::harness::{Fixture, Login, Options, Rsig, Server, Shell, Site, poll_until};
 use crate::jobs::{LISTENER, SOON, json_lines, pick};
+use crate::keeper::{ends_with, kept, new_counter, nothing_is_left, warm};
 use serde_json::json;
 
 /// What a shell could spoil: quotes, an escape that `echo` would take, bytes that are no text.
@@ -129,6 +131,35 @@ fn busybox_reads_the_scripts() {
 #[test]
 fn mksh_reads_the_scripts() {
     under("mksh", "mksh");
+}
+
+/// A host with another program as its `/bin/sh`, and jobs of a keeper's there.
+fn relayed_under(shell: &str) {
+    let f = kept(Server::openssh(Login::User).system_shell(program_path(shell, shell)).start());
+    let job = new_counter(&f);
+    warm(&f, &job);
+    for way in ["channel", "pid"] {
+        f.rsig.run(&["kill", "--via", way, &job, "USR1"]).ok();
+    }
+    let kills: Vec<_> = (0..4).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
+    kills.into_iter().for_each(|kill| {
+        kill.wait().ok();
+    });
+    ends_with(&f, &job, 6, shell);
+
+    // The end is told, and not only found in the end by asking.
+    let job = f.spawn(&[], &["sleep", "1000"]);
+    warm(&f, &job);
+    let start = Instant::now();
+    f.rsig.run(&["kill", "-w", "20s", &job]).ok().stdout_has("143 (TERM)");
+    assert!(start.elapsed() < Duration::from_secs(5), "{shell}: {:?}", start.elapsed());
+    f.rsig.run(&["keeper", "stop", "--all"]).ok();
+    nothing_is_left(&f);
+}
+
+#[test]
+fn relays_work_under_any_shell() {
+    ["bash", "busybox", "mksh"].into_iter().for_each(relayed_under);
 }
 
 /// A directory with all that the scripts need, and with `more`: the only one in PATH.

@@ -114,10 +114,15 @@ rs_hold "$rs_pid"
 rs_process "$rs_pid" && [ "$rs_birth" = "$rs_born" ] || rs_held=
 # Servers signal the whole group: the helpers must not mind, from their first moment on.
 trap '' HUP INT QUIT TERM USR1 USR2
-# The supervisor holds the FIFO to the job's end.
-cat <&6 >/dev/null 2>&1 &
+# The supervisor holds the FIFO to the job's end. Opened for both first, since that does not wait for anybody, should the
+# job be over by now.
+(
+	exec 5<>ended
+	exec 6<ended
+	exec cat <&6 5>&- 6<&-
+) >/dev/null 2>&1 &
 rs_reader=$!
-exec 3<&0 6<&-
+exec 3<&0
 # The end of standard input is the end of the keeper. Told by the reader's death and not by a signal of its own: in dash,
 # a trap that runs within a trap changes the status of the command that it came upon (to that which the outer one found),
 # and a signal that was sent would be told as refused.

@@ -64,13 +64,16 @@ if [ -n "$rs_size" ]; then
 	rs_why=$(head -c "$rs_size" 2>&1 >input) || rs_refuse disk "$rs_why"
 	[ "$(($(wc -c <input)))" -eq "$rs_size" ] || rs_refuse disk "not all of its input came"
 fi
-# Open for writing until the supervisor holds it: a reader of its own would wait for ever where the job is over before it
-# has got round to opening it.
-if mkfifo ended 2>/dev/null; then
+# A line in it will say that the job has begun, and the end of the file that there is no supervisor any more. Korn shells
+# don't pass on what they have opened, and keep copies of it; so there the files are looked at.
+rs_tells=
+if ! mkfifo ended 2>/dev/null; then
+	rs_relay=
+elif [ -z "${KSH_VERSION-}" ]; then
+	rs_tells=1
+	# Open for writing until the supervisor holds it: the job may be over before this shell looks.
 	exec 5<>ended
 	exec 6<ended
-else
-	rs_relay=
 fi
 
 # A session of one's own without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
@@ -122,11 +125,10 @@ monitor)
 esac </dev/null >/dev/null 2>trouble 6<&-
 
 rs_tries=0
-# A line says that the job has begun, and the end of the file that there is no supervisor any more. Korn shells don't pass
-# on what they have opened, and so have to look.
-if [ -p ended ] && [ -z "${KSH_VERSION-}" ]; then
+if [ -n "$rs_tells" ]; then
 	exec 5>&-
 	read -r rs_why <&6 || rs_tries=10000
+	exec 6<&-
 fi
 until [ -s pid ] || [ -s refused ]; do
 	rs_tries=$((rs_tries + 1))
@@ -138,8 +140,6 @@ if [ -s refused ]; then
 	read -r rs_why <refused
 	rs_refuse "$rs_why"
 fi
-exec 5>&-
-[ -n "$rs_relay" ] || exec 6<&-
 read -r rs_why <pid
 rs_say started "$rs_why"
 rs_say directory "$rs_made"

@@ -1,5 +1,7 @@
 //! What a test can ask of a server before it starts.
 
+use std::path::PathBuf;
+
 use super::accounts::{Login, Shell};
 use super::daemon::Kind;
 use super::keys::Type;
@@ -13,6 +15,7 @@ pub struct Options {
     pub(super) address: &'static str,
     pub(super) login: Login,
     pub(super) shell: Shell,
+    pub(super) system_shell: Option<PathBuf>,
     pub(super) host_keys: Vec<Type>,
     pub(super) password: Option<String>,
     pub(super) keyboard_interactive: bool,
@@ -29,6 +32,7 @@ impl Options {
             address: "127.0.0.1",
             login,
             shell: Shell::Bash,
+            system_shell: None,
             host_keys: vec![Type::Ed25519],
             password: None,
             keyboard_interactive: false,
@@ -49,6 +53,12 @@ impl Options {
     /// The login shell; bash unless told otherwise.
     pub fn shell(mut self, shell: Shell) -> Self {
         self.shell = shell;
+        self
+    }
+
+    /// The program that is `/bin/sh` in its sessions.
+    pub fn system_shell(mut self, shell: PathBuf) -> Self {
+        self.system_shell = Some(shell);
         self
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::procs::Process;
-use super::running::{Invocation, Output, Running, tool};
+use super::running::{Invocation, Output, Running, tool, with_system_shell};
 use super::scratch::Scratch;
 
 /// One user's machine, so to speak: own `HOME` and `RSIG_STATE_DIR`, nothing inherited.
@@ -72,11 +72,9 @@ impl Rsig {
         let program = env!("CARGO_BIN_EXE_rsig");
         let invocation = match &self.shell {
             None => Invocation::of(program),
-            Some(shell) => tool("unshare", "util-linux")
-                .args(["--mount", "--propagation", "private", "/bin/sh", "-c"])
-                .arg(r#"/bin/mount --bind "$0" "$(/usr/bin/readlink -f /bin/sh)" && exec "$@""#)
-                .arg(shell)
-                .arg(program),
+            Some(shell) => {
+                tool("unshare", "util-linux").args(with_system_shell(shell).into_iter().skip(1)).arg(program)
+            }
         };
         let invocation = match &self.path {
             None => invocation,

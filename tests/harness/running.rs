@@ -170,6 +170,13 @@ pub fn tool(program: &str, package: &str) -> Invocation {
 }
 
 /// Where a program of the system is; panics as [`tool`] does.
+/// The words that run those behind them with another program as this machine's `/bin/sh`.
+pub fn with_system_shell(shell: &Path) -> Vec<OsString> {
+    let line = r#"/bin/mount --bind "$0" "$(/usr/bin/readlink -f /bin/sh)" && exec "$@""#;
+    let words = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", line].map(OsString::from);
+    words.into_iter().chain([shell.as_os_str().to_owned()]).collect()
+}
+
 pub fn program_path(program: &str, package: &str) -> PathBuf {
     PATH.split(':')
         .map(|dir| Path::new(dir).join(program))

@@ -15,7 +15,7 @@ use super::options::Options;
 use super::poll_until;
 use super::procs::{self, Process};
 use super::proxy::Proxy;
-use super::running::{Invocation, Output, tool};
+use super::running::{Invocation, Output, tool, with_system_shell};
 use super::scratch::Scratch;
 
 const PATIENCE: Duration = super::SOON;
@@ -187,6 +187,7 @@ impl Server {
         let mut command = Command::new("perl");
         command
             .args(["-MPOSIX", "-e", "POSIX::close($_) for 3 .. 1023; exec @ARGV", "env", "--default-signal"])
+            .args(self.options.system_shell.as_deref().map(with_system_shell).unwrap_or_default())
             .arg(self.options.kind.program())
             .args(daemon::arguments(&self.options, self.dir(), self.port()));
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(self.account.server_environment());
