@@ -371,6 +371,7 @@ fn a_warm_kill_costs_one_round_trip() {
     assert_eq!(proxy.turns() - turns, 5);
 }
 
+/// Nothing but the answers to the keeper's questions comes for longer than it would bear without one.
 #[test]
 fn a_quiet_connection_is_kept_and_serves_the_next_command() {
     let f = kept(Server::openssh(Login::User).start());
