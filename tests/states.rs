@@ -13,6 +13,16 @@ fn send(process: &Process, signal: Signal) {
     kill(Pid::from_raw(process.pid), signal).expect("it runs");
 }
 
+/// Waits in clone(2) for a child that has its program still to become (`CLONE_VFORK`), as a shell does after vfork(2).
+const STARTS: &str = r#"use POSIX;
+my $clone = (POSIX::uname())[4] eq 'aarch64' ? 220 : 56;
+if (syscall($clone, 0x4000 | SIGCHLD, 0, 0, 0, 0) == 0) {
+    syswrite STDOUT, "ready
+";
+    sleep 1000;
+}
+sleep 1000"#;
+
 on_every_site! {
     fn stop_and_continue_show(f: &Fixture) {
         let job = f.spawn(&[], &["sleep", "1000"]);
@@ -22,6 +32,18 @@ on_every_site! {
         f.rsig.run(&["ps", &job]).ok().stdout_has("stopped");
         send(&f.process(&job), Signal::SIGCONT);
         f.await_state(&job, "running");
+    }
+
+    fn what_is_stopped_while_it_starts_a_program_is_stopped(f: &Fixture) {
+        let job = f.spawn(&[], &["perl", "-e", STARTS]);
+        f.await_written(&job, "ready\n");
+        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        f.await_state(&job, "stopped");
+        f.rsig.run(&["kill", &job, "CONT"]).ok();
+        f.await_state(&job, "running");
+        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        // It takes TERM only once it goes on.
+        f.rsig.run(&["stop", "--grace", "20s", &job]).ok().stdout_has("143 (TERM)");
     }
 
     fn an_end_is_recorded_whoever_caused_it(f: &Fixture) {

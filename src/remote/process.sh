@@ -1,11 +1,13 @@
 # Tells one process from every other that has had, or will have, its number.
 
 # rs_process PID : sets rs_run to the process's state letter, rs_parent to its parent, rs_group to its process group and
-# rs_birth to the time it started at, in the host's own unit. Fails when there is no such process.
+# rs_birth to the time it started at, in the host's own unit. Fails when there is no such process. One that the kernel holds
+# until its child has become another program (vfork(2)), as shells are for each command, takes STOP only after that; a child
+# that is stopped never gets there. So that is as good as stopped.
 rs_process() {
 	if [ "$rs_system" = Linux ]; then
 		[ -r "/proc/$1/stat" ] || return 1
-		rs_stat=
+		rs_one=$1 rs_stat=
 		# A name may hold newlines and parentheses: read all of it and cut at the last one (proc(5)).
 		while IFS= read -r rs_line || [ -n "$rs_line" ]; do
 			rs_stat="$rs_stat $rs_line"
@@ -13,7 +15,8 @@ rs_process() {
 		# shellcheck disable=SC2086
 		set -- ${rs_stat##*) }
 		[ $# -ge 20 ] || return 1
-		rs_run=$1 rs_parent=$2 rs_group=$3 rs_birth=${20}
+		rs_parent=$2 rs_group=$3 rs_birth=${20} rs_run=$1
+		[ "$rs_run" != D ] || ! rs_pending "$rs_one" 19 || rs_run=T
 	else
 		# shellcheck disable=SC2046
 		set -- $(LC_ALL=C TZ=UTC0 ps -o stat= -o ppid= -o pgid= -o lstart= -p "$1")
