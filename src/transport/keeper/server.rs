@@ -49,7 +49,9 @@ const BUSY: Duration = Duration::from_secs(2);
 /// How long a command may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
 /// How long a script runs at most that is worth waiting for.
-const SHORT: Duration = Duration::from_millis(300);
+const SHORT: Duration = Duration::from_secs(2);
+/// How soon after a script that has signalled a job the job's relay ends.
+const FOLLOWS: Duration = Duration::from_millis(50);
 /// How long the commands at work have when the keeper is told to end.
 const LEAVING: Duration = Duration::from_secs(2);
 /// How many rounds of calls are made before the commands are looked after again: a server can always have more to say.
@@ -619,10 +621,11 @@ impl Keeper {
         }
     }
 
-    /// Whether a channel is not to be opened yet, because of a shell that is ending, or that was given a script less than
-    /// `short` ago and so will end in a moment.
+    /// Whether a channel is not to be opened yet, because of a shell that is ending, or that will end in a moment: one that
+    /// was given a script less than `short` ago, or the relay of a job that a script may just have ended.
     fn must_hold_back(&self, short: Duration) -> bool {
-        self.breaks_on_open && self.lanes.values().any(|lane| lane.is_about_to_end(short))
+        let follows = || self.relays() > 0 && self.freed.is_some_and(|freed| freed.elapsed() < FOLLOWS);
+        self.breaks_on_open && (self.lanes.values().any(|lane| lane.is_about_to_end(short)) || follows())
     }
 
     /// Looks after what has to happen at some time.
