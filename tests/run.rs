@@ -123,6 +123,10 @@ on_every_site! {
         let run = f.start_run(&["--tether", "2s"], "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done");
         run.wait_for_stdout("up\n");
         let job = f.only_job();
+        // What is stopped before its keeper has begun to hold the job can't see to that any more.
+        if f.is_remote() {
+            poll_until("it is held", SOON, || f.file(&job, "beat").exists());
+        }
         run.signal(Signal::SIGSTOP);
         // Longer than the tether, with the process that holds it held up itself.
         let since = std::time::Instant::now();

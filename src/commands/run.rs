@@ -79,6 +79,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 const BEAT: Duration = Duration::from_secs(3);
 /// How long a job that runs on by itself is looked for when its host is gone.
 const UNTETHERED: Duration = Duration::from_secs(3600);
+/// How long this process waits for the tether to be held by its keeper before it stops itself.
+const HELD: Duration = Duration::from_secs(10);
 /// How long a job may take to end whose output nobody takes any more.
 const ENDING: Duration = Duration::from_secs(10);
 
@@ -108,7 +110,7 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
         patience: request.tether.unwrap_or(UNTETHERED) + Duration::from_secs(60),
         note: outside.note,
         stop: outside.stop,
-        shared: Mutex::new(Shared { gate: Some(Arc::new(gate)), number: 0, over: false }),
+        shared: Mutex::new(Shared { gate: Some(Arc::new(gate)), number: 0, is_held: false, over: false }),
         changed: Condvar::new(),
     };
     let result = std::thread::scope(|scope| {
@@ -188,6 +190,8 @@ struct Shared<'a> {
     gate: Option<Arc<Gate<'a>>>,
     /// How often it was made anew.
     number: u64,
+    /// The host hears beats, whatever becomes of this process's threads.
+    is_held: bool,
     over: bool,
 }
 
@@ -235,7 +239,9 @@ impl<'a> Held<'a> {
 
     /// Makes the connection anew.
     fn reconnect(&self, why: &Failure) -> Result<(), Failure> {
-        self.shared().gate = None;
+        let mut shared = self.shared();
+        (shared.gate, shared.is_held) = (None, false);
+        drop(shared);
         (self.note)(&format!("{why}; connecting again"));
         let begun = Instant::now();
         let left = || self.patience.saturating_sub(begun.elapsed());
@@ -284,11 +290,24 @@ impl<'a> Held<'a> {
             let host = line.host();
             if let Some(Ok(mut shell)) = line.beating_shell(every) {
                 // However that ends: over another connection, then.
-                drop(foreground::hold(&host, shell.as_mut(), &self.place));
+                let mut held = || {
+                    self.shared().is_held = true;
+                    self.changed.notify_all();
+                };
+                drop(foreground::hold(&host, shell.as_mut(), &self.place, &mut held));
             }
             // Without it the job would be ended: a server that gave no channel is asked again before long.
             self.await_change(number);
         }
+    }
+
+    /// Stops this process, which sees to the job's tether no more then.
+    fn stop(&self) {
+        if self.beat.is_some() {
+            let unheld = |shared: &mut Shared<'a>| !shared.is_held && !shared.over;
+            drop(self.changed.wait_timeout_while(self.shared(), HELD, unheld));
+        }
+        (self.stop)();
     }
 
     /// Sends the input until the host has all of it.
@@ -320,7 +339,7 @@ impl<'a> Held<'a> {
                 Ok(Pass { signal, ends, stops }) => {
                     self.send(record, signal);
                     if stops {
-                        (self.stop)();
+                        self.stop();
                     }
                     kill_at = kill_at.or(ends.then(|| Instant::now() + grace));
                 }

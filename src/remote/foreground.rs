@@ -178,12 +178,16 @@ pub fn receive(host: &str, shell: &mut dyn Shell, place: &str, source: &mut dyn 
     hear(host, shell, &script, None, false, &mut receiving).map(drop)
 }
 
-/// Keeps a job's tether by a shell that somebody else sends beats to.
+/// Keeps a job's tether by a shell that somebody else sends beats to. `held` hears when that has begun.
 ///
 /// # Errors
 /// As [`hear`].
-pub fn hold(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(), Failure> {
-    hear(host, shell, &Script::beat(place)?, None, false, &mut |_: &str| Ok(())).map(drop)
+pub fn hold(host: &str, shell: &mut dyn Shell, place: &str, held: &mut dyn FnMut()) -> Result<(), Failure> {
+    let mut line = |_: &str| {
+        held();
+        Ok(())
+    };
+    hear(host, shell, &Script::beat(place)?, None, false, &mut line).map(drop)
 }
 
 /// Says that a job's input is whole with so many bytes, once all of them are there.
