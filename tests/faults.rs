@@ -429,8 +429,9 @@ fn a_clock_that_jumps_changes_nothing() {
     rsig_there(&["ps", "-q"]).run().ok().stdout_is(&format!("{job}\n"));
     rsig_there(&["wait", "--timeout", "200ms", &job]).run().code(124);
     rsig_there(&["wait", &job]).run().code(143).stdout_has("timed out");
-    let stubborn = ["spawn", "local", "perl", "-e", "$SIG{TERM} = 'IGNORE'; sleep 1000"];
+    let stubborn = ["spawn", "local", "perl", "-e", "$SIG{TERM} = 'IGNORE'; $| = 1; print qq(ready\n); sleep 1000"];
     let job = rsig_there(&stubborn).run().ok().line();
+    poll_until("it ignores TERM", SOON, || rsig_there(&["tail", &job]).run().ok().stdout() == "ready\n");
     rsig_there(&["kill", "-w", "300ms", "--then", "KILL", &job]).run().ok().stdout_has("137 (KILL)");
     rsig_there(&["run", "--grace", "1s", "local", "--", "sh", "-c", "exit 3"]).run().code(3);
     assert!(start.elapsed() < SOON);

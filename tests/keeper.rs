@@ -348,7 +348,8 @@ fn an_end_is_pushed_and_nothing_polls_for_it() {
             f.rsig.run(&["wait", &job]).code(3);
         }
         // Time-outs, and a second signal.
-        let job = f.spawn(&[], &["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]);
+        let job = f.spawn(&[], &["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]);
+        f.await_written(&job, "ready\n");
         f.rsig.run(&["wait", "--timeout", "100ms", &job]).code(124);
         f.rsig.run(&["kill", "--wait", "100ms", &job]).code(124);
         let json = f.rsig.run(&["kill", "--json", "--wait", "300ms", "--then", "KILL", &job]).ok().line();

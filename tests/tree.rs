@@ -192,7 +192,7 @@ on_every_site! {
     fn stop_gives_the_whole_tree_its_grace(f: &Fixture) {
         let (job, members) = spawn_noting(
             f,
-            "(trap '' TERM; note deaf; exec setsid sleep 1000) & trap 'exit 5' TERM; while :; do sleep 0.05; done",
+            "trap 'exit 5' TERM; (trap '' TERM; note deaf; exec setsid sleep 1000) & while :; do sleep 0.05; done",
             &["deaf"],
         );
         // The job ends, and what it started does not.
