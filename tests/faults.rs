@@ -425,14 +425,14 @@ fn a_clock_that_jumps_changes_nothing() {
     let rsig_there =
         |words: &[&str]| rsig.within(tool("env", "coreutils").arg(&path).arg(env!("CARGO_BIN_EXE_rsig")).args(words));
     let start = Instant::now();
-    let job = rsig_there(&["spawn", "--timeout", "700ms", "local", "sleep", "1000"]).run().ok().line();
+    let job = rsig_there(&["spawn", "--timeout", "3s", "local", "sleep", "1000"]).run().ok().line();
     rsig_there(&["ps", "-q"]).run().ok().stdout_is(&format!("{job}\n"));
     rsig_there(&["wait", "--timeout", "200ms", &job]).run().code(124);
     rsig_there(&["wait", &job]).run().code(143).stdout_has("timed out");
     let stubborn = ["spawn", "local", "perl", "-e", "$SIG{TERM} = 'IGNORE'; $| = 1; print qq(ready\n); sleep 1000"];
     let job = rsig_there(&stubborn).run().ok().line();
     poll_until("it ignores TERM", SOON, || rsig_there(&["tail", &job]).run().ok().stdout() == "ready\n");
-    rsig_there(&["kill", "-w", "300ms", "--then", "KILL", &job]).run().ok().stdout_has("137 (KILL)");
+    rsig_there(&["kill", "-w", "1s", "--then", "KILL", &job]).run().ok().stdout_has("137 (KILL)");
     rsig_there(&["run", "--grace", "1s", "local", "--", "sh", "-c", "exit 3"]).run().code(3);
     assert!(start.elapsed() < SOON);
     rsig_there(&["rm", "--finished"]).run().ok();

@@ -352,7 +352,7 @@ fn an_end_is_pushed_and_nothing_polls_for_it() {
         f.await_written(&job, "ready\n");
         f.rsig.run(&["wait", "--timeout", "100ms", &job]).code(124);
         f.rsig.run(&["kill", "--wait", "100ms", &job]).code(124);
-        let json = f.rsig.run(&["kill", "--json", "--wait", "300ms", "--then", "KILL", &job]).ok().line();
+        let json = f.rsig.run(&["kill", "--json", "--wait", "2s", "--then", "KILL", &job]).ok().line();
         assert_eq!(value(&json, "exit_signal"), "\"KILL\"", "{json}");
     }
 }

@@ -156,11 +156,11 @@ on_every_site! {
         f.rsig.run(&["kill", &job, "-w", "1ms"]).code(124).stdout_has("still running");
         assert_eq!(kill(&["kill", &job, "-w", "100ms", "--then", "CONT"], 124), json!([true, true, null, null, then("CONT")]));
         // The second wait is as long as the first: long enough.
-        let told = kill(&["kill", &job, "-w", "500ms", "--then", "USR1"], 0);
+        let told = kill(&["kill", &job, "-w", "2s", "--then", "USR1"], 0);
         assert_eq!(told, json!([true, false, 138, "USR1", then("USR1")]));
 
         let job = perl_job(f, IGNORES_TERM);
-        assert_eq!(kill(&["stop", "--grace", "500ms", &job], 0), json!([true, false, 137, "KILL", then("KILL")]));
+        assert_eq!(kill(&["stop", "--grace", "2s", &job], 0), json!([true, false, 137, "KILL", then("KILL")]));
         f.await_no_processes();
     }
 

@@ -321,11 +321,15 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
     let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).expect("the proxy listens");
     stream.set_nodelay(true).expect("a socket option");
     let mut answer = [0; 4];
-    let start = Instant::now();
-    stream.write_all(b"ping").expect("sent");
-    stream.read_exact(&mut answer).expect("an answer");
-    let trip = start.elapsed();
-    assert!(trip >= Duration::from_millis(100) && trip < Duration::from_millis(300), "{trip:?}");
+    // Of several trips the quickest: a busy machine adds to some.
+    let trips = [(); 5].map(|()| {
+        let start = Instant::now();
+        stream.write_all(b"ping").expect("sent");
+        stream.read_exact(&mut answer).expect("an answer");
+        start.elapsed()
+    });
+    let quickest = *trips.iter().min().expect("some");
+    assert!(quickest >= Duration::from_millis(100) && quickest < Duration::from_millis(300), "{trips:?}");
 
     // A delay line: chunks are under way together. With a sleep per read these 128 would take 6 s each way.
     let start = Instant::now();
@@ -335,8 +339,8 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
     sending.join().expect("no panic").expect("sent");
     let all = start.elapsed();
     assert!(all >= Duration::from_millis(100) && all < Duration::from_secs(3), "{all:?}");
-    assert_eq!(proxy.bytes(Direction::ToServer), 4 + (2 << 20));
-    assert_eq!(proxy.bytes(Direction::ToClient), 4 + (2 << 20));
+    assert_eq!(proxy.bytes(Direction::ToServer), 5 * 4 + (2 << 20));
+    assert_eq!(proxy.bytes(Direction::ToClient), 5 * 4 + (2 << 20));
     assert_eq!((proxy.connections(), proxy.open_connections()), (1, 1));
     assert!(proxy.turns() >= 1);
 }
@@ -438,7 +442,7 @@ fn a_terminal_is_controlling_has_its_size_and_takes_keys() {
 fn a_run_that_is_too_long_is_killed_and_shows_its_output() {
     let scratch = Scratch::new();
     let shell = |line: &str| tool("sh", "dash").env("HOME", scratch.path()).args(["-c", line]);
-    let limit = Duration::from_millis(300);
+    let limit = Duration::from_secs(1);
     let message = |line: &str| {
         let run = std::panic::AssertUnwindSafe(|| drop(shell(line).limit(limit).run()));
         let payload = std::panic::catch_unwind(run).expect_err("it takes too long");

@@ -186,7 +186,7 @@ on_every_site! {
         let job = http.post(&stubborn).1["id"].as_str().expect("an id").to_owned();
         f.await_written(&job, "ready\n");
         let killed = json!({ "ok": true, "exit_status": 137, "still_running": false });
-        assert_eq!(http.json(&["-X", "POST", &format!("/processes/{job}/_stop?grace=300ms")]), (200, killed));
+        assert_eq!(http.json(&["-X", "POST", &format!("/processes/{job}/_stop?grace=2s")]), (200, killed));
         let other = http.spawn("exec sleep 1000");
         assert_eq!(http.json(&["-X", "DELETE", &format!("/processes/{}%2F{other}?force=true", f.host)]), ok);
         assert_eq!(http.json(&["-X", "DELETE", &format!("/processes/{job}")]), ok);

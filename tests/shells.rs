@@ -51,7 +51,7 @@ fn main_flow(f: &Fixture) {
     f.await_state(&job, "stopped");
     f.rsig.run(&["kill", &job, "CONT"]).ok();
     f.await_state(&job, "running");
-    let killed = f.rsig.run(&["kill", "--json", &job, "-w", "300ms", "--then", "KILL"]);
+    let killed = f.rsig.run(&["kill", "--json", &job, "-w", "1s", "--then", "KILL"]);
     let told = json_lines(killed.ok()).remove(0);
     assert_eq!(pick(&told, ["sent", "still_running", "exit_status", "exit_signal"]), json!([true, false, 137, "KILL"]));
     assert_eq!(told["then"], json!({"signal": "KILL", "sent": true, "via": "pid"}));

@@ -196,9 +196,9 @@ on_every_site! {
             &["deaf"],
         );
         // The job ends, and what it started does not.
-        f.rsig.run(&["kill", "--target", "tree", "-w", "300ms", &job]).code(124).stdout_has("what it started still runs");
+        f.rsig.run(&["kill", "--target", "tree", "-w", "2s", &job]).code(124).stdout_has("what it started still runs");
         assert!(members[0].runs() && f.job(&job)["exit_status"] == 5);
-        f.rsig.run(&["stop", "--target", "tree", "--grace", "300ms", &job]).ok();
+        f.rsig.run(&["stop", "--target", "tree", "--grace", "2s", &job]).ok();
         await_gone(&members);
     }
 }
