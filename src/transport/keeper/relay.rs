@@ -149,10 +149,10 @@ impl Relay {
         }
     }
 
-    /// Whether it is known to take signals.
+    /// Whether it takes signals.
     #[must_use]
     pub fn takes_signals(&self) -> bool {
-        self.stage == Stage::Taking && self.ended.is_none()
+        matches!(self.stage, Stage::Probing | Stage::Taking) && self.ended.is_none()
     }
 
     /// Whether it needs no probe.
@@ -196,8 +196,10 @@ impl Relay {
         match self.stage {
             Stage::TellingOnly(why) => return vec![self.answer(client, why)],
             Stage::Probing if self.trust == Trust::Doubted => return vec![self.answer(client, Relayed::NotHonoured)],
-            Stage::Probing | Stage::Taking if self.ended.is_none() && self.queue.len() < QUEUE_MAX => {}
-            _ => return vec![self.answer(client, Relayed::NotHeld)],
+            _ if !self.takes_signals() || self.queue.len() >= QUEUE_MAX => {
+                return vec![self.answer(client, Relayed::NotHeld)];
+            }
+            _ => {}
         }
         self.queue.push_back((client, Wish::Channel(name)));
         self.next(now)
