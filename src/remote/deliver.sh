@@ -3,8 +3,8 @@
 # Two signals of a kind that come together are one to a process. So whoever sends one makes a file in `untaken` before, and
 # removes it once the job has taken the signal: while there is one, the next sender looks.
 
-# turn NUMBER INDEX CLAIM : waits until nobody else signals this job, and until the job has taken what it was sent. A file is the
-# turn; whoever has left one behind is not waited for long.
+# turn NUMBER INDEX CLAIM : waits until nobody else signals this job, and until the job has taken what it was sent. A file
+# is the turn; whoever has left one behind is not waited for long.
 turn() {
 	waited=0
 	until true >turn; do
