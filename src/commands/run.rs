@@ -239,9 +239,7 @@ impl<'a> Held<'a> {
 
     /// Makes the connection anew.
     fn reconnect(&self, why: &Failure) -> Result<(), Failure> {
-        let mut shared = self.shared();
-        (shared.gate, shared.is_held) = (None, false);
-        drop(shared);
+        self.shared().gate = None;
         (self.note)(&format!("{why}; connecting again"));
         let begun = Instant::now();
         let left = || self.patience.saturating_sub(begun.elapsed());
@@ -289,12 +287,13 @@ impl<'a> Held<'a> {
         while let Some((mut line, number)) = self.line() {
             let host = line.host();
             if let Some(Ok(mut shell)) = line.beating_shell(every) {
-                // However that ends: over another connection, then.
                 let mut held = || {
                     self.shared().is_held = true;
                     self.changed.notify_all();
                 };
+                // However that ends: over another connection, then.
                 drop(foreground::hold(&host, shell.as_mut(), &self.place, &mut held));
+                self.shared().is_held = false;
             }
             // Without it the job would be ended: a server that gave no channel is asked again before long.
             self.await_change(number);
