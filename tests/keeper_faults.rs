@@ -248,7 +248,11 @@ fn a_signal_by_pid_needs_no_script_where_there_is_a_relay() {
             let told = report(&f, &[&["kill", "--json", &job], *words].concat());
             assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()), "{words:?}");
         }
-        // Nor does any have to look, or wait for its turn, once the job has taken them all.
+        // Nor does any have to look, or wait for its turn, once the job has taken them all: those that it had not when
+        // the relay looked are looked at with the next.
+        let counted = signals.iter().filter(|words| words[0] == "USR1").count();
+        poll_until("the job has taken them", SOON, || dots(&f, &job) >= counted);
+        report(&f, &["kill", "--json", &job, "CONT"]);
         let dir = f.jobs_dir().join(&job);
         let settled = || {
             let marks = fs::read_dir(dir.join("untaken")).expect("the place of the marks").count();
@@ -256,7 +260,6 @@ fn a_signal_by_pid_needs_no_script_where_there_is_a_relay() {
         };
         poll_until("the signals are known to be taken", SOON, settled);
         kill(spare, Signal::SIGCONT).expect("it is stopped");
-        let counted = signals.iter().filter(|words| words[0] == "USR1").count();
         ends_with(&f, &job, counted, "by line");
     }
 }

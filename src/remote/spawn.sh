@@ -141,6 +141,8 @@ if [ -s refused ]; then
 	rs_refuse "$rs_why"
 fi
 read -r rs_why <pid
+# Whoever signals the job leaves a mark: its place has to be there by now.
+wait "$rs_aside"
 rs_say started "$rs_why"
 rs_say directory "$rs_made"
 [ -n "$rs_relay$rs_more" ] || rs_end
