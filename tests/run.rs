@@ -200,6 +200,36 @@ fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
     f.await_no_jobs();
 }
 
+/// Writes until the pipe has been full for two seconds, and says in a file how much it took.
+const FILLS: &str = r#"use Fcntl;
+fcntl STDOUT, F_SETFL, O_WRONLY | O_NONBLOCK;
+my ($total, $full, $block) = (0, 0, 'x' x 4096);
+while ($full < 1000) {
+    my $written = syswrite STDOUT, $block;
+    if ($written) { $total += $written; $full = 0 } else { $full++; select undef, undef, undef, 0.002 }
+}
+open my $out, '>', 'total.new'; print $out $total; close $out; rename 'total.new', 'total'"#;
+
+#[test]
+fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it() {
+    for site in [Site::Local, Site::OpenSshUser] {
+        let f = site.start();
+        let (gate, total) = (f.rsig.dir().join("gate"), f.job_home().join("total"));
+        let line = format!("\"$@\" | {{ until [ -e '{}' ]; do sleep 0.05; done; wc -c; }}", gate.display());
+        let words = f.words("run", &["--backlog", "32"], &["--", "perl", "-e", FILLS]);
+        let mut script = Invocation::of("/bin/sh").args(["-c", &line, "sh", env!("CARGO_BIN_EXE_rsig")]).args(words);
+        script = script.env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state()).stdin(*b"");
+        let run = script.cwd(f.job_home()).start();
+        poll_until("the job is blocked, and ends", SOON, || total.exists());
+        let job = f.on_host().remove(0);
+        poll_until("all of it is taken", SOON, || f.file(&job, "out.end").exists());
+        std::fs::write(&gate, "").expect("a new file");
+        let written = std::fs::read_to_string(&total).expect("the job has said it");
+        run.wait().ok().stdout_is(&format!("{written}\n"));
+        f.await_no_jobs();
+    }
+}
+
 #[test]
 fn output_that_nobody_reads_is_bounded_and_what_is_read_is_deleted() {
     let f = Site::OpenSshUser.start();

@@ -39,12 +39,22 @@ rs_take() {
 	# Two of them stay for those who look, so they are small beside the limit.
 	rs_blocks=$((rs_limit / 4 / 65536))
 	[ "$rs_blocks" -le 256 ] || rs_blocks=256
+	rs_most=$rs_limit
 	while :; do
 		while
 			rs_waiting "$1"
-			[ "$rs_total" -ge "$rs_limit" ]
+			[ "$rs_total" -ge "$rs_most" ]
 		do
-			rs_go_on
+			[ -e made ] || exit
+			if [ ! -s status ]; then
+				sleep 0.02 2>/dev/null || sleep 1
+			elif [ "$rs_most" = "$rs_limit" ]; then
+				# The job's last bytes are in the pipe, which holds a megabyte at most (pipe(7)). What comes after those
+				# is not the job's.
+				rs_most=$((rs_total + 1048576))
+			else
+				exit
+			fi
 		done
 		if ! dd bs=65536 count="$rs_blocks" of="$1.$rs_at" 2>/dev/null; then
 			mv "$1.spare" "$1.full"

@@ -118,7 +118,7 @@ stream() {
 	) >/dev/null 2>&1 6<&- 7<&- &
 	watcher=$!
 
-	step=5 round=0 patience=12 now=
+	step=5 round=0 patience=1000 now=
 	while :; do
 		over=
 		case $state in
@@ -135,7 +135,7 @@ stream() {
 		[ "$follow" = 1 ] || break
 		if [ -n "$over" ]; then
 			[ "$patience" -gt 0 ] || break
-			patience=$((patience - 1))
+			patience=$((patience - step))
 		fi
 		nap "$step"
 		before=$now
