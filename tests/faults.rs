@@ -1,10 +1,12 @@
 //! Broken networks: connections that are cut, held or refused at any point, and hosts that are gone.
 
 use std::fs;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, socket};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -190,6 +192,7 @@ fn a_wait_goes_on_over_cuts() {
     let (f, proxy) = behind_proxy(Login::Root);
     let server = f.server.as_ref().expect("a server");
     let job = f.spawn(&[], &["sh", "-c", "until [ -e go ]; do sleep 0.02; done; exit 7"]);
+    settle(server);
     let wait = f.rsig.spawn_process(&["wait", &job]);
     // A script outlives its connection for a while, so the next one is told by its number.
     let mut scripts: Vec<i32> = Vec::new();
@@ -222,6 +225,7 @@ fn a_server_that_stays_away_in_mid_wait_ends_it_with_255_and_the_next_one_goes_o
     let rsig = Rsig::new();
     let line = "until [ -e go ]; do sleep 0.02; done; exit 7";
     let job = rsig.run(&["spawn", "-F", &connect, "-c", "server", line]).ok().line();
+    settle(&server);
     let wait = rsig.spawn_process(&["wait", "--timeout", "5s", &job]);
     poll_until("it asks the host", SOON, || server.processes().iter().any(|p| p.cmdline.ends_with("/bin/sh -s")));
     server.stop();
@@ -237,10 +241,17 @@ fn a_server_that_stays_away_in_mid_wait_ends_it_with_255_and_the_next_one_goes_o
     wait.wait().code(7);
 }
 
+/// A port where nobody listens, nor will as long as the socket is there.
+fn silent_port() -> (u16, OwnedFd) {
+    let held = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+    bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a port");
+    (getsockname::<SockaddrIn>(held.as_raw_fd()).expect("its address").port(), held)
+}
+
 #[test]
 fn hosts_that_can_not_be_reached_are_named_with_the_reason() {
     let rsig = Rsig::new();
-    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port").local_addr().expect("its address").port();
+    let (free, _held) = silent_port();
     let refusing = Proxy::start(free, Duration::ZERO);
     refusing.refuse(true);
     let unknown = config_for(&rsig, "unknown", 22, "HostName no-such-host.invalid\nConnectTimeout 10");
@@ -347,7 +358,7 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
         });
         let before = proxy.bytes(Direction::ToServer);
         // So slow that the answer is still on its way when it is held.
-        proxy.set_delay(Duration::from_millis(25));
+        proxy.set_delay(Duration::from_millis(100));
         let running = f.rsig.command(&[]).args(words.iter().map(|word| value(*word))).start();
         poll_until("the script is sent", SOON, || proxy.bytes(Direction::ToServer) - before + 300 > total[0].1);
         proxy.hold(Direction::ToClient);

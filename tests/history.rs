@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Fixture, Login, Rsig, Server, Site, on_every_site, poll_until};
 use crate::jobs::SOON;
+use crate::keeper::warm;
 use crate::kit;
 
 fn history(f: &Fixture, job: &str) -> Vec<Value> {
@@ -87,6 +88,7 @@ on_every_site! {
 fn the_path_of_a_signal_is_written_down() {
     let f = Site::OpenSshUser.start_with_keeper();
     let job = f.spawn_listener();
+    warm(&f, &job);
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     f.rsig.run(&["kill", "--via", "channel", &job, "USR2"]).ok();
     f.rsig.run(&["kill", "--via", "channel", &job, "WINCH"]).code(1);

@@ -169,6 +169,10 @@ fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
             let output = rsig(words);
             serde_json::from_str::<Value>(&output.ok().line()).expect("JSON")["via"].clone()
         };
+        poll_until("the relay takes signals", SOON, || {
+            let told = rsig(&["keeper", "status", "--json"]).ok().stdout();
+            told.contains(&format!("[\"{job}\",true]"))
+        });
         assert_eq!(via(&["kill", "--json", &job, "USR1"]), "channel");
         rsig(&["keeper", "status"]).ok().stdout_has("server");
         rsig(&["keeper", "stop", "server"]).ok();

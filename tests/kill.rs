@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Direction, Fixture, Process, Proxy, Rsig, Site, on_every_site, poll_until};
 use crate::jobs::{SOON, json_lines, keys, pick};
+use crate::keeper::warm;
 
 const KILL_KEYS: [&str; 15] = [
     "job",
@@ -314,6 +315,9 @@ on_every_site! {
         let catches = perl_job(f, CATCHES_TERM);
         let named = f.spawn(&["-n", "sleeper"], &["sleep", "1000"]);
         let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
+        if f.way() == "channel" {
+            warm(f, &named);
+        }
         let words = ["kill", "-s", "TERM", "-w", "20s", "--json", &catches, "sleeper", &here[..4], "nosuchjob", &named];
         let output = f.rsig.run(&words);
         let mut told = json_lines(output.code(3));

@@ -30,7 +30,7 @@ on_every_site! {
 
         // A stopped one as well, whoever is connected: nobody.
         let job = f.spawn(&["--timeout", "4s"], &["sleep", "1000"]);
-        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(f.process(&job).pid), nix::sys::signal::SIGSTOP).expect("it runs");
         f.rsig.run(&["keeper", "stop", "--all"]);
         if let Some(server) = &f.server {
             server.kill_connections();

@@ -60,10 +60,18 @@ fn silent(sayer: &Sayer) -> String {
 #[test]
 fn a_job_is_started_on_several_hosts() {
     let farm = Farm::start(&[Login::User, Login::Root, Login::User]);
+    let start = Instant::now();
     let output = farm.rsig.run(&farm.spawn("s2,s0,local,s1", &["sleep", "1000"]));
+    // A slow one holds the others' ids back for no more than a second.
+    let in_turn = start.elapsed() < Duration::from_secs(1);
     let jobs = ids(&output.ok().stdout());
-    let hosts: Vec<String> = jobs.iter().map(|job| host_of(&farm.rsig, job)).collect();
-    assert_eq!(hosts, ["s2", "s0", "local", "s1"]);
+    let mut hosts: Vec<String> = jobs.iter().map(|job| host_of(&farm.rsig, job)).collect();
+    let mut expected = ["s2", "s0", "local", "s1"];
+    if !in_turn {
+        hosts.sort_unstable();
+        expected.sort_unstable();
+    }
+    assert_eq!(hosts, expected);
     let output = farm.rsig.run(&["spawn", "-F", &farm.config, "--json", "--parallel", "1", "s1,s0", "true"]);
     let told = json_lines(output.ok());
     assert_eq!([&told[0]["host"], &told[1]["host"]], [&Value::from("s1"), &"s0".into()]);

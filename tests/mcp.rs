@@ -176,7 +176,7 @@ on_every_site! {
         );
         // The whole group is ended.
         let line = "(sleep 1000; echo no) & echo begun; wait";
-        let late = mcp.call("ssh_exec", json!({ "host": f.host, "command": line, "timeout_ms": 500 }));
+        let late = mcp.call("ssh_exec", json!({ "host": f.host, "command": line, "timeout_ms": 2000 }));
         assert_eq!(pick(&late, ["stdout", "exit_status", "timed_out"]), json!(["begun\n", 143, true]));
         await_no_job(f);
         assert_eq!(f.on_host(), [""; 0]);

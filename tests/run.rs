@@ -120,7 +120,7 @@ on_every_site! {
     }
 
     fn a_stopped_run_holds_its_job(f: &Fixture) {
-        let run = f.start_run(&["--tether", "2s"], "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done");
+        let run = f.start_run(&["--tether", "4s"], "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done");
         run.wait_for_stdout("up\n");
         let job = f.only_job();
         // What is stopped before its keeper has begun to hold the job can't see to that any more.
@@ -130,7 +130,7 @@ on_every_site! {
         run.signal(Signal::SIGSTOP);
         // Longer than the tether, with the process that holds it held up itself.
         let since = std::time::Instant::now();
-        poll_until("more than the tether has passed", SOON, || since.elapsed() > Duration::from_secs(4));
+        poll_until("more than the tether has passed", SOON, || since.elapsed() > Duration::from_secs(6));
         assert_eq!(f.state(&job), "running");
         run.signal(Signal::SIGCONT);
         f.rsig.run(&["kill", &job, "USR1"]).ok();
@@ -240,7 +240,8 @@ fn output_that_nobody_reads_is_bounded_and_what_is_read_is_deleted() {
     let jobs = f.on_host();
     let left: u64 = std::fs::read_dir(f.jobs_dir().join(&jobs[0]))
         .expect("the job's directory")
-        .map(|entry| entry.expect("readable").metadata().expect("there").len())
+        // Some go at this moment, with the supervisor.
+        .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()))
         .sum();
     assert!(left < 64 << 20, "{left} bytes are left on the host");
 }

@@ -285,7 +285,7 @@ fn a_killed_test_process_leaves_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .expect("we can be started");
-    poll_until("the helper has started everything", Duration::from_secs(30), || file.exists());
+    poll_until("the helper has started everything", SOON * 3, || file.exists());
     let told = fs::read_to_string(&file).expect("its report");
     let mut lines = told.lines();
     let base = PathBuf::from(lines.next().expect("its directory"));
@@ -296,7 +296,7 @@ fn a_killed_test_process_leaves_nothing() {
 
     helper.kill().expect("it runs");
     helper.wait().expect("it is our child");
-    poll_until("the warden has removed everything", Duration::from_secs(60), || !base.exists());
+    poll_until("the warden has removed everything", SOON * 3, || !base.exists());
     let left: Vec<_> = before.into_iter().chain(jobs).filter(procs::Process::runs).collect();
     assert!(left.is_empty(), "{}", procs::listing(&left));
 }
@@ -393,7 +393,7 @@ fn a_proxy_freezes_what_is_open_and_nothing_else() {
     let mut old = connect();
     old.read_exact(&mut buffer).expect("it speaks");
     proxy.freeze();
-    old.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket option");
+    old.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket option");
     // What had passed by then still comes.
     while old.read(&mut buffer).is_ok() {}
     connect().read_exact(&mut buffer).expect("a new one is free");

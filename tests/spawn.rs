@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::{Invocation, Site, on_every_site, poll_until};
@@ -171,7 +172,7 @@ on_every_site! {
         f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout_is(&told).stderr_is_empty();
         let mode = |name: &str| fs::metadata(f.file(&job, name)).map(|data| data.permissions().mode() & 0o7777).expect(name);
         assert_eq!((mode(""), mode("out"), mode("err"), mode("pid"), mode("cookie")), (0o700, 0o600, 0o600, 0o600, 0o600));
-        assert!(!f.file(&job, "job").exists(), "the script with its environment is removed");
+        poll_until("the script with its environment is removed", SOON, || !f.file(&job, "job").exists());
     }
 
     fn every_signal_is_at_its_default_whatever_rsig_itself_inherited(f: &Fixture) {
@@ -199,11 +200,13 @@ on_every_site! {
         let job = spawn.run().ok().line();
         Invocation::of("flock").arg("-n").arg(&lock).arg("true").run().ok();
         let process = f.process(&job);
+        let is_its_own = |target: PathBuf| target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir());
         for process in [process.pid, process.ppid] {
-            for entry in fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").flatten() {
-                let target = fs::read_link(entry.path()).unwrap_or_default();
-                assert!(target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir()), "{}", target.display());
-            }
+            // Whoever becomes a program has others open for a moment.
+            poll_until("only its own are open", SOON, || {
+                let open = fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").flatten();
+                open.map(|entry| fs::read_link(entry.path())).all(|target| target.is_ok_and(is_its_own))
+            });
         }
     }
 

@@ -69,7 +69,9 @@ fn a_name_is_given_to_one_of_many_who_want_it_at_once() {
         clear_message(output);
     }
     assert_eq!(kit::recorded(&rsig), [won[0].line()]);
-    assert_eq!(rsig.processes().iter().filter(|process| process.name == "sleep").count(), 1);
+    let jobs = || rsig.processes().into_iter().filter(|process| process.name == "sleep").count();
+    poll_until("the job is its command", SOON, || jobs() > 0);
+    assert_eq!(jobs(), 1);
 }
 
 #[test]

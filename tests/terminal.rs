@@ -91,7 +91,7 @@ fn a_reader_that_goes_ends_it_quietly() {
         // 141 is an end by PIPE, as of any other program.
         assert!(text.ends_with("141\n"), "{:?} ... {:?}", &text[..40.min(text.len())], text.lines().last());
     }
-    let endless = rsig.run(&["spawn", "local", "--", "yes"]).ok().line();
+    let endless = rsig.run(&["spawn", "-c", "local", "yes | head -c 20000000; exec sleep 1000"]).ok().line();
     let shell = tool("bash", "bash").args([
         "-c",
         line,
@@ -120,8 +120,9 @@ fn ctrl_c_ends_a_wait_and_a_tail_and_leaves_the_job_alone() {
         let status = tail.wait();
         assert!(interrupted(status), "{status}: {}", tail.text());
 
-        let mut wait = f.rsig.command(&["wait", job]).tty(80, 24);
         let asks = || f.processes().iter().chain(&f.rsig.processes()).any(|p| p.cmdline.ends_with("/bin/sh -s"));
+        poll_until("the last command's script has gone", SOON, || !asks());
+        let mut wait = f.rsig.command(&["wait", job]).tty(80, 24);
         poll_until("it asks the host", SOON, asks);
         wait.send(CTRL_C);
         let status = wait.wait();

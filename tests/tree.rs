@@ -355,10 +355,10 @@ fn the_script_does_the_same_in_every_shell() {
         let told = in_shell(&f, shell, "", &format!("tree 0 {job} next TERM 15 TERM tree 1 0; end_turns"));
         assert!(told.starts_with("sent 0 yes\njob 0 stopped "), "{shell:?}: {told}");
         await_gone(&members);
+        await_quiet(&f);
         f.rsig.run(&["wait", &job]).code(143);
         let told = in_shell(&f, shell, "", &format!("tree 0 {job} last TERM 15 TERM tree 0 0; end_turns"));
         assert!(told.starts_with("sent 0 gone\njob 0 exited "), "{shell:?}: {told}");
-        await_quiet(&f);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Process, Site, on_every_site, poll_until};
 use crate::jobs::{JOB_KEYS, SOON, json_lines, keys, pick};
 
 on_every_site! {
@@ -93,12 +93,20 @@ fn a_host_that_is_gone_is_said_to_be() {
     f.rsig.run(&["wait", &job]).code(0);
 }
 
+/// Waits until the shells of the last command have gone.
+#[track_caller]
+fn await_no_script(f: &Fixture) {
+    let is_script = |process: &Process| process.cmdline.ends_with("/bin/sh -s");
+    poll_until("the last command's script has gone", SOON, || !f.processes().iter().any(is_script));
+}
+
 /// A wait outlasts the connection it began with.
 #[test]
 fn a_wait_goes_on_when_its_connection_breaks() {
     let f = Site::OpenSshRoot.start();
     let server = f.server.as_ref().expect("a server");
     let (job, gate) = f.spawn_gated(&[], 9);
+    await_no_script(&f);
     let mut wait = f.rsig.spawn_process(&["wait", &job]);
     poll_until("it waits on the host", SOON, || {
         f.processes().iter().any(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s")
@@ -115,6 +123,9 @@ fn outlasts_its_server(keeper: bool) {
     let mut f = Site::OpenSshUser.start();
     f.rsig.keeper = keeper;
     let (job, gate) = f.spawn_gated(&[], 9);
+    if !keeper {
+        await_no_script(&f);
+    }
     let wait = f.rsig.spawn_process(&["wait", &job]);
     poll_until("it waits on the host", SOON, || {
         let shells =

@@ -9,8 +9,9 @@ rs_refuse() {
 	if [ -n "$rs_made" ]; then
 		cd /
 		[ -z "$rs_aside" ] || wait "$rs_aside"
-		rm -rf "$rs_made"
-	fi
+		# Where nothing tells of its supervisor's end, that may have a last word to write.
+		rm -rf "$rs_made" || { sleep 1 && rm -rf "$rs_made"; }
+	fi 2>/dev/null
 	rs_say refused "$(printf '%s' "$*" | tr '\n' ' ')"
 	rs_end
 }
