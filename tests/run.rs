@@ -201,14 +201,14 @@ fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
 }
 
 /// Writes until the pipe has been full for two seconds, and says in a file how much it took.
-const FILLS: &str = r#"use Fcntl;
+const FILLS: &str = r"use Fcntl;
 fcntl STDOUT, F_SETFL, O_WRONLY | O_NONBLOCK;
 my ($total, $full, $block) = (0, 0, 'x' x 4096);
 while ($full < 1000) {
     my $written = syswrite STDOUT, $block;
     if ($written) { $total += $written; $full = 0 } else { $full++; select undef, undef, undef, 0.002 }
 }
-open my $out, '>', 'total.new'; print $out $total; close $out; rename 'total.new', 'total'"#;
+open my $out, '>', 'total.new'; print $out $total; close $out; rename 'total.new', 'total'";
 
 #[test]
 fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it() {
