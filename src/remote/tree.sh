@@ -131,8 +131,9 @@ hold() {
 	for one; do
 		is_there "${one%%,*}" "${one#*,}" || continue
 		was=0
-		# What is stopped later may have been so with the whole group.
-		if [ "$rs_run" = T ] && { [ "$round" -eq 1 ] || [ "$rs_group" != "$pgid" ]; }; then
+		# What is stopped later may have been so with the whole group, even if it has left that by now: it may have been
+		# about to.
+		if [ "$rs_run" = T ] && [ "$round" -eq 1 ]; then
 			was=1
 		fi
 		[ -z "$holding" ] || kill -STOP "${one%%,*}"
