@@ -8,7 +8,7 @@
 turn() {
 	waited=0
 	until true >turn; do
-		if [ ! -e turn ] || [ "$waited" -ge 300 ]; then
+		if [ ! -e turn ] || [ "$waited" -ge 900 ]; then
 			break
 		fi
 		nap 5
