@@ -113,7 +113,7 @@ pub fn kill9(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// Waits until the job's relay takes signals and a spare shell is open.
+/// Waits until the job's relay takes signals.
 #[track_caller]
 pub fn warm(f: &Fixture, job: &str) {
     poll_until("the relay takes signals", SOON, || {

@@ -17,8 +17,7 @@ fn send(process: &Process, signal: Signal) {
 const STARTS: &str = r#"use POSIX;
 my $clone = (POSIX::uname())[4] eq 'aarch64' ? 220 : 56;
 if (syscall($clone, 0x4000 | SIGCHLD, 0, 0, 0, 0) == 0) {
-    syswrite STDOUT, "ready
-";
+    syswrite STDOUT, "ready\n";
     sleep 1000;
 }
 sleep 1000"#;

@@ -169,7 +169,6 @@ pub fn tool(program: &str, package: &str) -> Invocation {
     Invocation::of(program_path(program, package))
 }
 
-/// Where a program of the system is; panics as [`tool`] does.
 /// The words that run those behind them with another program as this machine's `/bin/sh`.
 pub fn with_system_shell(shell: &Path) -> Vec<OsString> {
     let line = r#"/bin/mount --bind "$0" "$(/usr/bin/readlink -f /bin/sh)" && exec "$@""#;
@@ -177,6 +176,7 @@ pub fn with_system_shell(shell: &Path) -> Vec<OsString> {
     words.into_iter().chain([shell.as_os_str().to_owned()]).collect()
 }
 
+/// Where a program of the system is; panics as [`tool`] does.
 pub fn program_path(program: &str, package: &str) -> PathBuf {
     PATH.split(':')
         .map(|dir| Path::new(dir).join(program))
