@@ -256,7 +256,7 @@ fn launch(
         return Launched::NotStarted(record, failure);
     }
     let stale = line.may_be_stale();
-    let mut again = false;
+    let (mut again, mut wordless) = (false, 0);
     let started = loop {
         let answer = match send(line, &order) {
             Ok(answer) => answer,
@@ -264,12 +264,16 @@ fn launch(
         };
         match answer {
             Ok(Ok(started)) => break started,
-            Ok(Err(failure)) if again => return after_a_break(line, record, failure),
+            Ok(Err(failure)) if again || wordless > 0 => return after_a_break(line, record, failure),
             Ok(Err(failure)) => return Launched::NotStarted(record, failure),
             // It may have been killed before it read anything, or in the middle; where there is none a second time, there
             // was none the first time.
-            Err(failure) if failure.kind == Kind::NoShell && !again => again = true,
-            Err(failure) if failure.kind == Kind::NoShell => return Launched::NotStarted(record, failure),
+            Err(failure) if failure.kind == Kind::NoShell => {
+                wordless += 1;
+                if !line.gives_another(wordless) {
+                    return Launched::NotStarted(record, failure);
+                }
+            }
             // A connection that another command made may have been broken for long: then nothing has reached the host.
             // Should it have after all, the id is taken there, and that job is found.
             Err(failure) if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) => {

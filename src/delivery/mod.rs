@@ -155,8 +155,8 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
         there = Some(Instant::now());
     }
     let mut clock = wait.map(|wait| Clock { wait, until: started + wait, second: false });
-    let mut breaks = 0;
-    // What had been asked for before a shell ended without a word.
+    let (mut breaks, mut wordless) = (0, 0);
+    // What had been asked for before the first shell that ended without a word.
     let mut before = None;
     while !courses.is_empty() {
         let asked_at = Instant::now();
@@ -164,13 +164,14 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
         let plan = script::plan(&courses, clock.as_ref());
         let seconds = plan.then_wait.filter(|_| !plan.then.is_empty());
         match script::carry_out_plan(line, &mut courses, &plan, started, on_outcome) {
-            Ok(()) => (breaks, before, there) = (0, None, Some(Instant::now())),
+            Ok(()) => (breaks, wordless, before, there) = (0, 0, None, Some(Instant::now())),
             // Killed in the middle, perhaps: only where there is none a second time, there was none the first time.
-            Err(failure) if failure.kind == Kind::NoShell && before.is_none() => {
-                before = Some(asked);
-                continue;
-            }
             Err(failure) if failure.kind == Kind::NoShell => {
+                wordless += 1;
+                before.get_or_insert(asked);
+                if line.gives_another(wordless) {
+                    continue;
+                }
                 for (course, asked) in courses.iter_mut().zip(before.unwrap_or_default()) {
                     (course.asked, course.then_asked) = asked;
                 }

@@ -4,16 +4,20 @@
 # removes it once the job has taken the signal: while there is one, the next sender looks.
 
 # turn NUMBER INDEX CLAIM : waits until nobody else signals this job, and until the job has taken what it was sent. A file
-# is the turn; whoever has left one behind is not waited for long.
+# is the turn, and says which script has it: one that is gone is not waited for, nor one that does not say so for long.
 turn() {
 	waited=0
 	until true >turn; do
-		if [ ! -e turn ] || [ "$waited" -ge 900 ]; then
-			break
-		fi
+		[ -e turn ] || break
+		holder=
+		read -r holder <turn
+		[ -z "$holder" ] || kill -0 "$holder" || break
+		[ "$waited" -lt 900 ] || [ -n "$holder" ] || break
+		[ "$waited" -lt 5000 ] || break
 		nap 5
 		waited=$((waited + 5))
 	done 2>/dev/null
+	echo "$$" 2>/dev/null >|turn
 	turns="$turns $2:$3:$pid:$1"
 	waited=0
 	! rs_untaken || while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do

@@ -20,10 +20,32 @@ rs_create() {
 	return "$1"
 } 2>/dev/null
 
+# rs_has_turn : succeeds where this relay is who signals the job.
+rs_has_turn() {
+	read -r rs_holder <turn && [ "$rs_holder" = "$$" ]
+} 2>/dev/null
+
+# rs_take_turn : waits until nobody else signals this job, as turn in deliver.sh does; but not for long, since somebody waits
+# for the answer, who has other ways. The turn is kept until rs_settle, so that giving it back costs no answer any time.
+rs_take_turn() {
+	rs_tries=0
+	until rs_create turn || rs_has_turn; do
+		[ -e turn ] && [ "$rs_tries" -lt 60 ] || return 1
+		rs_tries=$((rs_tries + 1))
+		sleep 0.005 || return 1
+	done
+	printf '%s\n' "$$" >turn
+} 2>/dev/null
+
 # rs_send CLAIM NAME NUMBER ARGUMENT TARGET : sends -ARGUMENT to the TARGET (group or process), and sets rs_sent to what came
-# of it. Fails where somebody else has the claim, or it can't be made: then this one must not send.
+# of it: `unsent` where this is not the one who may send, since somebody else has the turn or the claim.
 rs_send() {
-	rs_create "sig.$1" || return 1
+	rs_sent=unsent
+	rs_take_turn || return 0
+	if ! rs_create "sig.$1"; then
+		rm -f turn
+		return 0
+	fi
 	# Two that come together are one to a process: see deliver.sh.
 	rs_tries=0
 	! rs_untaken || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$3"; do
@@ -42,7 +64,6 @@ rs_send() {
 		rs_sent=denied
 	fi
 	printf '%s %s\n' "$2" "$rs_sent" >>"sig.$1"
-	return 0
 } 2>/dev/null
 
 # rs_pass NAME NUMBER : runs as the trap of a signal.
@@ -54,22 +75,15 @@ rs_pass() {
 	fi
 	# Counted before the answer is given: the next signal may come once it is, and a trap must not meet another.
 	rs_count=$rs_number rs_number=$((rs_number + 1))
-	rs_send "c$rs_count" "$1" "$2" "$1" group || return 0
+	rs_send "c$rs_count" "$1" "$2" "$1" group
 	printf '%s sent %s %s\n' "$rs_relay" "$rs_count" "$rs_sent"
 }
 
 # rs_order CLAIM NAME NUMBER ARGUMENT TARGET WAKE : sends a signal, and says what came of it. With WAKE being 1, a job that
-# is stopped gets CONT after it. As in deliver.sh, whoever sends has the turn; here until rs_settle.
+# is stopped gets CONT after it.
 rs_order() {
-	rs_tries=0
-	until [ -n "$rs_turn" ] || rs_create turn || [ ! -e turn ] || [ "$rs_tries" -ge 60 ]; do
-		rs_tries=$((rs_tries + 1))
-		sleep 0.005 2>/dev/null || break
-	done
-	rs_turn=turn rs_sent=unsent
-	if rs_send "$1" "$2" "$3" "$4" "$5"; then
-		[ "$6$rs_sent" != 1yes ] || ! rs_process "$rs_pid" || [ "$rs_run" != T ] || kill -CONT "$rs_to"
-	fi
+	rs_send "$1" "$2" "$3" "$4" "$5"
+	[ "$6$rs_sent" != 1yes ] || ! rs_process "$rs_pid" || [ "$rs_run" != T ] || kill -CONT "$rs_to"
 	printf '%s pid %s %s\n' "$rs_relay" "$1" "$rs_sent"
 }
 
@@ -78,7 +92,8 @@ rs_order() {
 rs_settle() {
 	# shellcheck disable=SC2086
 	set -- "$@" $rs_waiting
-	rs_over=$rs_turn rs_turn='' rs_waiting='' rs_looked=''
+	rs_over='' rs_waiting='' rs_looked=''
+	! rs_has_turn || rs_over=turn
 	while [ $# -ge 2 ]; do
 		if [ "$2" != "$rs_looked" ]; then
 			rs_looked=$2 rs_left=
@@ -97,7 +112,7 @@ rs_settle() {
 
 # rs_obey : does what the lines on standard input say, to its end.
 rs_obey() {
-	rs_turn='' rs_waiting=''
+	rs_waiting=''
 	while read -r rs_word rs_words; do
 		# shellcheck disable=SC2086
 		case $rs_word in
@@ -106,7 +121,6 @@ rs_obey() {
 		*) rs_order "$rs_word" $rs_words ;;
 		esac
 	done
-	[ -z "$rs_turn" ] || rm -f turn
 }
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
@@ -146,6 +160,7 @@ while
 	rs_ended=$?
 	kill -0 "$rs_reader"
 do :; done 2>/dev/null
+! rs_has_turn || rm -f turn
 rs_tries=0
 # 137: killed by the watcher.
 while [ "$rs_ended" -ne 137 ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do

@@ -143,6 +143,11 @@ pub struct RelayToBe {
 /// The time between two tries to connect again: at first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// How many shells are asked for where each ends without a word: of a connection of one's own, and of one for many.
+const WORDLESS: (u32, u32) = (2, 4);
+/// How long the others of such a connection are given to end.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// Connects again and again, the more seldom the longer that lasts, for as long as the host is not reached and there is
 /// time left.
 ///
@@ -207,18 +212,40 @@ impl<'a> Line<'a> {
     }
 
     /// Has a shell work on what may be done twice: where an old connection turns out to be broken, it is done again over
-    /// a new one.
+    /// a new one; and where a shell ends without a word, by another.
     ///
     /// # Errors
     /// As [`Line::shell`], and what `work` says.
     pub fn ask<T>(&mut self, mut work: impl FnMut(&mut dyn Shell) -> Result<T, Failure>) -> Result<T, Failure> {
-        let result = work(self.shell()?.as_mut());
-        let broke = matches!(&result, Err(failure) if failure.kind == Kind::Unreachable);
-        if !broke || !self.may_be_stale() {
-            return result;
+        let (mut broke, mut wordless) = (false, 0);
+        loop {
+            let result = work(self.shell()?.as_mut());
+            match &result {
+                Err(failure) if failure.kind == Kind::Unreachable && !broke && self.may_be_stale() => {
+                    broke = true;
+                    self.hang_up();
+                }
+                Err(failure) if failure.kind == Kind::NoShell && self.may_be_stale() => {
+                    wordless += 1;
+                    if !self.gives_another(wordless) {
+                        return result;
+                    }
+                }
+                _ => return result,
+            }
         }
-        self.hang_up();
-        work(self.shell()?.as_mut())
+    }
+
+    /// Whether to ask for another shell after so many that ended without a word, which is given a moment first. One may
+    /// have been killed before it said anything; and of a connection that others use too, Dropbear before 2024.86 ends a
+    /// channel that is opened in the moment in which another one's shell ends.
+    #[must_use]
+    pub fn gives_another(&self, wordless: u32) -> bool {
+        let most = if self.may_be_stale() { WORDLESS.1 } else { WORDLESS.0 };
+        if wordless > 1 && wordless < most {
+            std::thread::sleep(MOMENT);
+        }
+        wordless < most
     }
 
     /// A new shell for the script that starts `job`; see [`Transport::shell_with_relay`].
