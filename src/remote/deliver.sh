@@ -4,16 +4,24 @@
 # removes it once the job has taken the signal: while there is one, the next sender looks.
 
 # turn NUMBER INDEX CLAIM : waits until nobody else signals this job, and until the job has taken what it was sent. A file
-# is the turn, and says which script has it: one that is gone is not waited for, nor one that does not say so for long.
+# is the turn, and says whose shell has it. One that has gone without giving it back is not waited for; one that does not
+# say who it is, or a file that can't be made, not for long.
 turn() {
-	waited=0
+	waited=0 unnamed=0 gone=
 	until true >turn; do
-		[ -e turn ] || break
 		holder=
 		read -r holder <turn
-		[ -z "$holder" ] || kill -0 "$holder" || break
-		[ "$waited" -lt 900 ] || [ -n "$holder" ] || break
-		[ "$waited" -lt 5000 ] || break
+		if [ -z "$holder" ]; then
+			unnamed=$((unnamed + 5))
+			[ "$unnamed" -lt 900 ] || break
+		elif kill -0 "$holder"; then
+			unnamed=0
+			[ "$waited" -lt 5000 ] || break
+		else
+			# It may have given the turn back and ended since it was read: then another look finds another holder, or none.
+			[ "$holder" != "$gone" ] || break
+			gone=$holder
+		fi
 		nap 5
 		waited=$((waited + 5))
 	done 2>/dev/null
