@@ -208,8 +208,8 @@ fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: boo
                 Relayed::Gone if via == Via::Pid => return,
                 Relayed::Gone => Hit::Gone,
                 Relayed::Denied => Hit::Denied,
-                Relayed::NotHeld | Relayed::NotHonoured | Relayed::Retired | Relayed::Unsent => {
-                    // Nothing was sent: no line was given, and no number told; or the relay says so.
+                Relayed::NotHeld | Relayed::NotHonoured | Relayed::Retired => {
+                    // Nothing was sent: no line was given, and no number told.
                     course.asked = false;
                     return;
                 }
@@ -242,10 +242,6 @@ fn refuse(course: &mut Course, asked: Asked) -> bool {
         Some(Relayed::NotHonoured) => "its server does not pass channel signals on for this login (OpenSSH before 10 \
                                        refuses them to root, and to forced commands)"
             .to_owned(),
-        Some(Relayed::Unsent) => {
-            "another signal to the job was under way for longer than its relay waits (or its host's disk is full)"
-                .to_owned()
-        }
         Some(Relayed::Retired) => "its relay once answered too late, and is not used any more".to_owned(),
         Some(Relayed::Unanswered) | None if course.asked => {
             course.outcome.sent = Sent::Unknown;

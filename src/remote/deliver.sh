@@ -25,7 +25,11 @@ turn() {
 		nap 5
 		waited=$((waited + 5))
 	done 2>/dev/null
-	echo "$$" 2>/dev/null >|turn
+	{
+		[ ! -s turn ] || true >|turn
+		# Appended: ext4 takes a file to the disk at once that was cut to nothing and written anew.
+		echo "$$" >>turn
+	} 2>/dev/null
 	turns="$turns $2:$3:$pid:$1"
 	waited=0
 	! rs_untaken || while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do

@@ -20,28 +20,10 @@ rs_create() {
 	return "$1"
 } 2>/dev/null
 
-# rs_has_turn : succeeds where this relay is who signals the job.
-rs_has_turn() {
-	read -r rs_holder <turn && [ "$rs_holder" = "$$" ]
-} 2>/dev/null
-
-# rs_take_turn : waits until nobody else signals this job, as turn in deliver.sh does; but not for long, since somebody waits
-# for the answer, who has other ways.
-rs_take_turn() {
-	rs_tries=0
-	until rs_create turn || rs_has_turn; do
-		[ "$rs_tries" -lt 60 ] || return 1
-		rs_tries=$((rs_tries + 1))
-		sleep 0.005 || return 1
-	done
-	printf '%s\n' "$$" >turn
-} 2>/dev/null
-
 # rs_send CLAIM NAME NUMBER ARGUMENT TARGET : sends -ARGUMENT to the TARGET (group or process), and sets rs_sent to what came
-# of it: `unsent` where this is not the one who may send, since somebody else has the turn or the claim.
+# of it. Fails where somebody else has the claim, or it can't be made: then this one must not send.
 rs_send() {
-	rs_sent=unsent
-	rs_take_turn && rs_create "sig.$1" || return 0
+	rs_create "sig.$1" || return 1
 	# Two that come together are one to a process: see deliver.sh.
 	rs_tries=0
 	! rs_untaken || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$3"; do
@@ -60,17 +42,8 @@ rs_send() {
 		rs_sent=denied
 	fi
 	printf '%s %s\n' "$2" "$rs_sent" >>"sig.$1"
+	return 0
 } 2>/dev/null
-
-# rs_release CLAIM NUMBER : gives the turn back once the answer has been given, and takes the mark of a signal away that the
-# job has taken by now.
-rs_release() {
-	rs_over=
-	! rs_has_turn || rs_over=turn
-	[ "$rs_sent" = unsent ] || rs_pending "$rs_pid" "$2" || rs_over="$rs_over untaken/$1"
-	# shellcheck disable=SC2086
-	[ -z "$rs_over" ] || rm -f $rs_over
-}
 
 # rs_pass NAME NUMBER : runs as the trap of a signal.
 rs_pass() {
@@ -80,36 +53,47 @@ rs_pass() {
 		return
 	fi
 	# Counted before the answer is given: the next signal may come once it is, and a trap must not meet another.
-	set -- "$1" "$2" "$rs_number"
-	rs_number=$((rs_number + 1))
-	rs_send "c$3" "$1" "$2" "$1" group
-	printf '%s sent %s %s\n' "$rs_relay" "$3" "$rs_sent"
-	rs_release "c$3" "$2"
+	rs_count=$rs_number rs_number=$((rs_number + 1))
+	rs_send "c$rs_count" "$1" "$2" "$1" group || return 0
+	printf '%s sent %s %s\n' "$rs_relay" "$rs_count" "$rs_sent"
 }
+
+# rs_take_turn : waits until nobody else signals this job, as turn in deliver.sh does; but not for long, since somebody waits
+# for the answer, who has other ways. The turn is held until rs_settle, so that giving it back costs no answer any time.
+rs_take_turn() {
+	rs_tries=0
+	until [ -n "$rs_turn" ] || rs_create turn; do
+		[ "$rs_tries" -lt 60 ] || return 1
+		rs_tries=$((rs_tries + 1))
+		sleep 0.005 || return 1
+	done
+	rs_turn=turn
+} 2>/dev/null
 
 # rs_order CLAIM NAME NUMBER ARGUMENT TARGET WAKE : sends a signal, and says what came of it. With WAKE being 1, a job that
 # is stopped gets CONT after it.
 rs_order() {
-	rs_send "$1" "$2" "$3" "$4" "$5"
-	[ "$6$rs_sent" != 1yes ] || ! rs_process "$rs_pid" || [ "$rs_run" != T ] || kill -CONT "$rs_to"
+	rs_sent=unsent
+	if rs_take_turn && rs_send "$1" "$2" "$3" "$4" "$5"; then
+		[ "$6$rs_sent" != 1yes ] || ! rs_process "$rs_pid" || [ "$rs_run" != T ] || kill -CONT "$rs_to"
+	fi
 	printf '%s pid %s %s\n' "$rs_relay" "$1" "$rs_sent"
-	rs_release "$1" "$3"
+	# Of what was not sent, nobody has anything settled.
+	[ "$rs_sent" != unsent ] || rs_settle
 }
 
 # rs_settle CLAIM NUMBER ... : lets others send without a look once the job has taken these signals, or lets them know that
-# it has not.
+# it has not; and gives the turn back.
 rs_settle() {
 	# shellcheck disable=SC2086
 	set -- "$@" $rs_waiting
-	rs_over='' rs_waiting='' rs_looked=''
+	rs_over=$rs_turn rs_turn='' rs_waiting='' rs_looked=''
 	while [ $# -ge 2 ]; do
 		if [ "$2" != "$rs_looked" ]; then
 			rs_looked=$2 rs_left=
 			! rs_pending "$rs_pid" "$2" || rs_left=1
 		fi
-		if [ ! -e "untaken/$1" ]; then
-			: # Taken away before.
-		elif [ -n "$rs_left" ]; then
+		if [ -n "$rs_left" ]; then
 			rs_waiting="$rs_waiting $1 $2"
 		else
 			rs_over="$rs_over untaken/$1"
@@ -122,7 +106,7 @@ rs_settle() {
 
 # rs_obey : does what the lines on standard input say, to its end.
 rs_obey() {
-	rs_waiting=''
+	rs_turn='' rs_waiting=''
 	while read -r rs_word rs_words; do
 		# shellcheck disable=SC2086
 		case $rs_word in
@@ -131,13 +115,14 @@ rs_obey() {
 		*) rs_order "$rs_word" $rs_words ;;
 		esac
 	done
+	[ -z "$rs_turn" ] || rm -f turn
 }
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
 rs_hold "$rs_pid"
 rs_process "$rs_pid" && [ "$rs_birth" = "$rs_born" ] || rs_held=
-# Servers signal the whole group: the helpers must not mind, from their first moment on. Nor does anybody mind that the
-# connection is gone: a turn that was taken is to be given back, and the reader to be told.
+# Servers signal the whole group: the helpers must not mind, from their first moment on. Nor must who gives the turn back
+# mind that nobody hears it any more.
 trap '' HUP INT QUIT TERM USR1 USR2 PIPE
 # The supervisor holds the FIFO to the job's end. Opened for both first, since that does not wait for anybody, should the
 # job be over by now.

@@ -102,8 +102,6 @@ pub enum Relayed {
     Denied,
     /// No relay of the job is held; nothing was sent.
     NotHeld,
-    /// The relay did not send it: somebody else's signal to the job was under way for too long.
-    Unsent,
     /// The server did not pass the relay's probe on; nothing was sent.
     NotHonoured,
     /// The relay has missed an answer before, and is not used any more; nothing was sent.

@@ -310,11 +310,9 @@ impl Relay {
         let Some(pending) = self.pending.take_if(|pending| number.parse() == Ok(pending.number)) else {
             return Vec::new();
         };
-        let relayed = relayed(result);
         let known = CHANNEL_SIGNALS.into_iter().find(|(name, _)| *name == pending.name);
-        let settled = known.filter(|_| relayed != Relayed::Unsent);
-        self.unsettled.extend(settled.map(|(_, number)| format!("c{} {number}", pending.number)));
-        let mut actions = vec![self.answer(pending.client, relayed)];
+        self.unsettled.extend(known.map(|(_, number)| format!("c{} {number}", pending.number)));
+        let mut actions = vec![self.answer(pending.client, relayed(result))];
         actions.extend(self.next(now));
         actions
     }
@@ -323,7 +321,7 @@ impl Relay {
         let place = self.given.iter().position(|given| words(&given.line)[0] == claim);
         let Some(given) = place.and_then(|place| self.given.remove(place)) else { return Vec::new() };
         let relayed = relayed(result);
-        if relayed != Relayed::Unsent {
+        if relayed != Relayed::NotHeld {
             let [claim, _, number] = words(&given.line);
             self.unsettled.push(format!("{claim} {number}"));
         }
@@ -431,7 +429,7 @@ fn relayed(result: &str) -> Relayed {
     match result {
         "yes" => Relayed::Sent,
         "denied" => Relayed::Denied,
-        "unsent" => Relayed::Unsent,
+        "unsent" => Relayed::NotHeld,
         _ => Relayed::Gone,
     }
 }
@@ -474,11 +472,6 @@ mod tests {
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["1: Sent", "2: number 2, signal HUP"]);
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
         assert_eq!(shown(relay.hear(b"W sent 2 gone\n", now)), ["2: Gone", "write settle c1 15 c2 1"]);
-        // Nothing to look after where nothing was sent.
-        relay.signal(3, "TERM", now);
-        assert_eq!(shown(relay.hear(b"W sent 3 unsent\n", now)), ["3: Unsent"]);
-        relay.signal(4, "TERM", now);
-        assert_eq!(shown(relay.hear(b"W sent 4 yes\n", now)), ["4: Sent", "write settle c4 15"]);
     }
 
     #[test]
@@ -509,7 +502,7 @@ mod tests {
         let told = ["1: Sent", "write a KILL 9", "write b WINCH 28"];
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), told);
         relay.signal(5, "HUP", now);
-        assert_eq!(shown(relay.hear(b"W pid b unsent\nW pid b yes\n", now)), ["3: Unsent"]);
+        assert_eq!(shown(relay.hear(b"W pid b unsent\nW pid b yes\n", now)), ["3: NotHeld"]);
         let told = ["2: Sent", "5: number 2, signal HUP"];
         assert_eq!(shown(relay.hear(b"W pid a yes\n", now)), told);
         assert_eq!(shown(relay.hear(b"W sent 2 yes\n", now)), ["5: Sent", "write settle c1 15 a 9 c2 1"]);
