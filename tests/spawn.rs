@@ -249,7 +249,9 @@ on_every_site! {
             let plain = f.spawn(&[], &["sleep", "1000"]);
             let child = f.spawn(&["-c"], &["trap : HUP INT QUIT; echo ready; sleep 1000; echo $?"]);
             f.await_written(&child, "ready\n");
-            poll_until("its child runs", SOON, || f.processes().iter().any(|process| process.ppid == f.process(&child).pid));
+            poll_until("its child runs", SOON, || {
+                f.processes().iter().any(|process| process.ppid == f.process(&child).pid && process.name == "sleep")
+            });
             f.rsig.run(&["kill", "-w", "20s", "-s", signal, &plain, &child]).ok();
             f.rsig.run(&["wait", &plain]).code(status);
             f.await_written(&child, &format!("ready\n{status}\n"));
