@@ -187,8 +187,9 @@ fn a_key_and_then_a_password_are_two_steps() {
 
 #[test]
 fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
-    // Words of their own: other tests give theirs to ssh-keygen as arguments.
-    let (password, token) = ("pa55-of-the-account", "t0ken-of-the-environment");
+    // Words of their own: other tests give theirs to ssh-keygen as arguments, and this one in another run to grep.
+    let number = std::process::id();
+    let (password, token) = (&*format!("pa55-of-the-account-{number}"), &*format!("t0ken-of-the-environment-{number}"));
     let server = Server::openssh(Login::User).password(password).start();
     let f = with_lines(server, "PreferredAuthentications password");
     let program = askpass(f.rsig.dir(), password);
