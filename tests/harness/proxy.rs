@@ -50,6 +50,7 @@ struct State {
     /// The last connection that is held for itself, and with it all before.
     frozen: u64,
     turns: u64,
+    last: Option<Direction>,
     refusing: bool,
     closing: bool,
 }
@@ -173,6 +174,11 @@ impl Proxy {
     pub fn turns(&self) -> u64 {
         self.shared.lock().turns
     }
+
+    /// Where the last bytes went to, over all connections.
+    pub fn last(&self) -> Option<Direction> {
+        self.shared.lock().last
+    }
 }
 
 impl Drop for Proxy {
@@ -287,6 +293,9 @@ impl Connection {
         let mut state = self.shared.lock();
         if count > 0 && last.replace(direction).is_some_and(|before| before != direction) {
             state.turns += 1;
+        }
+        if count > 0 {
+            state.last = Some(direction);
         }
         state.delay
     }
