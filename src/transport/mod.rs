@@ -410,3 +410,52 @@ pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> std::io::Result<bo
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host whose shells say nothing, and whether its connection is shared.
+    struct Silent {
+        shared: bool,
+    }
+
+    impl Shell for Silent {
+        fn write(&mut self, _bytes: &[u8], _until: Instant) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn read(&mut self, _buffer: &mut [u8], _until: Instant) -> std::io::Result<Chunk> {
+            Ok(Chunk::End)
+        }
+    }
+
+    impl Transport for Silent {
+        fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
+            Ok(Box::new(Self { shared: self.shared }))
+        }
+
+        fn may_be_stale(&self) -> bool {
+            self.shared
+        }
+    }
+
+    #[test]
+    fn a_shell_that_says_nothing_is_asked_for_again_where_others_share_its_connection() {
+        let destination = Destination { host: "local".parse().unwrap(), connect: crate::host::Connect::default() };
+        let policy = Policy { batch: true, keeper: false, parallel: 1, verbose: false, step: |_| (), warn: |_| () };
+        // How many shells say nothing, how many are asked for, and whether that is enough.
+        for (shared, wordless, asked, answered) in
+            [(true, 0, 1, true), (true, 1, 2, true), (true, 3, 4, true), (true, 4, 4, false), (false, 1, 1, false)]
+        {
+            let mut line = Line::new(&destination, &policy);
+            line.transport = Some(Box::new(Silent { shared }));
+            let mut shells = 0;
+            let answer = line.ask(|_| {
+                shells += 1;
+                if shells > wordless { Ok(()) } else { Err(Failure::new(Kind::NoShell, "")) }
+            });
+            assert_eq!((shells, answer.is_ok()), (asked, answered), "{wordless} of {shared}");
+        }
+    }
+}
