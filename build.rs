@@ -12,11 +12,16 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let is = |name: &str, value: &str| env::var(name).is_ok_and(|found| found == value);
     let is_native = env::var("HOST").is_ok_and(|host| is("TARGET", &host));
-    if !is_native || !is("CARGO_CFG_TARGET_OS", "linux") || !is("CARGO_CFG_TARGET_ENV", "gnu") || !has_static_unwinder()
+    if !is_native
+        || !is("CARGO_CFG_TARGET_OS", "linux")
+        || !is("CARGO_CFG_TARGET_ENV", "gnu")
+        || !has_static_unwinder()
     {
         return;
     }
-    let Some(directory) = env::var_os("OUT_DIR").map(PathBuf::from) else { return };
+    let Some(directory) = env::var_os("OUT_DIR").map(PathBuf::from) else {
+        return;
+    };
     if fs::write(directory.join("libgcc_s.so"), "INPUT(-lgcc_eh)\n").is_ok() {
         println!("cargo::rustc-link-search=native={}", directory.display());
     }
@@ -24,6 +29,10 @@ fn main() {
 
 /// Whether `cc`, which links, knows where the static unwinder is: of a file that it has not, it gives the bare name back.
 fn has_static_unwinder() -> bool {
-    let found = Command::new("cc").arg("-print-file-name=libgcc_eh.a").output();
-    found.is_ok_and(|found| String::from_utf8(found.stdout).is_ok_and(|path| Path::new(path.trim()).is_absolute()))
+    let found = Command::new("cc")
+        .arg("-print-file-name=libgcc_eh.a")
+        .output();
+    found.is_ok_and(|found| {
+        String::from_utf8(found.stdout).is_ok_and(|path| Path::new(path.trim()).is_absolute())
+    })
 }

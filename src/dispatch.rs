@@ -1,7 +1,7 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
 #[cfg(any(feature = "mcp", feature = "serve"))]
-mod faces;
+mod servers;
 mod foreground;
 mod input;
 
@@ -16,15 +16,15 @@ use crate::cli::{self, Command, Common, KeeperCommand, Parallel, Reach, complete
 use crate::commands::allowed::AllowedHosts;
 use crate::commands::select::Selection;
 use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
+use crate::connection::{Policy, keeper};
 use crate::error::{Failure, Kind, exit};
+use crate::escape::printable;
 use crate::host::{Connect, Destination, Host};
 use crate::job::{BadJobThere, JobThere, Record};
-use crate::output::{self, Spinner, print, warn};
-use crate::printable::printable;
 use crate::remote::{Stream, primer};
 use crate::signal::{self, Os, SignalWord};
-use crate::store::{Store, Which};
-use crate::transport::{Policy, keeper};
+use crate::state::{Store, Which};
+use crate::terminal::{self, Spinner, print, warn};
 
 /// How many hosts are talked to at once where no option says it.
 const PARALLEL: usize = 16;
@@ -40,20 +40,27 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let [_, verb, socket] = words.as_slice()
         && verb == keeper::SERVE
     {
-        let served = keeper::serve(Path::new(socket), primer(), warn, output::note);
-        return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        let served = keeper::serve(Path::new(socket), primer(), warn, terminal::note);
+        return if served.is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
     }
     let command = cli::parse(words);
     // These pass a job's own status on.
-    let (waiting, running) = (matches!(command, Command::Wait(_)), matches!(command, Command::Run(_)));
+    let (waiting, running) = (
+        matches!(command, Command::Wait(_)),
+        matches!(command, Command::Run(_)),
+    );
     let status = dispatch(command).unwrap_or_else(|error| {
-        output::die_of_broken_pipe(&error);
+        terminal::die_of_broken_pipe(&error);
         let failure = Failure::from(error);
         warn(&failure.message);
         match failure.kind {
             Kind::CommandMissing if running => exit::COMMAND_MISSING,
             Kind::CommandDenied if running => exit::COMMAND_DENIED,
-            kind if waiting || running => output::wait_failure(kind),
+            kind if waiting || running => terminal::wait_failure(kind),
             kind => kind.exit_status(),
         }
     });
@@ -63,12 +70,19 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// What a shell asks for at the TAB key.
 fn complete(shell: &OsStr, words: Vec<OsString>) -> ExitCode {
     let Some(shell) = complete::Shell::of(shell) else {
-        warn(&format!("{} names no shell that rsig completes for: bash, zsh or fish", complete::VARIABLE));
+        warn(&format!(
+            "{} names no shell that rsig completes for: bash, zsh or fish",
+            complete::VARIABLE
+        ));
         return ExitCode::from(exit::USAGE);
     };
-    let text = if words.is_empty() { shell.script().to_owned() } else { complete::answer(shell, words) };
+    let text = if words.is_empty() {
+        shell.script().to_owned()
+    } else {
+        complete::answer(shell, words)
+    };
     // A shell that has gone needs no answer.
-    drop(output::print_bytes(false, text.as_bytes()));
+    drop(terminal::print_bytes(false, text.as_bytes()));
     ExitCode::SUCCESS
 }
 
@@ -86,9 +100,9 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::History(arguments) => history(&arguments),
         Command::Keeper(arguments) => keeper_command(arguments.command),
         #[cfg(feature = "mcp")]
-        Command::Mcp(arguments) => faces::mcp(arguments),
+        Command::Mcp(arguments) => servers::mcp(arguments),
         #[cfg(feature = "serve")]
-        Command::Serve(arguments) => faces::serve(arguments),
+        Command::Serve(arguments) => servers::serve(arguments),
     }
 }
 
@@ -97,14 +111,34 @@ fn usage(message: impl Into<String>) -> anyhow::Error {
 }
 
 fn context(reach: Reach) -> Result<Context> {
-    let step = if reach.verbose { output::note } else { |_: &str| () };
-    let keeper = !reach.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
-    let policy = Policy { batch: false, keeper, parallel: PARALLEL, verbose: reach.verbose, step, warn };
-    Ok(Context { store: Store::open()?, policy, connect: Connect::default(), allowed: AllowedHosts::default() })
+    let step = if reach.verbose {
+        terminal::note
+    } else {
+        |_: &str| ()
+    };
+    let keeper =
+        !reach.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
+    let policy = Policy {
+        batch: false,
+        keeper,
+        parallel: PARALLEL,
+        verbose: reach.verbose,
+        step,
+        warn,
+    };
+    Ok(Context {
+        store: Store::open()?,
+        policy,
+        connect: Connect::default(),
+        allowed: AllowedHosts::default(),
+    })
 }
 
 fn context_for_many(reach: Reach, parallel: Parallel, connect: Connect) -> Result<Context> {
-    let mut context = Context { connect, ..context(reach)? };
+    let mut context = Context {
+        connect,
+        ..context(reach)?
+    };
     context.policy.parallel = parallel.parallel.into();
     Ok(context)
 }
@@ -113,13 +147,19 @@ fn context_for_many(reach: Reach, parallel: Parallel, connect: Connect) -> Resul
 fn connect(given: impl Into<Connect>) -> Result<Connect> {
     let here = std::env::current_dir().context("the current directory can't be read")?;
     let connect = given.into().absolute(&here);
-    connect.check().map_err(|error| usage(format!("-l: {error}")))?;
+    connect
+        .check()
+        .map_err(|error| usage(format!("-l: {error}")))?;
     Ok(connect)
 }
 
 /// The same for a command that names jobs, whose records say how to connect: only a `HOST/ID` among them, or an option
 /// that names a host, has a use for more.
-fn connect_to(jobs: &[OsString], host: Option<&Host>, given: impl Into<Connect>) -> Result<Connect> {
+fn connect_to(
+    jobs: &[OsString],
+    host: Option<&Host>,
+    given: impl Into<Connect>,
+) -> Result<Connect> {
     let mut used = host.is_some();
     for job in jobs.iter().filter_map(|word| word.to_str()) {
         match JobThere::parse(job) {
@@ -146,13 +186,31 @@ fn spinner(text: &'static str, common: Common) -> Spinner {
 fn spawn(arguments: cli::Spawn) -> Result<u8> {
     let hosts = arguments.host.0;
     if hosts.len() > 1 && arguments.job.name.is_some() {
-        return Err(usage("-n: a name stands for one job; leave it out to start one on each of several hosts"));
+        return Err(usage(
+            "-n: a name stands for one job; leave it out to start one on each of several hosts",
+        ));
     }
-    let [first, others @ ..] = hosts.as_slice() else { return Err(usage("no host is named")) };
-    let mut request = job(arguments.job, first.clone(), arguments.connect, arguments.command)?;
+    let [first, others @ ..] = hosts.as_slice() else {
+        return Err(usage("no host is named"));
+    };
+    let mut request = job(
+        arguments.job,
+        first.clone(),
+        arguments.connect,
+        arguments.command,
+    )?;
     request.merge = arguments.merge;
-    request.input = arguments.stdin.as_deref().map(input::whole).transpose()?.map(Arc::new);
-    let mut context = context_for_many(arguments.common.reach, arguments.parallel, Connect::default())?;
+    request.input = arguments
+        .stdin
+        .as_deref()
+        .map(input::whole)
+        .transpose()?
+        .map(Arc::new);
+    let mut context = context_for_many(
+        arguments.common.reach,
+        arguments.parallel,
+        Connect::default(),
+    )?;
     let mut spinner = spinner("starting the job", arguments.common);
     if others.is_empty() {
         let spawned = spawn::spawn(&mut context, &request)?;
@@ -161,9 +219,15 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
         return Ok(exit::DONE);
     }
     let connect = request.destination.connect.clone();
-    let elsewhere = |host: &Host| Destination { host: host.clone(), connect: connect.clone() };
+    let elsewhere = |host: &Host| Destination {
+        host: host.clone(),
+        connect: connect.clone(),
+    };
     let mut requests = vec![request.clone()];
-    requests.extend(others.iter().map(|host| spawn::Request { destination: elsewhere(host), ..request.clone() }));
+    requests.extend(others.iter().map(|host| spawn::Request {
+        destination: elsewhere(host),
+        ..request.clone()
+    }));
     let mut status = exit::DONE;
     let mut printed = Ok(());
     spawn::spawn_each(&mut context, &requests, |spawned| {
@@ -188,14 +252,22 @@ fn print_spawned(spawned: spawn::Spawned, json: bool, quiet: bool) -> Result<()>
         warn(&warning);
     }
     if json {
-        print(serde_json::to_string(&output::job_json(&spawned.record, spawned.record.state))?)
+        print(serde_json::to_string(&terminal::job_json(
+            &spawned.record,
+            spawned.record.state,
+        ))?)
     } else {
         print(&spawned.record.id)
     }
 }
 
 /// What is to be started, and where.
-fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<OsString>) -> Result<spawn::Request> {
+fn job(
+    job: cli::JobArgs,
+    host: Host,
+    connect: cli::ConnectArgs,
+    command: Vec<OsString>,
+) -> Result<spawn::Request> {
     if job.terminal {
         return Err(usage(
             "-t: a job outlives the terminal that it is started from, so it has none; for a program that buffers its \
@@ -204,7 +276,9 @@ fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<Os
     }
     let command = if job.shell {
         let [line] = command.as_slice() else {
-            return Err(usage("-c takes COMMAND as one word, a line for /bin/sh: quote it"));
+            return Err(usage(
+                "-c takes COMMAND as one word, a line for /bin/sh: quote it",
+            ));
         };
         vec!["/bin/sh".into(), "-c".into(), line.clone()]
     } else {
@@ -220,7 +294,13 @@ fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<Os
         env,
         timeout: job.timeout,
         ephemeral: job.rm,
-        ..spawn::Request::new(Destination { host, connect: self::connect(connect)? }, command)
+        ..spawn::Request::new(
+            Destination {
+                host,
+                connect: self::connect(connect)?,
+            },
+            command,
+        )
     })
 }
 
@@ -228,7 +308,9 @@ fn job(job: cli::JobArgs, host: Host, connect: cli::ConnectArgs, command: Vec<Os
 fn with_value((name, value): (String, Option<OsString>)) -> Result<(String, OsString)> {
     match value.or_else(|| std::env::var_os(&name)) {
         Some(value) => Ok((name, value)),
-        None => Err(usage(format!("-e {name}: there is no such variable here; write {name}=VALUE to give it one"))),
+        None => Err(usage(format!(
+            "-e {name}: there is no such variable here; write {name}=VALUE to give it one"
+        ))),
     }
 }
 
@@ -236,7 +318,10 @@ fn list_signals(arguments: &cli::Kill) -> Result<u8> {
     let os = arguments.os.map_or_else(Os::here, Os::from);
     let rows = match arguments.words.as_slice() {
         [] => signal::table(os),
-        [word] => vec![signal::row_for(os, &word.to_string_lossy()).map_err(|error| usage(error.to_string()))?],
+        [word] => vec![
+            signal::row_for(os, &word.to_string_lossy())
+                .map_err(|error| usage(error.to_string()))?,
+        ],
         _ => return Err(usage("-l takes one signal, or none for all of them")),
     };
     if arguments.json {
@@ -253,7 +338,7 @@ fn list_signals(arguments: &cli::Kill) -> Result<u8> {
             .collect();
         print(serde_json::to_string(&rows)?)?;
     } else {
-        print(output::signal_table(&rows))?;
+        print(terminal::signal_table(&rows))?;
     }
     Ok(exit::DONE)
 }
@@ -261,11 +346,15 @@ fn list_signals(arguments: &cli::Kill) -> Result<u8> {
 fn kill(arguments: cli::Kill) -> Result<u8> {
     let selection = arguments.selectors.selection();
     if selection.is_some() && !arguments.words.is_empty() {
-        return Err(usage("jobs are either named or picked by --all, --host and --name; the signal then goes with -s"));
+        return Err(usage(
+            "jobs are either named or picked by --all, --host and --name; the signal then goes with -s",
+        ));
     }
     let (jobs, signal) = words(arguments.words, arguments.signal)?;
     if signal.is_existence_check() && arguments.wait.is_some() {
-        return Err(usage("signal 0 only asks whether a job is there; use `rsig wait` to wait for its end"));
+        return Err(usage(
+            "signal 0 only asks whether a job is there; use `rsig wait` to wait for its end",
+        ));
     }
     if arguments.then.is_some_and(SignalWord::is_existence_check) {
         return Err(usage("--then 0 would send nothing"));
@@ -281,7 +370,13 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     if let Some(selection) = selection {
         let asks = arguments.selectors.all && !arguments.yes && !signal.is_existence_check();
-        let Some(jobs) = picked(&context, &selection, arguments.common, asks.then(|| signal.to_string()))? else {
+        let Some(jobs) = picked(
+            &context,
+            &selection,
+            arguments.common,
+            asks.then(|| signal.to_string()),
+        )?
+        else {
             return Ok(exit::DONE);
         };
         (request.jobs, request.selected) = (jobs, true);
@@ -290,7 +385,10 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
 }
 
 /// Tells `JOB [SIGNAL]` from `-s SIGNAL JOB...`.
-fn words(mut words: Vec<OsString>, signal: Option<SignalWord>) -> Result<(Vec<OsString>, SignalWord)> {
+fn words(
+    mut words: Vec<OsString>,
+    signal: Option<SignalWord>,
+) -> Result<(Vec<OsString>, SignalWord)> {
     if let Some(signal) = signal {
         return Ok((words, signal));
     }
@@ -299,7 +397,10 @@ fn words(mut words: Vec<OsString>, signal: Option<SignalWord>) -> Result<(Vec<Os
         0 | 1 => Ok((words, SignalWord::TERM)),
         2 => {
             let word = words.pop().unwrap_or_default();
-            let signal = word.to_string_lossy().parse().map_err(|error| usage(format!("{error}; {several}")))?;
+            let signal = word
+                .to_string_lossy()
+                .parse()
+                .map_err(|error| usage(format!("{error}; {several}")))?;
             Ok((words, signal))
         }
         _ => Err(usage(several)),
@@ -308,13 +409,18 @@ fn words(mut words: Vec<OsString>, signal: Option<SignalWord>) -> Result<(Vec<Os
 
 fn stop(arguments: cli::Stop) -> Result<u8> {
     let which = arguments.which;
-    let mut request = kill::Request { target: arguments.target, ..kill::Request::stop(which.jobs, arguments.grace) };
+    let mut request = kill::Request {
+        target: arguments.target,
+        ..kill::Request::stop(which.jobs, arguments.grace)
+    };
     let connect = connect_to(&request.jobs, None, which.connect)?;
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     if let Some(selection) = which.selectors.selection() {
         let asks = which.selectors.all && !arguments.yes;
         let signals = asks.then(|| "TERM, then KILL".to_owned());
-        let Some(jobs) = picked(&context, &selection, arguments.common, signals)? else { return Ok(exit::DONE) };
+        let Some(jobs) = picked(&context, &selection, arguments.common, signals)? else {
+            return Ok(exit::DONE);
+        };
         (request.jobs, request.selected) = (jobs, true);
     }
     send(&mut context, &request, arguments.common, arguments.json)
@@ -337,25 +443,38 @@ fn picked(
     if let Some(signals) = signals {
         confirm(&signals, &records)?;
     }
-    Ok(Some(records.into_iter().map(|record| OsString::from(record.id.as_str())).collect()))
+    Ok(Some(
+        records
+            .into_iter()
+            .map(|record| OsString::from(record.id.as_str()))
+            .collect(),
+    ))
 }
 
 /// Asks on the terminal whether all these jobs are meant.
 fn confirm(signals: &str, records: &[Record]) -> Result<()> {
-    let jobs = if records.len() == 1 { "1 job".to_owned() } else { format!("{} jobs", records.len()) };
-    if !output::is_on_terminal() {
+    let jobs = if records.len() == 1 {
+        "1 job".to_owned()
+    } else {
+        format!("{} jobs", records.len())
+    };
+    if !terminal::is_on_terminal() {
         return Err(usage(format!(
             "--all would send {signals} to {jobs}, and there is no terminal to ask on: add --yes"
         )));
     }
     let mut question = String::new();
     for record in records.iter().take(LISTED) {
-        question += &format!("  {}: {}\n", record.label(), output::command_line(&record.command));
+        question += &format!(
+            "  {}: {}\n",
+            record.label(),
+            terminal::command_line(&record.command)
+        );
     }
     if records.len() > LISTED {
         question += &format!("  and {} more\n", records.len() - LISTED);
     }
-    if output::ask(&format!("{question}Send {signals} to {jobs}? [y/N] "))? {
+    if terminal::ask(&format!("{question}Send {signals} to {jobs}? [y/N] "))? {
         return Ok(());
     }
     Err(Failure::new(Kind::Failed, "nothing was sent").into())
@@ -369,21 +488,30 @@ fn send(context: &mut Context, request: &kill::Request, common: Common, json: bo
     let mut printed = Ok(());
     kill::kill(context, request, |report| {
         spinner.stop();
-        status = status.max(output::report_status(&report, waiting));
-        if let Some(note) =
-            report.outcome.as_ref().ok().and_then(|outcome| outcome.note.as_ref()).filter(|_| !common.quiet)
+        status = status.max(terminal::report_status(&report, waiting));
+        if let Some(note) = report
+            .outcome
+            .as_ref()
+            .ok()
+            .and_then(|outcome| outcome.note.as_ref())
+            .filter(|_| !common.quiet)
         {
             warn(note);
         }
         let result = if json {
-            serde_json::to_string(&output::report_json(&report, &asked, request.target, waiting))
-                .map_err(anyhow::Error::from)
-                .and_then(print)
+            serde_json::to_string(&terminal::report_json(
+                &report,
+                &asked,
+                request.target,
+                waiting,
+            ))
+            .map_err(anyhow::Error::from)
+            .and_then(print)
         } else {
             if let Some(failure) = report.failure() {
                 warn(&failure.message);
             }
-            match output::report_line(&report, request.target, waiting).filter(|_| !common.quiet) {
+            match terminal::report_line(&report, request.target, waiting).filter(|_| !common.quiet) {
                 Some(line) => print(line),
                 None => Ok(()),
             }
@@ -407,16 +535,20 @@ fn wait(arguments: cli::Wait) -> Result<u8> {
         any: arguments.any,
     };
     if let Some(selection) = selection {
-        let Some(jobs) = picked(&context, &selection, arguments.common, None)? else { return Ok(exit::DONE) };
+        let Some(jobs) = picked(&context, &selection, arguments.common, None)? else {
+            return Ok(exit::DONE);
+        };
         request.jobs = jobs;
     }
     let mut all = Vec::new();
     let mut printed = Ok(());
     wait::wait(&mut context, &request, |waited| {
         let line = if arguments.json {
-            output::waited_json(&waited).map(|job| serde_json::to_string(&job).map_err(anyhow::Error::from)).transpose()
+            terminal::waited_json(&waited)
+                .map(|job| serde_json::to_string(&job).map_err(anyhow::Error::from))
+                .transpose()
         } else {
-            Ok(output::waited_line(&waited).filter(|_| !arguments.common.quiet))
+            Ok(terminal::waited_line(&waited).filter(|_| !arguments.common.quiet))
         };
         let failure = match &waited.outcome {
             Ok(outcome) => outcome.error.as_ref(),
@@ -426,23 +558,37 @@ fn wait(arguments: cli::Wait) -> Result<u8> {
             warn(&failure.message);
         }
         match line {
-            Ok(Some(line)) => printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(line)),
+            Ok(Some(line)) => {
+                printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(line))
+            }
             Ok(None) => {}
             Err(error) => printed = Err(error),
         }
         all.push(waited);
     })?;
     printed?;
-    if let Some(first) = all.iter().position(|waited| request.any && waited.has_ended()) {
-        return Ok(output::wait_status(&all[first..=first]));
+    if let Some(first) = all
+        .iter()
+        .position(|waited| request.any && waited.has_ended())
+    {
+        return Ok(terminal::wait_status(&all[first..=first]));
     }
-    let place = |word: &str| request.jobs.iter().position(|job| job.to_string_lossy() == word);
+    let place = |word: &str| {
+        request
+            .jobs
+            .iter()
+            .position(|job| job.to_string_lossy() == word)
+    };
     all.sort_by_key(|waited| place(&waited.word));
-    Ok(output::wait_status(&all))
+    Ok(terminal::wait_status(&all))
 }
 
 fn tail(arguments: cli::Tail) -> Result<u8> {
-    let connect = connect_to(std::slice::from_ref(&arguments.job), None, arguments.connect)?;
+    let connect = connect_to(
+        std::slice::from_ref(&arguments.job),
+        None,
+        arguments.connect,
+    )?;
     let request = tail::Request {
         out: !arguments.stderr,
         err: !arguments.stdout,
@@ -451,17 +597,31 @@ fn tail(arguments: cli::Tail) -> Result<u8> {
         brief: false,
         enough: None,
     };
-    let mut context = Context { connect, ..context(arguments.common.reach)? };
-    let mut spinner = Spinner::new("asking the host", !arguments.follow && !arguments.common.quiet);
+    let mut context = Context {
+        connect,
+        ..context(arguments.common.reach)?
+    };
+    let mut spinner = Spinner::new(
+        "asking the host",
+        !arguments.follow && !arguments.common.quiet,
+    );
     let mut broken = None;
-    let result = tail::tail(&mut context, OsStr::new(&arguments.job), &request, &mut |stream, bytes| {
-        spinner.stop();
-        output::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
-            let failure = Failure::new(Kind::Failed, format!("the output can't be passed on: {error}"));
-            broken = Some(error);
-            failure
-        })
-    });
+    let result = tail::tail(
+        &mut context,
+        OsStr::new(&arguments.job),
+        &request,
+        &mut |stream, bytes| {
+            spinner.stop();
+            terminal::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
+                let failure = Failure::new(
+                    Kind::Failed,
+                    format!("the output can't be passed on: {error}"),
+                );
+                broken = Some(error);
+                failure
+            })
+        },
+    );
     match broken {
         Some(error) => Err(error.into()),
         None => result.map(|_| exit::DONE),
@@ -471,7 +631,10 @@ fn tail(arguments: cli::Tail) -> Result<u8> {
 fn ps(arguments: cli::Ps) -> Result<u8> {
     let discovered = arguments.host.as_ref().filter(|_| arguments.discover);
     let connect = connect_to(&arguments.jobs, discovered, arguments.connect)?;
-    let discover = discovered.map(|host| Destination { host: host.clone(), connect: connect.clone() });
+    let discover = discovered.map(|host| Destination {
+        host: host.clone(),
+        connect: connect.clone(),
+    });
     let mut context = context_for_many(arguments.reach, arguments.parallel, connect)?;
     let request = ps::Request {
         jobs: arguments.jobs,
@@ -481,8 +644,10 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
         states: arguments.state,
         cached: arguments.cached,
     };
-    let mut spinner =
-        Spinner::new("asking the hosts", !arguments.quiet && !arguments.reach.verbose && !arguments.cached);
+    let mut spinner = Spinner::new(
+        "asking the hosts",
+        !arguments.quiet && !arguments.reach.verbose && !arguments.cached,
+    );
     let listing = ps::ps(&mut context, &request)?;
     spinner.stop();
     let mut status = exit::DONE;
@@ -493,15 +658,23 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
         }
     }
     if arguments.json {
-        let jobs: Vec<_> = listing.jobs.iter().map(|job| output::job_json(&job.record, job.state)).collect();
+        let jobs: Vec<_> = listing
+            .jobs
+            .iter()
+            .map(|job| terminal::job_json(&job.record, job.state))
+            .collect();
         print(serde_json::to_string(&jobs)?)?;
     } else if arguments.quiet {
-        let ids: Vec<&str> = listing.jobs.iter().map(|job| job.record.id.as_str()).collect();
+        let ids: Vec<&str> = listing
+            .jobs
+            .iter()
+            .map(|job| job.record.id.as_str())
+            .collect();
         if !ids.is_empty() {
             print(ids.join("\n"))?;
         }
     } else {
-        print(output::job_table(&listing.jobs))?;
+        print(terminal::job_table(&listing.jobs))?;
     }
     Ok(status)
 }
@@ -510,8 +683,12 @@ fn rm(arguments: cli::Rm) -> Result<u8> {
     let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
     let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     let mut spinner = spinner("asking the hosts", arguments.common);
-    let selection = Selection { hosts: arguments.host, name: arguments.name_pattern };
-    let picks = arguments.finished || arguments.older_than.is_some() || selection != Selection::default();
+    let selection = Selection {
+        hosts: arguments.host,
+        name: arguments.name_pattern,
+    };
+    let picks =
+        arguments.finished || arguments.older_than.is_some() || selection != Selection::default();
     let none = format!("no finished jobs{selection}; nothing was done");
     let named = !arguments.jobs.is_empty();
     let request = rm::Request {
@@ -551,10 +728,10 @@ fn history(arguments: &cli::History) -> Result<u8> {
     let events = commands::history::history(&store, arguments.job.as_deref(), arguments.last)?;
     if arguments.json {
         for event in &events {
-            print(serde_json::to_string(&output::event_json(event))?)?;
+            print(serde_json::to_string(&terminal::event_json(event))?)?;
         }
     } else {
-        print(output::event_table(&events))?;
+        print(terminal::event_table(&events))?;
     }
     Ok(exit::DONE)
 }
@@ -563,7 +740,11 @@ fn keeper_command(command: KeeperCommand) -> Result<u8> {
     match command {
         KeeperCommand::Status { json } => {
             let keepers = commands::keeper::status()?;
-            print(if json { serde_json::to_string(&keepers)? } else { output::keeper_table(&keepers) })?;
+            print(if json {
+                serde_json::to_string(&keepers)?
+            } else {
+                terminal::keeper_table(&keepers)
+            })?;
         }
         KeeperCommand::Stop { host, .. } => {
             let which = host.map_or(commands::keeper::Which::All, commands::keeper::Which::Of);

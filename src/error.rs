@@ -47,7 +47,6 @@ pub enum Kind {
 
 impl Kind {
     /// The exit status that goes with it.
-    #[must_use]
     pub fn exit_status(self) -> u8 {
         match self {
             Self::Usage | Self::BadSignal | Self::HostDenied => exit::USAGE,
@@ -67,7 +66,6 @@ impl Kind {
     }
 
     /// The word that stands for it in JSON.
-    #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
@@ -129,7 +127,10 @@ pub struct Failure {
 impl Failure {
     /// A failure of a kind, with the sentence that says what happened.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self {
+            kind,
+            message: message.into(),
+        }
     }
 }
 
@@ -144,7 +145,12 @@ impl std::error::Error for Failure {}
 impl From<anyhow::Error> for Failure {
     /// Takes the failure out of its context; an error without one is of kind [`Kind::Failed`].
     fn from(error: anyhow::Error) -> Self {
-        let kind = error.downcast_ref::<Self>().map_or(Kind::Failed, |failure| failure.kind);
-        Self { kind, message: format!("{error:#}") }
+        let kind = error
+            .downcast_ref::<Self>()
+            .map_or(Kind::Failed, |failure| failure.kind);
+        Self {
+            kind,
+            message: format!("{error:#}"),
+        }
     }
 }

@@ -71,13 +71,11 @@ impl Host {
     pub const LOCAL: &'static str = "local";
 
     /// Whether the word is `local`: no SSH takes part.
-    #[must_use]
     pub fn is_local(&self) -> bool {
         self.remote.is_none()
     }
 
     /// The parts of the word; none for `local`.
-    #[must_use]
     pub fn remote(&self) -> Option<&Remote> {
         self.remote.as_ref()
     }
@@ -87,8 +85,15 @@ impl FromStr for Host {
     type Err = HostError;
 
     fn from_str(typed: &str) -> Result<Self, HostError> {
-        let remote = if typed == Self::LOCAL { None } else { Some(Remote::from_str(typed)?) };
-        Ok(Self { typed: typed.to_owned(), remote })
+        let remote = if typed == Self::LOCAL {
+            None
+        } else {
+            Some(Remote::from_str(typed)?)
+        };
+        Ok(Self {
+            typed: typed.to_owned(),
+            remote,
+        })
     }
 }
 
@@ -107,7 +112,11 @@ impl FromStr for Remote {
             check_name("user", user, "._+-@")?;
         }
         let (name, port) = split_port(rest)?;
-        Ok(Self { user: user.map(str::to_owned), name: name.to_owned(), port: port.map(parse_port).transpose()? })
+        Ok(Self {
+            user: user.map(str::to_owned),
+            name: name.to_owned(),
+            port: port.map(parse_port).transpose()?,
+        })
     }
 }
 
@@ -144,16 +153,16 @@ fn check_name(what: &'static str, name: &str, punctuation: &str) -> Result<(), H
     if name.chars().count() > NAME_MAX {
         return Err(HostError::TooLong(what));
     }
-    match name.chars().find(|c| !c.is_alphanumeric() && !punctuation.contains(*c)) {
+    match name
+        .chars()
+        .find(|c| !c.is_alphanumeric() && !punctuation.contains(*c))
+    {
         Some(character) => Err(HostError::BadCharacter { what, character }),
         None => Ok(()),
     }
 }
 
 /// A port as typed: digits alone, 1 to 65535.
-///
-/// # Errors
-/// [`HostError::BadPort`] for anything else, `+22` and the empty text included.
 pub fn parse_port(text: &str) -> Result<u16, HostError> {
     let digits_only = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse::<u16>() {
@@ -210,20 +219,21 @@ pub struct Connect {
 impl Connect {
     /// The same options with the paths of `-i` and `-F` made absolute, so that they mean the same
     /// from another directory. Paths inside `-o` stay as typed.
-    #[must_use]
     pub fn absolute(mut self, cwd: &Path) -> Self {
         for identity in &mut self.identities {
             *identity = absolute_path(cwd, identity);
         }
-        self.config =
-            self.config.map(|config| if config == Path::new("none") { config } else { absolute_path(cwd, &config) });
+        self.config = self.config.map(|config| {
+            if config == Path::new("none") {
+                config
+            } else {
+                absolute_path(cwd, &config)
+            }
+        });
         self
     }
 
     /// Holds `-l`'s user against the same rules as one in the HOST word.
-    ///
-    /// # Errors
-    /// What is wrong with the user.
     pub fn check(&self) -> Result<(), HostError> {
         match self.user.as_deref() {
             Some("") => Err(HostError::EmptyUser),
@@ -236,8 +246,14 @@ impl Connect {
 /// `path` under `cwd`, unless it is absolute already or begins with something that is expanded
 /// later (`~`, `%d`, `${HOME}`).
 fn absolute_path(cwd: &Path, path: &Path) -> PathBuf {
-    let expanded_later = path.to_str().is_some_and(|text| text.starts_with(['~', '%', '$']));
-    if expanded_later { path.to_owned() } else { cwd.join(path) }
+    let expanded_later = path
+        .to_str()
+        .is_some_and(|text| text.starts_with(['~', '%', '$']));
+    if expanded_later {
+        path.to_owned()
+    } else {
+        cwd.join(path)
+    }
 }
 
 /// Everything that decides where a connection goes and how: what a keeper is found by.
@@ -252,7 +268,6 @@ pub struct Destination {
 
 impl Destination {
     /// Whether this is the machine that rsig runs on.
-    #[must_use]
     pub fn is_local(&self) -> bool {
         self.host.is_local()
     }
@@ -270,7 +285,11 @@ mod tests {
 
     #[allow(clippy::unnecessary_wraps, reason = "a host may have none")]
     fn remote(user: Option<&str>, name: &str, port: Option<u16>) -> Option<Remote> {
-        Some(Remote { user: user.map(str::to_owned), name: name.to_owned(), port })
+        Some(Remote {
+            user: user.map(str::to_owned),
+            name: name.to_owned(),
+            port,
+        })
     }
 
     #[test]
@@ -280,17 +299,29 @@ mod tests {
             ("web1", remote(None, "web1", None)),
             ("web1:2222", remote(None, "web1", Some(2222))),
             ("bob@web1", remote(Some("bob"), "web1", None)),
-            ("bob@corp.example@web1:22", remote(Some("bob@corp.example"), "web1", Some(22))),
-            ("ssh://bob@web1:65535", remote(Some("bob"), "web1", Some(65535))),
+            (
+                "bob@corp.example@web1:22",
+                remote(Some("bob@corp.example"), "web1", Some(22)),
+            ),
+            (
+                "ssh://bob@web1:65535",
+                remote(Some("bob"), "web1", Some(65535)),
+            ),
             ("ssh://web1", remote(None, "web1", None)),
             ("[::1]", remote(None, "::1", None)),
             ("[::1]:99", remote(None, "::1", Some(99))),
-            ("ssh://u@[fe80::2]:99", remote(Some("u"), "fe80::2", Some(99))),
+            (
+                "ssh://u@[fe80::2]:99",
+                remote(Some("u"), "fe80::2", Some(99)),
+            ),
             ("10.0.0.1:22", remote(None, "10.0.0.1", Some(22))),
             ("local:22", remote(None, "local", Some(22))),
             ("bob@local", remote(Some("bob"), "local", None)),
             ("ssh://local", remote(None, "local", None)),
-            ("db_2.gr\u{fc}n.example", remote(None, "db_2.gr\u{fc}n.example", None)),
+            (
+                "db_2.gr\u{fc}n.example",
+                remote(None, "db_2.gr\u{fc}n.example", None),
+            ),
         ] {
             let host: Host = typed.parse().unwrap();
             assert_eq!(host.remote().cloned(), expected, "{typed}");
@@ -326,8 +357,15 @@ mod tests {
             assert_eq!(typed.parse::<Host>(), Err(expected), "{typed}");
         }
         for character in " \t\n\0\x1b\u{202e}\u{a0}'\"`$\\;&|<>(){}*?[]!#~%^,=/".chars() {
-            for (what, typed) in [("host", format!("we{character}b")), ("user", format!("b{character}b@web"))] {
-                assert_eq!(typed.parse::<Host>(), Err(BadCharacter { what, character }), "{typed:?}");
+            for (what, typed) in [
+                ("host", format!("we{character}b")),
+                ("user", format!("b{character}b@web")),
+            ] {
+                assert_eq!(
+                    typed.parse::<Host>(),
+                    Err(BadCharacter { what, character }),
+                    "{typed:?}"
+                );
             }
         }
         assert_eq!("x".repeat(256).parse::<Host>(), Err(TooLong("host")));
@@ -336,25 +374,46 @@ mod tests {
     #[test]
     fn paths_are_made_absolute_once() {
         let connect = Connect {
-            identities: ["key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from).to_vec(),
+            identities: ["key", "/abs/key", "~/key", "%d/key", "${HOME}/key"]
+                .map(PathBuf::from)
+                .to_vec(),
             config: Some("conf".into()),
             options: vec!["IdentityFile=rel".into()],
             ..Connect::default()
         }
         .absolute(Path::new("/home/ada"));
-        let identities = ["/home/ada/key", "/abs/key", "~/key", "%d/key", "${HOME}/key"].map(PathBuf::from);
+        let identities = [
+            "/home/ada/key",
+            "/abs/key",
+            "~/key",
+            "%d/key",
+            "${HOME}/key",
+        ]
+        .map(PathBuf::from);
         assert_eq!(connect.identities, identities);
         assert_eq!(connect.config.as_deref(), Some(Path::new("/home/ada/conf")));
         assert_eq!(connect.options, ["IdentityFile=rel"]);
         assert_eq!(connect.clone().absolute(Path::new("/other")), connect);
-        let none = Connect { config: Some("none".into()), ..Connect::default() };
+        let none = Connect {
+            config: Some("none".into()),
+            ..Connect::default()
+        };
         assert_eq!(none.clone().absolute(Path::new("/home/ada")), none);
     }
 
     #[test]
     fn a_user_of_its_own_option_is_checked_too() {
-        for (user, good) in [("bob", true), ("", false), ("-x", false), ("a b", false), ("$(x)", false)] {
-            let connect = Connect { user: Some(user.into()), ..Connect::default() };
+        for (user, good) in [
+            ("bob", true),
+            ("", false),
+            ("-x", false),
+            ("a b", false),
+            ("$(x)", false),
+        ] {
+            let connect = Connect {
+                user: Some(user.into()),
+                ..Connect::default()
+            };
             assert_eq!(connect.check().is_ok(), good, "{user}");
         }
     }

@@ -22,16 +22,17 @@ impl JobId {
     pub const LENGTH: usize = 8;
 
     /// A new id.
-    ///
-    /// # Errors
-    /// When the system gives no random numbers.
     pub fn random() -> anyhow::Result<Self> {
         let bytes = random_bytes::<{ Self::LENGTH }>()?;
-        Ok(Self(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()))
+        Ok(Self(
+            bytes
+                .iter()
+                .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
+                .collect(),
+        ))
     }
 
     /// The id as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -44,7 +45,6 @@ impl fmt::Display for JobId {
 }
 
 /// Whether every character could stand in an id.
-#[must_use]
 pub fn is_id_text(text: &str) -> bool {
     text.bytes().all(|byte| ALPHABET.contains(&byte))
 }
@@ -58,7 +58,11 @@ impl FromStr for JobId {
     type Err = BadJobId;
 
     fn from_str(text: &str) -> Result<Self, BadJobId> {
-        if text.len() == Self::LENGTH && is_id_text(text) { Ok(Self(text.to_owned())) } else { Err(BadJobId) }
+        if text.len() == Self::LENGTH && is_id_text(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadJobId)
+        }
     }
 }
 
@@ -84,10 +88,14 @@ pub enum BadJobThere {
 
 impl JobThere {
     /// Splits a word at its last `/`; none is there in an id or a name.
-    #[must_use]
     pub fn parse(word: &str) -> Option<Result<Self, BadJobThere>> {
         let (host, id) = word.rsplit_once('/')?;
-        let parse = || Ok(Self { id: id.parse()?, host: host.parse()? });
+        let parse = || {
+            Ok(Self {
+                id: id.parse()?,
+                host: host.parse()?,
+            })
+        };
         Some(parse())
     }
 }
@@ -98,7 +106,6 @@ pub struct JobName(String);
 
 impl JobName {
     /// The name as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -113,9 +120,18 @@ impl FromStr for JobName {
     type Err = BadJobName;
 
     fn from_str(text: &str) -> Result<Self, BadJobName> {
-        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        if first && rest && text.len() <= 64 { Ok(Self(text.to_owned())) } else { Err(BadJobName) }
+        let first = text
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let rest = text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if first && rest && text.len() <= 64 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadJobName)
+        }
     }
 }
 
@@ -138,16 +154,21 @@ pub enum State {
 
 impl State {
     /// Every state, in the order in which help lists them.
-    pub const ALL: [Self; 6] = [Self::Starting, Self::Running, Self::Stopped, Self::Exited, Self::Lost, Self::Unknown];
+    pub const ALL: [Self; 6] = [
+        Self::Starting,
+        Self::Running,
+        Self::Stopped,
+        Self::Exited,
+        Self::Lost,
+        Self::Unknown,
+    ];
 
     /// Whether nothing can come after it.
-    #[must_use]
     pub fn is_finished(self) -> bool {
         matches!(self, Self::Exited | Self::Lost)
     }
 
     /// The word of the command line and of the JSON.
-    #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -175,7 +196,10 @@ impl FromStr for State {
     type Err = BadState;
 
     fn from_str(text: &str) -> Result<Self, BadState> {
-        Self::ALL.into_iter().find(|state| state.word() == text).ok_or(BadState)
+        Self::ALL
+            .into_iter()
+            .find(|state| state.word() == text)
+            .ok_or(BadState)
     }
 }
 
@@ -193,7 +217,6 @@ pub enum Target {
 
 impl Target {
     /// The word of the command line and of the JSON.
-    #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             Self::Group => "group",
@@ -249,8 +272,12 @@ pub struct Record {
 
 impl Record {
     /// A job that is about to be asked for.
-    #[must_use]
-    pub fn new(id: JobId, name: Option<JobName>, destination: Destination, command: Vec<String>) -> Self {
+    pub fn new(
+        id: JobId,
+        name: Option<JobName>,
+        destination: Destination,
+        command: Vec<String>,
+    ) -> Self {
         Self {
             id,
             name,
@@ -274,63 +301,59 @@ impl Record {
     }
 
     /// A job that nothing is known of but its id and where it is said to be.
-    #[must_use]
     pub fn unmet(id: JobId, destination: Destination) -> Self {
         Self::new(id, None, destination, Vec::new())
     }
 
     /// Whether its host has yet to say what it is: every job has a command.
-    #[must_use]
     pub fn is_unmet(&self) -> bool {
         self.command.is_empty()
     }
 
     /// The operating system of the job's host, where it is known.
-    #[must_use]
     pub fn system(&self) -> Option<Os> {
         self.os.as_deref().map(Os::from_uname)
     }
 
     /// The signal that ended the job, if its exit status is 128+n: a job that exits with such a status by itself
     /// can't be told apart.
-    #[must_use]
     pub fn exit_signal(&self) -> Option<String> {
         let status = self.exit_status?;
         crate::signal::name_of_exit_status(self.system()?, status.into())
     }
 
     /// The job in a message: its id, its name if it has one, and its host.
-    #[must_use]
     pub fn label(&self) -> String {
         match &self.name {
-            Some(name) => format!("{} ({}) on {}", self.id, name.as_str(), self.destination.host),
+            Some(name) => format!(
+                "{} ({}) on {}",
+                self.id,
+                name.as_str(),
+                self.destination.host
+            ),
             None => format!("{} on {}", self.id, self.destination.host),
         }
     }
 
     /// The host that the job is on.
-    #[must_use]
     pub fn host(&self) -> &Host {
         &self.destination.host
     }
 }
 
 /// The time by this machine's clock.
-#[must_use]
 pub fn now() -> Epoch {
     jiff::Timestamp::now().as_second()
 }
 
 /// A time as RFC 3339 has it, in UTC; none for one that no calendar holds.
-#[must_use]
 pub fn rfc3339(epoch: Epoch) -> Option<String> {
-    jiff::Timestamp::from_second(epoch).ok().map(|time| time.to_string())
+    jiff::Timestamp::from_second(epoch)
+        .ok()
+        .map(|time| time.to_string())
 }
 
 /// Bytes that nobody can guess.
-///
-/// # Errors
-/// When the system gives no random numbers.
 pub fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
@@ -338,11 +361,12 @@ pub fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
 }
 
 /// [`random_bytes`] in hexadecimal: twice as many characters.
-///
-/// # Errors
-/// When the system gives no random numbers.
 pub fn random_hex<const N: usize>() -> anyhow::Result<String> {
-    Ok(random_bytes::<N>()?.iter().fold(String::with_capacity(2 * N), |text, byte| format!("{text}{byte:02x}")))
+    Ok(random_bytes::<N>()?
+        .iter()
+        .fold(String::with_capacity(2 * N), |text, byte| {
+            format!("{text}{byte:02x}")
+        }))
 }
 
 #[cfg(test)]
@@ -353,7 +377,15 @@ mod tests {
     fn ids_keep_to_their_alphabet() {
         let id = JobId::random().unwrap();
         assert_eq!(id.as_str().parse::<JobId>().unwrap(), id);
-        for bad in ["", "abc", "abcdefgi", "ABCDEFGH", "../../et", "abcdefghj", "abcdefg\n"] {
+        for bad in [
+            "",
+            "abc",
+            "abcdefgi",
+            "ABCDEFGH",
+            "../../et",
+            "abcdefghj",
+            "abcdefg\n",
+        ] {
             assert!(bad.parse::<JobId>().is_err(), "{bad:?}");
         }
     }
@@ -364,17 +396,45 @@ mod tests {
             ("web1/abcdefgh", "web1", "abcdefgh"),
             ("local/01234567", "local", "01234567"),
             ("bob@web1:2222/abcdefgh", "bob@web1:2222", "abcdefgh"),
-            ("ssh://bob@[::1]:22/abcdefgh", "ssh://bob@[::1]:22", "abcdefgh"),
+            (
+                "ssh://bob@[::1]:22/abcdefgh",
+                "ssh://bob@[::1]:22",
+                "abcdefgh",
+            ),
         ] {
             let there = JobThere::parse(word).unwrap().unwrap();
-            assert_eq!((there.host.to_string().as_str(), there.id.as_str()), (host, id), "{word}");
+            assert_eq!(
+                (there.host.to_string().as_str(), there.id.as_str()),
+                (host, id),
+                "{word}"
+            );
         }
         assert!(JobThere::parse("abcdefgh").is_none());
-        for word in ["/", "web1/", "web1/..", "../../etc", "web1/abcdefgi", "web1/abcdefgh/", "$(id)/$(id)"] {
-            assert!(matches!(JobThere::parse(word), Some(Err(BadJobThere::Id(_)))), "{word}");
+        for word in [
+            "/",
+            "web1/",
+            "web1/..",
+            "../../etc",
+            "web1/abcdefgi",
+            "web1/abcdefgh/",
+            "$(id)/$(id)",
+        ] {
+            assert!(
+                matches!(JobThere::parse(word), Some(Err(BadJobThere::Id(_)))),
+                "{word}"
+            );
         }
-        for word in ["/abcdefgh", "$(id)/abcdefgh", "../../abcdefgh", "a/../abcdefgh", "-x/abcdefgh"] {
-            assert!(matches!(JobThere::parse(word), Some(Err(BadJobThere::Host(_)))), "{word}");
+        for word in [
+            "/abcdefgh",
+            "$(id)/abcdefgh",
+            "../../abcdefgh",
+            "a/../abcdefgh",
+            "-x/abcdefgh",
+        ] {
+            assert!(
+                matches!(JobThere::parse(word), Some(Err(BadJobThere::Host(_)))),
+                "{word}"
+            );
         }
     }
 

@@ -3,21 +3,20 @@
 
 mod cli;
 mod commands;
+mod connection;
 mod delivery;
 mod dispatch;
 mod error;
-#[cfg(any(feature = "mcp", feature = "serve"))]
-mod faces;
-mod history;
+mod escape;
 mod host;
 mod job;
-mod output;
-mod printable;
 mod remote;
+#[cfg(any(feature = "mcp", feature = "serve"))]
+mod servers;
 mod signal;
-mod store;
+mod state;
 mod sys;
-mod transport;
+mod terminal;
 
 use std::process::ExitCode;
 

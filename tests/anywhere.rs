@@ -26,7 +26,11 @@ impl<'a> Elsewhere<'a> {
 
     #[track_caller]
     fn run(&self, words: &[&str]) -> Output {
-        self.f.rsig.command(words).env("RSIG_STATE_DIR", &self.state).run()
+        self.f
+            .rsig
+            .command(words)
+            .env("RSIG_STATE_DIR", &self.state)
+            .run()
     }
 
     /// A command about jobs that are named as HOST/ID, with what is needed to connect.
@@ -34,7 +38,12 @@ impl<'a> Elsewhere<'a> {
     fn ask(&self, words: &[&str]) -> Output {
         let (verb, rest) = words.split_first().expect("a verb");
         let connect = self.f.connect.iter().map(String::as_str);
-        self.run(&std::iter::once(*verb).chain(connect).chain(rest.iter().copied()).collect::<Vec<_>>())
+        self.run(
+            &std::iter::once(*verb)
+                .chain(connect)
+                .chain(rest.iter().copied())
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[track_caller]
@@ -46,17 +55,25 @@ impl<'a> Elsewhere<'a> {
     #[track_caller]
     fn found(&self) -> Vec<Value> {
         let output = self.discover(&["--json"]);
-        serde_json::from_str(&output.ok().line()).unwrap_or_else(|error| panic!("{error}: {output}"))
+        serde_json::from_str(&output.ok().line())
+            .unwrap_or_else(|error| panic!("{error}: {output}"))
     }
 
     #[track_caller]
     fn recorded(&self) -> Vec<String> {
-        self.run(&["ps", "-a", "--cached", "-q"]).ok().stdout().lines().map(str::to_owned).collect()
+        self.run(&["ps", "-a", "--cached", "-q"])
+            .ok()
+            .stdout()
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     #[track_caller]
     fn spawn(&self, options: &[&str], command: &[&str]) -> String {
-        self.run(&self.f.words("spawn", options, &[&["--"], command].concat())).ok().line()
+        self.run(&self.f.words("spawn", options, &[&["--"], command].concat()))
+            .ok()
+            .line()
     }
 }
 
@@ -235,18 +252,45 @@ fn a_host_that_has_never_had_a_job_has_none() {
     let f = Site::OpenSshUser.start();
     let other = Elsewhere::new(&f, "other");
     assert_eq!(other.discover(&["--json"]).ok().stdout(), "[]\n");
-    other.ask(&["kill", "server/abcdefgh"]).code(3).stderr_has("--discover");
+    other
+        .ask(&["kill", "server/abcdefgh"])
+        .code(3)
+        .stderr_has("--discover");
 }
 
 #[test]
 fn a_host_that_cannot_be_reached_is_said_for_the_job() {
     let rsig = Rsig::new();
     let told = json_lines(
-        rsig.run(&["kill", "--json", "-p", "1", "-o", "BatchMode=yes", "-F", "none", "127.0.0.1/abcdefgh"]).code(255),
+        rsig.run(&[
+            "kill",
+            "--json",
+            "-p",
+            "1",
+            "-o",
+            "BatchMode=yes",
+            "-F",
+            "none",
+            "127.0.0.1/abcdefgh",
+        ])
+        .code(255),
     )
     .remove(0);
-    assert_eq!([&told["id"], &told["host"], &told["error"]["kind"]], ["abcdefgh", "127.0.0.1", "unreachable"]);
-    rsig.run(&["ps", "-p", "1", "-F", "none", "--host", "127.0.0.1", "--discover"]).code(255);
+    assert_eq!(
+        [&told["id"], &told["host"], &told["error"]["kind"]],
+        ["abcdefgh", "127.0.0.1", "unreachable"]
+    );
+    rsig.run(&[
+        "ps",
+        "-p",
+        "1",
+        "-F",
+        "none",
+        "--host",
+        "127.0.0.1",
+        "--discover",
+    ])
+    .code(255);
 }
 
 #[test]
@@ -273,11 +317,27 @@ fn connecting_options_need_a_host_to_connect_to() {
     ] {
         let output = rsig.run(&line.split(' ').collect::<Vec<_>>());
         clear_message(output.code(2).stdout_is("").stderr_has(said));
-        assert_eq!(fs::read_dir(rsig.state()).expect("it is there").count(), 0, "state was made by {line:?}");
+        assert_eq!(
+            fs::read_dir(rsig.state()).expect("it is there").count(),
+            0,
+            "state was made by {line:?}"
+        );
     }
     // An id that can't be one names no job, and no host is asked.
-    for word in ["web/abc", "web/../etc", "../../etc/passwd", "web/ABCDEFGH", "web/abcdefgi", "web/$(id)"] {
-        clear_message(rsig.run(&["kill", word]).code(3).stdout_is("").stderr_has("not a job id"));
+    for word in [
+        "web/abc",
+        "web/../etc",
+        "../../etc/passwd",
+        "web/ABCDEFGH",
+        "web/abcdefgi",
+        "web/$(id)",
+    ] {
+        clear_message(
+            rsig.run(&["kill", word])
+                .code(3)
+                .stdout_is("")
+                .stderr_has("not a job id"),
+        );
     }
 }
 
@@ -293,21 +353,35 @@ fn a_state_file_of_the_first_version_is_brought_up_to_date() {
     for at_once in [1, 12] {
         let rsig = Rsig::new();
         kit::first_version(&rsig, ROWS);
-        let started: Vec<Running> =
-            (0..at_once).map(|_| rsig.spawn_process(&["spawn", "local", "--", "sleep", "1000"])).collect();
-        let jobs: Vec<String> = started.into_iter().map(|running| running.wait().ok().line()).collect();
+        let started: Vec<Running> = (0..at_once)
+            .map(|_| rsig.spawn_process(&["spawn", "local", "--", "sleep", "1000"]))
+            .collect();
+        let jobs: Vec<String> = started
+            .into_iter()
+            .map(|running| running.wait().ok().line())
+            .collect();
         let mut recorded = kit::recorded(&rsig);
-        assert_eq!(recorded.drain(..2).collect::<Vec<_>>(), ["aaaaaaaa", "bbbbbbbb"]);
+        assert_eq!(
+            recorded.drain(..2).collect::<Vec<_>>(),
+            ["aaaaaaaa", "bbbbbbbb"]
+        );
         assert!(recorded.len() == jobs.len() && jobs.iter().all(|job| recorded.contains(job)));
         rsig.run(&["wait", "old"]).code(5);
         // A name that was taken still is.
         let database = kit::database(&rsig);
-        assert_eq!(database.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).expect("a version"), 4);
+        assert_eq!(
+            database
+                .query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0))
+                .expect("a version"),
+            4
+        );
         let again = "INSERT INTO jobs (id, name, host, connect, command, state, created_at)
             VALUES ('cccccccc', 'run', 'local', '{}', '[]', 'running', 3)";
         assert!(database.execute(again, []).is_err());
         assert_eq!(
-            database.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).expect("a verdict"),
+            database
+                .query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))
+                .expect("a verdict"),
             "ok"
         );
     }

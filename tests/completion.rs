@@ -17,27 +17,46 @@ struct Jobs {
 impl Jobs {
     fn start() -> Self {
         let rsig = Rsig::new();
-        let train = rsig.run(&["spawn", "-n", "train", "local", "--", "sleep", "1000"]).ok().line();
-        let built = rsig.run(&["spawn", "-n", "built", "local", "--", "true"]).ok().line();
+        let train = rsig
+            .run(&["spawn", "-n", "train", "local", "--", "sleep", "1000"])
+            .ok()
+            .line();
+        let built = rsig
+            .run(&["spawn", "-n", "built", "local", "--", "true"])
+            .ok()
+            .line();
         rsig.run(&["wait", "built"]).ok();
         Self { rsig, train, built }
     }
 
     /// What rsig itself answers the shell of that name.
     fn answer(&self, shell: &str, words: &[&str]) -> String {
-        self.rsig.command(words).env("RSIG_COMPLETE", shell).run().ok().stderr_is_empty().stdout()
+        self.rsig
+            .command(words)
+            .env("RSIG_COMPLETE", shell)
+            .run()
+            .ok()
+            .stderr_is_empty()
+            .stdout()
     }
 
     /// The first word of each line.
     fn offered(&self, words: &[&str]) -> Vec<String> {
-        self.answer("bash", words).lines().map(str::to_owned).collect()
+        self.answer("bash", words)
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     /// A shell with our rsig in its PATH.
     fn shell(&self, program: &str) -> Invocation {
-        let bin = Path::new(env!("CARGO_BIN_EXE_rsig")).parent().expect("a file has a directory");
+        let bin = Path::new(env!("CARGO_BIN_EXE_rsig"))
+            .parent()
+            .expect("a file has a directory");
         let shell = self.rsig.within(tool(program, program));
-        shell.env("PATH", format!("{}:/usr/bin:/bin", bin.display())).cwd(env!("CARGO_MANIFEST_DIR"))
+        shell
+            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+            .cwd(env!("CARGO_MANIFEST_DIR"))
     }
 }
 
@@ -51,7 +70,12 @@ fn jobs_are_offered_where_they_make_sense() {
     for words in [&["rm", ""][..], &["rm", "-q", ""]] {
         assert_eq!(jobs.offered(words), ["built", built], "{words:?}");
     }
-    for words in [&["tail", ""][..], &["ps", ""], &["rm", "--force", ""], &["rm", "--forget", ""]] {
+    for words in [
+        &["tail", ""][..],
+        &["ps", ""],
+        &["rm", "--force", ""],
+        &["rm", "--forget", ""],
+    ] {
         let mut offered = jobs.offered(words);
         offered.sort();
         let mut expected = ["train", train, "built", built];
@@ -74,19 +98,34 @@ fn jobs_are_offered_where_they_make_sense() {
 fn what_is_not_there_is_not_made_and_what_is_broken_says_nothing() {
     let rsig = Rsig::new();
     let offer = |words: &[&str], state: &Path| {
-        let command = rsig.command(words).env("RSIG_COMPLETE", "fish").env("RSIG_STATE_DIR", state);
+        let command = rsig
+            .command(words)
+            .env("RSIG_COMPLETE", "fish")
+            .env("RSIG_STATE_DIR", state);
         command.run().ok().stderr_is_empty().stdout()
     };
     let missing = rsig.dir().join("missing");
     assert_eq!(offer(&["kill", ""], &missing), "");
     assert!(!missing.exists());
     assert_eq!(offer(&["kill", ""], rsig.state()), "");
-    assert_eq!(std::fs::read_dir(rsig.state()).expect("a directory").count(), 0);
-    std::fs::write(rsig.state().join("jobs.db"), "not a state file, though longer than a hundred bytes".repeat(4))
-        .expect("a file");
+    assert_eq!(
+        std::fs::read_dir(rsig.state())
+            .expect("a directory")
+            .count(),
+        0
+    );
+    std::fs::write(
+        rsig.state().join("jobs.db"),
+        "not a state file, though longer than a hundred bytes".repeat(4),
+    )
+    .expect("a file");
     assert_eq!(offer(&["kill", ""], rsig.state()), "");
     assert!(offer(&["kill", "--via", ""], rsig.state()).contains("pid"));
-    rsig.command(&["ps"]).env("RSIG_COMPLETE", "tcsh").run().code(2).stderr_has("bash, zsh or fish");
+    rsig.command(&["ps"])
+        .env("RSIG_COMPLETE", "tcsh")
+        .run()
+        .code(2)
+        .stderr_has("bash, zsh or fish");
 }
 
 #[test]
@@ -94,7 +133,13 @@ fn hosts_of_the_users_configuration_are_offered() {
     let rsig = Rsig::new();
     std::fs::create_dir(rsig.home().join(".ssh")).expect("a directory");
     std::fs::write(rsig.home().join(".ssh/config"), "Host web1 db*\n").expect("a file");
-    let offer = |words: &[&str]| rsig.command(words).env("RSIG_COMPLETE", "bash").run().ok().stdout();
+    let offer = |words: &[&str]| {
+        rsig.command(words)
+            .env("RSIG_COMPLETE", "bash")
+            .run()
+            .ok()
+            .stdout()
+    };
     assert_eq!(offer(&["spawn", ""]), "local\nweb1\n");
     assert_eq!(offer(&["spawn", "bob@w"]), "bob@web1\n");
     assert_eq!(offer(&["spawn", "-J", "a,w"]), "a,web1\n");
@@ -118,7 +163,9 @@ fn type_all(jobs: &Jobs, mut shell: Tty, load: &str) {
     std::fs::create_dir(jobs.rsig.home().join(".ssh")).expect("a directory");
     std::fs::write(jobs.rsig.home().join(".ssh/config"), "Host greenhouse\n").expect("a file");
     // The line is not read off the screen, where it is drawn in pieces, but run: by this function, not by rsig.
-    shell.send(&format!("{load}; rsig() {{ printf '<%s>' \"$*\"; }}; echo ready$((20+3))\r"));
+    shell.send(&format!(
+        "{load}; rsig() {{ printf '<%s>' \"$*\"; }}; echo ready$((20+3))\r"
+    ));
     shell.wait_for("ready23");
     for (index, (typed, words)) in TYPED.iter().enumerate() {
         // A word behind it shows that the completed one was ended.
@@ -130,22 +177,42 @@ fn type_all(jobs: &Jobs, mut shell: Tty, load: &str) {
 #[test]
 fn bash_completes() {
     let jobs = Jobs::start();
-    let shell = jobs.shell("bash").args(["--norc", "--noprofile", "-i"]).env("PS1", "$ ").tty(100, 40);
+    let shell = jobs
+        .shell("bash")
+        .args(["--norc", "--noprofile", "-i"])
+        .env("PS1", "$ ")
+        .tty(100, 40);
     type_all(&jobs, shell, &format!("source {SCRIPTS}/rsig.bash"));
 }
 
 #[test]
 fn zsh_completes() {
     let jobs = Jobs::start();
-    let shell = jobs.shell("zsh").args(["-f", "-i"]).env("PS1", "$ ").tty(100, 40);
-    type_all(&jobs, shell, &format!("fpath=({SCRIPTS} $fpath); autoload -Uz compinit; compinit -D -u"));
+    let shell = jobs
+        .shell("zsh")
+        .args(["-f", "-i"])
+        .env("PS1", "$ ")
+        .tty(100, 40);
+    type_all(
+        &jobs,
+        shell,
+        &format!("fpath=({SCRIPTS} $fpath); autoload -Uz compinit; compinit -D -u"),
+    );
 }
 
 #[test]
 fn zsh_completes_with_the_script_that_rsig_prints() {
     let jobs = Jobs::start();
-    let shell = jobs.shell("zsh").args(["-f", "-i"]).env("PS1", "$ ").tty(100, 40);
-    type_all(&jobs, shell, "autoload -Uz compinit; compinit -D -u; source <(RSIG_COMPLETE=zsh rsig)");
+    let shell = jobs
+        .shell("zsh")
+        .args(["-f", "-i"])
+        .env("PS1", "$ ")
+        .tty(100, 40);
+    type_all(
+        &jobs,
+        shell,
+        "autoload -Uz compinit; compinit -D -u; source <(RSIG_COMPLETE=zsh rsig)",
+    );
 }
 
 #[test]
@@ -153,7 +220,11 @@ fn fish_completes() {
     let jobs = Jobs::start();
     let complete = |line: &str| {
         let script = format!("source {SCRIPTS}/rsig.fish; complete --do-complete '{line}'");
-        jobs.shell("fish").args(["--no-config", "-c", &script]).run().ok().stdout()
+        jobs.shell("fish")
+            .args(["--no-config", "-c", &script])
+            .run()
+            .ok()
+            .stdout()
     };
     let train = format!("train\t{} local running: sleep 1000\n", jobs.train);
     assert_eq!(complete("rsig kill tr"), train);

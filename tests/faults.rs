@@ -11,7 +11,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::running::tool;
-use crate::harness::{Direction, Fixture, Login, Output, Process, Proxy, Rsig, Running, Server, poll_until};
+use crate::harness::{
+    Direction, Fixture, Login, Output, Process, Proxy, Rsig, Running, Server, poll_until,
+};
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
 
 /// A server behind a proxy, the fixture going through it.
@@ -27,15 +29,23 @@ fn behind_proxy(login: Login) -> (Fixture, Proxy) {
 /// script and its answer are.
 fn points(total: u64, ends: &[u64]) -> Vec<u64> {
     let ends = ends.iter().map(|back| total.saturating_sub(*back));
-    [0, 15, 900, total / 3, total / 2].into_iter().chain(ends).collect()
+    [0, 15, 900, total / 3, total / 2]
+        .into_iter()
+        .chain(ends)
+        .collect()
 }
 
 /// How many bytes a command sends and gets.
 fn measured(proxy: &Proxy, run: impl FnOnce()) -> [(Direction, u64); 2] {
-    let bytes = || [Direction::ToServer, Direction::ToClient].map(|direction| (direction, proxy.bytes(direction)));
+    let bytes = || {
+        [Direction::ToServer, Direction::ToClient]
+            .map(|direction| (direction, proxy.bytes(direction)))
+    };
     let before = bytes();
     run();
-    poll_until("the connection is closed", SOON, || proxy.open_connections() == 0);
+    poll_until("the connection is closed", SOON, || {
+        proxy.open_connections() == 0
+    });
     let after = bytes();
     [0, 1].map(|at| (after[at].0, after[at].1 - before[at].1))
 }
@@ -44,7 +54,10 @@ fn measured(proxy: &Proxy, run: impl FnOnce()) -> [(Direction, u64); 2] {
 fn settle(server: &Server) {
     poll_until("the server's connections end", SOON, || {
         server.connections().is_empty()
-            && server.processes().iter().all(|process| !process.cmdline.ends_with("/bin/sh -s"))
+            && server
+                .processes()
+                .iter()
+                .all(|process| !process.cmdline.ends_with("/bin/sh -s"))
     });
 }
 
@@ -83,13 +96,25 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
     let dirs = || fs::read_dir(f.jobs_dir()).map_or(0, Iterator::count);
     let dirs_before = dirs();
     let line = format!("echo x >>{mark}; exec sleep 1000");
-    let output = run_cut(f, proxy, cut, &f.words("spawn", &[], &["--", "sh", "-c", &line]));
-    let new: Vec<String> = kit::recorded(&f.rsig).into_iter().filter(|id| !known.contains(id)).collect();
+    let output = run_cut(
+        f,
+        proxy,
+        cut,
+        &f.words("spawn", &[], &["--", "sh", "-c", &line]),
+    );
+    let new: Vec<String> = kit::recorded(&f.rsig)
+        .into_iter()
+        .filter(|id| !known.contains(id))
+        .collect();
     let ran = || lines(&f.job_home().join(&mark));
     match new.as_slice() {
         [] => {
             clear_message(output.code(255));
-            assert_eq!((ran(), dirs()), (0, dirs_before), "{cut:?}: something runs that nobody knows: {output}");
+            assert_eq!(
+                (ran(), dirs()),
+                (0, dirs_before),
+                "{cut:?}: something runs that nobody knows: {output}"
+            );
         }
         [id] => {
             if output.status().success() {
@@ -99,13 +124,21 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
                 output.stderr_has(&format!("rsig ps {id}"));
             }
             // What says `starting` is made older than a job may be on its way.
-            let statement = "UPDATE jobs SET created_at = created_at - 100 WHERE state = 'starting'";
-            kit::database(&f.rsig).execute(statement, []).expect("an update");
-            poll_until("looks resolve it", SOON, || ["running", "lost"].contains(&state(&f.rsig, id).as_str()));
+            let statement =
+                "UPDATE jobs SET created_at = created_at - 100 WHERE state = 'starting'";
+            kit::database(&f.rsig)
+                .execute(statement, [])
+                .expect("an update");
+            poll_until("looks resolve it", SOON, || {
+                ["running", "lost"].contains(&state(&f.rsig, id).as_str())
+            });
             if state(&f.rsig, id) == "running" {
                 poll_until("it has run", SOON, || ran() == 1);
             } else {
-                assert!(ran() == 0 && !output.status().success(), "{cut:?}: it is said to be lost: {output}");
+                assert!(
+                    ran() == 0 && !output.status().success(),
+                    "{cut:?}: it is said to be lost: {output}"
+                );
             }
             assert!(dirs() <= dirs_before + 1, "{output}");
         }
@@ -118,20 +151,51 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
 fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
     let (f, proxy) = behind_proxy(Login::User);
     f.spawn(&[], &["true"]);
-    let totals = measured(&proxy, || drop(f.spawn(&[], &["sh", "-c", "echo x >>ran; exec sleep 1000"])));
+    let totals = measured(&proxy, || {
+        drop(f.spawn(&[], &["sh", "-c", "echo x >>ran; exec sleep 1000"]))
+    });
     for (direction, total) in totals {
         points(total, &[4000, 1500, 500, 150, 40, 1])
             .into_iter()
-            .for_each(|after| check_spawn(&f, &proxy, Cut { direction, after, gone: false }));
+            .for_each(|after| {
+                check_spawn(
+                    &f,
+                    &proxy,
+                    Cut {
+                        direction,
+                        after,
+                        gone: false,
+                    },
+                )
+            });
         for back in [600, 60] {
-            check_spawn(&f, &proxy, Cut { direction, after: total.saturating_sub(back), gone: true });
+            check_spawn(
+                &f,
+                &proxy,
+                Cut {
+                    direction,
+                    after: total.saturating_sub(back),
+                    gone: true,
+                },
+            );
         }
     }
     // After all of it, as many jobs run as are said to.
-    let known = kit::recorded(&f.rsig).iter().filter(|id| state(&f.rsig, id) == "running").count();
+    let known = kit::recorded(&f.rsig)
+        .iter()
+        .filter(|id| state(&f.rsig, id) == "running")
+        .count();
     let processes = f.processes();
-    let running = processes.iter().filter(|process| process.cmdline == "sleep 1000").count();
-    assert_eq!(running, known, "{}", crate::harness::procs::listing(&processes));
+    let running = processes
+        .iter()
+        .filter(|process| process.cmdline == "sleep 1000")
+        .count();
+    assert_eq!(
+        running,
+        known,
+        "{}",
+        crate::harness::procs::listing(&processes)
+    );
 }
 
 /// How many USR1 the counting job has got.
@@ -159,7 +223,11 @@ fn check_kill(f: &Fixture, proxy: &Proxy, cut: Cut, (job, pid): (&str, i32)) -> 
         (Some(false), 0) => assert_eq!(kind, "unreachable", "{}", output.code(255)),
         _ => panic!("{cut:?}: {counted} were counted: {output}"),
     }
-    assert_eq!(report["via"].as_str(), (sent == true).then_some("pid"), "{output}");
+    assert_eq!(
+        report["via"].as_str(),
+        (sent == true).then_some("pid"),
+        "{output}"
+    );
     sent.clone()
 }
 
@@ -169,36 +237,69 @@ fn a_kill_that_is_cut_anywhere_sends_its_signal_at_most_once_and_says_what_it_di
     let line = "trap 'echo x >>count' USR1; trap ': >sync' USR2; : >count; : >up; while :; do sleep 0.02; done";
     let job = f.spawn(&[], &["sh", "-c", line]);
     poll_until("the job counts", SOON, || f.job_home().join("up").exists());
-    let pid = look(&f.rsig, &job).expect("it is known")["pid"].as_i64().expect("a pid");
+    let pid = look(&f.rsig, &job).expect("it is known")["pid"]
+        .as_i64()
+        .expect("a pid");
     let job = (job.as_str(), i32::try_from(pid).expect("a pid"));
     let mut sent = Vec::new();
     for (direction, total) in measured(&proxy, || {
         f.rsig.run(&["kill", job.0, "USR1"]).ok();
     }) {
-        for after in points(total, &[3000, 1000, 600, 500, 450, 400, 350, 300, 250, 200, 150, 40, 1]) {
-            sent.push(check_kill(&f, &proxy, Cut { direction, after, gone: false }, job));
+        for after in points(
+            total,
+            &[
+                3000, 1000, 600, 500, 450, 400, 350, 300, 250, 200, 150, 40, 1,
+            ],
+        ) {
+            sent.push(check_kill(
+                &f,
+                &proxy,
+                Cut {
+                    direction,
+                    after,
+                    gone: false,
+                },
+                job,
+            ));
         }
         for back in [3000, 400, 300, 200, 100, 40] {
             let after = total.saturating_sub(back);
-            sent.push(check_kill(&f, &proxy, Cut { direction, after, gone: true }, job));
+            sent.push(check_kill(
+                &f,
+                &proxy,
+                Cut {
+                    direction,
+                    after,
+                    gone: true,
+                },
+                job,
+            ));
         }
     }
     let some = |value: Value| sent.iter().filter(|sent| **sent == value).count();
-    assert!(some(true.into()) >= 5 && some(false.into()) >= 1 && some(Value::Null) >= 1, "{sent:?}");
+    assert!(
+        some(true.into()) >= 5 && some(false.into()) >= 1 && some(Value::Null) >= 1,
+        "{sent:?}"
+    );
 }
 
 #[test]
 fn a_wait_goes_on_over_cuts() {
     let (f, proxy) = behind_proxy(Login::Root);
     let server = f.server.as_ref().expect("a server");
-    let job = f.spawn(&[], &["sh", "-c", "until [ -e go ]; do sleep 0.02; done; exit 7"]);
+    let job = f.spawn(
+        &[],
+        &["sh", "-c", "until [ -e go ]; do sleep 0.02; done; exit 7"],
+    );
     settle(server);
     let wait = f.rsig.spawn_process(&["wait", &job]);
     // A script outlives its connection for a while, so the next one is told by its number.
     let mut scripts: Vec<i32> = Vec::new();
     for by_server in [false, true] {
         poll_until("it asks the host", SOON, || {
-            let script = |process: &Process| process.cmdline.ends_with("/bin/sh -s") && !scripts.contains(&process.pid);
+            let script = |process: &Process| {
+                process.cmdline.ends_with("/bin/sh -s") && !scripts.contains(&process.pid)
+            };
             let new = server.processes().into_iter().find(script);
             scripts.extend(new.as_ref().map(|process| process.pid));
             new.is_some()
@@ -211,7 +312,9 @@ fn a_wait_goes_on_over_cuts() {
         } else {
             proxy.cut();
         }
-        poll_until("it connects again", SOON, || proxy.connections() > connections);
+        poll_until("it connects again", SOON, || {
+            proxy.connections() > connections
+        });
     }
     fs::write(f.job_home().join("go"), "").expect("the home is writable");
     wait.wait().code(7).stderr_is_empty();
@@ -220,14 +323,26 @@ fn a_wait_goes_on_over_cuts() {
 #[test]
 fn a_server_that_stays_away_in_mid_wait_ends_it_with_255_and_the_next_one_goes_on() {
     let mut server = Server::openssh(Login::Root).start();
-    let connect = server.ssh_config("server").into_os_string().into_string().expect("UTF-8");
+    let connect = server
+        .ssh_config("server")
+        .into_os_string()
+        .into_string()
+        .expect("UTF-8");
     let home = server.home().to_owned();
     let rsig = Rsig::new();
     let line = "until [ -e go ]; do sleep 0.02; done; exit 7";
-    let job = rsig.run(&["spawn", "-F", &connect, "-c", "server", line]).ok().line();
+    let job = rsig
+        .run(&["spawn", "-F", &connect, "-c", "server", line])
+        .ok()
+        .line();
     settle(&server);
     let wait = rsig.spawn_process(&["wait", "--timeout", "5s", &job]);
-    poll_until("it asks the host", SOON, || server.processes().iter().any(|p| p.cmdline.ends_with("/bin/sh -s")));
+    poll_until("it asks the host", SOON, || {
+        server
+            .processes()
+            .iter()
+            .any(|p| p.cmdline.ends_with("/bin/sh -s"))
+    });
     server.stop();
     let output = wait.wait();
     clear_message(output.code(255));
@@ -243,9 +358,20 @@ fn a_server_that_stays_away_in_mid_wait_ends_it_with_255_and_the_next_one_goes_o
 
 /// A port where nobody listens, nor will as long as the socket is there.
 fn silent_port() -> (u16, OwnedFd) {
-    let held = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+    let held = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .expect("a socket");
     bind(held.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a port");
-    (getsockname::<SockaddrIn>(held.as_raw_fd()).expect("its address").port(), held)
+    (
+        getsockname::<SockaddrIn>(held.as_raw_fd())
+            .expect("its address")
+            .port(),
+        held,
+    )
 }
 
 #[test]
@@ -254,21 +380,56 @@ fn hosts_that_can_not_be_reached_are_named_with_the_reason() {
     let (free, _held) = silent_port();
     let refusing = Proxy::start(free, Duration::ZERO);
     refusing.refuse(true);
-    let unknown = config_for(&rsig, "unknown", 22, "HostName no-such-host.invalid\nConnectTimeout 10");
-    let jump = config_for(&rsig, "jumping", 22, &format!("ProxyCommand exec 3<>/dev/tcp/127.0.0.1/{free}"));
-    let failing = config_for(&rsig, "failing", 22, "ProxyCommand sh -c 'echo all is lost >&2; exit 7'");
+    let unknown = config_for(
+        &rsig,
+        "unknown",
+        22,
+        "HostName no-such-host.invalid\nConnectTimeout 10",
+    );
+    let jump = config_for(
+        &rsig,
+        "jumping",
+        22,
+        &format!("ProxyCommand exec 3<>/dev/tcp/127.0.0.1/{free}"),
+    );
+    let failing = config_for(
+        &rsig,
+        "failing",
+        22,
+        "ProxyCommand sh -c 'echo all is lost >&2; exit 7'",
+    );
     for (config, host, said) in [
-        (config_for(&rsig, "refused", free, ""), "refused", "connection refused"),
-        (config_for(&rsig, "closing", refusing.port(), ""), "closing", "closed the connection"),
+        (
+            config_for(&rsig, "refused", free, ""),
+            "refused",
+            "connection refused",
+        ),
+        (
+            config_for(&rsig, "closing", refusing.port(), ""),
+            "closing",
+            "closed the connection",
+        ),
         (unknown, "unknown", "can't be resolved"),
         (jump, "jumping", "ProxyCommand"),
         (failing, "failing", "all is lost"),
-        ("/nonexistent/config".to_owned(), "anywhere", "/nonexistent/config"),
+        (
+            "/nonexistent/config".to_owned(),
+            "anywhere",
+            "/nonexistent/config",
+        ),
     ] {
         let output = rsig.run(&["spawn", "-F", &config, host, "--", "true"]);
-        output.code(255).stdout_is("").stderr_has(host).stderr_has(said);
+        output
+            .code(255)
+            .stdout_is("")
+            .stderr_has(host)
+            .stderr_has(said);
         clear_message(&output);
-        assert_eq!(kit::recorded(&rsig), Vec::<String>::new(), "nothing was started, so nothing is kept: {output}");
+        assert_eq!(
+            kit::recorded(&rsig),
+            Vec::<String>::new(),
+            "nothing was started, so nothing is kept: {output}"
+        );
     }
 }
 
@@ -276,40 +437,72 @@ fn hosts_that_can_not_be_reached_are_named_with_the_reason() {
 fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
     let f = Fixture::with(Some(Server::openssh(Login::User).start()));
     let alive = f.spawn(&[], &["sleep", "1000"]);
-    let here = f.rsig.run(&["spawn", "local", "--", "sleep", "1000"]).ok().line();
+    let here = f
+        .rsig
+        .run(&["spawn", "local", "--", "sleep", "1000"])
+        .ok()
+        .line();
     // A job on a host that has since gone silent.
     let silent = Sayer::start(Says::Once(vec![]));
     let config = config_for(&f.rsig, "dead", silent.port(), "ConnectTimeout 1");
-    let dead = f.rsig.run(&["spawn", "local", "--", "sleep", "1000"]).ok().line();
+    let dead = f
+        .rsig
+        .run(&["spawn", "local", "--", "sleep", "1000"])
+        .ok()
+        .line();
     let connect = format!("{{\"config\":\"{config}\"}}");
     let moved = "UPDATE jobs SET host = 'dead', connect = ?2 WHERE id = ?1";
-    kit::database(&f.rsig).execute(moved, [&dead, &connect]).expect("an update");
+    kit::database(&f.rsig)
+        .execute(moved, [&dead, &connect])
+        .expect("an update");
 
     let timed = |words: &[&str]| {
         let start = Instant::now();
         let output = f.rsig.run(words);
         let took = start.elapsed();
-        assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(8), "{took:?}: {output}");
-        assert!(output.to_string().contains("ConnectTimeout is 1 s"), "{output}");
+        assert!(
+            took >= Duration::from_millis(900) && took < Duration::from_secs(8),
+            "{took:?}: {output}"
+        );
+        assert!(
+            output.to_string().contains("ConnectTimeout is 1 s"),
+            "{output}"
+        );
         output
     };
     let output = timed(&["ps", "--json"]);
     clear_message(output.stderr_has("dead: "));
     let jobs: Vec<Value> = serde_json::from_str(&output.ok().stdout()).expect("JSON");
     for (id, state) in [(&alive, "running"), (&here, "running"), (&dead, "unknown")] {
-        let job = jobs.iter().find(|job| job["id"] == id.as_str()).expect("it is listed");
+        let job = jobs
+            .iter()
+            .find(|job| job["id"] == id.as_str())
+            .expect("it is listed");
         assert_eq!(job["state"], state, "{output}");
     }
-    let output = timed(&["kill", "--json", "-s", "TERM", "--wait", "10s", &alive, &dead, &here]);
+    let output = timed(&[
+        "kill", "--json", "-s", "TERM", "--wait", "10s", &alive, &dead, &here,
+    ]);
     output.code(255);
     let reports = output.stdout();
-    let reports: Vec<Value> = reports.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let reports: Vec<Value> = reports
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
     assert_eq!(reports.len(), 3);
     for report in &reports {
         let unreachable = report["id"] == dead.as_str();
         assert_eq!(report["sent"], !unreachable, "{output}");
-        assert_eq!(report["exit_signal"].as_str(), (!unreachable).then_some("TERM"), "{output}");
-        assert_eq!(report["error"]["kind"].as_str(), unreachable.then_some("unreachable"), "{output}");
+        assert_eq!(
+            report["exit_signal"].as_str(),
+            (!unreachable).then_some("TERM"),
+            "{output}"
+        );
+        assert_eq!(
+            report["error"]["kind"].as_str(),
+            unreachable.then_some("unreachable"),
+            "{output}"
+        );
     }
     timed(&["wait", &alive, &dead]).code(255);
     let output = timed(&["rm", &alive, &dead, &here]);
@@ -339,7 +532,9 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
     for (name, words, code) in cases {
         let proxy = Proxy::start(server.port(), Duration::ZERO);
         let config = server.ssh_config_through("server", &proxy);
-        let text = fs::read_to_string(&config).expect("our own file").replace("Port", "ConnectTimeout 2\nPort");
+        let text = fs::read_to_string(&config)
+            .expect("our own file")
+            .replace("Port", "ConnectTimeout 2\nPort");
         fs::write(&config, text).expect("our own file");
         // A record of the same job, by another way.
         let config = config.display().to_string();
@@ -348,7 +543,9 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
             "INSERT INTO jobs (id, host, connect, command, dir, state, pid, pgid, os, started_at, created_at)
              SELECT ?2, host, ?3, command, dir, state, pid, pgid, os, started_at, created_at FROM jobs WHERE id = ?1";
         let connect = format!("{{\"config\":\"{config}\"}}");
-        kit::database(&f.rsig).execute(statement, [&job, &copy, &connect]).expect("a record");
+        kit::database(&f.rsig)
+            .execute(statement, [&job, &copy, &connect])
+            .expect("a record");
         let value = |word| match word {
             "JOB" => copy.clone(),
             word => word.to_owned(),
@@ -359,8 +556,14 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
         let before = proxy.bytes(Direction::ToServer);
         // So slow that the answer is still on its way when it is held.
         proxy.set_delay(Duration::from_millis(100));
-        let running = f.rsig.command(&[]).args(words.iter().map(|word| value(*word))).start();
-        poll_until("the script is sent", SOON, || proxy.bytes(Direction::ToServer) - before + 300 > total[0].1);
+        let running = f
+            .rsig
+            .command(&[])
+            .args(words.iter().map(|word| value(*word)))
+            .start();
+        poll_until("the script is sent", SOON, || {
+            proxy.bytes(Direction::ToServer) - before + 300 > total[0].1
+        });
         proxy.hold(Direction::ToClient);
         started.push((name, code, proxy, running));
     }
@@ -389,7 +592,11 @@ fn half_an_input_starts_nothing() {
     let (f, proxy) = behind_proxy(Login::User);
     let input = f.rsig.dir().join("input");
     fs::write(&input, vec![b'x'; 5_000_000]).expect("a new file");
-    let words = f.words("spawn", &["--stdin", input.to_str().expect("UTF-8")], &["cat"]);
+    let words = f.words(
+        "spawn",
+        &["--stdin", input.to_str().expect("UTF-8")],
+        &["cat"],
+    );
     proxy.cut_after_bytes(Direction::ToServer, 2_000_000);
     let output = f.rsig.run(&words);
     clear_message(output.code(255));
@@ -401,9 +608,20 @@ fn half_an_input_starts_nothing() {
 /// A shell with a disk of its own, of 4 MB, where the jobs' files are.
 fn on_a_small_disk(rsig: &Rsig, line: &str) -> Output {
     let script = format!("mkdir disk && mount -t tmpfs -o size=4m,mode=700 small disk && {line}");
-    let words = ["--mount", "--propagation", "private", "/bin/sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_rsig")];
+    let words = [
+        "--mount",
+        "--propagation",
+        "private",
+        "/bin/sh",
+        "-c",
+        &script,
+        "sh",
+        env!("CARGO_BIN_EXE_rsig"),
+    ];
     let disk = rsig.home().join("disk");
-    rsig.within(tool("unshare", "util-linux").args(words)).env("XDG_STATE_HOME", disk.to_str().expect("UTF-8")).run()
+    rsig.within(tool("unshare", "util-linux").args(words))
+        .env("XDG_STATE_HOME", disk.to_str().expect("UTF-8"))
+        .run()
 }
 
 /// What a job writes when its host's disk is full is lost, and that is its own failure; its end is not lost.
@@ -433,18 +651,48 @@ fn a_clock_that_jumps_changes_nothing() {
     fs::write(bin.join("date"), date).expect("a new file");
     fs::set_permissions(bin.join("date"), PermissionsExt::from_mode(0o755)).expect("ours");
     let path = format!("PATH={}:/usr/bin:/bin", bin.display());
-    let rsig_there =
-        |words: &[&str]| rsig.within(tool("env", "coreutils").arg(&path).arg(env!("CARGO_BIN_EXE_rsig")).args(words));
+    let rsig_there = |words: &[&str]| {
+        rsig.within(
+            tool("env", "coreutils")
+                .arg(&path)
+                .arg(env!("CARGO_BIN_EXE_rsig"))
+                .args(words),
+        )
+    };
     let start = Instant::now();
-    let job = rsig_there(&["spawn", "--timeout", "3s", "local", "sleep", "1000"]).run().ok().line();
-    rsig_there(&["ps", "-q"]).run().ok().stdout_is(&format!("{job}\n"));
-    rsig_there(&["wait", "--timeout", "200ms", &job]).run().code(124);
-    rsig_there(&["wait", &job]).run().code(143).stdout_has("timed out");
-    let stubborn = ["spawn", "local", "perl", "-e", "$SIG{TERM} = 'IGNORE'; $| = 1; print qq(ready\n); sleep 1000"];
+    let job = rsig_there(&["spawn", "--timeout", "3s", "local", "sleep", "1000"])
+        .run()
+        .ok()
+        .line();
+    rsig_there(&["ps", "-q"])
+        .run()
+        .ok()
+        .stdout_is(&format!("{job}\n"));
+    rsig_there(&["wait", "--timeout", "200ms", &job])
+        .run()
+        .code(124);
+    rsig_there(&["wait", &job])
+        .run()
+        .code(143)
+        .stdout_has("timed out");
+    let stubborn = [
+        "spawn",
+        "local",
+        "perl",
+        "-e",
+        "$SIG{TERM} = 'IGNORE'; $| = 1; print qq(ready\n); sleep 1000",
+    ];
     let job = rsig_there(&stubborn).run().ok().line();
-    poll_until("it ignores TERM", SOON, || rsig_there(&["tail", &job]).run().ok().stdout() == "ready\n");
-    rsig_there(&["kill", "-w", "1s", "--then", "KILL", &job]).run().ok().stdout_has("137 (KILL)");
-    rsig_there(&["run", "--grace", "1s", "local", "--", "sh", "-c", "exit 3"]).run().code(3);
+    poll_until("it ignores TERM", SOON, || {
+        rsig_there(&["tail", &job]).run().ok().stdout() == "ready\n"
+    });
+    rsig_there(&["kill", "-w", "1s", "--then", "KILL", &job])
+        .run()
+        .ok()
+        .stdout_has("137 (KILL)");
+    rsig_there(&["run", "--grace", "1s", "local", "--", "sh", "-c", "exit 3"])
+        .run()
+        .code(3);
     assert!(start.elapsed() < SOON);
     rsig_there(&["rm", "--finished"]).run().ok();
 }

@@ -29,15 +29,21 @@ const TAMPERED: [&str; 7] = [
 fn tamper(what: &str, jobs: &Path, job: &str, aside: &Path) {
     let dir = jobs.join(job);
     match what {
-        "the directory is another user's" => chown(&dir, Some(STRANGER), None).expect("we are root"),
+        "the directory is another user's" => {
+            chown(&dir, Some(STRANGER), None).expect("we are root")
+        }
         "the directory is a link" => {
             fs::rename(&dir, aside).expect("on one disk");
             symlink(aside, &dir).expect("a link");
         }
-        "the directory above is another user's" => chown(jobs, Some(STRANGER), None).expect("we are root"),
+        "the directory above is another user's" => {
+            chown(jobs, Some(STRANGER), None).expect("we are root")
+        }
         "the directory above is open to the group" => mode(jobs, 0o770),
         "the directory above is open to all" => mode(jobs, 0o777),
-        "its process is in another user's file" => chown(dir.join("pid"), Some(STRANGER), None).expect("we are root"),
+        "its process is in another user's file" => {
+            chown(dir.join("pid"), Some(STRANGER), None).expect("we are root")
+        }
         _ => {
             // The number of a process that is not the job: another start time.
             let text = fs::read_to_string(dir.join("pid")).expect("it is there");
@@ -49,7 +55,10 @@ fn tamper(what: &str, jobs: &Path, job: &str, aside: &Path) {
 }
 
 fn untamper(what: &str, f: &Fixture, job: &str, aside: &Path) {
-    let (jobs, uid) = (f.jobs_dir(), f.server.as_ref().map_or(0, crate::harness::Server::uid));
+    let (jobs, uid) = (
+        f.jobs_dir(),
+        f.server.as_ref().map_or(0, crate::harness::Server::uid),
+    );
     let dir = jobs.join(job);
     if what == "the directory is a link" {
         fs::remove_file(&dir).expect("our link");
@@ -65,8 +74,14 @@ fn check(site: Site) {
     let f = site.start();
     for what in TAMPERED {
         let aside = f.job_home().join("aside");
-        let job =
-            f.spawn(&[], &["sh", "-c", "trap 'echo caught >>caught' TERM USR1; : >up; while :; do sleep 0.02; done"]);
+        let job = f.spawn(
+            &[],
+            &[
+                "sh",
+                "-c",
+                "trap 'echo caught >>caught' TERM USR1; : >up; while :; do sleep 0.02; done",
+            ],
+        );
         poll_until("the job is up", SOON, || f.job_home().join("up").exists());
         let record = kit::look(&f.rsig, &job).expect("it is known");
         let pid = i32::try_from(record["pid"].as_i64().expect("a pid")).expect("a pid");
@@ -88,17 +103,33 @@ fn check(site: Site) {
         let state = kit::state(&f.rsig, &job);
         assert!(own || state == "unknown", "{what}: {state}");
         if !own {
-            clear_message(f.rsig.run(&["tail", &job]).code(1).stderr_has("could have written"));
+            clear_message(
+                f.rsig
+                    .run(&["tail", &job])
+                    .code(1)
+                    .stderr_has("could have written"),
+            );
             clear_message(f.rsig.run(&["wait", "--timeout", "200ms", &job]).code(125));
             for words in [&["rm", &job][..], &["rm", "--force", &job]] {
                 clear_message(f.rsig.run(words).code(1).stderr_has("could have written"));
             }
             untamper(what, &f, &job, &aside);
-            assert_eq!(kit::state(&f.rsig, &job), "running", "{what}: with the directory put right it is known again");
+            assert_eq!(
+                kit::state(&f.rsig, &job),
+                "running",
+                "{what}: with the directory put right it is known again"
+            );
         }
         assert!(process.runs(), "{what}: it was signalled");
-        assert!(!f.job_home().join("caught").exists(), "{what}: it was signalled");
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(-pid), nix::sys::signal::Signal::SIGKILL).expect("it runs");
+        assert!(
+            !f.job_home().join("caught").exists(),
+            "{what}: it was signalled"
+        );
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(-pid),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .expect("it runs");
         poll_until("it is gone", SOON, || !process.runs());
         fs::remove_file(f.job_home().join("up")).expect("the job's file");
     }
@@ -119,9 +150,11 @@ fn a_home_that_is_prepared_by_others_takes_no_job() {
     let f = Site::OpenSshUser.start();
     let state = f.job_home().join(".local/state");
     let uid = f.server.as_ref().expect("a server").uid();
-    for (what, said) in
-        [("another user's", "belongs to another user"), ("open", "other users can write"), ("file", "can't be written")]
-    {
+    for (what, said) in [
+        ("another user's", "belongs to another user"),
+        ("open", "other users can write"),
+        ("file", "can't be written"),
+    ] {
         fs::create_dir_all(&state).expect("the home is ours to make");
         crate::harness::scratch::give_to(&f.job_home().join(".local"), uid);
         let jobs = state.join("rsig/jobs");
@@ -135,8 +168,15 @@ fn a_home_that_is_prepared_by_others_takes_no_job() {
         }
         let output = f.rsig.run(&f.words("spawn", &[], &["touch", "started"]));
         clear_message(output.code(1).stdout_is("").stderr_has(said));
-        assert!(!f.job_home().join("started").exists() && kit::recorded(&f.rsig).is_empty(), "{output}");
-        assert_eq!(fs::read_dir(&jobs).map_or(0, Iterator::count), 0, "nothing was left there");
+        assert!(
+            !f.job_home().join("started").exists() && kit::recorded(&f.rsig).is_empty(),
+            "{output}"
+        );
+        assert_eq!(
+            fs::read_dir(&jobs).map_or(0, Iterator::count),
+            0,
+            "nothing was left there"
+        );
         fs::remove_dir_all(f.job_home().join(".local")).expect("we are root");
     }
 }

@@ -15,7 +15,10 @@ fn history(f: &Fixture, job: &str) -> Vec<Value> {
 
 /// The events by name.
 fn names(events: &[Value]) -> Vec<&str> {
-    events.iter().map(|event| event["event"].as_str().expect("text")).collect()
+    events
+        .iter()
+        .map(|event| event["event"].as_str().expect("text"))
+        .collect()
 }
 
 /// What is in a state file of the first version.
@@ -91,7 +94,9 @@ fn the_path_of_a_signal_is_written_down() {
     warm(&f, &job);
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     f.rsig.run(&["kill", "--via", "channel", &job, "USR2"]).ok();
-    f.rsig.run(&["kill", "--via", "channel", &job, "WINCH"]).code(1);
+    f.rsig
+        .run(&["kill", "--via", "channel", &job, "WINCH"])
+        .code(1);
     let events = history(&f, &job);
     assert_eq!(names(&events), ["spawn", "signal", "signal"]);
     assert_eq!(
@@ -105,7 +110,9 @@ fn the_path_of_a_signal_is_written_down() {
 fn a_signal_whose_answer_nobody_heard_is_not_confirmed() {
     let f = Site::Local.start();
     let job = f.spawn_listener();
-    let kill = f.rsig.spawn_process(&["kill", &job, "USR1", "--wait", "1h"]);
+    let kill = f
+        .rsig
+        .spawn_process(&["kill", &job, "USR1", "--wait", "1h"]);
     f.await_written(&job, "ready\nUSR1\n");
     kill.signal(nix::sys::signal::SIGKILL);
     drop(kill.wait());
@@ -115,7 +122,10 @@ fn a_signal_whose_answer_nobody_heard_is_not_confirmed() {
         (&events[1]["signal"], &events[1]["via"], &events[1]["sent"]),
         (&"USR1".into(), &Value::Null, &Value::Null)
     );
-    f.rsig.run(&["history", &job]).ok().stdout_has("USR1 to its group, not confirmed");
+    f.rsig
+        .run(&["history", &job])
+        .ok()
+        .stdout_has("USR1 to its group, not confirmed");
 }
 
 #[test]
@@ -145,18 +155,26 @@ fn a_state_file_of_the_first_version_is_brought_up_to_date() {
     for (number, one) in all.into_iter().enumerate() {
         let output = one.wait();
         output.ok().stderr_is_empty();
-        assert!(number % 2 == 1 || output.stdout().contains("abcdefgh"), "{output}");
+        assert!(
+            number % 2 == 1 || output.stdout().contains("abcdefgh"),
+            "{output}"
+        );
     }
     rsig.run(&["ps", "old"]).ok().stdout_has("exited 3");
     let database = kit::database(&rsig);
-    let version: u32 = database.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("a number");
+    let version: u32 = database
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .expect("a number");
     assert!(version >= 2, "{version}");
-    let spawns: u32 = database.query_row("SELECT count(*) FROM events", [], |row| row.get(0)).expect("a number");
+    let spawns: u32 = database
+        .query_row("SELECT count(*) FROM events", [], |row| row.get(0))
+        .expect("a number");
     assert!(spawns >= 6, "{spawns}");
     // The head of the file says so too, where an rsig of before looks; it is written when no one else reads.
     drop(database);
     poll_until("the head is new", SOON, || {
-        std::fs::read(rsig.state().join("jobs.db")).is_ok_and(|bytes| bytes.get(60..64) == Some(&version.to_be_bytes()))
+        std::fs::read(rsig.state().join("jobs.db"))
+            .is_ok_and(|bytes| bytes.get(60..64) == Some(&version.to_be_bytes()))
     });
     rsig.run(&["rm", "old"]).ok();
     let events = rsig.run(&["history", "--json", "abcdefgh"]).ok().stdout();

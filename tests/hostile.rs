@@ -7,8 +7,12 @@ use serde_json::Value;
 
 use crate::clients::{file, python};
 use crate::harness::keys::{Format, Type};
-use crate::harness::{Fixture, Login, Output, Process, Rsig, Running, Server, Shell, keys, poll_until};
-use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, harmless, record_on, run_within_memory};
+use crate::harness::{
+    Fixture, Login, Output, Process, Rsig, Running, Server, Shell, keys, poll_until,
+};
+use crate::kit::{
+    self, SOON, Sayer, Says, clear_message, config_for, harmless, record_on, run_within_memory,
+};
 
 #[test]
 fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
@@ -16,7 +20,11 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
     let megabyte = |byte: u8| vec![byte; 1 << 20];
     let with = |first: &[u8], then: Vec<u8>| [first.to_vec(), then].concat();
     let cases = [
-        ("silent", Says::Once(vec![]), "timed out before it said its SSH version (ConnectTimeout is 1 s)"),
+        (
+            "silent",
+            Says::Once(vec![]),
+            "timed out before it said its SSH version (ConnectTimeout is 1 s)",
+        ),
         ("closing", Says::AndCloses(vec![]), "closed the connection"),
         ("half", Says::Once(b"SSH".to_vec()), "timed out"),
         (
@@ -27,32 +35,86 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
         ("zeros", Says::Once(megabyte(0)), "not with SSH"),
         ("noise", Says::Once(megabyte(0xa5)), "not with SSH"),
         ("line", Says::Once(megabyte(b'x')), "not with SSH"),
-        ("lines", Says::Forever(b"no version yet\r\n".to_vec()), "no version yet"),
-        ("empty-lines", Says::Forever(b"\r\n".to_vec()), "not with SSH"),
-        ("late", Says::Once(with(&megabyte(b'\n'), b"SSH-2.0-x\r\n".to_vec())), "not with SSH"),
-        ("escapes", Says::AndCloses(b"\x1b]0;owned\x07\x1b[2J\xc2\x9b31m\r\n".to_vec()), "\\x1b]0;owned"),
+        (
+            "lines",
+            Says::Forever(b"no version yet\r\n".to_vec()),
+            "no version yet",
+        ),
+        (
+            "empty-lines",
+            Says::Forever(b"\r\n".to_vec()),
+            "not with SSH",
+        ),
+        (
+            "late",
+            Says::Once(with(&megabyte(b'\n'), b"SSH-2.0-x\r\n".to_vec())),
+            "not with SSH",
+        ),
+        (
+            "escapes",
+            Says::AndCloses(b"\x1b]0;owned\x07\x1b[2J\xc2\x9b31m\r\n".to_vec()),
+            "\\x1b]0;owned",
+        ),
         ("old", Says::Once(b"SSH-1.5-old\r\n".to_vec()), "too old"),
-        ("endless-version", Says::Forever(b"SSH-2.0-x".to_vec()), "endless-version"),
-        ("version-only", Says::Once(b"SSH-2.0-\x1b[2J\r\n".to_vec()), "timed out"),
-        ("version-noise", Says::Once(with(b"SSH-2.0-x\r\n", megabyte(0xff))), "version-noise"),
-        ("version-zeros", Says::Once(with(b"SSH-2.0-x\r\n", megabyte(0))), "version-zeros"),
-        ("huge-packet", Says::Once(with(b"SSH-2.0-x\r\n", vec![0x7f, 0xff, 0xff, 0xff, 4, 20])), "huge-packet"),
+        (
+            "endless-version",
+            Says::Forever(b"SSH-2.0-x".to_vec()),
+            "endless-version",
+        ),
+        (
+            "version-only",
+            Says::Once(b"SSH-2.0-\x1b[2J\r\n".to_vec()),
+            "timed out",
+        ),
+        (
+            "version-noise",
+            Says::Once(with(b"SSH-2.0-x\r\n", megabyte(0xff))),
+            "version-noise",
+        ),
+        (
+            "version-zeros",
+            Says::Once(with(b"SSH-2.0-x\r\n", megabyte(0))),
+            "version-zeros",
+        ),
+        (
+            "huge-packet",
+            Says::Once(with(b"SSH-2.0-x\r\n", vec![0x7f, 0xff, 0xff, 0xff, 4, 20])),
+            "huge-packet",
+        ),
         // SSH_MSG_IGNORE, RFC 4253 11.2, again and again.
         (
             "ignore-me",
-            Says::Forever(with(b"SSH-2.0-x\r\n", b"\0\0\0\x0c\x04\x02\0\0\0\x02ab\0\0\0\0".repeat(100))),
+            Says::Forever(with(
+                b"SSH-2.0-x\r\n",
+                b"\0\0\0\x0c\x04\x02\0\0\0\x02ab\0\0\0\0".repeat(100),
+            )),
             "ignore-me",
         ),
-        ("busy", Says::AndCloses(b"Exceeded MaxStartups\r\n".to_vec()), "takes no more connections"),
+        (
+            "busy",
+            Says::AndCloses(b"Exceeded MaxStartups\r\n".to_vec()),
+            "takes no more connections",
+        ),
     ];
-    let sayers: Vec<_> = cases.into_iter().map(|(name, says, said)| (name, Sayer::start(says), said)).collect();
+    let sayers: Vec<_> = cases
+        .into_iter()
+        .map(|(name, says, said)| (name, Sayer::start(says), said))
+        .collect();
     for (name, sayer, said) in &sayers {
         // A megabyte may take a busy machine longer than the silence that others are told by.
-        let timeout = if *said == "not with SSH" { "ConnectTimeout 6" } else { "ConnectTimeout 1" };
+        let timeout = if *said == "not with SSH" {
+            "ConnectTimeout 6"
+        } else {
+            "ConnectTimeout 1"
+        };
         let config = config_for(&rsig, name, sayer.port(), timeout);
         let start = Instant::now();
         let output = run_within_memory(rsig.command(&["spawn", "-F", &config, name, "--", "true"]));
-        output.code(255).stdout_is("").stderr_has(name).stderr_has(said);
+        output
+            .code(255)
+            .stdout_is("")
+            .stderr_has(name)
+            .stderr_has(said);
         clear_message(&output);
         assert!(start.elapsed() < Duration::from_secs(20), "{name}");
     }
@@ -63,26 +125,49 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
 fn forced(server: &Server, name: &str, script: &str) -> String {
     let file = server.dir().join(format!("{name}.sh"));
     fs::write(&file, script).expect("the server's directory is ours");
-    let key = keys::generate(&server.dir().join(format!("key-{name}")), Type::Ed25519, "", Format::OpenSsh);
-    server.add_authorized(&format!("command=\"exec sh {}\" {}", file.display(), key.public));
+    let key = keys::generate(
+        &server.dir().join(format!("key-{name}")),
+        Type::Ed25519,
+        "",
+        Format::OpenSsh,
+    );
+    server.add_authorized(&format!(
+        "command=\"exec sh {}\" {}",
+        file.display(),
+        key.public
+    ));
     let config = server.ssh_config_with(name, &format!("IdentityFile {}", key.private.display()));
-    config.into_os_string().into_string().expect("our paths are UTF-8")
+    config
+        .into_os_string()
+        .into_string()
+        .expect("our paths are UTF-8")
 }
 
 /// What `spawn` and the commands about a job that is said to run there come to.
 #[track_caller]
 fn nothing_works(rsig: &Rsig, name: &str, config: &str, said: &str) {
-    let output = run_within_memory(rsig.command(&["spawn", "-F", config, name, "--", "touch", "started"]));
+    let output =
+        run_within_memory(rsig.command(&["spawn", "-F", config, name, "--", "touch", "started"]));
     clear_message(output.code(1).stdout_is(""));
     output.stderr_has(name).stderr_has(said);
     assert_eq!(kit::recorded(rsig), Vec::<String>::new(), "{output}");
     record_on(rsig, "00000000", name, config);
-    for (words, code) in [(&["kill", "--json"][..], 1), (&["wait"], 125), (&["tail"], 1), (&["ps"], 0), (&["rm"], 1)] {
+    for (words, code) in [
+        (&["kill", "--json"][..], 1),
+        (&["wait"], 125),
+        (&["tail"], 1),
+        (&["ps"], 0),
+        (&["rm"], 1),
+    ] {
         let output = run_within_memory(rsig.command(words).arg("00000000"));
         output.code(code);
         if words[0] == "kill" {
             let report: serde_json::Value = serde_json::from_str(&output.line()).expect("JSON");
-            assert_eq!((&report["sent"], &report["error"]["kind"]), (&false.into(), &"failed".into()), "{output}");
+            assert_eq!(
+                (&report["sent"], &report["error"]["kind"]),
+                (&false.into(), &"failed".into()),
+                "{output}"
+            );
         } else {
             clear_message(output.stderr_has(name).stderr_has(said));
         }
@@ -96,11 +181,27 @@ fn a_login_that_runs_no_shell_starts_nothing_and_shows_its_words() {
     let rsig = Rsig::new();
     for (name, script, said) in [
         ("silent", "exit 0", "does not run /bin/sh"),
-        ("polite", "echo 'Only git is served here'; exit 3", "Only git is served here"),
-        ("closed", "echo 'This account is closed' >&2; exit 1", "This account is closed"),
-        ("escapes", r"printf '\033]0;owned\007\033[2J\233\342\200\256'; exit 1", "\\x1b]0;owned"),
+        (
+            "polite",
+            "echo 'Only git is served here'; exit 3",
+            "Only git is served here",
+        ),
+        (
+            "closed",
+            "echo 'This account is closed' >&2; exit 1",
+            "This account is closed",
+        ),
+        (
+            "escapes",
+            r"printf '\033]0;owned\007\033[2J\233\342\200\256'; exit 1",
+            "\\x1b]0;owned",
+        ),
         ("echo", "head -c 3000", "does not run /bin/sh"),
-        ("long", "head -c 900000 /dev/zero | tr '\\0' x", "does not run /bin/sh"),
+        (
+            "long",
+            "head -c 900000 /dev/zero | tr '\\0' x",
+            "does not run /bin/sh",
+        ),
         (
             "forged",
             r"printf '\001%s begin\nstarted 7 7 1 b Linux 5 n\ndirectory /x\n' $(head -c 40 | tail -c 32)x",
@@ -123,13 +224,18 @@ fn a_login_shell_that_is_none_starts_nothing() {
     ] {
         let server = Server::openssh(Login::User).shell(Shell::Bash).start();
         let accounts = server.dir().join("accounts/passwd");
-        let text = fs::read_to_string(&accounts).expect("our own file").replace("/bin/bash", shell);
+        let text = fs::read_to_string(&accounts)
+            .expect("our own file")
+            .replace("/bin/bash", shell);
         fs::write(&accounts, text).expect("our own file");
         let f = Fixture::with(Some(server));
         let output = f.rsig.run(&f.words("spawn", &[], &["touch", "started"]));
         clear_message(output.code(code).stdout_is(""));
         output.stderr_has(said);
-        assert!(kit::recorded(&f.rsig).is_empty() && !f.job_home().join("started").exists(), "{output}");
+        assert!(
+            kit::recorded(&f.rsig).is_empty() && !f.job_home().join("started").exists(),
+            "{output}"
+        );
     }
 }
 
@@ -137,29 +243,48 @@ fn a_login_shell_that_is_none_starts_nothing() {
 fn a_login_that_chatters_is_listened_through() {
     let chatter = "head -c 900000 /dev/zero | tr '\\0' x\nprintf '\\n\\033[2J\\001begin\\n'\n";
     let server = Server::openssh(Login::Root)
-        .home_file(".bashrc", &format!("{chatter}{chatter}>&2 echo welcome\n").replacen("900000", "90000", 1))
+        .home_file(
+            ".bashrc",
+            &format!("{chatter}{chatter}>&2 echo welcome\n").replacen("900000", "90000", 1),
+        )
         .file("banner", "\x1b]0;owned\x07\nAuthorized use only\n")
         .config("Banner {dir}/banner")
         .start();
     let f = Fixture::with(Some(server));
-    let job = f.spawn(&[], &["sh", "-c", "printf 'out\\0\\001'; echo err >&2; sleep 1000"]);
+    let job = f.spawn(
+        &[],
+        &["sh", "-c", "printf 'out\\0\\001'; echo err >&2; sleep 1000"],
+    );
     poll_until("it has written", SOON, || {
         let output = f.rsig.run(&["tail", &job]);
         output.ok().stdout_bytes() == b"out\0\x01" && output.stderr().contains("err\n")
     });
     let output = run_within_memory(f.rsig.command(&["kill", &job, "--wait", "20s"]));
-    output.ok().stdout_has("ended with status 143").stderr_is_empty();
+    output
+        .ok()
+        .stdout_has("ended with status 143")
+        .stderr_is_empty();
     f.rsig.run(&["rm", &job]).ok();
 }
 
 #[test]
 fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
-    let server = Server::openssh(Login::Root).home_file(".bashrc", "head -c 3000000 /dev/zero | tr '\\0' x\n").start();
+    let server = Server::openssh(Login::Root)
+        .home_file(".bashrc", "head -c 3000000 /dev/zero | tr '\\0' x\n")
+        .start();
     let f = Fixture::with(Some(server));
-    let output = run_within_memory(f.rsig.command(&f.words("spawn", &[], &["sh", "-c", ": >ran; sleep 1000"])));
+    let output = run_within_memory(f.rsig.command(&f.words(
+        "spawn",
+        &[],
+        &["sh", "-c", ": >ran; sleep 1000"],
+    )));
     clear_message(output.code(255).stdout_is(""));
-    output.stderr_has("sends far more than an answer").stderr_has("is not known");
-    let [job] = kit::recorded(&f.rsig).try_into().expect("what may have started is recorded");
+    output
+        .stderr_has("sends far more than an answer")
+        .stderr_has("is not known");
+    let [job] = kit::recorded(&f.rsig)
+        .try_into()
+        .expect("what may have started is recorded");
     // As it says: once the login speaks less, it tells.
     fs::write(f.job_home().join(".bashrc"), "").expect("the home is writable");
     poll_until("it is resolved", SOON, || {
@@ -179,23 +304,80 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
     let server = Server::openssh(Login::User).start();
     let rsig = Rsig::new();
     for (name, lines, said, code) in [
-        ("empty", "m begin; m end", "neither started nor refused", 255),
+        (
+            "empty",
+            "m begin; m end",
+            "neither started nor refused",
+            255,
+        ),
         ("mark", "m dance", "makes no sense: dance", 255),
         ("twice", "m begin; m begin", "makes no sense: begin", 255),
-        ("data", "m begin; m data; x 2000000; m end", "unexpected data", 255),
-        ("word", r"m begin; printf 'sta\033[2Jrted\n'; m end", "sta\\x1b[2Jrted", 255),
-        ("fields", "m begin; echo started 1; m end", "makes no sense", 255),
-        ("numbers", "m begin; echo started -1 99999999999 1 b L 5 n; m end", "makes no sense", 255),
-        ("relative", "m begin; echo directory ../..; m end", "makes no sense", 255),
-        ("binary", r"m begin; printf '\377\376\n'; m end", "\\xff\\xfe", 255),
-        ("line", "m begin; x 3000000; m end", "far more than an answer", 255),
-        ("lines", "m begin; yes 'warning logind'", "far more than an answer", 255),
+        (
+            "data",
+            "m begin; m data; x 2000000; m end",
+            "unexpected data",
+            255,
+        ),
+        (
+            "word",
+            r"m begin; printf 'sta\033[2Jrted\n'; m end",
+            "sta\\x1b[2Jrted",
+            255,
+        ),
+        (
+            "fields",
+            "m begin; echo started 1; m end",
+            "makes no sense",
+            255,
+        ),
+        (
+            "numbers",
+            "m begin; echo started -1 99999999999 1 b L 5 n; m end",
+            "makes no sense",
+            255,
+        ),
+        (
+            "relative",
+            "m begin; echo directory ../..; m end",
+            "makes no sense",
+            255,
+        ),
+        (
+            "binary",
+            r"m begin; printf '\377\376\n'; m end",
+            "\\xff\\xfe",
+            255,
+        ),
+        (
+            "line",
+            "m begin; x 3000000; m end",
+            "far more than an answer",
+            255,
+        ),
+        (
+            "lines",
+            "m begin; yes 'warning logind'",
+            "far more than an answer",
+            255,
+        ),
         ("cut", "m begin", "broke in mid-answer", 255),
-        ("refusal", r"m begin; printf 'refused missing \033]0;owned\007\n'; m end", "\\x1b]0;owned", 1),
-        ("long-refusal", "m begin; printf 'refused start '; x 60000; echo; m end", "did not start: xxx", 1),
+        (
+            "refusal",
+            r"m begin; printf 'refused missing \033]0;owned\007\n'; m end",
+            "\\x1b]0;owned",
+            1,
+        ),
+        (
+            "long-refusal",
+            "m begin; printf 'refused start '; x 60000; echo; m end",
+            "did not start: xxx",
+            1,
+        ),
     ] {
         let config = forced(&server, name, &format!("{SPEAKER}{lines}"));
-        let output = run_within_memory(rsig.command(&["spawn", "-F", &config, name, "--", "touch", "started"]));
+        let output = run_within_memory(
+            rsig.command(&["spawn", "-F", &config, name, "--", "touch", "started"]),
+        );
         clear_message(output.code(code).stdout_is(""));
         output.stderr_has(name).stderr_has(said);
         // What may have started stays known, what was refused does not.
@@ -208,9 +390,21 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
     // Believed, since any path and system may be so; but shown as text.
     let lines = r"m begin; printf 'started 7 7 1 b L\033[2J 5 n\ndirectory /x\033[31m\n'; m end";
     let config = forced(&server, "paint", &format!("{SPEAKER}{lines}"));
-    let job = rsig.run(&["spawn", "-F", &config, "paint", "--", "true"]).ok().line();
-    for words in [&["ps", "--cached"][..], &["ps", "--cached", "--json"], &["kill"], &["wait"], &["rm", "--forget"]] {
-        let output = rsig.command(words).args((words[0] != "ps").then_some(&job)).run();
+    let job = rsig
+        .run(&["spawn", "-F", &config, "paint", "--", "true"])
+        .ok()
+        .line();
+    for words in [
+        &["ps", "--cached"][..],
+        &["ps", "--cached", "--json"],
+        &["kill"],
+        &["wait"],
+        &["rm", "--forget"],
+    ] {
+        let output = rsig
+            .command(words)
+            .args((words[0] != "ps").then_some(&job))
+            .run();
         harmless(&output.stdout());
         harmless(output.stderr());
     }
@@ -222,13 +416,31 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
     let rsig = Rsig::new();
     let nonsense = [
         ("nothing", "m begin; m end"),
-        ("state", r"m begin; printf 'job 0 dan\033[2Jcing - - 5 5 1 Linux n\n'; m end"),
-        ("index", "m begin; echo job 7 running - - 5 5 1 Linux n; echo sent 7 yes; echo gone 7; m end"),
-        ("status", "m begin; echo job 0 exited 999 1 5 5 1 Linux n; m end"),
+        (
+            "state",
+            r"m begin; printf 'job 0 dan\033[2Jcing - - 5 5 1 Linux n\n'; m end",
+        ),
+        (
+            "index",
+            "m begin; echo job 7 running - - 5 5 1 Linux n; echo sent 7 yes; echo gone 7; m end",
+        ),
+        (
+            "status",
+            "m begin; echo job 0 exited 999 1 5 5 1 Linux n; m end",
+        ),
         ("sent", r"m begin; printf 'sent 0 may\033[2Jbe\n'; m end"),
-        ("elsewhere", r"m begin; printf 'job 0 elsewhere - - 5 5 1 Linux \033]0;owned\007\n'; m end"),
-        ("foreign", "m begin; echo job 0 foreign - - - - - - -; m end"),
-        ("kept", r"m begin; printf 'kept 0 \033]0;owned\007'; x 60000; echo; m end"),
+        (
+            "elsewhere",
+            r"m begin; printf 'job 0 elsewhere - - 5 5 1 Linux \033]0;owned\007\n'; m end",
+        ),
+        (
+            "foreign",
+            "m begin; echo job 0 foreign - - - - - - -; m end",
+        ),
+        (
+            "kept",
+            r"m begin; printf 'kept 0 \033]0;owned\007'; x 60000; echo; m end",
+        ),
         ("line", "m begin; x 3000000; m end"),
         ("lines", "m begin; yes 'job 0 running - - 5 5 1 Linux n'"),
         ("binary", r"m begin; printf '\377\376\n'; m end"),
@@ -246,44 +458,72 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
         let id = format!("000000{number:02}");
         record_on(&rsig, &id, name, &config);
         // Of those that read the same answers in the same way, one for each nonsense.
-        let others: [&[&str]; 4] = [&["ps"], &["wait", "--timeout", "1s"], &["tail", "--stdout"], &["rm"]];
-        for words in [&["kill", "--json"], others[number % 4], others[(number + 1) % 4]] {
+        let others: [&[&str]; 4] = [
+            &["ps"],
+            &["wait", "--timeout", "1s"],
+            &["tail", "--stdout"],
+            &["rm"],
+        ];
+        for words in [
+            &["kill", "--json"],
+            others[number % 4],
+            others[(number + 1) % 4],
+        ] {
             let output = run_within_memory(rsig.command(words).arg(&id));
             assert!(accepted(words[0], name, &output), "{name}: {output}");
             harmless(&output.stdout());
             harmless(output.stderr());
-            assert!(output.stderr().len() < 2000 && output.stdout().len() < 3000, "{output}");
+            assert!(
+                output.stderr().len() < 2000 && output.stdout().len() < 3000,
+                "{output}"
+            );
             if words[0] == "kill" {
                 let report: serde_json::Value = serde_json::from_str(&output.line()).expect("JSON");
                 assert_ne!(report["sent"], true, "{output}");
             }
         }
-        assert!(kit::recorded(&rsig).contains(&id) || name == "lines", "{name}: a record was lost");
+        assert!(
+            kit::recorded(&rsig).contains(&id) || name == "lines",
+            "{name}: a record was lost"
+        );
     }
 }
 
 /// An SSH server that lets rsig in, and then does what the word says (see `clients/hostile_server.py`); and the
 /// configuration for it.
 fn hostile(rsig: &Rsig, kind: &str) -> (Running, String) {
-    let server = python("python").arg("-u").arg(file("hostile_server.py")).arg(kind).limit(SOON * 3);
+    let server = python("python")
+        .arg("-u")
+        .arg(file("hostile_server.py"))
+        .arg(kind)
+        .limit(SOON * 3);
     let server = rsig.within(server).stdin_open().start();
     server.wait_for_stdout("\n");
     let text = String::from_utf8(server.stdout_so_far()).expect("a port and a key");
     let (port, key) = text.trim_end().split_once(' ').expect("a port and a key");
-    fs::write(rsig.dir().join("known_hosts"), format!("[127.0.0.1]:{port} {key}\n")).expect("our own directory");
+    fs::write(
+        rsig.dir().join("known_hosts"),
+        format!("[127.0.0.1]:{port} {key}\n"),
+    )
+    .expect("our own directory");
     let config = config_for(rsig, "hostile", port.parse().expect("a port"), "");
     (server, config)
 }
 
 fn keeper_of(rsig: &Rsig) -> Option<Process> {
-    rsig.processes().into_iter().find(|process| process.cmdline.contains("keeper-serve"))
+    rsig.processes()
+        .into_iter()
+        .find(|process| process.cmdline.contains("keeper-serve"))
 }
 
 /// A value of a process's memory in kB; none once it has ended.
 fn memory(process: &Process, key: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0)
 }
 
 /// The keeper of a server that does harm stays small and serves its commands, or goes; and the command ends with a clear
@@ -308,12 +548,20 @@ fn stays_above_water(kind: &str) {
         }
         rounds += 1;
         // One that is about to end listens no more, and takes a moment to go.
-        poll_until(&format!("{kind}: the keeper answers, or goes"), SOON, || {
-            let status = rsig.run(&["keeper", "status", "--json"]);
-            let keepers: Value = serde_json::from_str(&status.ok().stdout()).expect("JSON");
-            !keepers[0].is_null() || !runs()
-        });
-        let sent = server.stdout_so_far().windows(8).filter(|line| line == b"flooding").count();
+        poll_until(
+            &format!("{kind}: the keeper answers, or goes"),
+            SOON,
+            || {
+                let status = rsig.run(&["keeper", "status", "--json"]);
+                let keepers: Value = serde_json::from_str(&status.ok().stdout()).expect("JSON");
+                !keepers[0].is_null() || !runs()
+            },
+        );
+        let sent = server
+            .stdout_so_far()
+            .windows(8)
+            .filter(|line| line == b"flooding")
+            .count();
         command.has_ended() || !runs() || (if floods { sent >= 4 } else { rounds >= 20 })
     });
     server.wait().ok();
@@ -325,8 +573,13 @@ fn stays_above_water(kind: &str) {
     assert!(!message.is_empty() && message.len() < 2000, "{output}");
     harmless(message);
     harmless(output.stderr());
-    assert!(anonymous < 16_000 && peak < 40_000, "{kind}: {anonymous} kB, {peak} kB at the most");
-    poll_until(&format!("{kind}: the keeper goes"), SOON, || keeper_of(&rsig).is_none());
+    assert!(
+        anonymous < 16_000 && peak < 40_000,
+        "{kind}: {anonymous} kB, {peak} kB at the most"
+    );
+    poll_until(&format!("{kind}: the keeper goes"), SOON, || {
+        keeper_of(&rsig).is_none()
+    });
 }
 
 /// Each a test of its own: they take a while, most of it waiting.

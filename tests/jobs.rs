@@ -55,19 +55,25 @@ impl Fixture {
     #[track_caller]
     pub fn job(&self, job: &str) -> Value {
         let output = self.rsig.run(&["ps", "--json", job]);
-        let jobs: Value = serde_json::from_str(&output.ok().line()).unwrap_or_else(|error| panic!("{error}: {output}"));
+        let jobs: Value = serde_json::from_str(&output.ok().line())
+            .unwrap_or_else(|error| panic!("{error}: {output}"));
         assert_eq!(jobs.as_array().map(Vec::len), Some(1), "{output}");
         jobs[0].clone()
     }
 
     #[track_caller]
     pub fn state(&self, job: &str) -> String {
-        self.job(job)["state"].as_str().expect("a state is text").to_owned()
+        self.job(job)["state"]
+            .as_str()
+            .expect("a state is text")
+            .to_owned()
     }
 
     #[track_caller]
     pub fn await_state(&self, job: &str, state: &str) {
-        poll_until(&format!("{job} is {state}"), SOON, || self.state(job) == state);
+        poll_until(&format!("{job} is {state}"), SOON, || {
+            self.state(job) == state
+        });
     }
 
     /// One of the files of a job on its host.
@@ -82,7 +88,9 @@ impl Fixture {
 
     #[track_caller]
     pub fn await_written(&self, job: &str, text: &str) {
-        poll_until(&format!("{job} writes {text:?}"), SOON, || self.written(job) == text);
+        poll_until(&format!("{job} writes {text:?}"), SOON, || {
+            self.written(job) == text
+        });
     }
 
     /// Starts the [`LISTENER`].
@@ -97,7 +105,10 @@ impl Fixture {
     #[track_caller]
     pub fn spawn_gated(&self, options: &[&str], status: i32) -> (String, Gate) {
         let gate = Gate(self.job_home().join(format!("gate-{}", unique())));
-        let line = format!("until [ -e {} ]; do sleep 0.01; done; exit {status}", gate.0.display());
+        let line = format!(
+            "until [ -e {} ]; do sleep 0.01; done; exit {status}",
+            gate.0.display()
+        );
         (self.spawn(options, &["sh", "-c", &line]), gate)
     }
 
@@ -105,7 +116,11 @@ impl Fixture {
     #[track_caller]
     pub fn process(&self, job: &str) -> Process {
         let pid = fs::read_to_string(self.file(job, "pid")).expect("the pid file");
-        let pid = pid.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+        let pid = pid
+            .split(' ')
+            .next()
+            .and_then(|pid| pid.parse().ok())
+            .expect("a pid");
         Process::find(pid).unwrap_or_else(|| panic!("the process of {job} is gone"))
     }
 
@@ -117,13 +132,25 @@ impl Fixture {
 
     #[track_caller]
     pub fn await_no_processes(&self) {
-        poll_until("nothing is left on the host", SOON, || self.processes().is_empty());
+        poll_until("nothing is left on the host", SOON, || {
+            self.processes().is_empty()
+        });
     }
 
     /// The jobs whose files are on the host.
     pub fn on_host(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.jobs_dir()) else { return vec![] };
-        entries.map(|entry| entry.expect("readable").file_name().into_string().expect("plain names")).collect()
+        let Ok(entries) = fs::read_dir(self.jobs_dir()) else {
+            return vec![];
+        };
+        entries
+            .map(|entry| {
+                entry
+                    .expect("readable")
+                    .file_name()
+                    .into_string()
+                    .expect("plain names")
+            })
+            .collect()
     }
 
     /// Whether this is a machine of its own that rsig reaches over SSH.
@@ -148,7 +175,8 @@ fn unique() -> u32 {
 
 #[track_caller]
 pub fn json_lines(output: &Output) -> Vec<Value> {
-    let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {output}"));
+    let parse =
+        |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {output}"));
     output.stdout().lines().map(parse).collect()
 }
 

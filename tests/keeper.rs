@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    Direction, Fixture, Invocation, Login, Process, Proxy, SOON, Server, idle_shells, on_every_kept_site, poll_until,
-    tool,
+    Direction, Fixture, Invocation, Login, Process, Proxy, SOON, Server, idle_shells,
+    on_every_kept_site, poll_until, tool,
 };
 
 /// A job that writes a dot for each USR1, and ends by TERM with status 7. Its handlers run at once, one at a time:
@@ -28,7 +28,9 @@ sigsuspend($none) while 1";
 
 fn counter(f: &Fixture) -> String {
     let job = f.spawn(&[], &["perl", "-e", COUNTER]);
-    poll_until("the counter is ready", SOON, || tail(f, &job).contains("ready"));
+    poll_until("the counter is ready", SOON, || {
+        tail(f, &job).contains("ready")
+    });
     job
 }
 
@@ -42,7 +44,10 @@ fn counted(f: &Fixture, job: &str) -> usize {
 
 /// The value of a key in one line of JSON, as it is written there.
 pub fn value(json: &str, key: &str) -> String {
-    let rest = json.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("no {key} in {json}")).1;
+    let rest = json
+        .split_once(&format!("\"{key}\":"))
+        .unwrap_or_else(|| panic!("no {key} in {json}"))
+        .1;
     rest.split([',', '}']).next().unwrap_or_default().to_owned()
 }
 
@@ -55,7 +60,11 @@ fn honours(f: &Fixture) -> bool {
 const WAYS: [&str; 2] = ["any", "pid"];
 
 fn kill_by<'a>(way: &str, job: &'a str) -> Vec<&'a str> {
-    if way == "pid" { vec!["kill", "--via", "pid", job, "USR1"] } else { vec!["kill", job, "USR1"] }
+    if way == "pid" {
+        vec!["kill", "--via", "pid", job, "USR1"]
+    } else {
+        vec!["kill", job, "USR1"]
+    }
 }
 
 on_every_kept_site! {
@@ -118,8 +127,10 @@ pub fn kill9(pid: i32) {
 pub fn warm(f: &Fixture, job: &str) {
     poll_until("the relay takes signals", SOON, || {
         let keepers = keepers(f);
-        let relay =
-            keepers.iter().flat_map(|keeper| keeper["relays"].as_array().expect("relays")).find(|r| r[0] == job);
+        let relay = keepers
+            .iter()
+            .flat_map(|keeper| keeper["relays"].as_array().expect("relays"))
+            .find(|r| r[0] == job);
         relay.is_some_and(|relay| relay[1] == true)
     });
 }
@@ -142,7 +153,9 @@ pub fn dots(f: &Fixture, job: &str) -> usize {
 pub fn new_counter(f: &Fixture) -> String {
     let job = f.spawn(&[], &["perl", "-e", COUNTER]);
     let out = f.jobs_dir().join(&job).join("out");
-    poll_until("the counter is ready", SOON, || std::fs::read(&out).is_ok_and(|out| out.starts_with(b"ready")));
+    poll_until("the counter is ready", SOON, || {
+        std::fs::read(&out).is_ok_and(|out| out.starts_with(b"ready"))
+    });
     job
 }
 
@@ -150,7 +163,11 @@ pub fn new_counter(f: &Fixture) -> String {
 /// that the job has ended.
 #[track_caller]
 pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
-    poll_until(&format!("{what}: {expected} are counted, not {}", dots(f, job)), SOON, || dots(f, job) >= expected);
+    poll_until(
+        &format!("{what}: {expected} are counted, not {}", dots(f, job)),
+        SOON,
+        || dots(f, job) >= expected,
+    );
     f.rsig.run(&["stop", job]).ok();
     assert_eq!(dots(f, job), expected, "{what}");
 }
@@ -158,13 +175,17 @@ pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
 /// What runs on the host besides jobs and their supervisors.
 pub fn helpers(f: &Fixture) -> Vec<Process> {
     let mut found = f.processes();
-    found.retain(|process| process.cmdline.ends_with("/bin/sh -s") || process.name == "cat" || process.name == "sleep");
+    found.retain(|process| {
+        process.cmdline.ends_with("/bin/sh -s") || process.name == "cat" || process.name == "sleep"
+    });
     found
 }
 
 #[track_caller]
 pub fn nothing_is_left(f: &Fixture) {
-    poll_until("no helper is left on the host", SOON, || helpers(f).is_empty());
+    poll_until("no helper is left on the host", SOON, || {
+        helpers(f).is_empty()
+    });
 }
 
 /// A server whose host is reached by a keeper.
@@ -176,7 +197,8 @@ pub fn kept(server: Server) -> Fixture {
 
 /// Servers that honour channel signals, behind a proxy.
 fn honouring() -> [(Fixture, Proxy); 2] {
-    [Server::openssh(Login::User), Server::dropbear(Login::Root)].map(|options| behind_proxy(options.start()))
+    [Server::openssh(Login::User), Server::dropbear(Login::Root)]
+        .map(|options| behind_proxy(options.start()))
 }
 
 pub fn behind_proxy(server: Server) -> (Fixture, Proxy) {
@@ -187,8 +209,12 @@ pub fn behind_proxy(server: Server) -> (Fixture, Proxy) {
 }
 
 /// Every pair of the two.
-fn pairs<A: Copy, B: Copy, const N: usize>(some: [A; 2], others: [B; N]) -> impl Iterator<Item = (A, B)> {
-    some.into_iter().flat_map(move |one| others.map(|other| (one, other)))
+fn pairs<A: Copy, B: Copy, const N: usize>(
+    some: [A; 2],
+    others: [B; N],
+) -> impl Iterator<Item = (A, B)> {
+    some.into_iter()
+        .flat_map(move |one| others.map(|other| (one, other)))
 }
 
 #[test]
@@ -220,9 +246,10 @@ fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
             let kill = f.rsig.spawn_process(&kill_by(way, &job));
             poll_until("the relay is retired", SOON, || {
                 keepers(&f).iter().any(|keeper| {
-                    keeper["relays"]
-                        .as_array()
-                        .is_some_and(|all| all.iter().any(|relay| relay[0] == job.as_str() && relay[1] == false))
+                    keeper["relays"].as_array().is_some_and(|all| {
+                        all.iter()
+                            .any(|relay| relay[0] == job.as_str() && relay[1] == false)
+                    })
                 })
             });
             proxy.release();
@@ -241,17 +268,31 @@ fn a_relay_that_stands_still_is_passed_by_and_stays_silent() {
         let f = kept(server.start());
         let job = new_counter(&f);
         warm(&f, &job);
-        let helper = helpers(&f).into_iter().find(|process| process.name == "cat").expect("a relay has helpers");
+        let helper = helpers(&f)
+            .into_iter()
+            .find(|process| process.name == "cat")
+            .expect("a relay has helpers");
         let all = f.processes();
-        let mut relay = all.iter().find(|process| process.pid == helper.ppid).expect("the helper's parent");
+        let mut relay = all
+            .iter()
+            .find(|process| process.pid == helper.ppid)
+            .expect("the helper's parent");
         // One of the helpers has a shell of its own in between.
-        while let Some(parent) = all.iter().find(|p| p.pid == relay.ppid && p.cmdline.ends_with("sh -s")) {
+        while let Some(parent) = all
+            .iter()
+            .find(|p| p.pid == relay.ppid && p.cmdline.ends_with("sh -s"))
+        {
             relay = parent;
         }
         kill(Pid::from_raw(relay.pid), Signal::SIGSTOP).expect("the relay is there");
         let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
-        assert_eq!((value(&json, "sent"), value(&json, "via")), ("true".into(), "\"pid\"".into()));
-        let forced = f.rsig.run(&["kill", "--json", "--via", "channel", &job, "USR1"]);
+        assert_eq!(
+            (value(&json, "sent"), value(&json, "via")),
+            ("true".into(), "\"pid\"".into())
+        );
+        let forced = f
+            .rsig
+            .run(&["kill", "--json", "--via", "channel", &job, "USR1"]);
         assert!(forced.code(1).line().contains("\"no_channel\""));
         kill(Pid::from_raw(relay.pid), Signal::SIGCONT).expect("the relay is there");
         let status = format!("/proc/{}/status", relay.pid);
@@ -272,13 +313,20 @@ fn kills_count_once_each_whenever_the_keeper_is_killed() {
         for (way, counted) in pairs(WAYS, [0, 1, 3, 7]) {
             let job = new_counter(&f);
             warm(&f, &job);
-            let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&kill_by(way, &job))).collect();
+            let kills: Vec<_> = (0..10)
+                .map(|_| f.rsig.spawn_process(&kill_by(way, &job)))
+                .collect();
             poll_until("some are counted", SOON, || dots(&f, &job) >= counted);
             keeper_pids(&f).into_iter().for_each(kill9);
             kills.into_iter().for_each(|kill| {
                 kill.wait().ok().stderr_is_empty();
             });
-            ends_with(&f, &job, 10, &format!("{way}: keeper killed after {counted}"));
+            ends_with(
+                &f,
+                &job,
+                10,
+                &format!("{way}: keeper killed after {counted}"),
+            );
         }
         keeper_pids(&f).into_iter().for_each(kill9);
         nothing_is_left(&f);
@@ -291,7 +339,9 @@ fn a_client_that_is_killed_leaves_no_trace() {
     let job = new_counter(&f);
     warm(&f, &job);
     let server = f.server.as_ref().expect("a server");
-    poll_until("a spare shell is open", SOON, || idle_shells(&server.processes()).len() == 1);
+    poll_until("a spare shell is open", SOON, || {
+        idle_shells(&server.processes()).len() == 1
+    });
     let before = helpers(&f).len();
     for milliseconds in 0..25 {
         let words: [&[&str]; 3] = [&["kill", &job, "USR1"], &["ps"], &["wait", &job]];
@@ -301,13 +351,19 @@ fn a_client_that_is_killed_leaves_no_trace() {
         kill9(client.pid());
     }
     f.rsig.run(&["ps"]).ok().stderr_is_empty();
-    poll_until("the relay and the spare shell alone are left", SOON, || helpers(&f).len() == before);
+    poll_until("the relay and the spare shell alone are left", SOON, || {
+        helpers(&f).len() == before
+    });
     // A relay answers in the order in which it was asked: by now each one that was to be sent has been.
     f.rsig.run(&["kill", &job, "USR1"]).ok();
-    let claims = std::fs::read_dir(f.jobs_dir().join(&job)).expect("the job's directory").flatten();
+    let claims = std::fs::read_dir(f.jobs_dir().join(&job))
+        .expect("the job's directory")
+        .flatten();
     let is_sent = |text: String| text == "USR1 yes\n";
     let claims = claims.filter(|entry| entry.file_name().to_string_lossy().starts_with("sig."));
-    let sent = claims.filter(|claim| std::fs::read_to_string(claim.path()).is_ok_and(is_sent)).count();
+    let sent = claims
+        .filter(|claim| std::fs::read_to_string(claim.path()).is_ok_and(is_sent))
+        .count();
     ends_with(&f, &job, sent, "after clients were killed");
     assert_eq!(keeper_pids(&f).len(), 1);
 }
@@ -315,7 +371,9 @@ fn a_client_that_is_killed_leaves_no_trace() {
 #[test]
 fn few_sessions_are_enough() {
     for sessions in 1..=3 {
-        let server = Server::openssh(Login::User).config(&format!("MaxSessions {sessions}")).start();
+        let server = Server::openssh(Login::User)
+            .config(&format!("MaxSessions {sessions}"))
+            .start();
         let f = kept(server);
         let jobs: Vec<String> = (0..4).map(|_| new_counter(&f)).collect();
         for job in &jobs {
@@ -343,12 +401,20 @@ fn more_jobs_than_relays() {
     let mut words = vec!["kill", "--json", "-s", "USR1"];
     words.extend(jobs.iter().map(String::as_str));
     let json = f.rsig.run(&words).ok().stdout();
-    let via = |way: &str| json.lines().filter(|line| value(line, "via") == way).count();
+    let via = |way: &str| {
+        json.lines()
+            .filter(|line| value(line, "via") == way)
+            .count()
+    };
     assert_eq!((via("\"channel\""), via("\"pid\"")), (6, 3), "{json}");
     words.splice(..4, ["kill", "--wait", "10s", "-s", "TERM"]);
     f.rsig.run(&words).ok();
     jobs.iter().for_each(|job| assert_eq!(dots(&f, job), 1));
-    poll_until("the ended relays are let go", SOON, || keepers(&f)[0]["relays"].as_array().is_some_and(Vec::is_empty));
+    poll_until("the ended relays are let go", SOON, || {
+        keepers(&f)[0]["relays"]
+            .as_array()
+            .is_some_and(Vec::is_empty)
+    });
 }
 
 #[test]
@@ -365,18 +431,32 @@ fn an_end_is_pushed_and_nothing_polls_for_it() {
             .expect("a pid");
         kill(Pid::from_raw(pid), Signal::SIGTERM).expect("the job runs");
         waiting.wait().code(7);
-        assert!(proxy.bytes(Direction::ToServer) < bytes + 1000, "a script was sent");
+        assert!(
+            proxy.bytes(Direction::ToServer) < bytes + 1000,
+            "a script was sent"
+        );
         // A job that is over before its relay is ready.
         for _ in 0..5 {
             let job = f.spawn(&[], &["sh", "-c", "exit 3"]);
             f.rsig.run(&["wait", &job]).code(3);
         }
         // Time-outs, and a second signal.
-        let job = f.spawn(&[], &["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]);
+        let job = f.spawn(
+            &[],
+            &[
+                "sh",
+                "-c",
+                "trap '' TERM; echo ready; while :; do sleep 1; done",
+            ],
+        );
         f.await_written(&job, "ready\n");
         f.rsig.run(&["wait", "--timeout", "100ms", &job]).code(124);
         f.rsig.run(&["kill", "--wait", "100ms", &job]).code(124);
-        let json = f.rsig.run(&["kill", "--json", "--wait", "2s", "--then", "KILL", &job]).ok().line();
+        let json = f
+            .rsig
+            .run(&["kill", "--json", "--wait", "2s", "--then", "KILL", &job])
+            .ok()
+            .line();
         assert_eq!(value(&json, "exit_signal"), "\"KILL\"", "{json}");
     }
 }
@@ -388,7 +468,9 @@ fn a_warm_kill_costs_one_round_trip() {
     let job = new_counter(&f);
     warm(&f, &job);
     let server = f.server.as_ref().expect("a server");
-    poll_until("a spare shell is open", SOON, || idle_shells(&server.processes()).len() == 1);
+    poll_until("a spare shell is open", SOON, || {
+        idle_shells(&server.processes()).len() == 1
+    });
     // A request and an answer each; and after each a line to the relay, which nobody waits for. Once the first one's has
     // gone, nothing else is under way.
     f.rsig.run(&kill_by("any", &job)).ok();
@@ -406,15 +488,25 @@ fn a_warm_kill_costs_one_round_trip() {
 #[test]
 fn a_quiet_connection_is_kept_and_serves_the_next_command() {
     let f = kept(Server::openssh(Login::User).start());
-    let words = f.words("spawn", &["-o", "ServerAliveInterval=5"], &["--", "perl", "-e", COUNTER]);
+    let words = f.words(
+        "spawn",
+        &["-o", "ServerAliveInterval=5"],
+        &["--", "perl", "-e", COUNTER],
+    );
     let job = f.rsig.run(&words).ok().line();
     warm(&f, &job);
-    let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
+    let [pid] = keeper_pids(&f)[..] else {
+        panic!("one keeper")
+    };
     let quiet = Instant::now();
-    poll_until("three questions are answered", Duration::from_secs(30), || {
-        assert_eq!(keeper_pids(&f), [pid], "after {:?}", quiet.elapsed());
-        quiet.elapsed() > Duration::from_secs(18)
-    });
+    poll_until(
+        "three questions are answered",
+        Duration::from_secs(30),
+        || {
+            assert_eq!(keeper_pids(&f), [pid], "after {:?}", quiet.elapsed());
+            quiet.elapsed() > Duration::from_secs(18)
+        },
+    );
     f.rsig.run(&["kill", "--via", "channel", &job, "USR1"]).ok();
     assert_eq!(keeper_pids(&f), [pid]);
     ends_with(&f, &job, 1, "after the quiet");
@@ -427,20 +519,36 @@ fn nothing_of_the_caller_is_kept() {
     let here = f.rsig.dir().join("here");
     std::fs::create_dir(&here).expect("a directory");
     let words = f.words("spawn", &[], &["--", "true"]).join(" ");
-    let script =
-        format!("umask 0; exec 9>lock; flock 9; out=$({rsig} {words}) && {rsig} {words} | cat && echo \"$out\"");
+    let script = format!(
+        "umask 0; exec 9>lock; flock 9; out=$({rsig} {words}) && {rsig} {words} | cat && echo \"$out\""
+    );
     let invocation = Invocation::of("/bin/sh").arg("-c").arg(script).cwd(&here);
-    invocation.env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state()).run().ok().stderr_is_empty();
-    tool("flock", "util-linux").args(["-n", "lock", "true"]).cwd(&here).run().ok();
-    let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
-    let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).expect("the keeper runs");
+    invocation
+        .env("HOME", f.rsig.home())
+        .env("RSIG_STATE_DIR", f.rsig.state())
+        .run()
+        .ok()
+        .stderr_is_empty();
+    tool("flock", "util-linux")
+        .args(["-n", "lock", "true"])
+        .cwd(&here)
+        .run()
+        .ok();
+    let [pid] = keeper_pids(&f)[..] else {
+        panic!("one keeper")
+    };
+    let link =
+        |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).expect("the keeper runs");
     assert_eq!(link("cwd"), std::path::Path::new("/"));
     for fd in ["fd/0", "fd/1", "fd/2"] {
         assert_eq!(link(fd), std::path::Path::new("/dev/null"));
     }
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the keeper runs");
     assert!(status.contains("Umask:\t0077"), "{status}");
-    assert_eq!(nix::unistd::getsid(Some(Pid::from_raw(pid))), Ok(Pid::from_raw(pid)));
+    assert_eq!(
+        nix::unistd::getsid(Some(Pid::from_raw(pid))),
+        Ok(Pid::from_raw(pid))
+    );
 }
 
 #[test]
@@ -452,7 +560,10 @@ fn status_and_stop() {
     let status = &keepers(&f)[0];
     assert_eq!(
         (&status["host"], status["pid"].as_i64()),
-        (&Value::from("server"), keeper_pids(&f).first().map(|p| i64::from(*p)))
+        (
+            &Value::from("server"),
+            keeper_pids(&f).first().map(|p| i64::from(*p))
+        )
     );
     f.rsig.run(&["keeper", "status"]).ok().stdout_has("server");
     f.rsig.run(&["keeper", "stop", "elsewhere"]).code(1);
@@ -470,7 +581,13 @@ fn without_a_keeper() {
     let spawn = f.words("spawn", &["--no-keeper"], &["--", "sleep", "1000"]);
     let job = f.rsig.run(&spawn).ok().line();
     f.rsig.command(&["ps"]).env("RSIG_KEEPER", "0").run().ok();
-    let json = f.rsig.command(&["kill", "--json", "--wait", "10s", &job]).env("RSIG_KEEPER", "0").run().ok().line();
+    let json = f
+        .rsig
+        .command(&["kill", "--json", "--wait", "10s", &job])
+        .env("RSIG_KEEPER", "0")
+        .run()
+        .ok()
+        .line();
     assert_eq!(value(&json, "via"), "\"pid\"");
     assert!(keeper_pids(&f).is_empty());
 }
@@ -479,13 +596,26 @@ fn without_a_keeper() {
 fn an_idle_keeper_goes() {
     let f = kept(Server::openssh(Login::User).start());
     let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
-    let job = f.rsig.command(&words).env("RSIG_KEEPER_IDLE", "3s").run().ok().line();
+    let job = f
+        .rsig
+        .command(&words)
+        .env("RSIG_KEEPER_IDLE", "3s")
+        .run()
+        .ok()
+        .line();
     // A running job's relay keeps it.
     warm(&f, &job);
     f.rsig.run(&["stop", &job]).ok();
     poll_until("the keeper goes", SOON, || keeper_pids(&f).is_empty());
-    let left: Vec<_> = std::fs::read_dir(f.rsig.state().join("keepers")).expect("its directory").flatten().collect();
-    assert!(left.iter().all(|entry| entry.path().extension().is_some_and(|e| e == "lock")), "{left:?}");
+    let left: Vec<_> = std::fs::read_dir(f.rsig.state().join("keepers"))
+        .expect("its directory")
+        .flatten()
+        .collect();
+    assert!(
+        left.iter()
+            .all(|entry| entry.path().extension().is_some_and(|e| e == "lock")),
+        "{left:?}"
+    );
     nothing_is_left(&f);
 }
 
@@ -496,13 +626,20 @@ fn many_commands_at_once_start_one() {
     for _ in 0..3 {
         // Its socket stays behind.
         keeper_pids(&f).into_iter().for_each(kill9);
-        poll_until("its connection is closed", SOON, || proxy.open_connections() == 0);
+        poll_until("its connection is closed", SOON, || {
+            proxy.open_connections() == 0
+        });
         let before = proxy.connections();
-        let all: Vec<_> = (0..8).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
+        let all: Vec<_> = (0..8)
+            .map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"]))
+            .collect();
         all.into_iter().for_each(|one| {
             one.wait().ok().stderr_is_empty();
         });
-        assert_eq!((proxy.connections() - before, keeper_pids(&f).len()), (1, 1));
+        assert_eq!(
+            (proxy.connections() - before, keeper_pids(&f).len()),
+            (1, 1)
+        );
     }
     ends_with(&f, &job, 24, "with several starting it");
 }
@@ -523,19 +660,28 @@ fn a_server_that_was_gone_is_back() {
 fn a_password_is_asked_once_on_the_users_terminal() {
     let server = Server::openssh(Login::User).password("sesame").start();
     let f = kept(server);
-    let options = ["-o", "PreferredAuthentications=password", "-o", "PubkeyAuthentication=no"];
+    let options = [
+        "-o",
+        "PreferredAuthentications=password",
+        "-o",
+        "PubkeyAuthentication=no",
+    ];
     let words = f.words("spawn", &options, &["--", "sleep", "1000"]);
     let mut terminal = f.rsig.command(&words).tty(80, 24);
     terminal.wait_for("assword");
     poll_until("the password is not shown", SOON, || !terminal.echoes());
     terminal.send(CTRL_C);
     terminal.wait();
-    poll_until("nothing goes on asking", SOON, || f.rsig.processes().is_empty());
+    poll_until("nothing goes on asking", SOON, || {
+        f.rsig.processes().is_empty()
+    });
     let terminal = f.rsig.command(&words).tty(80, 24);
     terminal.wait_for("assword");
     poll_until("the password is not shown", SOON, || !terminal.echoes());
     kill9(terminal.pid());
-    poll_until("nothing goes on asking", SOON, || f.rsig.processes().is_empty());
+    poll_until("nothing goes on asking", SOON, || {
+        f.rsig.processes().is_empty()
+    });
     drop(terminal);
     let mut terminal = f.rsig.command(&words).tty(80, 24);
     terminal.wait_for("assword");
@@ -553,14 +699,32 @@ fn another_user_is_not_listened_to() {
     let f = kept(Server::openssh(Login::User).start());
     f.spawn(&[], &["true"]);
     let keepers = f.rsig.state().join("keepers");
-    let entries = std::fs::read_dir(&keepers).expect("its directory").flatten();
-    let socket = entries.map(|entry| entry.path()).find(|path| path.extension().is_none()).expect("a socket");
-    let mode = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    let entries = std::fs::read_dir(&keepers)
+        .expect("its directory")
+        .flatten();
+    let socket = entries
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_none())
+        .expect("a socket");
+    let mode = |path: &std::path::Path| {
+        std::fs::metadata(path)
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o777
+    };
     assert_eq!((mode(&keepers), mode(&socket)), (0o700, 0o600));
     let talk = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or exit 3;
         sysread($s, my $b, 1) ? exit 0 : exit 4";
     let as_nobody = || {
-        let words = ["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-e", talk];
+        let words = [
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "perl",
+            "-e",
+            talk,
+        ];
         tool("setpriv", "util-linux").args(words).arg(&socket).run()
     };
     as_nobody().code(3);
@@ -585,8 +749,14 @@ fn a_flood_on_its_socket_stays_outside() {
         .map(|entry| entry.path())
         .find(|path| path.extension().is_none())
         .expect("a socket");
-    let frame =
-        |text: &str| [&u32::try_from(text.len()).expect("short").to_le_bytes()[..], &[0], text.as_bytes()].concat();
+    let frame = |text: &str| {
+        [
+            &u32::try_from(text.len()).expect("short").to_le_bytes()[..],
+            &[0],
+            text.as_bytes(),
+        ]
+        .concat()
+    };
     let version = format!("{}/5", env!("CARGO_PKG_VERSION"));
     let hello = frame(&format!("{{\"Hello\":{{\"version\":\"{version}\"}}}}"));
     let requests = frame("\"Status\"").repeat(2000);
@@ -596,7 +766,9 @@ fn a_flood_on_its_socket_stays_outside() {
         .into_iter()
         .map(|content| {
             let mut stream = UnixStream::connect(&socket).expect("the keeper listens");
-            stream.set_write_timeout(Some(Duration::from_millis(200))).expect("a time-out can be set");
+            stream
+                .set_write_timeout(Some(Duration::from_millis(200)))
+                .expect("a time-out can be set");
             stream.write_all(&hello).expect("it reads");
             if content == &bytes {
                 stream.write_all(&shell).expect("it reads");
@@ -606,17 +778,33 @@ fn a_flood_on_its_socket_stays_outside() {
                     assert!(size > 0, "it hangs up");
                     heard.extend_from_slice(&piece[..size]);
                 }
-                stream.write_all(&[&[13, 0, 0, 0, 1][..], b"sleep 10000 \n"].concat()).expect("it reads");
+                stream
+                    .write_all(&[&[13, 0, 0, 0, 1][..], b"sleep 10000 \n"].concat())
+                    .expect("it reads");
             }
             // Until it reads no more, or hangs up.
-            (0..4000).take_while(|_| stream.write_all(content).is_ok()).for_each(drop);
+            (0..4000)
+                .take_while(|_| stream.write_all(content).is_ok())
+                .for_each(drop);
             stream
         })
         .collect();
     f.rsig.run(&["kill", &job, "USR1"]).ok().stderr_is_empty();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", keeper_pids(&f)[0])).expect("it runs");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak").trim().to_owned();
-    assert!(peak.trim_end_matches(" kB").parse::<u32>().expect("a number") < 40_000, "{peak}");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", keeper_pids(&f)[0])).expect("it runs");
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .expect("a peak")
+        .trim()
+        .to_owned();
+    assert!(
+        peak.trim_end_matches(" kB")
+            .parse::<u32>()
+            .expect("a number")
+            < 40_000,
+        "{peak}"
+    );
     drop(floods);
     ends_with(&f, &job, 1, "flooded");
 }

@@ -15,7 +15,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{Fixture, Login, Process, Rsig, SOON, Server, idle_shells, poll_until, tool};
-use crate::keeper::{behind_proxy, dots, ends_with, keeper_pids, keepers, kept, new_counter, nothing_is_left, warm};
+use crate::keeper::{
+    behind_proxy, dots, ends_with, keeper_pids, keepers, kept, new_counter, nothing_is_left, warm,
+};
 
 /// What `kill --json` says of one job.
 #[track_caller]
@@ -26,15 +28,21 @@ fn report(f: &Fixture, words: &[&str]) -> Value {
 /// The socket of the one keeper that runs: its last argument.
 #[track_caller]
 fn socket(f: &Fixture) -> PathBuf {
-    let [pid] = keeper_pids(f)[..] else { panic!("one keeper") };
+    let [pid] = keeper_pids(f)[..] else {
+        panic!("one keeper")
+    };
     let cmdline = Process::find(pid).expect("the keeper runs").cmdline;
     PathBuf::from(cmdline.rsplit(' ').next().expect("it is told its socket"))
 }
 
 /// The words by which deliveries to a job were claimed on its host.
 fn claims(f: &Fixture, job: &str) -> Vec<String> {
-    let names = fs::read_dir(f.jobs_dir().join(job)).expect("the job's directory").flatten();
-    names.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("sig.")?.to_owned())).collect()
+    let names = fs::read_dir(f.jobs_dir().join(job))
+        .expect("the job's directory")
+        .flatten();
+    names
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("sig.")?.to_owned()))
+        .collect()
 }
 
 /// What listens where a keeper would, and greets as one of another version.
@@ -47,7 +55,9 @@ struct Stranger {
 impl Stranger {
     fn listen(socket: &Path, version: &str) -> Self {
         let listener = UnixListener::bind(socket).expect("nobody is there");
-        listener.set_nonblocking(true).expect("an option of the socket");
+        listener
+            .set_nonblocking(true)
+            .expect("an option of the socket");
         let hello = format!("{{\"Hello\":{{\"version\":\"{version}\",\"jobs\":[]}}}}");
         let length = u32::try_from(hello.len()).expect("short").to_le_bytes();
         let hello = [&length[..], &[0], hello.as_bytes()].concat();
@@ -61,7 +71,11 @@ impl Stranger {
                 }
             }
         });
-        Self { heard, closing, thread: Some(thread) }
+        Self {
+            heard,
+            closing,
+            thread: Some(thread),
+        }
     }
 
     /// What each connection has said, to its end.
@@ -72,8 +86,12 @@ impl Stranger {
 
 fn greet(mut stream: UnixStream, hello: &[u8]) -> Vec<u8> {
     let mut heard = Vec::new();
-    stream.set_nonblocking(false).expect("an option of the socket");
-    stream.set_read_timeout(Some(SOON)).expect("an option of the socket");
+    stream
+        .set_nonblocking(false)
+        .expect("an option of the socket");
+    stream
+        .set_read_timeout(Some(SOON))
+        .expect("an option of the socket");
     // The other side may hang up at any point.
     drop(stream.write_all(hello));
     drop(stream.read_to_end(&mut heard));
@@ -95,21 +113,38 @@ fn another_versions_keeper_is_left_alone() {
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
     poll_until("the keeper is gone", SOON, || keeper_pids(&f).is_empty());
     let stranger = Stranger::listen(&socket, "0.0.1/1");
-    let inode = fs::symlink_metadata(&socket).expect("the other socket").ino();
+    let inode = fs::symlink_metadata(&socket)
+        .expect("the other socket")
+        .ino();
 
     let told = report(&f, &["kill", "--json", &job, "USR1"]);
     assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
     assert!(keepers(&f).is_empty());
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
 
-    assert_eq!(fs::symlink_metadata(&socket).map(|metadata| metadata.ino()).ok(), Some(inode), "it was replaced");
+    assert_eq!(
+        fs::symlink_metadata(&socket)
+            .map(|metadata| metadata.ino())
+            .ok(),
+        Some(inode),
+        "it was replaced"
+    );
     assert!(keeper_pids(&f).is_empty(), "another one was started");
     // One greeting each, and not a word more.
     let heard = stranger.heard();
     assert!(!heard.is_empty());
     for said in heard {
-        assert_eq!(said.len(), 5 + usize::from(said[0]), "{}", String::from_utf8_lossy(&said));
-        assert!(said[5..].starts_with(b"{\"Hello\""), "{}", String::from_utf8_lossy(&said));
+        assert_eq!(
+            said.len(),
+            5 + usize::from(said[0]),
+            "{}",
+            String::from_utf8_lossy(&said)
+        );
+        assert!(
+            said[5..].starts_with(b"{\"Hello\""),
+            "{}",
+            String::from_utf8_lossy(&said)
+        );
     }
     ends_with(&f, &job, 1, "beside another version");
 }
@@ -139,7 +174,11 @@ struct Removed(PathBuf);
 impl Drop for Removed {
     fn drop(&mut self) {
         let gone = fs::remove_dir_all(&self.0);
-        assert!(gone.is_ok() || std::thread::panicking(), "{}: {gone:?}", self.0.display());
+        assert!(
+            gone.is_ok() || std::thread::panicking(),
+            "{}: {gone:?}",
+            self.0.display()
+        );
     }
 }
 
@@ -150,14 +189,25 @@ fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
         f.rsig = Rsig::new().with_state(&"long".repeat(40));
         f.rsig.keeper = true;
         assert!(f.rsig.state().as_os_str().len() > 108);
-        let place = if runtime { f.rsig.dir().join("runtime") } else { PathBuf::from("/tmp") };
+        let place = if runtime {
+            f.rsig.dir().join("runtime")
+        } else {
+            PathBuf::from("/tmp")
+        };
         fs::create_dir_all(&place).expect("our own directory is writable");
         let rsig = |words: &[&str]| {
             let command = f.rsig.command(words);
-            if runtime { command.env("XDG_RUNTIME_DIR", &place) } else { command }.run()
+            if runtime {
+                command.env("XDG_RUNTIME_DIR", &place)
+            } else {
+                command
+            }
+            .run()
         };
 
-        let job = rsig(&f.words("spawn", &[], &["--", "sleep", "1000"])).ok().line();
+        let job = rsig(&f.words("spawn", &[], &["--", "sleep", "1000"]))
+            .ok()
+            .line();
         let socket = socket(&f);
         let directory = socket.parent().expect("it is in a directory").to_owned();
         let removed = (!runtime).then(|| Removed(directory.clone()));
@@ -185,7 +235,10 @@ fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
         // Where it is not this user's alone, there is no keeper.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("ours");
         rsig(&["wait", &job]).code(138);
-        let job = rsig(&f.words("spawn", &[], &["--", "sleep", "1000"])).ok().stderr_is_empty().line();
+        let job = rsig(&f.words("spawn", &[], &["--", "sleep", "1000"]))
+            .ok()
+            .stderr_is_empty()
+            .line();
         assert_eq!(via(&["kill", "--json", "--wait", "20s", &job]), "pid");
         assert!(keeper_pids(&f).is_empty() && !socket.exists());
         drop(removed);
@@ -198,10 +251,20 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
     let run = "exec /bin/sh -c \"$SSH_ORIGINAL_COMMAND\"";
     for by_key in [false, true] {
         let options = Server::openssh(Login::User);
-        let server = if by_key { options } else { options.config(&format!("ForceCommand {run}")) }.start();
+        let server = if by_key {
+            options
+        } else {
+            options.config(&format!("ForceCommand {run}"))
+        }
+        .start();
         if by_key {
-            let forced = format!("command=\"{}\" {}\n", run.replace('"', "\\\""), server.client_key().public);
-            fs::write(server.home().join(".ssh/authorized_keys"), forced).expect("it is ours to write");
+            let forced = format!(
+                "command=\"{}\" {}\n",
+                run.replace('"', "\\\""),
+                server.client_key().public
+            );
+            fs::write(server.home().join(".ssh/authorized_keys"), forced)
+                .expect("it is ours to write");
         }
         let f = kept(server);
         let job = new_counter(&f);
@@ -210,19 +273,35 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
             let told = report(&f, &["kill", "--json", &job, "USR1"]);
             assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
             poll_until("the relay is known to take no signals", SOON, || {
-                keepers(&f)[0]["relays"].as_array().is_some_and(|relays| relays[0][1] == false)
+                keepers(&f)[0]["relays"]
+                    .as_array()
+                    .is_some_and(|relays| relays[0][1] == false)
             });
         }
-        let output = f.rsig.run(&["kill", "--json", "--via", "channel", &job, "USR1"]);
+        let output = f
+            .rsig
+            .run(&["kill", "--json", "--via", "channel", &job, "USR1"]);
         let told: Value = serde_json::from_str(&output.code(1).line()).expect("JSON");
         assert_eq!(
             (&told["sent"], &told["via"], &told["error"]["kind"]),
             (&false.into(), &Value::Null, &"no_channel".into())
         );
         let said = told["error"]["message"].as_str().expect("a message");
-        assert!(said.contains("forced commands") && said.contains("nothing was sent"), "{said}");
+        assert!(
+            said.contains("forced commands") && said.contains("nothing was sent"),
+            "{said}"
+        );
         // It still tells of the end.
-        ends_with(&f, &job, 2, if by_key { "forced by the key" } else { "forced by the server" });
+        ends_with(
+            &f,
+            &job,
+            2,
+            if by_key {
+                "forced by the key"
+            } else {
+                "forced by the server"
+            },
+        );
         f.rsig.run(&["keeper", "stop", "--all"]).ok();
         nothing_is_left(&f);
     }
@@ -242,15 +321,23 @@ fn a_signal_by_pid_needs_no_script_where_there_is_a_relay() {
         // No script could run.
         let spare = Pid::from_raw(await_spare(&f));
         kill(spare, Signal::SIGSTOP).expect("it runs");
-        let mut signals =
-            vec![&["USR1", "--via", "pid"][..], &["USR1", "--target", "process", "--via", "pid"], &["STOP"], &["CONT"]];
+        let mut signals = vec![
+            &["USR1", "--via", "pid"][..],
+            &["USR1", "--target", "process", "--via", "pid"],
+            &["STOP"],
+            &["CONT"],
+        ];
         if !honours {
             // First asked for by the channel.
             signals.push(&["USR1"]);
         }
         for words in &signals {
             let told = report(&f, &[&["kill", "--json", &job], *words].concat());
-            assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()), "{words:?}");
+            assert_eq!(
+                (&told["sent"], &told["via"]),
+                (&true.into(), &"pid".into()),
+                "{words:?}"
+            );
         }
         // Nor does any have to look, or wait for its turn, once the job has taken them all: those that it had not when
         // the relay looked are looked at with the next.
@@ -259,7 +346,9 @@ fn a_signal_by_pid_needs_no_script_where_there_is_a_relay() {
         report(&f, &["kill", "--json", &job, "CONT"]);
         let dir = f.jobs_dir().join(&job);
         let settled = || {
-            let marks = fs::read_dir(dir.join("untaken")).expect("the place of the marks").count();
+            let marks = fs::read_dir(dir.join("untaken"))
+                .expect("the place of the marks")
+                .count();
             marks == 0 && !dir.join("turn").exists()
         };
         poll_until("the signals are known to be taken", SOON, settled);
@@ -275,11 +364,17 @@ fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twic
     warm(&f, &job);
     await_spare(&f);
     let connections = proxy.connections();
-    let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
+    let [pid] = keeper_pids(&f)[..] else {
+        panic!("one keeper")
+    };
     proxy.freeze();
     let start = Instant::now();
     let told = report(&f, &["kill", "--json", &job, "USR1"]);
-    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(40),
+        "{:?}",
+        start.elapsed()
+    );
     assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
     assert_eq!(proxy.connections(), connections + 1);
     poll_until("it is counted", SOON, || dots(&f, &job) == 1);
@@ -287,7 +382,9 @@ fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twic
     given_up(&f, pid);
     // The old connection's relay now gets the same signal, and finds it claimed.
     proxy.release();
-    poll_until("the old connection ends", SOON, || proxy.open_connections() <= keeper_pids(&f).len());
+    poll_until("the old connection ends", SOON, || {
+        proxy.open_connections() <= keeper_pids(&f).len()
+    });
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
     nothing_is_left(&f);
     ends_with(&f, &job, 1, "frozen");
@@ -296,17 +393,28 @@ fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twic
 #[test]
 fn where_nothing_gets_through_any_more_a_signal_is_not_said_to_be_sent() {
     let (mut f, proxy) = behind_proxy(Server::openssh(Login::User).start());
-    f.connect.extend(["-o", "ConnectTimeout=3"].map(str::to_owned));
+    f.connect
+        .extend(["-o", "ConnectTimeout=3"].map(str::to_owned));
     let job = new_counter(&f);
     warm(&f, &job);
     proxy.hold_both();
     let start = Instant::now();
     let output = f.rsig.run(&["kill", "--json", &job, "USR1"]);
-    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(40),
+        "{:?}",
+        start.elapsed()
+    );
     let told: Value = serde_json::from_str(&output.code(255).line()).expect("JSON");
-    assert_eq!((&told["sent"], &told["via"]), (&Value::Null, &Value::Null), "{output}");
+    assert_eq!(
+        (&told["sent"], &told["via"]),
+        (&Value::Null, &Value::Null),
+        "{output}"
+    );
     proxy.release();
-    poll_until("what was held has ended", SOON, || proxy.open_connections() == 0);
+    poll_until("what was held has ended", SOON, || {
+        proxy.open_connections() == 0
+    });
     assert_eq!(keeper_pids(&f), Vec::<i32>::new());
     // It may have been sent after all, but not more than once.
     f.rsig.run(&["stop", &job]).ok();
@@ -335,10 +443,17 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 /// Has a keeper start that goes by the [`CLOCK`], and gives the file that has it jump, and a job whose relay it holds.
 fn on_a_clock(f: &Fixture) -> (PathBuf, String) {
     let (library, slept) = (f.rsig.dir().join("clock.so"), f.rsig.dir().join("slept"));
-    let cc = tool("cc", "gcc").args(["-shared", "-fPIC", "-x", "c", "-", "-o"]).arg(&library);
+    let cc = tool("cc", "gcc")
+        .args(["-shared", "-fPIC", "-x", "c", "-", "-o"])
+        .arg(&library);
     cc.stdin(CLOCK).run().ok();
     let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
-    f.rsig.command(&words).env("LD_PRELOAD", &library).env("SLEPT", &slept).run().ok();
+    f.rsig
+        .command(&words)
+        .env("LD_PRELOAD", &library)
+        .env("SLEPT", &slept)
+        .run()
+        .ok();
     let job = new_counter(f);
     warm(f, &job);
     (slept, job)
@@ -351,12 +466,16 @@ fn a_machine_that_slept_makes_a_new_connection() {
         let (slept, job) = on_a_clock(&f);
         await_spare(&f);
         let connections = proxy.connections();
-        let [pid] = keeper_pids(&f)[..] else { panic!("one keeper") };
+        let [pid] = keeper_pids(&f)[..] else {
+            panic!("one keeper")
+        };
 
         // Asleep, nothing runs; and by the time that it wakes up, no router between the two knows the connection.
         let keeper = Pid::from_raw(pid);
         kill(keeper, Signal::SIGSTOP).expect("it runs");
-        poll_until("it stands still", SOON, || Process::find(pid).is_some_and(|process| process.is_stopped()));
+        poll_until("it stands still", SOON, || {
+            Process::find(pid).is_some_and(|process| process.is_stopped())
+        });
         proxy.freeze();
         if clock_jumps {
             fs::write(&slept, "").expect("our own directory is writable");
@@ -364,13 +483,24 @@ fn a_machine_that_slept_makes_a_new_connection() {
         kill(keeper, Signal::SIGCONT).expect("it runs");
 
         let told = report(&f, &["kill", "--json", &job, "USR1"]);
-        assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()), "{clock_jumps}");
+        assert_eq!(
+            (&told["sent"], &told["via"]),
+            (&true.into(), &"pid".into()),
+            "{clock_jumps}"
+        );
         assert_eq!(proxy.connections(), connections + 1);
         // A relay is not even asked once its connection is doubted: nothing was sent in its name.
-        assert_eq!(claims(&f, &job) == ["c1"], !clock_jumps, "{:?}", claims(&f, &job));
+        assert_eq!(
+            claims(&f, &job) == ["c1"],
+            !clock_jumps,
+            "{:?}",
+            claims(&f, &job)
+        );
         given_up(&f, pid);
         proxy.release();
-        poll_until("the old connection ends", SOON, || proxy.open_connections() <= keeper_pids(&f).len());
+        poll_until("the old connection ends", SOON, || {
+            proxy.open_connections() <= keeper_pids(&f).len()
+        });
         ends_with(&f, &job, 1, if clock_jumps { "slept" } else { "stopped" });
     }
 }
@@ -383,7 +513,10 @@ fn a_connection_that_outlives_a_sleep_goes_on() {
     fs::write(&slept, "").expect("our own directory is writable");
     f.rsig.run(&["kill", &job, "USR1"]).ok().stderr_is_empty();
     let told = report(&f, &["kill", "--json", &job, "USR1"]);
-    assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"channel".into()));
+    assert_eq!(
+        (&told["sent"], &told["via"]),
+        (&true.into(), &"channel".into())
+    );
     assert_eq!((keeper_pids(&f), proxy.connections()), (pids, connections));
     ends_with(&f, &job, 2, "slept, and still connected");
 }

@@ -29,7 +29,8 @@ const KILL_KEYS: [&str; 15] = [
 ];
 
 /// A job that ends with 7 on TERM. No shell with children: one that STOP meets in vfork(2) never shows as stopped.
-const CATCHES_TERM: &str = "$| = 1; $SIG{TERM} = sub { exit 7 }; print qq(ready\n); sleep 1 while 1";
+const CATCHES_TERM: &str =
+    "$| = 1; $SIG{TERM} = sub { exit 7 }; print qq(ready\n); sleep 1 while 1";
 /// One that does not care.
 const IGNORES_TERM: &str = "$| = 1; $SIG{TERM} = 'IGNORE'; print qq(ready\n); sleep 1 while 1";
 
@@ -45,7 +46,9 @@ fn heard(f: &Fixture, job: &str, name: &str) -> usize {
     // the second.
     for last in ["USR1", "USR2"] {
         f.rsig.run(&["kill", job, last]).ok();
-        poll_until("the last one arrives", SOON, || f.written(job).contains(&format!("\n{last}\n")));
+        poll_until("the last one arrives", SOON, || {
+            f.written(job).contains(&format!("\n{last}\n"))
+        });
     }
     f.written(job).lines().filter(|line| *line == name).count()
 }
@@ -60,7 +63,11 @@ fn edit(f: &Fixture, job: &str, file: &str, field: usize, value: &str) {
 }
 
 fn kill_hard(process: &Process) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::SIGKILL).expect("it runs");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(process.pid),
+        nix::sys::signal::SIGKILL,
+    )
+    .expect("it runs");
     poll_until("it is gone", SOON, || !process.runs());
 }
 
@@ -347,7 +354,10 @@ fn a_broken_connection_sends_nothing_twice() {
     let before = [Direction::ToClient, Direction::ToServer].map(|direction| proxy.bytes(direction));
     f.rsig.run(&["kill", &job, "RTMIN+6"]).ok();
     let mut sent = 1;
-    for (direction, before) in [Direction::ToClient, Direction::ToServer].into_iter().zip(before) {
+    for (direction, before) in [Direction::ToClient, Direction::ToServer]
+        .into_iter()
+        .zip(before)
+    {
         let whole = proxy.bytes(direction) - before;
         // Closer and closer to the end, which is where the signal is sent and confirmed.
         for missing in [1, 40, 80, 120, 200, 300, 500, 900, 1500] {
@@ -371,11 +381,14 @@ fn a_silent_host_does_not_hold_up_the_others() {
     let mut f = Site::OpenSshUser.start();
     let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
     f.go_through(&proxy);
-    f.connect.extend(["-o", "ConnectTimeout=2"].map(str::to_owned));
+    f.connect
+        .extend(["-o", "ConnectTimeout=2"].map(str::to_owned));
     let there = f.spawn(&[], &["sleep", "1000"]);
     let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
     proxy.hold_both();
-    let kill = f.rsig.spawn_process(&["kill", "-s", "TERM", "-w", "20s", &there, &here]);
+    let kill = f
+        .rsig
+        .spawn_process(&["kill", "-s", "TERM", "-w", "20s", &there, &here]);
     kill.wait_for_stdout(&format!("{here} on local: TERM sent"));
     kill.wait().code(255).stderr_has("server");
     proxy.release();
@@ -386,8 +399,13 @@ fn a_silent_host_does_not_hold_up_the_others() {
 fn the_signal_tables_are_those_of_each_system() {
     let rsig = Rsig::new();
     let row = |os: &str, word: &str| {
-        let table: Value =
-            serde_json::from_str(&rsig.run(&["kill", "-l", "--os", os, "--json", word]).ok().line()).expect("JSON");
+        let table: Value = serde_json::from_str(
+            &rsig
+                .run(&["kill", "-l", "--os", os, "--json", word])
+                .ok()
+                .line(),
+        )
+        .expect("JSON");
         (
             table[0]["number"].as_u64().expect("a number"),
             table[0]["name"].as_str().expect("a name").to_owned(),
@@ -422,12 +440,26 @@ fn the_signal_tables_are_those_of_each_system() {
         let (is_number, is_name, _) = row(os, word);
         assert_eq!((is_number, is_name.as_str()), (number, name), "{os} {word}");
     }
-    for (os, word) in [("linux", "EMT"), ("linux", "INFO"), ("darwin", "STKFLT"), ("darwin", "RTMIN"), ("linux", "65")]
-    {
-        rsig.run(&["kill", "-l", "--os", os, word]).code(2).stdout_is("").stderr_has(word);
+    for (os, word) in [
+        ("linux", "EMT"),
+        ("linux", "INFO"),
+        ("darwin", "STKFLT"),
+        ("darwin", "RTMIN"),
+        ("linux", "65"),
+    ] {
+        rsig.run(&["kill", "-l", "--os", os, word])
+            .code(2)
+            .stdout_is("")
+            .stderr_has(word);
     }
-    rsig.run(&["kill", "-l"]).ok().stdout_has("NUMBER").stdout_has("KILL").stdout_has("can't be caught");
-    rsig.run(&["kill", "-l", "--os", "darwin"]).ok().stdout_has("INFO");
+    rsig.run(&["kill", "-l"])
+        .ok()
+        .stdout_has("NUMBER")
+        .stdout_has("KILL")
+        .stdout_has("can't be caught");
+    rsig.run(&["kill", "-l", "--os", "darwin"])
+        .ok()
+        .stdout_has("INFO");
     rsig.run(&["kill", "--os", "darwin", "job"]).code(2);
     rsig.run(&["kill"]).code(2);
 }

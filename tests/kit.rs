@@ -29,7 +29,11 @@ const MEMORY_MAX: u64 = 100_000;
 pub fn clear_message(output: &Output) {
     let text = output.stderr();
     assert!(!text.trim().is_empty(), "no message: {output}");
-    assert!(text.len() <= MESSAGE_MAX, "a message of {} bytes: {output}", text.len());
+    assert!(
+        text.len() <= MESSAGE_MAX,
+        "a message of {} bytes: {output}",
+        text.len()
+    );
     assert!(!text.contains("panicked"), "{output}");
     harmless(text);
 }
@@ -56,14 +60,18 @@ pub fn run_within_memory(rsig: Invocation) -> Output {
 #[track_caller]
 pub fn look(rsig: &Rsig, job: &str) -> Option<Value> {
     let output = rsig.run(&["ps", "--json", job]);
-    let jobs: Vec<Value> = serde_json::from_str(&output.stdout()).unwrap_or_else(|_| panic!("no JSON: {output}"));
+    let jobs: Vec<Value> =
+        serde_json::from_str(&output.stdout()).unwrap_or_else(|_| panic!("no JSON: {output}"));
     jobs.into_iter().next()
 }
 
 /// The state that `ps` gives a job.
 #[track_caller]
 pub fn state(rsig: &Rsig, job: &str) -> String {
-    look(rsig, job).map_or_else(|| "no record".to_owned(), |job| job["state"].as_str().unwrap_or("?").to_owned())
+    look(rsig, job).map_or_else(
+        || "no record".to_owned(),
+        |job| job["state"].as_str().unwrap_or("?").to_owned(),
+    )
 }
 
 /// The ids of all records, without asking any host.
@@ -75,7 +83,8 @@ pub fn recorded(rsig: &Rsig) -> Vec<String> {
 
 /// The state file, opened by the tests' own SQLite.
 pub fn database(rsig: &Rsig) -> rusqlite::Connection {
-    let database = rusqlite::Connection::open(rsig.state().join("jobs.db")).expect("the state file opens");
+    let database =
+        rusqlite::Connection::open(rsig.state().join("jobs.db")).expect("the state file opens");
     database.busy_timeout(SOON).expect("a time-out can be set");
     database
 }
@@ -99,7 +108,10 @@ const FIRST_SCHEMA: &str = "
 pub fn first_version(rsig: &Rsig, rows: &str) {
     let path = rsig.state().join("jobs.db");
     let database = rusqlite::Connection::open(&path).expect("our own directory is writable");
-    database.execute_batch(FIRST_SCHEMA).and_then(|()| database.execute_batch(rows)).expect("a state file");
+    database
+        .execute_batch(FIRST_SCHEMA)
+        .and_then(|()| database.execute_batch(rows))
+        .expect("a state file");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
 }
 
@@ -115,7 +127,9 @@ pub fn record_on(rsig: &Rsig, id: &str, host: &str, config: &str) {
     let connect = format!("{{\"config\":\"{config}\"}}");
     let statement = "INSERT INTO jobs (id, host, connect, command, dir, state, pid, pgid, os, started_at, created_at) \
          VALUES (?1, ?2, ?3, '[\"sleep\",\"1000\"]', '/nowhere/' || ?1, 'running', 4242, 4242, 'Linux', 1, 1)";
-    database(rsig).execute(statement, [id, host, &connect]).expect("a record");
+    database(rsig)
+        .execute(statement, [id, host, &connect])
+        .expect("a record");
 }
 
 /// Asserts that nothing in a text would do something to a terminal.
@@ -177,7 +191,12 @@ impl Sayer {
                 });
             }
         });
-        Self { port, closing, open, thread: Some(thread) }
+        Self {
+            port,
+            closing,
+            open,
+            thread: Some(thread),
+        }
     }
 
     pub fn port(&self) -> u16 {
@@ -209,5 +228,7 @@ pub fn config_for(rsig: &Rsig, alias: &str, port: u16, lines: &str) -> String {
         known.display()
     );
     fs::write(&file, text).expect("our own directory is writable");
-    file.into_os_string().into_string().expect("our paths are UTF-8")
+    file.into_os_string()
+        .into_string()
+        .expect("our paths are UTF-8")
 }

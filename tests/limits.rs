@@ -10,11 +10,18 @@ use crate::jobs::{SOON, keys};
 use crate::kit;
 
 /// A job that cares for TERM not at all.
-const STUBBORN: [&str; 3] = ["perl", "-e", "$| = 1; $SIG{TERM} = 'IGNORE'; print qq(ready\n); sleep 1 while 1"];
+const STUBBORN: [&str; 3] = [
+    "perl",
+    "-e",
+    "$| = 1; $SIG{TERM} = 'IGNORE'; print qq(ready\n); sleep 1 while 1",
+];
 
 /// Whether the files of a job are on its host, and its record is here.
 fn is_known(f: &Fixture, job: &str) -> (bool, bool) {
-    (f.file(job, "").exists(), kit::recorded(&f.rsig).iter().any(|id| id == job))
+    (
+        f.file(job, "").exists(),
+        kit::recorded(&f.rsig).iter().any(|id| id == job),
+    )
 }
 
 on_every_site! {
@@ -122,13 +129,24 @@ on_every_site! {
 #[test]
 fn what_is_asked_of_a_limit_is_checked_first() {
     let f = crate::harness::Site::Local.start();
-    for (words, said) in [(&["--timeout", "5"][..], "5s"), (&["--timeout", "soon"], "5s"), (&["--timeout=-1s"], "5s")] {
-        f.rsig.run(&f.words("spawn", words, &["true"])).code(2).stdout_is("").stderr_has(said);
+    for (words, said) in [
+        (&["--timeout", "5"][..], "5s"),
+        (&["--timeout", "soon"], "5s"),
+        (&["--timeout=-1s"], "5s"),
+    ] {
+        f.rsig
+            .run(&f.words("spawn", words, &["true"]))
+            .code(2)
+            .stdout_is("")
+            .stderr_has(said);
     }
     // A limit that is over at once, and one of no time at all.
     for limit in ["0s", "1ms", "1ns"] {
         let job = f.spawn(&["--timeout", limit], &["sleep", "1000"]);
-        f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
+        f.rsig
+            .run(&["wait", &job])
+            .code(143)
+            .stdout_has("timed out");
     }
     f.await_no_processes();
 }
@@ -140,14 +158,31 @@ fn stray_signals_do_not_end_the_watch() {
     let start = Instant::now();
     let job = f.spawn(&["--timeout", "4s"], &["sleep", "1000"]);
     let (process, supervisor) = (f.process(&job), f.supervisor(&job));
-    let watchdog = f.processes().into_iter().find(|other| other.ppid == supervisor.pid && other.pid != process.pid);
+    let watchdog = f
+        .processes()
+        .into_iter()
+        .find(|other| other.ppid == supervisor.pid && other.pid != process.pid);
     let watchdog = watchdog.expect("it is beside the job");
-    for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGHUP, nix::sys::signal::SIGUSR1] {
+    for signal in [
+        nix::sys::signal::SIGTERM,
+        nix::sys::signal::SIGHUP,
+        nix::sys::signal::SIGUSR1,
+    ] {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(watchdog.pid), signal).expect("it runs");
     }
-    f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
-    assert!(start.elapsed() >= Duration::from_secs(4), "{:?}", start.elapsed());
+    f.rsig
+        .run(&["wait", &job])
+        .code(143)
+        .stdout_has("timed out");
+    assert!(
+        start.elapsed() >= Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
     let value: Value = f.json(&["history", "--json", "-n", "1"]).remove(0);
-    assert_eq!((&value["event"], &value["timed_out"]), (&"end".into(), &true.into()));
+    assert_eq!(
+        (&value["event"], &value["timed_out"]),
+        (&"end".into(), &true.into())
+    );
     f.await_no_processes();
 }

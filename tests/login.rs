@@ -15,14 +15,29 @@ const SECRET: &str = "hunter2 & $(sesame)";
 /// A fixture whose configuration has these lines in front.
 fn with_lines(server: Server, lines: &str) -> Fixture {
     let mut f = Fixture::with(Some(server));
-    let lines = lines.replace("{dir}", &f.server.as_ref().expect("a server").dir().display().to_string());
+    let lines = lines.replace(
+        "{dir}",
+        &f.server
+            .as_ref()
+            .expect("a server")
+            .dir()
+            .display()
+            .to_string(),
+    );
     configure(&mut f, &lines);
     f
 }
 
 fn configure(f: &mut Fixture, lines: &str) {
-    let config = f.server.as_ref().expect("a server").ssh_config_with("server", lines);
-    f.connect = vec!["-F".to_owned(), config.into_os_string().into_string().expect("UTF-8")];
+    let config = f
+        .server
+        .as_ref()
+        .expect("a server")
+        .ssh_config_with("server", lines);
+    f.connect = vec![
+        "-F".to_owned(),
+        config.into_os_string().into_string().expect("UTF-8"),
+    ];
 }
 
 /// Starts a job that ends at once.
@@ -34,9 +49,14 @@ fn spawn(f: &Fixture, options: &[&str]) -> Output {
 /// one that was open for writing here could not be run.
 fn askpass(dir: &Path, answer: &str) -> String {
     let program = dir.join("askpass").display().to_string();
-    let text = format!("#!/bin/sh\nprintf '%s\\n' \"$1\" >>'{program}.asked'\ncat '{program}.answer'\n");
+    let text =
+        format!("#!/bin/sh\nprintf '%s\\n' \"$1\" >>'{program}.asked'\ncat '{program}.answer'\n");
     fs::write(format!("{program}.answer"), format!("{answer}\n")).expect("our own directory");
-    tool("install", "coreutils").args(["-m", "755", "/dev/stdin", &program]).stdin(text).run().ok();
+    tool("install", "coreutils")
+        .args(["-m", "755", "/dev/stdin", &program])
+        .stdin(text)
+        .run()
+        .ok();
     program
 }
 
@@ -54,25 +74,60 @@ fn keys_of_every_kind_let_in_and_a_lack_of_them_is_explained() {
     let mut f = Fixture::with(Some(server));
     for (name, kind, format) in kinds {
         let key = keys::generate(&dir.join(name), kind, "", format);
-        f.server.as_ref().expect("a server").add_authorized(&key.public);
+        f.server
+            .as_ref()
+            .expect("a server")
+            .add_authorized(&key.public);
         // Only this one: the configuration's own comes behind it, and is unreadable.
         configure(&mut f, &format!("IdentityFile {}", key.private.display()));
         let output = spawn(&f, &["-v"]);
-        output.ok().stderr_has(&format!("trying the key {}", key.private.display())).stderr_lacks("client_key");
+        output
+            .ok()
+            .stderr_has(&format!("trying the key {}", key.private.display()))
+            .stderr_lacks("client_key");
     }
     let stranger = keys::generate(&dir.join("stranger"), Type::Ed25519, "", Format::OpenSsh);
-    let own = f.server.as_ref().expect("a server").client_key().private.clone();
+    let own = f
+        .server
+        .as_ref()
+        .expect("a server")
+        .client_key()
+        .private
+        .clone();
     fs::rename(&own, dir.join("hidden")).expect("our own file");
-    configure(&mut f, &format!("IdentityFile {}\nIdentityFile {}/absent", stranger.private.display(), dir.display()));
+    configure(
+        &mut f,
+        &format!(
+            "IdentityFile {}\nIdentityFile {}/absent",
+            stranger.private.display(),
+            dir.display()
+        ),
+    );
     let output = spawn(&f, &[]);
     clear_message(output.code(255).stdout_is(""));
-    output.stderr_has("refused the login").stderr_has("it takes publickey").stderr_has("stranger");
+    output
+        .stderr_has("refused the login")
+        .stderr_has("it takes publickey")
+        .stderr_has("stranger");
     configure(&mut f, "IdentityFile none");
-    clear_message(spawn(&f, &[]).code(255).stderr_has("refused the login").stderr_has("-i"));
-    fs::write(dir.join("broken"), "-----BEGIN OPENSSH PRIVATE KEY-----\nnonsense\n").expect("our own directory");
+    clear_message(
+        spawn(&f, &[])
+            .code(255)
+            .stderr_has("refused the login")
+            .stderr_has("-i"),
+    );
+    fs::write(
+        dir.join("broken"),
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nnonsense\n",
+    )
+    .expect("our own directory");
     configure(&mut f, &format!("IdentityFile {}/broken", dir.display()));
     clear_message(spawn(&f, &[]).code(255).stderr_has("broken"));
-    assert_eq!(kit::recorded(&f.rsig).len(), kinds.len(), "only what was let in is recorded");
+    assert_eq!(
+        kit::recorded(&f.rsig).len(),
+        kinds.len(),
+        "only what was let in is recorded"
+    );
 }
 
 #[test]
@@ -81,29 +136,61 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
     let dir = server.dir().to_owned();
     let agent = Agent::start();
     for number in 0..5 {
-        agent.add(&keys::generate(&dir.join(format!("other{number}")), Type::Ed25519, "", Format::OpenSsh));
+        agent.add(&keys::generate(
+            &dir.join(format!("other{number}")),
+            Type::Ed25519,
+            "",
+            Format::OpenSsh,
+        ));
     }
-    let locked = keys::generate(&dir.join("locked"), Type::Ed25519, "open up", Format::OpenSsh);
+    let locked = keys::generate(
+        &dir.join("locked"),
+        Type::Ed25519,
+        "open up",
+        Format::OpenSsh,
+    );
     server.add_authorized(&locked.public);
     agent.add(&locked);
     fs::remove_file(&server.client_key().private).expect("our own file");
     let mut f = Fixture::with(Some(server));
     let socket = agent.socket().display().to_string();
-    let with_agent =
-        |f: &Fixture| f.rsig.command(&f.words("spawn", &["-v"], &["true"])).env("SSH_AUTH_SOCK", &socket).run();
+    let with_agent = |f: &Fixture| {
+        f.rsig
+            .command(&f.words("spawn", &["-v"], &["true"]))
+            .env("SSH_AUTH_SOCK", &socket)
+            .run()
+    };
     // The key is named: its public half tells which of the agent's it is, and nobody has to open it.
-    configure(&mut f, &format!("IdentityFile {}", locked.private.display()));
-    with_agent(&f).ok().stderr_has("(agent)").stderr_lacks("other0");
+    configure(
+        &mut f,
+        &format!("IdentityFile {}", locked.private.display()),
+    );
+    with_agent(&f)
+        .ok()
+        .stderr_has("(agent)")
+        .stderr_lacks("other0");
     // By its public half alone, as one does with keys that only the agent has.
     fs::remove_file(&locked.private).expect("our own file");
-    configure(&mut f, &format!("IdentityFile {}.pub", locked.private.display()));
+    configure(
+        &mut f,
+        &format!("IdentityFile {}.pub", locked.private.display()),
+    );
     with_agent(&f).ok().stderr_has("(agent)");
-    configure(&mut f, &format!("IdentityFile none\nIdentitiesOnly no\nIdentityAgent {socket}"));
+    configure(
+        &mut f,
+        &format!("IdentityFile none\nIdentitiesOnly no\nIdentityAgent {socket}"),
+    );
     spawn(&f, &[]).ok();
     // IdentitiesOnly keeps the agent's other keys out.
     configure(&mut f, "IdentityFile none\nIdentitiesOnly yes");
     clear_message(with_agent(&f).code(255).stderr_has("refused the login"));
-    configure(&mut f, &format!("IdentityFile none\nIdentitiesOnly no\nIdentityAgent {}/nowhere", dir.display()));
+    configure(
+        &mut f,
+        &format!(
+            "IdentityFile none\nIdentitiesOnly no\nIdentityAgent {}/nowhere",
+            dir.display()
+        ),
+    );
     clear_message(spawn(&f, &[]).code(255).stderr_has("nowhere"));
 }
 
@@ -115,11 +202,15 @@ fn a_passphrase_is_asked_for_and_may_be_wrong() {
         server.add_authorized(&key.public);
         let f = with_lines(server, "IdentityFile {dir}/locked");
         // The other key of the configuration must not help.
-        fs::remove_file(&f.server.as_ref().expect("a server").client_key().private).expect("our own file");
+        fs::remove_file(&f.server.as_ref().expect("a server").client_key().private)
+            .expect("our own file");
         for (answer, code) in [(SECRET, 0), ("wrong", 255)] {
             let program = askpass(f.rsig.dir(), answer);
             let spawn = f.rsig.command(&f.words("spawn", &["-v"], &["true"]));
-            let output = spawn.env("SSH_ASKPASS", &program).env("SSH_ASKPASS_REQUIRE", "force").run();
+            let output = spawn
+                .env("SSH_ASKPASS", &program)
+                .env("SSH_ASKPASS_REQUIRE", "force")
+                .run();
             output.code(code).stderr_lacks(SECRET);
             let asked = fs::read_to_string(format!("{program}.asked")).expect("it was asked");
             assert!(asked.starts_with("Enter passphrase for key '"), "{asked}");
@@ -134,15 +225,26 @@ fn a_passphrase_is_asked_for_and_may_be_wrong() {
 /// The ways to ask for a password.
 fn password_servers() -> [(&'static str, Server); 2] {
     [
-        ("password", Server::openssh(Login::User).password(SECRET).start()),
-        ("keyboard-interactive", Server::openssh(Login::User).keyboard_interactive(SECRET).start()),
+        (
+            "password",
+            Server::openssh(Login::User).password(SECRET).start(),
+        ),
+        (
+            "keyboard-interactive",
+            Server::openssh(Login::User)
+                .keyboard_interactive(SECRET)
+                .start(),
+        ),
     ]
 }
 
 #[test]
 fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
     for (method, server) in password_servers() {
-        let f = with_lines(server, &format!("PreferredAuthentications {method}\nNumberOfPasswordPrompts 1"));
+        let f = with_lines(
+            server,
+            &format!("PreferredAuthentications {method}\nNumberOfPasswordPrompts 1"),
+        );
         let words = f.words("spawn", &["-v"], &["true"]);
         for (typed, code) in [(SECRET, 0), ("wrong", 255)] {
             let mut terminal = f.rsig.command(&words).tty(200, 50);
@@ -150,8 +252,17 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
             poll_until("the echo is off", SOON, || !terminal.echoes());
             terminal.send(typed);
             terminal.send(ENTER);
-            assert_eq!(terminal.wait().code(), Some(code), "{method}: {}", terminal.text());
-            assert!(!terminal.text().contains(typed), "{method}: {}", terminal.text());
+            assert_eq!(
+                terminal.wait().code(),
+                Some(code),
+                "{method}: {}",
+                terminal.text()
+            );
+            assert!(
+                !terminal.text().contains(typed),
+                "{method}: {}",
+                terminal.text()
+            );
             assert!(terminal.echoes());
         }
         let mut terminal = f.rsig.command(&words).tty(200, 50);
@@ -159,14 +270,27 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
         poll_until("the echo is off", SOON, || !terminal.echoes());
         terminal.send(CTRL_C);
         let status = terminal.wait();
-        assert!(interrupted(status), "{method}: {status}: {}", terminal.text());
+        assert!(
+            interrupted(status),
+            "{method}: {status}: {}",
+            terminal.text()
+        );
         assert!(terminal.echoes(), "{method}: the echo stays off");
         // Nobody to ask: said, and not waited for.
-        let output = f.rsig.run(&f.words("spawn", &["-o", "BatchMode=yes"], &["true"]));
-        clear_message(output.code(255).stderr_has("refused the login").stderr_has(method));
+        let output = f
+            .rsig
+            .run(&f.words("spawn", &["-o", "BatchMode=yes"], &["true"]));
+        clear_message(
+            output
+                .code(255)
+                .stderr_has("refused the login")
+                .stderr_has(method),
+        );
         clear_message(spawn(&f, &[]).code(255).stderr_has("no terminal"));
         let started = "SELECT count(*) FROM jobs WHERE pid IS NOT NULL";
-        let started: i64 = kit::database(&f.rsig).query_row(started, [], |row| row.get(0)).expect("a number");
+        let started: i64 = kit::database(&f.rsig)
+            .query_row(started, [], |row| row.get(0))
+            .expect("a number");
         assert_eq!(started, 1, "{method}");
     }
 }
@@ -174,22 +298,38 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
 #[test]
 fn a_key_and_then_a_password_are_two_steps() {
     let methods = "AuthenticationMethods publickey,password";
-    let server = Server::openssh(Login::User).password(SECRET).config(methods).start();
+    let server = Server::openssh(Login::User)
+        .password(SECRET)
+        .config(methods)
+        .start();
     let f = Fixture::with(Some(server));
     let program = askpass(f.rsig.dir(), SECRET);
     let spawn = |program: &str| {
         let command = f.rsig.command(&f.words("spawn", &["-v"], &["true"]));
-        command.env("SSH_ASKPASS", program).env("SSH_ASKPASS_REQUIRE", "force").run()
+        command
+            .env("SSH_ASKPASS", program)
+            .env("SSH_ASKPASS_REQUIRE", "force")
+            .run()
     };
-    spawn(&program).ok().stderr_has("a further step").stderr_lacks(SECRET);
-    clear_message(spawn("/nonexistent").code(255).stderr_has("after a first step"));
+    spawn(&program)
+        .ok()
+        .stderr_has("a further step")
+        .stderr_lacks(SECRET);
+    clear_message(
+        spawn("/nonexistent")
+            .code(255)
+            .stderr_has("after a first step"),
+    );
 }
 
 #[test]
 fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
     // Words of their own: other tests give theirs to ssh-keygen as arguments, and this one in another run to grep.
     let number = std::process::id();
-    let (password, token) = (&*format!("pa55-of-the-account-{number}"), &*format!("t0ken-of-the-environment-{number}"));
+    let (password, token) = (
+        &*format!("pa55-of-the-account-{number}"),
+        &*format!("t0ken-of-the-environment-{number}"),
+    );
     let server = Server::openssh(Login::User).password(password).start();
     let f = with_lines(server, "PreferredAuthentications password");
     let program = askpass(f.rsig.dir(), password);
@@ -198,20 +338,34 @@ fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
         let scanner = scope.spawn(|| {
             let mut seen = Vec::new();
             while !over.load(Ordering::SeqCst) {
-                let holds =
-                    |process: &procs::Process| [password, token].iter().any(|secret| process.cmdline.contains(secret));
+                let holds = |process: &procs::Process| {
+                    [password, token]
+                        .iter()
+                        .any(|secret| process.cmdline.contains(secret))
+                };
                 seen.extend(procs::all().into_iter().filter(holds));
             }
             seen
         });
-        let command =
-            f.rsig.command(&f.words("spawn", &["-v", "-e", "TOKEN"], &["sh", "-c", "echo ${#TOKEN}; sleep 1000"]));
-        let output = command.env("TOKEN", token).env("SSH_ASKPASS", &program).env("SSH_ASKPASS_REQUIRE", "force").run();
+        let command = f.rsig.command(&f.words(
+            "spawn",
+            &["-v", "-e", "TOKEN"],
+            &["sh", "-c", "echo ${#TOKEN}; sleep 1000"],
+        ));
+        let output = command
+            .env("TOKEN", token)
+            .env("SSH_ASKPASS", &program)
+            .env("SSH_ASKPASS_REQUIRE", "force")
+            .run();
         over.store(true, Ordering::SeqCst);
         (scanner.join().expect("no panic"), output)
     });
     assert!(seen.is_empty(), "{}", procs::listing(&seen));
-    output.ok().stderr_has("connecting to").stderr_lacks(password).stderr_lacks(token);
+    output
+        .ok()
+        .stderr_has("connecting to")
+        .stderr_lacks(password)
+        .stderr_lacks(token);
     let server = f.server.as_ref().expect("a server");
     poll_until("the job has its variable", SOON, || {
         let out = f.jobs_dir().join(output.line()).join("out");
@@ -220,8 +374,16 @@ fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
     // The job's own environment apart, it is nowhere on either side.
     for dir in [f.rsig.state(), f.rsig.home(), &f.jobs_dir()] {
         for secret in [password, token] {
-            let found = tool("grep", "grep").args(["-raF", "--", secret]).arg(dir).run();
-            assert_eq!(found.status().code(), Some(1), "{secret} in {}: {found}", dir.display());
+            let found = tool("grep", "grep")
+                .args(["-raF", "--", secret])
+                .arg(dir)
+                .run();
+            assert_eq!(
+                found.status().code(),
+                Some(1),
+                "{secret} in {}: {found}",
+                dir.display()
+            );
         }
     }
     assert!(!server.log().contains(token));
@@ -229,47 +391,90 @@ fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
 
 #[test]
 fn a_host_key_that_changed_or_is_revoked_or_unknown_is_refused_with_the_reason() {
-    let server = Server::openssh(Login::User).host_keys(&[Type::Ed25519, Type::Ecdsa]).start();
+    let server = Server::openssh(Login::User)
+        .host_keys(&[Type::Ed25519, Type::Ecdsa])
+        .start();
     let port = server.port();
     let own = server.host_keys()[0].clone();
-    let other = keys::generate(&server.dir().join("other"), Type::Ed25519, "", Format::OpenSsh).public;
+    let other = keys::generate(
+        &server.dir().join("other"),
+        Type::Ed25519,
+        "",
+        Format::OpenSsh,
+    )
+    .public;
     let known = server.dir().join("known");
     let name = format!("[127.0.0.1]:{port}");
     let f = with_lines(server, "UserKnownHostsFile {dir}/known");
     let strict = |value: &str| format!("StrictHostKeyChecking={value}");
     for (lines, strictness, said) in [
         (format!("{name} {other}\n"), "no", "has changed"),
-        (format!("# a comment\n\n{name} {other}\n"), "accept-new", "known:3"),
+        (
+            format!("# a comment\n\n{name} {other}\n"),
+            "accept-new",
+            "known:3",
+        ),
         (format!("@revoked * {own}\n{name} {own}\n"), "no", "revoked"),
         (String::new(), "yes", "is not known"),
         (String::new(), "ask", "nobody can be asked"),
         (format!("127.0.0.1 {other}\n"), "ask", "without the port"),
-        (format!("@cert-authority * {own}\n"), "yes", "@cert-authority"),
+        (
+            format!("@cert-authority * {own}\n"),
+            "yes",
+            "@cert-authority",
+        ),
     ] {
         fs::write(&known, &lines).expect("our own directory");
-        let output = f.rsig.run(&f.words("spawn", &["-o", &strict(strictness)], &["true"]));
-        output.code(255).stdout_is("").stderr_has(said).stderr_has("SHA256:");
+        let output = f
+            .rsig
+            .run(&f.words("spawn", &["-o", &strict(strictness)], &["true"]));
+        output
+            .code(255)
+            .stdout_is("")
+            .stderr_has(said)
+            .stderr_has("SHA256:");
         clear_message(&output);
-        assert_eq!(fs::read_to_string(&known).expect("it is there"), lines, "the file was changed");
+        assert_eq!(
+            fs::read_to_string(&known).expect("it is there"),
+            lines,
+            "the file was changed"
+        );
     }
     assert_eq!(kit::recorded(&f.rsig), Vec::<String>::new());
     // accept-new: one line more, and from then on it is known.
     fs::remove_file(&known).expect("our own file");
-    let output = f.rsig.run(&f.words("spawn", &["-o", &strict("accept-new")], &["true"]));
+    let output = f
+        .rsig
+        .run(&f.words("spawn", &["-o", &strict("accept-new")], &["true"]));
     output.ok().stderr_has("was added to");
     let text = fs::read_to_string(&known).expect("it was made");
-    assert!(text.lines().count() == 1 && text.starts_with(&format!("{name} ")), "{text}");
-    f.rsig.run(&f.words("spawn", &["-o", &strict("yes")], &["true"])).ok().stderr_is_empty();
+    assert!(
+        text.lines().count() == 1 && text.starts_with(&format!("{name} ")),
+        "{text}"
+    );
+    f.rsig
+        .run(&f.words("spawn", &["-o", &strict("yes")], &["true"]))
+        .ok()
+        .stderr_is_empty();
     // A garbled line hides no other.
-    fs::write(&known, format!("garbage\n{name}\n{name} ssh-ed25519 %%%\n{text}")).expect("our own file");
-    f.rsig.run(&f.words("spawn", &["-o", &strict("yes")], &["true"])).ok();
+    fs::write(
+        &known,
+        format!("garbage\n{name}\n{name} ssh-ed25519 %%%\n{text}"),
+    )
+    .expect("our own file");
+    f.rsig
+        .run(&f.words("spawn", &["-o", &strict("yes")], &["true"]))
+        .ok();
 }
 
 #[test]
 fn an_unknown_host_key_is_asked_about_on_a_terminal() {
     let server = Server::openssh(Login::User).start();
     let known = server.dir().join("known");
-    let f = with_lines(server, "UserKnownHostsFile {dir}/known\nStrictHostKeyChecking ask");
+    let f = with_lines(
+        server,
+        "UserKnownHostsFile {dir}/known\nStrictHostKeyChecking ask",
+    );
     let words = f.words("spawn", &[], &["true"]);
     for (typed, code) in [("no", 255), ("what\rno", 255), ("yes", 0)] {
         let mut terminal = f.rsig.command(&words).tty(200, 50);
@@ -284,7 +489,9 @@ fn an_unknown_host_key_is_asked_about_on_a_terminal() {
 
 #[test]
 fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
-    let server = Server::openssh(Login::User).config("ListenAddress ::1").start();
+    let server = Server::openssh(Login::User)
+        .config("ListenAddress ::1")
+        .start();
     let (port, user) = (server.port(), server.user().to_owned());
     let dir = server.dir().display().to_string();
     let own = server.host_keys()[0].clone();
@@ -304,14 +511,34 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
         "ProxyCommand bash -c 'exec 3<>/dev/tcp/%h/%p; cat <&3 & cat >&3; kill $!'\nIdentityFile {dir}/key-%n",
     ] {
         configure(&mut f, &lines.replace("{dir}", &dir));
-        let output = f.rsig.command(&f.words("spawn", &[], &["true"])).env("KEYS", &dir).run();
+        let output = f
+            .rsig
+            .command(&f.words("spawn", &[], &["true"]))
+            .env("KEYS", &dir)
+            .run();
         output.ok().stderr_is_empty();
     }
     // Hosts as they may be typed; -i, -l and -p on the command line.
     let known = format!("{dir}/all-known");
-    fs::write(&known, format!("[127.0.0.1]:{port} {own}\n[::1]:{port} {own}\n")).expect("our own directory");
-    let (identity, known) = (format!("{dir}/key-server"), format!("UserKnownHostsFile={known}"));
-    let connect = ["-F", "none", "-i", &identity, "-o", &known, "-o", "StrictHostKeyChecking yes"];
+    fs::write(
+        &known,
+        format!("[127.0.0.1]:{port} {own}\n[::1]:{port} {own}\n"),
+    )
+    .expect("our own directory");
+    let (identity, known) = (
+        format!("{dir}/key-server"),
+        format!("UserKnownHostsFile={known}"),
+    );
+    let connect = [
+        "-F",
+        "none",
+        "-i",
+        &identity,
+        "-o",
+        &known,
+        "-o",
+        "StrictHostKeyChecking yes",
+    ];
     let with = |options: &[&str], host: &str| {
         let words = [&["spawn"], &connect[..], options, &[host, "true"]].concat();
         f.rsig.run(&words).ok().line()
@@ -321,7 +548,10 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
         with(&[], &format!("ssh://{user}@127.0.0.1:{port}")),
         with(&["-l", &user], &format!("[::1]:{port}")),
         with(&[], &format!("ssh://{user}@[::1]:{port}")),
-        with(&["-l", &user, "-p", &port.to_string()], "nobody@127.0.0.1:1"),
+        with(
+            &["-l", &user, "-p", &port.to_string()],
+            "nobody@127.0.0.1:1",
+        ),
     ];
     // All that was given is kept with the job.
     for job in &jobs {
@@ -334,19 +564,38 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
     let gate = Server::openssh(Login::User).start();
     let inner = Server::openssh(Login::Root).start();
     let text = |config: std::path::PathBuf| fs::read_to_string(config).expect("our own file");
-    let both = text(inner.ssh_config_with("inner", "ProxyJump gate")) + &text(gate.ssh_config("gate"));
+    let both =
+        text(inner.ssh_config_with("inner", "ProxyJump gate")) + &text(gate.ssh_config("gate"));
     let rsig = Rsig::new();
     let config = rsig.dir().join("both").display().to_string();
     fs::write(&config, both).expect("our own directory");
-    let job =
-        rsig.run(&["spawn", "-F", &config, "inner", "--", "sh", "-c", "echo $SSH_CONNECTION; sleep 1000"]).ok().line();
-    assert!(gate.log().contains("direct-tcpip") || gate.log().contains("Accepted publickey"), "{}", gate.log());
-    rsig.run(&["kill", &job, "--wait", "20s"]).ok().stdout_has("143");
+    let job = rsig
+        .run(&[
+            "spawn",
+            "-F",
+            &config,
+            "inner",
+            "--",
+            "sh",
+            "-c",
+            "echo $SSH_CONNECTION; sleep 1000",
+        ])
+        .ok()
+        .line();
+    assert!(
+        gate.log().contains("direct-tcpip") || gate.log().contains("Accepted publickey"),
+        "{}",
+        gate.log()
+    );
+    rsig.run(&["kill", &job, "--wait", "20s"])
+        .ok()
+        .stdout_has("143");
     // Given by -J as well, to a host that has no jump of its own.
     let plain = text(inner.ssh_config("inner")) + &text(gate.ssh_config("gate"));
     fs::write(&config, plain).expect("our own directory");
     let accepted = gate.log().matches("Accepted publickey").count();
-    rsig.run(&["spawn", "-F", &config, "-J", "gate", "inner", "--", "true"]).ok();
+    rsig.run(&["spawn", "-F", &config, "-J", "gate", "inner", "--", "true"])
+        .ok();
     assert!(gate.log().matches("Accepted publickey").count() > accepted);
     // A gate that lets nobody in is named.
     drop(gate);
@@ -356,7 +605,9 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
 
 #[test]
 fn a_busy_server_is_asked_again_and_given_up_at_last() {
-    let server = Server::openssh(Login::User).config("MaxStartups 1:100:1\nLoginGraceTime 60").start();
+    let server = Server::openssh(Login::User)
+        .config("MaxStartups 1:100:1\nLoginGraceTime 60")
+        .start();
     let port = server.port();
     let f = Fixture::with(Some(server));
     let occupy = || {
@@ -371,20 +622,37 @@ fn a_busy_server_is_asked_again_and_given_up_at_last() {
     patient.wait_for_stderr("the server is busy");
     drop(occupied);
     patient.wait().ok();
-    poll_until("the server is free again", SOON, || f.server.as_ref().expect("a server").connections().is_empty());
+    poll_until("the server is free again", SOON, || {
+        f.server
+            .as_ref()
+            .expect("a server")
+            .connections()
+            .is_empty()
+    });
     let _occupied = occupy();
     let output = spawn(&f, &["-v"]);
-    output.code(255).stdout_is("").stderr_has("takes no more connections for the moment");
-    assert_eq!(output.stderr().matches("the server is busy").count(), 3, "{output}");
+    output
+        .code(255)
+        .stdout_is("")
+        .stderr_has("takes no more connections for the moment");
+    assert_eq!(
+        output.stderr().matches("the server is busy").count(),
+        3,
+        "{output}"
+    );
 }
 
 #[test]
 fn one_session_at_a_time_is_enough() {
-    let f = Fixture::with(Some(Server::openssh(Login::User).config("MaxSessions 1").start()));
+    let f = Fixture::with(Some(
+        Server::openssh(Login::User).config("MaxSessions 1").start(),
+    ));
     let job = f.spawn(&[], &["sh", "-c", "echo out; sleep 1000"]);
     let other = f.spawn(&[], &["sleep", "1000"]);
     f.rsig.run(&["kill", "-s", "CONT", &job, &other]).ok();
-    poll_until("it has written", SOON, || f.rsig.run(&["tail", &job]).ok().stdout() == "out\n");
+    poll_until("it has written", SOON, || {
+        f.rsig.run(&["tail", &job]).ok().stdout() == "out\n"
+    });
     // Several scripts over one connection, each behind the other.
     f.rsig.run(&["rm", "--force", &job, &other]).ok();
 }

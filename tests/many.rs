@@ -21,10 +21,19 @@ impl Farm {
     fn start(logins: &[Login]) -> Self {
         let farm = Self {
             rsig: Rsig::new(),
-            servers: logins.iter().map(|login| Server::openssh(*login).start()).collect(),
+            servers: logins
+                .iter()
+                .map(|login| Server::openssh(*login).start())
+                .collect(),
             config: String::new(),
         };
-        let config = farm.rsig.dir().join("config").into_os_string().into_string().expect("plain");
+        let config = farm
+            .rsig
+            .dir()
+            .join("config")
+            .into_os_string()
+            .into_string()
+            .expect("plain");
         let farm = Self { config, ..farm };
         farm.configure("");
         farm
@@ -34,7 +43,8 @@ impl Farm {
     fn configure(&self, first: &str) {
         let mut text = first.to_owned();
         for (number, server) in self.servers.iter().enumerate() {
-            text += &fs::read_to_string(server.ssh_config(&format!("s{number}"))).expect("readable");
+            text +=
+                &fs::read_to_string(server.ssh_config(&format!("s{number}"))).expect("readable");
         }
         fs::write(&self.config, text).expect("ours");
     }
@@ -49,19 +59,27 @@ fn ids(text: &str) -> Vec<String> {
 }
 
 fn host_of(rsig: &Rsig, job: &str) -> String {
-    kit::look(rsig, job).expect("a job")["host"].as_str().expect("text").to_owned()
+    kit::look(rsig, job).expect("a job")["host"]
+        .as_str()
+        .expect("text")
+        .to_owned()
 }
 
 /// A host that takes connections and says nothing.
 fn silent(sayer: &Sayer) -> String {
-    format!("Host dead\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\n", sayer.port())
+    format!(
+        "Host dead\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\n",
+        sayer.port()
+    )
 }
 
 #[test]
 fn a_job_is_started_on_several_hosts() {
     let farm = Farm::start(&[Login::User, Login::Root, Login::User]);
     let start = Instant::now();
-    let output = farm.rsig.run(&farm.spawn("s2,s0,local,s1", &["sleep", "1000"]));
+    let output = farm
+        .rsig
+        .run(&farm.spawn("s2,s0,local,s1", &["sleep", "1000"]));
     // A slow one holds the others' ids back for no more than a second.
     let in_turn = start.elapsed() < Duration::from_secs(1);
     let jobs = ids(&output.ok().stdout());
@@ -72,22 +90,48 @@ fn a_job_is_started_on_several_hosts() {
         expected.sort_unstable();
     }
     assert_eq!(hosts, expected);
-    let output = farm.rsig.run(&["spawn", "-F", &farm.config, "--json", "--parallel", "1", "s1,s0", "true"]);
+    let output = farm.rsig.run(&[
+        "spawn",
+        "-F",
+        &farm.config,
+        "--json",
+        "--parallel",
+        "1",
+        "s1,s0",
+        "true",
+    ]);
     let told = json_lines(output.ok());
-    assert_eq!([&told[0]["host"], &told[1]["host"]], [&Value::from("s1"), &"s0".into()]);
+    assert_eq!(
+        [&told[0]["host"], &told[1]["host"]],
+        [&Value::from("s1"), &"s0".into()]
+    );
 
-    farm.rsig.run(&["spawn", "-n", "one", "local,local", "true"]).code(2).stdout_is("").stderr_has("-n");
+    farm.rsig
+        .run(&["spawn", "-n", "one", "local,local", "true"])
+        .code(2)
+        .stdout_is("")
+        .stderr_has("-n");
     for hosts in ["local,", ",", "local,,local", "local,-x", "local,a;b"] {
-        farm.rsig.run(&["spawn", hosts, "true"]).code(2).stdout_is("");
+        farm.rsig
+            .run(&["spawn", hosts, "true"])
+            .code(2)
+            .stdout_is("");
     }
-    farm.rsig.run(&["spawn", "--parallel", "0", "local", "true"]).code(2);
+    farm.rsig
+        .run(&["spawn", "--parallel", "0", "local", "true"])
+        .code(2);
 
     // Signalled and waited for together.
-    let output = farm.rsig.run(&["kill", "--all", "--yes", "--json", "-w", "20s"]);
+    let output = farm
+        .rsig
+        .run(&["kill", "--all", "--yes", "--json", "-w", "20s"]);
     let mut told = json_lines(output.ok());
     told.retain(|told| told["sent"] == true);
     assert_eq!(told.len(), 4, "{output}");
-    assert!(told.iter().all(|told| told["exit_status"] == 143 && told["job"] == told["id"]));
+    assert!(
+        told.iter()
+            .all(|told| told["exit_status"] == 143 && told["job"] == told["id"])
+    );
     farm.rsig.run(&["rm", "--all"]).ok();
     assert_eq!(kit::recorded(&farm.rsig), [""; 0]);
 }
@@ -98,20 +142,49 @@ fn a_dead_host_holds_nobody() {
     let sayer = Sayer::start(Says::Once(Vec::new()));
     farm.configure(&silent(&sayer));
     // It comes first, and takes longer than others are held back for.
-    let slow = farm.rsig.run(&["spawn", "-F", &farm.config, "-o", "ConnectTimeout=4", "dead,s0,s1", "sleep", "1000"]);
+    let slow = farm.rsig.run(&[
+        "spawn",
+        "-F",
+        &farm.config,
+        "-o",
+        "ConnectTimeout=4",
+        "dead,s0,s1",
+        "sleep",
+        "1000",
+    ]);
     let jobs = ids(&slow.code(255).stderr_has("dead").stdout());
     assert_eq!(jobs.len(), 2, "{slow}");
-    assert_eq!([host_of(&farm.rsig, &jobs[0]), host_of(&farm.rsig, &jobs[1])], ["s0", "s1"]);
-    let running = farm.rsig.spawn_process(&["spawn", "-F", &farm.config, "-o", "ConnectTimeout=20", "dead,s0", "true"]);
-    poll_until("an id comes while the first host is waited for", Duration::from_secs(15), || {
-        running.stdout_so_far().len() == 9
-    });
+    assert_eq!(
+        [host_of(&farm.rsig, &jobs[0]), host_of(&farm.rsig, &jobs[1])],
+        ["s0", "s1"]
+    );
+    let running = farm.rsig.spawn_process(&[
+        "spawn",
+        "-F",
+        &farm.config,
+        "-o",
+        "ConnectTimeout=20",
+        "dead,s0",
+        "true",
+    ]);
+    poll_until(
+        "an id comes while the first host is waited for",
+        Duration::from_secs(15),
+        || running.stdout_so_far().len() == 9,
+    );
     drop(running);
     let events: Vec<Value> = json_lines(&farm.rsig.run(&["history", "--json"]));
-    assert!(events.iter().any(|event| event["event"] == "not_started" && event["host"] == "dead"));
+    assert!(
+        events
+            .iter()
+            .any(|event| event["event"] == "not_started" && event["host"] == "dead")
+    );
 
     // A host that dies later: its jobs say so, the others are done with.
-    farm.configure(&format!("Host s0\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\n", sayer.port()));
+    farm.configure(&format!(
+        "Host s0\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\n",
+        sayer.port()
+    ));
     farm.rsig.run(&["keeper", "stop", "--all"]);
     for words in [
         &["kill", "--host", "s0,s1", "-s", "WINCH"][..],
@@ -119,11 +192,21 @@ fn a_dead_host_holds_nobody() {
         &["kill", "--parallel", "1", "-s", "WINCH", &jobs[0], &jobs[1]],
     ] {
         let output = farm.rsig.run(words);
-        output.code(255).stdout_has(&format!("{} on s1: WINCH sent", jobs[1])).stderr_has("s0");
+        output
+            .code(255)
+            .stdout_has(&format!("{} on s1: WINCH sent", jobs[1]))
+            .stderr_has("s0");
     }
     farm.rsig.run(&["stop", "--host", "s1"]).ok();
-    farm.rsig.run(&["wait", &jobs[0], &jobs[1]]).code(255).stdout_has(&jobs[1]).stderr_has("s0");
-    farm.rsig.run(&["rm", "--host", "s0,s1"]).ok().stdout_has(&jobs[1]);
+    farm.rsig
+        .run(&["wait", &jobs[0], &jobs[1]])
+        .code(255)
+        .stdout_has(&jobs[1])
+        .stderr_has("s0");
+    farm.rsig
+        .run(&["rm", "--host", "s0,s1"])
+        .ok()
+        .stdout_has(&jobs[1]);
     farm.configure("");
     assert_eq!(kit::state(&farm.rsig, &jobs[0]), "running");
 }
@@ -132,12 +215,45 @@ fn a_dead_host_holds_nobody() {
 #[test]
 fn a_wait_for_many_hosts_sees_each_end() {
     let farm = Farm::start(&[Login::User, Login::User]);
-    let slow = farm.rsig.run(&farm.spawn("s0", &["sleep", "1000"])).ok().line();
-    let quick = farm.rsig.run(&farm.spawn("s1", &["sh", "-c", "sleep 0.3; exit 4"])).ok().line();
+    let slow = farm
+        .rsig
+        .run(&farm.spawn("s0", &["sleep", "1000"]))
+        .ok()
+        .line();
+    let quick = farm
+        .rsig
+        .run(&farm.spawn("s1", &["sh", "-c", "sleep 0.3; exit 4"]))
+        .ok()
+        .line();
     let start = Instant::now();
-    farm.rsig.run(&["wait", "--any", "--parallel", "1", &slow, &quick]).code(4).stdout_has(&quick);
-    farm.rsig.run(&["wait", "--timeout", "500ms", "--parallel", "1", &slow, &quick]).code(124).stdout_has(&slow);
-    farm.rsig.run(&["kill", "--parallel", "1", "--wait", "500ms", "-s", "WINCH", &slow]).code(124);
+    farm.rsig
+        .run(&["wait", "--any", "--parallel", "1", &slow, &quick])
+        .code(4)
+        .stdout_has(&quick);
+    farm.rsig
+        .run(&[
+            "wait",
+            "--timeout",
+            "500ms",
+            "--parallel",
+            "1",
+            &slow,
+            &quick,
+        ])
+        .code(124)
+        .stdout_has(&slow);
+    farm.rsig
+        .run(&[
+            "kill",
+            "--parallel",
+            "1",
+            "--wait",
+            "500ms",
+            "-s",
+            "WINCH",
+            &slow,
+        ])
+        .code(124);
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
 }
 
@@ -218,29 +334,52 @@ fn an_end_that_a_relay_tells_of_is_told_at_once() {
     let keeper = || f.json(&["keeper", "status", "--json"]).remove(0)[0].clone();
     let takes_signals = |relay: &&Value| relay[1] == true;
     poll_until("both are held", SOON, || {
-        keeper()["relays"].as_array().is_some_and(|relays| relays.iter().filter(takes_signals).count() == 2)
+        keeper()["relays"]
+            .as_array()
+            .is_some_and(|relays| relays.iter().filter(takes_signals).count() == 2)
     });
     let wait = f.rsig.spawn_process(&["wait", &slow, &quick]);
     let any = f.rsig.spawn_process(&["wait", "--any", &slow, &quick]);
-    poll_until("both wait", SOON, || keeper()["commands"].as_u64() >= Some(2));
+    poll_until("both wait", SOON, || {
+        keeper()["commands"].as_u64() >= Some(2)
+    });
     quick_gate.open();
     wait.wait_for_stdout(&format!("{quick} on server: ended with status 6"));
     any.wait().code(6);
     slow_gate.open();
-    wait.wait().code(6).stdout_has(&format!("{slow} on server: ended with status 5"));
+    wait.wait()
+        .code(6)
+        .stdout_has(&format!("{slow} on server: ended with status 5"));
 }
 
 #[test]
 fn all_is_asked_about() {
     let f = Site::Local.start();
-    let jobs = [f.spawn(&[], &["sleep", "1000"]), f.spawn(&[], &["sleep", "1000"])];
-    for words in [&["kill", "--all"][..], &["kill", "--all", "--host", "local", "-9"], &["stop", "--all"]] {
-        f.rsig.run(words).code(2).stdout_is("").stderr_has("--yes").stderr_has("2 jobs");
+    let jobs = [
+        f.spawn(&[], &["sleep", "1000"]),
+        f.spawn(&[], &["sleep", "1000"]),
+    ];
+    for words in [
+        &["kill", "--all"][..],
+        &["kill", "--all", "--host", "local", "-9"],
+        &["stop", "--all"],
+    ] {
+        f.rsig
+            .run(words)
+            .code(2)
+            .stdout_is("")
+            .stderr_has("--yes")
+            .stderr_has("2 jobs");
     }
     for (answer, code) in [("n", 1), ("", 1), ("yess", 1)] {
         let mut tty = f.rsig.command(&["kill", "--all"]).tty(100, 30);
         tty.wait_for("Send TERM to 2 jobs? [y/N]");
-        assert!(jobs.iter().all(|job| tty.text().contains(&format!("{job} on local: sleep 1000"))), "{}", tty.text());
+        assert!(
+            jobs.iter()
+                .all(|job| tty.text().contains(&format!("{job} on local: sleep 1000"))),
+            "{}",
+            tty.text()
+        );
         tty.send(answer);
         tty.send(ENTER);
         assert_eq!(tty.wait().code(), Some(code), "{}", tty.text());

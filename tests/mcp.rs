@@ -21,14 +21,19 @@ fn spawn(mcp: &mut Mcp, f: &Fixture, line: &str) -> String {
 /// The number, stream and text of each line.
 fn lines(answer: &Value) -> Vec<Value> {
     let lines = answer["lines"].as_array().expect("lines").iter();
-    lines.map(|line| pick(line, ["line_no", "stream", "text"])).collect()
+    lines
+        .map(|line| pick(line, ["line_no", "stream", "text"]))
+        .collect()
 }
 
 /// Waits until no job is left on the host: on this machine the client and its server stay.
 #[track_caller]
 fn await_no_job(f: &Fixture) {
-    let is_jobs = |process: &Process| process.cmdline.contains("sleep") || process.cmdline.starts_with("sh ");
-    poll_until("no job is left", SOON, || !f.processes().iter().any(is_jobs));
+    let is_jobs =
+        |process: &Process| process.cmdline.contains("sleep") || process.cmdline.starts_with("sh ");
+    poll_until("no job is left", SOON, || {
+        !f.processes().iter().any(is_jobs)
+    });
 }
 
 #[test]
@@ -36,7 +41,10 @@ fn a_server_says_what_it_can() {
     let f = Site::Local.start();
     let mut mcp = Mcp::start(&f, &[]);
     let hello = mcp.order(&json!({ "do": "hello" }));
-    assert_eq!(pick(&hello["server_info"], ["name", "version"]), json!(["rsig", env!("CARGO_PKG_VERSION")]));
+    assert_eq!(
+        pick(&hello["server_info"], ["name", "version"]),
+        json!(["rsig", env!("CARGO_PKG_VERSION")])
+    );
     let instructions = hello["instructions"].as_str().expect("instructions");
     let tools = mcp.order(&json!({ "do": "tools" }));
     let told: Vec<Value> = tools
@@ -45,11 +53,20 @@ fn a_server_says_what_it_can() {
         .iter()
         .map(|tool| {
             let name = tool["name"].as_str().expect("a name");
-            assert!(instructions.contains(name) && tool["description"].as_str().is_some_and(|text| text.len() > 100));
+            assert!(
+                instructions.contains(name)
+                    && tool["description"]
+                        .as_str()
+                        .is_some_and(|text| text.len() > 100)
+            );
             assert_eq!(tool["input_schema"]["additionalProperties"], false);
-            let properties = tool["input_schema"]["properties"].as_object().expect("properties");
-            let parameters: Vec<Value> =
-                properties.iter().map(|(name, schema)| json!([name, schema.get("default")])).collect();
+            let properties = tool["input_schema"]["properties"]
+                .as_object()
+                .expect("properties");
+            let parameters: Vec<Value> = properties
+                .iter()
+                .map(|(name, schema)| json!([name, schema.get("default")]))
+                .collect();
             let hints = pick(&tool["annotations"], ["read_only_hint", "destructive_hint"]);
             json!([name, tool["input_schema"]["required"], parameters, hints])
         })
@@ -72,17 +89,39 @@ fn a_server_says_what_it_can() {
             json!([
                 "ssh_spawn",
                 ["host", "command"],
-                [["command", null], ["cwd", null], ["env", {}], ["host", null], ["name", null]],
+                [
+                    ["command", null],
+                    ["cwd", null],
+                    ["env", {}],
+                    ["host", null],
+                    ["name", null]
+                ],
                 [false, false]
             ]),
             json!([
                 "ssh_tail",
                 ["job_id"],
-                [["job_id", null], ["max_lines", 200], ["since_line_no", 0], ["stream", "both"], ["wait_ms", 0]],
+                [
+                    ["job_id", null],
+                    ["max_lines", 200],
+                    ["since_line_no", 0],
+                    ["stream", "both"],
+                    ["wait_ms", 0]
+                ],
                 [true, false]
             ]),
-            json!(["ssh_list_jobs", null, [["host", null], ["include_finished", true]], [true, false]]),
-            json!(["ssh_remove_job", ["job_id"], [["force", false], ["job_id", null]], [false, true]]),
+            json!([
+                "ssh_list_jobs",
+                null,
+                [["host", null], ["include_finished", true]],
+                [true, false]
+            ]),
+            json!([
+                "ssh_remove_job",
+                ["job_id"],
+                [["force", false], ["job_id", null]],
+                [false, true]
+            ]),
             json!([
                 "ssh_exec",
                 ["host", "command"],
@@ -199,28 +238,99 @@ fn every_kind_of_error_is_an_answer() {
     let job = spawn(&mut mcp, &f, "exec sleep 1000");
     for (tool, arguments, word) in [
         ("ssh_signal", json!({}), "job_id"),
-        ("ssh_signal", json!({ "job_id": job, "target": "tree" }), "target"),
-        ("ssh_signal", json!({ "job_id": job, "wait_ms": -1 }), "wait_ms"),
-        ("ssh_signal", json!({ "job_id": job, "wait_ms": "5s" }), "wait_ms"),
-        ("ssh_signal", json!({ "job_id": job, "signal": "FOO" }), "FOO"),
-        ("ssh_signal", json!({ "job_id": job, "signal": 1.5 }), "signal"),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "target": "tree" }),
+            "target",
+        ),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "wait_ms": -1 }),
+            "wait_ms",
+        ),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "wait_ms": "5s" }),
+            "wait_ms",
+        ),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "signal": "FOO" }),
+            "FOO",
+        ),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "signal": 1.5 }),
+            "signal",
+        ),
         ("ssh_signal", json!({ "job_id": job, "signal": 99 }), "99"),
-        ("ssh_signal", json!({ "job_id": job, "signal": "INFO" }), "INFO"),
-        ("ssh_signal", json!({ "job_id": job, "signal": 0, "wait_ms": 1 }), "wait_ms"),
-        ("ssh_signal", json!({ "job_id": job, "use_channel": false, "use_pid_fallback": false }), "use_channel"),
-        ("ssh_spawn", json!({ "host": "server", "command": " " }), "command"),
-        ("ssh_spawn", json!({ "host": "-oProxyCommand=x", "command": "true" }), "host"),
-        ("ssh_spawn", json!({ "host": "server", "command": "true", "identity": "x" }), "identity"),
-        ("ssh_spawn", json!({ "host": "server", "command": "true", "name": "a b" }), "name"),
-        ("ssh_spawn", json!({ "host": "server", "command": "true", "env": { "A=B": "s3cret" } }), "env"),
-        ("ssh_spawn", json!({ "host": "local", "command": "true" }), "server, nohost.*"),
-        ("ssh_exec", json!({ "host": "root@server", "command": "true" }), "root@server"),
-        ("ssh_exec", json!({ "host": "server", "command": "true", "timeout_ms": 0 }), "timeout_ms"),
-        ("ssh_tail", json!({ "job_id": job, "stream": "stdin" }), "stdin"),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "signal": "INFO" }),
+            "INFO",
+        ),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "signal": 0, "wait_ms": 1 }),
+            "wait_ms",
+        ),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "use_channel": false, "use_pid_fallback": false }),
+            "use_channel",
+        ),
+        (
+            "ssh_spawn",
+            json!({ "host": "server", "command": " " }),
+            "command",
+        ),
+        (
+            "ssh_spawn",
+            json!({ "host": "-oProxyCommand=x", "command": "true" }),
+            "host",
+        ),
+        (
+            "ssh_spawn",
+            json!({ "host": "server", "command": "true", "identity": "x" }),
+            "identity",
+        ),
+        (
+            "ssh_spawn",
+            json!({ "host": "server", "command": "true", "name": "a b" }),
+            "name",
+        ),
+        (
+            "ssh_spawn",
+            json!({ "host": "server", "command": "true", "env": { "A=B": "s3cret" } }),
+            "env",
+        ),
+        (
+            "ssh_spawn",
+            json!({ "host": "local", "command": "true" }),
+            "server, nohost.*",
+        ),
+        (
+            "ssh_exec",
+            json!({ "host": "root@server", "command": "true" }),
+            "root@server",
+        ),
+        (
+            "ssh_exec",
+            json!({ "host": "server", "command": "true", "timeout_ms": 0 }),
+            "timeout_ms",
+        ),
+        (
+            "ssh_tail",
+            json!({ "job_id": job, "stream": "stdin" }),
+            "stdin",
+        ),
         ("ssh_list_jobs", json!({ "host": "a b" }), "host"),
     ] {
         let message = mcp.fails(tool, arguments, "bad_param");
-        assert!(message.contains(word) && !message.contains("s3cret"), "{message}");
+        assert!(
+            message.contains(word) && !message.contains("s3cret"),
+            "{message}"
+        );
     }
     // A job on another host is none here.
     let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
@@ -234,16 +344,37 @@ fn every_kind_of_error_is_an_answer() {
     ] {
         mcp.fails(tool, json!({ "job_id": word }), "not_found");
     }
-    assert_eq!(mcp.call("ssh_list_jobs", json!({}))["jobs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        mcp.call("ssh_list_jobs", json!({}))["jobs"]
+            .as_array()
+            .map(Vec::len),
+        Some(1)
+    );
     let refused = mcp.order(&json!({ "do": "call", "tool": "ssh_nothing", "arguments": {} }));
-    assert!(refused["refused"].as_str().is_some_and(|text| text.contains("ssh_exec")), "{refused}");
+    assert!(
+        refused["refused"]
+            .as_str()
+            .is_some_and(|text| text.contains("ssh_exec")),
+        "{refused}"
+    );
 
-    mcp.fails("ssh_signal", json!({ "job_id": job, "use_pid_fallback": false }), "delivery_failed");
-    mcp.fails("ssh_exec", json!({ "host": "nohost.invalid", "command": "true" }), "delivery_failed");
+    mcp.fails(
+        "ssh_signal",
+        json!({ "job_id": job, "use_pid_fallback": false }),
+        "delivery_failed",
+    );
+    mcp.fails(
+        "ssh_exec",
+        json!({ "host": "nohost.invalid", "command": "true" }),
+        "delivery_failed",
+    );
     // A job that has not said yet which process it is.
     std::fs::rename(f.file(&job, "pid"), f.file(&job, "not yet")).expect("ours");
     kit::database(&f.rsig)
-        .execute("UPDATE jobs SET pid = NULL, os = NULL, state = 'starting' WHERE id = ?1", [&job])
+        .execute(
+            "UPDATE jobs SET pid = NULL, os = NULL, state = 'starting' WHERE id = ?1",
+            [&job],
+        )
         .expect("an update");
     mcp.fails("ssh_signal", json!({ "job_id": job }), "no_pid");
     std::fs::rename(f.file(&job, "not yet"), f.file(&job, "pid")).expect("ours");
@@ -251,11 +382,17 @@ fn every_kind_of_error_is_an_answer() {
 
     f.server.as_mut().expect("a server").stop();
     for tool in ["ssh_signal", "ssh_tail", "ssh_remove_job"] {
-        assert!(mcp.fails(tool, json!({ "job_id": job }), "delivery_failed").contains("server"));
+        assert!(
+            mcp.fails(tool, json!({ "job_id": job }), "delivery_failed")
+                .contains("server")
+        );
     }
     let listed = mcp.call("ssh_list_jobs", json!({}));
     assert_eq!(
-        (&listed["jobs"][0]["state"], listed["warnings"].as_array().map(Vec::len)),
+        (
+            &listed["jobs"][0]["state"],
+            listed["warnings"].as_array().map(Vec::len)
+        ),
         (&"unknown".into(), Some(1))
     );
     mcp.close();
@@ -266,23 +403,46 @@ fn every_face_sees_the_same_jobs() {
     let f = Site::OpenSshUser.start();
     let mut first = Mcp::start(&f, &[]);
     let mut second = Mcp::start(&f, &[]);
-    let job = spawn(&mut first, &f, "echo 1; echo 2 >&2; echo 3; exec sleep 1000");
+    let job = spawn(
+        &mut first,
+        &f,
+        "echo 1; echo 2 >&2; echo 3; exec sleep 1000",
+    );
     f.await_written(&job, "1\n3\n");
     let read = lines(&first.call("ssh_tail", json!({ "job_id": job })));
     first.close();
-    assert_eq!(read, [json!([1, "stdout", "1"]), json!([2, "stdout", "3"]), json!([3, "stderr", "2"])]);
-    assert_eq!(lines(&second.call("ssh_tail", json!({ "job_id": job, "since_line_no": 1 }))), read[1..]);
+    assert_eq!(
+        read,
+        [
+            json!([1, "stdout", "1"]),
+            json!([2, "stdout", "3"]),
+            json!([3, "stderr", "2"])
+        ]
+    );
+    assert_eq!(
+        lines(&second.call("ssh_tail", json!({ "job_id": job, "since_line_no": 1 }))),
+        read[1..]
+    );
     // Another server, and the command line.
     let mut third = Mcp::start(&f, &[]);
-    assert_eq!(lines(&third.call("ssh_tail", json!({ "job_id": job }))), read);
+    assert_eq!(
+        lines(&third.call("ssh_tail", json!({ "job_id": job }))),
+        read
+    );
     f.rsig.run(&["kill", &job, "HUP", "-w", "20s"]).ok();
     let ended = third.call("ssh_signal", json!({ "job_id": job }));
     assert_eq!(pick(&ended, ["sent", "exit_status"]), json!([false, 129]));
     // One that only its host knows.
     f.rsig.run(&["rm", "--forget", &job]).ok();
     let there = format!("server/{job}");
-    assert_eq!(lines(&third.call("ssh_tail", json!({ "job_id": there, "max_lines": 2 }))), read[..2]);
-    assert_eq!(lines(&third.call("ssh_tail", json!({ "job_id": there, "since_line_no": 2 }))), read[2..]);
+    assert_eq!(
+        lines(&third.call("ssh_tail", json!({ "job_id": there, "max_lines": 2 }))),
+        read[..2]
+    );
+    assert_eq!(
+        lines(&third.call("ssh_tail", json!({ "job_id": there, "since_line_no": 2 }))),
+        read[2..]
+    );
     third.call("ssh_remove_job", json!({ "job_id": there }));
     assert_eq!(f.on_host(), [""; 0]);
 }
@@ -313,12 +473,17 @@ fn a_line_has_one_number() {
             mcp.calls(&calls).iter().for_each(&mut see);
         }
     }
-    poll_until("all is written", SOON, || f.written(&job).ends_with("out 1500\n"));
+    poll_until("all is written", SOON, || {
+        f.written(&job).ends_with("out 1500\n")
+    });
     // To the end, by each of them, with no number left out and no line twice.
     for mcp in [&mut first, &mut second] {
         let (mut last, mut texts) = (0, Vec::new());
         while last < 3000 {
-            let answer = mcp.call("ssh_tail", json!({ "job_id": job, "since_line_no": last, "max_lines": 700 }));
+            let answer = mcp.call(
+                "ssh_tail",
+                json!({ "job_id": job, "since_line_no": last, "max_lines": 700 }),
+            );
             see(&answer);
             for (number, line) in (last + 1..).zip(lines(&answer)) {
                 assert_eq!(line[0], number);
@@ -326,9 +491,20 @@ fn a_line_has_one_number() {
             }
             last = answer["last_line_no"].as_u64().expect("a number");
         }
-        let of = |word: &str| texts.iter().filter(|text| text.starts_with(word)).cloned().collect::<Vec<_>>();
+        let of = |word: &str| {
+            texts
+                .iter()
+                .filter(|text| text.starts_with(word))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
         for word in ["out", "err"] {
-            assert_eq!(of(word), (1..=1500).map(|number| format!("{word} {number}")).collect::<Vec<_>>());
+            assert_eq!(
+                of(word),
+                (1..=1500)
+                    .map(|number| format!("{word} {number}"))
+                    .collect::<Vec<_>>()
+            );
         }
         assert_eq!(texts.len(), 3000);
     }
@@ -350,15 +526,27 @@ fn a_hundred_calls_side_by_side() {
         .map(|number| match number % 4 {
             0 => ("ssh_tail", json!({ "job_id": job, "since_line_no": 50 })),
             1 => ("ssh_list_jobs", json!({})),
-            2 => ("ssh_tail", json!({ "job_id": job, "since_line_no": 101, "wait_ms": 100 })),
+            2 => (
+                "ssh_tail",
+                json!({ "job_id": job, "since_line_no": 101, "wait_ms": 100 }),
+            ),
             _ => ("ssh_signal", json!({ "job_id": job, "signal": 0 })),
         })
         .collect();
     for (answer, (tool, _)) in mcp.calls(&mixed).iter().zip(&mixed) {
-        assert!(*tool != "ssh_signal" || answer["still_running"] == true, "{answer}");
+        assert!(
+            *tool != "ssh_signal" || answer["still_running"] == true,
+            "{answer}"
+        );
     }
-    let runs: Vec<_> =
-        (0..20).map(|number| ("ssh_exec", json!({ "host": f.host, "command": format!("echo {number}") }))).collect();
+    let runs: Vec<_> = (0..20)
+        .map(|number| {
+            (
+                "ssh_exec",
+                json!({ "host": f.host, "command": format!("echo {number}") }),
+            )
+        })
+        .collect();
     for (number, answer) in mcp.calls(&runs).iter().enumerate() {
         assert_eq!(answer["stdout"], format!("{number}\n"));
     }
@@ -373,13 +561,23 @@ fn a_client_that_vanishes_takes_the_server_and_no_job_with_it() {
     let (server, process) = (mcp.server(), f.process(&job));
     let waits = [
         ("ssh_tail", json!({ "job_id": job, "wait_ms": 30000 })),
-        ("ssh_exec", json!({ "host": f.host, "command": "exec sleep 999" })),
-        ("ssh_signal", json!({ "job_id": job, "signal": "CONT", "wait_ms": 30000 })),
+        (
+            "ssh_exec",
+            json!({ "host": f.host, "command": "exec sleep 999" }),
+        ),
+        (
+            "ssh_signal",
+            json!({ "job_id": job, "signal": "CONT", "wait_ms": 30000 }),
+        ),
     ];
     for (tool, arguments) in waits {
         mcp.order(&json!({ "do": "begin", "tool": tool, "arguments": arguments }));
     }
-    let runs = || f.processes().into_iter().find(|process| process.cmdline == "sleep 999");
+    let runs = || {
+        f.processes()
+            .into_iter()
+            .find(|process| process.cmdline == "sleep 999")
+    };
     poll_until("the command runs", SOON, || runs().is_some());
     mcp.vanish();
     poll_until("the server ends", SOON, || !server.runs());
@@ -397,13 +595,20 @@ fn a_call_that_is_given_up_leaves_the_job_alone() {
     mcp.order(&json!({
         "do": "begin", "tool": "ssh_exec", "arguments": { "host": "local", "command": "exec sleep 999" }
     }));
-    poll_until("the command runs", SOON, || f.processes().iter().any(|process| process.cmdline == "sleep 999"));
+    poll_until("the command runs", SOON, || {
+        f.processes()
+            .iter()
+            .any(|process| process.cmdline == "sleep 999")
+    });
     mcp.order(&json!({ "do": "cancel" }));
     let listed = mcp.call("ssh_list_jobs", json!({}));
     assert_eq!(listed["jobs"][0]["state"], "running");
     let job = listed["jobs"][0]["id"].as_str().expect("an id");
     // Whatever waited for it has ended by itself, and only the job is left.
-    mcp.call("ssh_signal", json!({ "job_id": job, "signal": "KILL", "wait_ms": 20000 }));
+    mcp.call(
+        "ssh_signal",
+        json!({ "job_id": job, "signal": "KILL", "wait_ms": 20000 }),
+    );
     mcp.close();
     f.await_no_processes();
 }
@@ -415,7 +620,11 @@ fn nothing_but_the_protocol_is_on_standard_output() {
     // A helper that would ask for a password, were it asked; and a login that would need one.
     let scratch = Scratch::new();
     let asked = scratch.path().join("asked");
-    let helper = scratch.file("askpass", &format!("#!/bin/sh\n: >{}\necho x\n", asked.display()), 0o755);
+    let helper = scratch.file(
+        "askpass",
+        &format!("#!/bin/sh\n: >{}\necho x\n", asked.display()),
+        0o755,
+    );
     let call = |id: u32, host: &str| {
         json!({
             "jsonrpc": "2.0", "id": id, "method": "tools/call",
@@ -427,28 +636,63 @@ fn nothing_but_the_protocol_is_on_standard_output() {
         "params": { "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } },
     });
     let ready = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
-    let words = ["mcp", "-v", "-F", config, "-o", "PreferredAuthentications=password", "-o", "PubkeyAuthentication=no"];
-    let mut server = f.rsig.command(&words).env("SSH_ASKPASS", &helper).env("SSH_ASKPASS_REQUIRE", "force");
+    let words = [
+        "mcp",
+        "-v",
+        "-F",
+        config,
+        "-o",
+        "PreferredAuthentications=password",
+        "-o",
+        "PubkeyAuthentication=no",
+    ];
+    let mut server = f
+        .rsig
+        .command(&words)
+        .env("SSH_ASKPASS", &helper)
+        .env("SSH_ASKPASS_REQUIRE", "force");
     server = server.env("DISPLAY", ":0").stdin_open();
     let mut server = server.start();
-    for message in [hello, ready, call(1, "server"), call(2, "local"), json!("no message")] {
+    for message in [
+        hello,
+        ready,
+        call(1, "server"),
+        call(2, "local"),
+        json!("no message"),
+    ] {
         server.write(format!("{message}\n"));
     }
     poll_until("both calls are answered", SOON, || {
-        String::from_utf8_lossy(&server.stdout_so_far()).lines().count() >= 3
+        String::from_utf8_lossy(&server.stdout_so_far())
+            .lines()
+            .count()
+            >= 3
     });
     let output = server.wait();
     let text = output.ok().stderr_has("server: ").stdout();
-    let answers: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    assert!(answers.iter().all(|answer| answer["jsonrpc"] == "2.0"), "{text}");
+    let answers: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert!(
+        answers.iter().all(|answer| answer["jsonrpc"] == "2.0"),
+        "{text}"
+    );
     let result = |id: u32| {
-        let answer = answers.iter().find(|answer| answer["id"] == id).expect("an answer");
+        let answer = answers
+            .iter()
+            .find(|answer| answer["id"] == id)
+            .expect("an answer");
         answer["result"]["structuredContent"].clone()
     };
     assert_eq!(result(1)["error"]["kind"], "delivery_failed");
     assert_eq!(result(2)["stdout"], "noise\n");
     assert!(!asked.exists());
-    f.rsig.run(&["mcp", "--allow-host", "a b"]).code(2).stdout_is("").stderr_has("--allow-host");
+    f.rsig
+        .run(&["mcp", "--allow-host", "a b"])
+        .code(2)
+        .stdout_is("")
+        .stderr_has("--allow-host");
 }
 
 /// A signal to the server itself ends it at once, and no job.
@@ -458,7 +702,8 @@ fn a_server_that_is_ended_leaves_jobs_alone() {
     let mut mcp = Mcp::start(&f, &[]);
     let job = spawn(&mut mcp, &f, "exec sleep 1000");
     let (server, process): (Process, Process) = (mcp.server(), f.process(&job));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.pid), Signal::SIGTERM).expect("it runs");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.pid), Signal::SIGTERM)
+        .expect("it runs");
     poll_until("the server ends", SOON, || !server.runs());
     assert!(process.runs());
     mcp.vanish();

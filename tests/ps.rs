@@ -8,7 +8,13 @@ use crate::harness::{Fixture, Proxy, Rsig, Site, on_every_site};
 use crate::jobs::{JOB_KEYS, keys, pick};
 
 fn ids(f: &Fixture, options: &[&str]) -> Vec<String> {
-    f.rsig.run(&[&["ps", "-q"], options].concat()).ok().stdout().lines().map(str::to_owned).collect()
+    f.rsig
+        .run(&[&["ps", "-q"], options].concat())
+        .ok()
+        .stdout()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 on_every_site! {
@@ -82,12 +88,21 @@ on_every_site! {
 fn a_table_fits_its_terminal_and_is_plain_without_one() {
     let f = Site::Local.start();
     let name = "n".repeat(64);
-    let words = ["sh", "-c", "sleep 1000", &"long ".repeat(40), "line\nbreak\u{1b}[31m"];
+    let words = [
+        "sh",
+        "-c",
+        "sleep 1000",
+        &"long ".repeat(40),
+        "line\nbreak\u{1b}[31m",
+    ];
     let job = f.spawn(&["-n", &name], &words);
     let plain = f.rsig.run(&["ps"]);
     assert!(plain.ok().stdout().starts_with("ID        NAME"), "{plain}");
     plain.stdout_has(&name).stdout_has(&"long ".repeat(40));
-    assert!(!plain.stdout().contains('\x1b') && plain.stdout().lines().count() == 2, "{plain}");
+    assert!(
+        !plain.stdout().contains('\x1b') && plain.stdout().lines().count() == 2,
+        "{plain}"
+    );
     for (columns, colour) in [(80, true), (40, true), (80, false)] {
         let mut ps = f.rsig.command(&["ps"]);
         if !colour {
@@ -97,13 +112,24 @@ fn a_table_fits_its_terminal_and_is_plain_without_one() {
         assert!(terminal.wait().success());
         let text = terminal.text();
         // The spinner may have been there before.
-        let table: Vec<&str> = text.lines().skip_while(|line| !line.contains("NAME")).collect();
+        let table: Vec<&str> = text
+            .lines()
+            .skip_while(|line| !line.contains("NAME"))
+            .collect();
         assert_eq!(table.len(), 2, "{text}");
-        assert!(table.iter().all(|line| line.chars().count() <= usize::from(columns)), "{columns}: {text}");
+        assert!(
+            table
+                .iter()
+                .all(|line| line.chars().count() <= usize::from(columns)),
+            "{columns}: {text}"
+        );
         assert!(columns < 80 || table[1].starts_with(&job), "{text}");
         let raw = String::from_utf8_lossy(&terminal.raw()).into_owned();
         assert_eq!(raw.contains("\x1b[32m"), colour, "{raw:?}");
-        assert!(!raw.contains("\x1b[31m"), "what a job is called can't colour: {raw:?}");
+        assert!(
+            !raw.contains("\x1b[31m"),
+            "what a job is called can't colour: {raw:?}"
+        );
     }
 }
 
@@ -114,14 +140,22 @@ fn one_connection_serves_all_jobs_of_a_host() {
     f.go_through(&proxy);
     let jobs: Vec<String> = (0..5).map(|_| f.spawn(&[], &["sleep", "1000"])).collect();
     let connections = || proxy.connections();
-    let (before, starts) =
-        (connections(), |f: &Fixture| f.server.as_ref().expect("a server").log().matches("Starting session").count());
+    let (before, starts) = (connections(), |f: &Fixture| {
+        f.server
+            .as_ref()
+            .expect("a server")
+            .log()
+            .matches("Starting session")
+            .count()
+    });
     let sessions = starts(&f);
     assert_eq!(ids(&f, &[]), jobs);
     assert_eq!((connections() - before, starts(&f) - sessions), (1, 1));
     // Nor does it take more to signal and to await them all.
     let words: Vec<&str> = jobs.iter().map(String::as_str).collect();
-    f.rsig.run(&[&["kill", "-s", "TERM", "-w", "20s"], &words[..]].concat()).ok();
+    f.rsig
+        .run(&[&["kill", "-s", "TERM", "-w", "20s"], &words[..]].concat())
+        .ok();
     assert_eq!(connections() - before, 2);
     f.rsig.run(&[&["rm"], &words[..]].concat()).ok();
     assert_eq!(connections() - before, 3);
@@ -135,14 +169,25 @@ fn a_dead_host_costs_its_jobs_their_state_and_nobody_else() {
     f.server.as_mut().expect("a server").stop();
     let output = f.rsig.run(&["ps", "--json"]);
     let told: Value = serde_json::from_str(&output.ok().stderr_has("server").line()).expect("JSON");
-    let states = |told: &Value| json!([pick(&told[0], ["id", "state"]), pick(&told[1], ["id", "state"])]);
-    assert_eq!(states(&told), json!([[there, "unknown"], [here, "running"]]));
+    let states = |told: &Value| {
+        json!([
+            pick(&told[0], ["id", "state"]),
+            pick(&told[1], ["id", "state"])
+        ])
+    };
+    assert_eq!(
+        states(&told),
+        json!([[there, "unknown"], [here, "running"]])
+    );
     f.rsig.run(&["ps"]).ok().stdout_has("unknown (was running)");
     assert_eq!(ids(&f, &["--state", "unknown"]), [there.as_str()]);
     // The last known state stays in the record, and --cached asks nobody.
     let cached = f.rsig.run(&["ps", "--cached", "--json"]);
     let told: Value = serde_json::from_str(&cached.ok().stderr_is_empty().line()).expect("JSON");
-    assert_eq!(states(&told), json!([[there, "running"], [here, "running"]]));
+    assert_eq!(
+        states(&told),
+        json!([[there, "running"], [here, "running"]])
+    );
     f.server.as_mut().expect("a server").restart();
     assert_eq!(f.state(&there), "running");
 }
@@ -155,7 +200,10 @@ fn cached_asks_nobody() {
     let job = f.spawn(&[], &["sleep", "1000"]);
     let before = proxy.connections();
     for options in [&["-q"][..], &[], &["-a"], &["--json"], &[&job]] {
-        f.rsig.run(&[&["ps", "--cached"], options].concat()).ok().stdout_has(&job);
+        f.rsig
+            .run(&[&["ps", "--cached"], options].concat())
+            .ok()
+            .stdout_has(&job);
     }
     assert_eq!(proxy.connections(), before);
 }

@@ -83,8 +83,16 @@ fn a_host_that_is_gone_keeps_its_jobs_unless_they_are_forgotten() {
     let here = f.rsig.run(&["spawn", "local", "true"]).ok().line();
     f.rsig.run(&["wait", &here]).ok();
     f.server.as_mut().expect("a server").stop();
-    f.rsig.run(&["rm", "--finished"]).code(255).stdout_is(&format!("{here}\n")).stderr_has("--forget");
-    f.rsig.run(&["rm", "--forget", "--finished"]).ok().stdout_is(&format!("{there}\n")).stderr_has("its files stay");
+    f.rsig
+        .run(&["rm", "--finished"])
+        .code(255)
+        .stdout_is(&format!("{here}\n"))
+        .stderr_has("--forget");
+    f.rsig
+        .run(&["rm", "--forget", "--finished"])
+        .ok()
+        .stdout_is(&format!("{there}\n"))
+        .stderr_has("its files stay");
 }
 
 /// Two shells one after the other on one connection: dropbear once ended the second with the first.
@@ -93,6 +101,9 @@ fn dropbear_serves_a_shell_right_behind_another() {
     let f = Site::DropbearRoot.start();
     for _ in 0..10 {
         let job = f.spawn(&[], &["sleep", "1000"]);
-        f.rsig.run(&["rm", "--force", &job]).ok().stdout_is(&format!("{job}\n"));
+        f.rsig
+            .run(&["rm", "--force", &job])
+            .ok()
+            .stdout_is(&format!("{job}\n"));
     }
 }

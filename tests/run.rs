@@ -13,7 +13,10 @@ impl Fixture {
     }
 
     fn start_run(&self, options: &[&str], line: &str) -> Running {
-        self.rsig.command(&self.run_words(options, line)).stdin_open().start()
+        self.rsig
+            .command(&self.run_words(options, line))
+            .stdin_open()
+            .start()
     }
 
     /// The only unfinished job.
@@ -23,13 +26,16 @@ impl Fixture {
     }
 
     fn await_no_jobs(&self) {
-        poll_until("no job is left", SOON, || self.rsig.run(&["ps", "-q"]).ok().stdout().is_empty());
+        poll_until("no job is left", SOON, || {
+            self.rsig.run(&["ps", "-q"]).ok().stdout().is_empty()
+        });
         self.await_no_processes();
     }
 }
 
 /// A job that says what it gets, and ends with status 9 by INT alone.
-const STUBBORN: &str = "trap 'echo term' TERM; trap 'echo usr1' USR1; trap 'echo int; exit 9' INT; echo up
+const STUBBORN: &str =
+    "trap 'echo term' TERM; trap 'echo usr1' USR1; trap 'echo int; exit 9' INT; echo up
     while :; do sleep 0.05; done";
 
 on_every_site! {
@@ -150,7 +156,10 @@ fn behind_a_proxy(site: Site) -> (Fixture, Proxy) {
 fn cuts_are_bridged_at_the_right_byte_both_ways() {
     let (f, proxy) = behind_a_proxy(Site::OpenSshUser);
     // The numbers come back doubled: what is lost or comes twice on either way shows.
-    let mut run = f.start_run(&[], "while read -r n; do echo $((n * 2)); done; echo end of input >&2; exit 5");
+    let mut run = f.start_run(
+        &[],
+        "while read -r n; do echo $((n * 2)); done; echo end of input >&2; exit 5",
+    );
     let mut expected = String::new();
     for n in 0..2000 {
         run.write(format!("{n}\n"));
@@ -162,7 +171,10 @@ fn cuts_are_bridged_at_the_right_byte_both_ways() {
     }
     run.close_stdin();
     let output = run.wait();
-    output.code(5).stdout_is(&expected).stderr_has("connected again");
+    output
+        .code(5)
+        .stdout_is(&expected)
+        .stderr_has("connected again");
     assert_eq!(output.stderr().matches("end of input").count(), 1);
     f.await_no_jobs();
 }
@@ -172,8 +184,15 @@ fn nobody_to_take_the_output_ends_the_job() {
     for site in [Site::Local, Site::OpenSshUser] {
         let f = site.start();
         let words = f.run_words(&[], "while :; do echo y; sleep 0.01; done");
-        let quoted: Vec<String> = words.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
-        let line = format!("{} {} | head -n 2", env!("CARGO_BIN_EXE_rsig"), quoted.join(" "));
+        let quoted: Vec<String> = words
+            .iter()
+            .map(|word| format!("'{}'", word.replace('\'', "'\\''")))
+            .collect();
+        let line = format!(
+            "{} {} | head -n 2",
+            env!("CARGO_BIN_EXE_rsig"),
+            quoted.join(" ")
+        );
         let output = crate::harness::running::tool("sh", "dash")
             .args(["-c", &line])
             .env("HOME", f.rsig.home())
@@ -187,10 +206,17 @@ fn nobody_to_take_the_output_ends_the_job() {
 #[test]
 fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
     let f = Site::Local.start();
-    let line = "trap 'echo hup; exit 1' HUP; trap 'echo usr1' USR1; echo up; while :; do sleep 0.05; done";
+    let line =
+        "trap 'echo hup; exit 1' HUP; trap 'echo usr1' USR1; echo up; while :; do sleep 0.05; done";
     let mut script = Invocation::of("/bin/sh").args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
-    script = script.arg(env!("CARGO_BIN_EXE_rsig")).args(f.run_words(&[], line));
-    let run = script.env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state()).stdin_open().start();
+    script = script
+        .arg(env!("CARGO_BIN_EXE_rsig"))
+        .args(f.run_words(&[], line));
+    let run = script
+        .env("HOME", f.rsig.home())
+        .env("RSIG_STATE_DIR", f.rsig.state())
+        .stdin_open()
+        .start();
     run.wait_for_stdout("up\n");
     run.signal(Signal::SIGHUP);
     run.signal(Signal::SIGUSR1);
@@ -215,14 +241,24 @@ fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it
     for site in [Site::Local, Site::OpenSshUser] {
         let f = site.start();
         let (gate, total) = (f.rsig.dir().join("gate"), f.job_home().join("total"));
-        let line = format!("\"$@\" | {{ until [ -e '{}' ]; do sleep 0.05; done; wc -c; }}", gate.display());
+        let line = format!(
+            "\"$@\" | {{ until [ -e '{}' ]; do sleep 0.05; done; wc -c; }}",
+            gate.display()
+        );
         let words = f.words("run", &["--backlog", "32"], &["--", "perl", "-e", FILLS]);
-        let mut script = Invocation::of("/bin/sh").args(["-c", &line, "sh", env!("CARGO_BIN_EXE_rsig")]).args(words);
-        script = script.env("HOME", f.rsig.home()).env("RSIG_STATE_DIR", f.rsig.state()).stdin(*b"");
+        let mut script = Invocation::of("/bin/sh")
+            .args(["-c", &line, "sh", env!("CARGO_BIN_EXE_rsig")])
+            .args(words);
+        script = script
+            .env("HOME", f.rsig.home())
+            .env("RSIG_STATE_DIR", f.rsig.state())
+            .stdin(*b"");
         let run = script.cwd(f.job_home()).start();
         poll_until("the job is blocked, and ends", SOON, || total.exists());
         let job = f.on_host().remove(0);
-        poll_until("all of it is taken", SOON, || f.file(&job, "out.end").exists());
+        poll_until("all of it is taken", SOON, || {
+            f.file(&job, "out.end").exists()
+        });
         std::fs::write(&gate, "").expect("a new file");
         let written = std::fs::read_to_string(&total).expect("the job has said it");
         run.wait().ok().stdout_is(&format!("{written}\n"));
@@ -233,7 +269,10 @@ fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it
 #[test]
 fn output_that_nobody_reads_is_bounded_and_what_is_read_is_deleted() {
     let f = Site::OpenSshUser.start();
-    let mut run = f.start_run(&["--backlog", "32"], "head -c 150000000 /dev/zero; echo >&2 written");
+    let mut run = f.start_run(
+        &["--backlog", "32"],
+        "head -c 150000000 /dev/zero; echo >&2 written",
+    );
     run.close_stdin();
     let output = run.wait();
     assert_eq!(output.ok().stdout_bytes().len(), 150_000_000);

@@ -12,8 +12,8 @@ use crate::harness::running::tool;
 use crate::harness::scratch::Scratch;
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    self, Agent, Direction, Login, Options, Proxy, Rsig, SOON, Server, Shell, Site, keys, on_every_site, poll_until,
-    procs,
+    self, Agent, Direction, Login, Options, Proxy, Rsig, SOON, Server, Shell, Site, keys,
+    on_every_site, poll_until, procs,
 };
 use crate::kit::{Sayer, Says};
 use nix::sys::signal::{Signal, kill};
@@ -30,7 +30,10 @@ fn each_server() -> [Options; 4] {
 
 /// Starts a process that outlives the session and tells its pid.
 fn leave_a_job(server: &Server) -> i32 {
-    let pid = server.run("sh -c 'setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!'").ok().line();
+    let pid = server
+        .run("sh -c 'setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!'")
+        .ok()
+        .line();
     pid.parse().expect("a pid")
 }
 
@@ -54,8 +57,14 @@ fn every_server_logs_in_with_the_accounts_own_home() {
         let mut lines = output.lines();
         assert_eq!(lines.next(), Some(server.uid().to_string().as_str()));
         assert_eq!(lines.next().map(Path::new), Some(server.home()));
-        assert!(output.contains(&format!("USER={}\n", server.user())), "{output}");
-        assert!(!output.contains("NSS_WRAPPER") && !output.contains("LD_PRELOAD"), "{output}");
+        assert!(
+            output.contains(&format!("USER={}\n", server.user())),
+            "{output}"
+        );
+        assert!(
+            !output.contains("NSS_WRAPPER") && !output.contains("LD_PRELOAD"),
+            "{output}"
+        );
         assert!(!server.log().is_empty());
     }
 }
@@ -65,9 +74,15 @@ fn every_login_shell_serves() {
     for shell in Shell::ALL {
         for options in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
             let server = options.shell(shell).start();
-            let told = server.run("echo $SHELL; exec /bin/sh -c 'echo it runs'").ok().stdout();
+            let told = server
+                .run("echo $SHELL; exec /bin/sh -c 'echo it runs'")
+                .ok()
+                .stdout();
             let name = format!("{shell:?}").to_lowercase();
-            assert!(told.starts_with('/') && told.contains(&format!("/{name}\nit runs\n")), "{shell:?}: {told}");
+            assert!(
+                told.starts_with('/') && told.contains(&format!("/{name}\nit runs\n")),
+                "{shell:?}: {told}"
+            );
         }
     }
 }
@@ -75,18 +90,32 @@ fn every_login_shell_serves() {
 #[test]
 fn a_session_has_every_signal_at_its_default() {
     for options in each_server() {
-        let masks = options.start().run("exec grep -E '^Sig(Blk|Ign)' /proc/self/status").ok().stdout();
+        let masks = options
+            .start()
+            .run("exec grep -E '^Sig(Blk|Ign)' /proc/self/status")
+            .ok()
+            .stdout();
         for line in masks.lines() {
-            let mask = line.split('\t').nth(1).map(|digits| u64::from_str_radix(digits, 16));
+            let mask = line
+                .split('\t')
+                .nth(1)
+                .map(|digits| u64::from_str_radix(digits, 16));
             // 32 and 33 are libc's own: cargo's posix_spawn leaves one ignored, and no program can undo it.
-            assert_eq!(mask.expect("a mask").expect("hexadecimal") & !(0b11 << 31), 0, "{masks}");
+            assert_eq!(
+                mask.expect("a mask").expect("hexadecimal") & !(0b11 << 31),
+                0,
+                "{masks}"
+            );
         }
     }
 }
 
 #[test]
 fn what_the_tests_were_started_with_does_not_matter() {
-    for test in ["a_session_has_every_signal_at_its_default", "a_terminal_is_controlling_has_its_size_and_takes_keys"] {
+    for test in [
+        "a_session_has_every_signal_at_its_default",
+        "a_terminal_is_controlling_has_its_size_and_takes_keys",
+    ] {
         let again = Command::new("env")
             .arg("--ignore-signal=HUP,INT,QUIT,TERM")
             .arg(std::env::current_exe().expect("our own path"))
@@ -94,7 +123,10 @@ fn what_the_tests_were_started_with_does_not_matter() {
             .output()
             .expect("we can be started");
         let told = String::from_utf8_lossy(&again.stdout);
-        assert!(again.status.success() && told.contains("1 passed"), "{told}");
+        assert!(
+            again.status.success() && told.contains("1 passed"),
+            "{told}"
+        );
     }
 }
 
@@ -105,7 +137,11 @@ fn every_host_key_type_is_known_to_the_client() {
         let server = options.host_keys(&types).start();
         assert_eq!(server.host_keys().len(), types.len());
         for algorithm in ["ssh-ed25519", "rsa-sha2-256", "ecdsa-sha2-nistp256"] {
-            server.ssh().args(["-o", &format!("HostKeyAlgorithms={algorithm}"), "true"]).run().ok();
+            server
+                .ssh()
+                .args(["-o", &format!("HostKeyAlgorithms={algorithm}"), "true"])
+                .run()
+                .ok();
         }
     }
 }
@@ -116,14 +152,26 @@ fn sshd_config_lines_win_and_match_comes_last() {
         .config("PermitRootLogin no\nBanner {dir}/banner\nMatch User *\n  ForceCommand echo forced")
         .file("banner", "welcome, stranger\n")
         .start();
-    server.run("echo asked").ok().stdout_is("forced\n").stderr_has("welcome, stranger");
+    server
+        .run("echo asked")
+        .ok()
+        .stdout_is("forced\n")
+        .stderr_has("welcome, stranger");
 }
 
 #[test]
 fn a_chatty_rc_file_speaks_first() {
-    let server = Server::openssh(Login::User).home_file(".bashrc", "echo good morning\n").start();
-    server.run("echo here").ok().stdout_is("good morning\nhere\n");
-    let server = Server::dropbear(Login::Root).shell(Shell::Zsh).home_file(".zshenv", "echo moin\n").start();
+    let server = Server::openssh(Login::User)
+        .home_file(".bashrc", "echo good morning\n")
+        .start();
+    server
+        .run("echo here")
+        .ok()
+        .stdout_is("good morning\nhere\n");
+    let server = Server::dropbear(Login::Root)
+        .shell(Shell::Zsh)
+        .home_file(".zshenv", "echo moin\n")
+        .start();
     server.run("echo here").ok().stdout_is("moin\nhere\n");
 }
 
@@ -132,14 +180,20 @@ fn passwords_let_in_by_each_method() {
     let cases = [
         (Server::openssh(Login::Root).password("sesame"), "password"),
         (Server::openssh(Login::User).password("sesame"), "password"),
-        (Server::openssh(Login::User).keyboard_interactive("sesame"), "keyboard-interactive"),
+        (
+            Server::openssh(Login::User).keyboard_interactive("sesame"),
+            "keyboard-interactive",
+        ),
         (Server::dropbear(Login::User).password("sesame"), "password"),
     ];
     for (options, method) in cases {
         let server = options.start();
         for (typed, code) in [("sesame", 0), ("simsalabim", 255)] {
             let only = format!("PreferredAuthentications={method}");
-            let mut terminal = server.ssh().args(["-o", "NumberOfPasswordPrompts=1", "-o", &only, "true"]).tty(80, 24);
+            let mut terminal = server
+                .ssh()
+                .args(["-o", "NumberOfPasswordPrompts=1", "-o", &only, "true"])
+                .tty(80, 24);
             terminal.wait_for("assword:");
             poll_until("the password is not shown", SOON, || !terminal.echoes());
             terminal.send(typed);
@@ -153,13 +207,21 @@ fn passwords_let_in_by_each_method() {
 #[test]
 fn keys_of_every_kind_let_in_once_they_are_authorized() {
     let server = Server::openssh(Login::User).start();
-    let kinds = [(Type::Ed25519, Format::OpenSsh), (Type::Rsa, Format::Pem), (Type::Ecdsa, Format::Pem)];
+    let kinds = [
+        (Type::Ed25519, Format::OpenSsh),
+        (Type::Rsa, Format::Pem),
+        (Type::Ecdsa, Format::Pem),
+    ];
     for (index, (kind, format)) in kinds.into_iter().enumerate() {
         let key = keys::generate(&server.dir().join(format!("key{index}")), kind, "", format);
-        let config = server.ssh_config_with("keyed", &format!("IdentityFile {}", key.private.display()));
+        let config =
+            server.ssh_config_with("keyed", &format!("IdentityFile {}", key.private.display()));
         let home = server.dir().join("client");
         let ssh = || {
-            let ssh = tool("ssh", "openssh-client").env("HOME", &home).arg("-F").arg(&config);
+            let ssh = tool("ssh", "openssh-client")
+                .env("HOME", &home)
+                .arg("-F")
+                .arg(&config);
             ssh.args(["-v", "keyed", "true"]).run()
         };
         let accepted = format!("Server accepts key: {}", key.private.display());
@@ -174,16 +236,33 @@ fn an_agent_holds_keys_and_certificates_can_be_made() {
     let server = Server::openssh(Login::Root).start();
     let agent = Agent::start();
     assert_eq!(agent.list(), "");
-    let key = keys::generate(&server.dir().join("locked"), Type::Ed25519, "open up", Format::OpenSsh);
+    let key = keys::generate(
+        &server.dir().join("locked"),
+        Type::Ed25519,
+        "open up",
+        Format::OpenSsh,
+    );
     server.add_authorized(&key.public);
     agent.add(&key);
     let body = |line: &str| line.split(' ').nth(1).map(str::to_owned);
     assert_eq!(body(&agent.list()), body(&key.public));
     let config = server.ssh_config_with("host", "IdentitiesOnly no\nIdentityFile none");
-    let ssh = tool("ssh", "openssh-client").env("SSH_AUTH_SOCK", agent.socket()).env("HOME", server.dir());
-    ssh.arg("-F").arg(config).args(["host", "echo in"]).run().ok().stdout_is("in\n");
+    let ssh = tool("ssh", "openssh-client")
+        .env("SSH_AUTH_SOCK", agent.socket())
+        .env("HOME", server.dir());
+    ssh.arg("-F")
+        .arg(config)
+        .args(["host", "echo in"])
+        .run()
+        .ok()
+        .stdout_is("in\n");
 
-    let authority = keys::generate(&server.dir().join("authority"), Type::Ed25519, "", Format::OpenSsh);
+    let authority = keys::generate(
+        &server.dir().join("authority"),
+        Type::Ed25519,
+        "",
+        Format::OpenSsh,
+    );
     assert!(keys::certify(&authority, &key, "root").is_file());
 }
 
@@ -196,7 +275,8 @@ fn a_server_is_its_own_listener_stops_and_comes_back_on_its_port() {
         let mut session = server.ssh().arg("echo up; exec sleep 1000").start();
         session.wait_for_stdout("up");
         assert!(!server.connections().is_empty());
-        let runs = |server: &Server, pid| server.processes().iter().any(|process| process.pid == pid);
+        let runs =
+            |server: &Server, pid| server.processes().iter().any(|process| process.pid == pid);
         assert!(runs(&server, job));
 
         server.kill_connections();
@@ -229,7 +309,11 @@ fn nothing_of_a_server_is_left_after_drop() {
         assert!(!dir.exists());
         assert!(procs::Process::find(job).is_none());
         let left: Vec<_> = before.into_iter().filter(procs::Process::runs).collect();
-        assert!(left.iter().all(|process| process.pid == session.pid()), "{}", procs::listing(&left));
+        assert!(
+            left.iter().all(|process| process.pid == session.pid()),
+            "{}",
+            procs::listing(&left)
+        );
         poll_until("the client notices", SOON, || session.has_ended());
     }
 }
@@ -240,7 +324,8 @@ fn a_panicking_test_leaves_nothing() {
     let outcome = std::thread::spawn(move || {
         let server = Server::openssh(Login::User).start();
         let job = leave_a_job(&server);
-        send.send((server.dir().to_owned(), server.port(), job)).expect("somebody listens");
+        send.send((server.dir().to_owned(), server.port(), job))
+            .expect("somebody listens");
         panic!("on purpose");
     })
     .join();
@@ -258,7 +343,10 @@ fn helper_that_is_killed() {
         return;
     };
     let servers: Vec<_> = each_server().into_iter().map(Options::start).collect();
-    let _proxies: Vec<_> = servers.iter().map(|server| Proxy::start(server.port(), Duration::ZERO)).collect();
+    let _proxies: Vec<_> = servers
+        .iter()
+        .map(|server| Proxy::start(server.port(), Duration::ZERO))
+        .collect();
     let mut told = format!("{}\n", harness::base().display());
     let _agent = Agent::start();
     let local = Site::Local.start();
@@ -285,19 +373,29 @@ fn a_killed_test_process_leaves_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .expect("we can be started");
-    poll_until("the helper has started everything", SOON * 3, || file.exists());
+    poll_until("the helper has started everything", SOON * 3, || {
+        file.exists()
+    });
     let told = fs::read_to_string(&file).expect("its report");
     let mut lines = told.lines();
     let base = PathBuf::from(lines.next().expect("its directory"));
-    let jobs: Vec<_> = lines.filter_map(|pid| procs::Process::find(pid.parse().expect("a pid"))).collect();
+    let jobs: Vec<_> = lines
+        .filter_map(|pid| procs::Process::find(pid.parse().expect("a pid")))
+        .collect();
     assert_eq!(jobs.len(), 4);
     let before = procs::belonging_to(&base, None);
     assert!(before.len() >= 10, "{}", procs::listing(&before));
 
     helper.kill().expect("it runs");
     helper.wait().expect("it is our child");
-    poll_until("the warden has removed everything", SOON * 3, || !base.exists());
-    let left: Vec<_> = before.into_iter().chain(jobs).filter(procs::Process::runs).collect();
+    poll_until("the warden has removed everything", SOON * 3, || {
+        !base.exists()
+    });
+    let left: Vec<_> = before
+        .into_iter()
+        .chain(jobs)
+        .filter(procs::Process::runs)
+        .collect();
     assert!(left.is_empty(), "{}", procs::listing(&left));
 }
 
@@ -329,7 +427,10 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
         start.elapsed()
     });
     let quickest = *trips.iter().min().expect("some");
-    assert!(quickest >= Duration::from_millis(100) && quickest < Duration::from_millis(300), "{trips:?}");
+    assert!(
+        quickest >= Duration::from_millis(100) && quickest < Duration::from_millis(300),
+        "{trips:?}"
+    );
 
     // A delay line: chunks are under way together. With a sleep per read these 128 would take 6 s each way.
     let start = Instant::now();
@@ -338,7 +439,10 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
     stream.read_exact(&mut vec![0; 2 << 20]).expect("all of it");
     sending.join().expect("no panic").expect("sent");
     let all = start.elapsed();
-    assert!(all >= Duration::from_millis(100) && all < Duration::from_secs(3), "{all:?}");
+    assert!(
+        all >= Duration::from_millis(100) && all < Duration::from_secs(3),
+        "{all:?}"
+    );
     assert_eq!(proxy.bytes(Direction::ToServer), 5 * 4 + (2 << 20));
     assert_eq!(proxy.bytes(Direction::ToClient), 5 * 4 + (2 << 20));
     assert_eq!((proxy.connections(), proxy.open_connections()), (1, 1));
@@ -354,12 +458,18 @@ fn a_proxy_cuts_holds_refuses_and_counts() {
 
     proxy.hold(Direction::ToClient);
     stream.write_all(b"held").expect("sent");
-    poll_until("it reaches the server", SOON, || proxy.bytes(Direction::ToServer) == 4);
-    stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket option");
+    poll_until("it reaches the server", SOON, || {
+        proxy.bytes(Direction::ToServer) == 4
+    });
+    stream
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .expect("a socket option");
     assert!(stream.read(&mut answer).is_err());
     assert_eq!(proxy.bytes(Direction::ToClient), 0);
     proxy.release();
-    stream.set_read_timeout(Some(SOON)).expect("a socket option");
+    stream
+        .set_read_timeout(Some(SOON))
+        .expect("a socket option");
     stream.read_exact(&mut answer).expect("it comes late");
     assert_eq!(&answer, b"held");
 
@@ -393,10 +503,13 @@ fn a_proxy_freezes_what_is_open_and_nothing_else() {
     let mut old = connect();
     old.read_exact(&mut buffer).expect("it speaks");
     proxy.freeze();
-    old.set_read_timeout(Some(Duration::from_secs(1))).expect("a socket option");
+    old.set_read_timeout(Some(Duration::from_secs(1)))
+        .expect("a socket option");
     // What had passed by then still comes.
     while old.read(&mut buffer).is_ok() {}
-    connect().read_exact(&mut buffer).expect("a new one is free");
+    connect()
+        .read_exact(&mut buffer)
+        .expect("a new one is free");
     assert!(old.read(&mut buffer).is_err());
     proxy.release();
     old.set_read_timeout(Some(SOON)).expect("a socket option");
@@ -408,10 +521,19 @@ fn ssh_works_through_a_slow_proxy_and_ends_when_it_is_cut() {
     let server = Server::openssh(Login::User).start();
     let proxy = Proxy::start(server.port(), Duration::from_millis(20));
     let config = server.ssh_config_through("slow", &proxy);
-    let ssh = || tool("ssh", "openssh-client").env("HOME", server.dir()).arg("-F").arg(&config).arg("slow");
+    let ssh = || {
+        tool("ssh", "openssh-client")
+            .env("HOME", server.dir())
+            .arg("-F")
+            .arg(&config)
+            .arg("slow")
+    };
     let start = Instant::now();
     ssh().arg("head -c 3000000 /dev/zero").run().ok();
-    assert!(start.elapsed() >= Duration::from_millis(200), "ssh needs more than five round trips");
+    assert!(
+        start.elapsed() >= Duration::from_millis(200),
+        "ssh needs more than five round trips"
+    );
     assert!(proxy.bytes(Direction::ToClient) > 3_000_000);
     assert!(proxy.turns() > 10);
 
@@ -426,7 +548,9 @@ fn a_terminal_is_controlling_has_its_size_and_takes_keys() {
     let script = "stty size; read line </dev/tty; echo got $line; trap 'stty size' WINCH; trap 'echo INT; exit 7' INT
         echo ready; while :; do sleep 0.01; done";
     let scratch = Scratch::new();
-    let shell = tool("bash", "bash").env("HOME", scratch.path()).args(["-c", script]);
+    let shell = tool("bash", "bash")
+        .env("HOME", scratch.path())
+        .args(["-c", script]);
     let mut terminal = shell.tty(80, 24);
     terminal.wait_for("24 80\n");
     terminal.send("two words\r");
@@ -441,7 +565,11 @@ fn a_terminal_is_controlling_has_its_size_and_takes_keys() {
 #[test]
 fn a_run_that_is_too_long_is_killed_and_shows_its_output() {
     let scratch = Scratch::new();
-    let shell = |line: &str| tool("sh", "dash").env("HOME", scratch.path()).args(["-c", line]);
+    let shell = |line: &str| {
+        tool("sh", "dash")
+            .env("HOME", scratch.path())
+            .args(["-c", line])
+    };
     let limit = Duration::from_secs(1);
     let message = |line: &str| {
         let run = std::panic::AssertUnwindSafe(|| drop(shell(line).limit(limit).run()));
@@ -449,18 +577,33 @@ fn a_run_that_is_too_long_is_killed_and_shows_its_output() {
         payload.downcast_ref::<String>().expect("a text").clone()
     };
     let hung = message("echo so far; exec sleep 1000");
-    assert!(hung.contains("still runs") && hung.contains("so far"), "{hung}");
+    assert!(
+        hung.contains("still runs") && hung.contains("so far"),
+        "{hung}"
+    );
     let held = message("sleep 1000 & echo done");
     assert!(held.contains("still holds its stdout"), "{held}");
-    poll_until("only what was left in the background runs", SOON, || scratch.processes().len() == 1);
+    poll_until("only what was left in the background runs", SOON, || {
+        scratch.processes().len() == 1
+    });
 }
 
 #[test]
 fn output_asserts_and_input_arrives() {
     let shell = |line: &str| tool("sh", "dash").args(["-c", line]);
-    shell("cat; echo oops >&2; exit 3").stdin("given").run().code(3).stdout_is("given").stderr_has("oops");
+    shell("cat; echo oops >&2; exit 3")
+        .stdin("given")
+        .run()
+        .code(3)
+        .stdout_is("given")
+        .stderr_has("oops");
     shell("kill -TERM $$").run().ended_by(Signal::SIGTERM);
-    shell("env").env("MORE", "yes").run().ok().stdout_has("MORE=yes\n").stderr_is_empty();
+    shell("env")
+        .env("MORE", "yes")
+        .run()
+        .ok()
+        .stdout_has("MORE=yes\n")
+        .stderr_is_empty();
     let mut cat = tool("cat", "coreutils").stdin_open().start();
     cat.write("one\n");
     cat.wait_for_stdout("one");
@@ -482,7 +625,9 @@ fn a_missing_program_names_its_package() {
 fn rsig_runs_with_a_home_of_its_own() {
     let rsig = Rsig::new();
     rsig.run(&["--version"]).ok().stdout_has("rsig ");
-    rsig.run(&["no-such-command"]).code(2).stderr_has("no-such-command");
+    rsig.run(&["no-such-command"])
+        .code(2)
+        .stderr_has("no-such-command");
     assert!(rsig.processes().is_empty());
     let other = Rsig::new();
     assert_ne!(rsig.state(), other.state());

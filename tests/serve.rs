@@ -11,7 +11,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::clients::{file, python};
-use crate::harness::{Fixture, Invocation, Process, Running, Site, on_every_site, poll_until, tool};
+use crate::harness::{
+    Fixture, Invocation, Process, Running, Site, on_every_site, poll_until, tool,
+};
 use crate::jobs::{JOB_KEYS, LISTENER, SOON, keys, pick};
 
 /// A server, and what a client has to know of it.
@@ -46,7 +48,11 @@ impl Http {
         let server = f.rsig.spawn_process(&f.server_words("serve", &words));
         server.wait_for_stderr("listening on http://");
         let said = server.stderr_so_far();
-        let address = said.split("http://").nth(1).and_then(|rest| rest.split(';').next()).expect("an address");
+        let address = said
+            .split("http://")
+            .nth(1)
+            .and_then(|rest| rest.split(';').next())
+            .expect("an address");
         let header = format!("Authorization: Bearer {}", token(f));
         Self {
             host: f.host.clone(),
@@ -63,17 +69,36 @@ impl Http {
     /// curl with these words, the last of which is a path.
     fn curl(&self, words: &[&str]) -> Invocation {
         let (path, options) = words.split_last().expect("a path");
-        let curl = tool("curl", "curl").args(["--silent", "--show-error", "--globoff", "--max-time", "50"]);
-        curl.args(&self.way).args(options).arg(format!("{}{path}", self.base)).limit(SOON)
+        let curl = tool("curl", "curl").args([
+            "--silent",
+            "--show-error",
+            "--globoff",
+            "--max-time",
+            "50",
+        ]);
+        curl.args(&self.way)
+            .args(options)
+            .arg(format!("{}{path}", self.base))
+            .limit(SOON)
     }
 
     /// The status and the body of an answer.
     #[track_caller]
     fn ask(&self, words: &[&str]) -> (u16, Vec<u8>) {
-        let output = self.curl(&[&["--write-out", "\n%{http_code}"], words].concat()).run();
+        let output = self
+            .curl(&[&["--write-out", "\n%{http_code}"], words].concat())
+            .run();
         let bytes = output.ok().stdout_bytes();
-        let at = bytes.iter().rposition(|byte| *byte == b'\n').expect("the status is the last line");
-        (String::from_utf8_lossy(&bytes[at + 1..]).parse().expect("a number"), bytes[..at].to_vec())
+        let at = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .expect("the status is the last line");
+        (
+            String::from_utf8_lossy(&bytes[at + 1..])
+                .parse()
+                .expect("a number"),
+            bytes[..at].to_vec(),
+        )
     }
 
     /// The same, where the body is JSON.
@@ -81,15 +106,31 @@ impl Http {
     fn json(&self, words: &[&str]) -> (u16, Value) {
         let (status, body) = self.ask(words);
         let parsed = serde_json::from_slice(&body);
-        (status, parsed.unwrap_or_else(|error| panic!("{words:?}: {error}: {}", String::from_utf8_lossy(&body))))
+        (
+            status,
+            parsed.unwrap_or_else(|error| {
+                panic!("{words:?}: {error}: {}", String::from_utf8_lossy(&body))
+            }),
+        )
     }
 
     /// The status and the word of a refusal.
     #[track_caller]
     fn refusal(&self, words: &[&str]) -> (u16, String) {
         let (status, body) = self.json(words);
-        assert!(body["message"].as_str().is_some_and(|message| message.len() > 8), "{body}");
-        (status, body["error"].as_str().unwrap_or_else(|| panic!("{words:?}: no error: {body}")).to_owned())
+        assert!(
+            body["message"]
+                .as_str()
+                .is_some_and(|message| message.len() > 8),
+            "{body}"
+        );
+        (
+            status,
+            body["error"]
+                .as_str()
+                .unwrap_or_else(|| panic!("{words:?}: no error: {body}"))
+                .to_owned(),
+        )
     }
 
     #[track_caller]
@@ -114,7 +155,10 @@ impl Http {
 }
 
 fn token(f: &Fixture) -> String {
-    fs::read_to_string(f.rsig.state().join("serve.token")).expect("the token").trim().to_owned()
+    fs::read_to_string(f.rsig.state().join("serve.token"))
+        .expect("the token")
+        .trim()
+        .to_owned()
 }
 
 /// The script that follows a log: it naps every now and then.
@@ -123,8 +167,12 @@ fn reader(f: &Fixture) -> Process {
     let mut found = None;
     poll_until("a log is followed", SOON, || {
         let all = f.processes();
-        let nap = all.iter().find(|process| process.cmdline.starts_with("sleep 0."));
-        found = nap.and_then(|nap| Process::find(nap.ppid)).filter(|process| process.cmdline == "/bin/sh -s");
+        let nap = all
+            .iter()
+            .find(|process| process.cmdline.starts_with("sleep 0."));
+        found = nap
+            .and_then(|nap| Process::find(nap.ppid))
+            .filter(|process| process.cmdline == "/bin/sh -s");
         found.is_some()
     });
     found.expect("it was found")
@@ -235,56 +283,164 @@ fn what_makes_no_sense_is_said_to() {
         (vec!["/processes?runing=true"], 400, "bad_value"),
         (vec!["-X", "PUT", "/processes"], 405, "bad_method"),
         (vec!["-X", "POST", "/"], 405, "bad_method"),
-        (vec!["-X", "POST", "/processes/nosuchjob/_signal/1"], 404, "not_found"),
+        (
+            vec!["-X", "POST", "/processes/nosuchjob/_signal/1"],
+            404,
+            "not_found",
+        ),
         (vec!["-X", "POST", &path("/_signal/FOO")], 400, "bad_value"),
         (vec!["-X", "POST", &path("/_signal/99")], 400, "bad_value"),
-        (vec!["-X", "POST", &path("/_signal/TERM?wait=5")], 400, "bad_value"),
-        (vec!["-X", "POST", &path("/_signal/0?wait=5s")], 400, "bad_value"),
-        (vec!["-X", "POST", &path("/_stop?grace=2h")], 400, "bad_value"),
-        (vec![&path("/_log?stream=stdin")], 400, "bad_value"),
-        (vec![&path("/_log?offset=-1")], 400, "bad_value"),
-        (vec!["/processes/nosuchjob/_log?follow=true"], 404, "not_found"),
-        (vec!["-d", "{}", "/processes"], 415, "bad_media_type"),
-        (vec!["--json", "{", "/processes"], 400, "bad_value"),
-        (vec!["--json", r#"{"host":"server"}"#, "/processes"], 400, "bad_value"),
-        (vec!["--json", r#"{"host":"server","command":[]}"#, "/processes"], 400, "bad_value"),
-        (vec!["--json", r#"{"host":"server","command":" "}"#, "/processes"], 400, "bad_value"),
-        (vec!["--json", r#"{"host":"server","command":"true","identity":"x"}"#, "/processes"], 400, "bad_value"),
         (
-            vec!["--json", r#"{"host":"server","command":"true","env":{"A B":"s3cret"}}"#, "/processes"],
+            vec!["-X", "POST", &path("/_signal/TERM?wait=5")],
             400,
             "bad_value",
         ),
-        (vec!["--json", r#"{"host":"server","command":["no-such-command"]}"#, "/processes"], 400, "command_missing"),
-        (vec!["--json", r#"{"host":"-oProxyCommand=x","command":"true"}"#, "/processes"], 400, "bad_value"),
-        (vec!["--json", r#"{"host":"local","command":"true"}"#, "/processes"], 403, "host_denied"),
-        (vec!["--json", r#"{"host":"nohost.invalid","command":"true"}"#, "/processes"], 502, "unreachable"),
+        (
+            vec!["-X", "POST", &path("/_signal/0?wait=5s")],
+            400,
+            "bad_value",
+        ),
+        (
+            vec!["-X", "POST", &path("/_stop?grace=2h")],
+            400,
+            "bad_value",
+        ),
+        (vec![&path("/_log?stream=stdin")], 400, "bad_value"),
+        (vec![&path("/_log?offset=-1")], 400, "bad_value"),
+        (
+            vec!["/processes/nosuchjob/_log?follow=true"],
+            404,
+            "not_found",
+        ),
+        (vec!["-d", "{}", "/processes"], 415, "bad_media_type"),
+        (vec!["--json", "{", "/processes"], 400, "bad_value"),
+        (
+            vec!["--json", r#"{"host":"server"}"#, "/processes"],
+            400,
+            "bad_value",
+        ),
+        (
+            vec!["--json", r#"{"host":"server","command":[]}"#, "/processes"],
+            400,
+            "bad_value",
+        ),
+        (
+            vec!["--json", r#"{"host":"server","command":" "}"#, "/processes"],
+            400,
+            "bad_value",
+        ),
+        (
+            vec![
+                "--json",
+                r#"{"host":"server","command":"true","identity":"x"}"#,
+                "/processes",
+            ],
+            400,
+            "bad_value",
+        ),
+        (
+            vec![
+                "--json",
+                r#"{"host":"server","command":"true","env":{"A B":"s3cret"}}"#,
+                "/processes",
+            ],
+            400,
+            "bad_value",
+        ),
+        (
+            vec![
+                "--json",
+                r#"{"host":"server","command":["no-such-command"]}"#,
+                "/processes",
+            ],
+            400,
+            "command_missing",
+        ),
+        (
+            vec![
+                "--json",
+                r#"{"host":"-oProxyCommand=x","command":"true"}"#,
+                "/processes",
+            ],
+            400,
+            "bad_value",
+        ),
+        (
+            vec![
+                "--json",
+                r#"{"host":"local","command":"true"}"#,
+                "/processes",
+            ],
+            403,
+            "host_denied",
+        ),
+        (
+            vec![
+                "--json",
+                r#"{"host":"nohost.invalid","command":"true"}"#,
+                "/processes",
+            ],
+            502,
+            "unreachable",
+        ),
         (vec!["-H", "Host: evil.example", "/"], 403, "bad_host"),
         (vec!["-H", "Host:", "/"], 403, "bad_host"),
-        (vec!["-H", "Host: localhost.evil.example", "/nothing"], 403, "bad_host"),
+        (
+            vec!["-H", "Host: localhost.evil.example", "/nothing"],
+            403,
+            "bad_host",
+        ),
     ] {
         assert_eq!(http.refusal(&words), (status, word.to_owned()), "{words:?}");
     }
-    let (_, secret) =
-        http.ask(&["--json", r#"{"host":"server","command":"true","env":{"A B":"s3cret"}}"#, "/processes"]);
+    let (_, secret) = http.ask(&[
+        "--json",
+        r#"{"host":"server","command":"true","env":{"A B":"s3cret"}}"#,
+        "/processes",
+    ]);
     assert!(!String::from_utf8_lossy(&secret).contains("s3cret"));
     assert_eq!(http.ask(&["--head", "/processes"]).0, 200);
     // No page of another origin may read an answer, and none may ask whether it might.
-    let head = http.curl(&["--include", "-H", "Origin: http://evil.example", "/"]).run();
+    let head = http
+        .curl(&["--include", "-H", "Origin: http://evil.example", "/"])
+        .run();
     assert!(!head.ok().stdout().to_lowercase().contains("access-control"));
-    let asked = ["-X", "OPTIONS", "-H", "Origin: http://evil.example", "-H", "Access-Control-Request-Method: POST"];
+    let asked = [
+        "-X",
+        "OPTIONS",
+        "-H",
+        "Origin: http://evil.example",
+        "-H",
+        "Access-Control-Request-Method: POST",
+    ];
     assert_eq!(http.refusal(&[&asked[..], &["/processes"]].concat()).0, 405);
     // A body and a head that are too large.
     let large = f.rsig.dir().join("large");
     fs::write(&large, format!("{{\"host\":\"{}\"}}", "x".repeat(2 << 20))).expect("ours");
     let body = format!("@{}", large.display());
-    assert_eq!(http.refusal(&["--json", &body, "/processes"]), (413, "too_large".to_owned()));
-    assert_eq!(http.ask(&["-H", &format!("X: {}", "x".repeat(60_000)), "/"]).0, 431);
+    assert_eq!(
+        http.refusal(&["--json", &body, "/processes"]),
+        (413, "too_large".to_owned())
+    );
+    assert_eq!(
+        http.ask(&["-H", &format!("X: {}", "x".repeat(60_000)), "/"])
+            .0,
+        431
+    );
 
     f.server.as_mut().expect("a server").stop();
-    assert_eq!(http.refusal(&["-X", "POST", &path("/_signal/TERM")]), (502, "unreachable".to_owned()));
-    assert_eq!(http.refusal(&["-X", "POST", &path("/_stop")]), (502, "unreachable".to_owned()));
-    assert_eq!(http.refusal(&[&path("/_log?follow=true")]), (502, "unreachable".to_owned()));
+    assert_eq!(
+        http.refusal(&["-X", "POST", &path("/_signal/TERM")]),
+        (502, "unreachable".to_owned())
+    );
+    assert_eq!(
+        http.refusal(&["-X", "POST", &path("/_stop")]),
+        (502, "unreachable".to_owned())
+    );
+    assert_eq!(
+        http.refusal(&[&path("/_log?follow=true")]),
+        (502, "unreachable".to_owned())
+    );
     assert_eq!(http.json(&[&path("")]).1["state"], "unknown");
     http.stop();
 }
@@ -292,40 +448,94 @@ fn what_makes_no_sense_is_said_to() {
 #[test]
 fn a_port_needs_the_token() {
     let f = Site::Local.start();
-    for address in ["0.0.0.0:0", "192.168.1.1:5000", "[::]:5000", "localhost:5000", "127.0.0.1", "127.0.0.2:0"] {
-        f.rsig.run(&["serve", "--listen", address]).code(2).stderr_has("ssh -L").stdout_is("");
+    for address in [
+        "0.0.0.0:0",
+        "192.168.1.1:5000",
+        "[::]:5000",
+        "localhost:5000",
+        "127.0.0.1",
+        "127.0.0.2:0",
+    ] {
+        f.rsig
+            .run(&["serve", "--listen", address])
+            .code(2)
+            .stderr_has("ssh -L")
+            .stdout_is("");
     }
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let http = Http::on_port(&f, address, &[]);
         assert_eq!(http.json(&["/processes"]), (200, json!([])));
         let port = http.base.rsplit(':').next().expect("a port");
         for name in ["localhost", "127.0.0.1", "[::1]", "LOCALHOST"] {
-            assert_eq!(http.ask(&["-H", &format!("Host: {name}:{port}"), "/"]).0, 200);
+            assert_eq!(
+                http.ask(&["-H", &format!("Host: {name}:{port}"), "/"]).0,
+                200
+            );
         }
-        for name in ["localhost", "localhost:1", &format!("evil.example:{port}"), &format!("127.0.0.2:{port}")] {
-            assert_eq!(http.refusal(&["-H", &format!("Host: {name}"), "/"]), (403, "bad_host".to_owned()), "{name}");
+        for name in [
+            "localhost",
+            "localhost:1",
+            &format!("evil.example:{port}"),
+            &format!("127.0.0.2:{port}"),
+        ] {
+            assert_eq!(
+                http.refusal(&["-H", &format!("Host: {name}"), "/"]),
+                (403, "bad_host".to_owned()),
+                "{name}"
+            );
         }
         let good = token(&f);
-        let bare = Http { way: vec![], ..http };
+        let bare = Http {
+            way: vec![],
+            ..http
+        };
         let half = format!("Authorization: Bearer {}", &good[..good.len() - 1]);
         let longer = format!("Authorization: Bearer {good}0");
         let basic = format!("Authorization: Basic {good}");
-        for header in ["X: y", "Authorization: Bearer", "Authorization: Bearer x", &half, &longer, &basic] {
+        for header in [
+            "X: y",
+            "Authorization: Bearer",
+            "Authorization: Bearer x",
+            &half,
+            &longer,
+            &basic,
+        ] {
             for path in ["/", "/openapi.json", "/nothing", "/processes/x/_log"] {
-                assert_eq!(bare.refusal(&["-H", header, path]), (401, "unauthorized".to_owned()), "{header}");
+                assert_eq!(
+                    bare.refusal(&["-H", header, path]),
+                    (401, "unauthorized".to_owned()),
+                    "{header}"
+                );
             }
         }
-        bare.curl(&["--include", "/"]).run().ok().stdout_has("www-authenticate: Bearer");
-        assert_eq!(bare.ask(&["-H", &format!("authorization: bearer {good}"), "/"]).0, 200);
+        bare.curl(&["--include", "/"])
+            .run()
+            .ok()
+            .stdout_has("www-authenticate: Bearer");
+        assert_eq!(
+            bare.ask(&["-H", &format!("authorization: bearer {good}"), "/"])
+                .0,
+            200
+        );
         bare.stop();
     }
     // It stays as it is, 256 bits of nobody else's.
     let path = f.rsig.state().join("serve.token");
-    let mode = || fs::metadata(&path).expect("it is there").permissions().mode() & 0o777;
+    let mode = || {
+        fs::metadata(&path)
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o777
+    };
     assert_eq!((token(&f).len(), mode()), (64, 0o600));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("ours");
     let refused = |why: &str| {
-        f.rsig.run(&["serve", "--listen", "127.0.0.1:0"]).code(1).stderr_has(why).stderr_has("serve.token");
+        f.rsig
+            .run(&["serve", "--listen", "127.0.0.1:0"])
+            .code(1)
+            .stderr_has(why)
+            .stderr_has("serve.token");
     };
     refused("640");
     let elsewhere = f.rsig.dir().join("elsewhere");
@@ -347,7 +557,11 @@ fn the_socket_is_this_users_and_one_servers() {
     let http = Http::start(&f, &[]);
     let metadata = fs::symlink_metadata(&path).expect("it is there");
     assert!(metadata.file_type().is_socket() && metadata.permissions().mode() & 0o777 == 0o600);
-    f.rsig.run(&["serve"]).code(1).stdout_is("").stderr_has("another `rsig serve`");
+    f.rsig
+        .run(&["serve"])
+        .code(1)
+        .stdout_is("")
+        .stderr_has("another `rsig serve`");
     assert_eq!(http.ask(&["/"]).0, 200);
     let job = http.spawn("exec sleep 1000");
     let process = f.process(&job);
@@ -369,9 +583,16 @@ fn the_socket_is_this_users_and_one_servers() {
     fs::write(&path, "").expect("ours");
     f.rsig.run(&["serve"]).code(1).stderr_has("move it away");
     fs::remove_file(&path).expect("ours");
-    let left: Vec<PathBuf> =
-        fs::read_dir(f.rsig.state()).expect("ours").map(|entry| entry.expect("ours").path()).collect();
-    assert!(!left.iter().any(|path| path.to_string_lossy().contains("serve.sock")), "{left:?}");
+    let left: Vec<PathBuf> = fs::read_dir(f.rsig.state())
+        .expect("ours")
+        .map(|entry| entry.expect("ours").path())
+        .collect();
+    assert!(
+        !left
+            .iter()
+            .any(|path| path.to_string_lossy().contains("serve.sock")),
+        "{left:?}"
+    );
 }
 
 /// Whether a process still has the server's end of the connection from this port of 127.0.0.1: a closed socket that
@@ -389,15 +610,28 @@ fn holds_connection_of(client: u16) -> bool {
 fn who_is_too_slow_is_cut_off() {
     let f = Site::Local.start();
     let http = Http::on_port(&f, "127.0.0.1:0", &[]);
-    let head = format!("Host: {}\r\nAuthorization: Bearer {}\r\n", http.address(), token(&f));
+    let head = format!(
+        "Host: {}\r\nAuthorization: Bearer {}\r\n",
+        http.address(),
+        token(&f)
+    );
     let connect = || TcpStream::connect(http.address()).expect("it listens");
     let json = "Content-Type: application/json\r\nContent-Length: 100\r\n";
-    let (job, size) = (http.spawn("head -c 60000000 /dev/zero; exec sleep 1000"), 60_000_000);
-    poll_until("it has written", SOON, || fs::metadata(f.file(&job, "out")).is_ok_and(|file| file.len() == size));
+    let (job, size) = (
+        http.spawn("head -c 60000000 /dev/zero; exec sleep 1000"),
+        60_000_000,
+    );
+    poll_until("it has written", SOON, || {
+        fs::metadata(f.file(&job, "out")).is_ok_and(|file| file.len() == size)
+    });
     let cases = [
         ("half a head", "GET / HTTP/1.1\r\nHost: x".to_owned(), ""),
         ("nothing", String::new(), ""),
-        ("half a body", format!("POST /processes HTTP/1.1\r\n{head}{json}\r\n{{"), "408"),
+        (
+            "half a body",
+            format!("POST /processes HTTP/1.1\r\n{head}{json}\r\n{{"),
+            "408",
+        ),
     ];
     let all: Vec<_> = cases
         .into_iter()
@@ -407,7 +641,9 @@ fn who_is_too_slow_is_cut_off() {
             std::thread::spawn(move || {
                 stream.write_all(sent.as_bytes()).expect("it takes it");
                 let mut text = Vec::new();
-                stream.read_to_end(&mut text).unwrap_or_else(|error| panic!("{what}: not cut off: {error}"));
+                stream
+                    .read_to_end(&mut text)
+                    .unwrap_or_else(|error| panic!("{what}: not cut off: {error}"));
                 let text = String::from_utf8_lossy(&text).into_owned();
                 assert!(text.contains(answer), "{what}: {text}");
             })
@@ -423,15 +659,30 @@ fn who_is_too_slow_is_cut_off() {
     let begun = Instant::now();
     let mut received = 0;
     let client = stalled.local_addr().expect("it is connected").port();
-    poll_until("its connection is closed", SOON, || !holds_connection_of(client));
+    poll_until("its connection is closed", SOON, || {
+        !holds_connection_of(client)
+    });
     let mut rest = vec![0; 1 << 20];
     while let Ok(count @ 1..) = stalled.read(&mut rest) {
         received += count as u64;
     }
-    assert!(received < size, "{received} bytes after {:?}", begun.elapsed());
-    let status = fs::read_to_string(format!("/proc/{}/status", http.server.pid())).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("the most memory that it had").to_owned();
-    let peak: u64 = line.split_whitespace().nth(1).and_then(|kb| kb.parse().ok()).expect("a number");
+    assert!(
+        received < size,
+        "{received} bytes after {:?}",
+        begun.elapsed()
+    );
+    let status =
+        fs::read_to_string(format!("/proc/{}/status", http.server.pid())).expect("it runs");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .expect("the most memory that it had")
+        .to_owned();
+    let peak: u64 = line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|kb| kb.parse().ok())
+        .expect("a number");
     assert!(peak < 40_000, "{peak} kB");
     http.stop();
 }
@@ -442,11 +693,27 @@ fn a_hundred_requests_side_by_side() {
     let http = Http::start(&f, &[]);
     let job = f.spawn(&[], &["perl", "-e", LISTENER]);
     f.await_written(&job, "ready\n");
-    let mut words =
-        vec!["--parallel".to_owned(), "--parallel-immediate".to_owned(), "--parallel-max".to_owned(), "100".to_owned()];
-    words.extend(["-X", "POST", "--output", "/dev/null", "--write-out", "%{http_code}\n"].map(str::to_owned));
+    let mut words = vec![
+        "--parallel".to_owned(),
+        "--parallel-immediate".to_owned(),
+        "--parallel-max".to_owned(),
+        "100".to_owned(),
+    ];
+    words.extend(
+        [
+            "-X",
+            "POST",
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{http_code}\n",
+        ]
+        .map(str::to_owned),
+    );
     let url = format!("{}/processes/{job}/_signal/USR1", http.base);
-    words.extend((1..100).flat_map(|_| [url.clone(), "--output".to_owned(), "/dev/null".to_owned()]));
+    words.extend(
+        (1..100).flat_map(|_| [url.clone(), "--output".to_owned(), "/dev/null".to_owned()]),
+    );
     words.push(format!("/processes/{job}/_signal/USR1"));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     http.curl(&words).run().ok().stdout_is(&"200\n".repeat(100));
@@ -459,18 +726,34 @@ fn a_client_that_vanishes_leaves_no_trace() {
     let f = Site::OpenSshUser.start();
     let http = Http::start(&f, &[]);
     let job = http.spawn("exec sleep 1000");
-    let waiting = http.curl(&["-X", "POST", &format!("/processes/{job}/_signal/CONT?wait=1h")]).start();
-    poll_until("it waits", SOON, || f.processes().iter().any(|process| process.cmdline == "/bin/sh -s"));
+    let waiting = http
+        .curl(&[
+            "-X",
+            "POST",
+            &format!("/processes/{job}/_signal/CONT?wait=1h"),
+        ])
+        .start();
+    poll_until("it waits", SOON, || {
+        f.processes()
+            .iter()
+            .any(|process| process.cmdline == "/bin/sh -s")
+    });
     drop(waiting);
     // Not only between two parts of a wait, which take five seconds at most.
     let mut quiet = Instant::now();
     poll_until("nobody waits any more", SOON, || {
-        if f.processes().iter().any(|process| process.cmdline == "/bin/sh -s") {
+        if f.processes()
+            .iter()
+            .any(|process| process.cmdline == "/bin/sh -s")
+        {
             quiet = Instant::now();
         }
         quiet.elapsed() > Duration::from_secs(6)
     });
-    assert_eq!(http.json(&[&format!("/processes/{job}")]).1["state"], "running");
+    assert_eq!(
+        http.json(&[&format!("/processes/{job}")]).1["state"],
+        "running"
+    );
     http.stop();
 }
 
@@ -480,11 +763,28 @@ fn the_document_is_true() {
     let f = Site::OpenSshUser.start_with_keeper();
     let http = Http::on_port(&f, "127.0.0.1:0", &["--allow-host", "server"]);
     let (_, document) = http.json(&["/openapi.json"]);
-    assert_eq!(pick(&document["info"], ["title", "version"]), json!(["rsig", env!("CARGO_PKG_VERSION")]));
+    assert_eq!(
+        pick(&document["info"], ["title", "version"]),
+        json!(["rsig", env!("CARGO_PKG_VERSION")])
+    );
     let header = format!("Authorization: Bearer {}", token(&f));
     let checked = python("schemathesis")
-        .args(["run", &format!("{}/openapi.json", http.base), "--header", &header])
-        .args(["--checks", "all", "--max-examples", "25", "--seed", "1", "--no-color", "--continue-on-failure"])
+        .args([
+            "run",
+            &format!("{}/openapi.json", http.base),
+            "--header",
+            &header,
+        ])
+        .args([
+            "--checks",
+            "all",
+            "--max-examples",
+            "25",
+            "--seed",
+            "1",
+            "--no-color",
+            "--continue-on-failure",
+        ])
         .env("SCHEMATHESIS_HOOKS", "hooks")
         .env("PYTHONPATH", file(""))
         .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -495,6 +795,9 @@ fn the_document_is_true() {
         .run();
     checked.ok();
     // It has got behind the door.
-    assert!(!f.rsig.run(&["ps", "-aq"]).ok().stdout().is_empty(), "no job was started: {checked}");
+    assert!(
+        !f.rsig.run(&["ps", "-aq"]).ok().stdout().is_empty(),
+        "no job was started: {checked}"
+    );
     http.stop();
 }

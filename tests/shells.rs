@@ -12,49 +12,105 @@ use crate::keeper::{ends_with, kept, new_counter, nothing_is_left, warm};
 use serde_json::json;
 
 /// What a shell could spoil: quotes, an escape that `echo` would take, bytes that are no text.
-const WORDS: [&str; 7] = ["", "it's", "a \"b\" $(id) `id` \\n \\\\", "new\nline\n", "-n", "*", "ü\u{1}"];
+const WORDS: [&str; 7] = [
+    "",
+    "it's",
+    "a \"b\" $(id) `id` \\n \\\\",
+    "new\nline\n",
+    "-n",
+    "*",
+    "ü\u{1}",
+];
 
 /// Everything that the scripts do, once.
 fn main_flow(f: &Fixture) {
     // Spawn, environment, bytes, tail.
     let job = f.spawn(
         &["-e", "ODD=it's\n$(odd)"],
-        &[&["sh", "-c", r#"printf '%s\0' "$ODD" "$RSIG_JOB" "$@"; echo err >&2; exit 3"#, "sh"], &WORDS[..]].concat(),
+        &[
+            &[
+                "sh",
+                "-c",
+                r#"printf '%s\0' "$ODD" "$RSIG_JOB" "$@"; echo err >&2; exit 3"#,
+                "sh",
+            ],
+            &WORDS[..],
+        ]
+        .concat(),
     );
     f.rsig.run(&["wait", &job]).code(3);
     let expected = [&["it's\n$(odd)", &job], &WORDS[..]].concat().join("\0") + "\0";
     let tail = f.rsig.run(&["tail", "-c", "+1", &job]);
-    assert_eq!((tail.ok().stdout().as_str(), tail.stderr()), (expected.as_str(), "err\n"));
-    f.rsig.run(&["tail", "-n", "1", "--stderr", &job]).ok().stdout_is("").stderr_has("err");
+    assert_eq!(
+        (tail.ok().stdout().as_str(), tail.stderr()),
+        (expected.as_str(), "err\n")
+    );
+    f.rsig
+        .run(&["tail", "-n", "1", "--stderr", &job])
+        .ok()
+        .stdout_is("")
+        .stderr_has("err");
 
     // A job with a session of its own, nothing inherited and every signal at its default.
     let job = f.spawn(&[], &["cat", "/proc/self/status", "/proc/self/stat"]);
     f.rsig.run(&["wait", &job]).ok();
     let told = f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout();
     for mask in ["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"] {
-        let bits = told.lines().find_map(|line| line.strip_prefix(mask)?.strip_prefix(":\t")).expect("a mask");
-        assert_eq!(u64::from_str_radix(bits, 16).expect("hexadecimal") & !(0b11 << 31), 0, "{mask}: {told}");
+        let bits = told
+            .lines()
+            .find_map(|line| line.strip_prefix(mask)?.strip_prefix(":\t"))
+            .expect("a mask");
+        assert_eq!(
+            u64::from_str_radix(bits, 16).expect("hexadecimal") & !(0b11 << 31),
+            0,
+            "{mask}: {told}"
+        );
     }
     let stat: Vec<&str> = told.rsplit(") ").next().expect("stat").split(' ').collect();
-    assert!(stat[2] == told.lines().find_map(|line| line.strip_prefix("Pid:\t")).expect("Pid"), "{told}");
+    assert!(
+        stat[2]
+            == told
+                .lines()
+                .find_map(|line| line.strip_prefix("Pid:\t"))
+                .expect("Pid"),
+        "{told}"
+    );
 
     // Signals, by name and by number, to the group; what is stopped and continued; the end.
     let job = f.spawn(&[], &["perl", "-e", LISTENER]);
     f.await_written(&job, "ready\n");
-    for (signal, name) in
-        [("USR1", "USR1"), ("RTMIN+6", "NUM40"), ("STKFLT", "STKFLT"), ("POLL", "IO"), ("ABRT", "ABRT"), ("17", "")]
-    {
+    for (signal, name) in [
+        ("USR1", "USR1"),
+        ("RTMIN+6", "NUM40"),
+        ("STKFLT", "STKFLT"),
+        ("POLL", "IO"),
+        ("ABRT", "ABRT"),
+        ("17", ""),
+    ] {
         f.rsig.run(&["kill", &job, signal]).ok();
-        poll_until(signal, SOON, || f.written(&job).contains(&format!("\n{name}")));
+        poll_until(signal, SOON, || {
+            f.written(&job).contains(&format!("\n{name}"))
+        });
     }
     f.rsig.run(&["kill", &job, "STOP"]).ok();
     f.await_state(&job, "stopped");
     f.rsig.run(&["kill", &job, "CONT"]).ok();
     f.await_state(&job, "running");
-    let killed = f.rsig.run(&["kill", "--json", &job, "-w", "1s", "--then", "KILL"]);
+    let killed = f
+        .rsig
+        .run(&["kill", "--json", &job, "-w", "1s", "--then", "KILL"]);
     let told = json_lines(killed.ok()).remove(0);
-    assert_eq!(pick(&told, ["sent", "still_running", "exit_status", "exit_signal"]), json!([true, false, 137, "KILL"]));
-    assert_eq!(told["then"], json!({"signal": "KILL", "sent": true, "via": "pid"}));
+    assert_eq!(
+        pick(
+            &told,
+            ["sent", "still_running", "exit_status", "exit_signal"]
+        ),
+        json!([true, false, 137, "KILL"])
+    );
+    assert_eq!(
+        told["then"],
+        json!({"signal": "KILL", "sent": true, "via": "pid"})
+    );
     f.rsig.run(&["kill", &job]).code(4);
 
     // Children, and what follows a job to its end.
@@ -69,13 +125,26 @@ fn main_flow(f: &Fixture) {
     // The shell that waits for it says nothing of its own in its log.
     let job = f.spawn(&[], &["sleep", "1000"]);
     f.rsig.run(&["kill", "-w", "20s", &job, "TERM"]).ok();
-    f.rsig.run(&["tail", &job]).ok().stdout_is("").stderr_is_empty();
+    f.rsig
+        .run(&["tail", &job])
+        .ok()
+        .stdout_is("")
+        .stderr_is_empty();
 
     // A time limit, met and not; and what is forgotten by itself.
     let job = f.spawn(&["--timeout", "300ms"], &["sleep", "1000"]);
-    f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
+    f.rsig
+        .run(&["wait", &job])
+        .code(143)
+        .stdout_has("timed out");
     let job = f.spawn(&["--timeout", "1h"], &["sh", "-c", "exit 5"]);
-    assert!(!f.rsig.run(&["wait", &job]).code(5).stdout().contains("timed out"));
+    assert!(
+        !f.rsig
+            .run(&["wait", &job])
+            .code(5)
+            .stdout()
+            .contains("timed out")
+    );
     let job = f.spawn(&["--timeout", "1h", "--rm"], &["true"]);
     f.rsig.run(&["wait", &job]).ok();
     f.await_no_processes();
@@ -84,14 +153,32 @@ fn main_flow(f: &Fixture) {
     // A job without its supervisor is lost.
     let job = f.spawn(&[], &["sleep", "1000"]);
     for process in [f.supervisor(&job), f.process(&job)] {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::SIGKILL).expect("it runs");
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(process.pid),
+            nix::sys::signal::SIGKILL,
+        )
+        .expect("it runs");
         poll_until("it is gone", SOON, || !process.runs());
     }
     assert_eq!(f.state(&job), "lost");
-    f.rsig.run(&f.words("spawn", &[], &["no-such-command"])).code(1).stderr_has("command not found");
-    f.rsig.run(&f.words("spawn", &["-C", "/no/such"], &["true"])).code(1).stderr_has("no directory");
+    f.rsig
+        .run(&f.words("spawn", &[], &["no-such-command"]))
+        .code(1)
+        .stderr_has("command not found");
+    f.rsig
+        .run(&f.words("spawn", &["-C", "/no/such"], &["true"]))
+        .code(1)
+        .stderr_has("no directory");
     let many = f.rsig.run(&["ps", "-aq"]).ok().stdout().lines().count();
-    assert_eq!(f.rsig.run(&["rm", "--finished"]).ok().stdout().lines().count(), many);
+    assert_eq!(
+        f.rsig
+            .run(&["rm", "--finished"])
+            .ok()
+            .stdout()
+            .lines()
+            .count(),
+        many
+    );
     assert_eq!(f.on_host(), [""; 0]);
 }
 
@@ -107,7 +194,10 @@ fn under(shell: &str, package: &str) {
     let job = f.spawn(&[], &["sh", "-c", "readlink /proc/$$/exe"]);
     f.rsig.run(&["wait", &job]).ok();
     // Where PATH's sh is a copy of /bin/sh, it is the same file; what counts is the shell that reads the scripts.
-    let supervisor = f.spawn(&[], &["sh", "-c", "readlink /proc/$PPID/exe; cat /proc/$PPID/comm"]);
+    let supervisor = f.spawn(
+        &[],
+        &["sh", "-c", "readlink /proc/$PPID/exe; cat /proc/$PPID/comm"],
+    );
     f.rsig.run(&["wait", &supervisor]).ok();
     main_flow(&f);
     assert_eq!(mounts(), before);
@@ -135,13 +225,19 @@ fn mksh_reads_the_scripts() {
 
 /// A host with another program as its `/bin/sh`, and jobs of a keeper's there.
 fn relayed_under(shell: &str) {
-    let f = kept(Server::openssh(Login::User).system_shell(program_path(shell, shell)).start());
+    let f = kept(
+        Server::openssh(Login::User)
+            .system_shell(program_path(shell, shell))
+            .start(),
+    );
     let job = new_counter(&f);
     warm(&f, &job);
     for way in ["channel", "pid"] {
         f.rsig.run(&["kill", "--via", way, &job, "USR1"]).ok();
     }
-    let kills: Vec<_> = (0..4).map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"])).collect();
+    let kills: Vec<_> = (0..4)
+        .map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"]))
+        .collect();
     kills.into_iter().for_each(|kill| {
         kill.wait().ok();
     });
@@ -151,15 +247,24 @@ fn relayed_under(shell: &str) {
     let job = f.spawn(&[], &["sleep", "1000"]);
     warm(&f, &job);
     let start = Instant::now();
-    f.rsig.run(&["kill", "-w", "20s", &job]).ok().stdout_has("143 (TERM)");
-    assert!(start.elapsed() < Duration::from_secs(5), "{shell}: {:?}", start.elapsed());
+    f.rsig
+        .run(&["kill", "-w", "20s", &job])
+        .ok()
+        .stdout_has("143 (TERM)");
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{shell}: {:?}",
+        start.elapsed()
+    );
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
     nothing_is_left(&f);
 }
 
 #[test]
 fn relays_work_under_any_shell() {
-    ["bash", "busybox", "mksh"].into_iter().for_each(relayed_under);
+    ["bash", "busybox", "mksh"]
+        .into_iter()
+        .for_each(relayed_under);
 }
 
 /// A directory with all that the scripts need, and with `more`: the only one in PATH.
@@ -168,9 +273,15 @@ fn bare_path(dir: &Path, more: &[&str]) -> PathBuf {
     fs::create_dir(&bin).expect("a new directory");
     // These are for the job and for rsig; the rest is what a host must have.
     let own = ["sh", "env", "perl", "readlink", "printf", "sed"];
-    let needed =
-        ["cat", "date", "dd", "head", "ls", "mkdir", "mkfifo", "mv", "rm", "sleep", "tail", "tr", "uname", "wc"];
-    for program in needed.iter().chain(own.iter().filter(|name| **name != "perl")).chain(more) {
+    let needed = [
+        "cat", "date", "dd", "head", "ls", "mkdir", "mkfifo", "mv", "rm", "sleep", "tail", "tr",
+        "uname", "wc",
+    ];
+    for program in needed
+        .iter()
+        .chain(own.iter().filter(|name| **name != "perl"))
+        .chain(more)
+    {
         symlink(program_path(program, "coreutils"), bin.join(program)).expect("a new link");
     }
     bin
@@ -189,17 +300,31 @@ fn main_flow_where_perl_is_elsewhere(f: &Fixture) {
     let job = f.spawn(&[], &["cat", "/proc/self/status", "/proc/self/stat"]);
     f.rsig.run(&["wait", &job]).ok();
     let told = f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout();
-    let field =
-        |name: &str| told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).expect(name).to_owned();
+    let field = |name: &str| {
+        told.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"))
+            .expect(name)
+            .to_owned()
+    };
     for mask in ["SigBlk", "SigIgn", "SigCgt"] {
-        assert_eq!(u64::from_str_radix(&field(mask), 16).expect("hexadecimal") & !(0b11 << 31), 0, "{mask}: {told}");
+        assert_eq!(
+            u64::from_str_radix(&field(mask), 16).expect("hexadecimal") & !(0b11 << 31),
+            0,
+            "{mask}: {told}"
+        );
     }
     let stat: Vec<&str> = told.rsplit(") ").next().expect("stat").split(' ').collect();
     assert_eq!(stat[2], field("Pid"), "it leads its group: {told}");
     let job = f.spawn(&["-c"], &["echo one; sleep 1000; echo two"]);
     f.await_written(&job, "one\n");
-    f.rsig.run(&["kill", "--target", "tree", &job, "INT"]).code(1).stderr_has("no awk");
-    f.rsig.run(&["kill", &job, "INT", "-w", "20s"]).ok().stdout_has("130 (INT)");
+    f.rsig
+        .run(&["kill", "--target", "tree", &job, "INT"])
+        .code(1)
+        .stderr_has("no awk");
+    f.rsig
+        .run(&["kill", &job, "INT", "-w", "20s"])
+        .ok()
+        .stdout_has("130 (INT)");
     let job = f.spawn(&["-c"], &["exit 7"]);
     f.rsig.run(&["wait", &job]).code(7);
     f.await_no_processes();
@@ -233,7 +358,11 @@ fn nothing_detaches_a_job_where_job_control_does_not_work() {
         let bare = bare_path(rsig.dir(), &[]);
         let mut f = Site::Local.start();
         f.rsig = rsig.with_shell(program_path(shell, shell)).with_path(bare);
-        f.rsig.run(&["spawn", "local", "true"]).code(1).stdout_is("").stderr_has("a job can't be detached there");
+        f.rsig
+            .run(&["spawn", "local", "true"])
+            .code(1)
+            .stdout_is("")
+            .stderr_has("a job can't be detached there");
         assert_eq!(f.on_host(), [""; 0]);
     }
 }
@@ -259,14 +388,25 @@ fn every_login_shell_may_talk(options: &Options) {
             Shell::Tcsh => ".tcshrc",
             Shell::Sh | Shell::Mksh => ".profile",
         };
-        let talk = if shell == Shell::Tcsh { "echo good morning\n" } else { chatter };
+        let talk = if shell == Shell::Tcsh {
+            "echo good morning\n"
+        } else {
+            chatter
+        };
         let f = Fixture::with(Some(options.home_file(file, talk).start()));
         let job = f.spawn(&[], &[&["printf", "%s\\0"], &WORDS[..]].concat());
         f.rsig.run(&["wait", &job]).ok();
         let tail = f.rsig.run(&["tail", "-f", "-n", "all", &job]);
-        assert_eq!(tail.ok().stderr_is_empty().stdout(), WORDS.map(|word| format!("{word}\0")).concat(), "{shell:?}");
+        assert_eq!(
+            tail.ok().stderr_is_empty().stdout(),
+            WORDS.map(|word| format!("{word}\0")).concat(),
+            "{shell:?}"
+        );
         let job = f.spawn(&["-c"], &["sleep 1000; echo next"]);
-        f.rsig.run(&["kill", &job, "INT", "-w", "20s"]).ok().stdout_has("130 (INT)");
+        f.rsig
+            .run(&["kill", &job, "INT", "-w", "20s"])
+            .ok()
+            .stdout_has("130 (INT)");
         f.rsig.run(&["rm", "--finished"]).ok();
         f.await_no_processes();
     }
@@ -275,14 +415,28 @@ fn every_login_shell_may_talk(options: &Options) {
 /// The files, joined as rsig joins them.
 #[test]
 fn the_scripts_are_clean() {
-    let file =
-        |name: &str| fs::read_to_string(format!("{}/src/remote/{name}.sh", env!("CARGO_MANIFEST_DIR"))).expect(name);
+    let file = |name: &str| {
+        fs::read_to_string(format!(
+            "{}/src/remote/{name}.sh",
+            env!("CARGO_MANIFEST_DIR")
+        ))
+        .expect(name)
+    };
     let about_jobs = ["frame", "host", "process", "look"];
     let scripts: [(&[&str], &str); 6] = [
-        (&["frame", "host", "spawn"], "rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout="),
-        (&["process", "watch", "supervise"], "rs_input= rs_output= rs_errors= rs_beside="),
+        (
+            &["frame", "host", "spawn"],
+            "rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout=",
+        ),
+        (
+            &["process", "watch", "supervise"],
+            "rs_input= rs_output= rs_errors= rs_beside=",
+        ),
         (&["process", "job"], "rs_directory="),
-        (&[&about_jobs[..], &["deliver", "await"]].concat(), "rs_nonce="),
+        (
+            &[&about_jobs[..], &["deliver", "await"]].concat(),
+            "rs_nonce=",
+        ),
         (&[&about_jobs[..], &["see", "forget"]].concat(), "rs_nonce="),
         (
             &[&about_jobs[..], &["stream", "tail"]].concat(),
@@ -299,12 +453,23 @@ fn the_scripts_are_clean() {
             .run()
             .ok();
     }
-    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/remote")).expect("our own directory").flatten()
+    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/remote"))
+        .expect("our own directory")
+        .flatten()
     {
         let path = entry.path();
         if path.extension().is_some_and(|extension| extension == "sh") {
-            assert!(fs::read_to_string(&path).expect("text").starts_with("# "), "{path:?} says what it is for");
+            assert!(
+                fs::read_to_string(&path).expect("text").starts_with("# "),
+                "{path:?} says what it is for"
+            );
         }
     }
-    tool("shellcheck", "shellcheck").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/harness/warden.sh")).run().ok();
+    tool("shellcheck", "shellcheck")
+        .arg(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/harness/warden.sh"
+        ))
+        .run()
+        .ok();
 }

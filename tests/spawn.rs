@@ -60,16 +60,31 @@ fn odd_words() -> Vec<OsString> {
 /// Whether any process of this machine shows `text` in its arguments.
 fn is_in_some_argv(text: &str) -> bool {
     let shown = |entry: fs::DirEntry| fs::read(entry.path().join("cmdline")).unwrap_or_default();
-    let found = |line: Vec<u8>| line.windows(text.len()).any(|window| window == text.as_bytes());
-    fs::read_dir("/proc").expect("/proc is there").flatten().map(shown).any(found)
+    let found = |line: Vec<u8>| {
+        line.windows(text.len())
+            .any(|window| window == text.as_bytes())
+    };
+    fs::read_dir("/proc")
+        .expect("/proc is there")
+        .flatten()
+        .map(shown)
+        .any(found)
 }
 
 /// The variables of a job that ran `env -0`.
 fn variables(bytes: &[u8]) -> BTreeMap<String, OsString> {
-    let entries = bytes.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
+    let entries = bytes
+        .split(|byte| *byte == 0)
+        .filter(|entry| !entry.is_empty());
     let pair = |entry: &[u8]| {
-        let at = entry.iter().position(|byte| *byte == b'=').expect("KEY=VALUE");
-        (String::from_utf8_lossy(&entry[..at]).into_owned(), OsStr::from_bytes(&entry[at + 1..]).to_owned())
+        let at = entry
+            .iter()
+            .position(|byte| *byte == b'=')
+            .expect("KEY=VALUE");
+        (
+            String::from_utf8_lossy(&entry[..at]).into_owned(),
+            OsStr::from_bytes(&entry[at + 1..]).to_owned(),
+        )
     };
     entries.map(pair).collect()
 }
@@ -361,18 +376,35 @@ fn usage_is_checked_before_anything_else() {
         (&["spawn", "-t", "local", "true"], "has none"),
         (&["spawn", "-n", "../../etc", "local", "true"], "a name is"),
         (&["spawn", "-n", "", "local", "true"], "a name is"),
-        (&["spawn", "-e", "UNSET", "local", "true"], "no such variable here"),
+        (
+            &["spawn", "-e", "UNSET", "local", "true"],
+            "no such variable here",
+        ),
         (&["spawn", "-e", "1X=y", "local", "true"], "1X"),
-        (&["spawn", "-c", "local", "echo", "two"], "-c takes COMMAND as one word"),
+        (
+            &["spawn", "-c", "local", "echo", "two"],
+            "-c takes COMMAND as one word",
+        ),
         (&["spawn", "local", ""], "the command is empty"),
         (&["spawn", "local"], "COMMAND"),
-        (&["spawn", "--no-such", "local", "true"], "unexpected argument"),
+        (
+            &["spawn", "--no-such", "local", "true"],
+            "unexpected argument",
+        ),
         (&["spawn", "web1;id", "true"], "web1;id"),
-        (&["spawn", "--", "-oProxyCommand=id", "true"], "-oProxyCommand"),
+        (
+            &["spawn", "--", "-oProxyCommand=id", "true"],
+            "-oProxyCommand",
+        ),
         (&["spawn", "web1:99999", "true"], "web1:99999"),
     ];
     for (words, message) in cases {
         f.rsig.run(words).code(2).stdout_is("").stderr_has(message);
     }
-    assert_eq!(fs::read_dir(f.rsig.state()).expect("the state directory").count(), 0);
+    assert_eq!(
+        fs::read_dir(f.rsig.state())
+            .expect("the state directory")
+            .count(),
+        0
+    );
 }

@@ -27,8 +27,9 @@ const COMMANDS: [&[&str]; 8] = [
 /// Holds the file against SQLite's own check.
 #[track_caller]
 fn assert_whole(rsig: &Rsig) {
-    let verdict: String =
-        kit::database(rsig).query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a verdict");
+    let verdict: String = kit::database(rsig)
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .expect("a verdict");
     assert_eq!(verdict, "ok");
 }
 
@@ -36,10 +37,18 @@ fn assert_whole(rsig: &Rsig) {
 fn what_64_processes_write_at_once_is_all_there() {
     let rsig = Rsig::new();
     // The first ones race for making the file, too.
-    let started: Vec<Running> = (0..64).map(|_| rsig.spawn_process(&["spawn", "local", "--", "true"])).collect();
-    let ids: HashSet<String> = started.into_iter().map(|running| running.wait().ok().line()).collect();
+    let started: Vec<Running> = (0..64)
+        .map(|_| rsig.spawn_process(&["spawn", "local", "--", "true"]))
+        .collect();
+    let ids: HashSet<String> = started
+        .into_iter()
+        .map(|running| running.wait().ok().line())
+        .collect();
     assert_eq!(ids.len(), 64);
-    assert_eq!(kit::recorded(&rsig).into_iter().collect::<HashSet<_>>(), ids);
+    assert_eq!(
+        kit::recorded(&rsig).into_iter().collect::<HashSet<_>>(),
+        ids
+    );
     // Then 64 that change records, and among them some that take records away.
     let (gone, kept): (Vec<&String>, Vec<&String>) = ids.iter().partition(|id| id.as_str() < "8");
     let removing = gone.iter().map(|id| rsig.spawn_process(&["rm", id]));
@@ -48,11 +57,20 @@ fn what_64_processes_write_at_once_is_all_there() {
     for running in all {
         let output = running.wait();
         // A job that has not ended yet is not forgotten.
-        assert!(output.status().success() || output.stderr().contains("has not ended"), "{output}");
+        assert!(
+            output.status().success() || output.stderr().contains("has not ended"),
+            "{output}"
+        );
     }
     let left: HashSet<String> = kit::recorded(&rsig).into_iter().collect();
     assert!(kept.iter().all(|id| left.contains(*id)));
-    rsig.run(&["wait"].into_iter().chain(left.iter().map(String::as_str)).collect::<Vec<_>>()).ok();
+    rsig.run(
+        &["wait"]
+            .into_iter()
+            .chain(left.iter().map(String::as_str))
+            .collect::<Vec<_>>(),
+    )
+    .ok();
     assert_whole(&rsig);
 }
 
@@ -62,14 +80,20 @@ fn a_name_is_given_to_one_of_many_who_want_it_at_once() {
     let words = ["spawn", "-n", "wanted", "local", "--", "sleep", "1000"];
     let started: Vec<Running> = (0..12).map(|_| rsig.spawn_process(&words)).collect();
     let outputs: Vec<_> = started.into_iter().map(Running::wait).collect();
-    let (won, lost): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status().success());
+    let (won, lost): (Vec<_>, Vec<_>) =
+        outputs.iter().partition(|output| output.status().success());
     assert_eq!(won.len(), 1);
     for output in lost {
         output.code(1).stdout_is("").stderr_has("wanted is taken");
         clear_message(output);
     }
     assert_eq!(kit::recorded(&rsig), [won[0].line()]);
-    let jobs = || rsig.processes().into_iter().filter(|process| process.name == "sleep").count();
+    let jobs = || {
+        rsig.processes()
+            .into_iter()
+            .filter(|process| process.name == "sleep")
+            .count()
+    };
     poll_until("the job is its command", SOON, || jobs() > 0);
     assert_eq!(jobs(), 1);
 }
@@ -100,11 +124,19 @@ fn a_process_that_is_killed_at_any_moment_leaves_the_file_whole() {
     }
     // What was cut short is known for what it is, at the latest a minute after.
     let database = kit::database(&rsig);
-    database.execute("UPDATE jobs SET created_at = created_at - 100 WHERE state = 'starting'", []).expect("an update");
+    database
+        .execute(
+            "UPDATE jobs SET created_at = created_at - 100 WHERE state = 'starting'",
+            [],
+        )
+        .expect("an update");
     poll_until("every record is resolved", SOON, || {
         let shown = rsig.run(&["ps", "-a", "--json"]).ok().stdout();
         let jobs: Vec<serde_json::Value> = serde_json::from_str(&shown).expect("JSON");
-        jobs.len() >= 20 && jobs.iter().all(|job| job["state"] == "exited" || job["state"] == "lost")
+        jobs.len() >= 20
+            && jobs
+                .iter()
+                .all(|job| job["state"] == "exited" || job["state"] == "lost")
     });
 }
 
@@ -113,14 +145,20 @@ fn a_state_file() -> Vec<u8> {
     let rsig = Rsig::new();
     let job = rsig.run(&["spawn", "local", "--", "true"]).ok().line();
     rsig.run(&["wait", &job]).ok();
-    kit::database(&rsig).pragma_update(None, "wal_checkpoint", "TRUNCATE").ok();
-    kit::database(&rsig).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).expect("a checkpoint");
+    kit::database(&rsig)
+        .pragma_update(None, "wal_checkpoint", "TRUNCATE")
+        .ok();
+    kit::database(&rsig)
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .expect("a checkpoint");
     fs::read(rsig.state().join("jobs.db")).expect("the file is there")
 }
 
 /// A database that `make` fills.
 fn database_of(path: &Path, make: &str) -> Vec<u8> {
-    rusqlite::Connection::open(path).and_then(|database| database.execute_batch(make)).expect("a database");
+    rusqlite::Connection::open(path)
+        .and_then(|database| database.execute_batch(make))
+        .expect("a database");
     fs::read(path).expect("the file is there")
 }
 
@@ -128,27 +166,53 @@ fn database_of(path: &Path, make: &str) -> Vec<u8> {
 fn a_file_that_is_not_ours_or_damaged_is_named_and_left_as_it_is() {
     let ours = a_state_file();
     let scratch = Rsig::new();
-    let foreign =
-        database_of(&scratch.dir().join("foreign"), "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('x')");
-    let unmarked = database_of(&scratch.dir().join("unmarked"), "PRAGMA user_version = 1; CREATE TABLE jobs (id TEXT)");
+    let foreign = database_of(
+        &scratch.dir().join("foreign"),
+        "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('x')",
+    );
+    let unmarked = database_of(
+        &scratch.dir().join("unmarked"),
+        "PRAGMA user_version = 1; CREATE TABLE jobs (id TEXT)",
+    );
     let newer_file = scratch.dir().join("newer");
     fs::write(&newer_file, &ours).expect("our own directory");
-    let newer = database_of(&newer_file, "PRAGMA journal_mode = DELETE; PRAGMA user_version = 999");
+    let newer = database_of(
+        &newer_file,
+        "PRAGMA journal_mode = DELETE; PRAGMA user_version = 999",
+    );
     let hollow_file = scratch.dir().join("hollow");
-    let hollow =
-        database_of(&hollow_file, "PRAGMA application_id = 0x72736967; PRAGMA user_version = 1; CREATE TABLE x (y)");
+    let hollow = database_of(
+        &hollow_file,
+        "PRAGMA application_id = 0x72736967; PRAGMA user_version = 1; CREATE TABLE x (y)",
+    );
     let mut scribbled = ours.clone();
     scribbled[100..4096].fill(0xa5);
     for (what, bytes, said) in [
         ("text", b"dear diary\n".to_vec(), "not a state file of rsig"),
         ("noise", vec![0xa5; 9000], "not a state file of rsig"),
-        ("another program's database", foreign, "not a state file of rsig"),
-        ("a database without our mark", unmarked, "not a state file of rsig"),
+        (
+            "another program's database",
+            foreign,
+            "not a state file of rsig",
+        ),
+        (
+            "a database without our mark",
+            unmarked,
+            "not a state file of rsig",
+        ),
         ("a newer schema", newer, "newer rsig"),
         ("our mark, but not our tables", hollow, "jobs.db"),
-        ("cut in its head", ours[..50].to_vec(), "not a state file of rsig"),
+        (
+            "cut in its head",
+            ours[..50].to_vec(),
+            "not a state file of rsig",
+        ),
         ("cut behind its head", ours[..100].to_vec(), "jobs.db"),
-        ("cut in the middle", ours[..ours.len() / 2].to_vec(), "jobs.db"),
+        (
+            "cut in the middle",
+            ours[..ours.len() / 2].to_vec(),
+            "jobs.db",
+        ),
         ("cut at a page", ours[..4096].to_vec(), "jobs.db"),
         ("scribbled over", scribbled, "jobs.db"),
     ] {
@@ -161,10 +225,19 @@ fn a_file_that_is_not_ours_or_damaged_is_named_and_left_as_it_is() {
             assert_eq!(output.status().code(), Some(expected), "{what}: {output}");
             output.stdout_is("").stderr_has("jobs.db").stderr_has(said);
             clear_message(&output);
-            assert!(fs::read(&file).expect("it is there") == bytes, "{what} was changed by {words:?}");
+            assert!(
+                fs::read(&file).expect("it is there") == bytes,
+                "{what} was changed by {words:?}"
+            );
         }
-        assert!(!rsig.home().join("started").exists(), "{what}: a job was started");
-        assert!(!rsig.home().join(".local").exists(), "{what}: files were made");
+        assert!(
+            !rsig.home().join("started").exists(),
+            "{what}: a job was started"
+        );
+        assert!(
+            !rsig.home().join(".local").exists(),
+            "{what}: files were made"
+        );
     }
 }
 
@@ -190,20 +263,37 @@ fn what_is_no_file_in_its_place_is_named_and_left_as_it_is() {
         let before = fs::symlink_metadata(&file).expect("it is there");
         for words in COMMANDS {
             let output = rsig.command(words).limit(SOON).run();
-            output.code(if words[0] == "wait" { 125 } else { 1 }).stdout_is("").stderr_has("jobs.db");
+            output
+                .code(if words[0] == "wait" { 125 } else { 1 })
+                .stdout_is("")
+                .stderr_has("jobs.db");
             clear_message(&output);
         }
         let after = fs::symlink_metadata(&file).expect("it is there");
         assert_eq!(before.file_type(), after.file_type());
         assert_eq!(after.file_type().is_fifo(), what == "fifo");
-        assert_eq!(fs::read(&elsewhere).ok(), (what == "link").then(Vec::new), "{what}");
-        assert!(!rsig.home().join("started").exists(), "{what}: a job was started");
+        assert_eq!(
+            fs::read(&elsewhere).ok(),
+            (what == "link").then(Vec::new),
+            "{what}"
+        );
+        assert!(
+            !rsig.home().join("started").exists(),
+            "{what}: a job was started"
+        );
     }
 }
 
 #[test]
 fn a_directory_that_is_not_ours_alone_is_refused() {
-    for what in ["link", "open to all", "open to the group", "another user's", "a file", "unmakeable"] {
+    for what in [
+        "link",
+        "open to all",
+        "open to the group",
+        "another user's",
+        "a file",
+        "unmakeable",
+    ] {
         let rsig = Rsig::new();
         let directory = rsig.dir().join("given");
         let said = match what {
@@ -234,15 +324,25 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
                 "blocker"
             }
         };
-        let directory = if what == "unmakeable" { rsig.dir().join("blocker/given") } else { directory };
+        let directory = if what == "unmakeable" {
+            rsig.dir().join("blocker/given")
+        } else {
+            directory
+        };
         for words in COMMANDS {
             let output = rsig.command(words).env("RSIG_STATE_DIR", &directory).run();
-            output.code(if words[0] == "wait" { 125 } else { 1 }).stdout_is("").stderr_has(said);
+            output
+                .code(if words[0] == "wait" { 125 } else { 1 })
+                .stdout_is("")
+                .stderr_has(said);
             clear_message(&output);
         }
         let made = fs::read_dir(&directory).map_or(0, Iterator::count);
         assert_eq!(made, 0, "{what}");
-        assert!(!rsig.home().join("started").exists(), "{what}: a job was started");
+        assert!(
+            !rsig.home().join("started").exists(),
+            "{what}: a job was started"
+        );
     }
 }
 
@@ -257,9 +357,14 @@ fn an_open_umask_opens_nothing() {
             .cwd(rsig.home())
     };
     // Without RSIG_STATE_DIR: the directories on the way are made as well.
-    let job = under("spawn local -- sh -c 'umask; sleep 1000; :'").run().ok().line();
+    let job = under("spawn local -- sh -c 'umask; sleep 1000; :'")
+        .run()
+        .ok()
+        .line();
     // The job has the login's own.
-    poll_until("it has said its umask", SOON, || under(&format!("tail {job}")).run().ok().stdout() == "0000\n");
+    poll_until("it has said its umask", SOON, || {
+        under(&format!("tail {job}")).run().ok().stdout() == "0000\n"
+    });
     under(&format!("kill {job} --wait 20s")).run().ok();
     let state = rsig.home().join(".local/state/rsig");
     let mut waiting = vec![state.clone()];
@@ -267,10 +372,19 @@ fn an_open_umask_opens_nothing() {
     while let Some(path) = waiting.pop() {
         let metadata = fs::symlink_metadata(&path).expect("it is there");
         let mode = metadata.permissions().mode() & 0o777;
-        assert_eq!(mode, if metadata.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+        assert_eq!(
+            mode,
+            if metadata.is_dir() { 0o700 } else { 0o600 },
+            "{}",
+            path.display()
+        );
         seen += 1;
         if metadata.is_dir() {
-            waiting.extend(fs::read_dir(&path).expect("readable").map(|entry| entry.expect("an entry").path()));
+            waiting.extend(
+                fs::read_dir(&path)
+                    .expect("readable")
+                    .map(|entry| entry.expect("an entry").path()),
+            );
         }
     }
     assert!(seen > 5 && state.join("jobs.db").exists() && state.join("jobs").join(&job).is_dir());
@@ -279,8 +393,16 @@ fn an_open_umask_opens_nothing() {
 #[test]
 fn without_a_place_for_the_state_file_that_is_said() {
     let rsig = Rsig::new();
-    for (variable, value) in [("HOME", ""), ("HOME", "relative"), ("XDG_STATE_HOME", "relative")] {
-        let output = Invocation::of(env!("CARGO_BIN_EXE_rsig")).arg("ps").env(variable, value).cwd(rsig.home()).run();
+    for (variable, value) in [
+        ("HOME", ""),
+        ("HOME", "relative"),
+        ("XDG_STATE_HOME", "relative"),
+    ] {
+        let output = Invocation::of(env!("CARGO_BIN_EXE_rsig"))
+            .arg("ps")
+            .env(variable, value)
+            .cwd(rsig.home())
+            .run();
         output.code(1).stderr_has("RSIG_STATE_DIR");
         clear_message(&output);
     }
@@ -293,7 +415,9 @@ fn a_state_file_that_is_locked_for_a_moment_is_waited_for() {
     let job = rsig.run(&["spawn", "local", "--", "true"]).ok().line();
     rsig.run(&["wait", &job]).ok();
     let database = kit::database(&rsig);
-    database.execute_batch("BEGIN IMMEDIATE").expect("a transaction");
+    database
+        .execute_batch("BEGIN IMMEDIATE")
+        .expect("a transaction");
     let rm = rsig.spawn_process(&["rm", &job]);
     // Readers are not kept waiting, and see what was there before.
     for _ in 0..3 {

@@ -160,7 +160,9 @@ fn every_byte_comes_once_over_fifty_cuts() {
     proxy.cut_after_bytes(Direction::ToClient, 1_000_000);
     let tail = f.rsig.spawn_process(&["tail", "-f", "-n", "all", &job]);
     for cut in 1..=50 {
-        poll_until("it is connected again", SOON, || proxy.connections() > before + cut);
+        poll_until("it is connected again", SOON, || {
+            proxy.connections() > before + cut
+        });
         if cut < 50 {
             proxy.cut_after_bytes(Direction::ToClient, 1_700_000);
         }
@@ -179,5 +181,8 @@ fn bytes_are_not_touched() {
     let f = Site::Local.start();
     let job = f.spawn(&[], &["printf", r"\001\033[2J\000\377\r\n"]);
     f.rsig.run(&["wait", &job]).ok();
-    assert_eq!(f.rsig.run(&["tail", &job]).ok().stdout_bytes(), b"\x01\x1b[2J\0\xff\r\n");
+    assert_eq!(
+        f.rsig.run(&["tail", &job]).ok().stdout_bytes(),
+        b"\x01\x1b[2J\0\xff\r\n"
+    );
 }

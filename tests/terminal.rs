@@ -10,10 +10,30 @@ use crate::kit::{self, SOON, Sayer, Says, config_for, harmless, interrupted, rec
 fn with_jobs() -> Rsig {
     let rsig = Rsig::new();
     let long = "x".repeat(300);
-    let ended = rsig.run(&["spawn", "local", "--", "sh", "-c", "exit 3"]).ok().line();
+    let ended = rsig
+        .run(&["spawn", "local", "--", "sh", "-c", "exit 3"])
+        .ok()
+        .line();
     rsig.run(&["wait", &ended]).code(3);
-    rsig.run(&["spawn", "-n", "a-name-that-is-rather-long", "local", "--", "sleep", "1000"]).ok();
-    rsig.run(&["spawn", "local", "--", "sh", "-c", &format!("sleep 1000; : \x1b[31m\n{long} \u{2028}\u{4e16}")]).ok();
+    rsig.run(&[
+        "spawn",
+        "-n",
+        "a-name-that-is-rather-long",
+        "local",
+        "--",
+        "sleep",
+        "1000",
+    ])
+    .ok();
+    rsig.run(&[
+        "spawn",
+        "local",
+        "--",
+        "sh",
+        "-c",
+        &format!("sleep 1000; : \x1b[31m\n{long} \u{2028}\u{4e16}"),
+    ])
+    .ok();
     rsig
 }
 
@@ -22,7 +42,10 @@ fn with_jobs() -> Rsig {
 fn table(mut terminal: Tty) -> Vec<String> {
     assert!(terminal.wait().success(), "{}", terminal.text());
     let lines: Vec<String> = terminal.text().lines().map(str::to_owned).collect();
-    let first = lines.iter().position(|line| line.starts_with("ID")).expect("a table");
+    let first = lines
+        .iter()
+        .position(|line| line.starts_with("ID"))
+        .expect("a table");
     lines[first..].to_vec()
 }
 
@@ -34,15 +57,25 @@ fn a_table_fits_its_terminal() {
             let lines = table(rsig.command(words).tty(columns, 24));
             assert_eq!(lines.len(), 4, "one line a job: {lines:?}");
             // The wide character counts for two, so there is room for it.
-            let wide = lines.iter().map(|line| line.chars().count()).max().expect("lines");
+            let wide = lines
+                .iter()
+                .map(|line| line.chars().count())
+                .max()
+                .expect("lines");
             assert!(wide <= usize::from(columns), "{columns}: {lines:?}");
             if columns >= 80 {
-                assert!(lines.iter().any(|line| line.contains("exited 3")), "{lines:?}");
+                assert!(
+                    lines.iter().any(|line| line.contains("exited 3")),
+                    "{lines:?}"
+                );
             }
         }
     }
     let signals = table_of_signals(&rsig);
-    assert!(signals.iter().all(|line| line.chars().count() <= 80), "{signals:?}");
+    assert!(
+        signals.iter().all(|line| line.chars().count() <= 80),
+        "{signals:?}"
+    );
 }
 
 fn table_of_signals(rsig: &Rsig) -> Vec<String> {
@@ -56,7 +89,9 @@ fn colour_is_for_terminals_that_want_it() {
     let rsig = with_jobs();
     let shown = |name: &str, value: &str| {
         // By env(1), since the harness gives the terminal a TERM of its own.
-        let program = tool("env", "coreutils").arg(format!("{name}={value}")).arg(env!("CARGO_BIN_EXE_rsig"));
+        let program = tool("env", "coreutils")
+            .arg(format!("{name}={value}"))
+            .arg(env!("CARGO_BIN_EXE_rsig"));
         let command = rsig.within(program.args(["ps", "-a"]));
         let mut terminal = command.tty(80, 24);
         assert!(terminal.wait().success());
@@ -64,12 +99,18 @@ fn colour_is_for_terminals_that_want_it() {
     };
     assert!(shown("UNRELATED", "1"));
     assert!(!shown("NO_COLOR", "1"));
-    assert!(shown("NO_COLOR", ""), "an empty one says nothing (no-color.org)");
+    assert!(
+        shown("NO_COLOR", ""),
+        "an empty one says nothing (no-color.org)"
+    );
     assert!(!shown("TERM", "dumb"));
     // A pipe gets the words alone, and all of them.
     let output = rsig.run(&["ps", "-a"]);
     harmless(&output.ok().stdout());
-    output.stderr_is_empty().stdout_has(&"x".repeat(300)).stdout_has("\\x1b[31m");
+    output
+        .stderr_is_empty()
+        .stdout_has(&"x".repeat(300))
+        .stdout_has("\\x1b[31m");
     harmless(&rsig.run(&["kill", "-l"]).ok().stdout());
     harmless(rsig.run(&["ps", "nothing"]).code(3).stderr());
 }
@@ -83,15 +124,34 @@ fn a_reader_that_goes_ends_it_quietly() {
         SELECT printf('zzzz%04d', i), 'local', '{}', '[\"true\"]', 'exited', 0, 1 FROM n";
     kit::database(&rsig).execute(copy, []).expect("records");
     let line = "set -o pipefail; \"$@\" | head -c 1; echo \"${PIPESTATUS[0]}\"";
-    for words in [&["ps", "-a", "--cached"][..], &["ps", "-a", "--cached", "--json"], &["ps", "-a", "--cached", "-q"]] {
-        let shell = tool("bash", "bash").args(["-c", line, "bash", env!("CARGO_BIN_EXE_rsig")]).args(words);
+    for words in [
+        &["ps", "-a", "--cached"][..],
+        &["ps", "-a", "--cached", "--json"],
+        &["ps", "-a", "--cached", "-q"],
+    ] {
+        let shell = tool("bash", "bash")
+            .args(["-c", line, "bash", env!("CARGO_BIN_EXE_rsig")])
+            .args(words);
         let output = rsig.within(shell).run();
         output.ok().stderr_is_empty();
         let text = output.stdout();
         // 141 is an end by PIPE, as of any other program.
-        assert!(text.ends_with("141\n"), "{:?} ... {:?}", &text[..40.min(text.len())], text.lines().last());
+        assert!(
+            text.ends_with("141\n"),
+            "{:?} ... {:?}",
+            &text[..40.min(text.len())],
+            text.lines().last()
+        );
     }
-    let endless = rsig.run(&["spawn", "-c", "local", "yes | head -c 20000000; exec sleep 1000"]).ok().line();
+    let endless = rsig
+        .run(&[
+            "spawn",
+            "-c",
+            "local",
+            "yes | head -c 20000000; exec sleep 1000",
+        ])
+        .ok()
+        .line();
     let shell = tool("bash", "bash").args([
         "-c",
         line,
@@ -111,7 +171,11 @@ fn a_reader_that_goes_ends_it_quietly() {
 #[test]
 fn ctrl_c_ends_a_wait_and_a_tail_and_leaves_the_job_alone() {
     let f = Fixture::with(Some(Server::openssh(Login::User).start()));
-    let here = f.rsig.run(&["spawn", "-c", "local", "echo ready; exec sleep 1000"]).ok().line();
+    let here = f
+        .rsig
+        .run(&["spawn", "-c", "local", "echo ready; exec sleep 1000"])
+        .ok()
+        .line();
     let there = f.spawn(&[], &["sh", "-c", "echo ready; exec sleep 1000"]);
     for job in [&here, &there] {
         let mut tail = f.rsig.command(&["tail", "-f", job]).tty(80, 24);
@@ -120,7 +184,12 @@ fn ctrl_c_ends_a_wait_and_a_tail_and_leaves_the_job_alone() {
         let status = tail.wait();
         assert!(interrupted(status), "{status}: {}", tail.text());
 
-        let asks = || f.processes().iter().chain(&f.rsig.processes()).any(|p| p.cmdline.ends_with("/bin/sh -s"));
+        let asks = || {
+            f.processes()
+                .iter()
+                .chain(&f.rsig.processes())
+                .any(|p| p.cmdline.ends_with("/bin/sh -s"))
+        };
         poll_until("the last command's script has gone", SOON, || !asks());
         let mut wait = f.rsig.command(&["wait", job]).tty(80, 24);
         poll_until("it asks the host", SOON, asks);
@@ -143,7 +212,9 @@ fn a_spinner_turns_on_a_terminal_and_nowhere_else() {
     assert_eq!(terminal.wait().code(), Some(255));
     let last = terminal.text();
     assert!(
-        last.lines().last().is_some_and(|line| line.contains("slow")),
+        last.lines()
+            .last()
+            .is_some_and(|line| line.contains("slow")),
         "the message stands alone at the end: {last}"
     );
     for quiet in [&["kill", "-q", "00000000"][..], &["kill", "-v", "00000000"]] {
@@ -154,5 +225,11 @@ fn a_spinner_turns_on_a_terminal_and_nowhere_else() {
     let output = rsig.run(&["kill", "00000000"]);
     output.code(255).stderr_lacks(text);
     harmless(output.stderr());
-    assert!(fs::read_dir(rsig.home()).expect("the home").next().is_none(), "nothing was left at home");
+    assert!(
+        fs::read_dir(rsig.home())
+            .expect("the home")
+            .next()
+            .is_none(),
+        "nothing was left at home"
+    );
 }

@@ -19,15 +19,24 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 /// Starts a job that runs this line of shell, in which `note NAME` writes down the process that it runs in.
 fn spawn_noting(f: &Fixture, line: &str, names: &[&str]) -> (String, Vec<Process>) {
     let line = format!(r#"note() {{ sh -c 'echo $PPID' >"$1.new"; mv "$1.new" "$1"; }}; {line}"#);
-    let dir = f.job_home().join(format!("family-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    let dir = f
+        .job_home()
+        .join(format!("family-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
     fs::create_dir(&dir).expect("the job's home is ours");
     let uid = f.job_home().metadata().expect("it is there").uid();
     chown(&dir, Some(uid), Some(uid)).expect("we are root");
-    let job = f.spawn(&["-C", dir.to_str().expect("our paths are UTF-8")], &["sh", "-c", &line]);
+    let job = f.spawn(
+        &["-C", dir.to_str().expect("our paths are UTF-8")],
+        &["sh", "-c", &line],
+    );
     let find = |name: &&str| {
         let file = dir.join(name);
         poll_until(&format!("{name} is there"), SOON, || file.exists());
-        let pid = fs::read_to_string(&file).expect("readable").trim().parse().expect("a number");
+        let pid = fs::read_to_string(&file)
+            .expect("readable")
+            .trim()
+            .parse()
+            .expect("a number");
         Process::find(pid).unwrap_or_else(|| panic!("{name} runs"))
     };
     let found = names.iter().map(find).collect();
@@ -58,7 +67,9 @@ fn await_gone(processes: &[Process]) {
 /// Until nothing is left of what the jobs of these tests run. A keeper's shells are.
 fn await_quiet(f: &Fixture) {
     let is_ours = |process: &Process| process.name == "sleep" || process.name == "perl";
-    poll_until("nothing of the jobs is left", SOON, || !f.processes().iter().any(is_ours));
+    poll_until("nothing of the jobs is left", SOON, || {
+        !f.processes().iter().any(is_ours)
+    });
 }
 
 fn is_stopped(process: &Process) -> bool {
@@ -218,10 +229,20 @@ fn rsig_itself_what_started_it_and_other_jobs_are_spared() {
     f.rsig.run(&["wait", &job]).code(9);
     let written = f.written(&job);
     assert!(written.contains("status 0\n"), "{written}");
-    let other = written.split("other ").nth(1).expect("a second job").trim().to_owned();
+    let other = written
+        .split("other ")
+        .nth(1)
+        .expect("a second job")
+        .trim()
+        .to_owned();
     assert_eq!(f.state(&other), "running");
     let supervisor = f.supervisor(&other);
-    let sleeps = || f.processes().into_iter().filter(|process| process.name == "sleep").count();
+    let sleeps = || {
+        f.processes()
+            .into_iter()
+            .filter(|process| process.name == "sleep")
+            .count()
+    };
     poll_until("the others are gone", SOON, || sleeps() == 1);
     f.rsig.run(&["kill", "--target", "tree", &job]).code(4);
     assert!(supervisor.runs() && f.state(&other) == "running");
@@ -240,21 +261,38 @@ fn spawn_crowd(f: &Fixture, size: usize) -> String {
         syswrite $out, qq(ready\n);
         sleep 1000 while 1";
     let job = f.spawn(&[], &["perl", "-e", crowd, &size.to_string()]);
-    let ready = || fs::read_to_string(f.job_home().join("count")).unwrap_or_default().matches("ready").count();
+    let ready = || {
+        fs::read_to_string(f.job_home().join("count"))
+            .unwrap_or_default()
+            .matches("ready")
+            .count()
+    };
     poll_until("all are ready", SOON, || ready() == size);
     job
 }
 
 /// How many signals the crowd has got.
 fn count_of_crowd(f: &Fixture) -> usize {
-    fs::read_to_string(f.job_home().join("count")).expect("readable").matches('x').count()
+    fs::read_to_string(f.job_home().join("count"))
+        .expect("readable")
+        .matches('x')
+        .count()
 }
 
 /// None of the crowd is stopped, and each got the signal once.
 fn assert_crowd_goes_on(f: &Fixture, size: usize, signals: usize) {
-    let crowd = || f.processes().into_iter().filter(|process| process.name == "perl").collect::<Vec<_>>();
-    poll_until("all have got it", SOON, || count_of_crowd(f) == size * signals);
-    poll_until("none is stopped", SOON, || !crowd().iter().any(Process::is_stopped));
+    let crowd = || {
+        f.processes()
+            .into_iter()
+            .filter(|process| process.name == "perl")
+            .collect::<Vec<_>>()
+    };
+    poll_until("all have got it", SOON, || {
+        count_of_crowd(f) == size * signals
+    });
+    poll_until("none is stopped", SOON, || {
+        !crowd().iter().any(Process::is_stopped)
+    });
     assert_eq!((crowd().len(), count_of_crowd(f)), (size, size * signals));
 }
 
@@ -266,7 +304,9 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
     let job = spawn_crowd(&f, CROWD);
     let first = f.process(&job);
     for signals in 1..=3 {
-        let kill = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
+        let kill = f
+            .rsig
+            .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
         poll_until("it is being stopped", SOON, || is_stopped(&first));
         proxy.cut();
         // It asks again with the same claim.
@@ -274,7 +314,9 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
         assert_crowd_goes_on(&f, CROWD, signals);
     }
     // A cut that is never mended.
-    let kill = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
+    let kill = f
+        .rsig
+        .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
     poll_until("it is being stopped", SOON, || is_stopped(&first));
     proxy.refuse(true);
     proxy.cut();
@@ -291,12 +333,19 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
     let first = f.process(&job);
     // The command; its script; and the part of that which does the work, by what can be sent to it short of KILL.
     for signals in 0..3 {
-        let running = f.rsig.spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
+        let running = f
+            .rsig
+            .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
         let command = running.pid();
         poll_until("it is being stopped", SOON, || is_stopped(&first));
         let shells_of = |parent: i32| {
-            let is_one = move |process: &Process| process.ppid == parent && process.cmdline == "/bin/sh -s";
-            crate::harness::procs::all().into_iter().filter(is_one).map(|process| process.pid).collect::<Vec<_>>()
+            let is_one =
+                move |process: &Process| process.ppid == parent && process.cmdline == "/bin/sh -s";
+            crate::harness::procs::all()
+                .into_iter()
+                .filter(is_one)
+                .map(|process| process.pid)
+                .collect::<Vec<_>>()
         };
         let send = |pid: i32, signal| kill(Pid::from_raw(pid), signal).expect("it runs");
         match signals {
@@ -304,7 +353,12 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
             1 => send(shells_of(command)[0], Signal::SIGKILL),
             _ => {
                 let worker = shells_of(shells_of(command)[0])[0];
-                for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGPIPE] {
+                for signal in [
+                    Signal::SIGHUP,
+                    Signal::SIGINT,
+                    Signal::SIGTERM,
+                    Signal::SIGPIPE,
+                ] {
                     send(worker, signal);
                 }
             }
@@ -323,15 +377,27 @@ const PARTS: [&str; 6] = [
     include_str!("../src/remote/deliver.sh"),
     include_str!("../src/remote/tree.sh"),
 ];
-const SHELLS: [&[&str]; 5] = [&["dash"], &["bash"], &["bash", "--posix"], &["busybox", "sh"], &["mksh"]];
+const SHELLS: [&[&str]; 5] = [
+    &["dash"],
+    &["bash"],
+    &["bash", "--posix"],
+    &["busybox", "sh"],
+    &["mksh"],
+];
 
 /// Runs a call of the script's functions in a shell.
 fn in_shell(f: &Fixture, shell: &[&str], system: &str, call: &str) -> String {
     let [frame, host, rest @ ..] = PARTS;
     let rest = rest.join("\n");
-    let text =
-        format!("{{\n{frame}\nrs_begun=1\n{host}\nrs_host\n{system}\n{rest}\nabout_jobs\n{call}\nrs_flush\nexit\n}}\n");
-    let output = Invocation::of(shell[0]).args(&shell[1..]).arg("-s").env("HOME", f.rsig.home()).stdin(text).run();
+    let text = format!(
+        "{{\n{frame}\nrs_begun=1\n{host}\nrs_host\n{system}\n{rest}\nabout_jobs\n{call}\nrs_flush\nexit\n}}\n"
+    );
+    let output = Invocation::of(shell[0])
+        .args(&shell[1..])
+        .arg("-s")
+        .env("HOME", f.rsig.home())
+        .stdin(text)
+        .run();
     output.ok().stderr_is_empty().stdout()
 }
 
@@ -341,24 +407,60 @@ fn the_script_does_the_same_in_every_shell() {
     for (round, shell) in SHELLS.iter().enumerate() {
         let line = format!("{FAMILY} (exec env -i setsid sleep 1001) & wait");
         let (job, mut members) = spawn_noting(&f, &line, &MEMBERS);
-        let hidden = || f.processes().into_iter().find(|process| process.cmdline == "sleep 1001");
+        let hidden = || {
+            f.processes()
+                .into_iter()
+                .find(|process| process.cmdline == "sleep 1001")
+        };
         poll_until("the hidden one runs", SOON, || hidden().is_some());
         members.extend([hidden().expect("it runs"), f.process(&job)]);
         let supervisor = f.supervisor(&job);
-        let told = in_shell(&f, shell, "", &format!("tree 0 {job} claim{round} STOP 19 STOP tree 0 0; end_turns"));
-        assert!(told.starts_with("sent 0 yes\njob 0 running "), "{shell:?}: {told}");
+        let told = in_shell(
+            &f,
+            shell,
+            "",
+            &format!("tree 0 {job} claim{round} STOP 19 STOP tree 0 0; end_turns"),
+        );
+        assert!(
+            told.starts_with("sent 0 yes\njob 0 running "),
+            "{shell:?}: {told}"
+        );
         poll_until("all are stopped", SOON, || members.iter().all(is_stopped));
         assert!(!is_stopped(&supervisor), "{shell:?}");
         // The same claim sends nothing again.
-        let told = in_shell(&f, shell, "", &format!("tree 0 {job} claim{round} CONT 18 CONT tree 0 1; end_turns"));
-        assert!(told.starts_with("sent 0 yes\n") && members.iter().all(is_stopped), "{shell:?}: {told}");
-        let told = in_shell(&f, shell, "", &format!("tree 0 {job} next TERM 15 TERM tree 1 0; end_turns"));
-        assert!(told.starts_with("sent 0 yes\njob 0 stopped "), "{shell:?}: {told}");
+        let told = in_shell(
+            &f,
+            shell,
+            "",
+            &format!("tree 0 {job} claim{round} CONT 18 CONT tree 0 1; end_turns"),
+        );
+        assert!(
+            told.starts_with("sent 0 yes\n") && members.iter().all(is_stopped),
+            "{shell:?}: {told}"
+        );
+        let told = in_shell(
+            &f,
+            shell,
+            "",
+            &format!("tree 0 {job} next TERM 15 TERM tree 1 0; end_turns"),
+        );
+        assert!(
+            told.starts_with("sent 0 yes\njob 0 stopped "),
+            "{shell:?}: {told}"
+        );
         await_gone(&members);
         await_quiet(&f);
         f.rsig.run(&["wait", &job]).code(143);
-        let told = in_shell(&f, shell, "", &format!("tree 0 {job} last TERM 15 TERM tree 0 0; end_turns"));
-        assert!(told.starts_with("sent 0 gone\njob 0 exited "), "{shell:?}: {told}");
+        let told = in_shell(
+            &f,
+            shell,
+            "",
+            &format!("tree 0 {job} last TERM 15 TERM tree 0 0; end_turns"),
+        );
+        assert!(
+            told.starts_with("sent 0 gone\njob 0 exited "),
+            "{shell:?}: {told}"
+        );
     }
 }
 
@@ -378,15 +480,27 @@ fn without_proc_the_links_are_followed_and_that_is_said() {
             .env("LC_ALL", "C")
             .env("TZ", "UTC0")
             .run();
-        let birth = ps.ok().line().split_whitespace().collect::<Vec<_>>().join("_");
+        let birth = ps
+            .ok()
+            .line()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join("_");
         let file = f.file(&job, "pid");
         let text = fs::read_to_string(&file).expect("readable");
         let mut words: Vec<&str> = text.trim_end().split(' ').collect();
         words[2] = &birth;
         fs::write(&file, words.join(" ") + "\n").expect("ours");
-        let told =
-            in_shell(&f, shell, "rs_system=Other", &format!("tree 0 {job} claim TERM 15 TERM tree 0 0; end_turns"));
-        assert!(told.starts_with("links 0\nsent 0 yes\njob 0 running "), "{shell:?}: {told}");
+        let told = in_shell(
+            &f,
+            shell,
+            "rs_system=Other",
+            &format!("tree 0 {job} claim TERM 15 TERM tree 0 0; end_turns"),
+        );
+        assert!(
+            told.starts_with("links 0\nsent 0 yes\njob 0 running "),
+            "{shell:?}: {told}"
+        );
         await_gone(&members);
         await_gone(&[process]);
     }

@@ -13,9 +13,15 @@ use crate::kit::{self, clear_message};
 fn one_message(output: &Output) {
     clear_message(output);
     let first = output.stderr().lines().next().unwrap_or_default();
-    assert!(first.starts_with("error: ") || first.starts_with("rsig: "), "{output}");
-    let again =
-        output.stderr().lines().skip(1).filter(|line| line.starts_with("error: ") || line.starts_with("rsig: "));
+    assert!(
+        first.starts_with("error: ") || first.starts_with("rsig: "),
+        "{output}"
+    );
+    let again = output
+        .stderr()
+        .lines()
+        .skip(1)
+        .filter(|line| line.starts_with("error: ") || line.starts_with("rsig: "));
     assert_eq!(again.count(), 0, "{output}");
 }
 
@@ -24,7 +30,10 @@ fn what_is_wrong_on_the_command_line_is_said_before_anything_is_touched() {
     let rsig = Rsig::new();
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     listener.set_nonblocking(true).expect("a socket option");
-    let host = format!("127.0.0.1:{}", listener.local_addr().expect("an address").port());
+    let host = format!(
+        "127.0.0.1:{}",
+        listener.local_addr().expect("an address").port()
+    );
     let long = "n".repeat(65);
     for (line, said) in [
         ("", "Usage"),
@@ -34,14 +43,20 @@ fn what_is_wrong_on_the_command_line_is_said_before_anything_is_touched() {
         ("spawn HOST --", "COMMAND"),
         ("spawn --frobnicate HOST true", "--frobnicate"),
         ("spawn -n HOST", "name"),
-        ("spawn -n .hidden HOST true", "begins with a letter or a digit"),
+        (
+            "spawn -n .hidden HOST true",
+            "begins with a letter or a digit",
+        ),
         ("spawn -n a/b HOST true", "a name is"),
         ("spawn -n LONG HOST true", "a name is"),
         ("spawn -n a$(id) HOST true", "a name is"),
         ("spawn -e =value HOST true", "--env"),
         ("spawn -e 9KEY=secret HOST true", "9KEY"),
         ("spawn -e A-B=secret HOST true", "A-B"),
-        ("spawn -e RSIG_TEST_UNSET HOST true", "there is no such variable"),
+        (
+            "spawn -e RSIG_TEST_UNSET HOST true",
+            "there is no such variable",
+        ),
         ("spawn -t HOST true", "-t: a job outlives the terminal"),
         ("spawn -c HOST echo two", "one word"),
         ("spawn -p 0 HOST true", "not a port"),
@@ -99,12 +114,21 @@ fn what_is_wrong_on_the_command_line_is_said_before_anything_is_touched() {
     ] {
         let words = line.split(' ').filter(|word| !word.is_empty());
         let words = words.map(|word| if word == "HOST" { &host } else { word });
-        let output = rsig.command(&[]).args(words.map(|word| word.replace("LONG", &long))).run();
-        output.code(2).stdout_is("").stderr_has(said).stderr_lacks("secret");
+        let output = rsig
+            .command(&[])
+            .args(words.map(|word| word.replace("LONG", &long)))
+            .run();
+        output
+            .code(2)
+            .stdout_is("")
+            .stderr_has(said)
+            .stderr_lacks("secret");
         if !line.is_empty() {
             one_message(&output);
         }
-        let made = fs::read_dir(rsig.state()).expect("the state directory is there").count();
+        let made = fs::read_dir(rsig.state())
+            .expect("the state directory is there")
+            .count();
         assert_eq!(made, 0, "state was made by {line:?}");
     }
     assert!(listener.accept().is_err(), "a connection was made");
@@ -115,7 +139,13 @@ fn words_that_are_no_text_are_refused_where_text_is_needed() {
     let rsig = Rsig::new();
     let bad = OsStr::from_bytes(b"a\xff\x1b[2J");
     let with = |words: &[&str]| {
-        let words = words.iter().map(|word| if *word == "BAD" { bad } else { OsStr::new(*word) });
+        let words = words.iter().map(|word| {
+            if *word == "BAD" {
+                bad
+            } else {
+                OsStr::new(*word)
+            }
+        });
         rsig.command(&[]).args(words).run()
     };
     for words in [
@@ -160,11 +190,21 @@ fn words_that_name_no_job_are_shown_escaped_and_bounded() {
             output.stderr_has("no job");
             output
         };
-        for words in [&["kill", "-s", "TERM"][..], &["stop"], &["tail"], &["ps"], &["rm"], &["rm", "--forget"]] {
+        for words in [
+            &["kill", "-s", "TERM"][..],
+            &["stop"],
+            &["tail"],
+            &["ps"],
+            &["rm"],
+            &["rm", "--forget"],
+        ] {
             ask(words).code(3);
         }
         ask(&["wait"]).code(125);
-        let output = rsig.command(&["kill", "--json", "-s", "TERM", "--"]).arg(word).run();
+        let output = rsig
+            .command(&["kill", "--json", "-s", "TERM", "--"])
+            .arg(word)
+            .run();
         let report: serde_json::Value = serde_json::from_str(&output.code(3).line()).expect("JSON");
         assert_eq!(report["error"]["kind"], "not_found", "{output}");
         assert_eq!(report["sent"], false, "{output}");
@@ -175,30 +215,46 @@ fn words_that_name_no_job_are_shown_escaped_and_bounded() {
 #[test]
 fn a_beginning_that_fits_several_jobs_lists_them() {
     let rsig = Rsig::new();
-    let first = rsig.run(&["spawn", "-n", "one", "local", "--", "true"]).ok().line();
+    let first = rsig
+        .run(&["spawn", "-n", "one", "local", "--", "true"])
+        .ok()
+        .line();
     rsig.run(&["wait", &first]).ok();
     // Records of finished jobs whose ids begin alike.
     let prefix = &first[..3];
     let database = kit::database(&rsig);
     let copy = "INSERT INTO jobs (id, host, connect, command, dir, state, exit_status, created_at)
          SELECT ?2, host, connect, command, dir, state, exit_status, created_at FROM jobs WHERE id = ?1";
-    let others: Vec<String> =
-        (0..20).map(|n| format!("{prefix}{}00{n:02}", if &first[3..4] == "z" { "y" } else { "z" })).collect();
+    let others: Vec<String> = (0..20)
+        .map(|n| {
+            format!(
+                "{prefix}{}00{n:02}",
+                if &first[3..4] == "z" { "y" } else { "z" }
+            )
+        })
+        .collect();
     for id in &others {
         database.execute(copy, [&first, id]).expect("a record");
     }
     for command in ["kill", "tail", "ps", "rm"] {
         let output = rsig.run(&[command, prefix]);
-        output.code(3).stderr_has("fits several jobs").stderr_has("...");
+        output
+            .code(3)
+            .stderr_has("fits several jobs")
+            .stderr_has("...");
         assert!(output.stderr().lines().count() <= 10, "{output}");
         clear_message(&output);
     }
-    rsig.run(&["wait", prefix]).code(125).stderr_has("fits several jobs");
+    rsig.run(&["wait", prefix])
+        .code(125)
+        .stderr_has("fits several jobs");
     let output = rsig.run(&["kill", "--json", prefix]);
     let report: serde_json::Value = serde_json::from_str(&output.code(3).line()).expect("JSON");
     assert_eq!(report["error"]["kind"], "ambiguous");
     // One character more makes it unique, two characters are never enough.
-    rsig.run(&["ps", "--cached", "-q", &first[..4]]).ok().stdout_is(&format!("{first}\n"));
+    rsig.run(&["ps", "--cached", "-q", &first[..4]])
+        .ok()
+        .stdout_is(&format!("{first}\n"));
     rsig.run(&["ps", &first[..2]]).code(3).stderr_has("no job");
     assert_eq!(kit::recorded(&rsig).len(), 21);
 }
@@ -207,16 +263,36 @@ fn a_beginning_that_fits_several_jobs_lists_them() {
 fn a_command_of_100_kb_and_odd_bytes_reaches_the_job_whole() {
     let rsig = Rsig::new();
     let long = "y".repeat(100_000);
-    let odd: [&[u8]; 7] = [b"", b"a b", b"$(id)`id`", b"'\"\\", b"x\ny", b"\xff\xfe", b"-n"];
-    let words: Vec<OsString> = odd.iter().map(|word| OsStr::from_bytes(word).to_owned()).collect();
-    let spawn = rsig.command(&["spawn", "local", "--", "printf", "%s|"]).args(&words).arg(&long);
+    let odd: [&[u8]; 7] = [
+        b"",
+        b"a b",
+        b"$(id)`id`",
+        b"'\"\\",
+        b"x\ny",
+        b"\xff\xfe",
+        b"-n",
+    ];
+    let words: Vec<OsString> = odd
+        .iter()
+        .map(|word| OsStr::from_bytes(word).to_owned())
+        .collect();
+    let spawn = rsig
+        .command(&["spawn", "local", "--", "printf", "%s|"])
+        .args(&words)
+        .arg(&long);
     let job = spawn.run().ok().line();
     rsig.run(&["wait", &job]).ok();
-    let expected: Vec<u8> =
-        odd.iter().flat_map(|word| [word, &b"|"[..]].concat()).chain(format!("{long}|").into_bytes()).collect();
+    let expected: Vec<u8> = odd
+        .iter()
+        .flat_map(|word| [word, &b"|"[..]].concat())
+        .chain(format!("{long}|").into_bytes())
+        .collect();
     assert!(rsig.run(&["tail", "-n", "all", &job]).ok().stdout_bytes() == expected);
     let shown = rsig.run(&["ps", &job]).ok().stdout();
-    assert!(shown.len() < 6000 && !shown.contains("x\ny"), "{shown:.300}");
+    assert!(
+        shown.len() < 6000 && !shown.contains("x\ny"),
+        "{shown:.300}"
+    );
 }
 
 /// Servers are left out of a build that does without them.
@@ -224,9 +300,17 @@ fn a_command_of_100_kb_and_odd_bytes_reaches_the_job_whole() {
 fn the_commands_are_those_of_the_features() {
     let rsig = Rsig::new();
     let help = rsig.run(&["--help"]);
-    for (command, there) in [("mcp", cfg!(feature = "mcp")), ("serve", cfg!(feature = "serve"))] {
-        let listed = help.ok().stdout().lines().any(|line| line.split_whitespace().next() == Some(command));
+    for (command, there) in [
+        ("mcp", cfg!(feature = "mcp")),
+        ("serve", cfg!(feature = "serve")),
+    ] {
+        let listed = help
+            .ok()
+            .stdout()
+            .lines()
+            .any(|line| line.split_whitespace().next() == Some(command));
         assert_eq!(listed, there, "{help}");
-        rsig.run(&[command, "--help"]).code(if there { 0 } else { 2 });
+        rsig.run(&[command, "--help"])
+            .code(if there { 0 } else { 2 });
     }
 }

@@ -85,7 +85,11 @@ fn a_host_that_is_gone_is_said_to_be() {
     let lost = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
     f.rsig.run(&["kill", "-9", "-w", "20s", &lost]).ok();
     f.server.as_mut().expect("a server").stop();
-    f.rsig.run(&["wait", &job, &lost]).code(255).stdout_has(&lost).stderr_has("server");
+    f.rsig
+        .run(&["wait", &job, &lost])
+        .code(255)
+        .stdout_has(&lost)
+        .stderr_has("server");
     let output = f.rsig.run(&["wait", "--json", &job]);
     assert_eq!(json_lines(output.code(255))[0]["state"], "unknown");
     f.server.as_mut().expect("a server").restart();
@@ -97,7 +101,9 @@ fn a_host_that_is_gone_is_said_to_be() {
 #[track_caller]
 fn await_no_script(f: &Fixture) {
     let is_script = |process: &Process| process.cmdline.ends_with("/bin/sh -s");
-    poll_until("the last command's script has gone", SOON, || !f.processes().iter().any(is_script));
+    poll_until("the last command's script has gone", SOON, || {
+        !f.processes().iter().any(is_script)
+    });
 }
 
 /// A wait outlasts the connection it began with.
@@ -109,10 +115,14 @@ fn a_wait_goes_on_when_its_connection_breaks() {
     await_no_script(&f);
     let mut wait = f.rsig.spawn_process(&["wait", &job]);
     poll_until("it waits on the host", SOON, || {
-        f.processes().iter().any(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s")
+        f.processes()
+            .iter()
+            .any(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s")
     });
     server.kill_connections();
-    poll_until("it is connected again", SOON, || !server.connections().is_empty());
+    poll_until("it is connected again", SOON, || {
+        !server.connections().is_empty()
+    });
     assert!(!wait.has_ended());
     gate.open();
     wait.wait().code(9);
@@ -128,9 +138,18 @@ fn outlasts_its_server(keeper: bool) {
     }
     let wait = f.rsig.spawn_process(&["wait", &job]);
     poll_until("it waits on the host", SOON, || {
-        let shells =
-            f.processes().iter().filter(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s").count();
-        let asked = || f.rsig.run(&["keeper", "status", "--json"]).ok().stdout().contains("\"commands\":1");
+        let shells = f
+            .processes()
+            .iter()
+            .filter(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s")
+            .count();
+        let asked = || {
+            f.rsig
+                .run(&["keeper", "status", "--json"])
+                .ok()
+                .stdout()
+                .contains("\"commands\":1")
+        };
         shells > 0 && (!keeper || asked())
     });
     f.server.as_mut().expect("a server").stop();

@@ -36,7 +36,10 @@ pub fn out(session: &Session) -> Vec<Row> {
 
 /// One sshd on all addresses of this machine, with a name for each of 20.
 fn start() -> Place {
-    let server = Server::openssh(Login::Root).everywhere().config("MaxStartups 200\n").start();
+    let server = Server::openssh(Login::Root)
+        .everywhere()
+        .config("MaxStartups 200\n")
+        .start();
     let port = server.port();
     let mut fixture = Fixture::with(Some(server));
     fixture.rsig.keeper = true;
@@ -44,14 +47,23 @@ fn start() -> Place {
     let text = std::fs::read_to_string(&config).expect("the harness has written it");
     let body: String = text
         .lines()
-        .filter(|line| !["Host", "HostName"].contains(&line.split_whitespace().next().unwrap_or_default()))
+        .filter(|line| {
+            !["Host", "HostName"].contains(&line.split_whitespace().next().unwrap_or_default())
+        })
         .map(|line| format!("{line}\n"))
         .collect();
     let hosts: String = (1..=HOSTS)
-        .map(|number| format!("Host s{number}\nHostName 127.0.0.{number}\nHostKeyAlias [127.0.0.1]:{port}\n{body}"))
+        .map(|number| {
+            format!(
+                "Host s{number}\nHostName 127.0.0.{number}\nHostKeyAlias [127.0.0.1]:{port}\n{body}"
+            )
+        })
         .collect();
     std::fs::write(&config, hosts).expect("the directory is ours");
-    Place { fixture, proxy: None }
+    Place {
+        fixture,
+        proxy: None,
+    }
 }
 
 /// Starts so many jobs on each of the hosts, and times the command that ends them all.
@@ -59,9 +71,20 @@ fn timed(place: &Place, hosts: &str, each: usize) -> Duration {
     let config = place.fixture.connect.last().expect("it is named by -F");
     let mut ids = Vec::new();
     for _ in 0..each {
-        let spawn = place.rsig(&["spawn", "-F", config, hosts, "--", "sleep", "3600"]).output().expect("rsig starts");
-        assert!(spawn.status.success(), "{}", String::from_utf8_lossy(&spawn.stderr));
-        ids.extend(String::from_utf8_lossy(&spawn.stdout).lines().map(str::to_owned));
+        let spawn = place
+            .rsig(&["spawn", "-F", config, hosts, "--", "sleep", "3600"])
+            .output()
+            .expect("rsig starts");
+        assert!(
+            spawn.status.success(),
+            "{}",
+            String::from_utf8_lossy(&spawn.stderr)
+        );
+        ids.extend(
+            String::from_utf8_lossy(&spawn.stdout)
+                .lines()
+                .map(str::to_owned),
+        );
     }
     assert_eq!(ids.len(), JOBS);
     let mut words = vec!["kill", "-s", "TERM", "--wait", "20s"];

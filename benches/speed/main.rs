@@ -49,10 +49,15 @@ const ROWS: &[(&str, Measure)] = &[
 
 fn main() {
     // `--bench` is cargo's own.
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
     let quick = words.iter().any(|word| word == "--quick");
     let filters: Vec<&String> = words.iter().filter(|word| *word != "--quick").collect();
-    let picked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let picked = |name: &str| {
+        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    };
     let session = Session { quick };
     table::print_head();
     for (_, measure) in ROWS.iter().filter(|(name, _)| picked(name)) {

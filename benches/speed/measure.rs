@@ -34,21 +34,35 @@ impl Figure {
         } else {
             values[middle]
         };
-        Self { unit, median, min: values[0], max: values[values.len() - 1] }
+        Self {
+            unit,
+            median,
+            min: values[0],
+            max: values[values.len() - 1],
+        }
     }
 
     pub fn times(times: &[Duration]) -> Self {
-        Self::of(Unit::Milliseconds, times.iter().map(|time| time.as_secs_f64() * 1e3).collect())
+        Self::of(
+            Unit::Milliseconds,
+            times.iter().map(|time| time.as_secs_f64() * 1e3).collect(),
+        )
     }
 
     /// The rates at which `size` bytes went through.
     pub fn rates(times: &[Duration], size: u64) -> Self {
         let size = f64::from(u32::try_from(size / 1000).expect("a size below 4 TB")) / 1e3;
-        Self::of(Unit::MegabytesPerSecond, times.iter().map(|time| size / time.as_secs_f64()).collect())
+        Self::of(
+            Unit::MegabytesPerSecond,
+            times.iter().map(|time| size / time.as_secs_f64()).collect(),
+        )
     }
 
     pub fn number(count: u64) -> Self {
-        Self::of(Unit::Number, vec![f64::from(u32::try_from(count).expect("a small number"))])
+        Self::of(
+            Unit::Number,
+            vec![f64::from(u32::try_from(count).expect("a small number"))],
+        )
     }
 }
 
@@ -57,9 +71,14 @@ impl Figure {
 /// # Panics
 /// When it fails: a time of something that did not work says nothing.
 pub fn time(command: &mut Command) -> Duration {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit());
     let start = Instant::now();
-    let status = command.status().unwrap_or_else(|error| panic!("{command:?} can't be started: {error}"));
+    let status = command
+        .status()
+        .unwrap_or_else(|error| panic!("{command:?} can't be started: {error}"));
     let time = start.elapsed();
     assert!(status.success(), "{command:?}: {status}");
     time
@@ -67,7 +86,11 @@ pub fn time(command: &mut Command) -> Duration {
 
 /// The times of two commands that take turns, `runs` each, so that whatever else the machine does hits both. One
 /// run of each goes before and is not counted.
-pub fn in_turns(runs: usize, one: &mut Command, other: &mut Command) -> (Vec<Duration>, Vec<Duration>) {
+pub fn in_turns(
+    runs: usize,
+    one: &mut Command,
+    other: &mut Command,
+) -> (Vec<Duration>, Vec<Duration>) {
     time(one);
     time(other);
     (0..runs).map(|_| (time(one), time(other))).unzip()
@@ -81,8 +104,13 @@ pub fn alone(runs: usize, command: &mut Command) -> Vec<Duration> {
 
 /// The peak of a process's resident memory in megabytes, and how many bytes it wrote.
 pub fn peak(command: &mut Command) -> (f64, u64) {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} can't be started: {error}"));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?} can't be started: {error}"));
     let mut stdout = child.stdout.take().expect("stdout is a pipe");
     let ended = AtomicBool::new(false);
     let found = thread::scope(|scope| {
@@ -101,7 +129,13 @@ pub fn peak(command: &mut Command) -> (f64, u64) {
             size += count as u64;
         }
         ended.store(true, Ordering::Relaxed);
-        (f64::from(mark.join().expect("the thread that reads the mark does not panic")) / 1e3, size)
+        (
+            f64::from(
+                mark.join()
+                    .expect("the thread that reads the mark does not panic"),
+            ) / 1e3,
+            size,
+        )
     });
     let status = child.wait().expect("our child can be waited for");
     assert!(status.success(), "{command:?}: {status}");
@@ -111,5 +145,11 @@ pub fn peak(command: &mut Command) -> (f64, u64) {
 /// `VmHWM` of a process in kB (proc(5)).
 fn high_water_mark(child: &Child) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?.parse().ok()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?
+        .trim()
+        .strip_suffix(" kB")?
+        .parse()
+        .ok()
 }

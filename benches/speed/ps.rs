@@ -12,12 +12,16 @@ use super::table::{Row, Target};
 /// Writes `finished` and `running` more records into the state file, each a copy of `model`'s but for its id, its
 /// start and its state. Returns the ids of the running ones.
 pub fn fill(place: &Place, model: &Job, finished: u32, running: u32) -> Vec<String> {
-    let mut connection =
-        Connection::open(place.fixture.rsig.state().join("jobs.db")).expect("rsig made its state file");
+    let mut connection = Connection::open(place.fixture.rsig.state().join("jobs.db"))
+        .expect("rsig made its state file");
     let transaction = connection.transaction().expect("nobody else writes");
     let mut ids = Vec::new();
     {
-        let jobs_dir = model.dir.parent().expect("a job's directory has a parent").display();
+        let jobs_dir = model
+            .dir
+            .parent()
+            .expect("a job's directory has a parent")
+            .display();
         let statement = format!(
             "INSERT INTO jobs (id, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at,
                  exit_status, checked_at, created_at)
@@ -25,12 +29,19 @@ pub fn fill(place: &Place, model: &Job, finished: u32, running: u32) -> Vec<Stri
                  checked_at, created_at + ?3
              FROM jobs WHERE id = ?6"
         );
-        let mut insert = transaction.prepare(&statement).expect("the schema is rsig's");
+        let mut insert = transaction
+            .prepare(&statement)
+            .expect("the schema is rsig's");
         for number in 0..finished + running {
             let id = id(number);
-            let (state, at, status) =
-                if number < finished { ("exited", Some(1_700_000_000), Some(0)) } else { ("running", None, None) };
-            insert.execute((&id, state, number, at, status, &model.id)).expect("the schema is rsig's");
+            let (state, at, status) = if number < finished {
+                ("exited", Some(1_700_000_000), Some(0))
+            } else {
+                ("running", None, None)
+            };
+            insert
+                .execute((&id, state, number, at, status, &model.id))
+                .expect("the schema is rsig's");
             if number >= finished {
                 ids.push(id);
             }
@@ -46,7 +57,9 @@ const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// An id of rsig's alphabet, scattered over all of them as random ones are.
 fn id(number: u32) -> String {
     let scattered = u64::from(number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let letter = |place: u32| ALPHABET[usize::try_from((scattered >> (5 * place + 20)) & 31).expect("5 bits fit")];
+    let letter = |place: u32| {
+        ALPHABET[usize::try_from((scattered >> (5 * place + 20)) & 31).expect("5 bits fit")]
+    };
     (0..8).map(|place| char::from(letter(place))).collect()
 }
 
@@ -61,9 +74,24 @@ pub fn cached(session: &Session) -> Vec<Row> {
         target,
     };
     vec![
-        row("ps --cached", &["ps", "--cached"], session.runs(60, 10), Target::AtMost(50.0)),
-        row("ps --cached -a", &["ps", "--cached", "-a"], session.runs(5, 2), Target::None),
-        row("ps --cached -a -q", &["ps", "--cached", "-a", "-q"], session.runs(5, 2), Target::None),
+        row(
+            "ps --cached",
+            &["ps", "--cached"],
+            session.runs(60, 10),
+            Target::AtMost(50.0),
+        ),
+        row(
+            "ps --cached -a",
+            &["ps", "--cached", "-a"],
+            session.runs(5, 2),
+            Target::None,
+        ),
+        row(
+            "ps --cached -a -q",
+            &["ps", "--cached", "-a", "-q"],
+            session.runs(5, 2),
+            Target::None,
+        ),
     ]
 }
 
@@ -72,7 +100,11 @@ pub fn cached(session: &Session) -> Vec<Row> {
 pub fn thousand(session: &Session) -> Vec<Row> {
     let place = Place::behind_proxy();
     let proxy = place.proxy.as_ref().expect("the place has a proxy");
-    let server = place.fixture.server.as_ref().expect("the place has a server");
+    let server = place
+        .fixture
+        .server
+        .as_ref()
+        .expect("the place has a server");
     let job = place.sleeper();
     for id in fill(&place, &job, 0, 999) {
         copy_files(&job, &id);
@@ -81,7 +113,10 @@ pub fn thousand(session: &Session) -> Vec<Row> {
     let sessions = || server.log().matches("Starting session").count() as u64;
     let (connections_before, sessions_before) = (proxy.connections(), sessions());
     time(&mut ps);
-    let (connections, scripts) = (proxy.connections() - connections_before, sessions() - sessions_before);
+    let (connections, scripts) = (
+        proxy.connections() - connections_before,
+        sessions() - sessions_before,
+    );
     let at_100_ms = alone(session.runs(5, 2), &mut ps);
     proxy.set_delay(std::time::Duration::ZERO);
     let without = alone(session.runs(10, 3), &mut ps);
@@ -109,9 +144,13 @@ fn copy_files(model: &Job, id: &str) {
     let dir = model.dir.with_file_name(id);
     fs::create_dir(&dir).expect("the jobs' directory is ours");
     fs::set_permissions(&dir, Permissions::from_mode(0o700)).expect("the directory is ours");
-    for entry in fs::read_dir(&model.dir).expect("the job's directory is readable").flatten() {
+    for entry in fs::read_dir(&model.dir)
+        .expect("the job's directory is readable")
+        .flatten()
+    {
         if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            fs::copy(entry.path(), dir.join(entry.file_name())).expect("the job's files are readable");
+            fs::copy(entry.path(), dir.join(entry.file_name()))
+                .expect("the job's files are readable");
         }
     }
 }

@@ -17,27 +17,53 @@ pub fn round_trips(session: &Session) -> Vec<Row> {
         let (rsig, peer) = (Figure::times(&rsig), Figure::times(&peer));
         let target = Target::AtMost((peer.median + ROUND_TRIP).round());
         let what = format!("run {} true / ssh host true, 100 ms", options.join(" "));
-        Row { what, rsig, peer: Some(peer), target: if options.is_empty() { target } else { Target::None } }
+        Row {
+            what,
+            rsig,
+            peer: Some(peer),
+            target: if options.is_empty() {
+                target
+            } else {
+                Target::None
+            },
+        }
     };
     vec![row(&[]), row(&["--rm"])]
 }
 
 pub fn on_loopback(session: &Session) -> Vec<Row> {
     let size = session.runs(1000, 200) as u64 * MEGABYTE;
-    vec![throughput(&Place::start(), size, session.runs(5, 2), "loopback", Target::RatioAtLeast(0.5))]
+    vec![throughput(
+        &Place::start(),
+        size,
+        session.runs(5, 2),
+        "loopback",
+        Target::RatioAtLeast(0.5),
+    )]
 }
 
 pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     let size = session.runs(100, 30) as u64 * MEGABYTE;
-    vec![throughput(&Place::behind_proxy(), size, session.runs(5, 2), "100 ms", Target::RatioAtLeast(1.0))]
+    vec![throughput(
+        &Place::behind_proxy(),
+        size,
+        session.runs(5, 2),
+        "100 ms",
+        Target::RatioAtLeast(1.0),
+    )]
 }
 
 fn throughput(place: &Place, size: u64, runs: usize, network: &str, target: Target) -> Row {
     let file = place.fixture.rsig.dir().join("much");
-    let line = "2024-05-17T09:41:07Z INFO  worker-3: epoch 17 of 90, loss 0.2371, 1482 samples a second\n";
-    let repeated = line.repeat(usize::try_from(size).expect("a size of this machine") / line.len() + 1);
-    std::fs::write(&file, &repeated.as_bytes()[..usize::try_from(size).expect("a size of this machine")])
-        .expect("the directory is ours");
+    let line =
+        "2024-05-17T09:41:07Z INFO  worker-3: epoch 17 of 90, loss 0.2371, 1482 samples a second\n";
+    let repeated =
+        line.repeat(usize::try_from(size).expect("a size of this machine") / line.len() + 1);
+    std::fs::write(
+        &file,
+        &repeated.as_bytes()[..usize::try_from(size).expect("a size of this machine")],
+    )
+    .expect("the directory is ours");
     let line = format!("cat {}", file.display());
     let mut run = place.rsig(&words(place, &line));
     let (rsig, peer) = in_turns(runs, &mut run, &mut place.ssh(&line));

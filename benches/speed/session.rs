@@ -31,7 +31,10 @@ pub struct Place {
 impl Place {
     /// A new sshd and an rsig that knows it.
     pub fn start() -> Self {
-        Self { fixture: Fixture::with(Some(Server::openssh(Login::Root).start())), proxy: None }
+        Self {
+            fixture: Fixture::with(Some(Server::openssh(Login::Root).start())),
+            proxy: None,
+        }
     }
 
     /// The same with 100 ms of round trip between the two.
@@ -43,7 +46,12 @@ impl Place {
 
     /// Puts 100 ms of round trip between the two.
     pub fn slow_down(&mut self) {
-        let port = self.fixture.server.as_ref().expect("the place has a server").port();
+        let port = self
+            .fixture
+            .server
+            .as_ref()
+            .expect("the place has a server")
+            .port();
         let proxy = Proxy::start(port, ONE_WAY);
         self.fixture.go_through(&proxy);
         self.proxy = Some(proxy);
@@ -51,13 +59,20 @@ impl Place {
 
     /// The same where the proxy is there and has been made faster.
     pub fn slow_down_again(&self) {
-        self.proxy.as_ref().expect("the place has a proxy").set_delay(ONE_WAY);
+        self.proxy
+            .as_ref()
+            .expect("the place has a proxy")
+            .set_delay(ONE_WAY);
     }
 
     pub fn rsig(&self, words: &[&str]) -> Command {
         let rsig = &self.fixture.rsig;
         let mut command = clean(env!("CARGO_BIN_EXE_rsig"));
-        command.args(words).env("HOME", rsig.home()).env("RSIG_STATE_DIR", rsig.state()).current_dir(rsig.home());
+        command
+            .args(words)
+            .env("HOME", rsig.home())
+            .env("RSIG_STATE_DIR", rsig.state())
+            .current_dir(rsig.home());
         command.env("RSIG_KEEPER", if rsig.keeper { "1" } else { "0" });
         command
     }
@@ -65,7 +80,11 @@ impl Place {
     /// OpenSSH's client, with the same configuration.
     pub fn ssh(&self, line: &str) -> Command {
         let mut command = clean(program_path("ssh", "openssh-client"));
-        command.env("HOME", self.fixture.rsig.home()).args(&self.fixture.connect).arg(&self.fixture.host).arg(line);
+        command
+            .env("HOME", self.fixture.rsig.home())
+            .args(&self.fixture.connect)
+            .arg(&self.fixture.host)
+            .arg(line);
         command
     }
 
@@ -76,7 +95,10 @@ impl Place {
 
     pub fn job(&self, command: &[&str]) -> Job {
         let id = self.fixture.spawn(&[], command);
-        Job { dir: self.fixture.jobs_dir().join(&id), id }
+        Job {
+            dir: self.fixture.jobs_dir().join(&id),
+            id,
+        }
     }
 }
 
@@ -88,13 +110,17 @@ pub struct Job {
 
 impl Job {
     pub fn pid(&self) -> String {
-        let line = std::fs::read_to_string(self.dir.join("pid")).expect("a job that has started has recorded its pid");
+        let line = std::fs::read_to_string(self.dir.join("pid"))
+            .expect("a job that has started has recorded its pid");
         line.split(' ').next().unwrap_or_default().to_owned()
     }
 }
 
 fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
-    command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C.UTF-8");
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("LANG", "C.UTF-8");
     command
 }

@@ -33,7 +33,9 @@ pub fn print_head() {
 
 pub fn print(row: &Row) {
     let peer = row.peer.map(shown).unwrap_or_default();
-    let ratio = ratio(row).map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
+    let ratio = ratio(row)
+        .map(|ratio| format!("{ratio:.2}"))
+        .unwrap_or_default();
     let target = match row.target {
         Target::AtMost(limit) => format!("<= {limit} {}", unit(row.rsig.unit)),
         Target::RatioAtMost(limit) => format!("ratio <= {limit}"),
@@ -45,7 +47,11 @@ pub fn print(row: &Row) {
         Some(false) => ": NOT MET",
         None => "",
     };
-    println!("{:<52} {:>30} {peer:>30} {ratio:>6}  {target}{verdict}", row.what, shown(row.rsig));
+    println!(
+        "{:<52} {:>30} {peer:>30} {ratio:>6}  {target}{verdict}",
+        row.what,
+        shown(row.rsig)
+    );
 }
 
 fn ratio(row: &Row) -> Option<f64> {
@@ -71,7 +77,9 @@ fn unit(unit: Unit) -> &'static str {
 }
 
 fn shown(figure: Figure) -> String {
-    let Figure { median, min, max, .. } = figure;
+    let Figure {
+        median, min, max, ..
+    } = figure;
     match figure.unit {
         Unit::Number => format!("{median}"),
         kind => format!("{median:.1} {} [{min:.1} .. {max:.1}]", unit(kind)),

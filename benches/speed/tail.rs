@@ -11,13 +11,25 @@ const MEGABYTE: u64 = 1_000_000;
 
 pub fn on_loopback(session: &Session) -> Vec<Row> {
     let size = session.runs(1000, 200) as u64 * MEGABYTE;
-    vec![against_ssh(&Place::start(), size, session.runs(7, 3), "loopback", Target::RatioAtLeast(0.5))]
+    vec![against_ssh(
+        &Place::start(),
+        size,
+        session.runs(7, 3),
+        "loopback",
+        Target::RatioAtLeast(0.5),
+    )]
 }
 
 pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     let size = session.runs(100, 30) as u64 * MEGABYTE;
     let place = Place::behind_proxy();
-    vec![against_ssh(&place, size, session.runs(5, 2), "100 ms", Target::RatioAtLeast(1.0))]
+    vec![against_ssh(
+        &place,
+        size,
+        session.runs(5, 2),
+        "100 ms",
+        Target::RatioAtLeast(1.0),
+    )]
 }
 
 fn against_ssh(place: &Place, size: u64, runs: usize, network: &str, target: Target) -> Row {
@@ -26,7 +38,10 @@ fn against_ssh(place: &Place, size: u64, runs: usize, network: &str, target: Tar
     let mut cat = place.ssh(&format!("cat {}", job.dir.join("out").display()));
     let (rsig, peer) = in_turns(runs, &mut tail, &mut cat);
     Row {
-        what: format!("tail -n all / ssh host cat, {} MB, {network}", size / MEGABYTE),
+        what: format!(
+            "tail -n all / ssh host cat, {} MB, {network}",
+            size / MEGABYTE
+        ),
         rsig: Figure::rates(&rsig, size),
         peer: Some(Figure::rates(&peer, size)),
         target,
@@ -55,8 +70,13 @@ pub fn memory(session: &Session) -> Vec<Row> {
 
 /// A finished job that has written so many bytes of text.
 fn writer(place: &Place, size: u64) -> Job {
-    let line = "2024-05-17T09:41:07Z INFO  worker-3: epoch 17 of 90, loss 0.2371, 1482 samples a second";
+    let line =
+        "2024-05-17T09:41:07Z INFO  worker-3: epoch 17 of 90, loss 0.2371, 1482 samples a second";
     let job = place.job(&["sh", "-c", &format!("yes '{line}' | head -c {size}")]);
-    poll_until("the job has written its output", Duration::from_secs(120), || job.dir.join("status").exists());
+    poll_until(
+        "the job has written its output",
+        Duration::from_secs(120),
+        || job.dir.join("status").exists(),
+    );
     job
 }

@@ -24,7 +24,10 @@ impl Warm {
     fn start(slow: bool) -> Self {
         let mut fixture = Fixture::with(Some(Server::openssh(Login::User).start()));
         fixture.rsig.keeper = true;
-        let mut place = Place { fixture, proxy: None };
+        let mut place = Place {
+            fixture,
+            proxy: None,
+        };
         if slow {
             place.slow_down();
         }
@@ -43,7 +46,11 @@ impl Warm {
         let plain = self.place.ssh(line);
         let mut command = Command::new(plain.get_program());
         command.env("HOME", self.place.fixture.rsig.home());
-        command.arg("-S").arg(&self.control).args(options).args(plain.get_args());
+        command
+            .arg("-S")
+            .arg(&self.control)
+            .args(options)
+            .args(plain.get_args());
         command
     }
 
@@ -67,7 +74,10 @@ impl Warm {
     fn settle(&self, job: &Job) {
         let taken = format!("[\"{}\",true]", job.id);
         poll_until("the relay is ready", SOON, || {
-            let status = self.rsig(&["keeper", "status", "--json"]).output().expect("rsig starts");
+            let status = self
+                .rsig(&["keeper", "status", "--json"])
+                .output()
+                .expect("rsig starts");
             String::from_utf8_lossy(&status.stdout).contains(&taken)
         });
     }
@@ -76,7 +86,10 @@ impl Warm {
 impl Drop for Warm {
     fn drop(&mut self) {
         // One that has gone needs no end.
-        let _ = self.ssh_with(&["-O", "exit"], "").stderr(Stdio::null()).status();
+        let _ = self
+            .ssh_with(&["-O", "exit"], "")
+            .stderr(Stdio::null())
+            .status();
     }
 }
 
@@ -97,7 +110,12 @@ fn kills(warm: &Warm, runs: usize, network: &str, target: impl Fn(&str) -> Targe
 }
 
 pub fn on_loopback(session: &Session) -> Vec<Row> {
-    kills(&Warm::start(false), session.runs(60, 15), "loopback", |_| Target::RatioAtMost(0.5))
+    kills(
+        &Warm::start(false),
+        session.runs(60, 15),
+        "loopback",
+        |_| Target::RatioAtMost(0.5),
+    )
 }
 
 pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
@@ -116,8 +134,16 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
             target: Target::AtMost(125.0),
         }
     };
-    rows.push(beside("ps / ssh -S ctl ps", &["ps"], &format!("ps -p {}", job.pid())));
-    rows.push(beside("tail -n 10 / ssh -S ctl tail", &["tail", "-n", "10", &job.id], &format!("tail -n 10 {dir}/out")));
+    rows.push(beside(
+        "ps / ssh -S ctl ps",
+        &["ps"],
+        &format!("ps -p {}", job.pid()),
+    ));
+    rows.push(beside(
+        "tail -n 10 / ssh -S ctl tail",
+        &["tail", "-n", "10", &job.id],
+        &format!("tail -n 10 {dir}/out"),
+    ));
     let ends: Vec<Duration> = (0..runs)
         .map(|_| {
             let job = warm.job(&["sleep", "3600"]);
@@ -156,7 +182,11 @@ fn end_of_a_job(warm: &Warm, runs: usize) -> Row {
     let times: Vec<Duration> = (0..runs)
         .map(|_| {
             let job = warm.job(&["sleep", "3600"]);
-            let mut wait = warm.rsig(&["wait", &job.id]).stdout(Stdio::null()).spawn().expect("rsig starts");
+            let mut wait = warm
+                .rsig(&["wait", &job.id])
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("rsig starts");
             // It asks for the end once, and is silent then.
             thread::sleep(Duration::from_millis(300));
             let pid = nix::unistd::Pid::from_raw(job.pid().parse().expect("a pid"));
@@ -177,7 +207,11 @@ fn end_of_a_job(warm: &Warm, runs: usize) -> Row {
 /// Many jobs, one command; and what the keeper takes meanwhile.
 pub fn many(session: &Session) -> Vec<Row> {
     let warm = Warm::start(true);
-    warm.place.proxy.as_ref().expect("the place has a proxy").set_delay(Duration::ZERO);
+    warm.place
+        .proxy
+        .as_ref()
+        .expect("the place has a proxy")
+        .set_delay(Duration::ZERO);
     let jobs: Vec<Job> = (0..100).map(|_| warm.place.sleeper()).collect();
     jobs.iter().take(6).for_each(|job| warm.settle(job));
     warm.place.slow_down_again();
@@ -203,8 +237,19 @@ pub fn many(session: &Session) -> Vec<Row> {
 /// `RssAnon` of the keeper in megabytes (proc(5)).
 fn anonymous_memory(warm: &Warm) -> f64 {
     let all = warm.place.fixture.rsig.processes();
-    let keeper = all.iter().find(|process| process.cmdline.contains("keeper-serve")).expect("a keeper");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", keeper.pid)).expect("the keeper runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says it");
-    line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1e3
+    let keeper = all
+        .iter()
+        .find(|process| process.cmdline.contains("keeper-serve"))
+        .expect("a keeper");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", keeper.pid)).expect("the keeper runs");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .expect("Linux says it");
+    line.trim()
+        .trim_end_matches(" kB")
+        .parse::<f64>()
+        .expect("a number")
+        / 1e3
 }

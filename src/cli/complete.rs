@@ -13,11 +13,11 @@ use clap::{ArgMatches, ValueHint};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate as Candidate, complete};
 
 use super::{Hosts, OsWord, arrange, definition, definition_of};
+use crate::escape::printable;
 use crate::host::Host;
 use crate::job::{Record, State};
-use crate::printable::printable;
 use crate::signal::{self, Os};
-use crate::store::{Store, Which};
+use crate::state::{Store, Which};
 
 /// The variable that makes rsig answer a shell: its value is the shell's name.
 pub const VARIABLE: &str = "RSIG_COMPLETE";
@@ -59,7 +59,10 @@ impl Shell {
     /// One candidate as the shell's script reads it: a line, with the description where the shell shows one.
     fn line(self, candidate: &Candidate) -> String {
         let value = candidate.get_value().to_string_lossy();
-        let help = candidate.get_help().map(ToString::to_string).unwrap_or_default();
+        let help = candidate
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let help = help.lines().next().unwrap_or_default();
         match self {
             Self::Bash => format!("{value}\n"),
@@ -76,15 +79,25 @@ impl Shell {
 pub fn answer(shell: Shell, words: Vec<OsString>) -> String {
     let candidates = candidates(words);
     let whole = |candidate: &&Candidate| !candidate.get_value().to_string_lossy().contains('\n');
-    candidates.iter().filter(whole).map(|candidate| shell.line(candidate)).collect()
+    candidates
+        .iter()
+        .filter(whole)
+        .map(|candidate| shell.line(candidate))
+        .collect()
 }
 
 fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
-    let Some(current) = words.pop() else { return Vec::new() };
-    let mut before: Vec<OsString> = std::iter::once(OsString::from("rsig")).chain(words).collect();
+    let Some(current) = words.pop() else {
+        return Vec::new();
+    };
+    let mut before: Vec<OsString> = std::iter::once(OsString::from("rsig"))
+        .chain(words)
+        .collect();
     if let Some(verb) = before.get(1) {
         // Nothing but a command may stand there.
-        let Some(verb) = definition_of(verb) else { return Vec::new() };
+        let Some(verb) = definition_of(verb) else {
+            return Vec::new();
+        };
         arrange(&verb, &mut before);
     }
     let given = Given::of(&before);
@@ -96,10 +109,12 @@ fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
     before.push(if current == "-" { "--".into() } else { current });
     let here = std::env::current_dir().ok();
     let last = before.len() - 1;
-    let mut candidates = complete(&mut given.definition(), before, last, here.as_deref()).unwrap_or_default();
+    let mut candidates =
+        complete(&mut given.definition(), before, last, here.as_deref()).unwrap_or_default();
     candidates.retain(|candidate| {
         let value = candidate.get_value();
-        (is_option || !value.as_encoded_bytes().starts_with(b"-")) && !given.jobs.iter().any(|job| job == value)
+        (is_option || !value.as_encoded_bytes().starts_with(b"-"))
+            && !given.jobs.iter().any(|job| job == value)
     });
     candidates
 }
@@ -139,7 +154,9 @@ impl Given {
         };
         let set = |id: &str| matches!(given.try_get_one::<bool>(id), Ok(Some(true)));
         // Every command has its jobs under one of these names.
-        let jobs = ["jobs", "words"].into_iter().find_map(|id| given.try_get_many::<OsString>(id).ok().flatten());
+        let jobs = ["jobs", "words"]
+            .into_iter()
+            .find_map(|id| given.try_get_many::<OsString>(id).ok().flatten());
         Self {
             verb: verb.to_owned(),
             jobs: jobs.into_iter().flatten().cloned().collect(),
@@ -148,7 +165,11 @@ impl Given {
                 (false, Ok(true)) => Form::Jobs,
                 _ => Form::JobAndSignal,
             },
-            os: given.try_get_one::<OsWord>("os").ok().flatten().map(|os| Os::from(*os)),
+            os: given
+                .try_get_one::<OsWord>("os")
+                .ok()
+                .flatten()
+                .map(|os| Os::from(*os)),
             any_state: set("force") || set("forget"),
             local: given
                 .try_get_one::<Hosts>("host")
@@ -171,13 +192,18 @@ impl Given {
                     (Form::Jobs, _) | (Form::JobAndSignal, 0) => ArgValueCompleter::new(unfinished),
                     _ => ArgValueCompleter::new(|_: &OsStr| Vec::new()),
                 };
-                definition.mut_subcommand("kill", |kill| kill.mut_arg("words", |argument| argument.add(words)))
+                definition.mut_subcommand("kill", |kill| {
+                    kill.mut_arg("words", |argument| argument.add(words))
+                })
             }
-            "rm" if self.any_state => definition
-                .mut_subcommand("rm", |rm| rm.mut_arg("jobs", |argument| argument.add(ArgValueCompleter::new(any)))),
+            "rm" if self.any_state => definition.mut_subcommand("rm", |rm| {
+                rm.mut_arg("jobs", |argument| argument.add(ArgValueCompleter::new(any)))
+            }),
             // What is on this machine means something only here.
             "spawn" if self.local => definition.mut_subcommand("spawn", |spawn| {
-                spawn.mut_arg("command", |argument| argument.value_hint(ValueHint::AnyPath))
+                spawn.mut_arg("command", |argument| {
+                    argument.value_hint(ValueHint::AnyPath)
+                })
             }),
             _ => definition,
         }
@@ -200,7 +226,10 @@ impl Given {
             return None;
         }
         let offered = signals(self.os(), OsStr::new(name));
-        let offered: Vec<_> = offered.into_iter().map(|candidate| candidate.add_prefix("-")).collect();
+        let offered: Vec<_> = offered
+            .into_iter()
+            .map(|candidate| candidate.add_prefix("-"))
+            .collect();
         // Else it is an option of ours in upper case, -F say.
         (!offered.is_empty()).then_some(offered)
     }
@@ -231,10 +260,19 @@ fn jobs(which: Which, current: &OsStr) -> Vec<Candidate> {
             let name = record.name.as_ref()?;
             // A name stands for one job only; the others that had it go by their ids.
             let is_it = name.as_str().starts_with(beginning)
-                && store.named(name).is_ok_and(|named| named.is_some_and(|named| named.id == record.id));
-            is_it.then(|| described(name.as_str(), format!("{} {}", record.id, description(record))))
+                && store
+                    .named(name)
+                    .is_ok_and(|named| named.is_some_and(|named| named.id == record.id));
+            is_it.then(|| {
+                described(
+                    name.as_str(),
+                    format!("{} {}", record.id, description(record)),
+                )
+            })
         });
-        let ids = records.iter().filter(|record| record.id.as_str().starts_with(beginning));
+        let ids = records
+            .iter()
+            .filter(|record| record.id.as_str().starts_with(beginning));
         let ids = ids.map(|record| described(record.id.as_str(), description(record)));
         Some(names.chain(ids).collect())
     };
@@ -246,7 +284,11 @@ fn description(record: &Record) -> String {
         (State::Exited, Some(status)) => format!("exited {status}"),
         (state, _) => state.to_string(),
     };
-    format!("{} {state}: {}", record.host(), printable(record.command.join(" "), COMMAND))
+    format!(
+        "{} {state}: {}",
+        record.host(),
+        printable(record.command.join(" "), COMMAND)
+    )
 }
 
 fn described(value: &str, help: impl Into<String>) -> Candidate {
@@ -260,7 +302,9 @@ pub fn signal(current: &OsStr) -> Vec<Candidate> {
 
 /// Written as the beginning is: with SIG or without, in upper case or lower.
 fn signals(os: Os, current: &OsStr) -> Vec<Candidate> {
-    let Some(typed) = current.to_str() else { return Vec::new() };
+    let Some(typed) = current.to_str() else {
+        return Vec::new();
+    };
     let beginning = typed.to_ascii_uppercase();
     let (prefix, beginning) = match beginning.strip_prefix("SIG") {
         Some(rest) => ("SIG", rest),
@@ -273,15 +317,25 @@ fn signals(os: Os, current: &OsStr) -> Vec<Candidate> {
     });
     rows.map(|row| {
         let name = format!("{prefix}{}", row.name);
-        let name = if lower { name.to_ascii_lowercase() } else { name };
-        described(&name, format!("{} {}: {}", row.number, row.action, row.description))
+        let name = if lower {
+            name.to_ascii_lowercase()
+        } else {
+            name
+        };
+        described(
+            &name,
+            format!("{} {}: {}", row.number, row.action, row.description),
+        )
     })
     .collect()
 }
 
 /// The states.
 pub fn states() -> Vec<Candidate> {
-    State::ALL.into_iter().map(|state| Candidate::new(state.word())).collect()
+    State::ALL
+        .into_iter()
+        .map(|state| Candidate::new(state.word()))
+        .collect()
 }
 
 /// The hosts that jobs were started on, as they were typed.
@@ -302,37 +356,61 @@ pub fn host(current: &OsStr) -> Vec<Candidate> {
 
 /// The last of the hosts that are separated by commas.
 pub fn hosts(current: &OsStr) -> Vec<Candidate> {
-    let Some(typed) = current.to_str() else { return Vec::new() };
-    let (before, last) = typed.rfind(',').map_or(("", typed), |comma| typed.split_at(comma + 1));
-    host(OsStr::new(last)).into_iter().map(|candidate| candidate.add_prefix(before)).collect()
+    let Some(typed) = current.to_str() else {
+        return Vec::new();
+    };
+    let (before, last) = typed
+        .rfind(',')
+        .map_or(("", typed), |comma| typed.split_at(comma + 1));
+    host(OsStr::new(last))
+        .into_iter()
+        .map(|candidate| candidate.add_prefix(before))
+        .collect()
 }
 
 /// The last of the hosts in `-J`'s value.
 pub fn jump(current: &OsStr) -> Vec<Candidate> {
-    let Some(typed) = current.to_str() else { return Vec::new() };
-    let (before, last) = typed.rfind(',').map_or(("", typed), |comma| typed.split_at(comma + 1));
+    let Some(typed) = current.to_str() else {
+        return Vec::new();
+    };
+    let (before, last) = typed
+        .rfind(',')
+        .map_or(("", typed), |comma| typed.split_at(comma + 1));
     let candidates = configured_host(OsStr::new(last)).into_iter();
-    candidates.map(|candidate| candidate.add_prefix(before)).collect()
+    candidates
+        .map(|candidate| candidate.add_prefix(before))
+        .collect()
 }
 
 /// The hosts of `~/.ssh/config`, behind the user that was typed.
 fn configured_host(current: &OsStr) -> Vec<Candidate> {
-    let Some(typed) = current.to_str() else { return Vec::new() };
-    let (user, name) = typed.rfind('@').map_or(("", typed), |at| typed.split_at(at + 1));
+    let Some(typed) = current.to_str() else {
+        return Vec::new();
+    };
+    let (user, name) = typed
+        .rfind('@')
+        .map_or(("", typed), |at| typed.split_at(at + 1));
     let read = || -> Option<String> {
         let path = PathBuf::from(std::env::var_os("HOME")?).join(".ssh/config");
         let metadata = fs::metadata(&path).ok()?;
         let readable = metadata.is_file() && metadata.len() <= LONGEST_CONFIG;
-        readable.then(|| fs::read(path).ok()).flatten().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        readable
+            .then(|| fs::read(path).ok())
+            .flatten()
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     };
     let hosts = read().map(|config| aliases(&config)).unwrap_or_default();
     let candidates = fitting_hosts(hosts, OsStr::new(name)).into_iter();
-    candidates.map(|candidate| candidate.add_prefix(user)).collect()
+    candidates
+        .map(|candidate| candidate.add_prefix(user))
+        .collect()
 }
 
 /// Those that fit and that rsig would take.
 fn fitting_hosts(hosts: Vec<String>, current: &OsStr) -> Vec<Candidate> {
-    let Some(beginning) = current.to_str() else { return Vec::new() };
+    let Some(beginning) = current.to_str() else {
+        return Vec::new();
+    };
     let fits = |host: &String| host.starts_with(beginning) && host.parse::<Host>().is_ok();
     hosts.into_iter().filter(fits).map(Candidate::new).collect()
 }
@@ -347,8 +425,14 @@ fn aliases(config: &str) -> Vec<String> {
         keyword.eq_ignore_ascii_case("host").then_some(rest)
     });
     let is_separator = |letter: char| letter.is_whitespace() || matches!(letter, '=' | '"');
-    let names = words.flat_map(|rest| rest.split(is_separator).take_while(|word| !word.starts_with('#')));
-    names.filter(|name| !name.is_empty() && !name.contains(['*', '?', '!'])).map(str::to_owned).collect()
+    let names = words.flat_map(|rest| {
+        rest.split(is_separator)
+            .take_while(|word| !word.starts_with('#'))
+    });
+    names
+        .filter(|name| !name.is_empty() && !name.contains(['*', '?', '!']))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -356,7 +440,11 @@ mod tests {
     use super::*;
 
     fn values(candidates: &[Candidate]) -> String {
-        candidates.iter().map(|candidate| candidate.get_value().to_string_lossy()).collect::<Vec<_>>().join(" ")
+        candidates
+            .iter()
+            .map(|candidate| candidate.get_value().to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// What is offered behind `rsig`, the last word being the one that is typed.
@@ -367,16 +455,28 @@ mod tests {
     #[test]
     fn every_command_and_every_option() {
         let definition = definition();
-        let verbs: Vec<&str> = definition.get_subcommands().map(clap::Command::get_name).collect();
+        let verbs: Vec<&str> = definition
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
         assert_eq!(offered(""), verbs.join(" "));
         let mut built = definition.clone();
         built.build();
         for command in built.get_subcommands() {
             let shown = offered(&format!("{} --", command.get_name()));
             let shown: Vec<&str> = shown.split(' ').collect();
-            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
-                let Some(long) = argument.get_long() else { continue };
-                assert!(shown.contains(&format!("--{long}").as_str()), "{} --{long}: {shown:?}", command.get_name());
+            for argument in command
+                .get_arguments()
+                .filter(|argument| !argument.is_hide_set())
+            {
+                let Some(long) = argument.get_long() else {
+                    continue;
+                };
+                assert!(
+                    shown.contains(&format!("--{long}").as_str()),
+                    "{} --{long}: {shown:?}",
+                    command.get_name()
+                );
             }
         }
     }
@@ -402,13 +502,19 @@ mod tests {
             ("kill --then KIL", "KILL"),
             ("kill -TER", "-TERM"),
             ("kill job -USR", "-USR1 -USR2"),
-            ("kill -l EM", if cfg!(target_os = "linux") { "" } else { "EMT" }),
+            (
+                "kill -l EM",
+                if cfg!(target_os = "linux") { "" } else { "EMT" },
+            ),
             ("kill -l --os freebsd EM", "EMT"),
             ("kill --os darwin -l INF", "INFO"),
             ("kill -l TERM KIL", ""),
             ("kill --via p", "pid"),
             ("kill --target ", "group process tree"),
-            ("kill job RTMIN+1", "RTMIN+1 RTMIN+10 RTMIN+11 RTMIN+12 RTMIN+13 RTMIN+14 RTMIN+15"),
+            (
+                "kill job RTMIN+1",
+                "RTMIN+1 RTMIN+10 RTMIN+11 RTMIN+12 RTMIN+13 RTMIN+14 RTMIN+15",
+            ),
             ("ps --state st", "starting stopped"),
             ("ps --state running,l", "running,lost"),
             ("tail -n ", ""),
@@ -435,15 +541,20 @@ mod tests {
             Host\n";
         assert_eq!(aliases(config), ["web1", "web2", "db1", "db2"]);
         let names = || ["web1", "we-b", "we$b"].map(str::to_owned).to_vec();
-        assert_eq!(values(&fitting_hosts(names(), OsStr::new("we"))), "web1 we-b");
+        assert_eq!(
+            values(&fitting_hosts(names(), OsStr::new("we"))),
+            "web1 we-b"
+        );
     }
 
     #[test]
     fn a_line_for_each_shell() {
         let candidate = described("a:b", "web1: x\nmore");
-        for (shell, expected) in
-            [(Shell::Bash, "a:b\n"), (Shell::Zsh, "a\\:b:web1: x\n"), (Shell::Fish, "a:b\tweb1: x\n")]
-        {
+        for (shell, expected) in [
+            (Shell::Bash, "a:b\n"),
+            (Shell::Zsh, "a\\:b:web1: x\n"),
+            (Shell::Fish, "a:b\tweb1: x\n"),
+        ] {
             assert_eq!(shell.line(&candidate), expected);
             assert!(shell.script().contains(VARIABLE));
         }

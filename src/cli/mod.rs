@@ -38,7 +38,6 @@ fn top() -> clap::Command {
 }
 
 /// The definition of the whole command line.
-#[must_use]
 pub fn definition() -> clap::Command {
     Command::augment_subcommands(top())
 }
@@ -81,8 +80,9 @@ pub fn parse(mut words: Vec<OsString>) -> Command {
         }
         None => definition(),
     };
-    let parsed =
-        definition.try_get_matches_from_mut(words).and_then(|mut matches| Command::from_arg_matches_mut(&mut matches));
+    let parsed = definition
+        .try_get_matches_from_mut(words)
+        .and_then(|mut matches| Command::from_arg_matches_mut(&mut matches));
     parsed.unwrap_or_else(|error| error.format(&mut definition).exit())
 }
 
@@ -152,10 +152,12 @@ pub struct Selectors {
 
 impl Selectors {
     /// What they pick, if any is given.
-    #[must_use]
     pub fn selection(&self) -> Option<Selection> {
         let given = self.all || !self.host.is_empty() || self.name_pattern.is_some();
-        given.then(|| Selection { hosts: self.host.clone(), name: self.name_pattern.clone() })
+        given.then(|| Selection {
+            hosts: self.host.clone(),
+            name: self.name_pattern.clone(),
+        })
     }
 }
 
@@ -196,7 +198,10 @@ const CONNECTING: &str = "Connecting (for HOST/ID)";
 
 impl From<ConnectArgs> for Connect {
     fn from(given: ConnectArgs) -> Self {
-        Self { user: given.login, ..given.way.into() }
+        Self {
+            user: given.login,
+            ..given.way.into()
+        }
     }
 }
 
@@ -383,7 +388,10 @@ pub struct Kill {
     pub parallel: Parallel,
     #[command(flatten)]
     pub selectors: Selectors,
-    #[command(flatten, next_help_heading = "Connecting (for HOST/ID, or user@HOST/ID)")]
+    #[command(
+        flatten,
+        next_help_heading = "Connecting (for HOST/ID, or user@HOST/ID)"
+    )]
     pub connect: WayArgs,
     /// JOB [SIGNAL], or with -s any number of JOBs: ids, names, unique beginnings of ids, or HOST/ID
     #[arg(value_name = "JOB", required_unless_present_any = ["list", "all", "host", "name_pattern"], add = ArgValueCompleter::new(complete::unfinished))]
@@ -609,7 +617,10 @@ pub struct ServerArgs {
     pub allow_host: Vec<HostPattern>,
     #[command(flatten)]
     pub reach: Reach,
-    #[command(flatten, next_help_heading = "Connecting (to every host that a client names)")]
+    #[command(
+        flatten,
+        next_help_heading = "Connecting (to every host that a client names)"
+    )]
     pub connect: ConnectArgs,
 }
 
@@ -642,10 +653,16 @@ mod tests {
         let mut all = definition();
         all.build();
         for among_all in all.get_subcommands_mut() {
-            let mut alone = top().subcommand(definition_of(among_all.get_name().as_ref()).expect("it is a verb"));
+            let mut alone = top()
+                .subcommand(definition_of(among_all.get_name().as_ref()).expect("it is a verb"));
             alone.build();
-            let alone = alone.find_subcommand_mut(among_all.get_name()).expect("it was just put there");
-            assert_eq!(alone.render_long_help().to_string(), among_all.render_long_help().to_string());
+            let alone = alone
+                .find_subcommand_mut(among_all.get_name())
+                .expect("it was just put there");
+            assert_eq!(
+                alone.render_long_help().to_string(),
+                among_all.render_long_help().to_string()
+            );
         }
         assert_eq!(VERBS.len(), all.get_subcommands().count());
     }

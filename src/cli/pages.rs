@@ -41,24 +41,38 @@ fn text(page: &str) -> &'static str {
 fn pages() -> Vec<(String, String)> {
     let mut definition = definition();
     definition.build();
-    let commands = definition.get_subcommands().filter(|command| !command.is_hide_set());
+    let commands = definition
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set());
     let all: Vec<&Command> = std::iter::once(&definition).chain(commands).collect();
     let names: Vec<String> = all.iter().map(|command| name(command)).collect();
-    all.iter().map(|command| (name(command), page(command, &names))).collect()
+    all.iter()
+        .map(|command| (name(command), page(command, &names)))
+        .collect()
 }
 
 fn name(command: &Command) -> String {
-    command.get_display_name().unwrap_or(command.get_name()).to_owned()
+    command
+        .get_display_name()
+        .unwrap_or(command.get_name())
+        .to_owned()
 }
 
 fn page(command: &Command, names: &[String]) -> String {
     let name = name(command);
     let version = env!("CARGO_PKG_VERSION");
-    let mut page = format!(".TH {} 1 \"\" \"rsig {version}\" \"User Commands\"\n.ad l\n.nh\n", name.to_uppercase());
+    let mut page = format!(
+        ".TH {} 1 \"\" \"rsig {version}\" \"User Commands\"\n.ad l\n.nh\n",
+        name.to_uppercase()
+    );
     let man = Man::new(command.clone());
     page += &rendered(|out| man.render_name_section(out));
     page += ".SH SYNOPSIS\n";
-    page += &forms(command).into_iter().map(synopsis).collect::<Vec<_>>().join(".br\n");
+    page += &forms(command)
+        .into_iter()
+        .map(synopsis)
+        .collect::<Vec<_>>()
+        .join(".br\n");
     for line in text(&name).lines() {
         match line {
             ".\\\" OPTIONS" => page += &options(command),
@@ -81,28 +95,36 @@ fn rendered(write: impl Fn(&mut dyn std::io::Write) -> std::io::Result<()>) -> S
     write(&mut out).expect("memory can be written to");
     let text = String::from_utf8(out).expect("roff is text");
     // It defines the escape of an apostrophe in front of each section.
-    text.lines().filter(|line| !line.starts_with(".ie \\n(.g") && !line.starts_with(".el .ds")).fold(
-        String::new(),
-        |mut text, line| {
+    text.lines()
+        .filter(|line| !line.starts_with(".ie \\n(.g") && !line.starts_with(".el .ds"))
+        .fold(String::new(), |mut text, line| {
             text += &line.replace("\\*(Aq", "\\(aq");
             text.push('\n');
             text
-        },
-    )
+        })
 }
 
 /// The usage that --help shows: what is typed as it stands in bold, what stands for something in italics.
 fn synopsis(command: &Command) -> String {
     let usage = command.clone().render_usage().to_string();
-    let lines = usage.trim_start_matches("Usage:").lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines: Vec<String> = lines.map(|line| line.split(' ').map(word).collect::<Vec<_>>().join(" ")).collect();
+    let lines = usage
+        .trim_start_matches("Usage:")
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let lines: Vec<String> = lines
+        .map(|line| line.split(' ').map(word).collect::<Vec<_>>().join(" "))
+        .collect();
     lines.join("\n.br\n") + "\n"
 }
 
 /// The commands that a page is about: those below one that only holds others together.
 fn forms(command: &Command) -> Vec<&Command> {
     if command.has_subcommands() && command.get_name() != "rsig" {
-        command.get_subcommands().filter(|command| !command.is_hide_set()).collect()
+        command
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set())
+            .collect()
     } else {
         vec![command]
     }
@@ -115,13 +137,18 @@ fn options(command: &Command) -> String {
     };
     match forms(command).as_slice() {
         [alone] => section(alone),
-        several => several.iter().fold(".SH COMMANDS\n".to_owned(), |mut text, command| {
-            let name = command.get_bin_name().unwrap_or(command.get_name());
-            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-            text.extend([".SS ", name, "\n", &about, ".\n"]);
-            text += section(command).trim_start_matches(".SH OPTIONS\n");
-            text
-        }),
+        several => several
+            .iter()
+            .fold(".SH COMMANDS\n".to_owned(), |mut text, command| {
+                let name = command.get_bin_name().unwrap_or(command.get_name());
+                let about = command
+                    .get_about()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                text.extend([".SS ", name, "\n", &about, ".\n"]);
+                text += section(command).trim_start_matches(".SH OPTIONS\n");
+                text
+            }),
     }
 }
 
@@ -139,8 +166,14 @@ fn word(word: &str) -> String {
 
 fn commands(definition: &Command) -> String {
     let mut section = ".SH COMMANDS\n".to_owned();
-    for command in definition.get_subcommands().filter(|command| !command.is_hide_set()) {
-        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    for command in definition
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+    {
+        let about = command
+            .get_about()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let name = name(command).replace('-', "\\-");
         section.extend([".TP\n.BR ", &name, " (1)\n", &about, ".\n"]);
     }
@@ -149,10 +182,18 @@ fn commands(definition: &Command) -> String {
 
 /// The other pages; `last` where nothing comes behind them.
 fn see(names: &[String], this: &str, last: bool) -> String {
-    let others: Vec<String> = names.iter().filter(|name| *name != this).map(|name| name.replace('-', "\\-")).collect();
+    let others: Vec<String> = names
+        .iter()
+        .filter(|name| *name != this)
+        .map(|name| name.replace('-', "\\-"))
+        .collect();
     let mut lines = String::new();
     for (index, name) in others.iter().enumerate() {
-        let comma = if last && index + 1 == others.len() { "" } else { "," };
+        let comma = if last && index + 1 == others.len() {
+            ""
+        } else {
+            ","
+        };
         lines.extend([".BR ", name, " (1)", comma, "\n"]);
     }
     lines
@@ -172,10 +213,16 @@ fn the_man_pages_are_those_of_the_definitions() {
             stale.push(path.display().to_string());
         }
     }
-    let files = fs::read_dir(&folder).expect("man/ is there").map(|file| file.expect("man/ can be read").path());
+    let files = fs::read_dir(&folder)
+        .expect("man/ is there")
+        .map(|file| file.expect("man/ can be read").path());
     stale.extend(
         files
-            .filter(|path| !pages.iter().any(|(name, _)| path.file_stem().is_some_and(|stem| stem == name.as_str())))
+            .filter(|path| {
+                !pages
+                    .iter()
+                    .any(|(name, _)| path.file_stem().is_some_and(|stem| stem == name.as_str()))
+            })
             .map(|path| format!("{}, which is no command's", path.display())),
     );
     assert!(
@@ -188,13 +235,30 @@ fn the_man_pages_are_those_of_the_definitions() {
 #[test]
 fn every_man_page_is_complete() {
     for (name, page) in pages() {
-        for section in
-            ["NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"]
-        {
+        for section in [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "EXIT STATUS",
+            "ENVIRONMENT",
+            "FILES",
+            "EXAMPLES",
+            "SEE ALSO",
+        ] {
             let heading = [format!(".SH {section}\n"), format!(".SH \"{section}\"\n")];
-            assert!(heading.iter().any(|heading| page.contains(heading)), "{name}: no {section}");
+            assert!(
+                heading.iter().any(|heading| page.contains(heading)),
+                "{name}: no {section}"
+            );
         }
-        assert!(page.is_ascii(), "{name}: {:?}", page.chars().find(|letter| !letter.is_ascii()));
-        assert!(page.lines().all(|line| !line.starts_with(".\\\"")), "{name}: a comment that stands for nothing");
+        assert!(
+            page.is_ascii(),
+            "{name}: {:?}",
+            page.chars().find(|letter| !letter.is_ascii())
+        );
+        assert!(
+            page.lines().all(|line| !line.starts_with(".\\\"")),
+            "{name}: a comment that stands for nothing"
+        );
     }
 }

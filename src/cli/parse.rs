@@ -17,8 +17,14 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Reads a duration in humantime's words.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-        return Err(format!("a duration needs a unit: {text}s, {text}m or {text}ms"));
+    if !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        return Err(format!(
+            "a duration needs a unit: {text}s, {text}m or {text}ms"
+        ));
     }
     match humantime::parse_duration(text) {
         Ok(duration) if duration <= LONGEST => Ok(duration),
@@ -30,7 +36,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// Reads `-o`'s value, which ssh takes as `KEY=VALUE` and as `KEY VALUE`.
 pub fn ssh_option(text: &str) -> Result<String, String> {
     let key = text.split(['=', ' ', '\t']).next().unwrap_or_default();
-    let known_form = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric()) && key.len() < text.len();
+    let known_form = !key.is_empty()
+        && key.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        && key.len() < text.len();
     if known_form && !text.contains(['\n', '\0']) {
         Ok(text.to_owned())
     } else {
@@ -53,19 +61,30 @@ impl TypedValueParser for Variables {
     ) -> Result<Self::Value, clap::Error> {
         let bytes = value.as_bytes();
         let (name, content) = match bytes.iter().position(|byte| *byte == b'=') {
-            Some(at) => (bytes.get(..at), bytes.get(at + 1..).map(|rest| OsString::from_vec(rest.to_vec()))),
+            Some(at) => (
+                bytes.get(..at),
+                bytes
+                    .get(at + 1..)
+                    .map(|rest| OsString::from_vec(rest.to_vec())),
+            ),
             None => (Some(bytes), None),
         };
         let name = name.unwrap_or_default();
-        if let Some(name) = std::str::from_utf8(name).ok().filter(|name| is_variable(name)) {
+        if let Some(name) = std::str::from_utf8(name)
+            .ok()
+            .filter(|name| is_variable(name))
+        {
             return Ok((name.to_owned(), content));
         }
         let mut error = clap::Error::new(ErrorKind::ValueValidation).with_cmd(command);
         if let Some(argument) = argument {
-            error.insert(ContextKind::InvalidArg, ContextValue::String(argument.to_string()));
+            error.insert(
+                ContextKind::InvalidArg,
+                ContextValue::String(argument.to_string()),
+            );
         }
         // Only the name: the value may be a secret.
-        let shown = crate::printable::printable(name, 80);
+        let shown = crate::escape::printable(name, 80);
         error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
         Err(error)
     }
@@ -79,7 +98,10 @@ impl FromStr for Hosts {
     type Err = HostError;
 
     fn from_str(text: &str) -> Result<Self, HostError> {
-        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+        text.split(',')
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 
@@ -94,7 +116,9 @@ impl FromStr for Lines {
         match (text, text.strip_prefix('+')) {
             ("all", _) => Ok(Self(Start::Byte(1))),
             (_, Some(number)) => Ok(Self(Start::Line(count(number)?))),
-            (number, None) => Ok(Self(Start::LastLines(count(number.strip_prefix('-').unwrap_or(number))?))),
+            (number, None) => Ok(Self(Start::LastLines(count(
+                number.strip_prefix('-').unwrap_or(number),
+            )?))),
         }
     }
 }
@@ -109,7 +133,9 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.strip_prefix('+') {
             Some(number) => Ok(Self(Start::Byte(count(number)?))),
-            None => Ok(Self(Start::LastBytes(count(text.strip_prefix('-').unwrap_or(text))?))),
+            None => Ok(Self(Start::LastBytes(count(
+                text.strip_prefix('-').unwrap_or(text),
+            )?))),
         }
     }
 }
@@ -155,7 +181,14 @@ mod tests {
         assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert!(duration("5").unwrap_err().contains("5s"));
-        for bad in ["", "1.5", "-5s", "5 parsecs", "1000years", "99999999999999999999s"] {
+        for bad in [
+            "",
+            "1.5",
+            "-5s",
+            "5 parsecs",
+            "1000years",
+            "99999999999999999999s",
+        ] {
             assert!(duration(bad).is_err(), "{bad:?}");
         }
     }
@@ -169,7 +202,10 @@ mod tests {
         assert_eq!("+3".parse(), Ok(Place(Start::Byte(3))));
         assert_eq!("3".parse(), Ok(Place(Start::LastBytes(3))));
         for bad in ["", "+", "x", "+-3", "1e3", "99999999999999999999"] {
-            assert!(bad.parse::<Lines>().is_err() && bad.parse::<Place>().is_err(), "{bad:?}");
+            assert!(
+                bad.parse::<Lines>().is_err() && bad.parse::<Place>().is_err(),
+                "{bad:?}"
+            );
         }
     }
 }

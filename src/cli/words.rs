@@ -35,8 +35,15 @@ pub fn arrange(verb: &clap::Command, words: &mut Vec<OsString>) {
 
 /// Sees to it that everything behind HOST is taken as it is: a `--` stands before or directly behind it, not both.
 fn separate_command(kinds: &[Word], words: &mut Vec<OsString>) {
-    let find = |wanted| kinds.iter().position(|kind| *kind == wanted).map(|at| at + BEHIND_VERB);
-    let Some(host) = find(Word::Positional) else { return };
+    let find = |wanted| {
+        kinds
+            .iter()
+            .position(|kind| *kind == wanted)
+            .map(|at| at + BEHIND_VERB)
+    };
+    let Some(host) = find(Word::Positional) else {
+        return;
+    };
     let dashes_before = find(Word::Dashes).is_some_and(|dashes| dashes < host);
     let dashes_behind = words.get(host + 1).is_some_and(|word| word == "--");
     match (dashes_before, dashes_behind) {
@@ -49,7 +56,10 @@ fn separate_command(kinds: &[Word], words: &mut Vec<OsString>) {
 /// Turns a word that is a signal in kill(1)'s form into an option that clap knows.
 fn separate_signal(kinds: &[Word], words: &mut [OsString]) {
     for (word, kind) in words.iter_mut().skip(BEHIND_VERB).zip(kinds) {
-        if let Some(name) = word.to_str().filter(|text| *kind == Word::Option && signal::dashed(text).is_some()) {
+        if let Some(name) = word
+            .to_str()
+            .filter(|text| *kind == Word::Option && signal::dashed(text).is_some())
+        {
             *word = format!("--signal={}", &name[1..]).into();
         }
     }
@@ -74,19 +84,27 @@ fn classify(command: &clap::Command, words: &[OsString]) -> Vec<Word> {
 
 /// Whether an option takes the next word as its value.
 fn takes_next(command: &clap::Command, word: &OsStr) -> bool {
-    let Some(text) = word.to_str() else { return false };
+    let Some(text) = word.to_str() else {
+        return false;
+    };
     if command.get_name() == "kill" && signal::dashed(text).is_some() {
         return false;
     }
-    let takes = |argument: &clap::Arg| argument.get_action().takes_values() && !argument.is_positional();
+    let takes =
+        |argument: &clap::Arg| argument.get_action().takes_values() && !argument.is_positional();
     if let Some(long) = text.strip_prefix("--") {
         return !long.contains('=')
-            && command.get_arguments().any(|argument| argument.get_long() == Some(long) && takes(argument));
+            && command
+                .get_arguments()
+                .any(|argument| argument.get_long() == Some(long) && takes(argument));
     }
     // In a bundle such as -vn, the first option with a value takes the rest of the word, or else the next one.
     let mut letters = text.chars().skip(1);
     while let Some(letter) = letters.next() {
-        if command.get_arguments().any(|argument| argument.get_short() == Some(letter) && takes(argument)) {
+        if command
+            .get_arguments()
+            .any(|argument| argument.get_short() == Some(letter) && takes(argument))
+        {
             return letters.next().is_none();
         }
     }
@@ -99,8 +117,15 @@ mod tests {
 
     fn arranged(line: &str) -> String {
         let mut words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-        arrange(&super::super::definition_of(&words[1]).expect("a verb"), &mut words);
-        words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        arrange(
+            &super::super::definition_of(&words[1]).expect("a verb"),
+            &mut words,
+        );
+        words
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
@@ -113,9 +138,18 @@ mod tests {
             ("rsig spawn -- web1 -- -n", "rsig spawn -- web1 -n"),
             ("rsig spawn -n a web1 ls", "rsig spawn -n a web1 -- ls"),
             ("rsig spawn -na web1 ls", "rsig spawn -na web1 -- ls"),
-            ("rsig spawn --name=a web1 ls", "rsig spawn --name=a web1 -- ls"),
-            ("rsig spawn --name a web1 ls", "rsig spawn --name a web1 -- ls"),
-            ("rsig spawn -vn a web1 --name b", "rsig spawn -vn a web1 -- --name b"),
+            (
+                "rsig spawn --name=a web1 ls",
+                "rsig spawn --name=a web1 -- ls",
+            ),
+            (
+                "rsig spawn --name a web1 ls",
+                "rsig spawn --name a web1 -- ls",
+            ),
+            (
+                "rsig spawn -vn a web1 --name b",
+                "rsig spawn -vn a web1 -- --name b",
+            ),
             ("rsig spawn -n -- web1 ls", "rsig spawn -n -- web1 -- ls"),
             ("rsig spawn -c web1 ls", "rsig spawn -c web1 -- ls"),
             ("rsig spawn --help", "rsig spawn --help"),

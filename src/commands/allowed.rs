@@ -33,18 +33,27 @@ impl FromStr for HostPattern {
         let (name, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((address, "")) => (address, None),
             Some((address, port)) => (address, Some(port.strip_prefix(':').ok_or(BadHostPattern)?)),
-            None => rest.split_once(':').map_or((rest, None), |(name, port)| (name, Some(port))),
+            None => rest
+                .split_once(':')
+                .map_or((rest, None), |(name, port)| (name, Some(port))),
         };
         let is_of = |part: &str, more: &str| {
-            let good = |letter: char| letter.is_alphanumeric() || "._+-*?".contains(letter) || more.contains(letter);
+            let good = |letter: char| {
+                letter.is_alphanumeric() || "._+-*?".contains(letter) || more.contains(letter)
+            };
             !part.is_empty() && part.chars().all(good)
         };
-        let good =
-            is_of(name, ":") && user.is_none_or(|user| is_of(user, "@")) && port.is_none_or(|port| is_of(port, ""));
+        let good = is_of(name, ":")
+            && user.is_none_or(|user| is_of(user, "@"))
+            && port.is_none_or(|port| is_of(port, ""));
         if !good {
             return Err(BadHostPattern);
         }
-        Ok(Self { user: user.map(str::to_owned), name: name.to_owned(), port: port.map(str::to_owned) })
+        Ok(Self {
+            user: user.map(str::to_owned),
+            name: name.to_owned(),
+            port: port.map(str::to_owned),
+        })
     }
 }
 
@@ -54,7 +63,8 @@ impl HostPattern {
             return self.user.is_none() && self.port.is_none() && fits(&self.name, Host::LOCAL);
         };
         // `ssh://local` is another machine, which the word for this one does not mean.
-        let named_local = name == Host::LOCAL && user.is_none() && port.is_none() && self.name == Host::LOCAL;
+        let named_local =
+            name == Host::LOCAL && user.is_none() && port.is_none() && self.name == Host::LOCAL;
         let part = |pattern: Option<&String>, part: Option<&str>| match (pattern, part) {
             (None, None) => true,
             (Some(pattern), Some(part)) => fits(pattern, part),
@@ -70,7 +80,8 @@ impl HostPattern {
 
 /// Whether a text fits a pattern of `*` and `?`.
 fn fits(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (pattern, text): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), text.chars().collect());
     // The last star, and where in the text what comes behind it was tried last.
     let (mut at, mut here, mut star) = (0, 0, None);
     while let Some(letter) = text.get(here) {
@@ -81,13 +92,17 @@ fn fits(pattern: &str, text: &str) -> bool {
             }
             Some(wanted) if *wanted == '?' || wanted == letter => (at, here) = (at + 1, here + 1),
             _ => {
-                let Some((place, tried)) = star else { return false };
+                let Some((place, tried)) = star else {
+                    return false;
+                };
                 star = Some((place, tried + 1));
                 (at, here) = (place + 1, tried + 1);
             }
         }
     }
-    pattern.get(at..).is_some_and(|rest| rest.iter().all(|letter| *letter == '*'))
+    pattern
+        .get(at..)
+        .is_some_and(|rest| rest.iter().all(|letter| *letter == '*'))
 }
 
 /// The hosts that may be used: all, unless there are patterns.
@@ -96,14 +111,15 @@ pub struct AllowedHosts(Vec<HostPattern>);
 
 impl AllowedHosts {
     /// Those that fit one of the patterns; all where there is none.
-    #[cfg_attr(not(any(feature = "mcp", feature = "serve")), allow(dead_code, reason = "servers limit their clients"))]
-    #[must_use]
+    #[cfg_attr(
+        not(any(feature = "mcp", feature = "serve")),
+        allow(dead_code, reason = "servers limit their clients")
+    )]
     pub fn new(patterns: Vec<HostPattern>) -> Self {
         Self(patterns)
     }
 
     /// Whether a host may be used.
-    #[must_use]
     pub fn has(&self, host: &Host) -> bool {
         self.0.is_empty() || self.0.iter().any(|pattern| pattern.fits(host))
     }
@@ -114,8 +130,14 @@ impl fmt::Display for HostPattern {
         if let Some(user) = &self.user {
             write!(formatter, "{user}@")?;
         }
-        if self.name.contains(':') { write!(formatter, "[{}]", self.name) } else { formatter.write_str(&self.name) }?;
-        self.port.as_ref().map_or(Ok(()), |port| write!(formatter, ":{port}"))
+        if self.name.contains(':') {
+            write!(formatter, "[{}]", self.name)
+        } else {
+            formatter.write_str(&self.name)
+        }?;
+        self.port
+            .as_ref()
+            .map_or(Ok(()), |port| write!(formatter, ":{port}"))
     }
 }
 
@@ -134,13 +156,29 @@ mod tests {
     #[test]
     fn each_part_has_to_fit() {
         for (pattern, hosts, others) in [
-            ("web*", &["web1", "web", "ssh://web1"][..], &["root@web1", "web1:22", "web1@evil", "xweb1", "local"][..]),
+            (
+                "web*",
+                &["web1", "web", "ssh://web1"][..],
+                &["root@web1", "web1:22", "web1@evil", "xweb1", "local"][..],
+            ),
             ("w?b", &["wab"], &["wb", "waab"]),
             ("*", &["local", "web1", "[::1]"], &["root@web1", "web1:22"]),
-            ("local", &["local"], &["ssh://local", "root@local", "local:22"]),
-            ("deploy@*.example:*", &["deploy@a.example:2222"], &["a.example:22", "deploy@a.example", "x@a.example:22"]),
+            (
+                "local",
+                &["local"],
+                &["ssh://local", "root@local", "local:22"],
+            ),
+            (
+                "deploy@*.example:*",
+                &["deploy@a.example:2222"],
+                &["a.example:22", "deploy@a.example", "x@a.example:22"],
+            ),
             ("*@web1", &["a@web1", "a@b@web1"], &["web1"]),
-            ("[fe80::*]:22", &["[fe80::1]:22"], &["[fe80::1]", "[fe81::1]:22"]),
+            (
+                "[fe80::*]:22",
+                &["[fe80::1]:22"],
+                &["[fe80::1]", "[fe81::1]:22"],
+            ),
             ("a*b*c", &["abc", "axbxbc"], &["ab", "axc"]),
         ] {
             let allowed = AllowedHosts::new(vec![pattern.parse().unwrap()]);
@@ -153,7 +191,9 @@ mod tests {
             }
         }
         assert!(AllowedHosts::default().has(&"root@web1:22".parse().unwrap()));
-        for bad in ["", "@web1", "web1:", "a b", "[::1", "web/1", "[::1]x", "web[12]"] {
+        for bad in [
+            "", "@web1", "web1:", "a b", "[::1", "web/1", "[::1]x", "web[12]",
+        ] {
             assert!(bad.parse::<HostPattern>().is_err(), "{bad}");
         }
     }

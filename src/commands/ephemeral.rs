@@ -3,19 +3,22 @@
 //! Read is what `tail` has shown to its end after the job had ended, of both streams; an empty one needs no reading.
 //! Whoever sees that a job is over asks its host, which keeps what has been read and decides.
 
+use crate::connection::Line;
 use crate::error::Failure;
 use crate::job::Record;
 use crate::remote::look::{self, Streams};
-use crate::transport::Line;
 
 /// Removes the files of those jobs that are over and read, and says of which. All are of the line's host; `read` is
 /// what has just been passed on to the end.
-///
-/// # Errors
-/// When the host can't be asked: nothing is lost by that, the next look asks again.
-pub fn forget_read(line: &mut Line<'_>, records: &mut [Record], read: Streams) -> Result<Vec<bool>, Failure> {
-    let places: Vec<String> =
-        records.iter().map(|record| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
+pub fn forget_read(
+    line: &mut Line<'_>,
+    records: &mut [Record],
+    read: Streams,
+) -> Result<Vec<bool>, Failure> {
+    let places: Vec<String> = records
+        .iter()
+        .map(|record| record.dir.clone().unwrap_or_else(|| record.id.to_string()))
+        .collect();
     let places: Vec<&str> = places.iter().map(String::as_str).collect();
     let host = line.host();
     let answers = look::forget_read(&host, line.shell()?.as_mut(), &places, read)?;

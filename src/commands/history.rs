@@ -5,16 +5,15 @@ use std::ffi::OsStr;
 use anyhow::Result;
 
 use crate::error::{Failure, Kind};
-use crate::history::Event;
 use crate::job::JobThere;
-use crate::store::Store;
+use crate::state::Store;
+use crate::state::event::Event;
 
 /// The events of the job that a word stands for, or of all jobs, the oldest first; of many the last `most`.
-///
-/// # Errors
-/// When there is no such job and never was, as far as is known; or when the state file can't be used.
 pub fn history(store: &Store, job: Option<&OsStr>, most: Option<u32>) -> Result<Vec<Event>> {
-    let Some(word) = job else { return store.events(None, most) };
+    let Some(word) = job else {
+        return store.events(None, most);
+    };
     let word = word.to_string_lossy();
     // Of a job that is named by its host too, the id is enough here.
     let word = match JobThere::parse(&word) {

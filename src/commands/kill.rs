@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Context, Named, by_host, meet, on_each_host, resolve, wait_on_each_host};
+use crate::connection::{Line, Policy};
 use crate::delivery::{self, Order, Outcome, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
 use crate::remote::{Standing, look};
 use crate::signal::{Signal, SignalWord};
-use crate::store::{Announced, Signalled, Store};
-use crate::transport::{Line, Policy};
+use crate::state::{Announced, Signalled, Store};
 
 /// What is to be sent, and to what.
 pub struct Request {
@@ -37,7 +37,6 @@ pub struct Request {
 
 impl Request {
     /// A signal for the groups of jobs, by whichever way; the end is not waited for.
-    #[must_use]
     pub fn new(jobs: Vec<OsString>, signal: SignalWord) -> Self {
         Self {
             jobs,
@@ -52,10 +51,14 @@ impl Request {
     }
 
     /// What ends jobs: TERM, CONT for those that are stopped, and KILL after the grace.
-    #[must_use]
     pub fn stop(jobs: Vec<OsString>, grace: Duration) -> Self {
         let (wait, then) = (Some(grace), Some(SignalWord::KILL));
-        Self { wait, then, wake: true, ..Self::new(jobs, SignalWord::TERM) }
+        Self {
+            wait,
+            then,
+            wake: true,
+            ..Self::new(jobs, SignalWord::TERM)
+        }
     }
 }
 
@@ -73,7 +76,6 @@ pub struct Report {
 
 impl Report {
     /// Why it came out badly, if it did.
-    #[must_use]
     pub fn failure(&self) -> Option<&Failure> {
         match &self.outcome {
             Ok(outcome) => outcome.error.as_ref(),
@@ -84,7 +86,9 @@ impl Report {
     /// A job that was picked, not named, and had ended by the time is no failure.
     fn pass_over(&mut self) {
         if let Ok(outcome) = &mut self.outcome {
-            outcome.error.take_if(|error| error.kind == Kind::NotRunning);
+            outcome
+                .error
+                .take_if(|error| error.kind == Kind::NotRunning);
         }
     }
 }
@@ -96,22 +100,30 @@ struct Ask {
 }
 
 /// Sends the signals and waits, all hosts at once. The reports come as they are known.
-///
-/// # Errors
-/// When the state file can't be used. What goes wrong with a job is in its report.
-pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(Report)) -> Result<()> {
+pub fn kill(
+    context: &mut Context,
+    request: &Request,
+    mut on_report: impl FnMut(Report),
+) -> Result<()> {
     let (mut asks, mut over) = (Vec::new(), Vec::new());
     for Named { word, record } in resolve(context, &request.jobs) {
         match record {
             // What a job has left behind is its tree's, and worth a hint to who meant the job itself.
-            Ok(record) if record.state.is_finished() && request.target != Target::Tree => match request.wait {
-                None if !request.selected => over.push(Ask { word, record }),
-                _ => on_report(of_finished(word, record, request)),
-            },
+            Ok(record) if record.state.is_finished() && request.target != Target::Tree => {
+                match request.wait {
+                    None if !request.selected => over.push(Ask { word, record }),
+                    _ => on_report(of_finished(word, record, request)),
+                }
+            }
             Ok(record) => asks.push(Ask { word, record }),
             Err(failure) if request.selected && failure.kind == Kind::NotFound => {}
             Err(failure) => {
-                on_report(Report { word, signal: None, then_signal: None, outcome: Err(failure) });
+                on_report(Report {
+                    word,
+                    signal: None,
+                    then_signal: None,
+                    outcome: Err(failure),
+                });
             }
         }
     }
@@ -140,15 +152,23 @@ pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(
     }
     // The hosts of jobs that are over are asked last, and nobody is asked for a password for it.
     on_each_host(
-        &Policy { batch: true, ..policy },
+        &Policy {
+            batch: true,
+            ..policy
+        },
         by_host(over, |ask| &ask.record),
         |line, asks, sender| {
-            let known: Vec<_> = asks.iter().map(|ask| (ask.word.clone(), ask.record.clone())).collect();
+            let known: Vec<_> = asks
+                .iter()
+                .map(|ask| (ask.word.clone(), ask.record.clone()))
+                .collect();
             let mut reports = Vec::new();
             on_host(line, asks, request, &mut |report| reports.push(report));
             for (word, record) in known {
                 let at = reports.iter().position(|report| report.word == word);
-                let told = at.map(|at| reports.swap_remove(at)).filter(|report| is_over(report) || may_be_sent(report));
+                let told = at
+                    .map(|at| reports.swap_remove(at))
+                    .filter(|report| is_over(report) || may_be_sent(report));
                 drop(sender.send(told.unwrap_or_else(|| of_finished(word, record, request))));
             }
         },
@@ -166,17 +186,25 @@ fn announce(store: &mut Store, asks: &[Ask], request: &Request) -> Result<Announ
         let known = record.system().and_then(|os| request.signal.on(os).ok());
         known.map_or_else(|| request.signal.to_string(), |signal| signal.name())
     };
-    store.announce(asks.iter().map(|ask| (&ask.record, name(&ask.record))), request.target)
+    store.announce(
+        asks.iter().map(|ask| (&ask.record, name(&ask.record))),
+        request.target,
+    )
 }
 
 /// Whether a host has said that the job had ended before; where it can't, its end is known all the same.
 fn is_over(report: &Report) -> bool {
-    report.failure().is_some_and(|failure| matches!(failure.kind, Kind::NotRunning | Kind::BadSignal))
+    report
+        .failure()
+        .is_some_and(|failure| matches!(failure.kind, Kind::NotRunning | Kind::BadSignal))
 }
 
 /// Whether the job was not over after all: lost for a while, and there again.
 fn may_be_sent(report: &Report) -> bool {
-    report.outcome.as_ref().is_ok_and(|outcome| outcome.sent != delivery::Sent::No)
+    report
+        .outcome
+        .as_ref()
+        .is_ok_and(|outcome| outcome.sent != delivery::Sent::No)
 }
 
 /// A job whose end is known here needs no host.
@@ -187,21 +215,51 @@ fn of_finished(word: String, record: Record, request: &Request) -> Report {
         word,
         signal: on(request.signal),
         then_signal: request.then.and_then(on),
-        outcome: Ok(Outcome { still_running: Some(false), error, ..Outcome::of(record) }),
+        outcome: Ok(Outcome {
+            still_running: Some(false),
+            error,
+            ..Outcome::of(record)
+        }),
     }
 }
 
 /// Keeps what was learned of a job.
-fn record(store: &mut Store, announced: &mut Announced, report: &Report, request: &Request) -> Result<()> {
-    let Ok(outcome) = &report.outcome else { return Ok(()) };
-    let signalled = |signal: Option<Signal>, sent| Some(Signalled { signal: signal?, sent });
-    let first = signalled(report.signal, outcome.sent).filter(|first| !first.signal.is_existence_check());
-    let second = outcome.then.and_then(|sent| signalled(report.then_signal, sent));
-    store.signalled(&outcome.record, announced, request.target, first.as_ref(), second.as_ref())
+fn record(
+    store: &mut Store,
+    announced: &mut Announced,
+    report: &Report,
+    request: &Request,
+) -> Result<()> {
+    let Ok(outcome) = &report.outcome else {
+        return Ok(());
+    };
+    let signalled = |signal: Option<Signal>, sent| {
+        Some(Signalled {
+            signal: signal?,
+            sent,
+        })
+    };
+    let first =
+        signalled(report.signal, outcome.sent).filter(|first| !first.signal.is_existence_check());
+    let second = outcome
+        .then
+        .and_then(|sent| signalled(report.then_signal, sent));
+    store.signalled(
+        &outcome.record,
+        announced,
+        request.target,
+        first.as_ref(),
+        second.as_ref(),
+    )
 }
 
 /// Carries out the request for the jobs of one host.
-fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &mut dyn FnMut(Report)) {
+fn on_host(
+    line: &mut Line<'_>,
+    asks: Vec<Ask>,
+    request: &Request,
+    on_report: &mut dyn FnMut(Report),
+) {
     let mut orders = Vec::new();
     let mut words = std::collections::HashMap::new();
     let asks = meet(
@@ -209,22 +267,47 @@ fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &m
         asks,
         |ask| &mut ask.record,
         |Ask { word, record }, failure| {
-            let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
-            on_report(Report { word, signal: None, then_signal: None, outcome });
+            let outcome = Ok(Outcome {
+                error: Some(failure),
+                ..Outcome::of(record)
+            });
+            on_report(Report {
+                word,
+                signal: None,
+                then_signal: None,
+                outcome,
+            });
         },
     );
     for mut ask in asks {
-        let fail = |record: Record, failure| Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
+        let fail = |record: Record, failure| {
+            Ok(Outcome {
+                error: Some(failure),
+                ..Outcome::of(record)
+            })
+        };
         let signals = system(line, &mut ask.record).and_then(|()| signals(&ask.record, request));
         match signals {
             Ok((signal, then)) => {
                 words.insert(ask.record.id.clone(), (ask.word, signal, then));
                 let (target, wake, ways) = (request.target, request.wake, request.ways);
-                orders.push(Order { record: ask.record, signal: Some(signal), then, target, wake, ways });
+                orders.push(Order {
+                    record: ask.record,
+                    signal: Some(signal),
+                    then,
+                    target,
+                    wake,
+                    ways,
+                });
             }
             Err(failure) => {
                 let outcome = fail(ask.record, failure);
-                on_report(Report { word: ask.word, signal: None, then_signal: None, outcome });
+                on_report(Report {
+                    word: ask.word,
+                    signal: None,
+                    then_signal: None,
+                    outcome,
+                });
             }
         }
     }
@@ -233,7 +316,12 @@ fn on_host(line: &mut Line<'_>, asks: Vec<Ask>, request: &Request, on_report: &m
     }
     delivery::deliver(line, orders, request.wait, &mut |outcome| {
         if let Some((word, signal, then_signal)) = words.remove(&outcome.record.id) {
-            on_report(Report { word, signal: Some(signal), then_signal, outcome: Ok(outcome) });
+            on_report(Report {
+                word,
+                signal: Some(signal),
+                then_signal,
+                outcome: Ok(outcome),
+            });
         }
     });
 }
@@ -255,7 +343,10 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
         (_, Some(_)) => Ok(()),
         (false, None) => Err(Failure::new(
             Kind::Failed,
-            format!("{}: it has not started yet; try again in a moment", record.label()),
+            format!(
+                "{}: it has not started yet; try again in a moment",
+                record.label()
+            ),
         )),
     }
 }
@@ -264,7 +355,8 @@ fn system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
 fn signals(record: &Record, request: &Request) -> Result<(Signal, Option<Signal>), Failure> {
     let os = record.system().unwrap_or(crate::signal::Os::Other);
     let on = |word: SignalWord| {
-        word.on(os).map_err(|error| Failure::new(Kind::BadSignal, format!("{}: {error}", record.label())))
+        word.on(os)
+            .map_err(|error| Failure::new(Kind::BadSignal, format!("{}: {error}", record.label())))
     };
     Ok((on(request.signal)?, request.then.map(on).transpose()?))
 }

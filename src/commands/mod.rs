@@ -26,13 +26,13 @@ use anyhow::Result;
 
 use allowed::AllowedHosts;
 
+use crate::connection::{Line, Policy, Slots};
 use crate::error::{Failure, Kind};
+use crate::escape::printable;
 use crate::host::{Connect, Destination};
 use crate::job::{BadJobThere, JobId, JobThere, Record};
-use crate::printable::printable;
 use crate::remote::{self, Standing};
-use crate::store::Store;
-use crate::transport::{Line, Policy, Slots};
+use crate::state::Store;
 
 /// The most threads that wait for hosts at once.
 const WAITING: usize = 256;
@@ -62,10 +62,14 @@ pub fn resolve(context: &Context, words: &[OsString]) -> Vec<Named> {
     let mut named: Vec<Named> = Vec::with_capacity(words.len());
     for word in words {
         let record = resolve_one(context, word);
-        let is_same = |one: &Record, two: &Record| one.id == two.id && one.destination == two.destination;
+        let is_same =
+            |one: &Record, two: &Record| one.id == two.id && one.destination == two.destination;
         let double = |other: &Named| matches!((&other.record, &record), (Ok(one), Ok(two)) if is_same(one, two));
         if !named.iter().any(double) {
-            named.push(Named { word: word.to_string_lossy().into_owned(), record });
+            named.push(Named {
+                word: word.to_string_lossy().into_owned(),
+                record,
+            });
         }
     }
     named
@@ -76,14 +80,32 @@ pub fn resolve(context: &Context, words: &[OsString]) -> Vec<Named> {
 pub fn resolve_one(context: &Context, word: &OsStr) -> Result<Record, Failure> {
     let Some(text) = word.to_str() else {
         let shown = printable(word.as_encoded_bytes(), 80);
-        return Err(Failure::new(Kind::NotFound, format!("no job \"{shown}\": ids and names are plain ASCII")));
+        return Err(Failure::new(
+            Kind::NotFound,
+            format!("no job \"{shown}\": ids and names are plain ASCII"),
+        ));
     };
     match JobThere::parse(text) {
-        None => allowed_only(context, text, context.store.resolve(text).map_err(Failure::from)?),
-        Some(Ok(there)) => allowed_only(context, text, resolve_there(context, there).map_err(Failure::from)?),
+        None => allowed_only(
+            context,
+            text,
+            context.store.resolve(text).map_err(Failure::from)?,
+        ),
+        Some(Ok(there)) => allowed_only(
+            context,
+            text,
+            resolve_there(context, there).map_err(Failure::from)?,
+        ),
         Some(Err(error)) => {
-            let kind = if matches!(error, BadJobThere::Host(_)) { Kind::Usage } else { Kind::NotFound };
-            Err(Failure::new(kind, format!("no job {:?}: {error}", printable(text, 80))))
+            let kind = if matches!(error, BadJobThere::Host(_)) {
+                Kind::Usage
+            } else {
+                Kind::NotFound
+            };
+            Err(Failure::new(
+                kind,
+                format!("no job {:?}: {error}", printable(text, 80)),
+            ))
         }
     }
 }
@@ -93,7 +115,10 @@ fn allowed_only(context: &Context, word: &str, record: Record) -> Result<Record,
     if context.allowed.has(record.host()) {
         return Ok(record);
     }
-    let message = format!("no job {word:?} on a host that may be used here: {}", context.allowed);
+    let message = format!(
+        "no job {word:?} on a host that may be used here: {}",
+        context.allowed
+    );
     Err(Failure::new(Kind::NotFound, message))
 }
 
@@ -101,9 +126,16 @@ fn allowed_only(context: &Context, word: &str, record: Record) -> Result<Record,
 fn resolve_there(context: &Context, JobThere { host, id }: JobThere) -> Result<Record> {
     let known = context.store.get(&id)?;
     let as_recorded = context.connect == Connect::default();
-    let destination = Destination { host, connect: context.connect.clone() };
+    let destination = Destination {
+        host,
+        connect: context.connect.clone(),
+    };
     let is_it = |record: &Record| {
-        if as_recorded { *record.host() == destination.host } else { record.destination == destination }
+        if as_recorded {
+            *record.host() == destination.host
+        } else {
+            record.destination == destination
+        }
     };
     Ok(match known.filter(is_it) {
         Some(record) => record,
@@ -120,13 +152,20 @@ pub fn meet<T>(
     mut on_failure: impl FnMut(T, Failure),
 ) -> Vec<T> {
     let mut jobs = jobs;
-    let unmet: Vec<JobId> =
-        jobs.iter_mut().map(&record).filter(|job| job.is_unmet()).map(|job| job.id.clone()).collect();
+    let unmet: Vec<JobId> = jobs
+        .iter_mut()
+        .map(&record)
+        .filter(|job| job.is_unmet())
+        .map(|job| job.id.clone())
+        .collect();
     if unmet.is_empty() {
         return jobs;
     }
     let host = line.host();
-    let mut met = match line.shell().and_then(|mut shell| remote::meet::meet(&host, shell.as_mut(), &unmet)) {
+    let mut met = match line
+        .shell()
+        .and_then(|mut shell| remote::meet::meet(&host, shell.as_mut(), &unmet))
+    {
         Ok(met) => Ok(met.into_iter()),
         Err(failure) => Err(failure),
     };
@@ -139,7 +178,10 @@ pub fn meet<T>(
         }
         match &mut met {
             Err(failure) => on_failure(job, failure.clone()),
-            Ok(met) => match met.next().filter(|met| met.seen.standing != Standing::Absent) {
+            Ok(met) => match met
+                .next()
+                .filter(|met| met.seen.standing != Standing::Absent)
+            {
                 Some(met) => {
                     met.tell(known);
                     there.push(job);
@@ -156,8 +198,11 @@ pub fn meet<T>(
 
 /// The failure of a job that its host does not know.
 pub fn not_there(record: &Record) -> Failure {
-    let message =
-        format!("no job {}: `rsig ps --host {} --discover` lists those that are there", record.label(), record.host());
+    let message = format!(
+        "no job {}: `rsig ps --host {} --discover` lists those that are there",
+        record.label(),
+        record.host()
+    );
     Failure::new(Kind::NotFound, message)
 }
 
@@ -170,13 +215,19 @@ pub struct Group<T> {
 }
 
 /// Sorts jobs by host and by the way there.
-pub fn by_host<T>(jobs: impl IntoIterator<Item = T>, record: impl Fn(&T) -> &Record) -> Vec<Group<T>> {
+pub fn by_host<T>(
+    jobs: impl IntoIterator<Item = T>,
+    record: impl Fn(&T) -> &Record,
+) -> Vec<Group<T>> {
     let mut groups: Vec<Group<T>> = Vec::new();
     let mut places = std::collections::HashMap::new();
     for job in jobs {
         let destination = record(&job).destination.clone();
         let place = *places.entry(destination.clone()).or_insert_with(|| {
-            groups.push(Group { destination, jobs: Vec::new() });
+            groups.push(Group {
+                destination,
+                jobs: Vec::new(),
+            });
             groups.len() - 1
         });
         if let Some(group) = groups.get_mut(place) {
@@ -193,7 +244,9 @@ pub fn on_each_host<T: Send, E: Send>(
     work: impl Fn(&mut Line<'_>, Vec<T>, &Sender<E>) + Sync,
     mut on_event: impl FnMut(E),
 ) {
-    spread(policy, None, groups, &work, |receiver| receiver.into_iter().for_each(&mut on_event));
+    spread(policy, None, groups, &work, |receiver| {
+        receiver.into_iter().for_each(&mut on_event)
+    });
 }
 
 /// The same for work that waits for jobs: only while it connects does a host count, so that those that wait for long
@@ -205,7 +258,9 @@ pub fn wait_on_each_host<T: Send, E: Send>(
     mut on_event: impl FnMut(E),
 ) {
     let slots = Arc::new(Slots::new(policy.parallel));
-    spread(policy, Some(&slots), groups, &work, |receiver| receiver.into_iter().for_each(&mut on_event));
+    spread(policy, Some(&slots), groups, &work, |receiver| {
+        receiver.into_iter().for_each(&mut on_event)
+    });
 }
 
 /// Gives the hosts to threads, and what comes of it to `hear`. With slots there is a thread for each host.
@@ -220,12 +275,20 @@ fn spread<T: Send, E: Send>(
     if slots.is_none() && groups.len() == 1 {
         // One host needs no thread, and the events of one script come together anyway.
         for group in groups {
-            work(&mut Line::new(&group.destination, policy), group.jobs, &sender);
+            work(
+                &mut Line::new(&group.destination, policy),
+                group.jobs,
+                &sender,
+            );
         }
         drop(sender);
         return hear(receiver);
     }
-    let workers = groups.len().min(if slots.is_some() { WAITING } else { policy.parallel });
+    let workers = groups.len().min(if slots.is_some() {
+        WAITING
+    } else {
+        policy.parallel
+    });
     let queue = Mutex::new(groups.into_iter());
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -233,7 +296,10 @@ fn spread<T: Send, E: Send>(
             let queue = &queue;
             scope.spawn(move || {
                 loop {
-                    let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+                    let next = queue
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .next();
                     let Some(group) = next else { return };
                     let line = Line::new(&group.destination, policy);
                     let mut line = match slots {

@@ -5,13 +5,10 @@ use std::ffi::OsStr;
 use anyhow::Result;
 
 use super::{Context, meet, resolve_one};
+use crate::connection::Line;
 use crate::remote;
-use crate::transport::Line;
 
 /// The numbers of the processes of a job's group on its host; none once its first process has ended.
-///
-/// # Errors
-/// When there is no such job, or its host can't be asked.
 pub fn pids(context: &mut Context, word: &OsStr) -> Result<Vec<u32>> {
     let record = resolve_one(context, word)?;
     if record.state.is_finished() {
@@ -20,7 +17,12 @@ pub fn pids(context: &mut Context, word: &OsStr) -> Result<Vec<u32>> {
     let (destination, policy) = (record.destination.clone(), context.policy);
     let mut line = Line::new(&destination, &policy);
     let mut unmet = None;
-    let mut met = meet(&mut line, vec![record], |record| record, |_, failure| unmet = Some(failure));
+    let mut met = meet(
+        &mut line,
+        vec![record],
+        |record| record,
+        |_, failure| unmet = Some(failure),
+    );
     let Some(mut record) = met.pop() else {
         return unmet.map_or(Ok(Vec::new()), |failure| Err(failure.into()));
     };

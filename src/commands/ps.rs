@@ -7,13 +7,13 @@ use anyhow::Result;
 use super::discover::discover;
 use super::ephemeral::forget_read;
 use super::{Context, Named, by_host, meet, on_each_host, resolve};
+use crate::connection::Line;
 use crate::error::{Failure, Kind};
 use crate::host::{Destination, Host};
 use crate::job::{Record, State};
 use crate::remote::Seen;
 use crate::remote::look::{self, Streams};
-use crate::store::Which;
-use crate::transport::Line;
+use crate::state::Which;
 
 /// Which jobs to list.
 pub struct Request {
@@ -48,11 +48,11 @@ pub struct Listing {
 }
 
 /// Lists jobs.
-///
-/// # Errors
-/// When the state file can't be used, or the host to discover can't be asked.
 pub fn ps(context: &mut Context, request: &Request) -> Result<Listing> {
-    let mut listing = Listing { jobs: Vec::new(), failures: Vec::new() };
+    let mut listing = Listing {
+        jobs: Vec::new(),
+        failures: Vec::new(),
+    };
     if let Some(destination) = &request.discover {
         listing.jobs = discover(context, destination)?;
     } else {
@@ -62,22 +62,36 @@ pub fn ps(context: &mut Context, request: &Request) -> Result<Listing> {
         }
     }
     // What turned out to be finished just now is what a person who looks wants to see; the next time it is gone.
-    listing.jobs.retain(|job| request.states.is_empty() || request.states.contains(&job.state));
+    listing
+        .jobs
+        .retain(|job| request.states.is_empty() || request.states.contains(&job.state));
     Ok(listing)
 }
 
 /// The jobs that the request means, as they were last known.
-fn recorded(context: &Context, request: &Request, failures: &mut Vec<Failure>) -> Result<Vec<Listed>> {
+fn recorded(
+    context: &Context,
+    request: &Request,
+    failures: &mut Vec<Failure>,
+) -> Result<Vec<Listed>> {
     let mut records = Vec::new();
     if request.jobs.is_empty() {
-        let finished_too =
-            request.all || (!request.states.is_empty() && request.states.iter().any(|state| state.is_finished()));
-        records = context.store.list(if finished_too { Which::All } else { Which::Unfinished })?;
+        let finished_too = request.all
+            || (!request.states.is_empty()
+                && request.states.iter().any(|state| state.is_finished()));
+        records = context.store.list(if finished_too {
+            Which::All
+        } else {
+            Which::Unfinished
+        })?;
     } else {
         for Named { record, .. } in resolve(context, &request.jobs) {
             match record {
                 Ok(record) if record.is_unmet() && request.cached => {
-                    let message = format!("{}: nothing is known of it here; leave --cached out", record.label());
+                    let message = format!(
+                        "{}: nothing is known of it here; leave --cached out",
+                        record.label()
+                    );
                     failures.push(Failure::new(Kind::NotFound, message));
                 }
                 Ok(record) => records.push(record),
@@ -86,15 +100,31 @@ fn recorded(context: &Context, request: &Request, failures: &mut Vec<Failure>) -
         }
     }
     records.retain(|record| {
-        context.allowed.has(record.host()) && request.host.as_ref().is_none_or(|host| host == record.host())
+        context.allowed.has(record.host())
+            && request
+                .host
+                .as_ref()
+                .is_none_or(|host| host == record.host())
     });
-    Ok(records.into_iter().map(|record| Listed { state: record.state, record }).collect())
+    Ok(records
+        .into_iter()
+        .map(|record| Listed {
+            state: record.state,
+            record,
+        })
+        .collect())
 }
 
 /// Asks the hosts of all unfinished jobs, all at once, one script each.
 fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
-    let unfinished = listing.jobs.iter().enumerate().filter(|(_, job)| !job.state.is_finished());
-    let asks: Vec<(usize, Record)> = unfinished.map(|(index, job)| (index, job.record.clone())).collect();
+    let unfinished = listing
+        .jobs
+        .iter()
+        .enumerate()
+        .filter(|(_, job)| !job.state.is_finished());
+    let asks: Vec<(usize, Record)> = unfinished
+        .map(|(index, job)| (index, job.record.clone()))
+        .collect();
     let policy = context.policy;
     let Listing { jobs, failures } = listing;
     let mut forgotten = Vec::new();
@@ -108,19 +138,30 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
                 return;
             }
             let host = line.host();
-            let places: Vec<String> =
-                asks.iter().map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
+            let places: Vec<String> = asks
+                .iter()
+                .map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string()))
+                .collect();
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
             let answer = line.ask(|shell| look::see(&host, shell, &places));
-            let over: Vec<Record> = answer.iter().flatten().zip(&asks).filter_map(over_and_ephemeral).collect();
+            let over: Vec<Record> = answer
+                .iter()
+                .flatten()
+                .zip(&asks)
+                .filter_map(over_and_ephemeral)
+                .collect();
             drop(sender.send(Event::Seen(asks, answer)));
-            forget(line, over, &mut |record| drop(sender.send(Event::Forgotten(Box::new(record)))));
+            forget(line, over, &mut |record| {
+                drop(sender.send(Event::Forgotten(Box::new(record))))
+            });
         },
         |event| match event {
             Event::Forgotten(record) => forgotten.push(record),
             Event::Seen(asks, Ok(answers)) => {
                 for ((index, record), seen) in asks.into_iter().zip(answers) {
-                    let Some(job) = jobs.get_mut(index) else { continue };
+                    let Some(job) = jobs.get_mut(index) else {
+                        continue;
+                    };
                     job.record = record;
                     job.state = seen.state(&job.record);
                     seen.update(&mut job.record);
@@ -138,9 +179,14 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
     );
     // What is known by its id alone is no job unless its host says so.
     jobs.retain(|job| !job.record.is_unmet() || job.state != State::Unknown);
-    let checked = jobs.iter().filter(|job| job.state != State::Unknown).map(|job| &job.record);
+    let checked = jobs
+        .iter()
+        .filter(|job| job.state != State::Unknown)
+        .map(|job| &job.record);
     context.store.update(checked)?;
-    forgotten.iter().try_for_each(|record| context.store.remove(record))
+    forgotten
+        .iter()
+        .try_for_each(|record| context.store.remove(record))
 }
 
 /// What a host's part of the work tells.
@@ -162,5 +208,8 @@ fn forget(line: &mut Line<'_>, mut over: Vec<Record>, on_forgotten: &mut dyn FnM
     }
     // A host that can't be asked is asked by the next command that looks.
     let gone = forget_read(line, &mut over, Streams::default()).unwrap_or_default();
-    over.into_iter().zip(gone).filter(|(_, gone)| *gone).for_each(|(record, _)| on_forgotten(record));
+    over.into_iter()
+        .zip(gone)
+        .filter(|(_, gone)| *gone)
+        .for_each(|(record, _)| on_forgotten(record));
 }

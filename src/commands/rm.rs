@@ -7,15 +7,15 @@ use anyhow::Result;
 
 use super::select::Selection;
 use super::{Context, Named, by_host, meet, on_each_host, resolve};
+use crate::connection::Line;
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind};
+use crate::escape::printable;
 use crate::job::{Record, Target, now};
-use crate::printable::printable;
 use crate::remote::Standing;
 use crate::remote::look::{self, Removal};
 use crate::signal::{Signal, SignalWord};
-use crate::store::{Announced, Signalled, Store, Which};
-use crate::transport::Line;
+use crate::state::{Announced, Signalled, Store, Which};
 
 /// Which jobs to forget.
 pub struct Request {
@@ -41,10 +41,11 @@ pub enum Removed {
 }
 
 /// Forgets jobs, all hosts at once.
-///
-/// # Errors
-/// When the state file can't be used.
-pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(Removed)) -> Result<()> {
+pub fn rm(
+    context: &mut Context,
+    request: &Request,
+    mut on_removed: impl FnMut(Removed),
+) -> Result<()> {
     let mut records: Vec<Record> = Vec::new();
     for Named { record, .. } in resolve(context, &request.jobs) {
         match record {
@@ -54,7 +55,10 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
     }
     if let Some((age, selection)) = &request.finished {
         let old = |record: &Record| {
-            let ended = record.finished_at.or(record.checked_at).unwrap_or(record.created_at);
+            let ended = record
+                .finished_at
+                .or(record.checked_at)
+                .unwrap_or(record.created_at);
             u64::try_from(now().saturating_sub(ended)).is_ok_and(|seconds| seconds >= age.as_secs())
         };
         let finished = selection.of(&context.store, Which::Finished)?;
@@ -65,14 +69,20 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
     if request.forget {
         for record in records {
             if !context.store.forget(&record)? {
-                let message = format!("{}: there is no record of it here that could be forgotten", record.label());
+                let message = format!(
+                    "{}: there is no record of it here that could be forgotten",
+                    record.label()
+                );
                 on_removed(Removed::Kept(Failure::new(Kind::NotFound, message)));
                 continue;
             }
             let dir = printable(record.dir.as_deref().unwrap_or("its directory"), 300);
             let label = record.label();
-            let what =
-                if record.state.is_finished() { "its files stay" } else { "it may still run, and its files stay" };
+            let what = if record.state.is_finished() {
+                "its files stay"
+            } else {
+                "it may still run, and its files stay"
+            };
             let note = format!("{label}: {what} in {dir}");
             on_removed(Removed::Gone(Box::new(record), Some(note)));
         }
@@ -81,12 +91,21 @@ pub fn rm(context: &mut Context, request: &Request, mut on_removed: impl FnMut(R
     let policy = context.policy;
     let store = &mut context.store;
     let mut result = Ok(());
-    let running = records.iter().filter(|record| request.force && !record.state.is_finished());
-    let mut announced = store.announce(running.map(|record| (record, "TERM".to_owned())), Target::Group)?;
+    let running = records
+        .iter()
+        .filter(|record| request.force && !record.state.is_finished());
+    let mut announced = store.announce(
+        running.map(|record| (record, "TERM".to_owned())),
+        Target::Group,
+    )?;
     on_each_host(
         &policy,
         by_host(records, |record| record),
-        |line, records, sender| on_host(line, records, request.force, &mut |event| drop(sender.send(event))),
+        |line, records, sender| {
+            on_host(line, records, request.force, &mut |event| {
+                drop(sender.send(event))
+            })
+        },
         |event| {
             let written = match &event {
                 Event::Stopped(stopped) => stopped.record(store, &mut announced),
@@ -122,25 +141,54 @@ struct Stopped {
 impl Stopped {
     fn record(&self, store: &mut Store, announced: &mut Announced) -> Result<()> {
         let Self { outcome, signals } = self;
-        let first = signals.map(|(signal, _)| Signalled { signal, sent: outcome.sent });
-        let second = signals.zip(outcome.then).map(|((_, signal), sent)| Signalled { signal, sent });
-        store.signalled(&outcome.record, announced, Target::Group, first.as_ref(), second.as_ref())
+        let first = signals.map(|(signal, _)| Signalled {
+            signal,
+            sent: outcome.sent,
+        });
+        let second = signals
+            .zip(outcome.then)
+            .map(|((_, signal), sent)| Signalled { signal, sent });
+        store.signalled(
+            &outcome.record,
+            announced,
+            Target::Group,
+            first.as_ref(),
+            second.as_ref(),
+        )
     }
 }
 
 /// Removes the files of one host's jobs.
-fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_event: &mut dyn FnMut(Event)) {
-    let records = meet(line, records, |record| record, |_, failure| on_event(Event::Removed(Removed::Kept(failure))));
-    let records = if force { stop(line, records, on_event) } else { records };
+fn on_host(
+    line: &mut Line<'_>,
+    records: Vec<Record>,
+    force: bool,
+    on_event: &mut dyn FnMut(Event),
+) {
+    let records = meet(
+        line,
+        records,
+        |record| record,
+        |_, failure| on_event(Event::Removed(Removed::Kept(failure))),
+    );
+    let records = if force {
+        stop(line, records, on_event)
+    } else {
+        records
+    };
     let on_removed = &mut |removed| on_event(Event::Removed(removed));
     if records.is_empty() {
         return;
     }
     let host = line.host();
-    let places: Vec<String> =
-        records.iter().map(|record| record.dir.clone().unwrap_or_else(|| record.id.to_string())).collect();
+    let places: Vec<String> = records
+        .iter()
+        .map(|record| record.dir.clone().unwrap_or_else(|| record.id.to_string()))
+        .collect();
     let places: Vec<&str> = places.iter().map(String::as_str).collect();
-    let removals = line.shell().and_then(|mut shell| look::forget(&host, shell.as_mut(), &places));
+    let removals = line
+        .shell()
+        .and_then(|mut shell| look::forget(&host, shell.as_mut(), &places));
     match removals {
         Ok(removals) => {
             for (record, removal) in records.into_iter().zip(removals) {
@@ -149,7 +197,10 @@ fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_event: &mu
         }
         Err(failure) => {
             for record in records {
-                let message = format!("{}: not forgotten: {failure}; --forget drops the record alone", record.label());
+                let message = format!(
+                    "{}: not forgotten: {failure}; --forget drops the record alone",
+                    record.label()
+                );
                 on_removed(Removed::Kept(Failure::new(failure.kind, message)));
             }
         }
@@ -157,15 +208,25 @@ fn on_host(line: &mut Line<'_>, records: Vec<Record>, force: bool, on_event: &mu
 }
 
 fn removed(record: &Record, removal: Removal) -> Removed {
-    let kept = |what: &str| Removed::Kept(Failure::new(Kind::Failed, format!("{}: {what}", record.label())));
+    let kept = |what: &str| {
+        Removed::Kept(Failure::new(
+            Kind::Failed,
+            format!("{}: {what}", record.label()),
+        ))
+    };
     match removal {
         Removal::Gone => Removed::Gone(Box::new(record.clone()), None),
         Removal::Kept(why) => kept(&format!("its files can't be removed: {why}")),
         Removal::Refused(seen) => match seen.standing {
             Standing::Elsewhere => kept("it is another machine's, and that one has to be asked"),
-            Standing::Foreign => kept("others could have written to its directory there, so nothing in it is touched"),
+            Standing::Foreign => kept(
+                "others could have written to its directory there, so nothing in it is touched",
+            ),
             _ => {
-                let message = format!("{}: it has not ended; stop it first, or use --force", record.label());
+                let message = format!(
+                    "{}: it has not ended; stop it first, or use --force",
+                    record.label()
+                );
                 Removed::Kept(Failure::new(Kind::StillRunning, message))
             }
         },
@@ -174,8 +235,9 @@ fn removed(record: &Record, removal: Removal) -> Removed {
 
 /// Stops what still runs, and gives those back that are over.
 fn stop(line: &mut Line<'_>, records: Vec<Record>, on_event: &mut dyn FnMut(Event)) -> Vec<Record> {
-    let (mut over, running): (Vec<Record>, Vec<Record>) =
-        records.into_iter().partition(|record| record.state.is_finished());
+    let (mut over, running): (Vec<Record>, Vec<Record>) = records
+        .into_iter()
+        .partition(|record| record.state.is_finished());
     let mut orders = Vec::new();
     let mut sent = std::collections::HashMap::new();
     for record in running {
@@ -203,13 +265,22 @@ fn stop(line: &mut Line<'_>, records: Vec<Record>, on_event: &mut dyn FnMut(Even
     }
     delivery::deliver(line, orders, Some(GRACE), &mut |outcome| {
         let signals = sent.get(&outcome.record.id).copied();
-        on_event(Event::Stopped(Box::new(Stopped { outcome: outcome.clone(), signals })));
+        on_event(Event::Stopped(Box::new(Stopped {
+            outcome: outcome.clone(),
+            signals,
+        })));
         match (outcome.error, outcome.still_running) {
             (Some(failure), _) => on_event(Event::Removed(Removed::Kept(failure))),
             (None, Some(false)) => over.push(outcome.record),
             (None, _) => {
-                let message = format!("{}: it has not ended, not even by KILL; not forgotten", outcome.record.label());
-                on_event(Event::Removed(Removed::Kept(Failure::new(Kind::TimedOut, message))));
+                let message = format!(
+                    "{}: it has not ended, not even by KILL; not forgotten",
+                    outcome.record.label()
+                );
+                on_event(Event::Removed(Removed::Kept(Failure::new(
+                    Kind::TimedOut,
+                    message,
+                ))));
             }
         }
     });

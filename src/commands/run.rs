@@ -15,6 +15,7 @@ use anyhow::Result;
 use super::ephemeral::forget_read;
 use super::spawn::Flow;
 use super::{Context, spawn};
+use crate::connection::{Gate, Line, Policy, Shell, keep_trying};
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
@@ -23,8 +24,7 @@ use crate::remote::foreground::{self, End, Positions, Source};
 use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
 use crate::signal::{Os, Signal, SignalWord};
-use crate::store::{Announced, Signalled, Store};
-use crate::transport::{Gate, Line, Policy, Shell, keep_trying};
+use crate::state::{Announced, Signalled, Store};
 
 /// A job to run.
 pub struct Request {
@@ -85,17 +85,30 @@ const HELD: Duration = Duration::from_secs(10);
 const ENDING: Duration = Duration::from_secs(10);
 
 /// Runs a job to its end.
-///
-/// # Errors
-/// When it could not be started, or its end can't be found out; or what `sink` says, and then the job is ended too.
-pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut foreground::Sink<'_>) -> Result<Ran> {
+pub fn run(
+    context: &mut Context,
+    request: Request,
+    outside: Outside,
+    sink: &mut foreground::Sink<'_>,
+) -> Result<Ran> {
     let destination = request.spawn.destination.clone();
     let policy = context.policy;
     let gate = Gate::open(&destination, &policy)?;
-    let tether = request.tether.map(|patience| tether(&destination, patience)).transpose()?;
-    let spool = Spool { input: outside.input.is_some(), limit: request.backlog };
-    let order =
-        spawn::Request { foreground: Some(spawn::Foreground { spool, tether: tether.clone() }), ..request.spawn };
+    let tether = request
+        .tether
+        .map(|patience| tether(&destination, patience))
+        .transpose()?;
+    let spool = Spool {
+        input: outside.input.is_some(),
+        limit: request.backlog,
+    };
+    let order = spawn::Request {
+        foreground: Some(spawn::Foreground {
+            spool,
+            tether: tether.clone(),
+        }),
+        ..request.spawn
+    };
     let (spawned, flow) = spawn::in_foreground(context, &gate, &order)?;
     if let Some(warning) = &spawned.warning {
         (outside.note)(warning);
@@ -106,11 +119,18 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
         destination: &destination,
         policy: &policy,
         place,
-        beat: tether.filter(|_| !destination.is_local()).map(|tether| (tether.patience / 4).min(BEAT)),
+        beat: tether
+            .filter(|_| !destination.is_local())
+            .map(|tether| (tether.patience / 4).min(BEAT)),
         patience: request.tether.unwrap_or(UNTETHERED) + Duration::from_secs(60),
         note: outside.note,
         stop: outside.stop,
-        shared: Mutex::new(Shared { gate: Some(Arc::new(gate)), number: 0, is_held: false, over: false }),
+        shared: Mutex::new(Shared {
+            gate: Some(Arc::new(gate)),
+            number: 0,
+            is_held: false,
+            over: false,
+        }),
         changed: Condvar::new(),
     };
     let result = std::thread::scope(|scope| {
@@ -128,8 +148,9 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
             held.end_job(record);
         }
         // By the connection that is there, and not by another one.
-        let forgotten =
-            record.ephemeral && result.as_ref().is_ok_and(|end| end.state.is_finished()) && held.forget(record);
+        let forgotten = record.ephemeral
+            && result.as_ref().is_ok_and(|end| end.state.is_finished())
+            && held.forget(record);
         held.finish();
         result.map(|end| (end, forgotten))
     });
@@ -143,7 +164,10 @@ pub fn run(context: &mut Context, request: Request, outside: Outside, sink: &mut
     if forgotten {
         context.store.remove(&record)?;
     }
-    Ok(Ran { record, disk_full: end.disk_full })
+    Ok(Ran {
+        record,
+        disk_full: end.disk_full,
+    })
 }
 
 /// What ends the job when this process is gone: on this machine the process itself, elsewhere the beats that it sends.
@@ -152,7 +176,10 @@ fn tether(destination: &Destination, patience: Duration) -> Result<Tether> {
         let pid = std::process::id();
         Ok((pid, birth(pid)?))
     });
-    Ok(Tether { patience, holder: holder.transpose()? })
+    Ok(Tether {
+        patience,
+        holder: holder.transpose()?,
+    })
 }
 
 /// When a process started, as the scripts read it: field 22 of proc(5)'s stat, else what ps says.
@@ -168,7 +195,10 @@ fn birth(pid: u32) -> Result<String> {
         .env("LC_ALL", "C")
         .env("TZ", "UTC0")
         .output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join("_"))
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join("_"))
 }
 
 /// A job that is held, and the connection that all of the run's threads share.
@@ -214,7 +244,11 @@ impl<'a> Held<'a> {
             match shared.gate.as_ref().map(|gate| gate.line()) {
                 Some(line) => return Some((line, shared.number)),
                 None => {
-                    shared = self.changed.wait_timeout(shared, PAUSE * 10).unwrap_or_else(PoisonError::into_inner).0;
+                    shared = self
+                        .changed
+                        .wait_timeout(shared, PAUSE * 10)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
                 }
             }
         }
@@ -253,18 +287,30 @@ impl<'a> Held<'a> {
     }
 
     /// Passes the output on until the job has ended, over as many connections as it takes.
-    fn stream(&self, mut flow: Option<Flow>, sink: &mut foreground::Sink<'_>) -> Result<End, Failure> {
+    fn stream(
+        &self,
+        mut flow: Option<Flow>,
+        sink: &mut foreground::Sink<'_>,
+    ) -> Result<End, Failure> {
         let mut positions = Positions::default();
         loop {
             let Some((mut line, _)) = self.line() else {
-                return Err(Failure::new(Kind::Failed, "the run was over before its job"));
+                return Err(Failure::new(
+                    Kind::Failed,
+                    "the run was over before its job",
+                ));
             };
             let host = line.host();
-            let result = if let Some(Flow { mut shell, mut hearing }) = flow.take() {
+            let result = if let Some(Flow {
+                mut shell,
+                mut hearing,
+            }) = flow.take()
+            {
                 foreground::go_on(&host, shell.as_mut(), &mut hearing, &mut positions, sink)
             } else {
-                let mut stream =
-                    |shell: &mut dyn Shell| foreground::stream(&host, shell, &self.place, &mut positions, sink);
+                let mut stream = |shell: &mut dyn Shell| {
+                    foreground::stream(&host, shell, &self.place, &mut positions, sink)
+                };
                 line.shell().and_then(|mut shell| stream(shell.as_mut()))
             };
             match result {
@@ -277,8 +323,17 @@ impl<'a> Held<'a> {
     /// Has the host forget the job, all of whose output has been passed on, and says whether it has. One that can't be
     /// asked is asked by the next command that looks.
     fn forget(&self, record: &Record) -> bool {
-        let Some((mut line, _)) = self.line() else { return false };
-        let gone = forget_read(&mut line, &mut [record.clone()], Streams { out: true, err: true });
+        let Some((mut line, _)) = self.line() else {
+            return false;
+        };
+        let gone = forget_read(
+            &mut line,
+            &mut [record.clone()],
+            Streams {
+                out: true,
+                err: true,
+            },
+        );
         gone.is_ok_and(|gone| gone == [true])
     }
 
@@ -292,7 +347,12 @@ impl<'a> Held<'a> {
                     self.changed.notify_all();
                 };
                 // However that ends: over another connection, then.
-                drop(foreground::hold(&host, shell.as_mut(), &self.place, &mut held));
+                drop(foreground::hold(
+                    &host,
+                    shell.as_mut(),
+                    &self.place,
+                    &mut held,
+                ));
                 self.shared().is_held = false;
             }
             // Without it the job would be ended: a server that gave no channel is asked again before long.
@@ -311,14 +371,24 @@ impl<'a> Held<'a> {
 
     /// Sends the input until the host has all of it.
     fn send_input(&self, pieces: Receiver<Vec<u8>>) {
-        let mut input =
-            Input { held: self, pieces, kept: VecDeque::new(), has: 0, sent: None, whole: false, done: false };
+        let mut input = Input {
+            held: self,
+            pieces,
+            kept: VecDeque::new(),
+            has: 0,
+            sent: None,
+            whole: false,
+            done: false,
+        };
         while !input.done {
-            let Some((mut line, number)) = self.line() else { return };
+            let Some((mut line, number)) = self.line() else {
+                return;
+            };
             let host = line.host();
             input.sent = None;
-            let sent =
-                line.shell().and_then(|mut shell| foreground::receive(&host, shell.as_mut(), &self.place, &mut input));
+            let sent = line.shell().and_then(|mut shell| {
+                foreground::receive(&host, shell.as_mut(), &self.place, &mut input)
+            });
             if sent.is_err() && !self.is_over() && !input.done {
                 self.await_change(number);
             }
@@ -329,20 +399,28 @@ impl<'a> Held<'a> {
     fn pass_signals(&self, record: &Record, signals: &Receiver<Pass>, grace: Duration) {
         let mut kill_at: Option<Instant> = None;
         while !self.is_over() {
-            let wait = kill_at.map_or(PAUSE * 5, |at| at.saturating_duration_since(Instant::now()).min(PAUSE * 5));
+            let wait = kill_at.map_or(PAUSE * 5, |at| {
+                at.saturating_duration_since(Instant::now()).min(PAUSE * 5)
+            });
             match signals.recv_timeout(wait) {
                 Ok(Pass { ends: true, .. }) if kill_at.is_some() => {
                     kill_at = None;
                     self.send(record, SignalWord::KILL);
                 }
-                Ok(Pass { signal, ends, stops }) => {
+                Ok(Pass {
+                    signal,
+                    ends,
+                    stops,
+                }) => {
                     self.send(record, signal);
                     if stops {
                         self.stop();
                     }
                     kill_at = kill_at.or(ends.then(|| Instant::now() + grace));
                 }
-                Err(RecvTimeoutError::Timeout) if kill_at.is_some_and(|at| Instant::now() >= at) => {
+                Err(RecvTimeoutError::Timeout)
+                    if kill_at.is_some_and(|at| Instant::now() >= at) =>
+                {
                     kill_at = None;
                     self.send(record, SignalWord::KILL);
                 }
@@ -359,20 +437,45 @@ impl<'a> Held<'a> {
 
     /// TERM, and after a while KILL: nobody takes the output any more.
     fn end_job(&self, record: &Record) {
-        self.deliver(record, SignalWord::TERM, Some(SignalWord::KILL), Some(ENDING));
+        self.deliver(
+            record,
+            SignalWord::TERM,
+            Some(SignalWord::KILL),
+            Some(ENDING),
+        );
     }
 
-    fn deliver(&self, record: &Record, signal: SignalWord, then: Option<SignalWord>, wait: Option<Duration>) {
+    fn deliver(
+        &self,
+        record: &Record,
+        signal: SignalWord,
+        then: Option<SignalWord>,
+        wait: Option<Duration>,
+    ) {
         let os = record.system().unwrap_or(Os::Other);
-        let signals = signal.on(os).and_then(|signal| Ok((signal, then.map(|then| then.on(os)).transpose()?)));
+        let signals = signal
+            .on(os)
+            .and_then(|signal| Ok((signal, then.map(|then| then.on(os)).transpose()?)));
         let Ok((signal, then)) = signals else { return };
-        let Some((mut line, _)) = self.line() else { return };
+        let Some((mut line, _)) = self.line() else {
+            return;
+        };
         let (target, wake) = (Target::Group, then.is_some());
         let mut book = Book::open(record, &signal, self.note);
-        let order = Order { record: record.clone(), signal: Some(signal), then, target, wake, ways: Ways::Pid };
+        let order = Order {
+            record: record.clone(),
+            signal: Some(signal),
+            then,
+            target,
+            wake,
+            ways: Ways::Pid,
+        };
         delivery::deliver(&mut line, vec![order], wait, &mut |outcome| {
             book.enter(&outcome, &signal, then.as_ref());
-            if let Some(failure) = outcome.error.filter(|failure| failure.kind != Kind::NotRunning) {
+            if let Some(failure) = outcome
+                .error
+                .filter(|failure| failure.kind != Kind::NotRunning)
+            {
                 (self.note)(&failure.message);
             }
         });
@@ -392,16 +495,32 @@ impl Book {
             let announced = store.announce([(record, signal.name())], Target::Group)?;
             Ok((store, announced))
         });
-        let store = announced.map_err(|error| note(&format!("{}: {error:#}", record.label()))).ok();
+        let store = announced
+            .map_err(|error| note(&format!("{}: {error:#}", record.label())))
+            .ok();
         Self { store, note }
     }
 
     /// Writes down what became of it, and of a second one.
     fn enter(&mut self, outcome: &Outcome, signal: &Signal, then: Option<&Signal>) {
-        let Some((store, announced)) = &mut self.store else { return };
-        let first = Signalled { signal: *signal, sent: outcome.sent };
-        let second = then.zip(outcome.then).map(|(signal, sent)| Signalled { signal: *signal, sent });
-        if let Err(error) = store.signalled(&outcome.record, announced, Target::Group, Some(&first), second.as_ref()) {
+        let Some((store, announced)) = &mut self.store else {
+            return;
+        };
+        let first = Signalled {
+            signal: *signal,
+            sent: outcome.sent,
+        };
+        let second = then.zip(outcome.then).map(|(signal, sent)| Signalled {
+            signal: *signal,
+            sent,
+        });
+        if let Err(error) = store.signalled(
+            &outcome.record,
+            announced,
+            Target::Group,
+            Some(&first),
+            second.as_ref(),
+        ) {
             (self.note)(&format!("{}: {error:#}", outcome.record.label()));
         }
     }
@@ -414,7 +533,10 @@ fn read_ahead(mut input: Box<dyn Read + Send>) -> Receiver<Vec<u8>> {
         let mut buffer = vec![0; PIECE];
         // An input that can't be read any more is at its end, as for every other program.
         while let Ok(size @ 1..) = input.read(&mut buffer) {
-            if sender.send(buffer.get(..size).unwrap_or_default().to_vec()).is_err() {
+            if sender
+                .send(buffer.get(..size).unwrap_or_default().to_vec())
+                .is_err()
+            {
                 return;
             }
         }
@@ -440,10 +562,13 @@ impl Input<'_, '_> {
     /// Tells the host that this is all, once it has it.
     fn conclude(&mut self) {
         let total = self.has + self.kept.len() as u64;
-        let Some((mut line, _)) = self.held.line() else { return };
+        let Some((mut line, _)) = self.held.line() else {
+            return;
+        };
         let host = line.host();
-        let finished =
-            line.shell().and_then(|mut shell| foreground::finish(&host, shell.as_mut(), &self.held.place, total));
+        let finished = line.shell().and_then(|mut shell| {
+            foreground::finish(&host, shell.as_mut(), &self.held.place, total)
+        });
         self.done = finished.is_ok_and(|has| has >= total);
     }
 }
@@ -451,7 +576,9 @@ impl Input<'_, '_> {
 impl Source for Input<'_, '_> {
     fn has(&mut self, total: u64) {
         self.sent = self.sent.or(Some(total));
-        let gone = usize::try_from(total.saturating_sub(self.has)).unwrap_or(usize::MAX).min(self.kept.len());
+        let gone = usize::try_from(total.saturating_sub(self.has))
+            .unwrap_or(usize::MAX)
+            .min(self.kept.len());
         self.kept.drain(..gone);
         self.has += gone as u64;
     }
@@ -466,7 +593,12 @@ impl Source for Input<'_, '_> {
                 Err(RecvTimeoutError::Disconnected) => self.whole = true,
             }
         }
-        let piece: Vec<u8> = self.kept.range(ahead.min(self.kept.len())..).take(PIECE).copied().collect();
+        let piece: Vec<u8> = self
+            .kept
+            .range(ahead.min(self.kept.len())..)
+            .take(PIECE)
+            .copied()
+            .collect();
         if !piece.is_empty() {
             self.sent = Some(sent + piece.len() as u64);
             return Some(piece);
@@ -486,10 +618,11 @@ impl Source for Input<'_, '_> {
 }
 
 /// The exit status of a run: the job's own, always; 124 when it ran into its time limit.
-#[must_use]
 pub fn status(ran: &Ran) -> Option<u8> {
     if ran.record.timed_out {
         return Some(exit::TIMED_OUT);
     }
-    ran.record.exit_status.filter(|_| ran.record.state == State::Exited)
+    ran.record
+        .exit_status
+        .filter(|_| ran.record.state == State::Exited)
 }

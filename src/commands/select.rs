@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::host::Host;
 use crate::job::Record;
-use crate::store::{Store, Which};
+use crate::state::{Store, Which};
 
 /// A pattern for names: `*`, `?`, `[a-z]`, `[!a-z]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +22,14 @@ impl FromStr for NamePattern {
     type Err = BadPattern;
 
     fn from_str(text: &str) -> Result<Self, BadPattern> {
-        let good = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-*?[]!^".contains(&byte));
-        if good && !text.is_empty() && text.len() <= 64 { Ok(Self(text.to_owned())) } else { Err(BadPattern) }
+        let good = text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-*?[]!^".contains(&byte));
+        if good && !text.is_empty() && text.len() <= 64 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadPattern)
+        }
     }
 }
 
@@ -45,9 +51,6 @@ pub struct Selection {
 
 impl Selection {
     /// The jobs of the state file that fit, the oldest first.
-    ///
-    /// # Errors
-    /// When the state file can't be used.
     pub fn of(&self, store: &Store, which: Which) -> Result<Vec<Record>> {
         let mut records = match &self.name {
             Some(pattern) => store.named_like(which, &pattern.glob())?,

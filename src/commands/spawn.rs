@@ -10,14 +10,14 @@ use anyhow::{Context as _, Result};
 
 use super::turns::Turns;
 use super::{Context, Group, spread};
+use crate::connection::{Gate, Line, Policy, Shell};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
 use crate::remote::start::{Input, Order, Spool, Started, Tether, start, start_and_hear};
 use crate::remote::{Hearing, Seen, Standing, look};
-use crate::store::Taken;
-use crate::transport::{Gate, Line, Policy, Shell};
+use crate::state::Taken;
 
 /// A job to start.
 #[derive(Clone)]
@@ -46,7 +46,6 @@ pub struct Request {
 
 impl Request {
     /// A command in its user's home, with no more than a login's environment.
-    #[must_use]
     pub fn new(destination: Destination, command: Vec<OsString>) -> Self {
         Self {
             destination,
@@ -64,10 +63,11 @@ impl Request {
 }
 
 /// Whether a word can name a variable.
-#[must_use]
 pub fn is_variable(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// How a job in the foreground is held.
@@ -97,20 +97,28 @@ const MUCH: u64 = 1 << 20;
 const LOOKING: Duration = Duration::from_secs(10);
 
 /// Starts a job.
-///
-/// # Errors
-/// When it was not started, and nothing of it is left; or, of kind [`Kind::Unconfirmed`], when that can't be found out.
 pub fn spawn(context: &mut Context, request: &Request) -> Result<Spawned> {
     let (policy, destination) = (policy(context, request), request.destination.clone());
     let job = prepare(context, request)?;
-    let launched = launch(&mut Line::new(&destination, &policy), job, request, &mut detached);
+    let launched = launch(
+        &mut Line::new(&destination, &policy),
+        job,
+        request,
+        &mut detached,
+    );
     settle(context, launched)
 }
 
 /// How to connect for it: much input gets a connection of its own, since the keeper's is for short things.
 fn policy(context: &Context, request: &Request) -> Policy {
-    let much = request.input.as_ref().is_some_and(|input| input.size() > MUCH);
-    Policy { keeper: context.policy.keeper && !much, ..context.policy }
+    let much = request
+        .input
+        .as_ref()
+        .is_some_and(|input| input.size() > MUCH);
+    Policy {
+        keeper: context.policy.keeper && !much,
+        ..context.policy
+    }
 }
 
 /// The streams of a job in the foreground, which the script that has started it passes on.
@@ -122,10 +130,11 @@ pub struct Flow {
 }
 
 /// Starts a job in the foreground. Its streams come with it, unless that connection broke.
-///
-/// # Errors
-/// As [`spawn`].
-pub fn in_foreground(context: &mut Context, gate: &Gate<'_>, request: &Request) -> Result<(Spawned, Option<Flow>)> {
+pub fn in_foreground(
+    context: &mut Context,
+    gate: &Gate<'_>,
+    request: &Request,
+) -> Result<(Spawned, Option<Flow>)> {
     let job = prepare(context, request)?;
     let mut flow = None;
     let launched = launch(&mut gate.line(), job, request, &mut |line, order| {
@@ -144,21 +153,32 @@ pub fn in_foreground(context: &mut Context, gate: &Gate<'_>, request: &Request) 
 /// How long a job that runs is held back for an earlier host's.
 const IN_TURN: Duration = Duration::from_secs(1);
 
-/// Starts jobs on several hosts, at most [`crate::transport::Policy::parallel`] at a time. They are passed on in the
+/// Starts jobs on several hosts, at most [`crate::connection::Policy::parallel`] at a time. They are passed on in the
 /// order of the requests; but a host that is slow, or dead, holds the others back for a second at most.
-pub fn spawn_each(context: &mut Context, requests: &[Request], mut on_spawned: impl FnMut(Result<Spawned>)) {
+pub fn spawn_each(
+    context: &mut Context,
+    requests: &[Request],
+    mut on_spawned: impl FnMut(Result<Spawned>),
+) {
     let mut turns = Turns::default();
     let mut groups: Vec<Group<(usize, &Request, Job)>> = Vec::new();
     for (place, request) in requests.iter().enumerate() {
         match prepare(context, request) {
             Ok(job) => {
-                groups.push(Group { destination: request.destination.clone(), jobs: vec![(place, request, job)] });
+                groups.push(Group {
+                    destination: request.destination.clone(),
+                    jobs: vec![(place, request, job)],
+                });
             }
             Err(error) => turns.put(place, Err(error), Instant::now()),
         }
     }
-    let policy = requests.first().map_or(context.policy, |request| policy(context, request));
-    let work = |line: &mut Line<'_>, jobs: Vec<(usize, &Request, Job)>, sender: &Sender<(usize, Launched)>| {
+    let policy = requests
+        .first()
+        .map_or(context.policy, |request| policy(context, request));
+    let work = |line: &mut Line<'_>,
+                jobs: Vec<(usize, &Request, Job)>,
+                sender: &Sender<(usize, Launched)>| {
         for (place, request, job) in jobs {
             // Nobody listens any more only when all is over.
             drop(sender.send((place, launch(line, job, request, &mut detached))));
@@ -174,7 +194,9 @@ pub fn spawn_each(context: &mut Context, requests: &[Request], mut on_spawned: i
                 None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match received {
-                Ok((place, launched)) => turns.put(place, settle(context, launched), Instant::now()),
+                Ok((place, launched)) => {
+                    turns.put(place, settle(context, launched), Instant::now())
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -204,12 +226,20 @@ enum Launched {
 /// Records a job before anything is asked of its host.
 fn prepare(context: &mut Context, request: &Request) -> Result<Job> {
     if !context.allowed.has(&request.destination.host) {
-        let message = format!("{} is no host that may be used here: {}", request.destination, context.allowed);
+        let message = format!(
+            "{} is no host that may be used here: {}",
+            request.destination, context.allowed
+        );
         return Err(Failure::new(Kind::HostDenied, message).into());
     }
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();
-    let mut record = Record::new(JobId::random()?, request.name.clone(), request.destination.clone(), command);
+    let mut record = Record::new(
+        JobId::random()?,
+        request.name.clone(),
+        request.destination.clone(),
+        command,
+    );
     let directory = directory(&request.destination, request.cwd.clone())?;
     record.cwd = directory.as_ref().map(text);
     record.ephemeral = request.ephemeral;
@@ -228,10 +258,18 @@ fn launch(
     request: &Request,
     send: &mut dyn FnMut(&mut Line<'_>, &Order<'_>) -> Asked,
 ) -> Launched {
-    let Job { mut record, directory } = job;
+    let Job {
+        mut record,
+        directory,
+    } = job;
     let id = record.id.clone();
     let words = || -> Result<(String, String)> {
-        Ok((job::random_hex::<16>()?, Meta::of(&record).line().context("the job can't be described")?))
+        Ok((
+            job::random_hex::<16>()?,
+            Meta::of(&record)
+                .line()
+                .context("the job can't be described")?,
+        ))
     };
     let (cookie, meta) = match words() {
         Ok(both) => both,
@@ -264,7 +302,9 @@ fn launch(
         };
         match answer {
             Ok(Ok(started)) => break started,
-            Ok(Err(failure)) if again || wordless > 0 => return after_a_break(line, record, failure),
+            Ok(Err(failure)) if again || wordless > 0 => {
+                return after_a_break(line, record, failure);
+            }
             Ok(Err(failure)) => return Launched::NotStarted(record, failure),
             // It may have been killed before it read anything, or in the middle; where there is none a second time, there
             // was none the first time.
@@ -276,7 +316,9 @@ fn launch(
             }
             // A connection that another command made may have been broken for long: then nothing has reached the host.
             // Should it have after all, the id is taken there, and that job is found.
-            Err(failure) if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) => {
+            Err(failure)
+                if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) =>
+            {
                 again = true;
             }
             Err(failure) => return after_a_break(line, record, failure),
@@ -320,15 +362,32 @@ fn settle(context: &mut Context, launched: Launched) -> Result<Spawned> {
 fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
     line.hang_up();
     let host = line.host();
-    let seen = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[id.as_str()]));
-    seen.is_ok_and(|seen| matches!(seen.as_slice(), [Seen { standing: Standing::Absent, .. }]))
+    let seen = line
+        .shell()
+        .and_then(|mut shell| look::see(&host, shell.as_mut(), &[id.as_str()]));
+    seen.is_ok_and(|seen| {
+        matches!(
+            seen.as_slice(),
+            [Seen {
+                standing: Standing::Absent,
+                ..
+            }]
+        )
+    })
 }
 
 /// Sends the order for a job in the background.
 fn detached(line: &mut Line<'_>, order: &Order<'_>) -> Asked {
     let host = line.host();
     let (mut shell, relay) = line.shell_with_relay(order.id)?;
-    Ok(start(&host, shell.as_mut(), &Order { relay, ..order.clone() }))
+    Ok(start(
+        &host,
+        shell.as_mut(),
+        &Order {
+            relay,
+            ..order.clone()
+        },
+    ))
 }
 
 /// The directory to name to the host: on this machine a relative one is taken from here.
@@ -337,7 +396,9 @@ fn directory(destination: &Destination, cwd: Option<OsString>) -> Result<Option<
         return Ok(cwd);
     }
     let here = std::env::current_dir().context("the current directory can't be read")?;
-    let home = cwd.as_ref().is_some_and(|cwd| cwd.to_string_lossy().starts_with('~'));
+    let home = cwd
+        .as_ref()
+        .is_some_and(|cwd| cwd.to_string_lossy().starts_with('~'));
     Ok(match cwd {
         Some(cwd) if home => Some(cwd),
         Some(cwd) => Some(here.join(PathBuf::from(cwd)).into_os_string()),
@@ -347,7 +408,9 @@ fn directory(destination: &Destination, cwd: Option<OsString>) -> Result<Option<
 
 /// Records the job before anything is asked of its host.
 fn reserve(context: &mut Context, record: &Record) -> Result<()> {
-    let Err(error) = context.store.insert(record) else { return Ok(()) };
+    let Err(error) = context.store.insert(record) else {
+        return Ok(());
+    };
     if error.downcast_ref::<Taken>().is_none() {
         return Err(error.context("the job can't be recorded, so it was not started"));
     }
@@ -362,7 +425,9 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
             ),
         )
     };
-    let Some(name) = &record.name else { return Err(error) };
+    let Some(name) = &record.name else {
+        return Err(error);
+    };
     let Some(mut holder) = context.store.holder(name)? else {
         return context.store.insert(record);
     };
@@ -375,13 +440,21 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
     let mut line = Line::new(&destination, &policy);
     let host = line.host();
     let place = holder.dir.clone().unwrap_or_else(|| holder.id.to_string());
-    let seen = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
+    let seen = line
+        .shell()
+        .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
     match seen {
         Ok(seen) => seen.iter().for_each(|seen| seen.update(&mut holder)),
-        Err(failure) => return Err(taken(&holder, &format!(" as far as is known ({failure})")).into()),
+        Err(failure) => {
+            return Err(taken(&holder, &format!(" as far as is known ({failure})")).into());
+        }
     }
     context.store.update([&holder])?;
-    if holder.state.is_finished() { context.store.insert(record) } else { Err(taken(&holder, "").into()) }
+    if holder.state.is_finished() {
+        context.store.insert(record)
+    } else {
+        Err(taken(&holder, "").into())
+    }
 }
 
 /// The host gave no answer that tells: looks whether the job runs, or never started.
@@ -391,7 +464,9 @@ fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> L
     let began = Instant::now();
     for attempt in 0..LOOKS {
         line.hang_up();
-        let answer = line.shell().and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
+        let answer = line
+            .shell()
+            .and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
         seen = match answer {
             Ok(mut seen) => seen.pop(),
             Err(failure) if failure.kind == Kind::Unreachable => None,
@@ -400,7 +475,9 @@ fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> L
         };
         // What is about to start, or may still be on its way there, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
-            None | Some(Standing::Starting | Standing::Absent) if attempt + 1 < LOOKS && began.elapsed() < LOOKING => {
+            None | Some(Standing::Starting | Standing::Absent)
+                if attempt + 1 < LOOKS && began.elapsed() < LOOKING =>
+            {
                 std::thread::sleep(BETWEEN_LOOKS);
             }
             _ => break,
@@ -408,9 +485,17 @@ fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> L
     }
     match seen {
         Some(seen) if seen.standing == Standing::Absent => Launched::NotStarted(record, failure),
-        Some(seen) if !matches!(seen.standing, Standing::Starting | Standing::Elsewhere | Standing::Foreign) => {
+        Some(seen)
+            if !matches!(
+                seen.standing,
+                Standing::Starting | Standing::Elsewhere | Standing::Foreign
+            ) =>
+        {
             seen.update(&mut record);
-            Launched::Runs(Spawned { record, warning: None })
+            Launched::Runs(Spawned {
+                record,
+                warning: None,
+            })
         }
         _ => {
             let message = format!(

@@ -7,13 +7,13 @@ use anyhow::Result;
 
 use super::ephemeral::forget_read;
 use super::{Context, meet, not_there, resolve_one};
+use crate::connection::{Gate, Line, Policy, keep_trying};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::Record;
 use crate::remote::look::Streams;
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
 use crate::remote::{Seen, Standing};
-use crate::transport::{Gate, Line, Policy, keep_trying};
 
 /// The pause after a connection that broke.
 const AFTER_A_BREAK: Duration = Duration::from_millis(200);
@@ -41,10 +41,12 @@ impl Request<'_> {
 }
 
 /// Passes a job's output on to `sink`, and gives the job as it stood before the first byte was read.
-///
-/// # Errors
-/// When there is no such job, its host can't be asked, its log is not there any more, or `sink` fails.
-pub fn tail(context: &mut Context, word: &OsStr, request: &Request<'_>, sink: &mut Sink<'_>) -> Result<Record> {
+pub fn tail(
+    context: &mut Context,
+    word: &OsStr,
+    request: &Request<'_>,
+    sink: &mut Sink<'_>,
+) -> Result<Record> {
     let mut record = resolve_one(context, word)?;
     let destination = record.destination.clone();
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
@@ -57,7 +59,10 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request<'_>, sink: &m
         enough: request.enough,
     };
     // What may be much gets a connection of its own: the keeper's is for short things.
-    let policy = Policy { keeper: context.policy.keeper && is_short(request), ..context.policy };
+    let policy = Policy {
+        keeper: context.policy.keeper && is_short(request),
+        ..context.policy
+    };
     let read = if request.follow && !request.brief && !destination.is_local() {
         follow(&destination, &policy, &wanted, sink)?
     } else {
@@ -87,10 +92,17 @@ pub fn tail(context: &mut Context, word: &OsStr, request: &Request<'_>, sink: &m
     // What was shown to the end of a job that was over then has been read.
     if record.ephemeral && !read.cut && (request.follow || record.state.is_finished()) {
         let mut records = [record];
-        let streams = Streams { out: request.out, err: request.err };
+        let streams = Streams {
+            out: request.out,
+            err: request.err,
+        };
         // A host that can't be asked is asked by the next command that looks.
-        let gone =
-            forget_read(&mut Line::new(&destination, &context.policy), &mut records, streams).unwrap_or_default();
+        let gone = forget_read(
+            &mut Line::new(&destination, &context.policy),
+            &mut records,
+            streams,
+        )
+        .unwrap_or_default();
         context.store.update(&records)?;
         if gone == [true] {
             context.store.remove(&records[0])?;
@@ -120,7 +132,9 @@ fn follow(
     let mut gate = Gate::open(destination, policy)?;
     loop {
         let mut line = gate.line();
-        let result = line.shell().and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink));
+        let result = line
+            .shell()
+            .and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink));
         match result {
             Err(failure) if failure.kind == Kind::Unreachable && !wanted.is_enough() => {
                 (policy.warn)(&format!("{failure}; connecting again"));
@@ -129,7 +143,13 @@ fn follow(
         }
         // A host that takes every connection and breaks it is not asked in a circle.
         std::thread::sleep(AFTER_A_BREAK);
-        let left = || if wanted.is_enough() { Duration::ZERO } else { Duration::MAX };
+        let left = || {
+            if wanted.is_enough() {
+                Duration::ZERO
+            } else {
+                Duration::MAX
+            }
+        };
         gate = keep_trying(left, || Gate::open(destination, policy))?;
     }
 }
@@ -147,8 +167,14 @@ fn is_short(request: &Request<'_>) -> bool {
 /// Why the host has no output of the job to give.
 fn unreadable(label: &str, seen: &Seen) -> Option<Failure> {
     let (kind, why) = match seen.standing {
-        Standing::Absent => (Kind::Failed, "its files are not on the host; it never started, or they were removed"),
-        Standing::Foreign => (Kind::Failed, "others could have written to its directory there, so it is not read"),
+        Standing::Absent => (
+            Kind::Failed,
+            "its files are not on the host; it never started, or they were removed",
+        ),
+        Standing::Foreign => (
+            Kind::Failed,
+            "others could have written to its directory there, so it is not read",
+        ),
         _ => return None,
     };
     Some(Failure::new(kind, format!("{label}: {why}")))

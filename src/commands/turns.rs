@@ -14,7 +14,11 @@ pub struct Turns<T> {
 
 impl<T> Default for Turns<T> {
     fn default() -> Self {
-        Self { waiting: BTreeMap::new(), next: 0, ahead: BTreeSet::new() }
+        Self {
+            waiting: BTreeMap::new(),
+            next: 0,
+            ahead: BTreeSet::new(),
+        }
     }
 }
 
@@ -27,7 +31,10 @@ impl<T> Turns<T> {
     /// The next one: whose turn it is, or the first of those that are there when any has waited long enough.
     pub fn take(&mut self, now: Instant, patience: Duration) -> Option<T> {
         let overdue = self.overdue_at(patience).is_some_and(|at| at <= now);
-        let first = self.waiting.first_entry().filter(|first| overdue || *first.key() <= self.next)?;
+        let first = self
+            .waiting
+            .first_entry()
+            .filter(|first| overdue || *first.key() <= self.next)?;
         let (place, (_, item)) = first.remove_entry();
         self.ahead.insert(place);
         while self.ahead.remove(&self.next) {
@@ -38,7 +45,10 @@ impl<T> Turns<T> {
 
     /// When the first of those that wait has waited long enough.
     pub fn overdue_at(&self, patience: Duration) -> Option<Instant> {
-        self.waiting.values().map(|(since, _)| *since + patience).min()
+        self.waiting
+            .values()
+            .map(|(since, _)| *since + patience)
+            .min()
     }
 }
 
@@ -55,17 +65,39 @@ mod tests {
         assert_eq!(turns.take(start, second), None);
         turns.put(0, "a", start);
         assert_eq!(
-            [turns.take(start, second), turns.take(start, second), turns.take(start, second)],
+            [
+                turns.take(start, second),
+                turns.take(start, second),
+                turns.take(start, second)
+            ],
             [Some("a"), Some("b"), None]
         );
         turns.put(4, "e", start);
         turns.put(3, "d", start + second / 2);
-        assert_eq!((turns.take(start + second / 2, second), turns.overdue_at(second)), (None, Some(start + second)));
+        assert_eq!(
+            (
+                turns.take(start + second / 2, second),
+                turns.overdue_at(second)
+            ),
+            (None, Some(start + second))
+        );
         // One that is overdue takes those along that stand before it.
-        assert_eq!([turns.take(start + second, second), turns.take(start + second, second)], [Some("d"), Some("e")]);
+        assert_eq!(
+            [
+                turns.take(start + second, second),
+                turns.take(start + second, second)
+            ],
+            [Some("d"), Some("e")]
+        );
         turns.put(5, "f", start + second);
         assert_eq!(turns.take(start + second, second), None);
         turns.put(2, "c", start + second);
-        assert_eq!([turns.take(start + second, second), turns.take(start + second, second)], [Some("c"), Some("f")]);
+        assert_eq!(
+            [
+                turns.take(start + second, second),
+                turns.take(start + second, second)
+            ],
+            [Some("c"), Some("f")]
+        );
     }
 }

@@ -11,11 +11,11 @@ use anyhow::Result;
 
 use super::ephemeral::forget_read;
 use super::{Context, Named, by_host, meet, resolve};
+use crate::connection::{Line, Slots};
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind};
 use crate::job::{JobId, Record, Target};
 use crate::remote::look::Streams;
-use crate::transport::{Line, Slots};
 
 /// For as long as it takes.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -44,9 +44,10 @@ pub struct Waited {
 
 impl Waited {
     /// Whether the job is over.
-    #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.outcome.as_ref().is_ok_and(|outcome| outcome.error.is_none() && outcome.record.state.is_finished())
+        self.outcome
+            .as_ref()
+            .is_ok_and(|outcome| outcome.error.is_none() && outcome.record.state.is_finished())
     }
 }
 
@@ -58,24 +59,34 @@ enum Event {
 }
 
 /// Waits for jobs, all hosts at once. Each is passed on as it ends.
-///
-/// # Errors
-/// When the state file can't be used.
-pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(Waited)) -> Result<()> {
+pub fn wait(
+    context: &mut Context,
+    request: &Request,
+    mut on_waited: impl FnMut(Waited),
+) -> Result<()> {
     let mut asks: Vec<(String, Record)> = Vec::new();
     let mut enough = false;
     for Named { word, record } in resolve(context, &request.jobs) {
         match record {
             Ok(record) if record.state.is_finished() => {
                 if !enough {
-                    let outcome = Outcome { still_running: Some(false), ..Outcome::of(record) };
-                    on_waited(Waited { word, outcome: Ok(outcome) });
+                    let outcome = Outcome {
+                        still_running: Some(false),
+                        ..Outcome::of(record)
+                    };
+                    on_waited(Waited {
+                        word,
+                        outcome: Ok(outcome),
+                    });
                 }
                 enough = request.any;
             }
             Ok(record) => asks.push((word, record)),
             Err(failure) if request.selected && failure.kind == Kind::NotFound => {}
-            Err(failure) => on_waited(Waited { word, outcome: Err(failure) }),
+            Err(failure) => on_waited(Waited {
+                word,
+                outcome: Err(failure),
+            }),
         }
     }
     if enough {
@@ -83,15 +94,26 @@ pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(
     }
     let until = Instant::now() + request.timeout.unwrap_or(FOREVER);
     let (sender, receiver) = mpsc::channel();
-    let (slots, over) = (Arc::new(Slots::new(context.policy.parallel)), Arc::new(AtomicBool::new(false)));
+    let (slots, over) = (
+        Arc::new(Slots::new(context.policy.parallel)),
+        Arc::new(AtomicBool::new(false)),
+    );
     for group in by_host(asks, |(_, record)| record) {
         let words = group.jobs.iter().map(|(word, _)| word.clone()).collect();
         let (policy, any, sender) = (context.policy, request.any, sender.clone());
-        let watch = Watch { until, any, over: Arc::clone(&over), sender: sender.clone() };
+        let watch = Watch {
+            until,
+            any,
+            over: Arc::clone(&over),
+            sender: sender.clone(),
+        };
         let slots = Arc::clone(&slots);
         // Not waited for: where the first end is enough, the other hosts may still be asked about theirs.
         let thread = std::thread::Builder::new().spawn(move || {
-            watch.on_host(&mut Line::new(&group.destination, &policy).among(slots), group.jobs);
+            watch.on_host(
+                &mut Line::new(&group.destination, &policy).among(slots),
+                group.jobs,
+            );
         });
         if let Err(error) = thread {
             fail(words, &error, &sender);
@@ -119,8 +141,14 @@ pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(
 
 fn fail(words: Vec<String>, error: &std::io::Error, sender: &Sender<Event>) {
     for word in words {
-        let failure = Failure::new(Kind::Failed, format!("{word}: no thread can be started to wait for it: {error}"));
-        drop(sender.send(Event::Waited(Waited { word, outcome: Err(failure) })));
+        let failure = Failure::new(
+            Kind::Failed,
+            format!("{word}: no thread can be started to wait for it: {error}"),
+        );
+        drop(sender.send(Event::Waited(Waited {
+            word,
+            outcome: Err(failure),
+        })));
     }
 }
 
@@ -139,7 +167,10 @@ impl Watch {
             asks,
             |(_, record)| record,
             |(word, record), failure| {
-                let outcome = Ok(Outcome { error: Some(failure), ..Outcome::of(record) });
+                let outcome = Ok(Outcome {
+                    error: Some(failure),
+                    ..Outcome::of(record)
+                });
                 drop(self.sender.send(Event::Waited(Waited { word, outcome })));
             },
         );
@@ -152,19 +183,29 @@ impl Watch {
         let mut ended = Vec::new();
         while !records.is_empty() && !self.over.load(Ordering::Relaxed) {
             let left = self.until.saturating_duration_since(Instant::now());
-            let (time, last) = if self.any && left > SLICE { (SLICE, false) } else { (left, true) };
+            let (time, last) = if self.any && left > SLICE {
+                (SLICE, false)
+            } else {
+                (left, true)
+            };
             let orders = records.drain(..).map(order).collect();
             delivery::deliver(line, orders, Some(time), &mut |outcome| {
                 if outcome.error.is_none() && !outcome.record.state.is_finished() && !last {
                     records.push(outcome.record);
                     return;
                 }
-                if outcome.record.ephemeral && outcome.error.is_none() && outcome.record.state.is_finished() {
+                if outcome.record.ephemeral
+                    && outcome.error.is_none()
+                    && outcome.record.state.is_finished()
+                {
                     ended.push(outcome.record.clone());
                 }
                 let word = words.remove(&outcome.record.id).unwrap_or_default();
                 // Nobody listens any more only when all is over, or one end was enough.
-                drop(self.sender.send(Event::Waited(Waited { word, outcome: Ok(outcome) })));
+                drop(self.sender.send(Event::Waited(Waited {
+                    word,
+                    outcome: Ok(outcome),
+                })));
             });
         }
         if ended.is_empty() || self.over.load(Ordering::Relaxed) {
@@ -181,5 +222,12 @@ impl Watch {
 }
 
 fn order(record: Record) -> Order {
-    Order { record, signal: None, then: None, target: Target::Group, wake: false, ways: Ways::Any }
+    Order {
+        record,
+        signal: None,
+        then: None,
+        target: Target::Group,
+        wake: false,
+        ways: Ways::Any,
+    }
 }

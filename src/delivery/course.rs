@@ -1,13 +1,13 @@
 //! One job on its way through a delivery: what was sent, what was answered, what follows from it. No I/O.
 
 use super::{Order, Outcome, Sent, Via};
+use crate::connection::keeper::protocol::End;
 use crate::error::{Failure, Kind};
+use crate::escape::printable;
 use crate::job::{self, Record, State, Target};
-use crate::printable::printable;
 use crate::remote::signal::{Hit, Shot};
 use crate::remote::{Seen, Standing};
 use crate::signal::Signal;
-use crate::transport::keeper::protocol::End;
 
 /// One job on its way.
 pub struct Course {
@@ -31,7 +31,16 @@ impl Course {
     pub fn new(order: Order) -> Result<Self, Failure> {
         let outcome = Outcome::of(order.record.clone());
         let (claim, then_claim) = (job::random_hex::<8>()?, job::random_hex::<8>()?);
-        Ok(Self { order, claim, then_claim, outcome, asked: false, then_asked: false, kin: 0, gone: false })
+        Ok(Self {
+            order,
+            claim,
+            then_claim,
+            outcome,
+            asked: false,
+            then_asked: false,
+            kin: 0,
+            gone: false,
+        })
     }
 
     /// The job's directory on its host, or its id where that is not known yet.
@@ -52,11 +61,21 @@ impl Course {
 
     pub fn shot(&self, signal: Signal, claim: &str, retry: bool) -> Shot {
         let (target, wake) = (self.order.target, self.order.wake);
-        Shot { place: self.place(), claim: claim.to_owned(), signal, target, wake, retry }
+        Shot {
+            place: self.place(),
+            claim: claim.to_owned(),
+            signal,
+            target,
+            wake,
+            retry,
+        }
     }
 
     pub fn fail(&mut self, kind: Kind, what: &str) -> bool {
-        self.outcome.error = Some(Failure::new(kind, format!("{}: {what}", self.order.record.label())));
+        self.outcome.error = Some(Failure::new(
+            kind,
+            format!("{}: {what}", self.order.record.label()),
+        ));
         true
     }
 
@@ -87,8 +106,10 @@ impl Course {
                 Kind::NotPermitted,
                 "its processes are another user's by now; its host lets nobody else signal them",
             ),
-            Hit::Unconfirmed => self
-                .fail(Kind::Unconfirmed, "the host cut an earlier try short; whether the signal was sent is not known"),
+            Hit::Unconfirmed => self.fail(
+                Kind::Unconfirmed,
+                "the host cut an earlier try short; whether the signal was sent is not known",
+            ),
         }
     }
 
@@ -98,8 +119,10 @@ impl Course {
         seen.update(&mut self.outcome.record);
         match (state, seen.standing) {
             (State::Exited | State::Lost, _) => {
-                self.outcome.still_running = Some(self.kin > 0 && self.order.target == Target::Tree);
-                if !waiting && self.unsent().is_some() && self.outcome.still_running == Some(false) {
+                self.outcome.still_running =
+                    Some(self.kin > 0 && self.order.target == Target::Tree);
+                if !waiting && self.unsent().is_some() && self.outcome.still_running == Some(false)
+                {
                     self.outcome.error = Some(self.ended());
                 }
                 true
@@ -112,15 +135,26 @@ impl Course {
                 )
             }
             (State::Unknown, _) => self.fail(Kind::Failed, NOT_BELIEVED),
-            (State::Starting, _) if self.unsent().is_some() => {
-                self.fail(Kind::Failed, "it has not started yet; try again in a moment")
-            }
-            _ if self.gone && !waiting => self.fail(Kind::NotRunning, "its processes were gone; nothing was sent"),
+            (State::Starting, _) if self.unsent().is_some() => self.fail(
+                Kind::Failed,
+                "it has not started yet; try again in a moment",
+            ),
+            _ if self.gone && !waiting => self.fail(
+                Kind::NotRunning,
+                "its processes were gone; nothing was sent",
+            ),
             _ => {
                 self.outcome.still_running = Some(true);
-                if !waiting && self.unsent().is_some_and(|signal| !signal.is_existence_check()) {
+                if !waiting
+                    && self
+                        .unsent()
+                        .is_some_and(|signal| !signal.is_existence_check())
+                {
                     self.outcome.sent = Sent::Unknown;
-                    return self.fail(Kind::Unconfirmed, "its host does not say whether the signal was sent");
+                    return self.fail(
+                        Kind::Unconfirmed,
+                        "its host does not say whether the signal was sent",
+                    );
                 }
                 !waiting
             }
@@ -131,11 +165,19 @@ impl Course {
     fn ended(&self) -> Failure {
         let mut failure = ended_before(&self.outcome.record);
         if self.order.target == Target::Tree {
-            failure.message.push_str(", and nothing that it started is left");
+            failure
+                .message
+                .push_str(", and nothing that it started is left");
         } else if self.kin > 0 {
             let id = &self.outcome.record.id;
-            let still = if self.kin == 1 { "a process of its group still runs" } else { "its group still runs" };
-            let hint = format!(". But {still}: `rsig kill --target tree {id}` signals what a job has left behind");
+            let still = if self.kin == 1 {
+                "a process of its group still runs"
+            } else {
+                "its group still runs"
+            };
+            let hint = format!(
+                ". But {still}: `rsig kill --target tree {id}` signals what a job has left behind"
+            );
             failure.message.push_str(&hint);
         }
         failure
@@ -185,14 +227,17 @@ impl Course {
 }
 
 /// What is said of a job whose directory is a link, or not its user's alone.
-pub const NOT_BELIEVED: &str = "others could have written to its directory there, so nothing in it is believed";
+pub const NOT_BELIEVED: &str =
+    "others could have written to its directory there, so nothing in it is believed";
 
 /// The failure of a signal for a job that is over.
-#[must_use]
 pub fn ended_before(record: &Record) -> Failure {
     let end = match (record.state, record.exit_status) {
         (State::Exited, Some(status)) => format!("it had already ended with status {status}"),
         _ => "it is lost: gone, and nothing recorded its end".to_owned(),
     };
-    Failure::new(Kind::NotRunning, format!("{}: {end}; nothing was sent", record.label()))
+    Failure::new(
+        Kind::NotRunning,
+        format!("{}: {end}; nothing was sent", record.label()),
+    )
 }

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use course::Course;
 pub use course::{NOT_BELIEVED, ended_before};
 
+use crate::connection::Line;
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
 use crate::signal::Signal;
-use crate::transport::Line;
 
 /// The shortest time from one script of a wait to the next.
 const SHORTEST: Duration = Duration::from_millis(200);
@@ -39,7 +39,6 @@ pub enum Via {
 
 impl Via {
     /// The word of the JSON.
-    #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             Self::Channel => "channel",
@@ -110,7 +109,6 @@ pub struct Outcome {
 
 impl Outcome {
     /// A job that nothing was done to.
-    #[must_use]
     pub fn of(record: Record) -> Self {
         Self {
             record,
@@ -136,13 +134,21 @@ pub struct Clock {
 
 /// Carries out orders for jobs of one host: sends the signals, and waits for the jobs for as long as `wait` says, if at
 /// all. Each job's outcome is passed on as soon as it is known.
-pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_outcome: &mut dyn FnMut(Outcome)) {
+pub fn deliver(
+    line: &mut Line,
+    orders: Vec<Order>,
+    wait: Option<Duration>,
+    on_outcome: &mut dyn FnMut(Outcome),
+) {
     let mut courses = Vec::with_capacity(orders.len());
     for order in orders {
         let record = order.record.clone();
         match Course::new(order) {
             Ok(course) => courses.push(course),
-            Err(failure) => on_outcome(Outcome { error: Some(failure), ..Outcome::of(record) }),
+            Err(failure) => on_outcome(Outcome {
+                error: Some(failure),
+                ..Outcome::of(record)
+            }),
         }
     }
     if let Err(failure) = line.connect() {
@@ -151,16 +157,28 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
     let started = Instant::now();
     // When the host was last known to be there; at first a keeper may hold no more than the memory of a connection.
     let mut there = (!line.may_be_stale()).then_some(started);
-    if relay::deliver(line, &mut courses, wait.map(|wait| started + wait), on_outcome) {
+    if relay::deliver(
+        line,
+        &mut courses,
+        wait.map(|wait| started + wait),
+        on_outcome,
+    ) {
         there = Some(Instant::now());
     }
-    let mut clock = wait.map(|wait| Clock { wait, until: started + wait, second: false });
+    let mut clock = wait.map(|wait| Clock {
+        wait,
+        until: started + wait,
+        second: false,
+    });
     let (mut breaks, mut wordless) = (0, 0);
     // What had been asked for before the first shell that ended without a word.
     let mut before = None;
     while !courses.is_empty() {
         let asked_at = Instant::now();
-        let asked: Vec<(bool, bool)> = courses.iter().map(|course| (course.asked, course.then_asked)).collect();
+        let asked: Vec<(bool, bool)> = courses
+            .iter()
+            .map(|course| (course.asked, course.then_asked))
+            .collect();
         let plan = script::plan(&courses, clock.as_ref());
         let seconds = plan.then_wait.filter(|_| !plan.then.is_empty());
         match script::carry_out_plan(line, &mut courses, &plan, started, on_outcome) {
@@ -179,8 +197,14 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
             }
             Err(failure) if failure.kind == Kind::Unreachable && breaks < RETRIES => {
                 // A silent host takes long to find out about: it is tried once more, not twice.
-                breaks += if asked_at.elapsed() < SILENT { 1 } else { RETRIES };
-                let patience = there.zip(clock.as_ref()).map(|(there, clock)| clock.until.min(there + GONE));
+                breaks += if asked_at.elapsed() < SILENT {
+                    1
+                } else {
+                    RETRIES
+                };
+                let patience = there
+                    .zip(clock.as_ref())
+                    .map(|(there, clock)| clock.until.min(there + GONE));
                 if let Err(failure) = line.connect_again(&failure, patience.unwrap_or(asked_at)) {
                     return give_up(courses, &failure, wait.is_some(), on_outcome);
                 }
@@ -193,7 +217,10 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
             return;
         }
         let Some(clock) = &mut clock else {
-            let failure = Failure::new(Kind::Failed, format!("{}: it gave no answer about the job", line.host()));
+            let failure = Failure::new(
+                Kind::Failed,
+                format!("{}: it gave no answer about the job", line.host()),
+            );
             return give_up(courses, &failure, wait.is_some(), on_outcome);
         };
         if let Some(then_wait) = seconds {
@@ -202,17 +229,26 @@ pub fn deliver(line: &mut Line, orders: Vec<Order>, wait: Option<Duration>, on_o
         }
         let more = !clock.second && courses.iter().any(|course| course.then_unsent().is_some());
         if Instant::now() >= clock.until && !more {
-            courses.into_iter().for_each(|course| on_outcome(course.outcome));
+            courses
+                .into_iter()
+                .for_each(|course| on_outcome(course.outcome));
             return;
         }
         // A job that is only about to start can't be waited for there.
         std::thread::sleep(
-            SHORTEST.saturating_sub(asked_at.elapsed()).min(clock.until.saturating_duration_since(asked_at)),
+            SHORTEST
+                .saturating_sub(asked_at.elapsed())
+                .min(clock.until.saturating_duration_since(asked_at)),
         );
     }
 }
 
-fn give_up(courses: Vec<Course>, failure: &Failure, waiting: bool, on_outcome: &mut dyn FnMut(Outcome)) {
+fn give_up(
+    courses: Vec<Course>,
+    failure: &Failure,
+    waiting: bool,
+    on_outcome: &mut dyn FnMut(Outcome),
+) {
     for mut course in courses {
         course.give_up(failure, waiting);
         on_outcome(course.outcome);

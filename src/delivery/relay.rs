@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::course::Course;
 use super::{Outcome, Sent, Via, Ways};
+use crate::connection::keeper::protocol::{Relayed, Reply};
+use crate::connection::{Line, Relays};
 use crate::error::Kind;
 use crate::job::Target;
 use crate::remote::signal::Hit;
-use crate::transport::keeper::protocol::{Relayed, Reply};
-use crate::transport::{Line, Relays};
 
 /// How long a keeper may take to answer: what it gives the relay, and the signals that wait in front of this one.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -51,25 +51,38 @@ pub fn deliver(
 ) -> bool {
     let started = Instant::now();
     let mut asked = vec![Asked::default(); courses.len()];
-    if courses.iter().any(|course| until.is_some() || way(course).is_some())
+    if courses
+        .iter()
+        .any(|course| until.is_some() || way(course).is_some())
         && let Some(mut relays) = line.relays()
     {
         // A keeper that goes leaves all to the scripts.
-        drop(converse(relays.as_mut(), courses, &mut asked, until, &mut |course, asked| {
-            course.outcome.waited = started.elapsed();
-            on_outcome(course.outcome.clone());
-            asked.told = true;
-        }));
+        drop(converse(
+            relays.as_mut(),
+            courses,
+            &mut asked,
+            until,
+            &mut |course, asked| {
+                course.outcome.waited = started.elapsed();
+                on_outcome(course.outcome.clone());
+                asked.told = true;
+            },
+        ));
         if asked.iter().copied().any(Asked::is_waited_for) {
             // What it does not know of must not be sent after all, when a script has sent it already.
-            relays.part().into_iter().for_each(|reply| take(&reply, courses, &mut asked, until.is_some()));
+            relays
+                .part()
+                .into_iter()
+                .for_each(|reply| take(&reply, courses, &mut asked, until.is_some()));
         }
     }
     let answered = asked.iter().any(|asked| asked.answered);
     let time_is_over = until.is_some_and(|until| Instant::now() >= until);
     let mut asked = asked.into_iter();
     courses.retain_mut(|course| {
-        let Some(asked) = asked.next() else { return true };
+        let Some(asked) = asked.next() else {
+            return true;
+        };
         course.outcome.waited = started.elapsed();
         let mut settled = asked.settled;
         if !settled && course.unsent().is_some() && course.order.ways == Ways::Channel {
@@ -96,7 +109,10 @@ fn converse(
     until: Option<Instant>,
     tell: &mut dyn FnMut(&mut Course, &mut Asked),
 ) -> std::io::Result<()> {
-    let held = courses.iter_mut().zip(asked.iter_mut()).filter(|(course, _)| relays.holds(&course.order.record.id));
+    let held = courses
+        .iter_mut()
+        .zip(asked.iter_mut())
+        .filter(|(course, _)| relays.holds(&course.order.record.id));
     let held: Vec<_> = held.collect();
     for (course, asked) in held {
         let id = &course.order.record.id;
@@ -127,10 +143,14 @@ fn converse(
         }
     }
     let Some(until) = until else { return Ok(()) };
-    let told =
-        |(course, asked): (&Course, &Asked)| asked.settled || course.unsent().is_none() && asked.watched == Some(true);
+    let told = |(course, asked): (&Course, &Asked)| {
+        asked.settled || course.unsent().is_none() && asked.watched == Some(true)
+    };
     while courses.iter().zip(asked.iter()).all(told) {
-        let news = courses.iter_mut().zip(asked.iter_mut()).filter(|(_, asked)| asked.settled && !asked.told);
+        let news = courses
+            .iter_mut()
+            .zip(asked.iter_mut())
+            .filter(|(_, asked)| asked.settled && !asked.told);
         news.for_each(|(course, asked)| tell(course, asked));
         if asked.iter().all(|asked| asked.settled) {
             break;
@@ -139,7 +159,9 @@ fn converse(
             Ok(reply) => take(&reply, courses, asked, true),
             Err(error) if error.kind() == ErrorKind::TimedOut => break,
             Err(error) => {
-                asked.iter_mut().for_each(|asked| asked.watched = Some(false));
+                asked
+                    .iter_mut()
+                    .for_each(|asked| asked.watched = Some(false));
                 return Err(error);
             }
         }
@@ -155,7 +177,9 @@ enum Way {
 
 /// The way that a course's signal takes first, if there is any by a relay.
 fn way(course: &Course) -> Option<Way> {
-    by_channel(course).map(Way::Channel).or_else(|| by_pid(course).map(Way::Pid))
+    by_channel(course)
+        .map(Way::Channel)
+        .or_else(|| by_pid(course).map(Way::Pid))
 }
 
 /// The name under which a course's signal can go by channel, if it can.
@@ -169,11 +193,18 @@ fn by_channel(course: &Course) -> Option<&'static str> {
 fn by_pid(course: &Course) -> Option<String> {
     let order = &course.order;
     let suits = order.ways != Ways::Channel && order.target != Target::Tree;
-    let signal = course.unsent().filter(|signal| suits && !signal.is_existence_check())?;
+    let signal = course
+        .unsent()
+        .filter(|signal| suits && !signal.is_existence_check())?;
     Some(course.shot(signal, &course.claim, false).words().join(" "))
 }
 
-fn by_line(relays: &mut dyn Relays, course: &mut Course, asked: &mut Asked, line: String) -> std::io::Result<()> {
+fn by_line(
+    relays: &mut dyn Relays,
+    course: &mut Course,
+    asked: &mut Asked,
+    line: String,
+) -> std::io::Result<()> {
     (asked.way, asked.relayed) = (Some(Via::Pid), None);
     // From now on it may have been sent.
     course.asked = true;
@@ -190,8 +221,12 @@ fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: boo
     else {
         return;
     };
-    let place = courses.iter().position(|course| course.order.record.id.as_str() == job);
-    let Some((course, asked)) = place.and_then(|place| courses.get_mut(place).zip(asked.get_mut(place))) else {
+    let place = courses
+        .iter()
+        .position(|course| course.order.record.id.as_str() == job);
+    let Some((course, asked)) =
+        place.and_then(|place| courses.get_mut(place).zip(asked.get_mut(place)))
+    else {
         return;
     };
     match reply {
@@ -233,22 +268,38 @@ fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: boo
 
 /// A signal that was to go by channel alone, and did not.
 fn refuse(course: &mut Course, asked: Asked) -> bool {
-    let signal = course.order.signal.map(|signal| signal.name()).unwrap_or_default();
+    let signal = course
+        .order
+        .signal
+        .map(|signal| signal.name())
+        .unwrap_or_default();
     let why = match asked.relayed {
         _ if by_channel(course).is_none() => format!(
             "{signal} to this target never goes by channel: servers take HUP, INT, QUIT, TERM, USR1 and USR2, for the \
              whole group"
         ),
-        Some(Relayed::NotHonoured) => "its server does not pass channel signals on for this login (OpenSSH before 10 \
+        Some(Relayed::NotHonoured) => {
+            "its server does not pass channel signals on for this login (OpenSSH before 10 \
                                        refuses them to root, and to forced commands)"
-            .to_owned(),
-        Some(Relayed::Retired) => "its relay once answered too late, and is not used any more".to_owned(),
+                .to_owned()
+        }
+        Some(Relayed::Retired) => {
+            "its relay once answered too late, and is not used any more".to_owned()
+        }
         Some(Relayed::Unanswered) | None if course.asked => {
             course.outcome.sent = Sent::Unknown;
-            return course
-                .fail(Kind::Unconfirmed, "its relay did not answer in time; whether the signal was sent is not known");
+            return course.fail(
+                Kind::Unconfirmed,
+                "its relay did not answer in time; whether the signal was sent is not known",
+            );
         }
-        _ => "no channel of it is held: it was started without a keeper, or that connection is gone".to_owned(),
+        _ => {
+            "no channel of it is held: it was started without a keeper, or that connection is gone"
+                .to_owned()
+        }
     };
-    course.fail(Kind::NoChannel, &format!("{why}; nothing was sent. Leave --via out to send by pid"))
+    course.fail(
+        Kind::NoChannel,
+        &format!("{why}; nothing was sent. Leave --via out to send by pid"),
+    )
 }

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::course::Course;
 use super::{Clock, Outcome, Via};
+use crate::connection::Line;
 use crate::error::{Failure, Kind};
 use crate::job::Target;
 use crate::remote::signal::{Event, Plan, carry_out};
-use crate::transport::Line;
 
 /// The longest that one script waits: what breaks silently is found out after that.
 const SCRIPT: Duration = Duration::from_secs(10);
@@ -16,15 +16,33 @@ const SCRIPT: Duration = Duration::from_secs(10);
 /// script in which the time runs out, so that the host decides whether they are needed.
 pub fn plan(courses: &[Course], clock: Option<&Clock>) -> Plan {
     // What is left of a tree is known only in the script that has signalled it.
-    let longest = if courses.iter().any(|course| course.order.target == Target::Tree) { Duration::MAX } else { SCRIPT };
+    let longest = if courses
+        .iter()
+        .any(|course| course.order.target == Target::Tree)
+    {
+        Duration::MAX
+    } else {
+        SCRIPT
+    };
     let left = clock.map(|clock| clock.until.saturating_duration_since(Instant::now()));
-    let mut plan = Plan { wait: left.map(|left| left.min(longest)), ..Plan::default() };
-    let time_for_second = clock.is_some_and(|clock| !clock.second) && left.is_some_and(|left| left <= longest);
+    let mut plan = Plan {
+        wait: left.map(|left| left.min(longest)),
+        ..Plan::default()
+    };
+    let time_for_second =
+        clock.is_some_and(|clock| !clock.second) && left.is_some_and(|left| left <= longest);
     for (index, course) in courses.iter().enumerate() {
-        plan.jobs
-            .push((course.place(), course.unsent().map(|signal| course.shot(signal, &course.claim, course.asked))));
+        plan.jobs.push((
+            course.place(),
+            course
+                .unsent()
+                .map(|signal| course.shot(signal, &course.claim, course.asked)),
+        ));
         if let Some(signal) = course.then_unsent().filter(|_| time_for_second) {
-            plan.then.push((index, course.shot(signal, &course.then_claim, course.then_asked)));
+            plan.then.push((
+                index,
+                course.shot(signal, &course.then_claim, course.then_asked),
+            ));
         }
     }
     plan.then_wait = clock.map(|clock| clock.wait.min(longest));
@@ -56,7 +74,9 @@ pub fn carry_out_plan(
         | Event::Kin(index, _)
         | Event::LinksOnly(index)
         | Event::Lacks(index)) = event;
-        let (Some(course), Some(settled)) = (courses.get_mut(index), settled.get_mut(index)) else { return };
+        let (Some(course), Some(settled)) = (courses.get_mut(index), settled.get_mut(index)) else {
+            return;
+        };
         if *settled {
             return;
         }

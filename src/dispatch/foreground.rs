@@ -13,16 +13,21 @@ use signal_hook::iterator::Signals;
 use super::{context, job, usage};
 use crate::cli;
 use crate::commands::{run, spawn};
+use crate::connection::ssh::prompt;
 use crate::error::{Failure, Kind, exit};
-use crate::output::{self, warn};
 use crate::remote::Stream;
 use crate::signal::SignalWord;
 use crate::sys;
-use crate::transport::ssh::prompt;
+use crate::terminal::{self, warn};
 
 pub fn run(arguments: cli::Run) -> Result<u8> {
     let input = input(arguments.stdin.as_deref())?;
-    let spawn: spawn::Request = job(arguments.job, arguments.host, arguments.connect, arguments.command)?;
+    let spawn: spawn::Request = job(
+        arguments.job,
+        arguments.host,
+        arguments.connect,
+        arguments.command,
+    )?;
     let request = run::Request {
         spawn,
         grace: arguments.grace,
@@ -31,11 +36,19 @@ pub fn run(arguments: cli::Run) -> Result<u8> {
     };
     let mut context = context(arguments.common.reach)?;
     let note: fn(&str) = if arguments.common.quiet { |_| () } else { warn };
-    let outside = run::Outside { input, signals: signals()?, stop, note };
+    let outside = run::Outside {
+        input,
+        signals: signals()?,
+        stop,
+        note,
+    };
     let mut broken = None;
     let ran = run::run(&mut context, request, outside, &mut |stream, bytes| {
-        output::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
-            let failure = Failure::new(Kind::Failed, format!("the output can't be passed on: {error}"));
+        terminal::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
+            let failure = Failure::new(
+                Kind::Failed,
+                format!("the output can't be passed on: {error}"),
+            );
             broken = Some(error);
             failure
         })
@@ -45,12 +58,18 @@ pub fn run(arguments: cli::Run) -> Result<u8> {
     }
     let ran = ran?;
     if ran.disk_full {
-        warn(&format!("{}: the disk there was full, and some of the output is lost", ran.record.label()));
+        warn(&format!(
+            "{}: the disk there was full, and some of the output is lost",
+            ran.record.label()
+        ));
     }
     match run::status(&ran) {
         Some(status) => Ok(status),
         None => {
-            warn(&format!("{}: it is lost: gone, and nothing recorded its end", ran.record.label()));
+            warn(&format!(
+                "{}: it is lost: gone, and nothing recorded its end",
+                ran.record.label()
+            ));
             Ok(exit::LOST)
         }
     }
@@ -60,22 +79,34 @@ pub fn run(arguments: cli::Run) -> Result<u8> {
 fn input(given: Option<&Path>) -> Result<Option<Box<dyn Read + Send>>> {
     match given {
         Some(path) if path != Path::new("-") => {
-            let file = File::open(path).map_err(|error| usage(format!("--stdin {}: {error}", path.display())))?;
-            Ok(if is_null(&file) { None } else { Some(Box::new(file)) })
+            let file = File::open(path)
+                .map_err(|error| usage(format!("--stdin {}: {error}", path.display())))?;
+            Ok(if is_null(&file) {
+                None
+            } else {
+                Some(Box::new(file))
+            })
         }
         None if io::stdin().is_terminal() => Ok(None),
         _ => {
             let own = io::stdin().lock();
-            let file = std::os::fd::AsFd::as_fd(&own).try_clone_to_owned().map(File::from);
+            let file = std::os::fd::AsFd::as_fd(&own)
+                .try_clone_to_owned()
+                .map(File::from);
             // A standard input that is closed gives nothing either.
-            Ok(file.ok().filter(|file| !is_null(file)).map(|file| Box::new(file) as Box<dyn Read + Send>))
+            Ok(file
+                .ok()
+                .filter(|file| !is_null(file))
+                .map(|file| Box::new(file) as Box<dyn Read + Send>))
         }
     }
 }
 
 fn is_null(file: &File) -> bool {
     let null = std::fs::metadata("/dev/null");
-    let (Ok(null), Ok(file)) = (null, file.metadata()) else { return false };
+    let (Ok(null), Ok(file)) = (null, file.metadata()) else {
+        return false;
+    };
     file.file_type().is_char_device() && file.rdev() == null.rdev()
 }
 
@@ -101,8 +132,17 @@ fn signals() -> Result<Receiver<run::Pass>> {
                 SIGTSTP => ("STOP", false, true),
                 _ => ("CONT", false, false),
             };
-            let Ok(signal) = word.parse::<SignalWord>() else { continue };
-            if sender.send(run::Pass { signal, ends, stops }).is_err() {
+            let Ok(signal) = word.parse::<SignalWord>() else {
+                continue;
+            };
+            if sender
+                .send(run::Pass {
+                    signal,
+                    ends,
+                    stops,
+                })
+                .is_err()
+            {
                 return;
             }
         }

@@ -15,7 +15,12 @@ use crate::remote::start::Input;
 pub fn whole(path: &Path) -> Result<Input> {
     let unreadable = |error: io::Error| usage(format!("--stdin {}: {error}", path.display()));
     let mut file = if path == Path::new("-") {
-        File::from(io::stdin().as_fd().try_clone_to_owned().map_err(unreadable)?)
+        File::from(
+            io::stdin()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(unreadable)?,
+        )
     } else {
         let file = File::open(path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
@@ -24,7 +29,9 @@ pub fn whole(path: &Path) -> Result<Input> {
         }
         file
     };
-    let copied = tempfile::tempfile().and_then(|mut copy| Ok((io::copy(&mut file, &mut copy)?, copy)));
-    let (size, copy) = copied.with_context(|| format!("--stdin {}: it can't be read to its end", path.display()))?;
+    let copied =
+        tempfile::tempfile().and_then(|mut copy| Ok((io::copy(&mut file, &mut copy)?, copy)));
+    let (size, copy) = copied
+        .with_context(|| format!("--stdin {}: it can't be read to its end", path.display()))?;
     Ok(Input::new(copy, size))
 }

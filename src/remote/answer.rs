@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use memchr::memmem;
 
 use super::script::{Nonce, Script};
+use crate::connection::{Chunk, Shell};
 use crate::error::{Failure, Kind};
-use crate::printable::printable;
-use crate::transport::{Chunk, Shell};
+use crate::escape::printable;
 
 /// How much a login may say before the answer begins.
 const NOISE_MAX: usize = 1 << 20;
@@ -66,17 +66,14 @@ pub enum Ending {
 /// What takes the parts of an answer.
 pub trait Listener {
     /// A line, without its end.
-    ///
-    /// # Errors
-    /// When it is not what the script says: the exchange ends with this failure.
     fn line(&mut self, line: &str) -> Result<(), Failure>;
 
     /// Bytes of a job's output.
-    ///
-    /// # Errors
-    /// When they can't be passed on.
     fn data(&mut self, stream: Stream, _bytes: &[u8]) -> Result<(), Failure> {
-        Err(Failure::new(Kind::Failed, format!("unexpected data in an answer ({stream:?})")))
+        Err(Failure::new(
+            Kind::Failed,
+            format!("unexpected data in an answer ({stream:?})"),
+        ))
     }
 
     /// What to send to the script now, if anything: asked after all that comes, and every [`Listener::pace`].
@@ -134,7 +131,13 @@ impl Framed {
     }
 
     /// Takes bytes in; passes data and lines on.
-    fn feed(&mut self, host: &str, stream: Stream, bytes: &[u8], listener: &mut dyn Listener) -> Result<(), Failure> {
+    fn feed(
+        &mut self,
+        host: &str,
+        stream: Stream,
+        bytes: &[u8],
+        listener: &mut dyn Listener,
+    ) -> Result<(), Failure> {
         let joined;
         let mut rest = if self.held.is_empty() {
             bytes
@@ -179,8 +182,9 @@ impl Framed {
                     Phase::Over
                 }
                 (Phase::Data, word) if word.starts_with(b"ended ") => {
-                    self.ending =
-                        Ending::Ended(String::from_utf8_lossy(word.get(6..).unwrap_or_default()).into_owned());
+                    self.ending = Ending::Ended(
+                        String::from_utf8_lossy(word.get(6..).unwrap_or_default()).into_owned(),
+                    );
                     Phase::Over
                 }
                 _ => return Err(garbage(host, word)),
@@ -203,14 +207,22 @@ impl Framed {
             Phase::Noise => {
                 self.noise += bytes.len();
                 let room = (4 * SHOWN).saturating_sub(self.said.len()).min(bytes.len());
-                self.said.extend_from_slice(bytes.get(..room).unwrap_or_default());
+                self.said
+                    .extend_from_slice(bytes.get(..room).unwrap_or_default());
                 Ok(bytes.len())
             }
             Phase::Lines => {
-                let end = if whole { bytes.len() } else { memchr::memrchr(b'\n', bytes).map_or(0, |at| at + 1) };
+                let end = if whole {
+                    bytes.len()
+                } else {
+                    memchr::memrchr(b'\n', bytes).map_or(0, |at| at + 1)
+                };
                 let lines = bytes.get(..end).unwrap_or_default();
                 self.noise += lines.len();
-                for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                for line in lines
+                    .split(|byte| *byte == b'\n')
+                    .filter(|line| !line.is_empty())
+                {
                     let text = std::str::from_utf8(line).map_err(|_| garbage(host, line))?;
                     listener.line(text)?;
                 }
@@ -234,7 +246,10 @@ impl Framed {
             Phase::Data | Phase::Over => false,
         };
         if flood {
-            let message = format!("{host} sends far more than an answer: {}", printable(&self.said, SHOWN));
+            let message = format!(
+                "{host} sends far more than an answer: {}",
+                printable(&self.said, SHOWN)
+            );
             return Err(Failure::new(Kind::Failed, message));
         }
         Ok(())
@@ -244,19 +259,22 @@ impl Framed {
 /// How many of the last bytes could be the beginning of a mark.
 fn possible_mark(bytes: &[u8], mark: &[u8]) -> usize {
     let longest = bytes.len().min(mark.len() - 1);
-    (1..=longest).rev().find(|size| bytes.ends_with(mark.get(..*size).unwrap_or_default())).unwrap_or(0)
+    (1..=longest)
+        .rev()
+        .find(|size| bytes.ends_with(mark.get(..*size).unwrap_or_default()))
+        .unwrap_or(0)
 }
 
 /// What a host said that no script says.
 pub fn garbage(host: &str, what: &[u8]) -> Failure {
     let said = printable(what, SHOWN);
-    Failure::new(Kind::Failed, format!("{host} gave an answer that makes no sense: {said}"))
+    Failure::new(
+        Kind::Failed,
+        format!("{host} gave an answer that makes no sense: {said}"),
+    )
 }
 
 /// Sends a script and hears its whole answer; see [`Hearing`].
-///
-/// # Errors
-/// As [`Hearing::go_on`].
 pub fn hear(
     host: &str,
     shell: &mut dyn Shell,
@@ -289,26 +307,29 @@ fn broke(host: &str, error: &io::Error) -> Failure {
 
 impl Hearing {
     /// Sends a script.
-    ///
-    /// # Errors
-    /// [`Kind::Unreachable`] when the connection is broken.
-    pub fn begin(host: &str, shell: &mut dyn Shell, script: &Script, both: bool) -> Result<Self, Failure> {
+    pub fn begin(
+        host: &str,
+        shell: &mut dyn Shell,
+        script: &Script,
+        both: bool,
+    ) -> Result<Self, Failure> {
         let started = Instant::now();
         // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
         let unsent = match shell.write(&script.text(shell.primed()), started + PATIENCE) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
             sent => sent.map_err(|error| broke(host, &error)).map(|()| None)?,
         };
-        Ok(Self { started, out: Framed::new(script.nonce()), err: Framed::new(script.nonce()), both, unsent })
+        Ok(Self {
+            started,
+            out: Framed::new(script.nonce()),
+            err: Framed::new(script.nonce()),
+            both,
+            unsent,
+        })
     }
 
     /// Hears the answer to its end, or to where somebody else is to go on. `patience` is how long that may take;
     /// `None`: for as long as it lasts, once it has begun.
-    ///
-    /// # Errors
-    /// [`Kind::Unreachable`] when the connection broke before the answer was whole, or none came in time;
-    /// [`Kind::NoShell`] when the far side ended without one; [`Kind::Failed`] when what came is no answer; or whatever
-    /// the listener says. Except with `NoShell`, the script may have been carried out.
     pub fn go_on(
         &mut self,
         host: &str,
@@ -338,7 +359,8 @@ impl Hearing {
     }
 
     fn is_over(&self) -> bool {
-        self.out.phase == Phase::Over && (!self.both || self.out.errors || self.err.phase == Phase::Over)
+        self.out.phase == Phase::Over
+            && (!self.both || self.out.errors || self.err.phase == Phase::Over)
     }
 
     /// Takes what comes next.
@@ -350,31 +372,55 @@ impl Hearing {
         listener: &mut dyn Listener,
         buffer: &mut [u8],
     ) -> Result<(), Failure> {
-        let Self { started, out, err, both, unsent } = self;
+        let Self {
+            started,
+            out,
+            err,
+            both,
+            unsent,
+        } = self;
         let deadline = match patience {
             _ if out.phase == Phase::Noise => *started + PATIENCE,
             Some(patience) => *started + patience.max(PATIENCE),
             None => Instant::now() + LONG,
         };
-        let until = listener.pace().map_or(deadline, |pace| deadline.min(Instant::now() + pace));
-        match shell.read(buffer, until).map_err(|error| broke(host, &error))? {
-            Chunk::Out(size) => out.feed(host, Stream::Out, buffer.get(..size).unwrap_or_default(), listener),
+        let until = listener
+            .pace()
+            .map_or(deadline, |pace| deadline.min(Instant::now() + pace));
+        match shell
+            .read(buffer, until)
+            .map_err(|error| broke(host, &error))?
+        {
+            Chunk::Out(size) => out.feed(
+                host,
+                Stream::Out,
+                buffer.get(..size).unwrap_or_default(),
+                listener,
+            ),
             Chunk::Err(size) => {
                 let bytes = buffer.get(..size).unwrap_or_default();
                 if *both {
                     err.feed(host, Stream::Err, bytes, listener)
                 } else {
-                    err.take(host, Stream::Err, bytes, listener, false).map(drop)
+                    err.take(host, Stream::Err, bytes, listener, false)
+                        .map(drop)
                 }
             }
-            Chunk::Nothing if Instant::now() < deadline || patience.is_none() && out.phase != Phase::Noise => Ok(()),
+            Chunk::Nothing
+                if Instant::now() < deadline || patience.is_none() && out.phase != Phase::Noise =>
+            {
+                Ok(())
+            }
             Chunk::Nothing => {
                 let said = words(out, err);
                 let message = format!("{host} accepts the login, and then gives no answer{said}");
                 Err(Failure::new(Kind::Unreachable, message))
             }
             Chunk::End if out.phase == Phase::Noise => {
-                let why = unsent.take().map(|error| format!(" ({error})")).unwrap_or_default();
+                let why = unsent
+                    .take()
+                    .map(|error| format!(" ({error})"))
+                    .unwrap_or_default();
                 let message = format!(
                     "{host} does not run /bin/sh for this login{why}: a forced command or a login that is not allowed \
                      a shell{}",
@@ -383,7 +429,10 @@ impl Hearing {
                 Err(Failure::new(Kind::NoShell, message))
             }
             Chunk::End => {
-                let message = format!("{host}: the connection broke in mid-answer{}", words(err, err));
+                let message = format!(
+                    "{host}: the connection broke in mid-answer{}",
+                    words(err, err)
+                );
                 Err(Failure::new(Kind::Unreachable, message))
             }
         }
@@ -392,9 +441,17 @@ impl Hearing {
 
 /// The noise of both streams, for a message.
 fn words(out: &Framed, err: &Framed) -> String {
-    let said = if err.said.trim_ascii().is_empty() { &out.said } else { &err.said };
+    let said = if err.said.trim_ascii().is_empty() {
+        &out.said
+    } else {
+        &err.said
+    };
     let said = printable(said.trim_ascii(), SHOWN);
-    if said.is_empty() { said } else { format!("; it says: {said}") }
+    if said.is_empty() {
+        said
+    } else {
+        format!("; it says: {said}")
+    }
 }
 
 #[cfg(test)]
@@ -442,7 +499,11 @@ mod tests {
         for size in 1..text.len() {
             let (heard, framed) = heard(nonce, text.as_bytes(), size).unwrap();
             assert_eq!(heard.lines, ["one", "two"], "pieces of {size}");
-            assert_eq!(String::from_utf8(heard.data).unwrap(), format!("\x01\nx{near}y\n{near}"), "pieces of {size}");
+            assert_eq!(
+                String::from_utf8(heard.data).unwrap(),
+                format!("\x01\nx{near}y\n{near}"),
+                "pieces of {size}"
+            );
             assert_eq!((framed.phase, framed.ending), (Phase::Over, Ending::Whole));
         }
     }
@@ -451,7 +512,12 @@ mod tests {
     fn text_is_passed_on_at_once() {
         let script = Script::see(&[]).unwrap();
         let mark = format!("\x01{} ", script.nonce().as_str());
-        let (heard, _) = heard(script.nonce(), format!("{mark}begin\n{mark}data\nline\n").as_bytes(), 4096).unwrap();
+        let (heard, _) = heard(
+            script.nonce(),
+            format!("{mark}begin\n{mark}data\nline\n").as_bytes(),
+            4096,
+        )
+        .unwrap();
         assert_eq!(heard.data, b"line\n");
     }
 
@@ -461,8 +527,13 @@ mod tests {
         let mark = format!("\x01{} ", script.nonce().as_str());
         let text = format!("{mark}begin\none\n{mark}next\ntwo\n{mark}end\n");
         let (mut framed, mut heard) = (Framed::new(script.nonce()), Heard::default());
-        framed.feed("h", Stream::Out, text.as_bytes(), &mut heard).unwrap();
-        assert_eq!((heard.lines.as_slice(), framed.paused), (&["one".to_owned()][..], true));
+        framed
+            .feed("h", Stream::Out, text.as_bytes(), &mut heard)
+            .unwrap();
+        assert_eq!(
+            (heard.lines.as_slice(), framed.paused),
+            (&["one".to_owned()][..], true)
+        );
         framed.feed("h", Stream::Out, &[], &mut heard).unwrap();
         assert_eq!((heard.lines.len(), framed.phase), (2, Phase::Over));
     }
@@ -477,7 +548,8 @@ mod tests {
             }
 
             fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
-                self.0.push((stream, String::from_utf8_lossy(bytes).into_owned()));
+                self.0
+                    .push((stream, String::from_utf8_lossy(bytes).into_owned()));
                 Ok(())
             }
         }
@@ -485,8 +557,16 @@ mod tests {
         let mark = format!("\x01{} ", script.nonce().as_str());
         let text = format!("{mark}begin\n{mark}data\nout{mark}errors\nerr{mark}end\n");
         let (mut framed, mut told) = (Framed::new(script.nonce()), Told::default());
-        framed.feed("h", Stream::Out, text.as_bytes(), &mut told).unwrap();
-        assert_eq!(told.0, [(Stream::Out, "out".to_owned()), (Stream::Err, "err".to_owned())]);
+        framed
+            .feed("h", Stream::Out, text.as_bytes(), &mut told)
+            .unwrap();
+        assert_eq!(
+            told.0,
+            [
+                (Stream::Out, "out".to_owned()),
+                (Stream::Err, "err".to_owned())
+            ]
+        );
         assert_eq!(framed.phase, Phase::Over);
     }
 
@@ -501,10 +581,23 @@ mod tests {
             format!("{mark}begin\n{mark}{}", "x".repeat(100)),
             format!("{mark}begin\n{}", "x".repeat(LINE_MAX + 1)),
             "x".repeat(NOISE_MAX + 1),
-            format!("{mark}begin\n{}", "x\n".repeat(usize::midpoint(NOISE_MAX, ANSWER_MAX) + 1)),
+            format!(
+                "{mark}begin\n{}",
+                "x\n".repeat(usize::midpoint(NOISE_MAX, ANSWER_MAX) + 1)
+            ),
         ] {
-            assert!(heard(script.nonce(), bad.as_bytes(), 1 << 16).is_err(), "{bad:.60}");
+            assert!(
+                heard(script.nonce(), bad.as_bytes(), 1 << 16).is_err(),
+                "{bad:.60}"
+            );
         }
-        assert!(heard(script.nonce(), &[mark.as_bytes(), b"begin\n\xff\n"].concat(), 4096).is_err());
+        assert!(
+            heard(
+                script.nonce(),
+                &[mark.as_bytes(), b"begin\n\xff\n"].concat(),
+                4096
+            )
+            .is_err()
+        );
     }
 }

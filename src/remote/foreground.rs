@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::answer::{Ending, Hearing, Listener, PATIENCE, Stream, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, job_line};
+use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::job::{Epoch, State};
-use crate::transport::Shell;
 
 /// How many bytes are delivered before the host is told that it can delete them.
 const ACKNOWLEDGED: u64 = 8 << 20;
@@ -73,9 +73,6 @@ impl Listener for Streaming<'_> {
 }
 
 /// Passes a spooled job's output on from `positions` on, until it ends. The positions move with what the sink has taken.
-///
-/// # Errors
-/// [`Kind::Unreachable`] when the connection broke: to be gone on with by another call. Else what the sink says.
 pub fn stream(
     host: &str,
     shell: &mut dyn Shell,
@@ -89,9 +86,6 @@ pub fn stream(
 }
 
 /// The same for a job that has just been started, by the script that did that.
-///
-/// # Errors
-/// As [`stream`].
 pub fn go_on(
     host: &str,
     shell: &mut dyn Shell,
@@ -101,12 +95,19 @@ pub fn go_on(
 ) -> Result<End, Failure> {
     let acknowledged = positions.out + positions.err;
     let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
-    let mut streaming = Streaming { host, sink: &mut pass, positions, acknowledged, seen: None };
+    let mut streaming = Streaming {
+        host,
+        sink: &mut pass,
+        positions,
+        acknowledged,
+        seen: None,
+    };
     match hearing.go_on(host, shell, None, &mut streaming)? {
         Ending::Ended(words) => end(&words).ok_or_else(|| garbage(host, words.as_bytes())),
-        Ending::Whole | Ending::Cut => {
-            Err(Failure::new(Kind::Failed, format!("{host}: the job's directory is not there any more")))
-        }
+        Ending::Whole | Ending::Cut => Err(Failure::new(
+            Kind::Failed,
+            format!("{host}: the job's directory is not there any more"),
+        )),
     }
 }
 
@@ -124,7 +125,13 @@ fn end(words: &str) -> Option<End> {
         "lost" => State::Lost,
         _ => State::Unknown,
     };
-    Some(End { state, exit_status: code.parse().ok(), finished_at: at.parse().ok(), timed_out, disk_full })
+    Some(End {
+        state,
+        exit_status: code.parse().ok(),
+        finished_at: at.parse().ok(),
+        timed_out,
+        disk_full,
+    })
 }
 
 /// What is written into a job's input.
@@ -147,8 +154,11 @@ struct Receiving<'a> {
 
 impl Listener for Receiving<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
-        let total = line.strip_prefix("have ").and_then(|total| total.parse().ok());
-        self.source.has(total.ok_or_else(|| garbage(self.host, line.as_bytes()))?);
+        let total = line
+            .strip_prefix("have ")
+            .and_then(|total| total.parse().ok());
+        self.source
+            .has(total.ok_or_else(|| garbage(self.host, line.as_bytes()))?);
         self.begun = true;
         Ok(())
     }
@@ -169,20 +179,28 @@ impl Listener for Receiving<'_> {
 }
 
 /// Sends a job's input, for as long as there is any.
-///
-/// # Errors
-/// As [`hear`]; [`Kind::Unreachable`] also when the host has ended its script, because the job is over.
-pub fn receive(host: &str, shell: &mut dyn Shell, place: &str, source: &mut dyn Source) -> Result<(), Failure> {
+pub fn receive(
+    host: &str,
+    shell: &mut dyn Shell,
+    place: &str,
+    source: &mut dyn Source,
+) -> Result<(), Failure> {
     let script = Script::receive(place)?;
-    let mut receiving = Receiving { host, source, begun: false };
+    let mut receiving = Receiving {
+        host,
+        source,
+        begun: false,
+    };
     hear(host, shell, &script, None, false, &mut receiving).map(drop)
 }
 
 /// Keeps a job's tether by a shell that somebody else sends beats to. `held` hears when that has begun.
-///
-/// # Errors
-/// As [`hear`].
-pub fn hold(host: &str, shell: &mut dyn Shell, place: &str, held: &mut dyn FnMut()) -> Result<(), Failure> {
+pub fn hold(
+    host: &str,
+    shell: &mut dyn Shell,
+    place: &str,
+    held: &mut dyn FnMut(),
+) -> Result<(), Failure> {
     let mut line = |_: &str| {
         held();
         Ok(())
@@ -191,16 +209,22 @@ pub fn hold(host: &str, shell: &mut dyn Shell, place: &str, held: &mut dyn FnMut
 }
 
 /// Says that a job's input is whole with so many bytes, once all of them are there.
-///
-/// # Errors
-/// As [`hear`].
 pub fn finish(host: &str, shell: &mut dyn Shell, place: &str, total: u64) -> Result<u64, Failure> {
     let script = Script::finish(place, total)?;
     let mut have = 0;
-    hear(host, shell, &script, Some(PATIENCE * 2), false, &mut |line: &str| {
-        let total = line.strip_prefix("have ").and_then(|total| total.parse().ok());
-        have = total.ok_or_else(|| garbage(host, line.as_bytes()))?;
-        Ok(())
-    })?;
+    hear(
+        host,
+        shell,
+        &script,
+        Some(PATIENCE * 2),
+        false,
+        &mut |line: &str| {
+            let total = line
+                .strip_prefix("have ")
+                .and_then(|total| total.parse().ok());
+            have = total.ok_or_else(|| garbage(host, line.as_bytes()))?;
+            Ok(())
+        },
+    )?;
     Ok(have)
 }

@@ -3,24 +3,28 @@
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, Standing, indexed, job_line};
+use crate::connection::Shell;
 use crate::error::Failure;
-use crate::printable::printable;
-use crate::transport::Shell;
+use crate::escape::printable;
 
 /// Asks a host how jobs stand, all of them in one script. `places`: see [`super::signal::Shot::place`].
-///
-/// # Errors
-/// As [`hear`], and when an answer for a job is missing.
 pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Seen>, Failure> {
     let script = Script::see(places)?;
     let mut seen: Vec<Option<Seen>> = vec![None; places.len()];
-    hear(host, shell, &script, Some(PATIENCE * 2), false, &mut |line: &str| {
-        let (index, job) = job_line(host, line, places.len())?;
-        if let Some(slot) = seen.get_mut(index) {
-            *slot = Some(job);
-        }
-        Ok(())
-    })?;
+    hear(
+        host,
+        shell,
+        &script,
+        Some(PATIENCE * 2),
+        false,
+        &mut |line: &str| {
+            let (index, job) = job_line(host, line, places.len())?;
+            if let Some(slot) = seen.get_mut(index) {
+                *slot = Some(job);
+            }
+            Ok(())
+        },
+    )?;
     all_answered(host, seen)
 }
 
@@ -36,23 +40,28 @@ pub enum Removal {
 }
 
 /// Removes the files of finished jobs.
-///
-/// # Errors
-/// As [`see`].
 pub fn forget(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Removal>, Failure> {
     let script = Script::forget(places)?;
     let mut removals = vec![None; places.len()];
-    hear(host, shell, &script, Some(PATIENCE * 4), false, &mut |line: &str| {
-        let (index, removal) = match indexed(line, places.len()) {
-            Some(("gone", index, _)) => (index, Removal::Gone),
-            Some(("kept", index, why)) => (index, Removal::Kept(printable(why, 300))),
-            _ => job_line(host, line, places.len()).map(|(index, seen)| (index, Removal::Refused(seen)))?,
-        };
-        if let Some(slot) = removals.get_mut(index) {
-            *slot = Some(removal);
-        }
-        Ok(())
-    })?;
+    hear(
+        host,
+        shell,
+        &script,
+        Some(PATIENCE * 4),
+        false,
+        &mut |line: &str| {
+            let (index, removal) = match indexed(line, places.len()) {
+                Some(("gone", index, _)) => (index, Removal::Gone),
+                Some(("kept", index, why)) => (index, Removal::Kept(printable(why, 300))),
+                _ => job_line(host, line, places.len())
+                    .map(|(index, seen)| (index, Removal::Refused(seen)))?,
+            };
+            if let Some(slot) = removals.get_mut(index) {
+                *slot = Some(removal);
+            }
+            Ok(())
+        },
+    )?;
     all_answered(host, removals)
 }
 
@@ -67,9 +76,6 @@ pub struct Streams {
 
 /// Removes the files of finished jobs whose output has been read: `read` is what has been just now. Says how each
 /// stood, and whether its files are gone.
-///
-/// # Errors
-/// As [`see`].
 pub fn forget_read(
     host: &str,
     shell: &mut dyn Shell,
@@ -78,26 +84,36 @@ pub fn forget_read(
 ) -> Result<Vec<(Seen, bool)>, Failure> {
     let script = Script::forget_read(places, read)?;
     let mut answers: Vec<Option<(Seen, bool)>> = vec![None; places.len()];
-    hear(host, shell, &script, Some(PATIENCE * 4), false, &mut |line: &str| {
-        match indexed(line, places.len()) {
-            Some(("gone", index, _)) => {
-                if let Some(Some((_, gone))) = answers.get_mut(index) {
-                    *gone = true;
+    hear(
+        host,
+        shell,
+        &script,
+        Some(PATIENCE * 4),
+        false,
+        &mut |line: &str| {
+            match indexed(line, places.len()) {
+                Some(("gone", index, _)) => {
+                    if let Some(Some((_, gone))) = answers.get_mut(index) {
+                        *gone = true;
+                    }
+                }
+                _ => {
+                    let (index, seen) = job_line(host, line, places.len())?;
+                    let gone = seen.standing == Standing::Absent;
+                    if let Some(slot) = answers.get_mut(index) {
+                        *slot = Some((seen, gone));
+                    }
                 }
             }
-            _ => {
-                let (index, seen) = job_line(host, line, places.len())?;
-                let gone = seen.standing == Standing::Absent;
-                if let Some(slot) = answers.get_mut(index) {
-                    *slot = Some((seen, gone));
-                }
-            }
-        }
-        Ok(())
-    })?;
+            Ok(())
+        },
+    )?;
     all_answered(host, answers)
 }
 
 fn all_answered<T>(host: &str, answers: Vec<Option<T>>) -> Result<Vec<T>, Failure> {
-    answers.into_iter().collect::<Option<_>>().ok_or_else(|| garbage(host, b"an answer for one of the jobs is missing"))
+    answers
+        .into_iter()
+        .collect::<Option<_>>()
+        .ok_or_else(|| garbage(host, b"an answer for one of the jobs is missing"))
 }

@@ -6,10 +6,10 @@ use super::Standing;
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, indexed, job_line};
+use crate::connection::Shell;
 use crate::error::{Failure, Kind};
+use crate::escape::printable;
 use crate::job::{Epoch, JobId, JobName, Record, State};
-use crate::printable::printable;
-use crate::transport::Shell;
 
 /// The longest description that is written, in bytes; meet.sh passes over one that is much longer.
 const LONGEST: usize = 15_000;
@@ -28,7 +28,6 @@ pub struct Meta {
 
 impl Meta {
     /// The description of a job.
-    #[must_use]
     pub fn of(record: &Record) -> Self {
         Self {
             id: record.id.to_string(),
@@ -41,9 +40,6 @@ impl Meta {
     }
 
     /// As it is written. The command of one that would be too long is cut.
-    ///
-    /// # Errors
-    /// Not that serde_json knows of any.
     pub fn line(mut self) -> serde_json::Result<String> {
         let mut room = LONGEST;
         loop {
@@ -64,7 +60,12 @@ impl Meta {
             self.command.truncate(room);
             self.command.push(MARK.to_owned());
         }
-        for word in self.command.iter_mut().chain(&mut self.cwd).filter(|word| word.len() > room + MARK.len()) {
+        for word in self
+            .command
+            .iter_mut()
+            .chain(&mut self.cwd)
+            .filter(|word| word.len() > room + MARK.len())
+        {
             let whole = (0..=room).rev().find(|at| word.is_char_boundary(*at));
             word.truncate(whole.unwrap_or_default());
             word.push_str(MARK);
@@ -79,8 +80,11 @@ fn ascii(json: &str) -> String {
         if (' '..='~').contains(&character) {
             text.push(character);
         } else {
-            let units =
-                character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+            let units = character
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .map(|unit| format!("\\u{unit:04x}"))
+                .collect::<String>();
             text.push_str(&units);
         }
     }
@@ -121,58 +125,75 @@ impl Met {
 }
 
 /// Asks a host about some jobs.
-///
-/// # Errors
-/// As [`hear`], and when an answer for a job is missing.
 pub fn meet(host: &str, shell: &mut dyn Shell, ids: &[JobId]) -> Result<Vec<Met>, Failure> {
     let met = ask(host, shell, &Script::meet(ids)?, ids.to_vec())?;
-    if met.len() == ids.len() { Ok(met) } else { Err(garbage(host, b"an answer for one of the jobs is missing")) }
+    if met.len() == ids.len() {
+        Ok(met)
+    } else {
+        Err(garbage(host, b"an answer for one of the jobs is missing"))
+    }
 }
 
 /// Asks a host for all jobs of this user.
-///
-/// # Errors
-/// As [`hear`], and when others could have written to the directory of the jobs.
 pub fn discover(host: &str, shell: &mut dyn Shell) -> Result<Vec<Met>, Failure> {
     ask(host, shell, &Script::discover()?, Vec::new())
 }
 
 /// Hears what a script says of the jobs with these ids, and of those that it finds itself.
-fn ask(host: &str, shell: &mut dyn Shell, script: &Script, mut ids: Vec<JobId>) -> Result<Vec<Met>, Failure> {
+fn ask(
+    host: &str,
+    shell: &mut dyn Shell,
+    script: &Script,
+    mut ids: Vec<JobId>,
+) -> Result<Vec<Met>, Failure> {
     let mut base = String::new();
     let mut meta = None;
     let mut met: Vec<Met> = Vec::new();
     let mut foreign = None;
-    hear(host, shell, script, Some(PATIENCE * 4), false, &mut |line: &str| {
-        let nonsense = || garbage(host, line.as_bytes());
-        if let Some(path) = line.strip_prefix("base ") {
-            path.clone_into(&mut base);
-            return Ok(());
-        }
-        if let Some(path) = line.strip_prefix("foreign ") {
-            foreign = Some(printable(path, 300));
-            return Ok(());
-        }
-        // The jobs come one after the other.
-        match indexed(line, met.len() + 1).filter(|(_, index, _)| *index == met.len()) {
-            Some(("found", index, id)) if index == ids.len() => {
-                ids.push(id.parse().map_err(|_| nonsense())?);
+    hear(
+        host,
+        shell,
+        script,
+        Some(PATIENCE * 4),
+        false,
+        &mut |line: &str| {
+            let nonsense = || garbage(host, line.as_bytes());
+            if let Some(path) = line.strip_prefix("base ") {
+                path.clone_into(&mut base);
+                return Ok(());
             }
-            // A description that makes no sense is none.
-            Some(("meta", _, text)) => meta = serde_json::from_str(text).ok(),
-            Some(("job", index, _)) => {
-                let (_, seen) = job_line(host, line, index + 1)?;
-                let id = ids.get(index).cloned().ok_or_else(nonsense)?;
-                met.push(Met { dir: format!("{base}/{id}"), id, seen, meta: meta.take() });
+            if let Some(path) = line.strip_prefix("foreign ") {
+                foreign = Some(printable(path, 300));
+                return Ok(());
             }
-            _ => return Err(nonsense()),
-        }
-        Ok(())
-    })?;
+            // The jobs come one after the other.
+            match indexed(line, met.len() + 1).filter(|(_, index, _)| *index == met.len()) {
+                Some(("found", index, id)) if index == ids.len() => {
+                    ids.push(id.parse().map_err(|_| nonsense())?);
+                }
+                // A description that makes no sense is none.
+                Some(("meta", _, text)) => meta = serde_json::from_str(text).ok(),
+                Some(("job", index, _)) => {
+                    let (_, seen) = job_line(host, line, index + 1)?;
+                    let id = ids.get(index).cloned().ok_or_else(nonsense)?;
+                    met.push(Met {
+                        dir: format!("{base}/{id}"),
+                        id,
+                        seen,
+                        meta: meta.take(),
+                    });
+                }
+                _ => return Err(nonsense()),
+            }
+            Ok(())
+        },
+    )?;
     match foreign {
         None => Ok(met),
         Some(path) => {
-            let message = format!("{host}: others could have written to {path} there, so nothing in it is believed");
+            let message = format!(
+                "{host}: others could have written to {path} there, so nothing in it is believed"
+            );
             Err(Failure::new(Kind::Failed, message))
         }
     }
@@ -183,10 +204,17 @@ mod tests {
     use super::*;
 
     fn described(command: &[&str]) -> (Meta, String) {
-        let destination =
-            crate::host::Destination { host: "h".parse().unwrap(), connect: crate::host::Connect::default() };
+        let destination = crate::host::Destination {
+            host: "h".parse().unwrap(),
+            connect: crate::host::Connect::default(),
+        };
         let command = command.iter().map(|word| (*word).to_owned()).collect();
-        let record = Record::new(JobId::random().unwrap(), "n".parse().ok(), destination, command);
+        let record = Record::new(
+            JobId::random().unwrap(),
+            "n".parse().ok(),
+            destination,
+            command,
+        );
         let line = Meta::of(&record).line().unwrap();
         (Meta::of(&record), line)
     }
@@ -194,14 +222,22 @@ mod tests {
     #[test]
     fn a_description_is_plain_ascii_and_says_the_same() {
         let (meta, line) = described(&["a b", "ümläut ☃ 🦀", "\u{7f}\n\t\"\\", ""]);
-        assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{line}");
+        assert!(
+            line.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+            "{line}"
+        );
         assert_eq!(serde_json::from_str::<Meta>(&line).unwrap(), meta);
     }
 
     #[test]
     fn a_description_is_never_long() {
         let long = "☃".repeat(100_000);
-        for words in [vec!["x"; 100_000], vec![long.as_str()], vec![long.as_str(); 40], vec![""; 50_000]] {
+        for words in [
+            vec!["x"; 100_000],
+            vec![long.as_str()],
+            vec![long.as_str(); 40],
+            vec![""; 50_000],
+        ] {
             let (_, line) = described(&words);
             assert!(line.len() <= LONGEST, "{} bytes", line.len());
             let meta: Meta = serde_json::from_str(&line).unwrap();

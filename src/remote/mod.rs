@@ -1,7 +1,7 @@
 //! What is said to a host and what it answers: the shell scripts of the far side, and the only code that renders
 //! them and reads their answers.
 //!
-//! How a script reaches its host is the business of [`crate::transport`].
+//! How a script reaches its host is the business of [`crate::connection`].
 
 mod answer;
 pub mod foreground;

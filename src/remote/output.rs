@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::answer::{Ending, Listener, Stream, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, job_line};
+use crate::connection::Shell;
 use crate::error::Failure;
-use crate::transport::Shell;
 
 /// Where in a log to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,10 @@ pub enum From {
     /// With this byte, counted from 1.
     Byte(u64),
     /// Behind so many bytes of each stream, which are there.
-    #[cfg_attr(not(feature = "mcp"), allow(dead_code, reason = "who numbers lines knows such places"))]
+    #[cfg_attr(
+        not(feature = "mcp"),
+        allow(dead_code, reason = "who numbers lines knows such places")
+    )]
     Behind {
         /// Of standard output.
         out: u64,
@@ -31,7 +34,6 @@ pub enum From {
 
 impl From {
     /// The words of the script.
-    #[must_use]
     pub fn words(self) -> (&'static str, u64) {
         match self {
             Self::LastLines(count) => ("lines", count),
@@ -45,7 +47,11 @@ impl From {
     /// In whichever files are there.
     fn positions(self) -> Option<At> {
         match self {
-            Self::Behind { out, err } => Some(At { out, err, inodes: [0, 0] }),
+            Self::Behind { out, err } => Some(At {
+                out,
+                err,
+                inodes: [0, 0],
+            }),
             _ => None,
         }
     }
@@ -69,7 +75,6 @@ pub struct Wanted<'a> {
 
 impl Wanted<'_> {
     /// Whether no more is wanted.
-    #[must_use]
     pub fn is_enough(&self) -> bool {
         self.enough.is_some_and(|enough| enough())
     }
@@ -89,7 +94,9 @@ impl Skip {
     /// The rest of `bytes` behind what is left out.
     fn apply<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
         if self.bytes > 0 {
-            let size = usize::try_from(self.bytes).unwrap_or(usize::MAX).min(bytes.len());
+            let size = usize::try_from(self.bytes)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
             self.bytes -= size as u64;
             bytes = bytes.get(size..).unwrap_or_default();
         }
@@ -144,16 +151,37 @@ struct Reading<'a> {
 impl Listener for Reading<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         if let Some(fields) = line.strip_prefix("from ") {
-            let numbers: Option<Vec<u64>> = fields.split(' ').map(|word| word.parse().ok()).collect();
-            let Some(&[out, out_lines, out_bytes, err, err_lines, err_bytes, out_inode, err_inode]) =
-                numbers.as_deref()
+            let numbers: Option<Vec<u64>> =
+                fields.split(' ').map(|word| word.parse().ok()).collect();
+            let Some(
+                &[
+                    out,
+                    out_lines,
+                    out_bytes,
+                    err,
+                    err_lines,
+                    err_bytes,
+                    out_inode,
+                    err_inode,
+                ],
+            ) = numbers.as_deref()
             else {
                 return Err(garbage(self.host, line.as_bytes()));
             };
             if self.progress.at.is_none() {
-                self.progress.at = Some(At { out, err, inodes: [out_inode, err_inode] });
-                self.progress.out = Skip { lines: out_lines, bytes: out_bytes };
-                self.progress.err = Skip { lines: err_lines, bytes: err_bytes };
+                self.progress.at = Some(At {
+                    out,
+                    err,
+                    inodes: [out_inode, err_inode],
+                });
+                self.progress.out = Skip {
+                    lines: out_lines,
+                    bytes: out_bytes,
+                };
+                self.progress.err = Skip {
+                    lines: err_lines,
+                    bytes: err_bytes,
+                };
             }
         } else {
             self.seen = Some(job_line(self.host, line, 1)?.1);
@@ -185,9 +213,6 @@ impl Listener for Reading<'_> {
 }
 
 /// Reads a job's output; where `progress` is of an earlier call, what came after that.
-///
-/// # Errors
-/// As [`hear`], and what the sink says. The output of a job that is not there ends at once; see [`Read::seen`].
 pub fn read(
     host: &str,
     shell: &mut dyn Shell,
@@ -198,8 +223,19 @@ pub fn read(
     let script = Script::tail(wanted, progress.at.or(wanted.from.positions()).as_ref())?;
     // The sink is borrowed anew, since a Reading needs one lifetime for all of its references.
     let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
-    let mut reading = Reading { host, sink: &mut pass, seen: None, progress, wanted };
+    let mut reading = Reading {
+        host,
+        sink: &mut pass,
+        seen: None,
+        progress,
+        wanted,
+    };
     let ending = hear(host, shell, &script, None, true, &mut reading)?;
-    let seen = reading.seen.ok_or_else(|| garbage(host, b"nothing about the job"))?;
-    Ok(Read { seen, cut: ending == Ending::Cut })
+    let seen = reading
+        .seen
+        .ok_or_else(|| garbage(host, b"nothing about the job"))?;
+    Ok(Read {
+        seen,
+        cut: ending == Ending::Cut,
+    })
 }

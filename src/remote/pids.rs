@@ -3,24 +3,28 @@
 use super::answer::{PATIENCE, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, job_line};
+use crate::connection::Shell;
 use crate::error::Failure;
-use crate::transport::Shell;
 
 /// How a job stands, and the numbers of the processes of its group: none once its first process has ended. `place`: see
 /// [`super::signal::Shot::place`].
-///
-/// # Errors
-/// As [`hear`], and when the answer makes no sense.
 pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec<u32>), Failure> {
     let script = Script::pids(place)?;
     let (mut seen, mut pids) = (None, Vec::new());
-    hear(host, shell, &script, Some(PATIENCE * 2), false, &mut |line: &str| {
-        match line.strip_prefix("process ") {
-            Some(pid) => pids.push(pid.parse().map_err(|_| garbage(host, line.as_bytes()))?),
-            None => seen = Some(job_line(host, line, 1)?.1),
-        }
-        Ok(())
-    })?;
+    hear(
+        host,
+        shell,
+        &script,
+        Some(PATIENCE * 2),
+        false,
+        &mut |line: &str| {
+            match line.strip_prefix("process ") {
+                Some(pid) => pids.push(pid.parse().map_err(|_| garbage(host, line.as_bytes()))?),
+                None => seen = Some(job_line(host, line, 1)?.1),
+            }
+            Ok(())
+        },
+    )?;
     let seen = seen.ok_or_else(|| garbage(host, b"nothing about the job"))?;
     Ok((seen, pids))
 }

@@ -8,9 +8,9 @@ use super::look::Streams;
 use super::output::{At, Wanted};
 use super::signal::{Plan, Shot, flag};
 use super::start::{Order, Spool};
+use crate::connection::Primer;
 use crate::error::{Failure, Kind};
 use crate::job::{self, JobId, Target};
-use crate::transport::Primer;
 
 /// A file of this folder.
 macro_rules! file {
@@ -32,7 +32,13 @@ impl Nonce {
 
 /// The files that scripts share, each behind those that it uses. They define functions, and set nothing but names with
 /// `rs_`, so that a shell can be given all of them before there is a script.
-const SHARED: [&str; 5] = [file!("frame"), file!("host"), file!("process"), file!("look"), file!("deliver")];
+const SHARED: [&str; 5] = [
+    file!("frame"),
+    file!("host"),
+    file!("process"),
+    file!("look"),
+    file!("deliver"),
+];
 /// How many of them a script needs that starts a job.
 const TO_START: usize = 3;
 /// How many of them one about jobs needs.
@@ -41,7 +47,6 @@ const ABOUT_JOBS: usize = 4;
 const TO_SIGNAL: usize = 5;
 
 /// What a shell is given while it waits for its script.
-#[must_use]
 pub fn primer() -> Primer {
     let files = SHARED.iter().copied().flat_map(stripped);
     let text = b"{\n".iter().copied().chain(files).chain(*b"}\n").collect();
@@ -73,7 +78,11 @@ pub struct Script {
 impl Script {
     /// A script that uses the first few of the shared files.
     fn begin(needs: usize) -> Result<Self, Failure> {
-        let mut script = Self { needs, body: Vec::new(), nonce: Nonce(job::random_hex::<16>()?) };
+        let mut script = Self {
+            needs,
+            body: Vec::new(),
+            nonce: Nonce(job::random_hex::<16>()?),
+        };
         script.call("rs_host", &[])?;
         Ok(script)
     }
@@ -103,13 +112,11 @@ impl Script {
     }
 
     /// The marker of its answer.
-    #[must_use]
     pub fn nonce(&self) -> &Nonce {
         &self.nonce
     }
 
     /// What to send to a shell, which may have been given the shared files before; and with it the end of the script.
-    #[must_use]
     pub fn text(&self, primed: Option<u64>) -> Vec<u8> {
         // One compound command: the shell has read all of it before it runs any of it, so that nothing in it can
         // take the rest of the script from standard input.
@@ -125,8 +132,15 @@ impl Script {
 
 /// A shell file without indentation and comment lines: some shells read a script byte by byte.
 fn stripped(file: &str) -> Vec<u8> {
-    let lines = file.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.flat_map(|line| [line.as_bytes(), b"\n"]).flatten().copied().collect()
+    let lines = file
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .flat_map(|line| [line.as_bytes(), b"\n"])
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// A value as a word of the shell, in single quotes where it needs any.
@@ -140,16 +154,36 @@ fn quoted(value: &OsStr) -> Result<Vec<u8>, Failure> {
 impl Script {
     /// Starts a job.
     pub(super) fn start(order: &Order) -> Result<Self, Failure> {
-        let mut script = Self::begin(if order.spool.is_some() { ABOUT_JOBS } else { TO_START })?;
+        let mut script = Self::begin(if order.spool.is_some() {
+            ABOUT_JOBS
+        } else {
+            TO_START
+        })?;
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
         let relay = order.relay.as_ref();
-        script.set("rs_relay", relay.map(|relay| relay.word.as_str()).unwrap_or_default())?;
+        script.set(
+            "rs_relay",
+            relay.map(|relay| relay.word.as_str()).unwrap_or_default(),
+        )?;
         script.set("rs_more", if order.spool.is_some() { "next" } else { "" })?;
-        script.set("rs_number", if relay.is_some_and(|relay| relay.proven) { "1" } else { "" })?;
+        script.set(
+            "rs_number",
+            if relay.is_some_and(|relay| relay.proven) {
+                "1"
+            } else {
+                ""
+            },
+        )?;
         script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
-        script.set("rs_size", order.input.map(|input| input.size().to_string()).unwrap_or_default())?;
+        script.set(
+            "rs_size",
+            order
+                .input
+                .map(|input| input.size().to_string())
+                .unwrap_or_default(),
+        )?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         script.include(file!("spawn"));
@@ -159,7 +193,9 @@ impl Script {
         if order.spool.is_some() {
             script.call("about_jobs", &[])?;
             script.include(file!("stream"));
-            script.body.extend_from_slice(b"place=$rs_made\nrun_along 0 0\n");
+            script
+                .body
+                .extend_from_slice(b"place=$rs_made\nrun_along 0 0\n");
         }
         Ok(script)
     }
@@ -196,7 +232,10 @@ impl Script {
                 script.deliver(*index, shot, true)?;
             }
             script.call("end_turns", &[])?;
-            script.call("await", &[&plan.then_wait.unwrap_or_default().as_millis().to_string()])?;
+            script.call(
+                "await",
+                &[&plan.then_wait.unwrap_or_default().as_millis().to_string()],
+            )?;
         }
         script.call("remaining", &[])?;
         Ok(script)
@@ -263,7 +302,10 @@ impl Script {
         script.include(file!("forget"));
         let flag = |on| if on { "1" } else { "0" };
         for (index, place) in places.iter().enumerate() {
-            script.call("forget_read", &[&index.to_string(), place, flag(read.out), flag(read.err)])?;
+            script.call(
+                "forget_read",
+                &[&index.to_string(), place, flag(read.out), flag(read.err)],
+            )?;
         }
         Ok(script)
     }
@@ -335,7 +377,10 @@ impl Script {
     }
 
     fn call_each(&mut self, function: &str, places: &[&str]) -> Result<(), Failure> {
-        places.iter().enumerate().try_for_each(|(index, place)| self.call(function, &[&index.to_string(), place]))
+        places
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, place)| self.call(function, &[&index.to_string(), place]))
     }
 }
 
@@ -349,7 +394,11 @@ fn seconds(time: Duration) -> String {
 
 /// The script of a job's supervisor.
 fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
-    let mut script = Script { needs: 0, body: b"{\n".to_vec(), nonce: Nonce(String::new()) };
+    let mut script = Script {
+        needs: 0,
+        body: b"{\n".to_vec(),
+        nonce: Nonce(String::new()),
+    };
     let (output, errors) = match (order.spool.is_some(), order.merge) {
         (true, _) => ("out.pipe", "err.pipe"),
         (false, true) => ("out", "out"),
@@ -376,8 +425,10 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     }
     if let Some(tether) = &order.tether {
         beside.push("rs_tie");
-        let (holder, birth) =
-            tether.holder.clone().map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
+        let (holder, birth) = tether
+            .holder
+            .clone()
+            .map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
         script.set("rs_tether", tether.patience.as_secs().max(1).to_string())?;
         script.set("rs_holder", holder)?;
         script.set("rs_holder_birth", birth)?;
@@ -391,15 +442,30 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
 
 /// The script that becomes the job.
 fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
-    let mut script = Script { needs: 0, body: b"{\n".to_vec(), nonce: Nonce(String::new()) };
-    script.set("rs_directory", order.directory.as_deref().unwrap_or_default())?;
+    let mut script = Script {
+        needs: 0,
+        body: b"{\n".to_vec(),
+        nonce: Nonce(String::new()),
+    };
+    script.set(
+        "rs_directory",
+        order.directory.as_deref().unwrap_or_default(),
+    )?;
     script.include(file!("process"));
     script.include(file!("job"));
-    let own = [("RSIG_JOB", OsStr::new(order.id.as_str())), ("RSIG_COOKIE", OsStr::new(order.cookie))];
-    let given = order.env.iter().map(|(name, value)| (name.as_str(), value.as_os_str()));
+    let own = [
+        ("RSIG_JOB", OsStr::new(order.id.as_str())),
+        ("RSIG_COOKIE", OsStr::new(order.cookie)),
+    ];
+    let given = order
+        .env
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_os_str()));
     for (name, value) in given.chain(own) {
         script.set(name, value)?;
-        script.body.extend_from_slice(format!("export {name}\n").as_bytes());
+        script
+            .body
+            .extend_from_slice(format!("export {name}\n").as_bytes());
     }
     script.body.extend_from_slice(b"rs_start");
     for word in order.command {
@@ -422,7 +488,13 @@ mod tests {
 
     #[test]
     fn times_are_written_for_sleep() {
-        for (milliseconds, text) in [(0, "0.001"), (1, "0.001"), (250, "0.250"), (1000, "1"), (61_500, "61.500")] {
+        for (milliseconds, text) in [
+            (0, "0.001"),
+            (1, "0.001"),
+            (250, "0.250"),
+            (1000, "1"),
+            (61_500, "61.500"),
+        ] {
             assert_eq!(seconds(Duration::from_millis(milliseconds)), text);
         }
         assert_eq!(seconds(Duration::from_nanos(1)), "0.001");

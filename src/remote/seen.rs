@@ -86,7 +86,6 @@ impl Seen {
     }
 
     /// The word of a host that was asked for all its jobs and did not name this one.
-    #[must_use]
     pub fn absent() -> Self {
         Self {
             standing: Standing::Absent,
@@ -102,7 +101,6 @@ impl Seen {
     }
 
     /// The state to show for the job, whose record is `record`.
-    #[must_use]
     pub fn state(&self, record: &Record) -> State {
         match self.standing {
             Standing::Exited => State::Exited,
@@ -110,7 +108,9 @@ impl Seen {
             Standing::Stopped => State::Stopped,
             Standing::Starting => State::Starting,
             Standing::Absent if record.state == State::Exited => State::Exited,
-            Standing::Absent if record.state == State::Starting && now() - record.created_at < ON_ITS_WAY => {
+            Standing::Absent
+                if record.state == State::Starting && now() - record.created_at < ON_ITS_WAY =>
+            {
                 State::Starting
             }
             Standing::Lost | Standing::Absent => State::Lost,
@@ -138,9 +138,16 @@ impl Seen {
 }
 
 /// A field, `-` where it is not known; `None` where it makes no sense.
-#[allow(clippy::option_option, reason = "no such word, and a word that says there is nothing, are two things")]
+#[allow(
+    clippy::option_option,
+    reason = "no such word, and a word that says there is nothing, are two things"
+)]
 fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
-    if word == "-" { Some(None) } else { word.parse().ok().map(Some) }
+    if word == "-" {
+        Some(None)
+    } else {
+        word.parse().ok().map(Some)
+    }
 }
 
 /// Splits `WORD INDEX REST` for one of `jobs` jobs.
@@ -165,11 +172,24 @@ mod tests {
 
     #[test]
     fn lines_are_read_strictly() {
-        let (index, seen) = job_line("h", "job 1 exited 143 1700000000 5 5 1600000000 Linux web 1", 2).unwrap();
-        assert_eq!((index, seen.standing, seen.exit_status), (1, Standing::Exited, Some(143)));
+        let (index, seen) = job_line(
+            "h",
+            "job 1 exited 143 1700000000 5 5 1600000000 Linux web 1",
+            2,
+        )
+        .unwrap();
+        assert_eq!(
+            (index, seen.standing, seen.exit_status),
+            (1, Standing::Exited, Some(143))
+        );
         assert_eq!(seen.node.as_deref(), Some("web 1"));
         assert!(!seen.timed_out);
-        let (_, seen) = job_line("h", "job 0 expired 143 1700000000 5 5 1600000000 Linux web", 2).unwrap();
+        let (_, seen) = job_line(
+            "h",
+            "job 0 expired 143 1700000000 5 5 1600000000 Linux web",
+            2,
+        )
+        .unwrap();
         assert_eq!((seen.standing, seen.timed_out), (Standing::Exited, true));
         assert!(job_line("h", "job 0 none - - - - - - -", 1).is_ok());
         for bad in [

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::answer::{Listener, PATIENCE, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, indexed, job_line};
+use crate::connection::Shell;
 use crate::error::Failure;
 use crate::job::Target;
 use crate::signal::Signal;
-use crate::transport::Shell;
 
 /// One signal for one job.
 #[derive(Clone, Debug)]
@@ -29,12 +29,13 @@ pub struct Shot {
 
 impl Shot {
     /// It in the words of the host's scripts: CLAIM NAME NUMBER ARGUMENT TARGET WAKE.
-    #[must_use]
     pub fn words(&self) -> [String; 6] {
         [
             self.claim.clone(),
             self.signal.name(),
-            self.signal.number().map_or_else(|| "-".to_owned(), |number| number.to_string()),
+            self.signal
+                .number()
+                .map_or_else(|| "-".to_owned(), |number| number.to_string()),
             self.signal.wire(),
             self.target.word().to_owned(),
             flag(self.wake).to_owned(),
@@ -43,7 +44,6 @@ impl Shot {
 }
 
 /// A yes or no in the words of the host's scripts.
-#[must_use]
 pub fn flag(on: bool) -> &'static str {
     if on { "1" } else { "0" }
 }
@@ -98,9 +98,6 @@ pub enum Event {
 }
 
 /// Carries out a plan on a host. Each event is passed on as it comes.
-///
-/// # Errors
-/// As [`hear`], and when nothing is said of a job; what was sent by then is known from the events.
 pub fn carry_out(
     host: &str,
     shell: &mut dyn Shell,
@@ -108,16 +105,23 @@ pub fn carry_out(
     on_event: &mut dyn FnMut(Event),
 ) -> Result<(), Failure> {
     let script = Script::signal(plan)?;
-    let patience = (plan.wait.unwrap_or_default() + plan.then_wait.unwrap_or_default()) * 2 + PATIENCE;
+    let patience =
+        (plan.wait.unwrap_or_default() + plan.then_wait.unwrap_or_default()) * 2 + PATIENCE;
     let jobs = plan.jobs.len();
     let mut told = vec![false; jobs];
     let mut listener = |line: &str| {
         match indexed(line, jobs) {
             Some(("sent", index, word)) => {
-                on_event(Event::Hit(index, hit(word).ok_or_else(|| garbage(host, line.as_bytes()))?));
+                on_event(Event::Hit(
+                    index,
+                    hit(word).ok_or_else(|| garbage(host, line.as_bytes()))?,
+                ));
             }
             Some(("kin", index, number)) => {
-                on_event(Event::Kin(index, number.parse().map_err(|_| garbage(host, line.as_bytes()))?));
+                on_event(Event::Kin(
+                    index,
+                    number.parse().map_err(|_| garbage(host, line.as_bytes()))?,
+                ));
             }
             Some(("links", index, _)) => on_event(Event::LinksOnly(index)),
             Some(("lacks", index, _)) => on_event(Event::Lacks(index)),
@@ -131,9 +135,20 @@ pub fn carry_out(
         }
         Ok(())
     };
-    hear(host, shell, &script, Some(patience), false, &mut listener as &mut dyn Listener)?;
+    hear(
+        host,
+        shell,
+        &script,
+        Some(patience),
+        false,
+        &mut listener as &mut dyn Listener,
+    )?;
     // Every script says of every job how it stands, at the latest at its end.
-    if told.contains(&false) { Err(garbage(host, b"nothing about the job")) } else { Ok(()) }
+    if told.contains(&false) {
+        Err(garbage(host, b"nothing about the job"))
+    } else {
+        Ok(())
+    }
 }
 
 fn hit(word: &str) -> Option<Hit> {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::answer::{Hearing, Listener, PATIENCE, garbage};
 use super::script::Script;
+use crate::connection::{RelayToBe, Shell};
 use crate::error::{Failure, Kind};
+use crate::escape::printable;
 use crate::job::{Epoch, JobId};
-use crate::printable::printable;
-use crate::transport::{RelayToBe, Shell};
 
 /// The size of a piece of the input.
 const PIECE: usize = 64 << 10;
@@ -53,13 +53,11 @@ pub struct Input {
 
 impl Input {
     /// The first so many bytes of a regular file.
-    #[must_use]
     pub fn new(file: File, size: u64) -> Self {
         Self { file, size }
     }
 
     /// How many bytes there are.
-    #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -95,7 +93,10 @@ pub struct Started {
     /// What `uname -s` says.
     pub os: String,
     /// When it started.
-    #[allow(clippy::struct_field_names, reason = "the name that it has in every record")]
+    #[allow(
+        clippy::struct_field_names,
+        reason = "the name that it has in every record"
+    )]
     pub started_at: Epoch,
     /// Its directory.
     pub dir: String,
@@ -104,17 +105,15 @@ pub struct Started {
 }
 
 /// Starts a job on a host.
-///
-/// # Errors
-/// As [`hear`]: except with [`Kind::NoShell`], the job may or may not run.
-pub fn start(host: &str, shell: &mut dyn Shell, order: &Order) -> Result<Result<Started, Failure>, Failure> {
+pub fn start(
+    host: &str,
+    shell: &mut dyn Shell,
+    order: &Order,
+) -> Result<Result<Started, Failure>, Failure> {
     Ok(start_and_hear(host, shell, order)?.map(|(started, _)| started))
 }
 
 /// The same; where the job's streams are passed on, the answer goes on with them.
-///
-/// # Errors
-/// As [`start`].
 pub fn start_and_hear(
     host: &str,
     shell: &mut dyn Shell,
@@ -126,9 +125,18 @@ pub fn start_and_hear(
     let sending = Duration::from_secs(order.input.map_or(0, Input::size) >> 12);
     let mut hearing = Hearing::begin(host, shell, &script, order.spool.is_some())?;
     hearing.go_on(host, shell, Some(PATIENCE * 2 + sending), &mut starting)?;
-    let Starting { started, refusal, complete, unread, .. } = starting;
+    let Starting {
+        started,
+        refusal,
+        complete,
+        unread,
+        ..
+    } = starting;
     if let Some(error) = unread {
-        return Ok(Err(Failure::new(Kind::Failed, format!("{host}: the job's input can't be read: {error}"))));
+        return Ok(Err(Failure::new(
+            Kind::Failed,
+            format!("{host}: the job's input can't be read: {error}"),
+        )));
     }
     match (refusal, complete) {
         (Some(refusal), _) => Ok(Err(refusal)),
@@ -154,12 +162,22 @@ struct Starting<'a> {
 impl<'a> Starting<'a> {
     fn new(host: &'a str, input: Option<&'a Input>) -> Self {
         let (started, refusal, unread) = (Started::default(), None, None);
-        Self { host, input, asked: false, sent: 0, unread, started, refusal, complete: 0 }
+        Self {
+            host,
+            input,
+            asked: false,
+            sent: 0,
+            unread,
+            started,
+            refusal,
+            complete: 0,
+        }
     }
 
     /// The input, while it is asked for and not all sent.
     fn to_send(&self) -> Option<&'a Input> {
-        self.input.filter(|input| self.asked && self.sent < input.size && self.refusal.is_none())
+        self.input
+            .filter(|input| self.asked && self.sent < input.size && self.refusal.is_none())
     }
 }
 
@@ -170,8 +188,10 @@ impl Listener for Starting<'_> {
         match word {
             "input" if self.input.is_some() => self.asked = true,
             "started" => {
-                let (pid, pgid, os, started_at) = parse_started(rest).ok_or_else(|| garbage(host, line.as_bytes()))?;
-                (started.pid, started.pgid, started.os, started.started_at) = (pid, pgid, os, started_at);
+                let (pid, pgid, os, started_at) =
+                    parse_started(rest).ok_or_else(|| garbage(host, line.as_bytes()))?;
+                (started.pid, started.pgid, started.os, started.started_at) =
+                    (pid, pgid, os, started_at);
                 self.complete += 1;
             }
             "directory" if rest.starts_with('/') => {
@@ -187,7 +207,9 @@ impl Listener for Starting<'_> {
 
     fn reply(&mut self) -> Option<Vec<u8>> {
         let input = self.to_send()?;
-        let size = usize::try_from(input.size - self.sent).unwrap_or(PIECE).min(PIECE);
+        let size = usize::try_from(input.size - self.sent)
+            .unwrap_or(PIECE)
+            .min(PIECE);
         let mut piece = vec![0; size];
         match input.file.read_exact_at(&mut piece, self.sent) {
             Ok(()) => {
@@ -213,8 +235,15 @@ impl Listener for Starting<'_> {
 /// `PID PGID BIRTH BOOT SYSTEM EPOCH NODE`.
 fn parse_started(fields: &str) -> Option<(u32, u32, String, Epoch)> {
     let words: Vec<&str> = fields.splitn(7, ' ').collect();
-    let [pid, pgid, _, _, os, epoch, _] = words.as_slice() else { return None };
-    Some((pid.parse().ok()?, pgid.parse().ok()?, (*os).to_owned(), epoch.parse().ok()?))
+    let [pid, pgid, _, _, os, epoch, _] = words.as_slice() else {
+        return None;
+    };
+    Some((
+        pid.parse().ok()?,
+        pgid.parse().ok()?,
+        (*os).to_owned(),
+        epoch.parse().ok()?,
+    ))
 }
 
 /// Why a host did not start a job. Nothing is left behind there.
@@ -222,11 +251,23 @@ fn refused(host: &str, rest: &str) -> Failure {
     let (kind, why) = rest.split_once(' ').unwrap_or((rest, ""));
     let why = printable(why, 300);
     match kind {
-        "missing" => Failure::new(Kind::CommandMissing, format!("{host}: command not found: {why}")),
+        "missing" => Failure::new(
+            Kind::CommandMissing,
+            format!("{host}: command not found: {why}"),
+        ),
         "denied" => Failure::new(Kind::CommandDenied, format!("{host}: {why}")),
         "directory" => Failure::new(Kind::Failed, format!("{host}: {why}")),
-        "home" | "disk" => Failure::new(Kind::Failed, format!("{host}: the job's files can't be written there: {why}")),
-        "session" => Failure::new(Kind::Failed, format!("{host}: a job can't be detached there: {why}")),
-        _ => Failure::new(Kind::Failed, format!("{host}: the job did not start: {why}")),
+        "home" | "disk" => Failure::new(
+            Kind::Failed,
+            format!("{host}: the job's files can't be written there: {why}"),
+        ),
+        "session" => Failure::new(
+            Kind::Failed,
+            format!("{host}: a job can't be detached there: {why}"),
+        ),
+        _ => Failure::new(
+            Kind::Failed,
+            format!("{host}: the job did not start: {why}"),
+        ),
     }
 }

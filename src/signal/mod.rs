@@ -76,7 +76,9 @@ fn did_you_mean(near: Option<&str>) -> String {
 }
 
 fn where_listed(os: Os) -> String {
-    os.option().map_or_else(String::new, |option| format!("; `rsig kill -l --os {option}` lists those it has"))
+    os.option().map_or_else(String::new, |option| {
+        format!("; `rsig kill -l --os {option}` lists those it has")
+    })
 }
 
 impl SignalWord {
@@ -84,16 +86,11 @@ impl SignalWord {
     pub const KILL: Self = Self(Word::Name("KILL"));
 
     /// Whether it is 0, which sends nothing and asks whether the job is there.
-    #[must_use]
     pub fn is_existence_check(self) -> bool {
         matches!(self.0, Word::Number(0))
     }
 
     /// The signal that this word means on a host that runs `os`.
-    ///
-    /// # Errors
-    /// [`BadSignal::Lacking`] when that system has no such name or number, and
-    /// [`BadSignal::Uncommon`] when it is unknown and the word not the same everywhere.
     pub fn on(self, os: Os) -> Result<Signal, BadSignal> {
         match self.0 {
             Word::Number(0) => Some(Signal::EXISTENCE_CHECK),
@@ -131,7 +128,10 @@ impl FromStr for SignalWord {
         if let Some(place) = RealTime::parse(name) {
             return Ok(Self(Word::RealTime(place)));
         }
-        Err(BadSignal::Unknown { word: shown(word), near: table::names().find(|known| one_slip_apart(known, name)) })
+        Err(BadSignal::Unknown {
+            word: shown(word),
+            near: table::names().find(|known| one_slip_apart(known, name)),
+        })
     }
 }
 
@@ -146,10 +146,16 @@ impl fmt::Display for SignalWord {
 }
 
 impl Signal {
-    const EXISTENCE_CHECK: Self = Self { name: Name::Plain("0"), number: Some(0) };
+    const EXISTENCE_CHECK: Self = Self {
+        name: Name::Plain("0"),
+        number: Some(0),
+    };
 
     fn known(known: &Known, os: Os) -> Self {
-        Self { name: Name::Plain(known.name), number: known.number(os) }
+        Self {
+            name: Name::Plain(known.name),
+            number: known.number(os),
+        }
     }
 
     fn numbered(number: u8, os: Os) -> Option<Self> {
@@ -157,9 +163,10 @@ impl Signal {
             return Some(Self::known(known, os));
         }
         let range = table::real_time(os)?;
-        range
-            .contains(&number)
-            .then(|| Self { name: Name::RealTime(RealTime::nearest(number, &range)), number: Some(number) })
+        range.contains(&number).then(|| Self {
+            name: Name::RealTime(RealTime::nearest(number, &range)),
+            number: Some(number),
+        })
     }
 
     /// The host's number, 0 for the existence check; `None` where the host's system is not one
@@ -218,20 +225,20 @@ impl fmt::Display for Signal {
 
 /// The row that `rsig kill -l WORD` shows: for a name, a number, or an exit status from 129 on,
 /// which a shell gives to what signal `status - 128` ended.
-///
-/// # Errors
-/// As [`SignalWord`]'s, and when the signal has no row: 0, or a mere name on an unknown system.
 pub fn row_for(os: Os, word: &str) -> Result<Row, BadSignal> {
     let word = match number_in_status(word) {
         Some(number) => SignalWord(Word::Number(number)),
         None => word.parse()?,
     };
     let signal = word.on(os)?;
-    table(os).into_iter().find(|row| Some(row.number) == signal.number).ok_or(if signal.is_existence_check() {
-        BadSignal::NoRowForZero
-    } else {
-        BadSignal::NoRow(word)
-    })
+    table(os)
+        .into_iter()
+        .find(|row| Some(row.number) == signal.number)
+        .ok_or(if signal.is_existence_check() {
+            BadSignal::NoRowForZero
+        } else {
+            BadSignal::NoRow(word)
+        })
 }
 
 fn number_in_status(word: &str) -> Option<u8> {
@@ -280,7 +287,11 @@ fn one_slip_apart(a: &str, b: &str) -> bool {
 /// A word to be shown in a message: bounded, control characters escaped.
 fn shown(word: &str) -> String {
     const LONGEST: usize = 32;
-    let mut shown: String = word.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    let mut shown: String = word
+        .chars()
+        .take(LONGEST)
+        .flat_map(char::escape_debug)
+        .collect();
     if word.chars().nth(LONGEST).is_some() {
         shown.push('…');
     }

@@ -17,7 +17,13 @@ pub enum Os {
 }
 
 impl Os {
-    pub(super) const ALL: [Self; 5] = [Self::Linux, Self::Darwin, Self::FreeBSD, Self::Bsd, Self::Other];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Linux,
+        Self::Darwin,
+        Self::FreeBSD,
+        Self::Bsd,
+        Self::Other,
+    ];
 
     /// The system whose `uname -s` printed `sysname`.
     pub fn from_uname(sysname: &str) -> Self {
@@ -73,6 +79,9 @@ impl FromStr for Os {
     type Err = BadOs;
 
     fn from_str(word: &str) -> Result<Self, BadOs> {
-        [Self::Linux, Self::Darwin, Self::FreeBSD].into_iter().find(|os| os.option() == Some(word)).ok_or(BadOs)
+        [Self::Linux, Self::Darwin, Self::FreeBSD]
+            .into_iter()
+            .find(|os| os.option() == Some(word))
+            .ok_or(BadOs)
     }
 }

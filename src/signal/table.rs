@@ -46,7 +46,12 @@ pub(super) struct Known {
 }
 
 const fn known(name: &'static str, linux: Entry, bsd: Entry, description: &'static str) -> Known {
-    Known { name, description, linux, bsd }
+    Known {
+        name,
+        description,
+        linux,
+        bsd,
+    }
 }
 
 #[rustfmt::skip]
@@ -100,7 +105,8 @@ const ALIASES: &[(&str, &str, &[Os])] = &[
 
 /// Tried with each shell's own `kill`: zsh lacks ABRT, dash STKFLT, mksh IO, and all but bash and
 /// ksh93 lack some real-time ones. Those of the BSDs alone are here to be safe.
-pub(super) const NAMES_SHELLS_LACK: [&str; 7] = ["ABRT", "STKFLT", "IO", "EMT", "INFO", "THR", "LIBRT"];
+pub(super) const NAMES_SHELLS_LACK: [&str; 7] =
+    ["ABRT", "STKFLT", "IO", "EMT", "INFO", "THR", "LIBRT"];
 
 /// The numbers that mean the same on every system (POSIX, `kill -signal_number`).
 const POSIX_NUMBERS: [u8; 7] = [1, 2, 3, 6, 9, 14, 15];
@@ -130,7 +136,9 @@ impl Known {
             .iter()
             .find(|(alias, _, systems)| *alias == name && systems.contains(&os))
             .map_or(name, |(_, canonical, _)| canonical);
-        KNOWN.iter().find(|known| known.name == name && known.is_on(os))
+        KNOWN
+            .iter()
+            .find(|known| known.name == name && known.is_on(os))
     }
 
     pub fn numbered(number: u8, os: Os) -> Option<&'static Self> {
@@ -168,7 +176,12 @@ pub struct Row {
 pub fn table(os: Os) -> Vec<Row> {
     let named = KNOWN.iter().filter_map(|known| {
         let (number, action) = known.entry(os)?;
-        Some(Row { number, name: known.name.to_owned(), action, description: known.description })
+        Some(Row {
+            number,
+            name: known.name.to_owned(),
+            action,
+            description: known.description,
+        })
     });
     let real_time = real_time(os).into_iter().flat_map(|range| {
         range.clone().map(move |number| Row {
@@ -211,7 +224,11 @@ impl RealTime {
     pub fn nearest(number: u8, range: &RangeInclusive<u8>) -> Self {
         let above = number.saturating_sub(*range.start());
         let below = range.end().saturating_sub(number);
-        if above <= below { Self::MinPlus(above) } else { Self::MaxMinus(below) }
+        if above <= below {
+            Self::MinPlus(above)
+        } else {
+            Self::MaxMinus(below)
+        }
     }
 
     pub fn number(self, range: &RangeInclusive<u8>) -> Option<u8> {

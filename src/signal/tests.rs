@@ -73,7 +73,10 @@ fn one_word_on_each_system() {
         ("RTMAX-255", [""; 5]),
         ("128", [""; 5]),
     ] {
-        for (os, wire) in Os::ALL.into_iter().zip([linux, darwin, freebsd, bsd, other]) {
+        for (os, wire) in Os::ALL
+            .into_iter()
+            .zip([linux, darwin, freebsd, bsd, other])
+        {
             let signal = on(os, word);
             let got = signal.as_ref().map_or_else(|_| String::new(), Signal::wire);
             assert_eq!(got, wire, "{word} on {os}: {signal:?}");
@@ -96,7 +99,11 @@ fn names_are_canonical_and_numbers_the_hosts() {
         (Os::Linux, "0", "0", Some(0)),
     ] {
         let signal = on(os, word).unwrap();
-        assert_eq!((signal.name().as_str(), signal.number()), (name, number), "{word} on {os}");
+        assert_eq!(
+            (signal.name().as_str(), signal.number()),
+            (name, number),
+            "{word} on {os}"
+        );
         assert_eq!(on(os, name), Ok(signal), "{name} names itself on {os}");
     }
 }
@@ -105,16 +112,40 @@ fn names_are_canonical_and_numbers_the_hosts() {
 fn what_is_no_signal_is_refused_with_a_hint() {
     for (word, message) in [
         ("", "a signal can't be empty; `rsig kill -l` lists them all"),
-        ("TREM", "'TREM' is no signal (did you mean TERM?); `rsig kill -l` lists them all"),
-        ("sigkil", "'sigkil' is no signal (did you mean KILL?); `rsig kill -l` lists them all"),
-        ("nonsense", "'nonsense' is no signal; `rsig kill -l` lists them all"),
+        (
+            "TREM",
+            "'TREM' is no signal (did you mean TERM?); `rsig kill -l` lists them all",
+        ),
+        (
+            "sigkil",
+            "'sigkil' is no signal (did you mean KILL?); `rsig kill -l` lists them all",
+        ),
+        (
+            "nonsense",
+            "'nonsense' is no signal; `rsig kill -l` lists them all",
+        ),
         ("SIG", "'SIG' is no signal; `rsig kill -l` lists them all"),
-        ("SIGSIGINT", "'SIGSIGINT' is no signal; `rsig kill -l` lists them all"),
+        (
+            "SIGSIGINT",
+            "'SIGSIGINT' is no signal; `rsig kill -l` lists them all",
+        ),
         ("+9", "'+9' is no signal; `rsig kill -l` lists them all"),
-        ("RTMIN-1", "'RTMIN-1' is no signal; `rsig kill -l` lists them all"),
-        ("RTMIN++1", "'RTMIN++1' is no signal; `rsig kill -l` lists them all"),
-        ("RTMAX-256", "'RTMAX-256' is no signal; `rsig kill -l` lists them all"),
-        ("\u{1b}[2Jé\u{202e}", "'\\u{1b}[2Jé\\u{202e}' is no signal; `rsig kill -l` lists them all"),
+        (
+            "RTMIN-1",
+            "'RTMIN-1' is no signal; `rsig kill -l` lists them all",
+        ),
+        (
+            "RTMIN++1",
+            "'RTMIN++1' is no signal; `rsig kill -l` lists them all",
+        ),
+        (
+            "RTMAX-256",
+            "'RTMAX-256' is no signal; `rsig kill -l` lists them all",
+        ),
+        (
+            "\u{1b}[2Jé\u{202e}",
+            "'\\u{1b}[2Jé\\u{202e}' is no signal; `rsig kill -l` lists them all",
+        ),
         (
             "129",
             "no system has a signal 129: numbers run from 0 to 128 \
@@ -129,8 +160,16 @@ fn what_is_no_signal_is_refused_with_a_hint() {
         assert_eq!(word.parse::<SignalWord>().unwrap_err().to_string(), message);
     }
     for (os, word, message) in [
-        (Os::Linux, "siginfo", "Linux has no signal INFO; `rsig kill -l --os linux` lists those it has"),
-        (Os::Darwin, "rtmin+3", "macOS has no signal RTMIN+3; `rsig kill -l --os darwin` lists those it has"),
+        (
+            Os::Linux,
+            "siginfo",
+            "Linux has no signal INFO; `rsig kill -l --os linux` lists those it has",
+        ),
+        (
+            Os::Darwin,
+            "rtmin+3",
+            "macOS has no signal RTMIN+3; `rsig kill -l --os darwin` lists those it has",
+        ),
         (Os::Bsd, "32", "a BSD other than FreeBSD has no signal 32"),
         (
             Os::Other,
@@ -145,12 +184,15 @@ fn what_is_no_signal_is_refused_with_a_hint() {
 
 #[test]
 fn slips_of_one_letter() {
-    for (word, near) in [("TREM", true), ("TER", true), ("TERMM", true), ("TURM", true)].into_iter().chain([
-        ("ERMT", false),
-        ("TE", false),
-        ("MRET", false),
-        ("", false),
-    ]) {
+    for (word, near) in [
+        ("TREM", true),
+        ("TER", true),
+        ("TERMM", true),
+        ("TURM", true),
+    ]
+    .into_iter()
+    .chain([("ERMT", false), ("TE", false), ("MRET", false), ("", false)])
+    {
         assert_eq!(one_slip_apart("TERM", word), near, "{word}");
     }
 }
@@ -159,11 +201,20 @@ fn slips_of_one_letter() {
 fn kinds_of_signals() {
     let of = |is: fn(&Signal) -> bool| -> Vec<String> {
         let rows = table(Os::Linux).into_iter().map(|row| row.name);
-        std::iter::once("0".to_owned()).chain(rows).filter(|name| is(&on(Os::Linux, name).unwrap())).collect()
+        std::iter::once("0".to_owned())
+            .chain(rows)
+            .filter(|name| is(&on(Os::Linux, name).unwrap()))
+            .collect()
     };
     assert_eq!(of(Signal::is_existence_check), ["0"]);
-    assert_eq!(of(Signal::stops_only_interactively), ["TSTP", "TTIN", "TTOU"]);
-    assert_eq!(of(|signal| signal.channel_name().is_some()), ["HUP", "INT", "QUIT", "USR1", "USR2", "TERM"]);
+    assert_eq!(
+        of(Signal::stops_only_interactively),
+        ["TSTP", "TTIN", "TTOU"]
+    );
+    assert_eq!(
+        of(|signal| signal.channel_name().is_some()),
+        ["HUP", "INT", "QUIT", "USR1", "USR2", "TERM"]
+    );
     for (word, name) in [(SignalWord::TERM, "TERM"), (SignalWord::KILL, "KILL")] {
         assert_eq!(name.parse(), Ok(word));
         assert!(Os::ALL.iter().all(|os| word.on(*os).is_ok()), "{name}");
@@ -172,13 +223,22 @@ fn kinds_of_signals() {
 
 #[test]
 fn only_upper_case_after_a_dash_is_a_signal() {
-    for argument in ["-9", "-0", "-KILL", "-SIGKILL", "-FPE", "-IOT", "-RTMIN+3", "-SIGRTMAX"] {
+    for argument in [
+        "-9",
+        "-0",
+        "-KILL",
+        "-SIGKILL",
+        "-FPE",
+        "-IOT",
+        "-RTMIN+3",
+        "-SIGRTMAX",
+    ] {
         assert_eq!(dashed(argument), argument[1..].parse().ok(), "{argument}");
         assert!(dashed(argument).is_some(), "{argument}");
     }
     for argument in [
-        "-kill", "-Kill", "-SIGkill", "-w", "-F", "-FOO", "-", "--", "--9", "--KILL", "KILL", "9", "", "-137", "-9 ",
-        "-J",
+        "-kill", "-Kill", "-SIGkill", "-w", "-F", "-FOO", "-", "--", "--9", "--KILL", "KILL", "9",
+        "", "-137", "-9 ", "-J",
     ] {
         assert_eq!(dashed(argument), None, "{argument}");
     }
@@ -200,13 +260,28 @@ fn rows_for_names_numbers_and_exit_statuses() {
         (Os::Other, "143", 15, "TERM", DefaultAction::Terminate),
     ] {
         let row = row_for(os, word).unwrap();
-        assert_eq!((row.number, row.name.as_str(), row.action), (number, name, action), "{word}");
+        assert_eq!(
+            (row.number, row.name.as_str(), row.action),
+            (number, name, action),
+            "{word}"
+        );
     }
     for (os, word, error) in [
         (Os::Linux, "0", BadSignal::NoRowForZero),
         (Os::Linux, "256", BadSignal::TooHigh("256".to_owned())),
-        (Os::Linux, "160", BadSignal::Lacking { os: Os::Linux, word: SignalWord(Word::Number(32)) }),
-        (Os::Other, "usr1", BadSignal::NoRow(SignalWord(Word::Name("USR1")))),
+        (
+            Os::Linux,
+            "160",
+            BadSignal::Lacking {
+                os: Os::Linux,
+                word: SignalWord(Word::Number(32)),
+            },
+        ),
+        (
+            Os::Other,
+            "usr1",
+            BadSignal::NoRow(SignalWord(Word::Name("USR1"))),
+        ),
     ] {
         assert_eq!(row_for(os, word), Err(error), "{word}");
     }
@@ -230,7 +305,11 @@ fn exit_statuses_with_a_signal_in_them() {
         (Os::Linux, 256 + 15, None),
         (Os::Linux, u32::MAX, None),
     ] {
-        assert_eq!(name_of_exit_status(os, status).as_deref(), name, "{status} on {os}");
+        assert_eq!(
+            name_of_exit_status(os, status).as_deref(),
+            name,
+            "{status} on {os}"
+        );
     }
 }
 
@@ -244,13 +323,21 @@ fn tables_are_whole_sorted_and_fit_a_terminal() {
         (Os::Other, vec![1, 2, 3, 6, 9, 14, 15]),
     ] {
         let rows = table(os);
-        assert_eq!(rows.iter().map(|row| row.number).collect::<Vec<_>>(), numbers, "{os}");
+        assert_eq!(
+            rows.iter().map(|row| row.number).collect::<Vec<_>>(),
+            numbers,
+            "{os}"
+        );
         for row in rows {
             // Number, name and action take 3 + 8 + 9 columns, and 2 lie between each.
             assert!(row.description.chars().count() <= 54, "{row:?}");
             let caught = !row.description.contains("can't be caught");
             let signal = on(os, &row.name).unwrap();
-            assert_eq!(["KILL", "STOP"].contains(&row.name.as_str()), !caught, "{row:?}");
+            assert_eq!(
+                ["KILL", "STOP"].contains(&row.name.as_str()),
+                !caught,
+                "{row:?}"
+            );
             assert_eq!(signal.number(), Some(row.number), "{row:?}");
             assert_eq!(row_for(os, &row.number.to_string()), Ok(row));
         }
@@ -260,11 +347,23 @@ fn tables_are_whole_sorted_and_fit_a_terminal() {
 #[test]
 fn default_actions_of_each_system() {
     for (os, action, names) in [
-        (Os::Linux, DefaultAction::Core, "QUIT ILL TRAP ABRT BUS FPE SEGV XCPU XFSZ SYS"),
+        (
+            Os::Linux,
+            DefaultAction::Core,
+            "QUIT ILL TRAP ABRT BUS FPE SEGV XCPU XFSZ SYS",
+        ),
         (Os::Linux, DefaultAction::Ignore, "CHLD URG WINCH"),
-        (Os::Darwin, DefaultAction::Core, "QUIT ILL TRAP ABRT EMT FPE BUS SEGV SYS"),
+        (
+            Os::Darwin,
+            DefaultAction::Core,
+            "QUIT ILL TRAP ABRT EMT FPE BUS SEGV SYS",
+        ),
         (Os::Darwin, DefaultAction::Ignore, "URG CHLD IO WINCH INFO"),
-        (Os::FreeBSD, DefaultAction::Core, "QUIT ILL TRAP ABRT EMT FPE BUS SEGV SYS"),
+        (
+            Os::FreeBSD,
+            DefaultAction::Core,
+            "QUIT ILL TRAP ABRT EMT FPE BUS SEGV SYS",
+        ),
         (Os::FreeBSD, DefaultAction::Ignore, "URG CHLD IO WINCH INFO"),
         (Os::Linux, DefaultAction::Stop, "STOP TSTP TTIN TTOU"),
         (Os::FreeBSD, DefaultAction::Stop, "STOP TSTP TTIN TTOU"),
@@ -320,7 +419,11 @@ fn numbers_here_are_those_of_the_c_library() {
     numbers.extend([("RTMIN", libc::SIGRTMIN()), ("RTMAX", libc::SIGRTMAX())]);
     for (name, number) in numbers {
         let signal = on(Os::here(), name).unwrap();
-        assert_eq!(signal.number().map(libc::c_int::from), Some(number), "{name}");
+        assert_eq!(
+            signal.number().map(libc::c_int::from),
+            Some(number),
+            "{name}"
+        );
     }
 }
 
@@ -334,11 +437,20 @@ mod on_this_linux {
 
     #[test]
     fn bash_lists_the_same_signals() {
-        let listing = Command::new("bash").args(["-c", "kill -l"]).output().unwrap();
+        let listing = Command::new("bash")
+            .args(["-c", "kill -l"])
+            .output()
+            .unwrap();
         let listing = String::from_utf8(listing.stdout).unwrap();
         let words: Vec<&str> = listing.split_whitespace().collect();
-        let theirs: Vec<String> = words.chunks(2).map(|pair| pair.concat().replace(")SIG", " ")).collect();
-        let ours: Vec<String> = table(Os::Linux).iter().map(|row| format!("{} {}", row.number, row.name)).collect();
+        let theirs: Vec<String> = words
+            .chunks(2)
+            .map(|pair| pair.concat().replace(")SIG", " "))
+            .collect();
+        let ours: Vec<String> = table(Os::Linux)
+            .iter()
+            .map(|row| format!("{} {}", row.number, row.name))
+            .collect();
         assert_eq!(ours, theirs);
     }
 
@@ -347,21 +459,37 @@ mod on_this_linux {
         // Not waited for until the end, so its pid stays its own and every kill succeeds.
         let mut target = Command::new("true").spawn().unwrap();
         let mut refusals = Vec::new();
-        for shell in [&["dash"][..], &["bash"], &["busybox", "sh"], &["mksh"], &["ksh"], &["zsh"]] {
+        for shell in [
+            &["dash"][..],
+            &["bash"],
+            &["busybox", "sh"],
+            &["mksh"],
+            &["ksh"],
+            &["zsh"],
+        ] {
             let script = r#"pid=$1; shift; for s; do kill -"$s" "$pid" || echo "$s"; done"#;
-            let wires = table(Os::Linux).into_iter().map(|row| on(Os::Linux, &row.name).unwrap().wire());
+            let wires = table(Os::Linux)
+                .into_iter()
+                .map(|row| on(Os::Linux, &row.name).unwrap().wire());
             let refused = Command::new(shell[0])
                 .args(&shell[1..])
                 .args(["-c", script, "sh", &target.id().to_string()])
                 .args(wires)
                 .output();
-            refusals.push((shell, refused.map(|output| (output.status.code(), output.stdout))));
+            refusals.push((
+                shell,
+                refused.map(|output| (output.status.code(), output.stdout)),
+            ));
         }
         target.kill().unwrap();
         target.wait().unwrap();
         for (shell, refused) in refusals {
             let (status, refused) = refused.unwrap();
-            assert_eq!((status, String::from_utf8_lossy(&refused).as_ref()), (Some(0), ""), "{shell:?}");
+            assert_eq!(
+                (status, String::from_utf8_lossy(&refused).as_ref()),
+                (Some(0), ""),
+                "{shell:?}"
+            );
         }
     }
 
@@ -376,7 +504,12 @@ mod on_this_linux {
             };
             // What the test runner ignores would stay ignored in the shell.
             let status = Command::new("env")
-                .args(["--default-signal", "sh", "-c", r#"ulimit -c 0; kill -"$1" $$; exit 0"#])
+                .args([
+                    "--default-signal",
+                    "sh",
+                    "-c",
+                    r#"ulimit -c 0; kill -"$1" $$; exit 0"#,
+                ])
                 .args(["sh", &on(Os::Linux, &row.name).unwrap().wire()])
                 .stderr(Stdio::null())
                 .status()

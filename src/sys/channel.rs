@@ -12,7 +12,11 @@ use ssh2::Session;
 
 unsafe extern "C" {
     /// In the library, and not declared by libssh2-sys.
-    fn libssh2_channel_signal_ex(channel: *mut raw::LIBSSH2_CHANNEL, name: *const c_char, length: usize) -> c_int;
+    fn libssh2_channel_signal_ex(
+        channel: *mut raw::LIBSSH2_CHANNEL,
+        name: *const c_char,
+        length: usize,
+    ) -> c_int;
 }
 
 /// The stream of a channel that carries standard error (RFC 4254 5.2).
@@ -45,14 +49,19 @@ fn checked(session: &mut raw::LIBSSH2_SESSION, code: isize) -> io::Result<usize>
 
 impl Channel {
     /// Opens a channel whose receive window is `window` bytes.
-    ///
-    /// # Errors
-    /// `WouldBlock` until the server has answered: call again with the same arguments. Anything else is final.
     pub fn open(session: &Session, window: u32) -> io::Result<Self> {
         let mut locked = session.raw();
         // SAFETY: the session is live and locked, and the name is a C string of 7 characters.
         let channel = unsafe {
-            raw::libssh2_channel_open_ex(&raw mut *locked, c"session".as_ptr(), 7, window, PACKET, std::ptr::null(), 0)
+            raw::libssh2_channel_open_ex(
+                &raw mut *locked,
+                c"session".as_ptr(),
+                7,
+                window,
+                PACKET,
+                std::ptr::null(),
+                0,
+            )
         };
         if channel.is_null() {
             // SAFETY: as above.
@@ -60,25 +69,33 @@ impl Channel {
             checked(&mut locked, if code < 0 { code as isize } else { -1 })?;
         }
         drop(locked);
-        Ok(Self { session: session.clone(), channel })
+        Ok(Self {
+            session: session.clone(),
+            channel,
+        })
     }
 
     /// Whether an interrupted call has bytes of a packet left to send.
-    #[must_use]
     pub fn owes_output(session: &Session) -> bool {
-        matches!(session.block_directions(), ssh2::BlockDirections::Outbound | ssh2::BlockDirections::Both)
+        matches!(
+            session.block_directions(),
+            ssh2::BlockDirections::Outbound | ssh2::BlockDirections::Both
+        )
     }
 
     /// Asks for `command` to be run (RFC 4254 6.5).
-    ///
-    /// # Errors
-    /// `WouldBlock` until the server has answered; other calls may be made meanwhile.
     pub fn exec(&mut self, command: &str) -> io::Result<()> {
         let length = c_uint::try_from(command.len()).map_err(io::Error::other)?;
         let mut session = self.session.raw();
         // SAFETY: the channel is live while its session is, the session is locked, both texts outlive the call.
         let code = unsafe {
-            raw::libssh2_channel_process_startup(self.channel, c"exec".as_ptr(), 4, command.as_ptr().cast(), length)
+            raw::libssh2_channel_process_startup(
+                self.channel,
+                c"exec".as_ptr(),
+                4,
+                command.as_ptr().cast(),
+                length,
+            )
         };
         // -1 is not in the library's list of errors: it had bytes to read, and they were not the answer. The answer comes all
         // the same, and what follows shows whether the shell was granted.
@@ -89,45 +106,42 @@ impl Channel {
     }
 
     /// Reads standard output, or standard error. 0 is: nothing more will come on this stream, if [`Channel::at_end`].
-    ///
-    /// # Errors
-    /// `WouldBlock` when nothing is there.
     pub fn read(&mut self, error_stream: bool, buffer: &mut [u8]) -> io::Result<usize> {
         let stream = if error_stream { STANDARD_ERROR } else { 0 };
         let mut session = self.session.raw();
         // SAFETY: as for exec; the buffer is writable for its whole length.
-        let code =
-            unsafe { raw::libssh2_channel_read_ex(self.channel, stream, buffer.as_mut_ptr().cast(), buffer.len()) };
+        let code = unsafe {
+            raw::libssh2_channel_read_ex(
+                self.channel,
+                stream,
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+            )
+        };
         checked(&mut session, code)
     }
 
     /// Writes to standard input, and says how much was taken.
-    ///
-    /// # Errors
-    /// `WouldBlock` when the window or the socket is full.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut session = self.session.raw();
         // SAFETY: as for exec; the bytes are readable for their whole length.
-        let code = unsafe { raw::libssh2_channel_write_ex(self.channel, 0, bytes.as_ptr().cast(), bytes.len()) };
+        let code = unsafe {
+            raw::libssh2_channel_write_ex(self.channel, 0, bytes.as_ptr().cast(), bytes.len())
+        };
         checked(&mut session, code)
     }
 
     /// Sends the `signal` request. Success means that the packet was queued: no server answers it.
-    ///
-    /// # Errors
-    /// `WouldBlock` when the packet could not be sent whole.
     #[allow(dead_code)]
     pub fn signal(&mut self, name: &str) -> io::Result<()> {
         let mut session = self.session.raw();
         // SAFETY: as for exec; the name is readable for its whole length.
-        let code = unsafe { libssh2_channel_signal_ex(self.channel, name.as_ptr().cast(), name.len()) };
+        let code =
+            unsafe { libssh2_channel_signal_ex(self.channel, name.as_ptr().cast(), name.len()) };
         checked(&mut session, code as isize).map(drop)
     }
 
     /// Closes the standard input of the other side.
-    ///
-    /// # Errors
-    /// `WouldBlock` when the packet could not be sent whole.
     pub fn send_eof(&mut self) -> io::Result<()> {
         let mut session = self.session.raw();
         // SAFETY: as for exec.
@@ -136,7 +150,6 @@ impl Channel {
     }
 
     /// Whether the server has sent its end of file and all before it was read.
-    #[must_use]
     pub fn at_end(&self) -> bool {
         let _session = self.session.raw();
         // SAFETY: as for exec.
@@ -145,20 +158,22 @@ impl Channel {
 
     /// Whether bytes of either stream are here to be read. Any call on the session takes in whatever has come, for all
     /// streams and channels: who waits on the socket must ask this after the last call, or waits for what is here.
-    #[must_use]
     pub fn has_bytes(&self) -> bool {
         let _session = self.session.raw();
         let mut available: c_ulong = 0;
         // SAFETY: as for exec; the number is written before the call returns, and the second result is not wanted.
-        unsafe { raw::libssh2_channel_window_read_ex(self.channel, &raw mut available, std::ptr::null_mut()) };
+        unsafe {
+            raw::libssh2_channel_window_read_ex(
+                self.channel,
+                &raw mut available,
+                std::ptr::null_mut(),
+            )
+        };
         available > 0
     }
 
     /// Closes the channel and gives its memory back. To be called at the end of file only: closing before it broke
     /// Dropbear's whole connection now and then.
-    ///
-    /// # Errors
-    /// `WouldBlock` until the server has closed its side too.
     pub fn free(&mut self) -> io::Result<()> {
         if self.channel.is_null() {
             return Ok(());

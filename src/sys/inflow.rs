@@ -47,12 +47,12 @@ pub fn renew() {
 
 /// Whether this thread's calls have taken anything in since this was last asked: of what is not for the caller, nothing
 /// else tells.
-#[must_use]
 pub fn has_come() -> bool {
     CAME.take()
 }
 
-type Receive = extern "C" fn(c_int, *mut c_void, libc::size_t, c_int, *mut *mut c_void) -> libc::ssize_t;
+type Receive =
+    extern "C" fn(c_int, *mut c_void, libc::size_t, c_int, *mut *mut c_void) -> libc::ssize_t;
 
 /// As the library's own: an error is its number below zero.
 extern "C" fn receive(

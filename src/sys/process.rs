@@ -33,9 +33,6 @@ pub fn start_clean(command: &mut Command) {
 }
 
 /// Leaves the terminal, the process group and the directory of whoever started this process.
-///
-/// # Errors
-/// When it leads its process group already.
 pub fn detach() -> io::Result<()> {
     nix::unistd::setsid()?;
     std::env::set_current_dir("/")?;
@@ -44,11 +41,11 @@ pub fn detach() -> io::Result<()> {
 }
 
 /// Puts /dev/null in the place of the standard streams, so that nobody who reads them waits for this process.
-///
-/// # Errors
-/// When there is no /dev/null.
 pub fn close_standard_streams() -> io::Result<()> {
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(&null)?;
@@ -60,7 +57,13 @@ unsafe fn close_on_exec() {
     // SAFETY: both calls take plain numbers and touch no memory of ours.
     unsafe {
         #[cfg(target_os = "linux")]
-        if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) == 0 {
+        if libc::syscall(
+            libc::SYS_close_range,
+            3,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        ) == 0
+        {
             return;
         }
         for descriptor in 3..DESCRIPTORS {
@@ -70,7 +73,6 @@ unsafe fn close_on_exec() {
 }
 
 /// Whether whoever started rsig has it ignore HUP, as nohup(1) does.
-#[must_use]
 pub fn ignores_hangup() -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: without a new action, the call only writes the present one to where the pointer shows, and it is read only

@@ -11,13 +11,25 @@ pub struct Mcp {
     answers: usize,
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "arguments are made up in the call")]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "arguments are made up in the call"
+)]
 impl Mcp {
     #[track_caller]
     pub fn start(f: &Fixture, options: &[&str]) -> Self {
-        let client = python("python").arg("-u").arg(file("mcp_client.py")).arg(env!("CARGO_BIN_EXE_rsig"));
-        let client = f.rsig.within(client.args(f.server_words("mcp", options))).limit(SOON * 3);
-        Self { client: client.stdin_open().start(), answers: 0 }
+        let client = python("python")
+            .arg("-u")
+            .arg(file("mcp_client.py"))
+            .arg(env!("CARGO_BIN_EXE_rsig"));
+        let client = f
+            .rsig
+            .within(client.args(f.server_words("mcp", options)))
+            .limit(SOON * 3);
+        Self {
+            client: client.stdin_open().start(),
+            answers: 0,
+        }
     }
 
     /// What comes of an order to the client.
@@ -31,9 +43,16 @@ impl Mcp {
         poll_until(&format!("an answer to {order}"), SOON * 2, || {
             let ended = client.has_ended();
             let text = client.stdout_so_far();
-            answer = text.split_inclusive(|byte| *byte == b'\n').nth(nth - 1).map(<[u8]>::to_vec);
+            answer = text
+                .split_inclusive(|byte| *byte == b'\n')
+                .nth(nth - 1)
+                .map(<[u8]>::to_vec);
             let whole = answer.as_ref().is_some_and(|line| line.ends_with(b"\n"));
-            assert!(whole || !ended, "the client failed: {}", client.stderr_so_far());
+            assert!(
+                whole || !ended,
+                "the client failed: {}",
+                client.stderr_so_far()
+            );
             whole
         });
         serde_json::from_slice(&answer.unwrap_or_default()).expect("the client speaks JSON")
@@ -52,15 +71,27 @@ impl Mcp {
         let answer = self.order(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
         assert_eq!(answer["is_error"], true, "{answer}");
         let told = &answer["answer"];
-        assert_eq!((&told["ok"], &told["error"]["kind"]), (&false.into(), &kind.into()), "{answer}");
-        told["error"]["message"].as_str().expect("a message is text").to_owned()
+        assert_eq!(
+            (&told["ok"], &told["error"]["kind"]),
+            (&false.into(), &kind.into()),
+            "{answer}"
+        );
+        told["error"]["message"]
+            .as_str()
+            .expect("a message is text")
+            .to_owned()
     }
 
     /// Many calls side by side, all of which must go well.
     #[track_caller]
     pub fn calls(&mut self, calls: &[(&str, Value)]) -> Vec<Value> {
         let answers = self.order(&json!({ "do": "calls", "calls": calls }));
-        answers.as_array().expect("an answer each").iter().map(good).collect()
+        answers
+            .as_array()
+            .expect("an answer each")
+            .iter()
+            .map(good)
+            .collect()
     }
 
     /// The server's process.
@@ -69,7 +100,9 @@ impl Mcp {
         let mut found = None;
         let pid = self.client.pid();
         poll_until("the server runs", SOON, || {
-            found = procs::all().into_iter().find(|process| process.ppid == pid && process.name == "rsig");
+            found = procs::all()
+                .into_iter()
+                .find(|process| process.ppid == pid && process.name == "rsig");
             found.is_some()
         });
         found.expect("it was found")
@@ -90,10 +123,15 @@ impl Mcp {
 
 #[track_caller]
 fn good(answer: &Value) -> Value {
-    assert_eq!((&answer["is_error"], &answer["answer"]["ok"]), (&false.into(), &true.into()), "{answer}");
+    assert_eq!(
+        (&answer["is_error"], &answer["answer"]["ok"]),
+        (&false.into(), &true.into()),
+        "{answer}"
+    );
     assert!(answer["answer"]["error"].is_null(), "{answer}");
     // The text is for clients that know no structured answers.
-    let text: Value = serde_json::from_str(answer["text"][0].as_str().expect("text")).expect("JSON as text");
+    let text: Value =
+        serde_json::from_str(answer["text"][0].as_str().expect("text")).expect("JSON as text");
     assert_eq!(text, answer["answer"]);
     answer["answer"].clone()
 }

@@ -15,14 +15,22 @@ use crate::harness::Invocation;
 /// # Panics
 /// When it is not there.
 pub fn python(program: &str) -> Invocation {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin").join(program);
-    assert!(path.exists(), "{} is missing: run tests/install-debian", path.display());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/venv/bin")
+        .join(program);
+    assert!(
+        path.exists(),
+        "{} is missing: run tests/install-debian",
+        path.display()
+    );
     Invocation::of(path)
 }
 
 /// A file beside this one.
 pub fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clients")
+        .join(name)
 }
 
 #[cfg(any(feature = "mcp", feature = "serve"))]

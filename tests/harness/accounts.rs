@@ -31,7 +31,14 @@ pub enum Shell {
 }
 
 impl Shell {
-    pub const ALL: [Self; 6] = [Self::Sh, Self::Bash, Self::Zsh, Self::Fish, Self::Tcsh, Self::Mksh];
+    pub const ALL: [Self; 6] = [
+        Self::Sh,
+        Self::Bash,
+        Self::Zsh,
+        Self::Fish,
+        Self::Tcsh,
+        Self::Mksh,
+    ];
 
     fn path(self) -> PathBuf {
         let name = match self {
@@ -43,8 +50,15 @@ impl Shell {
             Self::Mksh => "mksh",
         };
         // Dropbear takes only what /etc/shells lists, and Debian lists all of them here.
-        let path = if self == Self::Fish { format!("/usr/bin/{name}") } else { format!("/bin/{name}") };
-        assert!(Path::new(&path).exists(), "{path} is missing: apt-get install {name}");
+        let path = if self == Self::Fish {
+            format!("/usr/bin/{name}")
+        } else {
+            format!("/bin/{name}")
+        };
+        assert!(
+            Path::new(&path).exists(),
+            "{path} is missing: apt-get install {name}"
+        );
         PathBuf::from(path)
     }
 }
@@ -61,25 +75,44 @@ pub struct Account {
 impl Account {
     /// Makes the account and its files in a directory of its own, in which the server goes too.
     pub fn create(login: Login, shell: Shell, password: Option<&str>) -> (Self, Scratch) {
-        assert!(nix::unistd::geteuid().is_root(), "the test servers need root: run the tests as root");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "the test servers need root: run the tests as root"
+        );
         let (name, uid, claim) = match login {
             Login::Root => ("root".to_owned(), 0, None),
             Login::User => {
                 let claim = claim("user", 61_000..64_000, |_| true);
-                (format!("u{}", claim.number()), u32::from(claim.number()), Some(claim))
+                (
+                    format!("u{}", claim.number()),
+                    u32::from(claim.number()),
+                    Some(claim),
+                )
             }
         };
-        let scratch = if uid == 0 { Scratch::new() } else { Scratch::of_user(uid) };
+        let scratch = if uid == 0 {
+            Scratch::new()
+        } else {
+            Scratch::of_user(uid)
+        };
         let home = scratch.subdir("home", 0o700);
         give_to(&home, uid);
-        let root_home = if uid == 0 { home.clone() } else { scratch.subdir("root", 0o700) };
+        let root_home = if uid == 0 {
+            home.clone()
+        } else {
+            scratch.subdir("root", 0o700)
+        };
 
         let files = scratch.subdir("accounts", 0o755);
         let password = password.map_or_else(|| "*".to_owned(), hash);
         let shell = shell.path();
         // The hash stands in the first file as well: PAM looks for it in shadow by a call that is not wrapped.
         let line = |name: &str, uid: u32, home: &Path| {
-            format!("{name}:{password}:{uid}:{uid}::{}:{}\n", home.display(), shell.display())
+            format!(
+                "{name}:{password}:{uid}:{uid}::{}:{}\n",
+                home.display(),
+                shell.display()
+            )
         };
         let mut passwd = line("root", 0, &root_home);
         passwd += "sshd:*:102:65534::/run/sshd:/usr/sbin/nologin\n";
@@ -94,7 +127,16 @@ impl Account {
         write_file(&files.join("passwd"), &passwd, 0o644);
         write_file(&files.join("group"), &group, 0o644);
         write_file(&files.join("shadow"), &shadow, 0o600);
-        (Self { name, uid, home, files, _claim: claim }, scratch)
+        (
+            Self {
+                name,
+                uid,
+                home,
+                files,
+                _claim: claim,
+            },
+            scratch,
+        )
     }
 
     /// What has a server see these accounts.
@@ -110,7 +152,10 @@ impl Account {
     /// A file in its home, owned by it, as are the directories that are made for it.
     pub fn write(&self, name: &str, content: &str, mode: u32) {
         write_file(&self.home.join(name), content, mode);
-        let first = Path::new(name).components().next().expect("a file has a name");
+        let first = Path::new(name)
+            .components()
+            .next()
+            .expect("a file has a name");
         give_to(&self.home.join(first), self.uid);
     }
 
@@ -125,12 +170,19 @@ impl Account {
 }
 
 fn wrapper() -> PathBuf {
-    let triplet = format!("/usr/lib/{}-linux-gnu/libnss_wrapper.so", std::env::consts::ARCH);
-    [triplet.as_str(), "/usr/lib64/libnss_wrapper.so", "/usr/lib/libnss_wrapper.so"]
-        .into_iter()
-        .map(PathBuf::from)
-        .find(|path| path.exists())
-        .expect("libnss_wrapper.so is missing: apt-get install libnss-wrapper")
+    let triplet = format!(
+        "/usr/lib/{}-linux-gnu/libnss_wrapper.so",
+        std::env::consts::ARCH
+    );
+    [
+        triplet.as_str(),
+        "/usr/lib64/libnss_wrapper.so",
+        "/usr/lib/libnss_wrapper.so",
+    ]
+    .into_iter()
+    .map(PathBuf::from)
+    .find(|path| path.exists())
+    .expect("libnss_wrapper.so is missing: apt-get install libnss-wrapper")
 }
 
 /// A crypt(3) hash; perl is part of every Debian.

@@ -22,10 +22,19 @@ impl Agent {
     pub fn start() -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path().join("agent");
-        let process =
-            tool("ssh-agent", "openssh-client").env("HOME", scratch.path()).args(["-D", "-a"]).arg(&socket).start();
-        poll_until("ssh-agent listens", Duration::from_secs(10), || UnixStream::connect(&socket).is_ok());
-        Self { socket, _process: process, scratch }
+        let process = tool("ssh-agent", "openssh-client")
+            .env("HOME", scratch.path())
+            .args(["-D", "-a"])
+            .arg(&socket)
+            .start();
+        poll_until("ssh-agent listens", Duration::from_secs(10), || {
+            UnixStream::connect(&socket).is_ok()
+        });
+        Self {
+            socket,
+            _process: process,
+            scratch,
+        }
     }
 
     /// For `SSH_AUTH_SOCK` or `IdentityAgent`.
@@ -49,10 +58,16 @@ impl Agent {
     /// The public keys that it holds, one a line.
     pub fn list(&self) -> String {
         let listed = self.ssh_add().arg("-L").run();
-        if listed.status().code() == Some(1) { String::new() } else { listed.ok().stdout() }
+        if listed.status().code() == Some(1) {
+            String::new()
+        } else {
+            listed.ok().stdout()
+        }
     }
 
     fn ssh_add(&self) -> Invocation {
-        tool("ssh-add", "openssh-client").env("SSH_AUTH_SOCK", &self.socket).env("HOME", self.scratch.path())
+        tool("ssh-add", "openssh-client")
+            .env("SSH_AUTH_SOCK", &self.socket)
+            .env("HOME", self.scratch.path())
     }
 }

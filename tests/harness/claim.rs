@@ -29,9 +29,18 @@ pub fn claim(kind: &str, range: Range<u16>, usable: impl Fn(u16) -> bool) -> Cla
         .skip(usize::from(offset))
         .take(usize::from(size))
         .find_map(|number| {
-            let address = SocketAddr::from_abstract_name(format!("rsig-test-{kind}-{number}")).ok()?;
+            let address =
+                SocketAddr::from_abstract_name(format!("rsig-test-{kind}-{number}")).ok()?;
             let socket = UnixDatagram::bind_addr(&address).ok()?;
-            usable(number).then_some(Claim { number, _socket: socket })
+            usable(number).then_some(Claim {
+                number,
+                _socket: socket,
+            })
         })
-        .unwrap_or_else(|| panic!("no {kind} is free between {} and {}", range.start, range.end))
+        .unwrap_or_else(|| {
+            panic!(
+                "no {kind} is free between {} and {}",
+                range.start, range.end
+            )
+        })
 }

@@ -34,10 +34,24 @@ impl Kind {
         if self == Self::OpenSsh {
             return keys::generate(&path, key, "", Format::OpenSsh).public;
         }
-        tool("dropbearkey", "dropbear-bin").args(["-t", key.name(), "-f"]).arg(&path).run().ok();
-        let shown = tool("dropbearkey", "dropbear-bin").arg("-y").arg("-f").arg(&path).run().ok().stdout();
+        tool("dropbearkey", "dropbear-bin")
+            .args(["-t", key.name(), "-f"])
+            .arg(&path)
+            .run()
+            .ok();
+        let shown = tool("dropbearkey", "dropbear-bin")
+            .arg("-y")
+            .arg("-f")
+            .arg(&path)
+            .run()
+            .ok()
+            .stdout();
         let is_key = |line: &&str| line.starts_with("ssh-") || line.starts_with("ecdsa-");
-        shown.lines().find(is_key).expect("dropbearkey shows the public key").to_owned()
+        shown
+            .lines()
+            .find(is_key)
+            .expect("dropbearkey shows the public key")
+            .to_owned()
     }
 
     /// Whether a process is one of the server's own, as the listener and those for connections are.
@@ -55,18 +69,28 @@ pub fn arguments(options: &Options, dir: &Path, port: u16) -> Vec<String> {
     let here = dir.display();
     let mut words = match options.kind {
         // A relative path after -E would end up in `/`.
-        Kind::OpenSsh => ["-D", "-f", "{dir}/sshd_config", "-E", "{dir}/log"].map(str::to_owned).to_vec(),
+        Kind::OpenSsh => ["-D", "-f", "{dir}/sshd_config", "-E", "{dir}/log"]
+            .map(str::to_owned)
+            .to_vec(),
         Kind::Dropbear => {
             let address = format!("127.0.0.1:{port}");
-            let mut words = ["-F", "-E", "-p", &address, "-P", "{dir}/pid"].map(str::to_owned).to_vec();
+            let mut words = ["-F", "-E", "-p", &address, "-P", "{dir}/pid"]
+                .map(str::to_owned)
+                .to_vec();
             for &key in &options.host_keys {
-                words.extend(["-r".to_owned(), host_key_path(dir, key).display().to_string()]);
+                words.extend([
+                    "-r".to_owned(),
+                    host_key_path(dir, key).display().to_string(),
+                ]);
             }
             words
         }
     };
     words.extend(options.args.iter().cloned());
-    words.iter().map(|word| word.replace("{dir}", &here.to_string())).collect()
+    words
+        .iter()
+        .map(|word| word.replace("{dir}", &here.to_string()))
+        .collect()
 }
 
 /// The text of `sshd_config`: the first value of a keyword counts, so the test's own lines come first.
@@ -76,11 +100,17 @@ pub fn sshd_config(options: &Options, dir: &Path, port: u16) -> String {
     let (first, matches) = options.config.split_at(first_match(&options.config));
     let mut lines = vec![
         first.to_owned(),
-        format!("ListenAddress {}\nPort {port}\nPidFile none", options.address),
+        format!(
+            "ListenAddress {}\nPort {port}\nPidFile none",
+            options.address
+        ),
         "LogLevel VERBOSE\nUseDNS no\nPrintMotd no\nPrintLastLog no".to_owned(),
         "PermitRootLogin yes\nSubsystem sftp internal-sftp".to_owned(),
         format!("UsePAM {}", yes_no(options.keyboard_interactive)),
-        format!("KbdInteractiveAuthentication {}", yes_no(options.keyboard_interactive)),
+        format!(
+            "KbdInteractiveAuthentication {}",
+            yes_no(options.keyboard_interactive)
+        ),
         format!("PasswordAuthentication {}", yes_no(by_password)),
     ];
     for &key in &options.host_keys {
@@ -90,7 +120,9 @@ pub fn sshd_config(options: &Options, dir: &Path, port: u16) -> String {
         lines.push("PerSourcePenalties no".to_owned());
     }
     lines.push(matches.to_owned());
-    lines.join("\n").replace("{dir}", &dir.display().to_string())
+    lines
+        .join("\n")
+        .replace("{dir}", &dir.display().to_string())
 }
 
 fn host_key_path(dir: &Path, key: Type) -> PathBuf {
@@ -102,14 +134,21 @@ static KNOWS_PENALTIES: LazyLock<bool> = LazyLock::new(|| {
     // sshd refuses to do anything without its directory for the unprivileged part and without a host key.
     fs::create_dir_all("/run/sshd").expect("/run/sshd can be made");
     let scratch = Scratch::new();
-    let key = keys::generate(&scratch.path().join("key"), Type::Ed25519, "", Format::OpenSsh);
+    let key = keys::generate(
+        &scratch.path().join("key"),
+        Type::Ed25519,
+        "",
+        Format::OpenSsh,
+    );
     let shown = Invocation::of(Kind::OpenSsh.program())
         .args(["-T", "-f", "/dev/null", "-h"])
         .arg(key.private)
         .run()
         .ok()
         .stdout();
-    shown.lines().any(|line| line.starts_with("persourcepenalties"))
+    shown
+        .lines()
+        .any(|line| line.starts_with("persourcepenalties"))
 });
 
 /// Where the first `Match` line of an `sshd_config` begins, else its end.

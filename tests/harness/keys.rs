@@ -44,14 +44,27 @@ impl Type {
 
 /// Makes a key pair at `path`. An empty passphrase means none.
 pub fn generate(path: &Path, key_type: Type, passphrase: &str, format: Format) -> Key {
-    let mut words = vec!["-q", "-t", key_type.name(), "-C", "rsig-test", "-N", passphrase];
+    let mut words = vec![
+        "-q",
+        "-t",
+        key_type.name(),
+        "-C",
+        "rsig-test",
+        "-N",
+        passphrase,
+    ];
     if key_type == Type::Rsa {
         words.extend(["-b", "2048"]);
     }
     if format == Format::Pem {
         words.extend(["-m", "PEM"]);
     }
-    tool("ssh-keygen", "openssh-client").args(words).arg("-f").arg(path).run().ok();
+    tool("ssh-keygen", "openssh-client")
+        .args(words)
+        .arg("-f")
+        .arg(path)
+        .run()
+        .ok();
     Key {
         private: path.to_owned(),
         public: read_trimmed(&path.with_extension("pub")),
@@ -62,7 +75,16 @@ pub fn generate(path: &Path, key_type: Type, passphrase: &str, format: Format) -
 /// Signs `key` with `authority` for a login as `principal`; the path of the certificate.
 pub fn certify(authority: &Key, key: &Key, principal: &str) -> PathBuf {
     tool("ssh-keygen", "openssh-client")
-        .args(["-q", "-I", "rsig-test", "-n", principal, "-P", &authority.passphrase, "-s"])
+        .args([
+            "-q",
+            "-I",
+            "rsig-test",
+            "-n",
+            principal,
+            "-P",
+            &authority.passphrase,
+            "-s",
+        ])
         .arg(&authority.private)
         .arg(key.private.with_extension("pub"))
         .run()
@@ -73,6 +95,7 @@ pub fn certify(authority: &Key, key: &Key, principal: &str) -> PathBuf {
 }
 
 fn read_trimmed(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{} can't be read: {error}", path.display()));
+    let text = fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("{} can't be read: {error}", path.display()));
     text.trim_end().to_owned()
 }

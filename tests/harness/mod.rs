@@ -25,7 +25,11 @@
 //! - Do not write a script and exec it: another thread that forks meanwhile may hold it open (ETXTBSY).
 //!   `sh FILE` has no such trouble.
 
-#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test binary uses a part of it"
+)]
 
 pub mod accounts;
 pub mod agent;

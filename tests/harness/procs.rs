@@ -40,7 +40,11 @@ impl Process {
         let (head, fields) = stat.rsplit_once(") ")?;
         let fields: Vec<&str> = fields.split(' ').collect();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t"))?.split('\t').next()?;
+        let uid = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Uid:\t"))?
+            .split('\t')
+            .next()?;
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
         let process = Self {
@@ -68,37 +72,53 @@ impl Process {
     fn bears_mark_of(&self, dir: &Path) -> bool {
         let proc = format!("/proc/{}", self.pid);
         let proc = Path::new(&proc);
-        let path_within = |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
+        let path_within =
+            |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
         // A thread of this test process may be between fork and exec: it still has our files open.
-        if fs::read_link(proc.join("exe")).is_ok_and(|exe| Some(exe) == std::env::current_exe().ok()) {
+        if fs::read_link(proc.join("exe"))
+            .is_ok_and(|exe| Some(exe) == std::env::current_exe().ok())
+        {
             return false;
         }
         let named = match fs::read(proc.join("environ")) {
             Ok(environ) => environ.split(|&byte| byte == 0).any(|entry| {
-                let value = entry.splitn(2, |&byte| byte == b'=').nth(1).unwrap_or_default();
+                let value = entry
+                    .splitn(2, |&byte| byte == b'=')
+                    .nth(1)
+                    .unwrap_or_default();
                 Path::new(OsStr::from_bytes(value)).starts_with(dir)
             }),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                self.cmdline.split(' ').any(|word| Path::new(word).starts_with(dir))
-            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self
+                .cmdline
+                .split(' ')
+                .any(|word| Path::new(word).starts_with(dir)),
             Err(_) => false,
         };
         named
             || path_within(&proc.join("cwd"))
-            || fs::read_dir(proc.join("fd")).is_ok_and(|files| files.flatten().any(|file| path_within(&file.path())))
+            || fs::read_dir(proc.join("fd"))
+                .is_ok_and(|files| files.flatten().any(|file| path_within(&file.path())))
     }
 }
 
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (of {}, uid {}, {}): {}", self.pid, self.ppid, self.uid, self.state, self.cmdline)
+        write!(
+            f,
+            "{} (of {}, uid {}, {}): {}",
+            self.pid, self.ppid, self.uid, self.state, self.cmdline
+        )
     }
 }
 
 /// All processes that have not ended.
 pub fn all() -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is there");
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter_map(Process::find).collect()
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(Process::find)
+        .collect()
 }
 
 /// The processes that belong to `dir` or to `user`, this one never among them.
@@ -110,8 +130,9 @@ pub fn belonging_to(dir: &Path, user: Option<u32>) -> Vec<Process> {
         .partition(|process| Some(process.uid) == user || process.bears_mark_of(dir));
     let mut parents: HashSet<i32> = ours.iter().map(|process| process.pid).collect();
     loop {
-        let (children, rest): (Vec<_>, Vec<_>) =
-            others.into_iter().partition(|process| parents.contains(&process.ppid));
+        let (children, rest): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|process| parents.contains(&process.ppid));
         if children.is_empty() {
             return ours;
         }
@@ -125,7 +146,10 @@ pub fn belonging_to(dir: &Path, user: Option<u32>) -> Vec<Process> {
 ///
 /// # Errors
 /// The survivors, when there still are some after `limit`.
-pub fn kill_until_none(limit: Duration, find: impl Fn() -> Vec<Process>) -> Result<(), Vec<Process>> {
+pub fn kill_until_none(
+    limit: Duration,
+    find: impl Fn() -> Vec<Process>,
+) -> Result<(), Vec<Process>> {
     let deadline = Instant::now() + limit;
     loop {
         let found = find();
@@ -147,5 +171,9 @@ pub fn kill_until_none(limit: Duration, find: impl Fn() -> Vec<Process>) -> Resu
 
 /// One process a line, for a failed assertion.
 pub fn listing(processes: &[Process]) -> String {
-    processes.iter().map(Process::to_string).collect::<Vec<_>>().join("\n")
+    processes
+        .iter()
+        .map(Process::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }

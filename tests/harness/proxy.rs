@@ -86,17 +86,27 @@ impl Proxy {
     /// To a server on a port of 127.0.0.1, with this delay each way.
     pub fn start(target_port: u16, delay: Duration) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = listener.local_addr().expect("a listener has an address").port();
+        let port = listener
+            .local_addr()
+            .expect("a listener has an address")
+            .port();
         let shared = Arc::new(Shared {
             target: (Ipv4Addr::LOCALHOST, target_port).into(),
-            state: Mutex::new(State { delay, ..State::default() }),
+            state: Mutex::new(State {
+                delay,
+                ..State::default()
+            }),
             changed: Condvar::new(),
         });
         let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.accept_from(&listener)
         });
-        Self { port, shared, acceptor: Some(acceptor) }
+        Self {
+            port,
+            shared,
+            acceptor: Some(acceptor),
+        }
     }
 
     pub fn port(&self) -> u16 {
@@ -111,9 +121,15 @@ impl Proxy {
     /// Breaks all connections now, by RST on both sides; what was under way is lost. New ones are accepted.
     pub fn cut(&self) {
         let broken = self.shared.break_all();
-        super::poll_until("the proxy's connections are cut", Duration::from_secs(10), || {
-            broken.iter().all(|connection| connection.strong_count() == 0)
-        });
+        super::poll_until(
+            "the proxy's connections are cut",
+            Duration::from_secs(10),
+            || {
+                broken
+                    .iter()
+                    .all(|connection| connection.strong_count() == 0)
+            },
+        );
     }
 
     /// Lets `count` more bytes through in this direction, over all connections, and then closes them all.
@@ -161,7 +177,12 @@ impl Proxy {
 
     /// How many connections are open now.
     pub fn open_connections(&self) -> usize {
-        self.shared.lock().open.iter().filter(|connection| connection.strong_count() > 0).count()
+        self.shared
+            .lock()
+            .open
+            .iter()
+            .filter(|connection| connection.strong_count() > 0)
+            .count()
     }
 
     /// How many bytes have been forwarded in this direction.
@@ -224,7 +245,9 @@ impl Shared {
             }
             let Ok(client) = client else { continue };
             state.accepted += 1;
-            state.open.retain(|connection| connection.strong_count() > 0);
+            state
+                .open
+                .retain(|connection| connection.strong_count() > 0);
             let (refusing, cuts, number) = (state.refusing, state.cuts, state.accepted);
             drop(state);
             if !refusing && let Ok(server) = TcpStream::connect(self.target) {
@@ -235,13 +258,22 @@ impl Shared {
 
     fn connect(self: &Arc<Self>, client: TcpStream, server: TcpStream, cuts: u64, number: u64) {
         for stream in [&client, &server] {
-            let ready = stream.set_nodelay(true).and_then(|()| stream.set_write_timeout(Some(LOOK)));
+            let ready = stream
+                .set_nodelay(true)
+                .and_then(|()| stream.set_write_timeout(Some(LOOK)));
             if ready.is_err() {
                 return;
             }
         }
         let shared = Arc::clone(self);
-        let connection = Arc::new(Connection { client, server, cuts, number, last: Mutex::new(None), shared });
+        let connection = Arc::new(Connection {
+            client,
+            server,
+            cuts,
+            number,
+            last: Mutex::new(None),
+            shared,
+        });
         let mut state = self.lock();
         if state.cuts != cuts {
             return;
@@ -291,7 +323,11 @@ impl Connection {
     fn arrived(&self, direction: Direction, count: usize) -> Duration {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.shared.lock();
-        if count > 0 && last.replace(direction).is_some_and(|before| before != direction) {
+        if count > 0
+            && last
+                .replace(direction)
+                .is_some_and(|before| before != direction)
+        {
             state.turns += 1;
         }
         if count > 0 {
@@ -308,7 +344,10 @@ impl Connection {
         for Parcel { due, bytes } in parcels {
             let forwarded = match bytes {
                 Some(bytes) => self.forward(sink, &bytes, due, direction),
-                None => self.admit(0, due, direction).is_some() && sink.shutdown(Shutdown::Write).is_ok(),
+                None => {
+                    self.admit(0, due, direction).is_some()
+                        && sink.shutdown(Shutdown::Write).is_ok()
+                }
             };
             if !forwarded {
                 // After a cut a close would say FIN where RST is meant.
@@ -325,7 +364,9 @@ impl Connection {
         let Some(count) = self.admit(bytes.len(), due, direction) else {
             return false;
         };
-        let written = bytes.get(..count).is_some_and(|part| self.write_all(sink, part));
+        let written = bytes
+            .get(..count)
+            .is_some_and(|part| self.write_all(sink, part));
         let mut state = self.shared.lock();
         let lane = state.lane(direction);
         if lane.until_cut == Some(0) {
@@ -347,7 +388,11 @@ impl Connection {
             }
             let early = due.saturating_duration_since(Instant::now());
             if state.lane(direction).held || self.number <= state.frozen {
-                state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .shared
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             } else if !early.is_zero() {
                 let waited = self.shared.changed.wait_timeout(state, early);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -372,7 +417,12 @@ impl Connection {
         while !bytes.is_empty() {
             match sink.write(bytes) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
                     if self.shared.lock().cuts != self.cuts {
                         return false;
                     }
@@ -393,7 +443,10 @@ impl Connection {
     /// Has both sides end by RST once the threads have let go of them.
     fn break_off(&self) {
         for stream in [&self.client, &self.server] {
-            let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+            let at_once = nix::libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
             // Both fail only on a side that has ended. Reading alone is shut: shutting all would send a FIN.
             let _ = setsockopt(stream, sockopt::Linger, &at_once);
             let _ = stream.shutdown(Shutdown::Read);

@@ -72,9 +72,9 @@ impl Rsig {
         let program = env!("CARGO_BIN_EXE_rsig");
         let invocation = match &self.shell {
             None => Invocation::of(program),
-            Some(shell) => {
-                tool("unshare", "util-linux").args(with_system_shell(shell).into_iter().skip(1)).arg(program)
-            }
+            Some(shell) => tool("unshare", "util-linux")
+                .args(with_system_shell(shell).into_iter().skip(1))
+                .arg(program),
         };
         let invocation = match &self.path {
             None => invocation,

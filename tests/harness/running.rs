@@ -62,13 +62,15 @@ impl Invocation {
     }
 
     pub fn args(mut self, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
-        self.args.extend(words.into_iter().map(|word| word.as_ref().to_owned()));
+        self.args
+            .extend(words.into_iter().map(|word| word.as_ref().to_owned()));
         self
     }
 
     /// Adds a variable, or replaces the one of that name.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.env
+            .push((key.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -107,8 +109,14 @@ impl Invocation {
     pub fn start(self) -> Running {
         let mut command = self.command(&[]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.stdin(if matches!(self.input, Input::Null) { Stdio::null() } else { Stdio::piped() });
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{self} can't be started: {error}"));
+        command.stdin(if matches!(self.input, Input::Null) {
+            Stdio::null()
+        } else {
+            Stdio::piped()
+        });
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{self} can't be started: {error}"));
         let stdout = Captured::from(child.stdout.take().expect("stdout is a pipe"));
         let stderr = Captured::from(child.stderr.take().expect("stderr is a pipe"));
         let mut stdin = child.stdin.take();
@@ -119,7 +127,14 @@ impl Invocation {
             // A program may end without reading its input, that is not for us to judge.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
-        Running { child, shown, stdin, stdout, stderr, limit: self.limit }
+        Running {
+            child,
+            shown,
+            stdin,
+            stdout,
+            stderr,
+            limit: self.limit,
+        }
     }
 
     /// Starts it on a terminal of its own of this size, which is its controlling one: see [`Tty`].
@@ -145,14 +160,18 @@ impl Invocation {
         if let Some(file) = std::env::var_os("LLVM_PROFILE_FILE") {
             command.env("LLVM_PROFILE_FILE", file);
         }
-        command.envs(self.env.iter().map(|(key, value)| (key, value))).current_dir(&self.cwd);
+        command
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .current_dir(&self.cwd);
         command
     }
 }
 
 impl fmt::Display for Invocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Path::new(&self.program).file_name().unwrap_or(&self.program);
+        let name = Path::new(&self.program)
+            .file_name()
+            .unwrap_or(&self.program);
         write!(f, "`{}", name.display())?;
         for word in &self.args {
             write!(f, " {}", word.display())?;
@@ -172,8 +191,20 @@ pub fn tool(program: &str, package: &str) -> Invocation {
 /// The words that run those behind them with another program as this machine's `/bin/sh`.
 pub fn with_system_shell(shell: &Path) -> Vec<OsString> {
     let line = r#"/bin/mount --bind "$0" "$(/usr/bin/readlink -f /bin/sh)" && exec "$@""#;
-    let words = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", line].map(OsString::from);
-    words.into_iter().chain([shell.as_os_str().to_owned()]).collect()
+    let words = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "/bin/sh",
+        "-c",
+        line,
+    ]
+    .map(OsString::from);
+    words
+        .into_iter()
+        .chain([shell.as_os_str().to_owned()])
+        .collect()
 }
 
 /// Where a program of the system is; panics as [`tool`] does.
@@ -236,15 +267,19 @@ impl Running {
     /// Waits until its standard output holds `text`.
     #[track_caller]
     pub fn wait_for_stdout(&self, text: &str) {
-        poll_until(&format!("{} prints {text:?}", self.shown), self.limit, || {
-            String::from_utf8_lossy(&self.stdout.bytes()).contains(text)
-        });
+        poll_until(
+            &format!("{} prints {text:?}", self.shown),
+            self.limit,
+            || String::from_utf8_lossy(&self.stdout.bytes()).contains(text),
+        );
     }
 
     /// Waits until its standard error holds `text`.
     #[track_caller]
     pub fn wait_for_stderr(&self, text: &str) {
-        poll_until(&format!("{} says {text:?}", self.shown), self.limit, || self.stderr_so_far().contains(text));
+        poll_until(&format!("{} says {text:?}", self.shown), self.limit, || {
+            self.stderr_so_far().contains(text)
+        });
     }
 
     pub fn has_ended(&mut self) -> bool {
@@ -260,7 +295,10 @@ impl Running {
         self.stdin = None;
         let deadline = Instant::now() + self.limit;
         loop {
-            let ended = self.child.try_wait().expect("the child is ours to wait for");
+            let ended = self
+                .child
+                .try_wait()
+                .expect("the child is ours to wait for");
             if let Some(status) = ended
                 && self.stdout.is_finished()
                 && self.stderr.is_finished()
@@ -280,7 +318,10 @@ impl Running {
                 };
                 let stdout = String::from_utf8_lossy(&self.stdout.bytes()).into_owned();
                 let stderr = self.stderr_so_far();
-                panic!("{} {what} after {:?}\nstdout: {stdout}\nstderr: {stderr}", self.shown, self.limit);
+                panic!(
+                    "{} {what} after {:?}\nstdout: {stdout}\nstderr: {stderr}",
+                    self.shown, self.limit
+                );
             }
             thread::sleep(Duration::from_millis(2));
         }
@@ -316,7 +357,8 @@ impl Output {
     /// Its standard output, which must be UTF-8.
     #[track_caller]
     pub fn stdout(&self) -> String {
-        String::from_utf8(self.stdout.clone()).unwrap_or_else(|_| panic!("stdout is not UTF-8: {self}"))
+        String::from_utf8(self.stdout.clone())
+            .unwrap_or_else(|_| panic!("stdout is not UTF-8: {self}"))
     }
 
     /// The one line of its standard output, without its newline.
@@ -361,7 +403,10 @@ impl Output {
 
     #[track_caller]
     pub fn stdout_has(&self, text: &str) -> &Self {
-        assert!(self.stdout_text().contains(text), "stdout lacks {text:?}: {self}");
+        assert!(
+            self.stdout_text().contains(text),
+            "stdout lacks {text:?}: {self}"
+        );
         self
     }
 

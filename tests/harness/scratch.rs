@@ -96,7 +96,10 @@ pub fn give_to(path: &Path, uid: u32) {
     chown(path, Some(uid), Some(uid))
         .unwrap_or_else(|error| panic!("{} can't be given to {uid}: {error}", path.display()));
     if path.is_dir() {
-        for entry in fs::read_dir(path).expect("our own directory is readable").flatten() {
+        for entry in fs::read_dir(path)
+            .expect("our own directory is readable")
+            .flatten()
+        {
             give_to(&entry.path(), uid);
         }
     }

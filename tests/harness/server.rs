@@ -53,15 +53,23 @@ impl Server {
     #[track_caller]
     pub(super) fn start(options: Options) -> Self {
         options.kind.program();
-        let (account, scratch) = Account::create(options.login, options.shell, options.password.as_deref());
-        let port = claim("port", PORTS, |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok());
+        let (account, scratch) =
+            Account::create(options.login, options.shell, options.password.as_deref());
+        let port = claim("port", PORTS, |port| {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+        });
         for (name, content) in &options.home_files {
             account.write(name, content, 0o644);
         }
         for (name, content) in &options.files {
             scratch.file(name, content, 0o644);
         }
-        let client_key = keys::generate(&scratch.path().join("client_key"), Type::Ed25519, "", Format::OpenSsh);
+        let client_key = keys::generate(
+            &scratch.path().join("client_key"),
+            Type::Ed25519,
+            "",
+            Format::OpenSsh,
+        );
         account.authorize(&client_key.public);
         let make = |&key| options.kind.host_key(key, scratch.path());
         let host_keys = options.host_keys.iter().map(make).collect();
@@ -69,7 +77,15 @@ impl Server {
             let config = daemon::sshd_config(&options, scratch.path(), port.number());
             scratch.file("sshd_config", &config, 0o644);
         }
-        let mut server = Self { process: None, options, account, port, host_keys, client_key, scratch };
+        let mut server = Self {
+            process: None,
+            options,
+            account,
+            port,
+            host_keys,
+            client_key,
+            scratch,
+        };
         server.restart();
         server
     }
@@ -138,7 +154,11 @@ impl Server {
         let config = self.ssh_config("server");
         let home = self.dir().join("client");
         fs::create_dir_all(&home).expect("our own directory is writable");
-        tool("ssh", "openssh-client").env("HOME", home).arg("-F").arg(config).arg("server")
+        tool("ssh", "openssh-client")
+            .env("HOME", home)
+            .arg("-F")
+            .arg(config)
+            .arg("server")
     }
 
     /// Runs a line in the account's login shell.
@@ -149,12 +169,18 @@ impl Server {
 
     /// What runs in its sessions or was left by them; the server's own processes are not among them.
     pub fn processes(&self) -> Vec<Process> {
-        self.all_processes().into_iter().filter(|process| !self.options.kind.owns(process)).collect()
+        self.all_processes()
+            .into_iter()
+            .filter(|process| !self.options.kind.owns(process))
+            .collect()
     }
 
     /// The server's processes for its open connections; one connection has one or two of them.
     pub fn connections(&self) -> Vec<Process> {
-        let listener = self.process.as_ref().map(|process| process.id().cast_signed());
+        let listener = self
+            .process
+            .as_ref()
+            .map(|process| process.id().cast_signed());
         let mut found = self.all_processes();
         found.retain(|process| self.options.kind.owns(process) && Some(process.pid) != listener);
         found
@@ -181,17 +207,40 @@ impl Server {
     #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
-        let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .expect("a log file");
         // Whatever this process ignores and has open (nohup, a CI runner), a real machine's server starts without;
         // dropbear hands on to its sessions what it finds open.
         let mut command = Command::new("perl");
         command
-            .args(["-MPOSIX", "-e", "POSIX::close($_) for 3 .. 1023; exec @ARGV", "env", "--default-signal"])
-            .args(self.options.system_shell.as_deref().map(with_system_shell).unwrap_or_default())
+            .args([
+                "-MPOSIX",
+                "-e",
+                "POSIX::close($_) for 3 .. 1023; exec @ARGV",
+                "env",
+                "--default-signal",
+            ])
+            .args(
+                self.options
+                    .system_shell
+                    .as_deref()
+                    .map(with_system_shell)
+                    .unwrap_or_default(),
+            )
             .arg(self.options.kind.program())
             .args(daemon::arguments(&self.options, self.dir(), self.port()));
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(self.account.server_environment());
-        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .envs(self.account.server_environment());
+        command
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         let mut process = command.spawn().expect("perl starts");
         let port = self.port();
         let mut ended = None;
@@ -201,7 +250,11 @@ impl Server {
         });
         self.process = Some(process);
         if let Some(status) = ended {
-            panic!("{:?} ended at once, {status}:\n{}", self.options.kind, self.log());
+            panic!(
+                "{:?} ended at once, {status}:\n{}",
+                self.options.kind,
+                self.log()
+            );
         }
     }
 
@@ -217,8 +270,16 @@ impl Server {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         // New files each time, so that no two tests write one that the other reads.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let known: Vec<_> = self.host_keys.iter().map(|key| format!("[127.0.0.1]:{port} {key}")).collect();
-        let known_hosts = self.scratch.file(&format!("known_hosts-{number}"), &(known.join("\n") + "\n"), 0o644);
+        let known: Vec<_> = self
+            .host_keys
+            .iter()
+            .map(|key| format!("[127.0.0.1]:{port} {key}"))
+            .collect();
+        let known_hosts = self.scratch.file(
+            &format!("known_hosts-{number}"),
+            &(known.join("\n") + "\n"),
+            0o644,
+        );
         let config = format!(
             "Host {alias}\n{lines}\n\
              HostName 127.0.0.1\n\
@@ -233,7 +294,8 @@ impl Server {
             self.client_key.private.display(),
             known_hosts.display(),
         );
-        self.scratch.file(&format!("ssh_config-{number}"), &config, 0o644)
+        self.scratch
+            .file(&format!("ssh_config-{number}"), &config, 0o644)
     }
 }
 
@@ -243,7 +305,11 @@ impl Drop for Server {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let last = lines.len().saturating_sub(40);
-            eprintln!("--- {:?}'s log, its last lines\n{}\n---", self.options.kind, lines[last..].join("\n"));
+            eprintln!(
+                "--- {:?}'s log, its last lines\n{}\n---",
+                self.options.kind,
+                lines[last..].join("\n")
+            );
         }
         if let Some(mut process) = self.process.take() {
             // Both fail only when it has ended by itself. The rest goes with the scratch directory.
@@ -260,6 +326,9 @@ fn listens(port: u16) -> bool {
     let sockets = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp is readable");
     sockets.lines().any(|line| {
         let mut fields = line.split_whitespace().skip(1);
-        fields.next().is_some_and(|field| local.iter().any(|local| local == field)) && fields.nth(1) == Some("0A")
+        fields
+            .next()
+            .is_some_and(|field| local.iter().any(|local| local == field))
+            && fields.nth(1) == Some("0A")
     })
 }

@@ -32,7 +32,12 @@ pub struct Fixture {
 }
 
 impl Site {
-    pub const ALL: [Self; 4] = [Self::Local, Self::OpenSshRoot, Self::OpenSshUser, Self::DropbearRoot];
+    pub const ALL: [Self; 4] = [
+        Self::Local,
+        Self::OpenSshRoot,
+        Self::OpenSshUser,
+        Self::DropbearRoot,
+    ];
 
     #[track_caller]
     pub fn start(self) -> Fixture {
@@ -59,14 +64,23 @@ impl Site {
 impl Fixture {
     /// A fixture with a server that a test has started with options of its own; `local` without one.
     pub fn with(server: Option<Server>) -> Self {
-        Self::of(server.as_ref().map_or(Site::Local, |_| Site::OpenSshRoot), server)
+        Self::of(
+            server.as_ref().map_or(Site::Local, |_| Site::OpenSshRoot),
+            server,
+        )
     }
 
     fn of(site: Site, server: Option<Server>) -> Self {
         let host = if server.is_some() { "server" } else { "local" };
         let config = server.as_ref().map(|server| server.ssh_config(host));
         let connect = config.map_or_else(Vec::new, options);
-        Self { rsig: Rsig::new(), server, host: host.to_owned(), connect, site }
+        Self {
+            rsig: Rsig::new(),
+            server,
+            host: host.to_owned(),
+            connect,
+            site,
+        }
     }
 
     /// Has rsig reach the server through a proxy from now on.
@@ -74,12 +88,20 @@ impl Fixture {
     /// # Panics
     /// On `local`.
     pub fn go_through(&mut self, proxy: &Proxy) {
-        let server = self.server.as_ref().expect("a proxy needs a server behind it");
+        let server = self
+            .server
+            .as_ref()
+            .expect("a proxy needs a server behind it");
         self.connect = options(server.ssh_config_through(&self.host, proxy));
     }
 
     /// The words of a command that names the host: `COMMAND OPTIONS CONNECT... HOST`, and what may follow.
-    pub fn words<'a>(&'a self, command: &'a str, options: &[&'a str], rest: &[&'a str]) -> Vec<&'a str> {
+    pub fn words<'a>(
+        &'a self,
+        command: &'a str,
+        options: &[&'a str],
+        rest: &[&'a str],
+    ) -> Vec<&'a str> {
         let mut words = vec![command];
         words.extend(options);
         words.extend(self.connect.iter().map(String::as_str));
@@ -94,10 +116,20 @@ impl Fixture {
     /// When rsig fails, or prints anything but one well-formed id.
     #[track_caller]
     pub fn spawn(&self, options: &[&str], command: &[&str]) -> String {
-        let rest: Vec<&str> = std::iter::once("--").chain(command.iter().copied()).collect();
-        let id = self.rsig.run(&self.words("spawn", options, &rest)).ok().line();
-        let of_alphabet = |c: char| c.is_ascii_digit() || (c.is_ascii_lowercase() && !"ilou".contains(c));
-        assert!(id.len() == 8 && id.chars().all(of_alphabet), "not a job id: {id:?}");
+        let rest: Vec<&str> = std::iter::once("--")
+            .chain(command.iter().copied())
+            .collect();
+        let id = self
+            .rsig
+            .run(&self.words("spawn", options, &rest))
+            .ok()
+            .line();
+        let of_alphabet =
+            |c: char| c.is_ascii_digit() || (c.is_ascii_lowercase() && !"ilou".contains(c));
+        assert!(
+            id.len() == 8 && id.chars().all(of_alphabet),
+            "not a job id: {id:?}"
+        );
         id
     }
 
@@ -114,9 +146,14 @@ impl Fixture {
     /// What runs on the host for its jobs: the jobs, their supervisors and relays; no server, no rsig. By a keeper, the
     /// one spare shell that it keeps ready is not among them.
     pub fn processes(&self) -> Vec<Process> {
-        let mut found = self.server.as_ref().map_or_else(|| self.rsig.processes(), Server::processes);
+        let mut found = self
+            .server
+            .as_ref()
+            .map_or_else(|| self.rsig.processes(), Server::processes);
         found.retain(|process| process.name != "rsig");
-        let spare = idle_shells(&found).pop().filter(|_| self.rsig.keeper && self.server.is_some());
+        let spare = idle_shells(&found)
+            .pop()
+            .filter(|_| self.rsig.keeper && self.server.is_some());
         found.retain(|process| Some(process.pid) != spare);
         found
     }
@@ -125,21 +162,35 @@ impl Fixture {
     pub fn way(&self) -> &'static str {
         // OpenSSH before 10 refuses them to root.
         let honoured = matches!(self.site, Site::OpenSshUser | Site::DropbearRoot);
-        if self.rsig.keeper && honoured { "channel" } else { "pid" }
+        if self.rsig.keeper && honoured {
+            "channel"
+        } else {
+            "pid"
+        }
     }
 }
 
 /// The shells, by pid, that wait for a script: those that have no children, and, unlike a relay's second one, are not a
 /// shell's child.
 pub fn idle_shells(all: &[Process]) -> Vec<i32> {
-    let shells: Vec<&Process> = all.iter().filter(|process| process.cmdline == SHELL).collect();
+    let shells: Vec<&Process> = all
+        .iter()
+        .filter(|process| process.cmdline == SHELL)
+        .collect();
     let is_parent = |shell: &Process| all.iter().any(|process| process.ppid == shell.pid);
     let is_child = |shell: &Process| shells.iter().any(|parent| parent.pid == shell.ppid);
-    shells.iter().filter(|shell| !is_parent(shell) && !is_child(shell)).map(|shell| shell.pid).collect()
+    shells
+        .iter()
+        .filter(|shell| !is_parent(shell) && !is_child(shell))
+        .map(|shell| shell.pid)
+        .collect()
 }
 
 fn options(config: PathBuf) -> Vec<String> {
-    let config = config.into_os_string().into_string().expect("our paths are UTF-8");
+    let config = config
+        .into_os_string()
+        .into_string()
+        .expect("our paths are UTF-8");
     vec!["-F".to_owned(), config]
 }
 

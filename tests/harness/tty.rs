@@ -37,9 +37,16 @@ pub struct Tty {
 impl Tty {
     /// Starts a command that makes its stdin its controlling terminal.
     #[track_caller]
-    pub(super) fn start(mut command: Command, shown: String, columns: u16, rows: u16, limit: Duration) -> Self {
+    pub(super) fn start(
+        mut command: Command,
+        shown: String,
+        columns: u16,
+        rows: u16,
+        limit: Duration,
+    ) -> Self {
         // openpty(3) would leave both ends open in every program that another test starts meanwhile.
-        let keyboard = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a terminal");
+        let keyboard =
+            posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a terminal");
         grantpt(&keyboard).expect("the terminal is ours");
         unlockpt(&keyboard).expect("the terminal is ours");
         let name = PathBuf::from(ptsname_r(&keyboard).expect("a terminal has a name"));
@@ -52,10 +59,22 @@ impl Tty {
         set_size(&name, columns, rows);
         let stream = || Stdio::from(side.try_clone().expect("a descriptor can be duplicated"));
         command.stdin(stream()).stdout(stream()).stderr(stream());
-        let child = command.spawn().unwrap_or_else(|error| panic!("{shown} can't be started: {error}"));
-        let reader = keyboard.as_fd().try_clone_to_owned().expect("a descriptor can be duplicated");
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{shown} can't be started: {error}"));
+        let reader = keyboard
+            .as_fd()
+            .try_clone_to_owned()
+            .expect("a descriptor can be duplicated");
         let screen = Captured::from(File::from(reader));
-        Self { child, shown, keyboard, screen, name, limit }
+        Self {
+            child,
+            shown,
+            keyboard,
+            screen,
+            name,
+            limit,
+        }
     }
 
     pub fn pid(&self) -> i32 {
@@ -65,7 +84,9 @@ impl Tty {
     /// Types.
     #[track_caller]
     pub fn send(&mut self, keys: &str) {
-        self.keyboard.write_all(keys.as_bytes()).unwrap_or_else(|error| panic!("keys to {}: {error}", self.shown));
+        self.keyboard
+            .write_all(keys.as_bytes())
+            .unwrap_or_else(|error| panic!("keys to {}: {error}", self.shown));
     }
 
     /// Another size; the foreground process group gets SIGWINCH.
@@ -75,8 +96,11 @@ impl Tty {
 
     /// Whether what is typed shows on the screen now.
     pub fn echoes(&self) -> bool {
-        let settings = nix::sys::termios::tcgetattr(&self.keyboard).expect("a terminal has settings");
-        settings.local_flags.contains(nix::sys::termios::LocalFlags::ECHO)
+        let settings =
+            nix::sys::termios::tcgetattr(&self.keyboard).expect("a terminal has settings");
+        settings
+            .local_flags
+            .contains(nix::sys::termios::LocalFlags::ECHO)
     }
 
     /// All bytes that the screen got, escape sequences and the echo of what was typed included.
@@ -96,7 +120,11 @@ impl Tty {
         let shown = &self.shown;
         let deadline = Instant::now() + self.limit;
         while !self.text().contains(text) {
-            assert!(Instant::now() < deadline, "{shown} never showed {text:?} but:\n{}", self.text());
+            assert!(
+                Instant::now() < deadline,
+                "{shown} never showed {text:?} but:\n{}",
+                self.text()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -109,10 +137,14 @@ impl Tty {
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         let (child, screen) = (&mut self.child, &self.screen);
-        poll_until(&format!("{} ends and its terminal is free", self.shown), self.limit, || {
-            status = status.or(child.try_wait().expect("the child is ours to wait for"));
-            status.is_some() && screen.is_finished()
-        });
+        poll_until(
+            &format!("{} ends and its terminal is free", self.shown),
+            self.limit,
+            || {
+                status = status.or(child.try_wait().expect("the child is ours to wait for"));
+                status.is_some() && screen.is_finished()
+            },
+        );
         status.expect("it has ended")
     }
 }

@@ -52,10 +52,20 @@ impl Warden {
             .expect("sh starts");
         let mut answer = String::new();
         if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut answer).expect("the warden answers");
+            BufReader::new(stdout)
+                .read_line(&mut answer)
+                .expect("the warden answers");
         }
-        assert_eq!(answer, "ready\n", "the warden could not make {}", base.display());
+        assert_eq!(
+            answer,
+            "ready\n",
+            "the warden could not make {}",
+            base.display()
+        );
         let line = child.stdin.take().expect("the warden's stdin is a pipe");
-        Self { base, line: Mutex::new(line) }
+        Self {
+            base,
+            line: Mutex::new(line),
+        }
     }
 }

@@ -1,0 +1,244 @@
+//! One channel of the keeper's session, from its opening to its close: the bytes that wait to go in, and what is to be
+//! done next.
+//!
+//! libssh2's rule: a call that could send only a part of its packet owns the session until it is repeated. So every
+//! call is an [`Op`] that can be made again with the same arguments.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+use ssh2::Session;
+
+use super::relay::{ClientId, Relay};
+use crate::sys::channel::Channel;
+
+/// What every login shell understands, and what then reads the script.
+pub const COMMAND: &str = "exec /bin/sh -s";
+/// The largest piece that is written at once.
+const PIECE: usize = 32 << 10;
+
+/// A call of the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Open the channel.
+    Open,
+    /// Ask for the shell.
+    Exec,
+    /// Write the first waiting piece.
+    Write,
+    /// Ask for the first waiting signal.
+    Signal,
+    /// Send the end of the input.
+    SendEof,
+    /// Read standard error (true) or standard output.
+    Read(bool),
+    /// Close the channel.
+    Free,
+}
+
+/// Where a channel stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The server has not opened it yet.
+    Opening,
+    /// The server has not answered the request for the shell yet. Input may be sent already.
+    Starting,
+    /// The shell is there.
+    Open,
+    /// The shell is done with: what still comes is thrown away until its end of file.
+    Draining,
+    /// The close is under way.
+    Closing,
+}
+
+/// A channel.
+pub struct Lane {
+    channel: Option<Channel>,
+    window: u32,
+    /// Where it stands.
+    pub stage: Stage,
+    input: VecDeque<Vec<u8>>,
+    /// How much of the first piece the server has.
+    written: usize,
+    signals: VecDeque<&'static str>,
+    /// The end of the input is to be sent.
+    closing_input: bool,
+    input_closed: bool,
+    /// The command that it works for.
+    pub client: Option<ClientId>,
+    /// Since when it has worked for somebody.
+    pub given: Option<Instant>,
+    /// The relay that it is.
+    pub relay: Option<Relay>,
+}
+
+impl Lane {
+    /// A channel that is to be opened, on which a server may send `window` bytes ahead of what was read. Its shell is
+    /// given `primer` at once.
+    pub fn new(window: u32, primer: &[u8]) -> Self {
+        let mut lane = Self {
+            window,
+            channel: None,
+            stage: Stage::Opening,
+            input: VecDeque::new(),
+            written: 0,
+            signals: VecDeque::new(),
+            closing_input: false,
+            input_closed: false,
+            client: None,
+            given: None,
+            relay: None,
+        };
+        lane.write(primer);
+        lane
+    }
+
+    /// Whether it is nobody's, and can be given to a command now or once it is open.
+    pub fn is_free(&self) -> bool {
+        matches!(self.stage, Stage::Opening | Stage::Starting | Stage::Open)
+            && self.client.is_none()
+            && self.relay.is_none()
+            && !self.closing_input
+    }
+
+    /// Whether it is a relay and no command's any more: it ends only when its job does.
+    pub fn is_relay_alone(&self) -> bool {
+        self.relay.is_some() && self.client.is_none()
+    }
+
+    /// Whether its shell ends in a moment, as far as can be told: it has been given a script less than `short` ago, or its
+    /// end is under way.
+    pub fn is_about_to_end(&self, short: Duration) -> bool {
+        let working =
+            self.relay.is_none() && self.given.is_some_and(|given| given.elapsed() < short);
+        working || matches!(self.stage, Stage::Draining | Stage::Closing)
+    }
+
+    /// Queues bytes for the shell.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.input.extend(bytes.chunks(PIECE).map(<[u8]>::to_vec));
+    }
+
+    /// How many bytes wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.input.iter().map(Vec::len).sum()
+    }
+
+    /// Queues a signal.
+    pub fn signal(&mut self, name: &'static str) {
+        self.signals.push_back(name);
+    }
+
+    /// Ends the shell: by the end of its input, and by hearing it no more.
+    pub fn finish(&mut self) {
+        self.closing_input = true;
+        self.client = None;
+        if self.stage == Stage::Open {
+            self.stage = Stage::Draining;
+        }
+    }
+
+    /// What can be done now, in this order. `listen`: somebody takes what is read.
+    pub fn to_do(&self, listen: bool) -> Vec<Op> {
+        let mut ops = Vec::new();
+        match self.stage {
+            Stage::Opening => return vec![Op::Open],
+            Stage::Closing => return vec![Op::Free],
+            Stage::Starting => ops.push(Op::Exec),
+            Stage::Open | Stage::Draining => {}
+        }
+        if !self.input.is_empty() {
+            ops.push(Op::Write);
+        } else if self.closing_input && !self.input_closed && self.stage != Stage::Starting {
+            ops.push(Op::SendEof);
+        }
+        if !self.signals.is_empty() && self.stage == Stage::Open {
+            ops.push(Op::Signal);
+        }
+        if self.stage != Stage::Starting && (listen || self.stage == Stage::Draining) {
+            ops.extend([Op::Read(false), Op::Read(true)]);
+        }
+        ops
+    }
+
+    /// Whether there is something to read that was taken in already.
+    pub fn has_bytes(&self) -> bool {
+        self.channel.as_ref().is_some_and(Channel::has_bytes)
+    }
+
+    /// The same, and it can be read now. `listen` as in [`Lane::to_do`].
+    pub fn has_more(&self, listen: bool) -> bool {
+        self.to_do(listen).contains(&Op::Read(false)) && self.has_bytes()
+    }
+
+    /// Makes a call. What was read is in `buffer`, as many bytes as the result says.
+    pub fn perform(&mut self, session: &Session, op: Op, buffer: &mut [u8]) -> io::Result<usize> {
+        if op == Op::Open {
+            self.channel = Some(Channel::open(session, self.window)?);
+            self.stage = Stage::Starting;
+            return Ok(0);
+        }
+        let Some(channel) = self.channel.as_mut() else {
+            return Err(ErrorKind::NotConnected.into());
+        };
+        match op {
+            Op::Open => Ok(0),
+            Op::Exec => {
+                channel.exec(COMMAND)?;
+                self.stage = if self.closing_input {
+                    Stage::Draining
+                } else {
+                    Stage::Open
+                };
+                Ok(0)
+            }
+            Op::Write => {
+                let piece = self
+                    .input
+                    .front()
+                    .and_then(|piece| piece.get(self.written..))
+                    .unwrap_or_default();
+                let (size, length) = (channel.write(piece)?, piece.len());
+                self.written += size;
+                if size == length {
+                    self.input.pop_front();
+                    self.written = 0;
+                }
+                Ok(size)
+            }
+            Op::Signal => {
+                if let Some(name) = self.signals.front() {
+                    channel.signal(name)?;
+                    self.signals.pop_front();
+                }
+                Ok(0)
+            }
+            Op::SendEof => {
+                channel.send_eof()?;
+                self.input_closed = true;
+                Ok(0)
+            }
+            Op::Read(error_stream) => channel.read(error_stream, buffer),
+            Op::Free => {
+                channel.free()?;
+                self.channel = None;
+                Ok(0)
+            }
+        }
+    }
+
+    /// Whether the shell has said all it ever will. Then the channel can be closed.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.stage, Stage::Open | Stage::Draining)
+            && self.channel.as_ref().is_some_and(Channel::at_end)
+    }
+
+    /// Closes the channel, which must have come to its end.
+    pub fn close(&mut self) {
+        self.stage = Stage::Closing;
+        self.client = None;
+        self.input.clear();
+        self.signals.clear();
+    }
+}

@@ -1,0 +1,158 @@
+//! Where keepers are found: one socket for each destination, in a directory that nobody else can enter.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use super::protocol::VERSION;
+use crate::host::Destination;
+
+/// The longest path of a socket: `sun_path` of the narrowest system (unix(7); 104 on macOS and the BSDs), less what
+/// stands behind the name while it is bound.
+const PATH_MAX: usize = 90;
+
+/// The place of one keeper's socket.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The socket.
+    pub socket: PathBuf,
+    /// Held while a keeper is started.
+    pub lock: PathBuf,
+}
+
+impl Place {
+    /// Where the keeper of a destination is: found by what was typed, so that nothing has to be resolved, and by the
+    /// machine, since home directories are shared.
+    pub fn of(destination: &Destination) -> io::Result<Self> {
+        let mut hash = Sha256::new();
+        hash.update(serde_json::to_vec(destination)?);
+        hash.update(machine());
+        hash.update(VERSION);
+        let hash = hash.finalize();
+        let name: String = hash
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let directory = directory()?;
+        Ok(Self {
+            socket: directory.join(&name),
+            lock: directory.join(format!("{name}.lock")),
+        })
+    }
+
+    /// A place for a keeper that nobody else is to find.
+    pub fn private() -> io::Result<Self> {
+        let directory = directory()?;
+        let name = format!(
+            "p{}",
+            crate::job::random_hex::<7>().map_err(io::Error::other)?
+        );
+        Ok(Self {
+            socket: directory.join(&name),
+            lock: directory.join(format!("{name}.lock")),
+        })
+    }
+
+    /// Takes the lock, unless another command has it.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&self.lock)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+/// The sockets of this machine's keepers, whatever they are for.
+pub fn all() -> io::Result<Vec<PathBuf>> {
+    let mut sockets = Vec::new();
+    if !crate::state::state_directory()
+        .map_err(io::Error::other)?
+        .is_dir()
+    {
+        return Ok(sockets);
+    }
+    for entry in fs::read_dir(directory()?)? {
+        let path = entry?.path();
+        if path.extension().is_none() {
+            sockets.push(path);
+        }
+    }
+    sockets.sort();
+    Ok(sockets)
+}
+
+/// `keepers` in the state directory; where its path is too long for a socket, a directory for this user elsewhere.
+fn directory() -> io::Result<PathBuf> {
+    let state = crate::state::state_directory().map_err(io::Error::other)?;
+    let usual = state.join("keepers");
+    if usual.as_os_str().len() + 17 <= PATH_MAX {
+        return private(&usual);
+    }
+    let parent = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|directory| directory.is_absolute());
+    let name: String = Sha256::digest(state.as_os_str().as_encoded_bytes())
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let parent = parent.unwrap_or_else(|| PathBuf::from("/tmp"));
+    private(&parent.join(format!("rsig-{}-{name}", nix::unistd::geteuid())))
+}
+
+/// Makes a directory, or holds the one that is there against what it must be.
+fn private(directory: &Path) -> io::Result<PathBuf> {
+    match DirBuilder::new()
+        .mode(0o700)
+        .recursive(false)
+        .create(directory)
+    {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let metadata = fs::symlink_metadata(directory)?;
+    let ours = metadata.is_dir()
+        && metadata.uid() == nix::unistd::geteuid().as_raw()
+        && metadata.mode() & 0o077 == 0;
+    if ours {
+        Ok(directory.to_owned())
+    } else {
+        Err(io::Error::other(format!(
+            "{} is not a directory of this user's alone",
+            directory.display()
+        )))
+    }
+}
+
+/// What tells this machine from others that share the home directory.
+fn machine() -> Vec<u8> {
+    fs::read("/etc/machine-id")
+        .or_else(|_| fs::read("/var/lib/dbus/machine-id"))
+        .unwrap_or_else(|_| {
+            nix::unistd::gethostname()
+                .map(|name| name.as_encoded_bytes().to_vec())
+                .unwrap_or_default()
+        })
+}
+
+/// Whether the other side of a connection is a process of this user.
+pub fn is_ours(stream: &UnixStream) -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let peer = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials)
+        .map(|credentials| credentials.uid());
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let peer = nix::unistd::getpeereid(stream).map(|(user, _)| user.as_raw());
+    peer.is_ok_and(|uid| uid == nix::unistd::geteuid().as_raw())
+}

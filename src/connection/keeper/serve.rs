@@ -1,0 +1,173 @@
+//! How a keeper comes into being: it connects while it still has the user's terminal, and then lets go of everything.
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::client::{Birth, Order};
+use super::server::{End, Keeper};
+use crate::connection::{Policy, Primer, ssh};
+use crate::error::{Failure, Kind};
+use crate::sys;
+
+/// How long a keeper without anything to do stays, where `RSIG_KEEPER_IDLE` says nothing else.
+const IDLE: Duration = Duration::from_secs(600);
+/// How much memory it may take beyond what it has when it begins, in bytes: no server needs more.
+const MEMORY: u64 = 48 << 20;
+
+/// Is a keeper, until it is no longer needed. Its order is on standard input; standard output takes one word on how the
+/// beginning went, and is closed then.
+pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
+    let mut order = String::new();
+    io::stdin().lock().take(1 << 20).read_line(&mut order)?;
+    let lifeline = io::stdin().as_fd().try_clone_to_owned()?;
+    let order: Order = serde_json::from_str(&order)?;
+    let born = Arc::new(AtomicBool::new(false));
+    end_with_caller(&born)?;
+    let begun = begin(
+        socket,
+        &order,
+        primer,
+        warn,
+        if order.verbose { step } else { |_| () },
+    );
+    let birth = match &begun {
+        Ok(_) => Birth::Ready,
+        Err(failure) => Birth::Failed {
+            kind: failure.kind.into(),
+            message: failure.message.clone(),
+        },
+    };
+    let Ok(mut keeper) = begun else {
+        return say(&birth);
+    };
+    sys::process::detach()?;
+    born.store(true, Ordering::Release);
+    say(&birth)?;
+    sys::process::close_standard_streams()?;
+    limit_core();
+    if order.private {
+        keeper.be_private(lifeline);
+    } else {
+        drop(lifeline);
+        limit_memory();
+    }
+    let end = keeper.run();
+    // The next keeper removes a socket that is left behind; one that is bound there by now must stay.
+    if end == End::Done && keeper.is_found() {
+        drop(fs::remove_file(socket));
+    }
+    Ok(())
+}
+
+/// Until it is born, a keeper that asks on the user's terminal must not outlive the command that the user has ended: the
+/// command holds the other end of standard input.
+fn end_with_caller(born: &Arc<AtomicBool>) -> io::Result<()> {
+    let born = Arc::clone(born);
+    let wait = move || {
+        let ended = io::stdin().read(&mut [0]);
+        if !born.load(Ordering::Acquire) && ended.is_ok() {
+            std::process::exit(1);
+        }
+    };
+    thread::Builder::new()
+        .name("keeper-caller".into())
+        .stack_size(64 << 10)
+        .spawn(wait)
+        .map(drop)
+}
+
+fn say(birth: &Birth) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(&serde_json::to_vec(birth)?)?;
+    out.flush()
+}
+
+fn begin(
+    socket: &Path,
+    order: &Order,
+    primer: Primer,
+    warn: fn(&str),
+    step: fn(&str),
+) -> Result<Keeper, Failure> {
+    let policy = Policy {
+        batch: order.batch,
+        keeper: false,
+        parallel: 1,
+        verbose: order.verbose,
+        warn,
+        step,
+    };
+    let connection = ssh::connect(&order.destination, &policy)?;
+    let failed = |error: io::Error| {
+        Failure::new(
+            Kind::Failed,
+            format!(
+                "{}: the keeper's socket can't be made: {error}",
+                order.destination
+            ),
+        )
+    };
+    let listener = listen(socket).map_err(failed)?;
+    Keeper::new(
+        order.destination.to_string(),
+        connection,
+        listener,
+        socket,
+        idle(),
+        primer,
+    )
+    .map_err(failed)
+}
+
+/// Binds under another name and moves into place, so that nobody meets a socket that does not listen yet. The caller's
+/// command holds the lock.
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    let temporary = socket.with_extension(format!("{}", std::process::id()));
+    drop(fs::remove_file(&temporary));
+    let listener = UnixListener::bind(&temporary)?;
+    fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
+    fs::rename(&temporary, socket)?;
+    Ok(listener)
+}
+
+fn idle() -> Duration {
+    let given = std::env::var("RSIG_KEEPER_IDLE")
+        .ok()
+        .and_then(|text| humantime::parse_duration(&text).ok());
+    given.unwrap_or(IDLE)
+}
+
+/// What is in its memory is nobody's business, keys among it.
+fn limit_core() {
+    use nix::sys::resource::{Resource, setrlimit};
+    // A system that has no such limit does without.
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+}
+
+/// A hostile server must not make the keeper grow: libssh2 takes in whatever comes.
+fn limit_memory() {
+    use nix::sys::resource::{Resource, setrlimit};
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let now = |key| {
+        let value = status.lines().find_map(|line| line.strip_prefix(key))?;
+        value.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    // The address space alone would not do: the C library reserves a good deal of it for each thread (proc(5)).
+    for (key, resource) in [
+        ("VmSize:", Resource::RLIMIT_AS),
+        ("VmData:", Resource::RLIMIT_DATA),
+    ] {
+        if let Some(limit) = now(key).map(|kilobytes| kilobytes * 1024 + MEMORY) {
+            // A system that has no such limit does without.
+            let _ = setrlimit(resource, limit, limit);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! This machine as a host: the scripts go to a `/bin/sh -s` that is a child process.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags};
+
+use super::{Chunk, Shell, Transport};
+use crate::error::{Failure, Kind};
+use crate::sys;
+
+/// This machine.
+pub struct Local;
+
+impl Local {
+    /// A new shell, which is nobody else's.
+    pub fn own_shell() -> Result<Box<dyn Shell>, Failure> {
+        let failed =
+            |error| Failure::new(Kind::Failed, format!("/bin/sh can't be started: {error}"));
+        let mut command = Command::new("/bin/sh");
+        command
+            .arg("-s")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        sys::process::start_clean(&mut command);
+        let mut child = command.spawn().map_err(failed)?;
+        let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        Ok(Box::new(LocalShell {
+            child,
+            input,
+            out,
+            err,
+        }))
+    }
+}
+
+impl Transport for Local {
+    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
+        Self::own_shell().map(|shell| shell as Box<dyn Shell>)
+    }
+}
+
+struct LocalShell {
+    child: Child,
+    input: Option<ChildStdin>,
+    out: Option<ChildStdout>,
+    err: Option<ChildStderr>,
+}
+
+impl Shell for LocalShell {
+    fn write(&mut self, bytes: &[u8], _until: Instant) -> io::Result<()> {
+        self.input
+            .as_mut()
+            .ok_or(ErrorKind::BrokenPipe)?
+            .write_all(bytes)
+    }
+
+    fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
+        loop {
+            let streams = [
+                self.out.as_ref().map(|out| out.as_fd()),
+                self.err.as_ref().map(|err| err.as_fd()),
+            ];
+            let mut fds: Vec<PollFd> = streams
+                .into_iter()
+                .flatten()
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
+            if fds.is_empty() {
+                return Ok(Chunk::End);
+            }
+            if !super::wait(&mut fds, until)? {
+                return Ok(Chunk::Nothing);
+            }
+            let ready = |fd: &PollFd| fd.any().unwrap_or(false);
+            let out_ready = self.out.is_some() && fds.first().is_some_and(ready);
+            drop(fds);
+            // Only what poll named is read, so neither read waits.
+            if let Some(out) = self.out.as_mut().filter(|_| out_ready) {
+                match out.read(buffer)? {
+                    0 => self.out = None,
+                    size => return Ok(Chunk::Out(size)),
+                }
+            } else if let Some(err) = self.err.as_mut() {
+                match err.read(buffer)? {
+                    0 => self.err = None,
+                    size => return Ok(Chunk::Err(size)),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for LocalShell {
+    /// Its script ends when its input does; one that does not is ended, so that none is left behind.
+    fn drop(&mut self) {
+        (self.input, self.out, self.err) = (None, None, None);
+        for _ in 0..200 {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
+                _ => return,
+            }
+        }
+        // Failure means that it ended meanwhile.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,1016 @@
+//! The verdict on a host key, held against ssh's own on the same `known_hosts` files.
+//!
+//! ssh reaches a real sshd through `ProxyCommand sshd -i`, so that a case may have any host name and any
+//! port, no port of this machine is taken, and the server ends with its client. The verdict is read from
+//! what `ssh -v` says. Where rsig departs from ssh, the case says what ssh does instead and why.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::known_hosts::Location;
+use super::{Decision, HostKey, HostName, IfUnknown, KnownHostsFile, add, decide};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tempfile::TempDir;
+
+const SSHD: &str = "/usr/sbin/sshd";
+
+/// A root sshd wants a directory of its own in /run, so root's tests run ssh and sshd as nobody.
+const NOBODY: u32 = 65534;
+
+/// One host, one set of files, one policy, and the verdict on the key that the server shows.
+struct Case {
+    what: &'static str,
+    host: &'static str,
+    port: u16,
+    alias: Option<&'static str>,
+    /// The files' text: `{server}` is the key that the server shows; `{other}`, `{rsa}` and `{ecdsa}` are
+    /// other keys; `{hashed NAME}` is the name as `ssh-keygen -H` hashes it. Each character up to U+00FF
+    /// is a byte of the file.
+    user: String,
+    global: String,
+    policy: &'static str,
+    /// `accept`, `changed` or `revoked` with file and line, `unknown`, or `add` for an unknown host whose
+    /// key is added.
+    verdict: &'static str,
+    departs: Option<Departure>,
+}
+
+/// What ssh does otherwise, and why rsig doesn't.
+struct Departure {
+    ssh: &'static str,
+    #[allow(dead_code, reason = "for the reader of the table")]
+    why: &'static str,
+}
+
+/// A case for `web.example` at port 22 under `StrictHostKeyChecking yes`.
+fn case(what: &'static str, user: impl Into<String>, verdict: &'static str) -> Case {
+    Case {
+        what,
+        host: "web.example",
+        port: 22,
+        alias: None,
+        user: user.into(),
+        global: String::new(),
+        policy: "yes",
+        verdict,
+        departs: None,
+    }
+}
+
+impl Case {
+    fn host(self, host: &'static str) -> Self {
+        Self { host, ..self }
+    }
+    fn port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+    fn alias(self, alias: &'static str) -> Self {
+        let alias = Some(alias);
+        Self { alias, ..self }
+    }
+    fn global(self, global: &str) -> Self {
+        let global = global.to_owned();
+        Self { global, ..self }
+    }
+    fn policy(self, policy: &'static str) -> Self {
+        Self { policy, ..self }
+    }
+    fn but_ssh(self, ssh: &'static str, why: &'static str) -> Self {
+        let departs = Some(Departure { ssh, why });
+        Self { departs, ..self }
+    }
+
+    fn name(&self) -> HostName {
+        match self.alias {
+            Some(alias) => HostName::alias(alias),
+            None => HostName::new(self.host, self.port),
+        }
+    }
+}
+
+#[test]
+fn names() {
+    check(&[
+        case("nothing known", "", "unknown"),
+        case("the key", "web.example {server}\n", "accept user:1"),
+        case("another key", "web.example {other}\n", "changed user:1"),
+        case("another host", "db.example {server}\n", "unknown"),
+        case("the end of the name", "example {server}\n", "unknown"),
+        case(
+            "a list",
+            "db,web.example,10.0.0.1 {server}\n",
+            "accept user:1",
+        ),
+        case(
+            "empty names in a list",
+            ",,web.example, {server}\n",
+            "accept user:1",
+        ),
+        case(
+            "capitals in the file",
+            "WEB.Example {server}\n",
+            "accept user:1",
+        ),
+        case(
+            "capitals in the host",
+            "web.example {server}\n",
+            "accept user:1",
+        )
+        .host("Web.EXAMPLE"),
+        case(
+            "capitals in a pattern",
+            "*.EXAMPLE {server}\n",
+            "accept user:1",
+        ),
+        case("an address", "::1 {server}\n", "accept user:1").host("::1"),
+    ]);
+}
+
+#[test]
+fn patterns() {
+    check(&[
+        case("a star", "*.example {server}\n", "accept user:1"),
+        case(
+            "a star for nothing",
+            "web.example* {server}\n",
+            "accept user:1",
+        ),
+        case("several stars", "w*b.*a*e {server}\n", "accept user:1"),
+        case(
+            "a star that does not fit",
+            "*.example.com {server}\n",
+            "unknown",
+        ),
+        case("a question mark", "we?.example {server}\n", "accept user:1"),
+        case(
+            "a question mark for nothing",
+            "web.example? {server}\n",
+            "unknown",
+        ),
+        case(
+            "negated first",
+            "!web.example,*.example {server}\n",
+            "unknown",
+        ),
+        case(
+            "negated last",
+            "*.example,!web.example {server}\n",
+            "unknown",
+        ),
+        case(
+            "negated pattern",
+            "web.example,!*.example {server}\n",
+            "unknown",
+        ),
+        case(
+            "another one negated",
+            "!db.example,*.example {server}\n",
+            "accept user:1",
+        ),
+        case("only negated", "!db.example {server}\n", "unknown"),
+        case(
+            "negated twice",
+            "!!web.example,* {server}\n",
+            "accept user:1",
+        ),
+        case(
+            "negated on its own line only",
+            "*,!web.example {server}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+        case(
+            "another key, but negated",
+            "*,!web.example {other}\n",
+            "unknown",
+        ),
+        case(
+            "a list of 2000 names",
+            format!("{}web.example {{server}}\n", "h.example,".repeat(2000)),
+            "accept user:1",
+        ),
+        case(
+            "a name of 1022 bytes",
+            format!("{},web.example {{server}}\n", "x".repeat(1022)),
+            "accept user:1",
+        ),
+        case(
+            "a name of 1023 bytes",
+            format!("web.example,{} {{server}}\n", "x".repeat(1023)),
+            "unknown",
+        ),
+    ]);
+}
+
+#[test]
+fn hashed_names() {
+    check(&[
+        case("hashed", "{hashed web.example} {server}\n", "accept user:1"),
+        case(
+            "hashed, capitals in the host",
+            "{hashed web.example} {server}\n",
+            "accept user:1",
+        )
+        .host("WEB.example"),
+        case(
+            "hashed, another key",
+            "{hashed web.example} {other}\n",
+            "changed user:1",
+        ),
+        case(
+            "hashed, another host",
+            "{hashed db.example} {server}\n",
+            "unknown",
+        ),
+        case(
+            "hashed in a list",
+            "{hashed web.example},x {server}\n",
+            "unknown",
+        ),
+        case(
+            "negated hash",
+            "*,!{hashed web.example} {server}\n",
+            "accept user:1",
+        ),
+        case(
+            "bad hashes",
+            "|1|AAAA|BBBB {server}\n|1|x {server}\n| {server}\n|2|a|b {server}\nweb.example {server}\n",
+            "accept user:5",
+        ),
+        case(
+            "hashed with port",
+            "{hashed [web.example]:2222} {server}\n",
+            "accept user:1",
+        )
+        .port(2222),
+        case(
+            "hashed with another port",
+            "{hashed [web.example]:2223} {server}\n",
+            "unknown",
+        )
+        .port(2222),
+        case(
+            "hashed without port",
+            "{hashed web.example} {server}\n",
+            "accept user:1",
+        )
+        .port(2222),
+        case(
+            "hashed with port, another key, and the key without port",
+            "{hashed web.example} {server}\n{hashed [web.example]:2222} {other}\n",
+            "changed user:2",
+        )
+        .port(2222),
+        case(
+            "hashed and revoked",
+            "web.example {server}\n@revoked {hashed web.example} {server}\n",
+            "revoked user:2",
+        ),
+    ]);
+}
+
+#[test]
+fn lines() {
+    check(&[
+        case(
+            "comments",
+            "# web.example {other}\n\n  # x\nweb.example {server} root@web # x\n",
+            "accept user:4",
+        ),
+        case(
+            "white space",
+            " \tweb.example \t{server}\t\n",
+            "accept user:1",
+        ),
+        case(
+            "no newline at the end",
+            "web.example {server}",
+            "accept user:1",
+        ),
+        case(
+            "carriage returns",
+            "# x\r\n\r\ndb {other} x\r\nweb.example {server}\r\n",
+            "accept user:4",
+        ),
+        case(
+            "a NUL after the key",
+            "web.example {server}\0x\n",
+            "accept user:1",
+        ),
+        case(
+            "bytes that are no UTF-8",
+            "\u{ff}\u{fe} {other}\n\u{ff}\nweb.example {server} \u{fc}\n",
+            "accept user:3",
+        ),
+        case(
+            "a byte order mark",
+            "\u{ef}\u{bb}\u{bf}web.example {server}\n",
+            "unknown",
+        ),
+        case(
+            "a line of 200 kB",
+            format!(
+                "{}\nweb.example {{server}} {}\n",
+                "x".repeat(200_000),
+                "y ".repeat(100_000)
+            ),
+            "accept user:2",
+        ),
+        case(
+            "bad lines",
+            "web.example\nweb.example ssh-ed25519\nweb.example ssh-ed25519 AAAA\n\
+             web.example ssh-ed25519 %%%%\nweb.example #{server}\n@web.example {server}\n\
+             web.example 1024 65537 12345\nweb.example {server}\n",
+            "accept user:8",
+        ),
+        case(
+            "only bad lines",
+            "web.example ssh-ed25519 AAAA\nweb.example\n",
+            "unknown",
+        ),
+        case(
+            "a key that was cut short",
+            "web.example {cut other}\n",
+            "unknown",
+        ),
+        case(
+            "a key with padding to spare",
+            "web.example {server}=\n",
+            "unknown",
+        ),
+        case(
+            "a type that is not the key's",
+            "web.example {mistyped}\n",
+            "unknown",
+        ),
+        case("the type missing", "web.example {untyped}\n", "unknown"),
+        case(
+            "twice",
+            "web.example {server}\nweb.example {server}\n",
+            "accept user:1",
+        ),
+        case(
+            "an unknown marker",
+            "@trusted web.example {server}\n",
+            "unknown",
+        ),
+        case(
+            "a name that begins like a marker",
+            "@db,web.example {server}\n",
+            "unknown",
+        ),
+        case(
+            "two markers",
+            "@revoked @revoked web.example {server}\n",
+            "unknown",
+        ),
+        case(
+            "a marker in capitals",
+            "@REVOKED * {server}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+    ]);
+}
+
+#[test]
+fn several_keys() {
+    check(&[
+        case(
+            "the last one",
+            "web.example {other}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+        case(
+            "the first one",
+            "web.example {server}\nweb.example {other}\n",
+            "accept user:1",
+        ),
+        case(
+            "by a pattern",
+            "web.example {other}\n*.example {server}\n",
+            "accept user:2",
+        ),
+        case(
+            "none of two",
+            "web.example {other}\nweb.example {other}\n",
+            "changed user:2",
+        ),
+        case(
+            "of another type only",
+            "web.example {rsa}\n",
+            "changed user:1",
+        ),
+        case(
+            "of two other types",
+            "web.example {rsa}\nweb.example {ecdsa}\n",
+            "changed user:2",
+        ),
+        case(
+            "of another type, under a signature's name",
+            "web.example {rsa as rsa-sha2-512}\n",
+            "changed user:1",
+        ),
+        case(
+            "of another type too",
+            "web.example {rsa}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+        case(
+            "another one, and of another type",
+            "web.example {other}\nweb.example {rsa}\n",
+            "changed user:1",
+        )
+        .but_ssh("changed user:2", "the key of the same type can be compared"),
+        case("the system's file", "", "accept global:1").global("web.example {server}\n"),
+        case("the system's file has another", "", "changed global:1")
+            .global("web.example {other}\n"),
+        case(
+            "the system's file has it too",
+            "web.example {other}\n",
+            "accept global:1",
+        )
+        .global("web.example {server}\n"),
+        case(
+            "the system's file has another too",
+            "web.example {server}\n",
+            "accept user:1",
+        )
+        .global("web.example {other}\n"),
+    ]);
+}
+
+#[test]
+fn markers() {
+    check(&[
+        case(
+            "revoked",
+            "@revoked web.example {server}\n",
+            "revoked user:1",
+        ),
+        case(
+            "revoked, then known",
+            "@revoked web.example {server}\nweb.example {server}\n",
+            "revoked user:1",
+        ),
+        case(
+            "known, then revoked",
+            "web.example {server}\n@revoked * {server}\n",
+            "revoked user:2",
+        ),
+        case(
+            "changed and revoked",
+            "web.example {other}\n@revoked * {server}\n",
+            "revoked user:2",
+        ),
+        case(
+            "revoked by the system",
+            "web.example {server}\n",
+            "revoked global:1",
+        )
+        .global("@revoked * {server}\n"),
+        case(
+            "another key revoked",
+            "@revoked * {other}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+        case(
+            "only another key revoked",
+            "@revoked * {other}\n",
+            "unknown",
+        ),
+        case(
+            "revoked for another host",
+            "@revoked db.example {server}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+        case(
+            "revoked but for this host",
+            "@revoked *,!web.example {server}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+        case(
+            "revoked, in capitals",
+            "@revoked WEB.* {server}\nweb.example {server}\n",
+            "revoked user:1",
+        ),
+        case(
+            "revoked, a tab after the marker and a space later",
+            "@revoked\t* {server}\nweb.example {server}\n",
+            "revoked user:1",
+        )
+        .but_ssh(
+            "accept user:2",
+            "ssh passes the line over; a revoked key must not slip through",
+        ),
+        case("an authority", "@cert-authority * {other}\n", "unknown"),
+        case(
+            "an authority with the host's key",
+            "@cert-authority * {server}\n",
+            "unknown",
+        ),
+        case(
+            "an authority and the key",
+            "@cert-authority * {other}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+        case(
+            "an authority and another key",
+            "@cert-authority * {server}\nweb.example {other}\n",
+            "changed user:2",
+        ),
+    ]);
+}
+
+#[test]
+fn ports() {
+    let two = |what, user, verdict| case(what, user, verdict).port(2222);
+    check(&[
+        two(
+            "with the port",
+            "[web.example]:2222 {server}\n",
+            "accept user:1",
+        ),
+        two(
+            "with the port, another key",
+            "[web.example]:2222 {other}\n",
+            "changed user:1",
+        ),
+        two(
+            "with another port",
+            "[web.example]:2223 {server}\n",
+            "unknown",
+        ),
+        two(
+            "another key with another port",
+            "[web.example]:2223 {other}\n",
+            "unknown",
+        ),
+        two(
+            "without the port",
+            "web.example {server}\n",
+            "accept user:1",
+        ),
+        two(
+            "without the port, another key",
+            "web.example {other}\n",
+            "unknown",
+        ),
+        two(
+            "without the port, by a pattern",
+            "*.example {server}\n",
+            "accept user:1",
+        ),
+        two(
+            "both, another with the port",
+            "web.example {server}\n[web.example]:2222 {other}\n",
+            "changed user:2",
+        ),
+        two(
+            "both, another without the port",
+            "web.example {other}\n[web.example]:2222 {server}\n",
+            "accept user:2",
+        ),
+        two(
+            "with the port of another type",
+            "web.example {server}\n[web.example]:2222 {rsa}\n",
+            "changed user:2",
+        ),
+    ]);
+}
+
+#[test]
+fn patterns_and_markers_with_ports() {
+    let two = |what, user, verdict| case(what, user, verdict).port(2222);
+    check(&[
+        two("any host", "* {server}\n", "accept user:1"),
+        two(
+            "any host, another key",
+            "web.example {server}\n* {other}\n",
+            "changed user:2",
+        ),
+        two(
+            "a pattern with the port",
+            "[*.example]:2222 {server}\n",
+            "accept user:1",
+        ),
+        two(
+            "a pattern for the port",
+            "[web.example]:* {server}\n",
+            "accept user:1",
+        ),
+        two(
+            "capitals with the port",
+            "[WEB.example]:2222 {server}\n",
+            "accept user:1",
+        ),
+        two(
+            "negated with the port",
+            "*,![web.example]:2222 {server}\n",
+            "accept user:1",
+        ),
+        two("negated both", "*,!*web.example* {server}\n", "unknown"),
+        two(
+            "an address with port",
+            "[::1]:2222 {server}\n",
+            "accept user:1",
+        )
+        .host("::1"),
+        case(
+            "port 22 in brackets",
+            "[web.example]:22 {server}\n",
+            "unknown",
+        ),
+        case(
+            "port 22, known for another port",
+            "[web.example]:2222 {server}\n",
+            "unknown",
+        ),
+        two(
+            "revoked with the port",
+            "web.example {server}\n@revoked [web.example]:2222 {server}\n",
+            "revoked user:2",
+        ),
+        two(
+            "revoked without the port, known with it",
+            "@revoked web.example {server}\n[web.example]:2222 {server}\n",
+            "accept user:2",
+        ),
+        two(
+            "revoked without the port",
+            "@revoked web.example {server}\n",
+            "revoked user:1",
+        )
+        .but_ssh(
+            "unknown",
+            "ssh warns, then goes on as if the host were unknown",
+        ),
+        two(
+            "another key revoked with the port",
+            "@revoked [web.example]:2222 {other}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+        two(
+            "an authority with the port",
+            "@cert-authority [web.example]:2222 {other}\nweb.example {server}\n",
+            "accept user:2",
+        ),
+    ]);
+}
+
+#[test]
+fn aliases() {
+    check(&[
+        case("the alias", "box {server}\n", "accept user:1").alias("box"),
+        case("the alias, another key", "box {other}\n", "changed user:1").alias("box"),
+        case("not the host", "web.example {server}\n", "unknown").alias("box"),
+        case("capitals in the alias", "box {server}\n", "accept user:1").alias("BOX"),
+        case("no port", "box {server}\n", "accept user:1")
+            .alias("box")
+            .port(2222),
+        case("not with a port", "[box]:2222 {server}\n", "unknown")
+            .alias("box")
+            .port(2222),
+        case(
+            "a port in the alias",
+            "[box]:2222 {server}\n",
+            "accept user:1",
+        )
+        .alias("[box]:2222"),
+        case(
+            "a port in the alias, no way back",
+            "box {server}\n",
+            "unknown",
+        )
+        .alias("[box]:2222"),
+        case("a new alias", "", "add")
+            .alias("box")
+            .policy("accept-new"),
+        case("an alias that matches every host", "", "unknown")
+            .alias("*")
+            .policy("accept-new")
+            .but_ssh(
+                "add",
+                "the line would make this server's key good for every host",
+            ),
+    ]);
+}
+
+#[test]
+fn policies() {
+    let unsafe_key = "a changed or revoked key is refused whatever the policy";
+    check(&[
+        case("ask, unknown", "", "unknown").policy("ask"),
+        case("ask, changed", "web.example {other}\n", "changed user:1").policy("ask"),
+        case("ask, known", "web.example {server}\n", "accept user:1").policy("ask"),
+        case("accept-new, unknown", "", "add").policy("accept-new"),
+        case(
+            "accept-new, known",
+            "web.example {server}\n",
+            "accept user:1",
+        )
+        .policy("accept-new"),
+        case(
+            "accept-new, changed",
+            "web.example {other}\n",
+            "changed user:1",
+        )
+        .policy("accept-new"),
+        case(
+            "accept-new, of another type",
+            "web.example {rsa}\n",
+            "changed user:1",
+        )
+        .policy("accept-new"),
+        case(
+            "accept-new, revoked",
+            "@revoked * {server}\n",
+            "revoked user:1",
+        )
+        .policy("accept-new"),
+        case(
+            "accept-new, authority",
+            "@cert-authority * {other}\n",
+            "add",
+        )
+        .policy("accept-new"),
+        case(
+            "accept-new, another key without the port",
+            "web.example {other}\n",
+            "add",
+        )
+        .policy("accept-new")
+        .port(2222),
+        case(
+            "accept-new, known without the port",
+            "web.example {server}\n",
+            "accept user:1",
+        )
+        .policy("accept-new")
+        .port(2222),
+        case(
+            "accept-new, revoked without the port",
+            "@revoked web.example {server}\n",
+            "revoked user:1",
+        )
+        .policy("accept-new")
+        .port(2222)
+        .but_ssh("add", unsafe_key),
+        case("no, unknown", "", "add").policy("no"),
+        case("no, changed", "web.example {other}\n", "changed user:1")
+            .policy("no")
+            .but_ssh("let pass", unsafe_key),
+        case(
+            "no, revoked",
+            "web.example {server}\n@revoked * {server}\n",
+            "revoked user:2",
+        )
+        .policy("no")
+        .but_ssh("let pass", unsafe_key),
+        case("a host that is no name", "", "unknown")
+            .host("web[1]")
+            .policy("accept-new"),
+    ]);
+}
+
+#[test]
+fn what_is_added_is_what_ssh_adds_and_ssh_takes_it() {
+    let lab = Lab::new();
+    for (host, port) in [("web.example", 22), ("WEB.example", 2222), ("::1", 2222)] {
+        let name = HostName::new(host, port);
+        let case = case("", "", "add").host(host).port(port);
+        let entry = name.entry_for(&lab.server).expect("a name like any other");
+
+        let by_ssh = lab.file("user", b"");
+        lab.ssh(
+            &Case {
+                policy: "accept-new",
+                ..case
+            },
+            &by_ssh,
+            Path::new("none"),
+        );
+        let ours = lab.dir.path().join("ours");
+        add(&ours, &entry, false).unwrap();
+        assert_eq!(
+            fs::read_to_string(&ours).unwrap(),
+            fs::read_to_string(&by_ssh).unwrap()
+        );
+
+        let hashed = lab.dir.path().join("hashed");
+        add(&hashed, &entry, true).unwrap();
+        for file in [ours, hashed] {
+            let text = fs::read(&file).unwrap();
+            let known = lab.file("user", &text);
+            let case = self::case("", "", "").host(host).port(port);
+            assert_eq!(lab.ssh(&case, &known, Path::new("none")), "accept user:1");
+            fs::remove_file(file).unwrap();
+        }
+    }
+}
+
+/// Runs each case through ssh and through `decide`, and tells all that is not as the table says.
+fn check(cases: &[Case]) {
+    let lab = Lab::new();
+    let mut wrong = Vec::new();
+    for case in cases {
+        let (user, global) = (lab.render(&case.user), lab.render(&case.global));
+        let files = [("user", &user), ("global", &global)]
+            .map(|(name, text)| KnownHostsFile::parse(Path::new(name), text));
+        let policy = case.policy.parse().expect("a policy");
+        let ours = word(&decide(&files, &case.name(), &lab.server, policy));
+        if ours != case.verdict {
+            wrong.push(format!("{}: {ours} instead of {}", case.what, case.verdict));
+        }
+
+        let ssh = lab.ssh(case, &lab.file("user", &user), &lab.file("global", &global));
+        let expected = match &case.departs {
+            Some(departure) => departure.ssh,
+            // ssh does not say which line revokes a key.
+            None if case.verdict.starts_with("revoked") => "revoked",
+            None => case.verdict,
+        };
+        if ssh != expected {
+            wrong.push(format!(
+                "{}: ssh says {ssh} instead of {expected}",
+                case.what
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A decision in the table's words.
+fn word(decision: &Decision) -> String {
+    let at = |word: &str, at: &Location| format!("{word} {at}");
+    match decision {
+        Decision::Accept { at: place } => at("accept", place),
+        Decision::Revoked { at: place } => at("revoked", place),
+        Decision::Changed { at: place, .. } => at("changed", place),
+        Decision::Unknown { then, .. } => match then {
+            IfUnknown::AcceptNew(_) => "add".to_owned(),
+            IfUnknown::Ask(_) | IfUnknown::Refuse(_) => "unknown".to_owned(),
+        },
+    }
+}
+
+/// Keys, an sshd configuration, and a place for `known_hosts` files. Gone with its directory: no process
+/// outlives a case.
+struct Lab {
+    dir: TempDir,
+    /// The key that the server shows.
+    server: HostKey,
+    /// Who runs ssh and sshd, if not the user.
+    run_as: Option<u32>,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let is_root = fs::metadata(dir.path()).unwrap().uid() == 0;
+        let run_as = is_root.then_some(NOBODY);
+        for (name, kind) in [
+            ("server", "ed25519"),
+            ("other", "ed25519"),
+            ("rsa", "rsa"),
+            ("ecdsa", "ecdsa"),
+        ] {
+            let path = dir.path().join(name);
+            run(Command::new("ssh-keygen")
+                .args(["-q", "-N", "", "-C", "", "-t", kind, "-f"])
+                .arg(&path));
+            chown(&path, run_as, run_as).unwrap();
+        }
+        let path = dir.path().to_str().expect("a temporary directory in UTF-8");
+        let config = format!("HostKey {path}/server\nPidFile none\nUsePAM no\nStrictModes no\n");
+        fs::write(dir.path().join("sshd_config"), config).unwrap();
+        chown(dir.path(), run_as, run_as).unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let public = fs::read_to_string(dir.path().join("server.pub")).unwrap();
+        let server = HostKey::read(&STANDARD.decode(base64_of(&public)).unwrap()).unwrap();
+        Self {
+            dir,
+            server,
+            run_as,
+        }
+    }
+
+    /// A file that ssh may read and write.
+    fn file(&self, name: &str, text: &[u8]) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        chown(&path, self.run_as, self.run_as).unwrap();
+        path
+    }
+
+    /// A table's text with its keys and hashes filled in.
+    fn render(&self, template: &str) -> Vec<u8> {
+        let mut text = String::new();
+        let mut rest = template;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (word, after) = after.split_once('}').expect("a closing brace");
+            text.push_str(before);
+            text.push_str(&self.fill(word));
+            rest = after;
+        }
+        text.push_str(rest);
+        text.chars()
+            .map(|c| u8::try_from(c).expect("a byte"))
+            .collect()
+    }
+
+    fn fill(&self, word: &str) -> String {
+        let public = |name: &str| {
+            let text = fs::read_to_string(self.dir.path().join(format!("{name}.pub"))).unwrap();
+            text.trim_end().to_owned()
+        };
+        match word.split_once(' ') {
+            None if word == "untyped" => base64_of(&public("server")).to_owned(),
+            None if word == "mistyped" => format!("ssh-rsa {}", base64_of(&public("server"))),
+            None => public(word),
+            Some(("cut", name)) => {
+                let whole = public(name);
+                whole[..whole.len() - 8].to_owned()
+            }
+            Some(("hashed", name)) => self.hashed(name),
+            Some((name, signature)) => {
+                let signature = signature.strip_prefix("as ").expect("a word of the table");
+                format!("{signature} {}", base64_of(&public(name)))
+            }
+        }
+    }
+
+    /// The name as ssh-keygen hashes it.
+    fn hashed(&self, name: &str) -> String {
+        let path = self.dir.path().join("to-hash");
+        fs::write(&path, format!("{name} {}\n", self.fill("server"))).unwrap();
+        run(Command::new("ssh-keygen").arg("-Hf").arg(&path));
+        let line = fs::read_to_string(&path).unwrap();
+        line.split(' ').next().unwrap().to_owned()
+    }
+
+    /// What ssh makes of the server's key under the case's host and policy, in the table's words.
+    fn ssh(&self, case: &Case, user: &Path, global: &Path) -> String {
+        let config = self.dir.path().join("sshd_config");
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-v", "-F", "/dev/null", "-p", &case.port.to_string()])
+            .args(["-o", "HostKeyAlgorithms=ssh-ed25519"])
+            .args(["-o", "PreferredAuthentications=none"])
+            .args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=30"])
+            .arg(format!("-oStrictHostKeyChecking={}", case.policy))
+            .arg(format!("-oUserKnownHostsFile={}", user.display()))
+            .arg(format!("-oGlobalKnownHostsFile={}", global.display()))
+            .arg(format!("-oProxyCommand={SSHD} -i -f {}", config.display()));
+        if let Some(alias) = case.alias {
+            ssh.arg(format!("-oHostKeyAlias={alias}"));
+        }
+        if let Some(id) = self.run_as {
+            ssh.uid(id).gid(id);
+        }
+        ssh.args(["--", case.host, "true"]);
+        ssh.current_dir(self.dir.path()).stdin(Stdio::null());
+        let output = ssh.output().expect("ssh can be run");
+        verdict_of_ssh(&String::from_utf8_lossy(&output.stderr))
+    }
+}
+
+/// Reads the verdict out of `ssh -v`: whether it went on to authentication, and which line decided.
+fn verdict_of_ssh(log: &str) -> String {
+    let place_after = |marker: &str| {
+        let line = log.lines().find(|line| line.contains(marker))?;
+        let (_, place) = line.trim_end().rsplit_once('/')?;
+        Some(place.to_owned())
+    };
+    let has = |text: &str| log.contains(text);
+    if has("Permission denied (") {
+        if let Some(place) = place_after("Found key in ") {
+            format!("accept {place}")
+        } else if has("Warning: Permanently added ") {
+            "add".to_owned()
+        } else {
+            "let pass".to_owned()
+        }
+    } else {
+        assert!(has("Host key verification failed."), "no verdict:\n{log}");
+        if let Some(place) = place_after("Offending ") {
+            format!("changed {place}")
+        } else if has("No ED25519 host key is known for ") {
+            "unknown".to_owned()
+        } else if has("REVOKED HOST KEY DETECTED") {
+            "revoked".to_owned()
+        } else {
+            "unknown".to_owned()
+        }
+    }
+}
+
+fn base64_of(public: &str) -> &str {
+    public.split(' ').nth(1).expect("a public key").trim_end()
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("OpenSSH is installed");
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}

@@ -1,0 +1,158 @@
+//! Who may ask at all: what is decided from the head of a request, before anything else is done.
+//!
+//! A page in a browser on this machine can have requests sent to any port, under a name that its owner points at
+//! 127.0.0.1 (DNS rebinding). So the host that a request names must be this machine's own, and no answer ever lets a page
+//! of another origin read it (no CORS). On a port the token is asked for too; the socket's mode says who may use it.
+
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use std::sync::Arc;
+
+use super::problem::Problem;
+use super::token::Token;
+
+/// The names of this machine to itself.
+const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// What a request must bring.
+pub struct Guard {
+    /// The port that it must name, and the token.
+    port: Option<(u16, Token)>,
+}
+
+impl Guard {
+    /// For those who can open the socket: they are this user. What forwards it may have any port.
+    pub fn of_socket() -> Self {
+        Self { port: None }
+    }
+
+    /// For those who can connect to a port: anybody on this machine.
+    pub fn of_port(port: u16, token: Token) -> Self {
+        Self {
+            port: Some((port, token)),
+        }
+    }
+
+    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+        let mut hosts = headers.get_all(HOST).iter();
+        let named = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => host
+                .to_str()
+                .ok()
+                .and_then(|host| host.parse::<Authority>().ok()),
+            _ => None,
+        };
+        let ours = |host: &Authority| self.is_ours(host);
+        // A request to a proxy names the host in its first line, which counts more than the header.
+        if !named.as_ref().is_some_and(ours) || !uri.authority().is_none_or(ours) {
+            let wanted = match &self.port {
+                Some((port, _)) => format!("localhost:{port}, 127.0.0.1:{port} or [::1]:{port}"),
+                None => "localhost".to_owned(),
+            };
+            let message = format!("the request's Host header has to be {wanted}");
+            return Err(Problem::new(StatusCode::FORBIDDEN, "bad_host", message));
+        }
+        let Some((_, token)) = &self.port else {
+            return Ok(());
+        };
+        let brought = headers
+            .get(AUTHORIZATION)
+            .map(HeaderValue::as_bytes)
+            .and_then(bearer);
+        if brought.is_some_and(|brought| token.is(brought)) {
+            return Ok(());
+        }
+        let message = "send the header `Authorization: Bearer TOKEN`; the token is in serve.token in rsig's state directory";
+        Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            message,
+        ))
+    }
+
+    fn is_ours(&self, host: &Authority) -> bool {
+        // A user in it is no part of a Host header.
+        let plain = !host.as_str().contains('@');
+        let name = NAMES
+            .iter()
+            .any(|name| host.host().eq_ignore_ascii_case(name));
+        let port = match &self.port {
+            Some((port, _)) => host.port_u16().unwrap_or(80) == *port,
+            None => true,
+        };
+        plain && name && port
+    }
+}
+
+/// What stands behind `Bearer`, which is written in any case (RFC 9110 11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = value.split_at_checked(7)?;
+    scheme
+        .eq_ignore_ascii_case(b"bearer ")
+        .then(|| rest.trim_ascii())
+}
+
+/// Lets a request through, or not.
+pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    match guard.check(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => {
+            let mut response = problem.into_response();
+            if response.status() == StatusCode::UNAUTHORIZED {
+                response
+                    .headers_mut()
+                    .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            response
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(guard: &Guard, uri: &str, hosts: &[&str]) -> bool {
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(HOST, host.parse().unwrap());
+        }
+        guard.check(&uri.parse().unwrap(), &headers).is_ok()
+    }
+
+    #[test]
+    fn only_this_machine_is_named() {
+        let guard = Guard::of_socket();
+        for host in ["localhost", "LOCALHOST:6000", "127.0.0.1", "[::1]:1"] {
+            assert!(hosts(&guard, "/", &[host]), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "u@localhost",
+            "::1",
+            "127.0.0.2",
+        ] {
+            assert!(!hosts(&guard, "/", &[host]), "{host}");
+        }
+        assert!(!hosts(&guard, "/", &[]) && !hosts(&guard, "/", &["localhost", "localhost"]));
+        assert!(hosts(&guard, "http://localhost/", &["localhost"]));
+        assert!(!hosts(&guard, "http://evil.example/", &["localhost"]));
+    }
+
+    #[test]
+    fn the_scheme_is_bearer() {
+        assert_eq!(bearer(b"Bearer abc"), Some(&b"abc"[..]));
+        assert_eq!(bearer(b"bearer  abc "), Some(&b"abc"[..]));
+        assert_eq!(
+            (bearer(b"Basic abc"), bearer(b"Bearer"), bearer(b"")),
+            (None, None, None)
+        );
+    }
+}

@@ -1,0 +1,65 @@
+//! A sign of life on standard error, where a host keeps a person waiting.
+
+use std::io::IsTerminal as _;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+
+use crate::connection::ssh::prompt;
+
+/// How long nothing is shown: most hosts answer sooner.
+const PATIENCE: Duration = Duration::from_millis(600);
+const TICK: Duration = Duration::from_millis(100);
+
+/// Turns until it is dropped, once the wait has lasted.
+pub struct Spinner {
+    thread: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Spinner {
+    /// A spinner with a text, if standard error is a terminal and `wanted`.
+    pub fn new(text: &'static str, wanted: bool) -> Self {
+        if !wanted || !std::io::stderr().is_terminal() {
+            return Self { thread: None };
+        }
+        let (stop, stopped) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            if !matches!(
+                stopped.recv_timeout(PATIENCE),
+                Err(RecvTimeoutError::Timeout)
+            ) {
+                return;
+            }
+            let bar = ProgressBar::new_spinner().with_message(text);
+            while matches!(stopped.recv_timeout(TICK), Err(RecvTimeoutError::Timeout)) {
+                // A question on the terminal must not be drawn over.
+                if prompt::is_asking() {
+                    bar.finish_and_clear();
+                } else {
+                    bar.tick();
+                }
+            }
+            bar.finish_and_clear();
+        });
+        Self {
+            thread: Some((stop, thread)),
+        }
+    }
+
+    /// Takes it off the terminal.
+    pub fn stop(&mut self) {
+        if let Some((stop, thread)) = self.thread.take() {
+            drop(stop);
+            // A spinner that fell over is no loss.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,210 @@
+//! Outcomes as tables that fit the terminal.
+
+use tabled::builder::Builder;
+use tabled::settings::object::Rows;
+use tabled::settings::peaker::PriorityMax;
+use tabled::settings::{Color, Modify, Padding, Style, Width};
+
+use super::line::timed_out;
+use super::terminal;
+use crate::commands::ps::Listed;
+use crate::connection::keeper::protocol::Status;
+use crate::escape::printable;
+use crate::job::{Epoch, JobName, Record, State, now, rfc3339};
+use crate::signal::Row;
+use crate::state::event::{Event, Happening};
+
+/// The longest command that is shown where there is no terminal to fit.
+const COMMAND: usize = 4096;
+
+/// Jobs, one a line.
+pub fn jobs(jobs: &[Listed]) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(["ID", "NAME", "HOST", "STATE", "PID", "SINCE", "COMMAND"]);
+    let colours = terminal::is_coloured();
+    for Listed { record, state } in jobs {
+        let name = record.name.as_ref().map_or("-", JobName::as_str);
+        builder.push_record([
+            record.id.to_string(),
+            name.to_owned(),
+            record.destination.host.to_string(),
+            coloured(*state, &standing(record, *state), colours),
+            record
+                .pid
+                .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            since(record, *state),
+            command(&record.command),
+        ]);
+    }
+    render(builder)
+}
+
+fn render(builder: Builder) -> String {
+    let mut table = builder.build();
+    table.with(Style::empty()).with(Padding::new(0, 2, 0, 0));
+    if let Some(width) = terminal::width() {
+        table.with(
+            Width::truncate(width)
+                .suffix("…")
+                .priority(PriorityMax::right()),
+        );
+    }
+    if terminal::is_coloured() {
+        table.with(Modify::new(Rows::first()).with(Color::BOLD));
+    }
+    let text = table.to_string();
+    text.lines()
+        .map(str::trim_end)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// The state, and what belongs to it.
+fn standing(record: &Record, state: State) -> String {
+    match (state, record.exit_status, record.exit_signal()) {
+        (State::Exited, Some(status), signal) => {
+            exited(status, signal.as_deref(), record.timed_out)
+        }
+        (State::Unknown, ..) => format!("unknown (was {})", record.state),
+        _ => state.to_string(),
+    }
+}
+
+fn coloured(state: State, text: &str, colours: bool) -> String {
+    let code = match state {
+        State::Running => "32",
+        State::Starting | State::Stopped | State::Unknown => "33",
+        State::Lost => "31",
+        State::Exited => "2",
+    };
+    if colours {
+        format!("\x1b[{code}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// How long ago the job started, or ended when it has; by two clocks that may differ.
+fn since(record: &Record, state: State) -> String {
+    let when = if state.is_finished() {
+        record.finished_at
+    } else {
+        record.started_at
+    };
+    when.map_or_else(|| "-".to_owned(), |when| age(now() - when))
+}
+
+fn age(seconds: Epoch) -> String {
+    match seconds.max(0) {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3600 => format!("{}m", seconds / 60),
+        seconds @ 3600..86400 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86400),
+    }
+}
+
+fn exited(status: u8, signal: Option<&str>, is_timed_out: bool) -> String {
+    let signal = signal.map_or_else(String::new, |signal| format!(" ({signal})"));
+    format!("exited {status}{signal}{}", timed_out(is_timed_out))
+}
+
+/// What was done to jobs, a line each.
+pub fn events(events: &[Event]) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(["TIME", "USER", "JOB", "NAME", "HOST", "EVENT"]);
+    for event in events {
+        builder.push_record([
+            rfc3339(event.at).unwrap_or_else(|| "-".to_owned()),
+            printable(&event.user, 64),
+            event.job.to_string(),
+            printable(event.name.as_deref().unwrap_or("-"), 64),
+            printable(&event.host, 255),
+            happened(&event.happening),
+        ]);
+    }
+    render(builder)
+}
+
+fn happened(happening: &Happening) -> String {
+    match happening {
+        Happening::Spawn { command: words } => format!("spawn: {}", command(words)),
+        Happening::NotStarted { error } => format!("not started ({error})"),
+        Happening::Signal {
+            signal,
+            target,
+            via,
+            sent,
+        } => {
+            let via = via
+                .as_ref()
+                .map_or_else(String::new, |via| format!(" by {via}"));
+            let sent = if *sent == Some(true) {
+                "confirmed"
+            } else {
+                "not confirmed"
+            };
+            format!("{signal} to its {target}{via}, {sent}")
+        }
+        Happening::End {
+            state,
+            exit_status: Some(status),
+            exit_signal,
+            timed_out,
+            ..
+        } if state == "exited" => exited(*status, exit_signal.as_deref(), *timed_out),
+        Happening::End { state, .. } => state.clone(),
+        Happening::Removal => "removed".to_owned(),
+        Happening::Forget => "record dropped, files left".to_owned(),
+    }
+}
+
+/// A command line as a person would type it, on one line.
+pub fn command(words: &[String]) -> String {
+    let joined =
+        shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "));
+    printable(joined, COMMAND)
+}
+
+/// A signal table.
+pub fn signals(rows: &[Row]) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(["NUMBER", "NAME", "DEFAULT", "DESCRIPTION"]);
+    for row in rows {
+        builder.push_record([
+            &row.number.to_string(),
+            &row.name,
+            &row.action.to_string(),
+            row.description,
+        ]);
+    }
+    render(builder)
+}
+
+/// Keepers, one a line.
+pub fn keepers(keepers: &[Status]) -> String {
+    let mut builder = Builder::default();
+    builder.push_record([
+        "HOST", "PID", "SINCE", "RELAYS", "CHANNELS", "COMMANDS", "IDLE",
+    ]);
+    for keeper in keepers {
+        let taking = keeper
+            .relays
+            .iter()
+            .filter(|(_, takes_signals)| *takes_signals)
+            .count();
+        let relays = match keeper.relays.len() {
+            held if held == taking => held.to_string(),
+            held => format!("{held} ({taking} take signals)"),
+        };
+        builder.push_record([
+            &printable(&keeper.host, 255),
+            &keeper.pid.to_string(),
+            &age(now() - keeper.since),
+            &relays,
+            &keeper.channels.to_string(),
+            &keeper.commands.to_string(),
+            &age(keeper.idle.try_into().unwrap_or(Epoch::MAX)),
+        ]);
+    }
+    render(builder)
+}
