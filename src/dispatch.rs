@@ -1,9 +1,9 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
-#[cfg(any(feature = "mcp", feature = "serve"))]
-mod servers;
 mod foreground;
 mod input;
+#[cfg(any(feature = "mcp", feature = "serve"))]
+mod servers;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -511,7 +511,8 @@ fn send(context: &mut Context, request: &kill::Request, common: Common, json: bo
             if let Some(failure) = report.failure() {
                 warn(&failure.message);
             }
-            match terminal::report_line(&report, request.target, waiting).filter(|_| !common.quiet) {
+            match terminal::report_line(&report, request.target, waiting).filter(|_| !common.quiet)
+            {
                 Some(line) => print(line),
                 None => Ok(()),
             }
@@ -559,7 +560,7 @@ fn wait(arguments: cli::Wait) -> Result<u8> {
         }
         match line {
             Ok(Some(line)) => {
-                printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(line))
+                printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(line));
             }
             Ok(None) => {}
             Err(error) => printed = Err(error),

@@ -152,7 +152,7 @@ fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
     let (f, proxy) = behind_proxy(Login::User);
     f.spawn(&[], &["true"]);
     let totals = measured(&proxy, || {
-        drop(f.spawn(&[], &["sh", "-c", "echo x >>ran; exec sleep 1000"]))
+        drop(f.spawn(&[], &["sh", "-c", "echo x >>ran; exec sleep 1000"]));
     });
     for (direction, total) in totals {
         points(total, &[4000, 1500, 500, 150, 40, 1])
@@ -166,7 +166,7 @@ fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
                         after,
                         gone: false,
                     },
-                )
+                );
             });
         for back in [600, 60] {
             check_spawn(

@@ -30,19 +30,19 @@ fn tamper(what: &str, jobs: &Path, job: &str, aside: &Path) {
     let dir = jobs.join(job);
     match what {
         "the directory is another user's" => {
-            chown(&dir, Some(STRANGER), None).expect("we are root")
+            chown(&dir, Some(STRANGER), None).expect("we are root");
         }
         "the directory is a link" => {
             fs::rename(&dir, aside).expect("on one disk");
             symlink(aside, &dir).expect("a link");
         }
         "the directory above is another user's" => {
-            chown(jobs, Some(STRANGER), None).expect("we are root")
+            chown(jobs, Some(STRANGER), None).expect("we are root");
         }
         "the directory above is open to the group" => mode(jobs, 0o770),
         "the directory above is open to all" => mode(jobs, 0o777),
         "its process is in another user's file" => {
-            chown(dir.join("pid"), Some(STRANGER), None).expect("we are root")
+            chown(dir.join("pid"), Some(STRANGER), None).expect("we are root");
         }
         _ => {
             // The number of a process that is not the job: another start time.

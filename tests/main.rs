@@ -1,5 +1,7 @@
 //! The tests of the binary: each drives the real program against real servers.
 
+#![allow(clippy::too_many_lines, reason = "a test is often a table of cases")]
+
 mod anywhere;
 mod clients;
 mod completion;

@@ -245,7 +245,7 @@ pub fn on_each_host<T: Send, E: Send>(
     mut on_event: impl FnMut(E),
 ) {
     spread(policy, None, groups, &work, |receiver| {
-        receiver.into_iter().for_each(&mut on_event)
+        receiver.into_iter().for_each(&mut on_event);
     });
 }
 
@@ -259,7 +259,7 @@ pub fn wait_on_each_host<T: Send, E: Send>(
 ) {
     let slots = Arc::new(Slots::new(policy.parallel));
     spread(policy, Some(&slots), groups, &work, |receiver| {
-        receiver.into_iter().for_each(&mut on_event)
+        receiver.into_iter().for_each(&mut on_event);
     });
 }
 

@@ -152,7 +152,7 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
                 .collect();
             drop(sender.send(Event::Seen(asks, answer)));
             forget(line, over, &mut |record| {
-                drop(sender.send(Event::Forgotten(Box::new(record))))
+                drop(sender.send(Event::Forgotten(Box::new(record))));
             });
         },
         |event| match event {

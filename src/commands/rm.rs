@@ -103,8 +103,8 @@ pub fn rm(
         by_host(records, |record| record),
         |line, records, sender| {
             on_host(line, records, request.force, &mut |event| {
-                drop(sender.send(event))
-            })
+                drop(sender.send(event));
+            });
         },
         |event| {
             let written = match &event {

@@ -195,7 +195,7 @@ pub fn spawn_each(
             };
             match received {
                 Ok((place, launched)) => {
-                    turns.put(place, settle(context, launched), Instant::now())
+                    turns.put(place, settle(context, launched), Instant::now());
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,

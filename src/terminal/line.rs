@@ -19,7 +19,7 @@ pub fn report(report: &Report, target: Target, waiting: bool) -> Option<String> 
     let mut parts = Vec::new();
     match (outcome.sent, report.signal) {
         (Sent::Yes(_), Some(signal)) => {
-            parts.push(format!("{signal} sent{}{}", to(target), caution(signal)))
+            parts.push(format!("{signal} sent{}{}", to(target), caution(signal)));
         }
         (_, Some(signal)) if signal.is_existence_check() => {
             return Some(format!("{label}: it runs"));

@@ -6,7 +6,7 @@ use tabled::settings::peaker::PriorityMax;
 use tabled::settings::{Color, Modify, Padding, Style, Width};
 
 use super::line::timed_out;
-use super::terminal;
+use super::print;
 use crate::commands::ps::Listed;
 use crate::connection::keeper::protocol::Status;
 use crate::escape::printable;
@@ -21,7 +21,7 @@ const COMMAND: usize = 4096;
 pub fn jobs(jobs: &[Listed]) -> String {
     let mut builder = Builder::default();
     builder.push_record(["ID", "NAME", "HOST", "STATE", "PID", "SINCE", "COMMAND"]);
-    let colours = terminal::is_coloured();
+    let colours = print::is_coloured();
     for Listed { record, state } in jobs {
         let name = record.name.as_ref().map_or("-", JobName::as_str);
         builder.push_record([
@@ -42,14 +42,14 @@ pub fn jobs(jobs: &[Listed]) -> String {
 fn render(builder: Builder) -> String {
     let mut table = builder.build();
     table.with(Style::empty()).with(Padding::new(0, 2, 0, 0));
-    if let Some(width) = terminal::width() {
+    if let Some(width) = print::width() {
         table.with(
             Width::truncate(width)
                 .suffix("…")
                 .priority(PriorityMax::right()),
         );
     }
-    if terminal::is_coloured() {
+    if print::is_coloured() {
         table.with(Modify::new(Rows::first()).with(Color::BOLD));
     }
     let text = table.to_string();

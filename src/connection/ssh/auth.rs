@@ -139,6 +139,7 @@ struct AgentKey {
 }
 
 /// The keys to offer, in order, and remarks about those that can't be.
+#[allow(clippy::too_many_lines)]
 fn plan(
     configured: Vec<Configured>,
     held: &[AgentKey],
@@ -211,9 +212,9 @@ fn plan(
                 source,
             };
             if encrypted && in_agent {
-                last.push(candidate)
+                last.push(candidate);
             } else {
-                first.push_back(candidate)
+                first.push_back(candidate);
             }
         }
         if !in_agent {
@@ -229,9 +230,9 @@ fn plan(
             };
             // A key that ssh tries unasked should cost no passphrase while the agent has others.
             if encrypted && !identity.explicit {
-                last.push(candidate)
+                last.push(candidate);
             } else {
-                first.push_back(candidate)
+                first.push_back(candidate);
             }
         }
     }
@@ -994,7 +995,7 @@ fn again(mut call: impl FnMut() -> Result<(), ssh2::Error>) -> Result<(), ssh2::
     loop {
         match call() {
             Err(error) if error.code() == super::handshake::EAGAIN => {
-                std::thread::sleep(Duration::from_millis(2))
+                std::thread::sleep(Duration::from_millis(2));
             }
             done => return done,
         }

@@ -73,7 +73,7 @@ impl Shells {
         loop {
             match (SshShell::open(self), pauses.next()) {
                 (Err(error), Some(pause)) if is_refusal(&error) => {
-                    std::thread::sleep(Duration::from_millis(*pause))
+                    std::thread::sleep(Duration::from_millis(*pause));
                 }
                 (opened, _) => return opened,
             }
@@ -185,7 +185,7 @@ impl Shell for SshShell<'_> {
             match self.channel()?.write(bytes) {
                 Ok(size) => bytes = bytes.get(size..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    ready(self.connection, until)?
+                    ready(self.connection, until)?;
                 }
                 Err(error) => return Err(error),
             }

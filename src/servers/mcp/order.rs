@@ -125,7 +125,7 @@ impl Order {
             end.of_mut(line.stream).add(1, line.bytes);
             match self.0.last_mut() {
                 Some((stream, run)) if *stream == line.stream && run.lines < RUN => {
-                    run.add(1, line.bytes)
+                    run.add(1, line.bytes);
                 }
                 _ => self.0.push((
                     line.stream,
