@@ -1,11 +1,9 @@
 //! rsig starts jobs on other machines over SSH, and lets any later shell, script or CI step signal them, wait for
 //! them, read their output and list them.
 
-mod cli;
-mod commands;
+mod cmd;
 mod connection;
 mod delivery;
-mod dispatch;
 mod error;
 mod escape;
 mod host;
@@ -22,5 +20,5 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     sys::process::be_waiting_parent();
-    dispatch::main(std::env::args_os())
+    cmd::dispatch::main(std::env::args_os())
 }

@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::commands::Context;
+use crate::cmd::Context;
 use crate::error::{Failure, Kind};
 use crate::state::Store;
 

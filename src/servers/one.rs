@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
 use super::Gone;
-use crate::commands::{Context, kill, ps, resolve_one, rm, wait};
+use crate::cmd::{Context, kill, ps, resolve_one, rm, wait};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::job::Record;

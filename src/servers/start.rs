@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use crate::commands::Context;
-use crate::commands::spawn::{Request, is_variable};
+use crate::cmd::Context;
+use crate::cmd::spawn::{Request, is_variable};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::commands::kill::Report;
-use crate::commands::wait::Waited;
+use crate::cmd::kill::Report;
+use crate::cmd::wait::Waited;
 use crate::delivery::{Sent, Via};
 use crate::error::Failure;
 use crate::job::{JobName, Record, State, Target, rfc3339};

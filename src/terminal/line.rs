@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::commands::kill::Report;
-use crate::commands::wait::Waited;
+use crate::cmd::kill::Report;
+use crate::cmd::wait::Waited;
 use crate::delivery::{Outcome, Sent};
 use crate::job::{Record, State, Target};
 use crate::signal::Signal;

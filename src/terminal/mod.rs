@@ -17,8 +17,8 @@ pub use table::{
     signals as signal_table,
 };
 
-use crate::commands::kill::Report;
-use crate::commands::wait::Waited;
+use crate::cmd::kill::Report;
+use crate::cmd::wait::Waited;
 use crate::error::{Kind, exit};
 use crate::job::State;
 

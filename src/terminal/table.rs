@@ -7,7 +7,7 @@ use tabled::settings::{Color, Modify, Padding, Style, Width};
 
 use super::line::timed_out;
 use super::print;
-use crate::commands::ps::Listed;
+use crate::cmd::ps::Listed;
 use crate::connection::keeper::protocol::Status;
 use crate::escape::printable;
 use crate::job::{Epoch, JobName, Record, State, now, rfc3339};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
 use super::{Call, Length, Tool};
-use crate::commands::{spawn, tail};
+use crate::cmd::{spawn, tail};
 use crate::job::Record;
 use crate::remote::Stream;
 use crate::remote::output::From as Place;

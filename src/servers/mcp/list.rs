@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::answer::Problem;
 use super::{Call, Tool};
-use crate::commands::ps::{Request, ps};
+use crate::cmd::ps::{Request, ps};
 use crate::terminal::job_json;
 
 /// How many jobs an answer holds at most, the newest.

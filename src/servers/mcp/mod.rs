@@ -32,7 +32,7 @@ use serde_json::Value;
 
 use self::answer::{Answer, Problem};
 use super::{Crew, Gone, Length, Limits};
-use crate::commands::Context;
+use crate::cmd::Context;
 
 const INSTRUCTIONS: &str = "\
 rsig runs jobs on other machines over SSH. A job outlives this server and the connection: keep its job_id, and any later \

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::answer::{ErrorKind, Problem};
 use super::{Call, Length, Tool};
-use crate::commands::kill::{Report, Request};
+use crate::cmd::kill::{Report, Request};
 use crate::delivery::{Sent, Via, Ways};
 use crate::error::Kind;
 use crate::servers::one::{deliver, job};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
 use super::{Call, Tool};
-use crate::commands::spawn::{Spawned, spawn};
+use crate::cmd::spawn::{Spawned, spawn};
 use crate::servers::start::{Start, shell_line};
 
 pub struct Spawn;

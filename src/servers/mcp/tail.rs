@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::Problem;
 use super::order::{Line, Order, Place, Places};
 use super::{Call, Length, Tool};
-use crate::commands::tail::{Request, tail};
+use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
 use crate::job::Record;
 use crate::remote::Stream as Log;

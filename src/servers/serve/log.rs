@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::App;
 use super::problem::Problem;
 use super::routes::{Options, Word, flag};
-use crate::commands::tail::{Request, tail};
+use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
 use crate::remote::Stream as Log;
 use crate::remote::output::From as Start;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::Command;
 use clap_mangen::Man;
 
-use super::definition;
+use super::args::definition;
 
 /// Set to anything, it makes the test write the pages instead.
 const RENEW: &str = "RSIG_RENEW_PAGES";
@@ -33,7 +33,7 @@ fn text(page: &str) -> &'static str {
         "rsig-mcp" => include_str!("pages/rsig-mcp.roff"),
         "rsig-serve" => include_str!("pages/rsig-serve.roff"),
         "rsig-rm" => include_str!("pages/rsig-rm.roff"),
-        _ => panic!("{page}(1) has no text yet: write src/cli/pages/{page}.roff and name it here"),
+        _ => panic!("{page}(1) has no text yet: write src/cmd/pages/{page}.roff and name it here"),
     }
 }
 
@@ -227,7 +227,7 @@ fn the_man_pages_are_those_of_the_definitions() {
     );
     assert!(
         stale.is_empty(),
-        "not what the definitions and src/cli/pages/ give: {stale:#?}\nrenew them: {RENEW}=1 cargo test --bin rsig man_pages"
+        "not what the definitions and src/cmd/pages/ give: {stale:#?}\nrenew them: {RENEW}=1 cargo test --bin rsig man_pages"
     );
 }
 

@@ -2,21 +2,33 @@
 //! every face of rsig can call it.
 
 pub mod allowed;
+pub mod args;
+pub mod complete;
 pub mod discover;
+pub mod dispatch;
 mod ephemeral;
+pub mod foreground;
 pub mod history;
+mod input;
 pub mod keeper;
 pub mod kill;
+// The pages are those of a build with everything.
+#[cfg(all(test, feature = "mcp", feature = "serve"))]
+mod pages;
 #[cfg(feature = "serve")]
 pub mod pids;
 pub mod ps;
 pub mod rm;
-pub mod run;
+mod run;
 pub mod select;
+#[cfg(any(feature = "mcp", feature = "serve"))]
+mod servers;
 pub mod spawn;
 pub mod tail;
 mod turns;
+pub mod values;
 pub mod wait;
+mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::sync::mpsc::{self, Receiver, Sender};

@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 
-use super::{connect, context};
-use crate::cli;
-use crate::commands::Context;
-use crate::commands::allowed::AllowedHosts;
+use super::args as cli;
+use super::dispatch::{connect, context};
+use crate::cmd::Context;
+use crate::cmd::allowed::AllowedHosts;
 use crate::error::exit;
 use crate::servers::{self, Limits};
 

@@ -12,7 +12,9 @@ use std::path::PathBuf;
 use clap::{ArgMatches, ValueHint};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate as Candidate, complete};
 
-use super::{Hosts, OsWord, arrange, definition, definition_of};
+use super::args::{OsWord, definition, definition_of};
+use super::values::Hosts;
+use super::words::arrange;
 use crate::escape::printable;
 use crate::host::Host;
 use crate::job::{Record, State};

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::usage;
+use super::dispatch::usage;
 use crate::remote::start::Input;
 
 /// All of a file, or of standard input where that is `-`. What has no size that is known before it is read is copied

@@ -1,10 +1,5 @@
 //! From the words of the command line to a command, and from its outcome to what is printed.
 
-mod foreground;
-mod input;
-#[cfg(any(feature = "mcp", feature = "serve"))]
-mod servers;
-
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,10 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-use crate::cli::{self, Command, Common, KeeperCommand, Parallel, Reach, complete};
-use crate::commands::allowed::AllowedHosts;
-use crate::commands::select::Selection;
-use crate::commands::{self, Context, kill, ps, rm, spawn, tail, wait};
+use super::args::{self as cli, Command, Common, KeeperCommand, Parallel, Reach};
+#[cfg(any(feature = "mcp", feature = "serve"))]
+use super::servers;
+use super::{complete, input};
+use crate::cmd::allowed::AllowedHosts;
+use crate::cmd::select::Selection;
+use crate::cmd::{self as commands, Context, kill, ps, rm, spawn, tail, wait};
 use crate::connection::{Policy, keeper};
 use crate::error::{Failure, Kind, exit};
 use crate::escape::printable;
@@ -89,7 +87,7 @@ fn complete(shell: &OsStr, words: Vec<OsString>) -> ExitCode {
 fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Spawn(arguments) => spawn(arguments),
-        Command::Run(arguments) => foreground::run(arguments),
+        Command::Run(arguments) => super::run::run(arguments),
         Command::Kill(arguments) if arguments.list => list_signals(&arguments),
         Command::Kill(arguments) => kill(arguments),
         Command::Stop(arguments) => stop(arguments),
@@ -106,11 +104,11 @@ fn dispatch(command: Command) -> Result<u8> {
     }
 }
 
-fn usage(message: impl Into<String>) -> anyhow::Error {
+pub fn usage(message: impl Into<String>) -> anyhow::Error {
     Failure::new(Kind::Usage, message).into()
 }
 
-fn context(reach: Reach) -> Result<Context> {
+pub fn context(reach: Reach) -> Result<Context> {
     let step = if reach.verbose {
         terminal::note
     } else {
@@ -144,7 +142,7 @@ fn context_for_many(reach: Reach, parallel: Parallel, connect: Connect) -> Resul
 }
 
 /// The options of the command line that take part in connecting.
-fn connect(given: impl Into<Connect>) -> Result<Connect> {
+pub fn connect(given: impl Into<Connect>) -> Result<Connect> {
     let here = std::env::current_dir().context("the current directory can't be read")?;
     let connect = given.into().absolute(&here);
     connect
@@ -262,7 +260,7 @@ fn print_spawned(spawned: spawn::Spawned, json: bool, quiet: bool) -> Result<()>
 }
 
 /// What is to be started, and where.
-fn job(
+pub fn job(
     job: cli::JobArgs,
     host: Host,
     connect: cli::ConnectArgs,

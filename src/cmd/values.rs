@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::commands::spawn::is_variable;
+use crate::cmd::spawn::is_variable;
 use crate::host::{Host, HostError};
 use crate::remote::output::From as Start;
 

@@ -1,16 +1,10 @@
 //! The command line: its words and options, and nothing else.
 
-pub mod complete;
-// The pages are those of a build with everything.
-#[cfg(all(test, feature = "mcp", feature = "serve"))]
-mod pages;
-mod parse;
-mod words;
-
-pub use parse::{Hosts, Lines, Place};
+use super::complete;
 #[cfg(feature = "serve")]
-pub use parse::{Listen, duration};
-use words::arrange;
+use super::values::Listen;
+use super::values::{self, Hosts, Lines, Place};
+use super::words::arrange;
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -20,8 +14,8 @@ use clap::{Args, FromArgMatches as _, Subcommand, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 
 #[cfg(any(feature = "mcp", feature = "serve"))]
-use crate::commands::allowed::HostPattern;
-use crate::commands::select::{NamePattern, Selection};
+use crate::cmd::allowed::HostPattern;
+use crate::cmd::select::{NamePattern, Selection};
 use crate::delivery::Ways;
 use crate::host::{Connect, Host};
 use crate::job::{JobName, State, Target};
@@ -64,7 +58,7 @@ const VERBS: &[(&str, Define)] = &[
 ];
 
 /// The definition of one verb: a command needs no other, and all of them take a tenth of what it takes in all.
-fn definition_of(verb: &OsStr) -> Option<clap::Command> {
+pub(super) fn definition_of(verb: &OsStr) -> Option<clap::Command> {
     let (name, define) = VERBS.iter().find(|(name, _)| verb == *name)?;
     Some(define(clap::Command::new(*name)))
 }
@@ -187,7 +181,7 @@ pub struct WayArgs {
     #[arg(short = 'J', long = "jump", value_name = "HOST[,HOST]", add = ArgValueCompleter::new(complete::jump))]
     jump: Option<String>,
     /// An option of ssh_config(5); may be given several times
-    #[arg(short, long = "option", value_name = "KEY=VALUE", value_parser = parse::ssh_option)]
+    #[arg(short, long = "option", value_name = "KEY=VALUE", value_parser = values::ssh_option)]
     option: Vec<String>,
 }
 
@@ -228,13 +222,13 @@ pub struct JobArgs {
     #[arg(short = 'C', long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub cwd: Option<OsString>,
     /// A variable for the job's environment; KEY alone takes its value from here and keeps it out of every argument list
-    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = parse::Variables)]
+    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = values::Variables)]
     pub env: Vec<(String, Option<OsString>)>,
     /// COMMAND is one line for /bin/sh -c
     #[arg(short = 'c', long)]
     pub shell: bool,
     /// End the job when it has run for so long: TERM, CONT, then KILL after 10 s. Its host counts, whoever is connected
-    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub timeout: Option<Duration>,
     /// Forget the job and remove its files once it has ended and its output is read: when `tail` has shown both streams to
     /// their ends (an empty one needs no reading). What sees to it is that `tail`, or a `wait` or `ps` that finds it ended
@@ -284,10 +278,10 @@ pub struct Run {
     #[command(flatten)]
     pub job: JobArgs,
     /// How long the job may take to end after INT, TERM or HUP, before it gets KILL
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     pub grace: Duration,
     /// How long the job may run on when this rsig or its machine is gone
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     pub tether: Duration,
     /// Let the job run on without this rsig
     #[arg(long, conflicts_with = "tether")]
@@ -359,7 +353,7 @@ pub struct Kill {
     #[arg(short, long, add = ArgValueCompleter::new(complete::signal))]
     pub signal: Option<SignalWord>,
     /// Wait so long for the jobs to end
-    #[arg(short, long, value_name = "DURATION", value_parser = parse::duration)]
+    #[arg(short, long, value_name = "DURATION", value_parser = values::duration)]
     pub wait: Option<Duration>,
     /// Send this as well when a job still runs after the wait, and wait as long again
     #[arg(long, value_name = "SIGNAL", requires = "wait", add = ArgValueCompleter::new(complete::signal))]
@@ -414,7 +408,7 @@ pub struct WhichJobs {
 #[derive(Args, Debug)]
 pub struct Stop {
     /// How long a job may take to end by itself
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     pub grace: Duration,
     /// Which of a job's processes are ended; with `tree`, the grace is for all of them
     #[arg(long, value_enum, default_value_t)]
@@ -437,7 +431,7 @@ pub struct Stop {
 #[derive(Args, Debug)]
 pub struct Wait {
     /// Give up after so long, with status 124
-    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub timeout: Option<Duration>,
     /// Return when the first of them ends, with its status
     #[arg(long)]
@@ -536,7 +530,7 @@ pub struct Rm {
     #[arg(long = "name", value_name = "GLOB", conflicts_with = "force")]
     pub name_pattern: Option<NamePattern>,
     /// All that ended at least so long ago
-    #[arg(long, value_name = "DURATION", value_parser = parse::duration, conflicts_with = "force")]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, conflicts_with = "force")]
     pub older_than: Option<Duration>,
     /// Stop a job first that still runs
     #[arg(long)]

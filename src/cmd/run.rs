@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use super::{context, job, usage};
-use crate::cli;
-use crate::commands::{run, spawn};
+use super::args as cli;
+use super::dispatch::{context, job, usage};
+use super::{foreground as run, spawn};
 use crate::connection::ssh::prompt;
 use crate::error::{Failure, Kind, exit};
 use crate::remote::Stream;

@@ -118,7 +118,7 @@ mod tests {
     fn arranged(line: &str) -> String {
         let mut words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
         arrange(
-            &super::super::definition_of(&words[1]).expect("a verb"),
+            &super::super::args::definition_of(&words[1]).expect("a verb"),
             &mut words,
         );
         words
