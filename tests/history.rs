@@ -105,29 +105,6 @@ fn the_path_of_a_signal_is_written_down() {
     );
 }
 
-/// A signal stays in the history when rsig is ended before it has heard what came of it.
-#[test]
-fn a_signal_whose_answer_nobody_heard_is_not_confirmed() {
-    let f = Site::Local.start();
-    let job = f.spawn_listener();
-    let kill = f
-        .rsig
-        .spawn_process(&["kill", &job, "USR1", "--wait", "1h"]);
-    f.await_written(&job, "ready\nUSR1\n");
-    kill.signal(nix::sys::signal::SIGKILL);
-    drop(kill.wait());
-    let events = history(&f, &job);
-    assert_eq!(names(&events), ["spawn", "signal"]);
-    assert_eq!(
-        (&events[1]["signal"], &events[1]["via"], &events[1]["sent"]),
-        (&"USR1".into(), &Value::Null, &Value::Null)
-    );
-    f.rsig
-        .run(&["history", &job])
-        .ok()
-        .stdout_has("USR1 to its group, not confirmed");
-}
-
 #[test]
 fn a_host_that_is_gone_leaves_no_signal_that_was_not_sent() {
     let mut f = Fixture::with(Some(Server::openssh(Login::User).start()));

@@ -64,8 +64,8 @@ pub fn discover(context: &mut Context, destination: &Destination) -> Result<Vec<
             std::cmp::Reverse(record.created_at),
         )
     });
-    context.store.adopt(&adopted)?;
-    context.store.update(listed.iter().map(|job| &job.record))?;
+    context.store.adopt(&adopted);
+    context.store.update(listed.iter().map(|job| &job.record));
     listed.sort_by_key(|job| job.record.created_at);
     Ok(listed)
 }

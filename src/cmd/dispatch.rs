@@ -125,7 +125,7 @@ pub fn context(reach: Reach) -> Result<Context> {
         warn,
     };
     Ok(Context {
-        store: Store::open()?,
+        store: Store::open(warn)?,
         policy,
         connect: Connect::default(),
         allowed: AllowedHosts::default(),
@@ -518,7 +518,7 @@ fn send(context: &mut Context, request: &kill::Request, common: Common, json: bo
         if result.is_err() {
             printed = result;
         }
-    })?;
+    });
     printed.map(|()| status)
 }
 
@@ -564,7 +564,7 @@ fn wait(arguments: cli::Wait) -> Result<u8> {
             Err(error) => printed = Err(error),
         }
         all.push(waited);
-    })?;
+    });
     printed?;
     if let Some(first) = all
         .iter()
@@ -723,7 +723,7 @@ fn rm(arguments: cli::Rm) -> Result<u8> {
 }
 
 fn history(arguments: &cli::History) -> Result<u8> {
-    let store = Store::open()?;
+    let store = Store::open(warn)?;
     let events = commands::history::history(&store, arguments.job.as_deref(), arguments.last)?;
     if arguments.json {
         for event in &events {

@@ -24,7 +24,7 @@ use crate::remote::foreground::{self, End, Positions, Source};
 use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
 use crate::signal::{Os, Signal, SignalWord};
-use crate::state::{Announced, Signalled, Store};
+use crate::state::{Signalled, Store};
 
 /// A job to run.
 pub struct Request {
@@ -160,9 +160,9 @@ pub fn run(
     record.finished_at = end.finished_at;
     record.timed_out = end.timed_out;
     record.checked_at = Some(now());
-    context.store.update([&record])?;
+    context.store.update([&record]);
     if forgotten {
-        context.store.remove(&record)?;
+        context.store.remove(&record);
     }
     Ok(Ran {
         record,
@@ -461,7 +461,6 @@ impl<'a> Held<'a> {
             return;
         };
         let (target, wake) = (Target::Group, then.is_some());
-        let mut book = Book::open(record, &signal, self.note);
         let order = Order {
             record: record.clone(),
             signal: Some(signal),
@@ -471,7 +470,7 @@ impl<'a> Held<'a> {
             ways: Ways::Pid,
         };
         delivery::deliver(&mut line, vec![order], wait, &mut |outcome| {
-            book.enter(&outcome, &signal, then.as_ref());
+            self.write_down(&outcome, signal, then);
             if let Some(failure) = outcome
                 .error
                 .filter(|failure| failure.kind != Kind::NotRunning)
@@ -480,48 +479,25 @@ impl<'a> Held<'a> {
             }
         });
     }
-}
 
-/// The history, as the thread writes it that passes signals on; a signal is sent whether it can be written down or not.
-struct Book {
-    store: Option<(Store, Announced)>,
-    note: fn(&str),
-}
-
-impl Book {
-    /// Writes a signal down before it is sent.
-    fn open(record: &Record, signal: &Signal, note: fn(&str)) -> Self {
-        let announced = Store::open().and_then(|mut store| {
-            let announced = store.announce([(record, signal.name())], Target::Group)?;
-            Ok((store, announced))
-        });
-        let store = announced
-            .map_err(|error| note(&format!("{}: {error:#}", record.label())))
-            .ok();
-        Self { store, note }
-    }
-
-    /// Writes down what became of it, and of a second one.
-    fn enter(&mut self, outcome: &Outcome, signal: &Signal, then: Option<&Signal>) {
-        let Some((store, announced)) = &mut self.store else {
-            return;
-        };
+    /// The thread that passes signals on has no other use for the state file.
+    fn write_down(&self, outcome: &Outcome, signal: Signal, then: Option<Signal>) {
         let first = Signalled {
-            signal: *signal,
+            signal,
             sent: outcome.sent,
         };
-        let second = then.zip(outcome.then).map(|(signal, sent)| Signalled {
-            signal: *signal,
-            sent,
-        });
-        if let Err(error) = store.signalled(
-            &outcome.record,
-            announced,
-            Target::Group,
-            Some(&first),
-            second.as_ref(),
-        ) {
-            (self.note)(&format!("{}: {error:#}", outcome.record.label()));
+        let second = then
+            .zip(outcome.then)
+            .map(|(signal, sent)| Signalled { signal, sent });
+        match Store::open(self.note) {
+            Ok(mut store) => {
+                store.signalled(
+                    &outcome.record,
+                    Target::Group,
+                    [&first].into_iter().chain(&second),
+                );
+            }
+            Err(failure) => (self.note)(&failure.message),
         }
     }
 }

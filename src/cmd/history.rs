@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use anyhow::Result;
 
-use crate::error::{Failure, Kind};
+use crate::error::Kind;
 use crate::job::JobThere;
 use crate::state::Store;
 use crate::state::event::Event;
@@ -12,7 +12,7 @@ use crate::state::event::Event;
 /// The events of the job that a word stands for, or of all jobs, the oldest first; of many the last `most`.
 pub fn history(store: &Store, job: Option<&OsStr>, most: Option<u32>) -> Result<Vec<Event>> {
     let Some(word) = job else {
-        return store.events(None, most);
+        return Ok(store.events(None, most)?);
     };
     let word = word.to_string_lossy();
     // Of a job that is named by its host too, the id is enough here.
@@ -20,10 +20,10 @@ pub fn history(store: &Store, job: Option<&OsStr>, most: Option<u32>) -> Result<
         Some(Ok(there)) => there.id.to_string(),
         _ => word.into_owned(),
     };
-    let id = match store.resolve(&word).map_err(Failure::from) {
+    let id = match store.resolve(&word) {
         Ok(record) => record.id,
         Err(failure) if failure.kind == Kind::NotFound => store.resolve_past(&word)?,
         Err(failure) => return Err(failure.into()),
     };
-    store.events(Some(&id), most)
+    Ok(store.events(Some(&id), most)?)
 }

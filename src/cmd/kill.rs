@@ -4,8 +4,6 @@ use std::ffi::OsString;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use anyhow::Result;
-
 use super::{Context, Named, by_host, meet, on_each_host, resolve, wait_on_each_host};
 use crate::connection::{Line, Policy};
 use crate::delivery::{self, Order, Outcome, Ways, ended_before};
@@ -13,7 +11,7 @@ use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
 use crate::remote::{Standing, look};
 use crate::signal::{Signal, SignalWord};
-use crate::state::{Announced, Signalled, Store};
+use crate::state::{Signalled, Store};
 
 /// What is to be sent, and to what.
 pub struct Request {
@@ -100,11 +98,7 @@ struct Ask {
 }
 
 /// Sends the signals and waits, all hosts at once. The reports come as they are known.
-pub fn kill(
-    context: &mut Context,
-    request: &Request,
-    mut on_report: impl FnMut(Report),
-) -> Result<()> {
+pub fn kill(context: &mut Context, request: &Request, mut on_report: impl FnMut(Report)) {
     let (mut asks, mut over) = (Vec::new(), Vec::new());
     for Named { word, record } in resolve(context, &request.jobs) {
         match record {
@@ -129,17 +123,13 @@ pub fn kill(
     }
     let policy = context.policy;
     let store = &mut context.store;
-    let mut announced = announce(store, &asks, request)?;
-    let mut result = Ok(());
     let groups = by_host(asks, |ask| &ask.record);
     // Nobody listens any more only when all is over.
     let work = |line: &mut Line<'_>, asks, sender: &Sender<Report>| {
         on_host(line, asks, request, &mut |report| drop(sender.send(report)));
     };
     let mut on_event = |mut report: Report| {
-        if let Err(error) = record(store, &mut announced, &report, request) {
-            result = Err(error);
-        }
+        record(store, &report, request);
         if request.selected {
             report.pass_over();
         }
@@ -174,22 +164,6 @@ pub fn kill(
         },
         on_event,
     );
-    result
-}
-
-/// Writes the signals down before they are sent.
-fn announce(store: &mut Store, asks: &[Ask], request: &Request) -> Result<Announced> {
-    if request.signal.is_existence_check() {
-        return Ok(Announced::default());
-    }
-    let name = |record: &Record| {
-        let known = record.system().and_then(|os| request.signal.on(os).ok());
-        known.map_or_else(|| request.signal.to_string(), |signal| signal.name())
-    };
-    store.announce(
-        asks.iter().map(|ask| (&ask.record, name(&ask.record))),
-        request.target,
-    )
 }
 
 /// Whether a host has said that the job had ended before; where it can't, its end is known all the same.
@@ -224,14 +198,9 @@ fn of_finished(word: String, record: Record, request: &Request) -> Report {
 }
 
 /// Keeps what was learned of a job.
-fn record(
-    store: &mut Store,
-    announced: &mut Announced,
-    report: &Report,
-    request: &Request,
-) -> Result<()> {
+fn record(store: &mut Store, report: &Report, request: &Request) {
     let Ok(outcome) = &report.outcome else {
-        return Ok(());
+        return;
     };
     let signalled = |signal: Option<Signal>, sent| {
         Some(Signalled {
@@ -244,13 +213,7 @@ fn record(
     let second = outcome
         .then
         .and_then(|sent| signalled(report.then_signal, sent));
-    store.signalled(
-        &outcome.record,
-        announced,
-        request.target,
-        first.as_ref(),
-        second.as_ref(),
-    )
+    store.signalled(&outcome.record, request.target, first.iter().chain(&second));
 }
 
 /// Carries out the request for the jobs of one host.

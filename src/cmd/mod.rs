@@ -98,11 +98,7 @@ pub fn resolve_one(context: &Context, word: &OsStr) -> Result<Record, Failure> {
         ));
     };
     match JobThere::parse(text) {
-        None => allowed_only(
-            context,
-            text,
-            context.store.resolve(text).map_err(Failure::from)?,
-        ),
+        None => allowed_only(context, text, context.store.resolve(text)?),
         Some(Ok(there)) => allowed_only(
             context,
             text,

@@ -30,6 +30,6 @@ pub fn pids(context: &mut Context, word: &OsStr) -> Result<Vec<u32>> {
     let host = line.host();
     let (seen, pids) = line.ask(|shell| remote::pids::pids(&host, shell, &place))?;
     seen.update(&mut record);
-    context.store.update([&record])?;
+    context.store.update([&record]);
     Ok(pids)
 }

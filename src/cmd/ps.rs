@@ -58,7 +58,7 @@ pub fn ps(context: &mut Context, request: &Request) -> Result<Listing> {
     } else {
         listing.jobs = recorded(context, request, &mut listing.failures)?;
         if !request.cached {
-            ask(context, &mut listing)?;
+            ask(context, &mut listing);
         }
     }
     // What turned out to be finished just now is what a person who looks wants to see; the next time it is gone.
@@ -116,7 +116,7 @@ fn recorded(
 }
 
 /// Asks the hosts of all unfinished jobs, all at once, one script each.
-fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
+fn ask(context: &mut Context, listing: &mut Listing) {
     let unfinished = listing
         .jobs
         .iter()
@@ -183,10 +183,10 @@ fn ask(context: &mut Context, listing: &mut Listing) -> Result<()> {
         .iter()
         .filter(|job| job.state != State::Unknown)
         .map(|job| &job.record);
-    context.store.update(checked)?;
-    forgotten
-        .iter()
-        .try_for_each(|record| context.store.remove(record))
+    context.store.update(checked);
+    for record in &forgotten {
+        context.store.remove(record);
+    }
 }
 
 /// What a host's part of the work tells.

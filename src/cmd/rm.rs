@@ -15,7 +15,7 @@ use crate::job::{Record, Target, now};
 use crate::remote::Standing;
 use crate::remote::look::{self, Removal};
 use crate::signal::{Signal, SignalWord};
-use crate::state::{Announced, Signalled, Store, Which};
+use crate::state::{Signalled, Store, Which};
 
 /// Which jobs to forget.
 pub struct Request {
@@ -90,14 +90,6 @@ pub fn rm(
     }
     let policy = context.policy;
     let store = &mut context.store;
-    let mut result = Ok(());
-    let running = records
-        .iter()
-        .filter(|record| request.force && !record.state.is_finished());
-    let mut announced = store.announce(
-        running.map(|record| (record, "TERM".to_owned())),
-        Target::Group,
-    )?;
     on_each_host(
         &policy,
         by_host(records, |record| record),
@@ -107,21 +99,17 @@ pub fn rm(
             });
         },
         |event| {
-            let written = match &event {
-                Event::Stopped(stopped) => stopped.record(store, &mut announced),
+            match &event {
+                Event::Stopped(stopped) => stopped.record(store),
                 Event::Removed(Removed::Gone(record, _)) => store.remove(record),
-                Event::Removed(Removed::Kept(_)) => Ok(()),
-            };
-            if written.is_err() {
-                result = written;
+                Event::Removed(Removed::Kept(_)) => {}
             }
             if let Event::Removed(removed) = event {
                 on_removed(removed);
             }
         },
     );
-    // A job that turned out to be over, or not to be there at all, was sent nothing.
-    result.and(store.not_sent(&announced))
+    Ok(())
 }
 
 /// What a host's part of the work tells.
@@ -139,7 +127,7 @@ struct Stopped {
 }
 
 impl Stopped {
-    fn record(&self, store: &mut Store, announced: &mut Announced) -> Result<()> {
+    fn record(&self, store: &mut Store) {
         let Self { outcome, signals } = self;
         let first = signals.map(|(signal, _)| Signalled {
             signal,
@@ -148,13 +136,7 @@ impl Stopped {
         let second = signals
             .zip(outcome.then)
             .map(|((_, signal), sent)| Signalled { signal, sent });
-        store.signalled(
-            &outcome.record,
-            announced,
-            Target::Group,
-            first.as_ref(),
-            second.as_ref(),
-        )
+        store.signalled(&outcome.record, Target::Group, first.iter().chain(&second));
     }
 }
 

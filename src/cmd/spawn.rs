@@ -17,7 +17,6 @@ use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
 use crate::remote::start::{Input, Order, Spool, Started, Tether, start, start_and_hear};
 use crate::remote::{Hearing, Seen, Standing, look};
-use crate::state::Taken;
 
 /// A job to start.
 #[derive(Clone)]
@@ -345,13 +344,11 @@ fn launch(
 fn settle(context: &mut Context, launched: Launched) -> Result<Spawned> {
     match launched {
         Launched::Runs(spawned) => {
-            let record = &spawned.record;
-            let recorded = context.store.update([record]);
-            recorded.with_context(|| format!("{} runs, but can't be recorded", record.label()))?;
+            context.store.update([&spawned.record]);
             Ok(spawned)
         }
         Launched::NotStarted(record, failure) => {
-            context.store.not_started(&record, failure.kind)?;
+            context.store.not_started(&record, failure.kind);
             Err(failure.into())
         }
         Launched::Unsure(failure) => Err(failure.into()),
@@ -407,12 +404,12 @@ fn directory(destination: &Destination, cwd: Option<OsString>) -> Result<Option<
 }
 
 /// Records the job before anything is asked of its host.
-fn reserve(context: &mut Context, record: &Record) -> Result<()> {
+fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     let Err(error) = context.store.insert(record) else {
         return Ok(());
     };
-    if error.downcast_ref::<Taken>().is_none() {
-        return Err(error.context("the job can't be recorded, so it was not started"));
+    if error.kind != Kind::NameTaken {
+        return Err(error);
     }
     let taken = |holder: &Record, why: &str| {
         let name = record.name.as_ref().map_or("", JobName::as_str);
@@ -432,7 +429,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
         return context.store.insert(record);
     };
     if !context.allowed.has(holder.host()) {
-        return Err(taken(&holder, " as far as is known").into());
+        return Err(taken(&holder, " as far as is known"));
     }
     // What this machine knows may be old: only the host can say whether that job still runs.
     let policy = context.policy;
@@ -446,14 +443,14 @@ fn reserve(context: &mut Context, record: &Record) -> Result<()> {
     match seen {
         Ok(seen) => seen.iter().for_each(|seen| seen.update(&mut holder)),
         Err(failure) => {
-            return Err(taken(&holder, &format!(" as far as is known ({failure})")).into());
+            return Err(taken(&holder, &format!(" as far as is known ({failure})")));
         }
     }
-    context.store.update([&holder])?;
+    context.store.update([&holder]);
     if holder.state.is_finished() {
         context.store.insert(record)
     } else {
-        Err(taken(&holder, "").into())
+        Err(taken(&holder, ""))
     }
 }
 

@@ -80,7 +80,7 @@ pub fn tail(
         return Err(failure.into());
     }
     read.seen.update(&mut record);
-    context.store.update([&record])?;
+    context.store.update([&record]);
     if request.is_enough() {
         return Ok(record);
     }
@@ -103,9 +103,9 @@ pub fn tail(
             streams,
         )
         .unwrap_or_default();
-        context.store.update(&records)?;
+        context.store.update(&records);
         if gone == [true] {
-            context.store.remove(&records[0])?;
+            context.store.remove(&records[0]);
         }
         let [record] = records;
         return Ok(record);

@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-
 use super::ephemeral::forget_read;
 use super::{Context, Named, by_host, meet, resolve};
 use crate::connection::{Line, Slots};
@@ -59,11 +57,7 @@ enum Event {
 }
 
 /// Waits for jobs, all hosts at once. Each is passed on as it ends.
-pub fn wait(
-    context: &mut Context,
-    request: &Request,
-    mut on_waited: impl FnMut(Waited),
-) -> Result<()> {
+pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(Waited)) {
     let mut asks: Vec<(String, Record)> = Vec::new();
     let mut enough = false;
     for Named { word, record } in resolve(context, &request.jobs) {
@@ -90,7 +84,7 @@ pub fn wait(
         }
     }
     if enough {
-        return Ok(());
+        return;
     }
     let until = Instant::now() + request.timeout.unwrap_or(FOREVER);
     let (sender, receiver) = mpsc::channel();
@@ -122,10 +116,10 @@ pub fn wait(
     drop(sender);
     for event in receiver {
         match event {
-            Event::Forgotten(record) => context.store.remove(&record)?,
+            Event::Forgotten(record) => context.store.remove(&record),
             Event::Waited(waited) => {
                 if let Ok(outcome) = &waited.outcome {
-                    context.store.update([&outcome.record])?;
+                    context.store.update([&outcome.record]);
                 }
                 let enough = request.any && waited.has_ended();
                 on_waited(waited);
@@ -136,7 +130,6 @@ pub fn wait(
             }
         }
     }
-    Ok(())
 }
 
 fn fail(words: Vec<String>, error: &std::io::Error, sender: &Sender<Event>) {

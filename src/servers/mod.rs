@@ -53,7 +53,8 @@ impl Limits {
 
 /// Holds the state file against what it must be, before anybody asks for anything.
 fn check_state() -> Result<()> {
-    Store::open().map(drop)
+    Store::open(crate::terminal::warn)?;
+    Ok(())
 }
 
 /// How long the work for a request may last.

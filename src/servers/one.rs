@@ -50,7 +50,7 @@ pub fn ask_one(context: &mut Context, word: &OsStr) -> Result<ps::Listed, Failur
 /// Sends what a request says to its one job.
 pub fn deliver(context: &mut Context, request: &kill::Request) -> Result<kill::Report, Failure> {
     let mut reports = Vec::new();
-    kill::kill(context, request, |report| reports.push(report))?;
+    kill::kill(context, request, |report| reports.push(report));
     reports
         .pop()
         .ok_or_else(|| Failure::new(Kind::Failed, "nothing is known of the signal"))
@@ -90,7 +90,7 @@ pub fn await_end(
             any: false,
         };
         let mut waited = None;
-        wait::wait(context, &request, |one| waited = Some(one.outcome))?;
+        wait::wait(context, &request, |one| waited = Some(one.outcome));
         let unknown = || {
             Failure::new(
                 Kind::Failed,

@@ -10,7 +10,6 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::{Store, json, on_row};
 use crate::delivery::Sent;
 use crate::error::{Failure, Kind};
-use crate::host::Destination;
 use crate::job::{Epoch, JobId, JobName, Record, Target, is_id_text, now};
 use crate::signal::Signal;
 use crate::state::event::{Event, Happening, user, user_name};
@@ -22,15 +21,12 @@ const LONGEST: Epoch = 365 * 24 * 3600;
 /// Old ones are dropped once in so many.
 const SELDOM: i64 = 1000;
 
-/// Where an event stands in the state file.
-pub type Number = i64;
-
 /// Writes down what happened to a job, whether or not there is a record of it.
 pub(super) fn write(
     connection: &Connection,
     record: &Record,
     happening: &Happening,
-) -> rusqlite::Result<Number> {
+) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "INSERT INTO events (at, user, job, name, host, happening) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
@@ -41,7 +37,7 @@ pub(super) fn write(
     if number % SELDOM == 0 {
         prune(connection, number)?;
     }
-    Ok(number)
+    Ok(())
 }
 
 /// Writes down that a job is over, if that is news to its record.
@@ -63,8 +59,8 @@ pub(super) fn write_end(connection: &Connection, record: &Record) -> rusqlite::R
 }
 
 /// Drops what is too old or too much. The numbers follow the time, so only what goes is looked at.
-fn prune(connection: &Connection, newest: Number) -> rusqlite::Result<()> {
-    let young: Option<Number> = connection
+fn prune(connection: &Connection, newest: i64) -> rusqlite::Result<()> {
+    let young: Option<i64> = connection
         .query_row(
             "SELECT number FROM events WHERE at >= ?1 ORDER BY number LIMIT 1",
             [now() - LONGEST],
@@ -77,21 +73,6 @@ fn prune(connection: &Connection, newest: Number) -> rusqlite::Result<()> {
         .map(drop)
 }
 
-fn take_back(connection: &Connection, number: Number) -> rusqlite::Result<()> {
-    connection
-        .execute("DELETE FROM events WHERE number = ?1", [number])
-        .map(drop)
-}
-
-/// Signals that are about to be sent, by job.
-#[derive(Debug, Default)]
-pub struct Announced(HashMap<(JobId, Destination), Number>);
-
-/// What tells a job from every other, also from one elsewhere with the same id.
-fn key(record: &Record) -> (JobId, Destination) {
-    (record.id.clone(), record.destination.clone())
-}
-
 /// A signal, and what became of it.
 pub struct Signalled {
     /// Its name on the job's host.
@@ -101,86 +82,38 @@ pub struct Signalled {
 }
 
 impl Store {
-    /// Writes down signals before they are sent, as not confirmed: so they stay when rsig is ended before the answer.
-    pub fn announce<'a>(
-        &mut self,
-        jobs: impl IntoIterator<Item = (&'a Record, String)>,
-        target: Target,
-    ) -> Result<Announced> {
-        let mut announced = Announced::default();
-        let done = self.change(|transaction| {
-            for (record, signal) in jobs {
-                let happening = Happening::signal(&signal, target, Sent::Unknown);
-                announced
-                    .0
-                    .insert(key(record), write(transaction, record, &happening)?);
-            }
-            Ok(())
-        });
-        done.map(|()| announced).map_err(|error| self.blamed(error))
-    }
-
-    /// Takes back what was announced and then had no reason to be sent.
-    pub fn not_sent(&mut self, announced: &Announced) -> Result<()> {
-        if announced.0.is_empty() {
-            return Ok(());
-        }
-        let done = self.change(|transaction| {
-            announced
-                .0
-                .values()
-                .try_for_each(|number| take_back(transaction, *number))
-        });
-        done.map_err(|error| self.blamed(error))
-    }
-
-    /// Writes down what became of an announced signal, and of a second one, and how the job stands then. What was not
-    /// sent leaves no event.
-    pub fn signalled(
+    /// Writes down what became of signals, and how the job stands then. What was not sent leaves no event.
+    pub fn signalled<'a>(
         &mut self,
         record: &Record,
-        announced: &mut Announced,
         target: Target,
-        first: Option<&Signalled>,
-        second: Option<&Signalled>,
-    ) -> Result<()> {
-        let number = announced.0.remove(&key(record));
-        let was_sent = |signalled: &&Signalled| signalled.sent != Sent::No;
-        let (first, second) = (first.filter(was_sent), second.filter(was_sent));
-        let happening = |of: &Signalled| Happening::signal(&of.signal.name(), target, of.sent);
-        let done = self.change(|transaction| {
-            match (number, first) {
-                (Some(number), Some(first)) => {
-                    let text = json(&happening(first))?;
-                    transaction.execute(
-                        "UPDATE events SET happening = ?2 WHERE number = ?1",
-                        params![number, text],
+        signals: impl Iterator<Item = &'a Signalled>,
+    ) {
+        self.write_after(|transaction| {
+            for Signalled { signal, sent } in signals {
+                if *sent != Sent::No {
+                    write(
+                        transaction,
+                        record,
+                        &Happening::signal(&signal.name(), target, *sent),
                     )?;
                 }
-                (Some(number), None) => take_back(transaction, number)?,
-                (None, Some(first)) => drop(write(transaction, record, &happening(first))?),
-                (None, None) => {}
-            }
-            if let Some(second) = second {
-                write(transaction, record, &happening(second))?;
-            }
-            let confirmed = |signalled: &&Signalled| matches!(signalled.sent, Sent::Yes(_));
-            if let Some(last) = second.filter(confirmed).or(first.filter(confirmed)) {
-                on_row(
-                    transaction,
-                    "UPDATE jobs SET last_signal = ?4",
-                    record,
-                    &[&last.signal.name()],
-                )?;
+                if matches!(sent, Sent::Yes(_)) {
+                    on_row(
+                        transaction,
+                        "UPDATE jobs SET last_signal = ?4",
+                        record,
+                        &[&signal.name()],
+                    )?;
+                }
             }
             // The signals first: an end follows from them.
             super::renew(transaction, record)
         });
-        done.map_err(|error| self.blamed(error))
     }
 
     /// The events of one job or of all, the oldest first; of many the last `most`.
-    pub fn events(&self, job: Option<&JobId>, most: Option<u32>) -> Result<Vec<Event>> {
+    pub fn events(&self, job: Option<&JobId>, most: Option<u32>) -> Result<Vec<Event>, Failure> {
         let condition = if job.is_some() {
             "job = ?1"
         } else {
@@ -198,7 +131,7 @@ impl Store {
                 })?
                 .collect()
         };
-        let events = read().map_err(|error| self.blamed(error))?;
+        let events = read().map_err(|error| self.failure(error))?;
         let mut names = HashMap::new();
         let named = |event: Result<Event>| {
             let mut event = event?;
@@ -208,11 +141,11 @@ impl Store {
                 .clone_from(names.entry(kept).or_insert_with_key(|kept| user_name(kept)));
             Ok(event)
         };
-        events.into_iter().rev().map(named).collect()
+        Ok(events.into_iter().rev().map(named).collect::<Result<_>>()?)
     }
 
     /// The job that a word named, where there is no record of it any more: an id, the beginning of one, or a name.
-    pub fn resolve_past(&self, word: &str) -> Result<JobId> {
+    pub fn resolve_past(&self, word: &str) -> Result<JobId, Failure> {
         let find = |statement: &str, parameters: &[&str]| -> rusqlite::Result<Vec<String>> {
             let mut statement = self.connection.prepare(statement)?;
             statement
@@ -225,33 +158,32 @@ impl Store {
         let mut found = Vec::new();
         if is_id_text(word) && (super::PREFIX..=JobId::LENGTH).contains(&word.len()) {
             found =
-                find(by_id, &[word, &format!("{word}{{")]).map_err(|error| self.blamed(error))?;
+                find(by_id, &[word, &format!("{word}{{")]).map_err(|error| self.failure(error))?;
         }
         if found.is_empty() {
-            found = find(by_name, &[word]).map_err(|error| self.blamed(error))?;
+            found = find(by_name, &[word]).map_err(|error| self.failure(error))?;
         }
         let shown = crate::escape::printable(word, 80);
         match found.as_slice() {
-            [id] => id
+            [id] => Ok(id
                 .parse()
-                .context("the history in the state file makes no sense"),
+                .context("the history in the state file is damaged")?),
             [] => {
                 let message = format!(
                     "no job {shown:?}, and none of the past: `rsig history` lists what is known"
                 );
-                Err(Failure::new(Kind::NotFound, message).into())
+                Err(Failure::new(Kind::NotFound, message))
             }
             _ => Err(Failure::new(
                 Kind::Ambiguous,
                 format!("{shown:?} fits several jobs of the past"),
-            )
-            .into()),
+            )),
         }
     }
 }
 
 fn read_event(row: &Row<'_>) -> Result<Event> {
-    let number: Number = row.get(0)?;
+    let number: i64 = row.get(0)?;
     let read = || -> Result<Event> {
         Ok(Event {
             at: row.get(1)?,
@@ -272,7 +204,7 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open_in(&directory.path().join("state")).unwrap();
+        let store = Store::open_in(&directory.path().join("state"), |_| ()).unwrap();
         (directory, store)
     }
 
@@ -304,16 +236,16 @@ mod tests {
         let (_directory, mut store) = store();
         let mut record = inserted(&mut store);
         record.state = State::Running;
-        store.update([&record, &record]).unwrap();
+        store.update([&record, &record]);
         record.state = State::Exited;
         record.exit_status = Some(0);
-        store.update([&record]).unwrap();
-        store.update([&record]).unwrap();
+        store.update([&record]);
+        store.update([&record]);
         // A command that looked earlier takes nothing back.
         record.state = State::Lost;
-        store.update([&record]).unwrap();
-        store.remove(&record).unwrap();
-        store.remove(&record).unwrap();
+        store.update([&record]);
+        store.remove(&record);
+        store.remove(&record);
         let words = words(&store, &record.id);
         assert_eq!(words.len(), 3, "{words:?}");
         assert!(

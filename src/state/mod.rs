@@ -8,12 +8,13 @@
 pub mod event;
 mod history;
 
-pub use history::{Announced, Signalled};
+pub use history::Signalled;
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -32,8 +33,15 @@ const APPLICATION: u32 = 0x7273_6967;
 /// The schema that this version writes (PRAGMA user_version): how many [`STEPS`] there are.
 #[allow(clippy::cast_possible_truncation, reason = "there are a few")]
 const SCHEMA: u32 = STEPS.len() as u32;
-/// How long a change waits for others, at most.
-const BUSY: Duration = Duration::from_secs(30);
+/// How long to wait for other writers before a job is refused because it can't be recorded.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// The same for what is written after the fact, which must not hold up what it tells of.
+const LOCK_WAIT_AFTER: Duration = Duration::from_secs(5);
+
+/// Whether the user was told that writing fails: one warning per process is enough.
+static WARNED: AtomicBool = AtomicBool::new(false);
+/// Whether the last write after the fact failed: then the next one does not wait for the lock again.
+static LAST_WRITE_FAILED: AtomicBool = AtomicBool::new(false);
 /// The name of the file in the state directory.
 const FILE: &str = "jobs.db";
 
@@ -157,10 +165,27 @@ fn on_row(
         .execute(rusqlite::params_from_iter(parameters))
 }
 
+/// Drops a record, and says whether there was one: that of a job somewhere else with the same id is not touched.
+fn delete(
+    transaction: &Transaction<'_>,
+    record: &Record,
+    happening: &Happening,
+) -> rusqlite::Result<bool> {
+    let rows = on_row(transaction, "DELETE FROM jobs", record, &[])?;
+    if rows > 0 {
+        history::write(transaction, record, happening)?;
+    }
+    Ok(rows > 0)
+}
+
 /// An open state file.
+///
+/// Only what would create a record fails when it can't be written. Everything else is written after the fact and as
+/// well as possible: a failure is a warning, once per process.
 pub struct Store {
     connection: Connection,
     path: PathBuf,
+    warn: fn(&str),
 }
 
 /// Which records to give.
@@ -290,12 +315,12 @@ fn read_head(path: &Path) -> io::Result<Vec<u8>> {
 
 impl Store {
     /// Opens the state file, and makes it when there is none.
-    pub fn open() -> Result<Self> {
-        Self::open_in(&state_directory()?)
+    pub fn open(warn: fn(&str)) -> Result<Self, Failure> {
+        Ok(Self::open_in(&state_directory()?, warn)?)
     }
 
     /// Opens the state file in `directory`.
-    fn open_in(directory: &Path) -> Result<Self> {
+    fn open_in(directory: &Path, warn: fn(&str)) -> Result<Self> {
         make_directory(directory)?;
         check_directory(directory)?;
         let path = directory.join(FILE);
@@ -305,12 +330,14 @@ impl Store {
         match content(&head) {
             Content::Foreign => bail!("{shown} is not a state file of rsig; it is left as it is"),
             Content::Ours { schema, .. } if schema > SCHEMA => Err(newer(schema)),
-            Content::Ours { finished: true, .. } => Self::connect(&path).and_then(Self::up_to_date),
+            Content::Ours { finished: true, .. } => {
+                Self::connect(&path, warn).and_then(Self::up_to_date)
+            }
             // Whoever was making it may have been killed in the middle.
             Content::Ours {
                 finished: false, ..
             }
-            | Content::Nothing => Self::create(directory, &path),
+            | Content::Nothing => Self::create(directory, &path, warn),
         }
         .with_context(|| format!("the state file {shown} can't be used"))
     }
@@ -335,7 +362,11 @@ impl Store {
         check_directory(&directory)?;
         let connection = Self::open_file(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         // The next command that writes brings an older one up to date.
-        Ok((schema_of(&connection)? == SCHEMA).then_some(Self { connection, path }))
+        Ok((schema_of(&connection)? == SCHEMA).then_some(Self {
+            connection,
+            path,
+            warn: |_| (),
+        }))
     }
 
     fn open_file(path: &Path, access: OpenFlags) -> Result<Connection> {
@@ -349,9 +380,9 @@ impl Store {
         Ok(Connection::open_with_flags(parent.join(FILE), flags)?)
     }
 
-    fn connect(path: &Path) -> Result<Self> {
+    fn connect(path: &Path, warn: fn(&str)) -> Result<Self> {
         let connection = Self::open_file(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(LOCK_WAIT_MAX)?;
         // The last command to leave need not write the log back: it is done when the log has grown.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.pragma_update(None, "wal_autocheckpoint", LOG_MAX)?;
@@ -359,6 +390,7 @@ impl Store {
         Ok(Self {
             connection,
             path: path.to_owned(),
+            warn,
         })
     }
 
@@ -388,7 +420,7 @@ impl Store {
     }
 
     /// Makes the file under a lock: a change of the journal's mode does not wait for others (sqlite.org/wal.html).
-    fn create(directory: &Path, path: &Path) -> Result<Self> {
+    fn create(directory: &Path, path: &Path, warn: fn(&str)) -> Result<Self> {
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -402,7 +434,7 @@ impl Store {
             .write(true)
             .mode(0o600)
             .open(path)?;
-        let mut store = Self::connect(path)?;
+        let mut store = Self::connect(path, warn)?;
         // The log is read whole by the only command that has the file open, and each change writes whole pages to it.
         store.connection.pragma_update(None, "page_size", PAGE)?;
         // The transaction takes back what an unfinished one left behind, so only inside it does the file say what it is.
@@ -423,60 +455,91 @@ impl Store {
     }
 
     /// Adds a new record, so that it is on the disk when this returns.
-    pub fn insert(&mut self, record: &Record) -> Result<()> {
-        self.connection.pragma_update(None, "synchronous", "FULL")?;
+    pub fn insert(&mut self, record: &Record) -> Result<(), Failure> {
+        self.set_synchronous("FULL")?;
         let statement = format!("INSERT INTO jobs ({COLUMNS}) VALUES ({VALUES})");
         let inserted = self.change(|transaction| {
             execute(transaction, &statement, record)?;
             history::write(transaction, record, &Happening::spawn(record)).map(drop)
         });
-        self.connection
-            .pragma_update(None, "synchronous", "NORMAL")?;
+        self.set_synchronous("NORMAL")?;
         match inserted {
             Err(rusqlite::Error::SqliteFailure(error, _))
                 if error.code == rusqlite::ErrorCode::ConstraintViolation =>
             {
-                Err(Taken.into())
+                Err(Failure::new(Kind::NameTaken, "the name is taken"))
             }
-            other => other.map(drop).map_err(|error| self.blamed(error)),
+            other => other.map_err(|error| {
+                let failure = self.failure(error);
+                let message = format!(
+                    "the job can't be recorded, so it was not started: {}",
+                    failure.message
+                );
+                Failure::new(failure.kind, message)
+            }),
         }
     }
 
-    /// An error of the file, with its name.
-    fn blamed(&self, error: rusqlite::Error) -> anyhow::Error {
-        anyhow::Error::new(error).context(format!(
-            "the state file {} can't be used",
-            self.path.display()
-        ))
+    fn set_synchronous(&self, value: &str) -> Result<(), Failure> {
+        self.connection
+            .pragma_update(None, "synchronous", value)
+            .map_err(|error| self.failure(error))
     }
 
-    /// Adds records of jobs that were found on their hosts, and says how many were new. One that is there already stays
+    fn failure(&self, error: rusqlite::Error) -> Failure {
+        let path = self.path.display();
+        let error =
+            anyhow::Error::new(error).context(format!("the state file {path} can't be used"));
+        error.into()
+    }
+
+    /// Adds records of jobs that were found on their hosts. One that is there already stays
     /// as it is, and a name that some job here goes by is not given to another: that one goes by its id only. Of several
     /// with the same name the first gets it.
-    pub fn adopt<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<usize> {
+    pub fn adopt<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) {
         let statement = format!(
             "INSERT INTO jobs ({COLUMNS}, goes_by_name) \
              SELECT {VALUES}, NOT EXISTS (SELECT 1 FROM jobs WHERE name = ?2 AND goes_by_name) \
              WHERE true ON CONFLICT (id) DO NOTHING"
         );
-        let adopted = self.change(|transaction| {
-            records.into_iter().try_fold(0, |new, record| {
-                Ok(new + execute(transaction, &statement, record)?)
-            })
+        self.write_after(|transaction| {
+            records
+                .into_iter()
+                .try_for_each(|record| execute(transaction, &statement, record).map(drop))
         });
-        adopted.map_err(|error| self.blamed(error))
     }
 
     /// Writes what is known of jobs over their records. None is made where there is none any more, and that of a job
     /// somewhere else with the same id is left alone. A record that says how the job ended is not taken back by a command
     /// that looked earlier, and the last signal is kept.
-    pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) -> Result<()> {
-        let written = self.change(|transaction| {
+    pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) {
+        self.write_after(|transaction| {
             records
                 .into_iter()
                 .try_for_each(|record| renew(transaction, record))
         });
-        written.map_err(|error| self.blamed(error))
+    }
+
+    /// Writes down what has happened already; a failure is a warning.
+    fn write_after(&mut self, make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) {
+        let wait = if LAST_WRITE_FAILED.load(Ordering::Relaxed) {
+            Duration::ZERO
+        } else {
+            LOCK_WAIT_AFTER
+        };
+        let written = self
+            .connection
+            .busy_timeout(wait)
+            .and_then(|()| self.change(make));
+        // A writer that must succeed waits as ever.
+        drop(self.connection.busy_timeout(LOCK_WAIT_MAX));
+        LAST_WRITE_FAILED.store(written.is_err(), Ordering::Relaxed);
+        if let Err(error) = written
+            && !WARNED.swap(true, Ordering::Relaxed)
+        {
+            let what = "what was done is not written down";
+            (self.warn)(&format!("{what}: {}", self.failure(error).message));
+        }
     }
 
     /// Makes a change as a whole or not at all.
@@ -493,34 +556,24 @@ impl Store {
     }
 
     /// Forgets a job whose files are gone.
-    pub fn remove(&mut self, record: &Record) -> Result<()> {
-        self.delete(record, &Happening::Removal).map(drop)
+    pub fn remove(&mut self, record: &Record) {
+        self.write_after(|transaction| delete(transaction, record, &Happening::Removal).map(drop));
     }
 
     /// Drops the record of a job whose files stay, and says whether there was one.
-    pub fn forget(&mut self, record: &Record) -> Result<bool> {
-        self.delete(record, &Happening::Forget)
+    pub fn forget(&mut self, record: &Record) -> Result<bool, Failure> {
+        self.change(|transaction| delete(transaction, record, &Happening::Forget))
+            .map_err(|error| self.failure(error))
     }
 
     /// Takes back the record of a job that was not started.
-    pub fn not_started(&mut self, record: &Record, why: Kind) -> Result<()> {
-        self.delete(record, &Happening::not_started(why)).map(drop)
-    }
-
-    /// Drops a record, and says whether there was one: that of a job somewhere else with the same id is not touched.
-    fn delete(&mut self, record: &Record, happening: &Happening) -> Result<bool> {
-        let done = self.change(|transaction| {
-            let rows = on_row(transaction, "DELETE FROM jobs", record, &[])?;
-            if rows > 0 {
-                history::write(transaction, record, happening)?;
-            }
-            Ok(rows > 0)
-        });
-        done.map_err(|error| self.blamed(error))
+    pub fn not_started(&mut self, record: &Record, why: Kind) {
+        let happening = Happening::not_started(why);
+        self.write_after(|transaction| delete(transaction, record, &happening).map(drop));
     }
 
     /// The unfinished or finished jobs, or all, whose names fit a pattern of SQLite's GLOB, the oldest first.
-    pub fn named_like(&self, which: Which, pattern: &str) -> Result<Vec<Record>> {
+    pub fn named_like(&self, which: Which, pattern: &str) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
         self.many(
             &format!("SELECT {COLUMNS} FROM jobs WHERE {condition} AND name GLOB ?1 ORDER BY created_at, rowid"),
@@ -529,7 +582,7 @@ impl Store {
     }
 
     /// Records, the oldest first.
-    pub fn list(&self, which: Which) -> Result<Vec<Record>> {
+    pub fn list(&self, which: Which) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
         self.many(
             &format!("SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY created_at, rowid"),
@@ -538,7 +591,7 @@ impl Store {
     }
 
     /// The record of an id.
-    pub fn get(&self, id: &JobId) -> Result<Option<Record>> {
+    pub fn get(&self, id: &JobId) -> Result<Option<Record>, Failure> {
         self.one(
             &format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1"),
             id.as_str(),
@@ -546,7 +599,7 @@ impl Store {
     }
 
     /// The unfinished job of a name, else the newest of that name.
-    pub fn named(&self, name: &JobName) -> Result<Option<Record>> {
+    pub fn named(&self, name: &JobName) -> Result<Option<Record>, Failure> {
         let statement = format!(
             "SELECT {COLUMNS} FROM jobs WHERE name = ?1 AND goes_by_name \
              ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
@@ -555,7 +608,7 @@ impl Store {
     }
 
     /// The records whose ids begin with `prefix`, which holds nothing but an id's characters; at most `most`.
-    pub fn beginning_with(&self, prefix: &str, most: u32) -> Result<Vec<Record>> {
+    pub fn beginning_with(&self, prefix: &str, most: u32) -> Result<Vec<Record>, Failure> {
         // '{' comes right behind 'z', the last character of an id.
         self.many(
             &format!("SELECT {COLUMNS} FROM jobs WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3"),
@@ -563,7 +616,11 @@ impl Store {
         )
     }
 
-    fn many(&self, statement: &str, parameters: impl rusqlite::Params) -> Result<Vec<Record>> {
+    fn many(
+        &self,
+        statement: &str,
+        parameters: impl rusqlite::Params,
+    ) -> Result<Vec<Record>, Failure> {
         let read = || -> rusqlite::Result<Vec<Result<Record>>> {
             self.connection
                 .prepare(statement)?
@@ -571,21 +628,28 @@ impl Store {
                 .collect()
         };
         read()
-            .map_err(|error| self.blamed(error))?
+            .map_err(|error| self.failure(error))?
             .into_iter()
-            .collect()
+            .collect::<Result<_>>()
+            .map_err(Failure::from)
     }
 
     /// The records whose ids or names begin with `beginning`, the newest first; at most `most`.
-    pub fn fitting(&self, which: Which, beginning: &str, most: u32) -> Result<Vec<Record>> {
+    pub fn fitting(
+        &self,
+        which: Which,
+        beginning: &str,
+        most: u32,
+    ) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
-        let mut statement = self.connection.prepare(&format!(
-            "SELECT {COLUMNS} FROM jobs WHERE {condition} \
-             AND (substr(id, 1, length(?1)) = ?1 OR substr(name, 1, length(?1)) = ?1) \
-             ORDER BY created_at DESC, rowid DESC LIMIT ?2"
-        ))?;
-        let rows = statement.query_map(params![beginning, most], |row| Ok(read_record(row)))?;
-        rows.map(|row| row?).collect()
+        self.many(
+            &format!(
+                "SELECT {COLUMNS} FROM jobs WHERE {condition} \
+                 AND (substr(id, 1, length(?1)) = ?1 OR substr(name, 1, length(?1)) = ?1) \
+                 ORDER BY created_at DESC, rowid DESC LIMIT ?2"
+            ),
+            params![beginning, most],
+        )
     }
 
     /// The hosts of all jobs, as they were typed.
@@ -603,7 +667,7 @@ impl Store {
         not(feature = "mcp"),
         allow(dead_code, reason = "nobody else numbers lines")
     )]
-    pub fn lines(&self, job: &JobId) -> Result<String> {
+    pub fn lines(&self, job: &JobId) -> Result<String, Failure> {
         let statement = "SELECT lines FROM jobs WHERE id = ?1";
         let read = || {
             self.connection
@@ -612,7 +676,7 @@ impl Store {
                 .optional()
         };
         Ok(read()
-            .map_err(|error: rusqlite::Error| self.blamed(error))?
+            .map_err(|error: rusqlite::Error| self.failure(error))?
             .unwrap_or_default())
     }
 
@@ -621,8 +685,8 @@ impl Store {
         not(feature = "mcp"),
         allow(dead_code, reason = "nobody else numbers lines")
     )]
-    pub fn change_lines(&mut self, job: &JobId, change: impl FnOnce(&str) -> String) -> Result<()> {
-        let changed = self.change(|transaction| {
+    pub fn change_lines(&mut self, job: &JobId, change: impl FnOnce(&str) -> String) {
+        self.write_after(|transaction| {
             let read = "SELECT lines FROM jobs WHERE id = ?1";
             let lines: Option<String> = transaction
                 .query_row(read, [job.as_str()], |row| row.get(0))
@@ -638,17 +702,16 @@ impl Store {
                 )
                 .map(drop)
         });
-        changed.map_err(|error| self.blamed(error))
     }
 
-    fn one(&self, statement: &str, key: &str) -> Result<Option<Record>> {
+    fn one(&self, statement: &str, key: &str) -> Result<Option<Record>, Failure> {
         let read = || {
             self.connection
                 .prepare_cached(statement)?
                 .query_row([key], |row| Ok(read_record(row)))
                 .optional()
         };
-        read().map_err(|error| self.blamed(error))?.transpose()
+        Ok(read().map_err(|error| self.failure(error))?.transpose()?)
     }
 }
 
@@ -658,11 +721,6 @@ fn newer(schema: u32) -> anyhow::Error {
          it is"
     )
 }
-
-/// An id or a name is in use.
-#[derive(Debug, thiserror::Error)]
-#[error("the name is taken")]
-pub struct Taken;
 
 /// A value that is kept as JSON.
 fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
@@ -737,7 +795,7 @@ const PREFIX: usize = 3;
 impl Store {
     /// The job that a word names: an id, a name (the unfinished job of that name, else the newest), or a unique
     /// beginning of an id.
-    pub fn resolve(&self, word: &str) -> Result<Record> {
+    pub fn resolve(&self, word: &str) -> Result<Record, Failure> {
         if let Ok(id) = word.parse::<JobId>()
             && let Some(record) = self.get(&id)?
         {
@@ -763,18 +821,18 @@ impl Store {
                         list.push("  ...".to_owned());
                     }
                     let message = format!("{word:?} fits several jobs:\n{}", list.join("\n"));
-                    return Err(Failure::new(Kind::Ambiguous, message).into());
+                    return Err(Failure::new(Kind::Ambiguous, message));
                 }
             }
         }
         let shown = crate::escape::printable(word, 80);
         let message =
             format!("no job {shown:?}: `rsig ps -a` lists the jobs that this machine knows");
-        Err(Failure::new(Kind::NotFound, message).into())
+        Err(Failure::new(Kind::NotFound, message))
     }
 
     /// The unfinished job that has this name, if any.
-    pub fn holder(&self, name: &JobName) -> Result<Option<Record>> {
+    pub fn holder(&self, name: &JobName) -> Result<Option<Record>, Failure> {
         Ok(self
             .named(name)?
             .filter(|record| !record.state.is_finished()))

@@ -126,7 +126,7 @@ impl Tool for Tail {
         if record.is_unmet() {
             // With a record, its lines can be numbered.
             record = ask_one(&mut call.context, &word)?.record;
-            call.context.store.adopt([&record])?;
+            call.context.store.adopt([&record]);
         }
         let order = Order::parse(&call.context.store.lines(&record.id)?);
         // A number that no line has yet can only be a mistake: what comes is shown.
@@ -153,7 +153,7 @@ impl Tool for Tail {
             order = Order::parse(kept);
             order.learn(&lines);
             order.to_string()
-        })?;
+        });
         answer.tell(&record, numbered(&order, lines, since, most));
         answer.last_line_no = answer.lines.last().map_or(since, |line| line.line_no);
         Ok(())
