@@ -6,6 +6,7 @@ mod connection;
 mod delivery;
 mod error;
 mod escape;
+mod glob;
 mod host;
 mod job;
 mod remote;

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::glob;
 use crate::host::{Host, Remote};
 
 /// A pattern for hosts: `local`, or `[USER@]HOST[:PORT]`, with `*` and `?` in each part. A part that it does not have must
@@ -78,31 +79,9 @@ impl HostPattern {
     }
 }
 
-/// Whether a text fits a pattern of `*` and `?`.
 fn fits(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) =
-        (pattern.chars().collect(), text.chars().collect());
-    // The last star, and where in the text what comes behind it was tried last.
-    let (mut at, mut here, mut star) = (0, 0, None);
-    while let Some(letter) = text.get(here) {
-        match pattern.get(at) {
-            Some('*') => {
-                star = Some((at, here));
-                at += 1;
-            }
-            Some(wanted) if *wanted == '?' || wanted == letter => (at, here) = (at + 1, here + 1),
-            _ => {
-                let Some((place, tried)) = star else {
-                    return false;
-                };
-                star = Some((place, tried + 1));
-                (at, here) = (place + 1, tried + 1);
-            }
-        }
-    }
-    pattern
-        .get(at..)
-        .is_some_and(|rest| rest.iter().all(|letter| *letter == '*'))
+    let characters = |text: &str| text.chars().collect::<Vec<char>>();
+    glob::matches(&characters(pattern), &characters(text))
 }
 
 /// The hosts that may be used: all, unless there are patterns.

@@ -21,10 +21,11 @@ use std::time::Duration;
 use ssh2::{Agent, ErrorCode, KeyboardInteractivePrompt, Prompt, Session};
 
 use super::config::{Resolved, with_suffix};
-use super::connect::Note;
-use super::keyfile::{self, KeyFile, PublicKey};
+use super::key::PublicKey;
+use super::keyfile::{self, KeyFile};
 use super::prompt::{PromptError, Prompter};
 use super::watchdog::Watchdog;
+use crate::connection::Policy;
 use crate::escape::printable;
 
 /// How long the server may take to answer one key or password; PAM modules take their time.
@@ -382,7 +383,7 @@ pub(super) fn authenticate(
     watchdog: &Watchdog,
     resolved: &Resolved,
     prompter: &mut dyn Prompter,
-    notes: &dyn Fn(Note<'_>),
+    policy: &Policy,
 ) -> Result<(), AuthError> {
     let order = method_order(resolved);
     let mut remarks = Vec::new();
@@ -410,7 +411,7 @@ pub(super) fn authenticate(
         watchdog,
         resolved,
         prompter,
-        notes,
+        policy,
         agent,
         keys,
         left: order,
@@ -471,7 +472,7 @@ struct Login<'a> {
     watchdog: &'a Watchdog,
     resolved: &'a Resolved,
     prompter: &'a mut dyn Prompter,
-    notes: &'a dyn Fn(Note<'_>),
+    policy: &'a Policy,
     agent: Option<Agent>,
     keys: VecDeque<Candidate>,
     /// Methods not used up yet, in order.
@@ -576,7 +577,7 @@ impl Login<'_> {
         });
         let answer = match answer {
             _ if self.session.authenticated() => {
-                (self.notes)(Note::Step("the server asks for no authentication"));
+                (self.policy.step)("the server asks for no authentication");
                 return Ok(true);
             }
             Some(Ok(list)) => list,
@@ -597,10 +598,7 @@ impl Login<'_> {
             .take(20)
             .map(|name| printable(name, 60))
             .collect();
-        (self.notes)(Note::Step(&format!(
-            "the server takes: {}",
-            names.join(", ")
-        )));
+        (self.policy.step)(&format!("the server takes: {}", names.join(", ")));
         if self.server.as_ref().is_some_and(|before| *before != names) {
             // Another list than before: a step is done, and the methods start afresh.
             self.step_done();
@@ -621,7 +619,7 @@ impl Login<'_> {
         self.left = method_order(self.resolved);
         self.left
             .retain(|method| *method != Method::PublicKey || keys_left);
-        (self.notes)(Note::Step("the server wants a further step"));
+        (self.policy.step)("the server wants a further step");
     }
 
     /// Passes on what the server says before the login (RFC 4252 5.4).
@@ -630,7 +628,7 @@ impl Login<'_> {
             && let Ok(Some(banner)) = self.session.userauth_banner()
         {
             for line in banner.lines().take(30) {
-                (self.notes)(Note::Warning(&printable(line, 200)));
+                (self.policy.warn)(&printable(line, 200));
             }
         }
     }
@@ -640,7 +638,7 @@ impl Login<'_> {
             self.used_up(Method::PublicKey);
             return Outcome::Unusable(String::new());
         };
-        (self.notes)(Note::Step(&format!("trying the key {}", key.label)));
+        (self.policy.step)(&format!("trying the key {}", key.label));
         let outcome = match &key.source {
             Source::Agent(blob) => self.offer_from_agent(blob),
             Source::File {

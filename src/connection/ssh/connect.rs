@@ -19,10 +19,13 @@ use ssh2::{MethodType, Session};
 use super::auth::{self, AuthError};
 use super::config::{self, Proxy, Resolved};
 use super::handshake::{self, HandshakeError};
+use super::hostkey::HostKeys;
 use super::prompt::{PromptError, Prompter, Secret};
 use super::proxy::{self, ProxyProcess};
 use super::tcp;
 use super::watchdog::Watchdog;
+use crate::connection::Policy;
+use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::host::Destination;
 
@@ -33,49 +36,6 @@ const BACKOFF: Duration = Duration::from_millis(250);
 /// How long a proxy may take to reach the server where no `ConnectTimeout` is set and the proxy
 /// may have to ask the user something: sshd's own LoginGraceTime.
 const PROXY_PATIENCE: Duration = Duration::from_secs(120);
-
-/// What is told to the user on the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note<'a> {
-    /// Always worth a line on standard error.
-    Warning(&'a str),
-    /// A step of connecting, for `-v`.
-    Step(&'a str),
-}
-
-/// What the caller decides beside the destination.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Ask the user nothing, as with `BatchMode`.
-    pub batch: bool,
-}
-
-/// Decides about host keys; made for one connection, once its configuration is known.
-pub trait HostKeyCheck {
-    /// Key types known for this host, the preferred first (`ssh-ed25519`, `ssh-rsa`, ...): they are
-    /// asked for before all others.
-    fn preferred(&self) -> Vec<String>;
-
-    /// Whether the server's key (RFC 4253 6.6) is the host's. May ask the user.
-    fn check(&mut self, key: &[u8], prompter: &mut dyn Prompter) -> Result<(), String>;
-}
-
-/// Makes the check for one configuration.
-pub type HostKeys<'a> = &'a dyn Fn(&Resolved) -> Box<dyn HostKeyCheck + 'a>;
-
-/// Why there is no connection. Each holds the full message, the host as typed in front.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConnectError {
-    /// No SSH server could be talked to: name, network, proxy, configuration, protocol.
-    #[error("{0}")]
-    Unreachable(String),
-    /// The server did not let us in.
-    #[error("{0}")]
-    Auth(String),
-    /// The server's key was refused, by us.
-    #[error("{0}")]
-    HostKey(String),
-}
 
 /// An authenticated connection. The session is blocking and has no time-out of its own.
 ///
@@ -139,55 +99,48 @@ impl AsRawFd for SocketHandle {
 }
 
 /// Connects to `destination` and authenticates.
-pub fn connect(
-    destination: &Destination,
-    policy: Policy,
-    host_keys: HostKeys<'_>,
-    prompter: &mut dyn Prompter,
-    notes: &dyn Fn(Note<'_>),
-) -> Result<Connection, ConnectError> {
+pub fn connect(destination: &Destination, policy: &Policy) -> Result<Connection, Failure> {
     let name = destination.to_string();
-    let unreachable =
-        |reason: &dyn std::fmt::Display| ConnectError::Unreachable(format!("{name}: {reason}"));
+    let failed =
+        |kind, reason: &dyn std::fmt::Display| Failure::new(kind, format!("{name}: {reason}"));
+    let unreachable = |reason: &dyn std::fmt::Display| failed(Kind::Unreachable, reason);
     let mut resolved = config::resolve(destination).map_err(|error| unreachable(&error))?;
     if policy.batch {
         resolved.set_batch();
     }
     for warning in &resolved.warnings {
-        notes(Note::Warning(warning));
+        (policy.warn)(warning);
     }
-    let mut check = host_keys(&resolved);
-    let mut raw =
-        reach(&resolved, &check.preferred(), notes).map_err(|error| unreachable(&error))?;
-    let step = |text: String| notes(Note::Step(&text));
-    step(format!(
+    let refused = |failure: Failure| failed(failure.kind, &failure.message);
+    let host_keys = HostKeys::read(&resolved, policy).map_err(refused)?;
+    let mut raw = reach(&resolved, &host_keys, policy).map_err(|error| unreachable(&error))?;
+    (policy.step)(&format!(
         "{name}: {} ({}, {})",
         printable(raw.session.banner_bytes().unwrap_or_default(), 100),
         raw.session.methods(MethodType::Kex).unwrap_or("?"),
         raw.session.methods(MethodType::HostKey).unwrap_or("?"),
     ));
 
-    let mut nobody = super::prompt::Nobody;
+    let (mut nobody, mut user) = (super::prompt::Nobody, super::prompt::User);
     let asked: &mut dyn Prompter = if resolved.batch_mode {
         &mut nobody
     } else {
-        prompter
+        &mut user
     };
     let Some(key) = raw.session.host_key().map(|(key, _)| key.to_vec()) else {
         return Err(unreachable(&"the server gave no host key"));
     };
-    check
-        .check(&key, asked)
-        .map_err(|reason| ConnectError::HostKey(format!("{name}: {reason}")))?;
+    host_keys.check(&key, asked).map_err(refused)?;
+    drop(host_keys);
 
     let mut asked = ClockStopped {
         prompter: asked,
         watchdog: &raw.watchdog,
     };
-    match auth::authenticate(&raw.session, &raw.watchdog, &resolved, &mut asked, notes) {
+    match auth::authenticate(&raw.session, &raw.watchdog, &resolved, &mut asked, policy) {
         Ok(()) => {}
         Err(AuthError::Refused(reason)) => {
-            return Err(ConnectError::Auth(format!("{name}: {reason}")));
+            return Err(failed(Kind::Auth, &reason));
         }
         Err(AuthError::Lost(reason)) => {
             let ended = raw.proxy.as_mut().and_then(ProxyProcess::ended);
@@ -274,25 +227,21 @@ enum ReachError {
 }
 
 /// Connects up to the end of the key exchange, with patience for a server that is busy.
-fn reach(
-    resolved: &Resolved,
-    known_types: &[String],
-    notes: &dyn Fn(Note<'_>),
-) -> Result<Raw, ReachError> {
+fn reach(resolved: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Raw, ReachError> {
     let mut wait = BACKOFF;
     let mut attempt = 1;
     loop {
-        match reach_once(resolved, known_types, notes) {
+        match reach_once(resolved, host_keys, policy) {
             Err(ReachError::Handshake {
                 error: HandshakeError::Busy(said),
                 ..
             }) if attempt < ATTEMPTS => {
                 let pause = wait + wait.mul_f64(chance());
-                notes(Note::Step(&format!(
+                (policy.step)(&format!(
                     "{}: the server is busy ({said}), trying again in {} ms",
                     resolved.typed,
                     pause.as_millis()
-                )));
+                ));
                 thread::sleep(pause);
                 wait *= 2;
                 attempt += 1;
@@ -311,8 +260,8 @@ fn chance() -> f64 {
 
 fn reach_once(
     resolved: &Resolved,
-    known_types: &[String],
-    notes: &dyn Fn(Note<'_>),
+    host_keys: &HostKeys,
+    policy: &Policy,
 ) -> Result<Raw, ReachError> {
     let address = address(resolved);
     let mut limit = resolved.connect_timeout();
@@ -320,19 +269,16 @@ fn reach_once(
         limit = PROXY_PATIENCE;
     }
     let deadline = Instant::now() + limit;
-    notes(Note::Step(&format!(
+    (policy.step)(&format!(
         "{}: connecting to {address} as {}",
         resolved.typed, resolved.user
-    )));
+    ));
     let (socket, mut proxy) = open(resolved, deadline)?;
     let mut session = Session::new()?;
     // sshd logs it, and it says nothing about the machine.
     session.set_banner(concat!("SSH-2.0-rsig_", env!("CARGO_PKG_VERSION")))?;
     let offered = session.supported_algs(MethodType::HostKey)?;
-    session.method_pref(
-        MethodType::HostKey,
-        &host_key_preference(known_types, &offered),
-    )?;
+    session.method_pref(MethodType::HostKey, &host_keys.preferred(&offered))?;
     let offered = session.supported_algs(MethodType::CryptSc)?;
     let ciphers = cipher_preference(&offered, has_aes());
     session.method_pref(MethodType::CryptCs, &ciphers)?;
@@ -348,7 +294,7 @@ fn reach_once(
     let watchdog = Watchdog::new(socket.0.try_clone()?)?;
     watchdog.arm(deadline.saturating_duration_since(Instant::now()));
 
-    let say = |line: &[u8]| notes(Note::Warning(&printable(line, 300)));
+    let say = |line: &[u8]| (policy.warn)(&printable(line, 300));
     let result = handshake::handshake(
         &mut session,
         socket.0.as_fd(),
@@ -451,23 +397,6 @@ fn proxy_error(resolved: &Resolved, mut proxy: ProxyProcess, error: HandshakeErr
     ReachError::Proxy { what, how, said }
 }
 
-/// The host key algorithms to ask for: those of the known types first, no certificates.
-fn host_key_preference(known_types: &[String], offered: &[&str]) -> String {
-    let mut preferred: Vec<&str> = Vec::new();
-    // One RSA key serves three signature algorithms (RFC 8332).
-    let known = known_types.iter().flat_map(|kind| match kind.as_str() {
-        "ssh-rsa" => vec!["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"],
-        kind => vec![kind],
-    });
-    for algorithm in known.chain(offered.iter().copied()) {
-        let usable = offered.contains(&algorithm) && !algorithm.contains("-cert-");
-        if usable && !preferred.contains(&algorithm) {
-            preferred.push(algorithm);
-        }
-    }
-    preferred.join(",")
-}
-
 /// The ciphers to ask for: AES-GCM first where the processor computes it itself, as libssh2's own ChaCha20 is slower.
 fn cipher_preference(offered: &[&str], aes: bool) -> String {
     let (first, rest): (Vec<&str>, Vec<&str>) = offered
@@ -502,35 +431,6 @@ mod tests {
         let gcm_first = "aes256-gcm@openssh.com,aes128-gcm@openssh.com,chacha20-poly1305@openssh.com,aes256-ctr";
         assert_eq!(cipher_preference(&offered, true), gcm_first);
         assert_eq!(cipher_preference(&offered, false), offered.join(","));
-    }
-
-    #[test]
-    fn known_key_types_are_asked_for_first() {
-        let offered = [
-            "ssh-ed25519-cert-v01@openssh.com",
-            "ecdsa-sha2-nistp256",
-            "ssh-ed25519",
-            "rsa-sha2-512",
-            "rsa-sha2-256",
-            "ssh-rsa",
-        ];
-        for (known, expected) in [
-            (
-                &[][..],
-                "ecdsa-sha2-nistp256,ssh-ed25519,rsa-sha2-512,rsa-sha2-256,ssh-rsa",
-            ),
-            (
-                &["ssh-rsa", "ssh-ed25519"],
-                "rsa-sha2-512,rsa-sha2-256,ssh-rsa,ssh-ed25519,ecdsa-sha2-nistp256",
-            ),
-            (
-                &["ssh-ed25519", "ssh-dss", "ssh-ed25519-cert-v01@openssh.com"],
-                "ssh-ed25519,ecdsa-sha2-nistp256,rsa-sha2-512,rsa-sha2-256,ssh-rsa",
-            ),
-        ] {
-            let known: Vec<String> = known.iter().map(|kind| (*kind).to_owned()).collect();
-            assert_eq!(host_key_preference(&known, &offered), expected);
-        }
     }
 
     #[test]

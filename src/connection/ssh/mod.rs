@@ -5,8 +5,8 @@ mod config;
 pub mod connect;
 mod handshake;
 mod hostkey;
+mod key;
 mod keyfile;
-mod known;
 pub mod prompt;
 mod proxy;
 mod shell;
@@ -14,7 +14,7 @@ mod tcp;
 mod tokens;
 mod watchdog;
 
-use connect::{ConnectError, Note};
+pub use connect::connect;
 
 use super::{Policy, Shell, Transport};
 use crate::error::{Failure, Kind};
@@ -33,29 +33,6 @@ pub fn open(destination: &Destination, policy: &Policy) -> Result<Box<dyn Transp
         host: destination.to_string(),
         shells: shell::Shells::new(connection),
     }))
-}
-
-/// Connects and authenticates.
-pub fn connect(destination: &Destination, policy: &Policy) -> Result<connect::Connection, Failure> {
-    let notes = |note: Note<'_>| match note {
-        Note::Warning(text) => (policy.warn)(text),
-        Note::Step(text) => (policy.step)(text),
-    };
-    let host_keys = |resolved: &config::Resolved| -> Box<dyn connect::HostKeyCheck + '_> {
-        Box::new(known::KnownHosts::new(resolved, &notes))
-    };
-    let policy = connect::Policy {
-        batch: policy.batch,
-    };
-    connect::connect(destination, policy, &host_keys, &mut prompt::User, &notes).map_err(failure)
-}
-
-fn failure(error: ConnectError) -> Failure {
-    match error {
-        ConnectError::Unreachable(message) => Failure::new(Kind::Unreachable, message),
-        ConnectError::Auth(message) => Failure::new(Kind::Auth, message),
-        ConnectError::HostKey(message) => Failure::new(Kind::HostKey, message),
-    }
 }
 
 impl Transport for Ssh {

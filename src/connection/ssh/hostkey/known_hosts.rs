@@ -1,94 +1,131 @@
-//! The text of a `known_hosts` file, read as ssh reads it: line by line, a bad line passed over alone.
+//! The lines of `known_hosts` files (sshd(8), "`SSH_KNOWN_HOSTS` FILE FORMAT"), and which hosts they
+//! are about.
 //!
 //! Everything is bytes: a comment in Latin-1 or a stray control character harms its own line at most.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, Mac as _};
+use sha1::Sha1;
 
-use super::HostKey;
-use super::message::printable;
-use super::name::{Names, hash_name};
+use super::super::key::PublicKey;
+use crate::error::{Failure, Kind};
+use crate::escape::printable;
+use crate::glob;
 
-/// The length of a SHA-1 sum, which is also that of the salt.
-pub(super) const HASH_BYTES: usize = 20;
+/// A file of more bytes than this is refused rather than read in part: a line that revokes a key may
+/// stand anywhere.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+/// OpenSSH compares no pattern of this length or more: a line that holds one matches nothing.
+const PATTERN_LIMIT: usize = 1023;
+/// The length of a SHA-1 sum, and of its salt.
+const HASH_BYTES: usize = 20;
+const DEFAULT_PORT: u16 = 22;
+/// How much of a path or a list of names is shown.
+const SHOWN_MAX: usize = 1000;
 
-/// The random bytes of a hashed name.
-pub type Salt = [u8; HASH_BYTES];
-
-/// A place in a `known_hosts` file.
+/// A host as ssh looks it up: `HostKeyAlias` if there is one, else `host` or `[host]:port`, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// The file, as configured.
-    pub file: PathBuf,
-    /// The line's number, from 1.
-    pub line: usize,
+pub struct HostName {
+    pub(super) name: String,
+    /// The name without its port, which counts where the name with the port is unknown.
+    pub(super) without_port: Option<String>,
 }
 
-impl fmt::Display for Location {
+impl HostName {
+    pub fn new(host: &str, port: u16) -> Self {
+        let host = host.to_ascii_lowercase();
+        if port == DEFAULT_PORT {
+            return Self::alias(&host);
+        }
+        Self {
+            name: format!("[{host}]:{port}"),
+            without_port: Some(host),
+        }
+    }
+
+    /// A host by its `HostKeyAlias`: that alone, whatever the port.
+    pub fn alias(alias: &str) -> Self {
+        Self {
+            name: alias.to_ascii_lowercase(),
+            without_port: None,
+        }
+    }
+
+    /// Whether a line with this name would be about this host alone: no character of it is syntax.
+    pub(super) fn can_be_recorded(&self) -> bool {
+        let name = self.without_port.as_deref().unwrap_or(&self.name);
+        let is_syntax =
+            |c: char| c.is_whitespace() || c.is_control() || "@?*#[]|'\"\\,!".contains(c);
+        !name.is_empty() && !name.contains(is_syntax)
+    }
+
+    /// The line that makes `key` known for this host, without a newline.
+    pub(super) fn line(&self, key: &PublicKey) -> String {
+        format!("{} {}", self.name, key.to_line())
+    }
+}
+
+impl fmt::Display for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}",
-            printable(&self.file.to_string_lossy()),
-            self.line
-        )
+        f.write_str(&printable(&self.name, SHOWN_MAX))
     }
 }
 
 /// What a line says of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Marker {
-    /// No marker: the key is the host's.
-    HostKey,
+    /// The key is the host's.
+    None,
     /// `@cert-authority`: the key signs host certificates.
     CertAuthority,
-    /// `@revoked`: the key is never to be accepted.
+    /// `@revoked`: the key must not be accepted.
     Revoked,
 }
 
 /// One good line.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub line: usize,
-    pub marker: Marker,
-    pub names: Names,
-    pub key: HostKey,
+pub(super) struct Line {
+    pub(super) file: String,
+    pub(super) number: usize,
+    pub(super) marker: Marker,
+    pub(super) names: Names,
+    pub(super) key: PublicKey,
 }
 
-/// A parsed `known_hosts` file.
-#[derive(Clone, Debug)]
-pub struct KnownHostsFile {
-    path: PathBuf,
-    pub(super) entries: Vec<Entry>,
+impl fmt::Display for Line {
+    /// Where it stands.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", printable(&self.file, SHOWN_MAX), self.number)
+    }
 }
 
-impl KnownHostsFile {
-    /// Parses the text of the file at `path`. Lines that say nothing usable are passed over.
-    pub fn parse(path: &Path, text: &[u8]) -> Self {
-        let entries = text
-            .split(|&b| b == b'\n')
-            .zip(1..)
-            .filter_map(|(line, number)| read_line(line, number))
-            .collect();
-        Self {
-            path: path.to_owned(),
-            entries,
-        }
-    }
-
-    pub(super) fn location(&self, entry: &Entry) -> Location {
-        Location {
-            file: self.path.clone(),
-            line: entry.line,
-        }
-    }
+/// The lines of a file's text, in order. Lines that say nothing usable are passed over.
+pub(super) fn parse(path: &Path, text: &[u8]) -> Vec<Line> {
+    let file = path.to_string_lossy();
+    text.split(|&b| b == b'\n')
+        .zip(1..)
+        .filter_map(|(line, number)| {
+            let (marker, names, key) = read_line(line)?;
+            Some(Line {
+                file: file.to_string(),
+                number,
+                marker,
+                names,
+                key,
+            })
+        })
+        .collect()
 }
 
 /// A line: `[marker] names type base64 [comment]`, between them spaces or tabs.
-fn read_line(line: &[u8], number: usize) -> Option<Entry> {
+fn read_line(line: &[u8]) -> Option<(Marker, Names, PublicKey)> {
     // ssh reads C strings, and takes a carriage return for white space at the end of the base64 text.
     let line = line.split(|&b| b == 0).next()?;
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -96,94 +133,166 @@ fn read_line(line: &[u8], number: usize) -> Option<Entry> {
         .split(|&b| b == b' ' || b == b'\t')
         .filter(|field| !field.is_empty());
 
-    let first = fields.next()?;
-    if first.starts_with(b"#") {
-        return None;
-    }
-    let (marker, names) = match first {
+    let (marker, names) = match fields.next()? {
         b"@cert-authority" => (Marker::CertAuthority, fields.next()?),
         b"@revoked" => (Marker::Revoked, fields.next()?),
-        _ => (Marker::HostKey, first),
+        first => (Marker::None, first),
     };
-    if names.starts_with(b"@") {
-        return None; // an unknown marker, or a second one
+    // A comment, an unknown marker or a second one.
+    if names.starts_with(b"#") && marker == Marker::None || names.starts_with(b"@") {
+        return None;
     }
-    let type_name = fields.next()?;
-    let key = HostKey::from_base64(fields.next()?).ok()?;
-    is_type_of(type_name, &key).then_some(())?;
-    Some(Entry {
-        line: number,
-        marker,
-        names: Names::read(names)?,
-        key,
-    })
+    let kind = fields.next()?;
+    let key = PublicKey::from_base64(fields.next()?)?;
+    // The names of RSA's newer signatures stand for RSA keys too.
+    let fits = kind == key.kind.as_bytes()
+        || (key.kind == "ssh-rsa" && matches!(kind, b"rsa-sha2-256" | b"rsa-sha2-512"));
+    fits.then_some((marker, Names::read(names)?, key))
 }
 
-/// Whether the line's type field fits its key. The names of RSA's newer signatures stand for RSA keys too.
-fn is_type_of(field: &[u8], key: &HostKey) -> bool {
-    let type_name = key.type_name();
-    field == type_name.as_bytes()
-        || (type_name == "ssh-rsa" && matches!(field, b"rsa-sha2-256" | b"rsa-sha2-512"))
-}
-
-/// A line to add to a `known_hosts` file.
+/// The first field of a line: which hosts it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewEntry {
-    name: String,
-    key: String,
+pub(super) enum Names {
+    /// Patterns, separated by commas, in lower case.
+    Patterns(Vec<u8>),
+    /// `|1|salt|hash`: the HMAC-SHA1 of one name.
+    Hashed([[u8; HASH_BYTES]; 2]),
 }
 
-impl NewEntry {
-    pub(super) fn new(name: &str, key: &HostKey) -> Self {
-        Self {
-            name: name.to_owned(),
-            key: key.text(),
+impl Names {
+    fn read(field: &[u8]) -> Option<Self> {
+        if !field.starts_with(b"|") {
+            return Some(Self::Patterns(field.to_ascii_lowercase()));
+        }
+        let mut parts = field
+            .strip_prefix(b"|1|")?
+            .splitn(2, |&b| b == b'|')
+            .map(|part| STANDARD.decode(part).ok()?.try_into().ok());
+        Some(Self::Hashed([parts.next()??, parts.next()??]))
+    }
+
+    /// Whether the line is about the host of this name, which is in lower case.
+    pub(super) fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Patterns(list) => list_matches(list, name.as_bytes()),
+            Self::Hashed([salt, hash]) => hash_name(name, salt).is_some_and(|own| own == *hash),
         }
     }
 
-    /// The line with its name readable, without a newline.
-    pub fn line(&self) -> String {
-        format!("{} {}", self.name, self.key)
+    /// The names for a message.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Patterns(list) => printable(list, SHOWN_MAX),
+            Self::Hashed(_) => "[hashed name]".to_owned(),
+        }
     }
+}
 
-    /// The line with its name hashed (`HashKnownHosts`), without a newline.
-    pub fn hashed_line(&self, salt: &Salt) -> Option<String> {
-        let hash = hash_name(&self.name, salt)?;
-        let (salt, hash) = (STANDARD.encode(salt), STANDARD.encode(hash));
-        Some(format!("|1|{salt}|{hash} {}", self.key))
+fn hash_name(name: &str, salt: &[u8]) -> Option<[u8; HASH_BYTES]> {
+    // An HMAC takes a key of any length, so there always is one.
+    let mut mac = Hmac::<Sha1>::new_from_slice(salt).ok()?;
+    mac.update(name.as_bytes());
+    Some(mac.finalize().into_bytes().into())
+}
+
+/// Whether a pattern fits, and no negated one does: `!` before a pattern wins, wherever it stands.
+fn list_matches(list: &[u8], name: &[u8]) -> bool {
+    let patterns = || list.split(|&b| b == b',');
+    if patterns()
+        .any(|pattern| pattern.strip_prefix(b"!").unwrap_or(pattern).len() >= PATTERN_LIMIT)
+    {
+        return false;
     }
+    let fits = |pattern: &[u8]| glob::matches(pattern, name);
+    !patterns().any(|pattern| pattern.strip_prefix(b"!").is_some_and(fits))
+        && patterns().any(|pattern| !pattern.starts_with(b"!") && fits(pattern))
+}
+
+/// The lines of a file. A missing file has none.
+pub(super) fn read(path: &Path) -> Result<Vec<Line>, Failure> {
+    let failed = |reason: &str| {
+        let path = printable(path.to_string_lossy().as_bytes(), SHOWN_MAX);
+        let message = format!("can't read the known_hosts file {path}: {reason}");
+        Failure::new(Kind::HostKey, message)
+    };
+    let mut text = Vec::new();
+    let result =
+        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text));
+    match result {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(&error.to_string())),
+        _ if text.len() as u64 > MAX_FILE_BYTES => Err(failed("it has more than 16 MiB")),
+        _ => Ok(parse(path, &text)),
+    }
+}
+
+/// Appends a line that makes `key` known, the name hashed under `HashKnownHosts`. A missing file is
+/// made with mode 0600, and its directory (`~/.ssh`) with 0700. Symbolic links are followed, as ssh does.
+pub(super) fn add(path: &Path, host: &HostName, key: &PublicKey, hashed: bool) -> io::Result<()> {
+    let line = if hashed {
+        let mut salt = [0; HASH_BYTES];
+        getrandom::fill(&mut salt).map_err(|error| io::Error::other(error.to_string()))?;
+        let hash = hash_name(&host.name, &salt).ok_or(ErrorKind::InvalidInput)?;
+        let (salt, hash) = (STANDARD.encode(salt), STANDARD.encode(hash));
+        format!("|1|{salt}|{hash} {}", key.to_line())
+    } else {
+        host.line(key)
+    };
+    if let Some(parent) = path.parent().filter(|path| !path.as_os_str().is_empty()) {
+        match DirBuilder::new().mode(0o700).create(parent) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
+    let mut last = *b"\n";
+    let metadata = file.metadata()?;
+    // Anything but a regular file (/dev/null) has no last line.
+    if metadata.is_file() && metadata.len() > 0 {
+        file.read_exact_at(&mut last, metadata.len() - 1)?;
+    }
+    let separator = if last == *b"\n" { "" } else { "\n" };
+    // One write, so that two processes that add a line at once do not mix them.
+    file.write_all(format!("{separator}{line}\n").as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::key::tests::{ed25519, rsa};
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::super::super::key::tests::{ed25519, rsa};
+    use super::super::{Verdict, verdict};
     use super::*;
 
     fn entries(text: &[u8]) -> Vec<(usize, Marker)> {
-        KnownHostsFile::parse(Path::new("known_hosts"), text)
-            .entries
+        parse(Path::new("known_hosts"), text)
             .iter()
-            .map(|entry| (entry.line, entry.marker))
+            .map(|line| (line.number, line.marker))
             .collect()
+    }
+
+    fn web() -> HostName {
+        HostName::new("web", 2222)
     }
 
     #[test]
     fn good_lines() {
-        let key = ed25519(1).text();
+        let key = ed25519(1).to_line();
         let cases: &[(&str, String, Marker)] = &[
-            ("plain", format!("web {key}"), Marker::HostKey),
-            (
-                "comment",
-                format!("web {key} root@web # x"),
-                Marker::HostKey,
-            ),
+            ("plain", format!("web {key}"), Marker::None),
+            ("comment", format!("web {key} root@web # x"), Marker::None),
             (
                 "tabs",
                 format!("\t web\t{}\t", key.replace(' ', " \t")),
-                Marker::HostKey,
+                Marker::None,
             ),
-            ("carriage return", format!("web {key}\r"), Marker::HostKey),
-            ("NUL", format!("web {key}\0x"), Marker::HostKey),
+            ("carriage return", format!("web {key}\r"), Marker::None),
+            ("NUL", format!("web {key}\0x"), Marker::None),
             ("revoked", format!("@revoked web {key}"), Marker::Revoked),
             (
                 "tab after marker",
@@ -197,8 +306,11 @@ mod tests {
             ),
             (
                 "signature name",
-                format!("web {}", rsa(1).text().replace("ssh-rsa", "rsa-sha2-512")),
-                Marker::HostKey,
+                format!(
+                    "web {}",
+                    rsa(1).to_line().replace("ssh-rsa", "rsa-sha2-512")
+                ),
+                Marker::None,
             ),
         ];
         for (what, line, marker) in cases {
@@ -208,7 +320,7 @@ mod tests {
 
     #[test]
     fn bad_lines() {
-        let key = ed25519(1).text();
+        let key = ed25519(1).to_line();
         let base64 = key.split(' ').nth(1).unwrap();
         let cases: &[String] = &[
             String::new(),
@@ -238,22 +350,125 @@ mod tests {
 
     #[test]
     fn a_bad_line_costs_only_itself() {
-        let key = ed25519(1).text();
+        let key = ed25519(1).to_line();
         let mut text = b"web ssh-ed25519 AAAA\n\xff\xfe\xff\n\n@oops x\n".to_vec();
         text.extend(vec![b'x'; 100_000]);
         text.extend(format!("\nweb {key} \u{fc}\n").as_bytes());
         text.extend([b"db ", key.as_bytes(), b" \xff\r\n"].concat());
-        assert_eq!(entries(&text), [(6, Marker::HostKey), (7, Marker::HostKey)]);
+        assert_eq!(entries(&text), [(6, Marker::None), (7, Marker::None)]);
     }
 
     #[test]
-    fn what_is_added_is_read_back() {
-        let entry = NewEntry::new("[web]:2222", &ed25519(1));
-        for line in [entry.line(), entry.hashed_line(&[7; HASH_BYTES]).unwrap()] {
-            let file = KnownHostsFile::parse(Path::new("known_hosts"), line.as_bytes());
-            assert_eq!(file.entries.len(), 1, "{line}");
-            assert!(file.entries[0].names.matches("[web]:2222"), "{line}");
-            assert_eq!(file.entries[0].key, ed25519(1));
+    fn a_name_that_is_syntax_gets_no_line() {
+        for name in [
+            "", "*", "web?", "a,b", "!a", "a b", "a\nb", "[a]", "|1|", "@revoked", "a\tb",
+        ] {
+            assert!(!HostName::alias(name).can_be_recorded(), "{name:?}");
+            assert!(!HostName::new(name, 2222).can_be_recorded(), "{name:?}");
         }
+        assert!(HostName::new("fe80::1%eth0", 2222).can_be_recorded());
+    }
+
+    #[test]
+    fn lists_of_patterns() {
+        let cases: &[(&str, &str, bool)] = &[
+            ("WEB", "web", true),
+            ("a,web,b", "web", true),
+            ("*,!web", "web", false),
+            ("!web,*", "web", false),
+            ("!web,*", "db", true),
+            ("!web", "db", false),
+            ("!w*,web", "web", false),
+            ("!!web,*", "web", true),
+            (",,", "web", false),
+            ("[web]:*", "[web]:2222", true),
+            ("[*]:2222", "[web]:2222", true),
+            ("web", "[web]:2222", false),
+            ("[web]:22", "web", false),
+        ];
+        for (list, name, matches) in cases {
+            let names = Names::read(list.as_bytes()).unwrap();
+            assert_eq!(names.matches(name), *matches, "{list:?} {name:?}");
+        }
+        let long = format!("web,{}", "x".repeat(PATTERN_LIMIT));
+        assert!(!Names::read(long.as_bytes()).unwrap().matches("web"));
+    }
+
+    #[test]
+    fn hashed_names() {
+        // Written by `ssh-keygen -H`.
+        let names =
+            Names::read(b"|1|T6Pk0JZsY9KGBTxA+djeRLgQPPk=|21gizQaWJP3Jbr6on1UntLiOSHE=").unwrap();
+        assert!(names.matches("[web1.example]:2222"));
+        assert!(!names.matches("web1.example"));
+        for bad in ["|", "|1", "|1|", "|1||", "|2|a|b", "|1|AAAA|AAAA", "|1|!|!"] {
+            assert_eq!(Names::read(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_missing_or_unreadable() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read(&dir.path().join("absent")).unwrap().is_empty());
+        assert!(read(Path::new("/dev/null")).unwrap().is_empty());
+        let error = read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
+        let error = read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(
+            error.contains("/dev/zero: it has more than 16 MiB"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_added_line_is_found_again() {
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        for hash in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(".ssh/known_hosts");
+            add(&path, &web(), &ed25519(1), hash).unwrap();
+            assert_eq!(mode(&path), 0o600);
+            assert_eq!(mode(path.parent().unwrap()), 0o700);
+            let text = fs::read_to_string(&path).unwrap();
+            assert_eq!(text.starts_with("|1|"), hash, "{text}");
+            assert_eq!(text.contains("web"), !hash, "{text}");
+            let lines = read(&path).unwrap();
+            assert!(matches!(
+                verdict(&lines, &web(), &ed25519(1)),
+                Verdict::Known(_)
+            ));
+        }
+    }
+
+    #[test]
+    fn a_last_line_without_newline_is_ended_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("known_hosts");
+        let line = web().line(&ed25519(1));
+        for (before, after) in [
+            ("", format!("{line}\n")),
+            ("# mine\n", format!("# mine\n{line}\n")),
+            ("# mine", format!("# mine\n{line}\n")),
+        ] {
+            fs::write(&path, before).unwrap();
+            add(&path, &web(), &ed25519(1), false).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), after);
+        }
+    }
+
+    #[test]
+    fn links_are_followed_and_the_null_device_swallows() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, target) = (dir.path().join("link"), dir.path().join("target"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        add(&link, &web(), &ed25519(1), false).unwrap();
+        assert!(
+            fs::read_to_string(&target)
+                .unwrap()
+                .starts_with("[web]:2222 ")
+        );
+        add(Path::new("/dev/null"), &web(), &ed25519(1), false).unwrap();
+        let absent = dir.path().join("no/such/known_hosts");
+        assert!(add(&absent, &web(), &ed25519(1), false).is_err());
     }
 }

@@ -5,33 +5,348 @@
 //! and drops the rest of a file at one bad line. So the files are read and judged here, with the verdict
 //! that ssh(1) gives, and a stricter one where ssh lets a doubtful key pass.
 //!
-//! - `key`: a host key as it goes over the wire, and its fingerprint
-//! - `name`: the name under which a host is looked up, and what stands in the first field of a line
-//! - `known_hosts`: the text of a `known_hosts` file, parsed
-//! - `decision`: the verdict on a key, as a table apart from all I/O
-//! - `file`: reading the files, and adding a line to one
-//! - `message`: what the user is asked and told
-//!
-//! Stricter than ssh: a changed or revoked key is refused whatever `StrictHostKeyChecking` says, also when
+//! Stricter than ssh: a changed or revoked key is refused whatever `StrictHostKeyChecking` says, even if
 //! it is revoked under the plain name of a host on another port; a marker may end with a tab; a `known_hosts`
 //! file that can't be read is an error; and no line is recorded whose name would match other hosts.
 //!
 //! Not handled: host certificates (`@cert-authority` lines are named as unsupported), `CheckHostIP`,
 //! `KnownHostsCommand`, `RevokedHostKeys`, `VerifyHostKeyDNS`, `UpdateHostKeys`, and
-//! `NoHostAuthenticationForLocalhost`. Nothing here reads the configuration or talks to a terminal.
+//! `NoHostAuthenticationForLocalhost`.
 
-mod decision;
-mod file;
-mod key;
 mod known_hosts;
-mod message;
-mod name;
 #[cfg(test)]
-mod verdicts;
+mod tests;
 
-pub use decision::{Decision, IfUnknown, StrictHostKeyChecking, decide, preferred_key_types};
-pub use file::{KnownHostsError, add, read_all};
-pub use key::HostKey;
-pub use known_hosts::{KnownHostsFile, NewEntry};
-pub use message::{HostKeyProblem, WhyRefused, answer, question};
-pub use name::HostName;
+use std::path::PathBuf;
+
+pub use known_hosts::HostName;
+use known_hosts::{Line, Marker};
+
+use super::config::{Resolved, StrictHostKeyChecking};
+use super::key::PublicKey;
+use super::prompt::{PromptError, Prompter};
+use crate::connection::Policy;
+use crate::error::{Failure, Kind};
+use crate::escape::printable;
+
+/// How many of the other names of a key the question lists, as in ssh.
+const OTHER_NAMES_SHOWN: usize = 8;
+/// How many times the question is asked until it is answered.
+const MAX_QUESTIONS: u32 = 5;
+/// The host key algorithms that libssh2 1.11 has, in the order in which an unknown host is asked for them.
+/// Certificate algorithms are left out: a server that has one would show it in place of its plain key.
+const ALGORITHMS: [&str; 7] = [
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+    "ssh-rsa",
+];
+
+/// What the files say of a key.
+#[derive(Debug)]
+enum Verdict<'a> {
+    Known(&'a Line),
+    Revoked(&'a Line),
+    /// The host is known by other keys only; a line with one, of the same type where there is one.
+    Changed(&'a Line),
+    /// No line tells; perhaps one has another key for the host's name without its port.
+    Unknown(Option<&'a Line>),
+}
+
+/// Judges the key that a host has shown by the lines of the files, the user's before the system's.
+///
+/// The order is ssh's. Among the lines about `[host]:port`, one that revokes the key wins, then one that
+/// has it, then one that has another. Only where there is no key at all for `[host]:port` is the plain name
+/// looked at, and there only the same key (or its revocation) counts: another key for the plain name
+/// leaves the host unknown, since it may well be another server's.
+fn verdict<'a>(lines: &'a [Line], host: &HostName, key: &PublicKey) -> Verdict<'a> {
+    match (verdict_on(lines, &host.name, key), &host.without_port) {
+        (Verdict::Unknown(_), Some(plain)) => match verdict_on(lines, plain, key) {
+            Verdict::Changed(line) => Verdict::Unknown(Some(line)),
+            verdict => verdict,
+        },
+        (verdict, _) => verdict,
+    }
+}
+
+fn verdict_on<'a>(lines: &'a [Line], name: &str, key: &PublicKey) -> Verdict<'a> {
+    let about: Vec<&Line> = lines.iter().filter(|l| l.names.matches(name)).collect();
+    let with_key = |marker| about.iter().find(|l| l.marker == marker && l.key == *key);
+    if let Some(line) = with_key(Marker::Revoked) {
+        return Verdict::Revoked(line);
+    }
+    if let Some(line) = with_key(Marker::None) {
+        return Verdict::Known(line);
+    }
+    // Of several, the last one (which ssh names too), but rather one that the user can compare.
+    about
+        .iter()
+        .filter(|line| line.marker == Marker::None)
+        .max_by_key(|line| line.key.kind == key.kind)
+        .map_or(Verdict::Unknown(None), |line| Verdict::Changed(line))
+}
+
+/// The host key algorithms to ask for, of those `offered` by the library. The ones for which a key of
+/// the host is known come first: a server with several keys would otherwise show one that is not known.
+fn preferred<'a>(lines: &[Line], host: &HostName, offered: &[&'a str]) -> Vec<&'a str> {
+    let kinds = |name: &str| -> Vec<&str> {
+        let about: Vec<&Line> = lines.iter().filter(|l| l.names.matches(name)).collect();
+        let is_revoked = |key: &PublicKey| {
+            let revokes = |line: &&Line| line.marker == Marker::Revoked && line.key == *key;
+            about.iter().any(revokes)
+        };
+        about
+            .iter()
+            .filter(|line| line.marker == Marker::None && !is_revoked(&line.key))
+            .map(|line| line.key.kind.as_str())
+            .collect()
+    };
+    let mut known = kinds(&host.name);
+    if let (true, Some(plain)) = (known.is_empty(), &host.without_port) {
+        known = kinds(plain);
+    }
+    // RFC 8332 3: an RSA key stays ssh-rsa, whatever it signs with.
+    let kind_of = |algorithm: &str| match algorithm.strip_prefix("rsa-sha2-") {
+        Some(_) => "ssh-rsa".to_owned(),
+        None => algorithm.to_owned(),
+    };
+    let (first, rest): (Vec<&str>, Vec<&str>) = ALGORITHMS
+        .iter()
+        .filter_map(|algorithm| offered.iter().find(|offered| *offered == algorithm))
+        .partition(|algorithm| known.contains(&kind_of(algorithm).as_str()));
+    [first, rest].concat()
+}
+
+/// The known keys of one host, and what is to be done about a key that is not among them.
+pub struct HostKeys<'a> {
+    host: HostName,
+    lines: Vec<Line>,
+    policy: StrictHostKeyChecking,
+    /// Where new keys go.
+    file: Option<&'a PathBuf>,
+    hash: bool,
+    warn: fn(&str),
+    step: fn(&str),
+}
+
+impl<'a> HostKeys<'a> {
+    /// Reads the files that the configuration names.
+    pub fn read(config: &'a Resolved, policy: &Policy) -> Result<Self, Failure> {
+        let files = config.user_known_hosts.iter();
+        let mut lines = Vec::new();
+        for file in files.chain(&config.global_known_hosts) {
+            lines.extend(known_hosts::read(file)?);
+        }
+        let host = match &config.host_key_alias {
+            Some(alias) => HostName::alias(alias),
+            None => HostName::new(&config.host_name, config.port),
+        };
+        Ok(Self {
+            host,
+            lines,
+            policy: config.strict_host_key_checking,
+            file: config.user_known_hosts.first(),
+            hash: config.hash_known_hosts,
+            warn: policy.warn,
+            step: policy.step,
+        })
+    }
+
+    /// The algorithms to ask for, in libssh2's notation.
+    pub fn preferred(&self, offered: &[&str]) -> String {
+        preferred(&self.lines, &self.host, offered).join(",")
+    }
+
+    /// Whether the server's key (RFC 4253 6.6) is the host's. May ask the user about an unknown one.
+    pub fn check(&self, key: &[u8], prompter: &mut dyn Prompter) -> Result<(), Failure> {
+        let host = &self.host;
+        let message = match PublicKey::from_blob(key) {
+            None => format!("the server sent a malformed host key for {host}"),
+            Some(key) => match verdict(&self.lines, host, &key) {
+                Verdict::Known(line) => {
+                    (self.step)(&format!("{host}: {line} has its key"));
+                    return Ok(());
+                }
+                Verdict::Revoked(line) => format!(
+                    "the host key of {host} is revoked: {line} says that {} must not be accepted\n\
+                     Someone may be using a stolen key. Ask the host's administrator, who has to give it \
+                     a new one.",
+                    key.label()
+                ),
+                Verdict::Changed(line) => changed(host, &key, line),
+                Verdict::Unknown(other) => match self.unknown(&key, other, prompter) {
+                    Ok(()) => return Ok(()),
+                    Err(message) => message,
+                },
+            },
+        };
+        Err(Failure::new(Kind::HostKey, message))
+    }
+
+    fn unknown(
+        &self,
+        key: &PublicKey,
+        other: Option<&Line>,
+        prompter: &mut dyn Prompter,
+    ) -> Result<(), String> {
+        use StrictHostKeyChecking::{AcceptNew, Ask, No, Yes};
+        let hints = self.hints(other);
+        let mut remedy = true;
+        let why = match self.policy {
+            Yes => "StrictHostKeyChecking is yes",
+            _ if !self.host.can_be_recorded() => {
+                remedy = false;
+                "its name holds characters that can't stand in a known_hosts file (set a plain \
+                 HostKeyAlias)"
+            }
+            AcceptNew | No => {
+                self.add(key);
+                return Ok(());
+            }
+            Ask => match self.ask(key, &hints, prompter) {
+                Ok(true) => {
+                    self.add(key);
+                    return Ok(());
+                }
+                Ok(false) | Err(PromptError::Cancelled | PromptError::Interrupted(_)) => {
+                    remedy = false;
+                    "you did not accept it"
+                }
+                Err(_) => "nobody can be asked (no terminal, or BatchMode)",
+            },
+        };
+        let (host, label) = (&self.host, key.label());
+        let mut text = format!("the host key of {host}, {label}, is not known, and {why}{hints}");
+        match self.file.filter(|_| self.host.can_be_recorded()) {
+            _ if !remedy => {}
+            Some(file) => text.push_str(&format!(
+                "\nIf its administrator confirms this fingerprint, add this line to {}:\n    {}\n\
+                 or connect once with ssh, or pass -o StrictHostKeyChecking=accept-new.",
+                printable(file.to_string_lossy().as_bytes(), 1000),
+                host.line(key)
+            )),
+            None => text.push_str(
+                "\nIf its administrator confirms this fingerprint, add it to a known_hosts file and name \
+                 that file with -o UserKnownHostsFile=FILE.",
+            ),
+        }
+        Err(text)
+    }
+
+    /// What the files hold around an unknown host, a line each.
+    fn hints(&self, other: Option<&Line>) -> String {
+        let mut text = String::new();
+        let is_authority = |line: &&Line| {
+            line.marker == Marker::CertAuthority && line.names.matches(&self.host.name)
+        };
+        if let Some(line) = self.lines.iter().find(is_authority) {
+            text.push_str(&format!(
+                "\n{line} names a certificate authority for it (@cert-authority), but host certificates \
+                 are not supported: its plain key has to be known."
+            ));
+        }
+        if let Some(line) = other {
+            text.push_str(&format!(
+                "\n{line} has another key for this name without the port."
+            ));
+        }
+        text
+    }
+
+    fn add(&self, key: &PublicKey) {
+        let Some(file) = self.file else {
+            return;
+        };
+        let (host, path) = (&self.host, file.display());
+        (self.warn)(&match known_hosts::add(file, host, key, self.hash) {
+            Ok(()) => format!("{host}: its key was added to {path}"),
+            Err(error) => format!(
+                "{host}: its key is accepted this time only: can't add it to {path}: {error}"
+            ),
+        });
+    }
+
+    /// Whether the user wants to go on with an unknown key.
+    fn ask(
+        &self,
+        key: &PublicKey,
+        hints: &str,
+        prompter: &mut dyn Prompter,
+    ) -> Result<bool, PromptError> {
+        let mut question = self.question(key, hints);
+        for _ in 0..MAX_QUESTIONS {
+            if let Some(answer) = answer(&prompter.line(&question)?, &key.fingerprint()) {
+                return Ok(answer);
+            }
+            "Please type 'yes', 'no' or the fingerprint: ".clone_into(&mut question);
+        }
+        Ok(false)
+    }
+
+    fn question(&self, key: &PublicKey, hints: &str) -> String {
+        let has_key = |line: &&Line| line.marker == Marker::None && line.key == *key;
+        let others: Vec<&Line> = self.lines.iter().filter(has_key).collect();
+        let mut known_by = if others.is_empty() {
+            "This key is not known by any other names.".to_owned()
+        } else {
+            "This key is known by these other names:".to_owned()
+        };
+        for line in others.iter().take(OTHER_NAMES_SHOWN) {
+            known_by.push_str(&format!("\n    {line}: {}", line.names.text()));
+        }
+        if others.len() > OTHER_NAMES_SHOWN {
+            known_by.push_str(&format!(
+                "\n    ({} more)",
+                others.len() - OTHER_NAMES_SHOWN
+            ));
+        }
+        format!(
+            "The authenticity of host '{}' can't be established.\n{} key fingerprint is {}.{hints}\n\
+             {known_by}\nConnect to it and remember the key (yes/no/[fingerprint])? ",
+            self.host,
+            key.kind,
+            key.fingerprint()
+        )
+    }
+}
+
+fn changed(host: &HostName, key: &PublicKey, line: &Line) -> String {
+    let known = line.key.label();
+    let known_by = if line.key.kind == key.kind {
+        format!("{line} has {known}")
+    } else {
+        format!("{line} knows it by a key of another type, {known}")
+    };
+    // A word that a POSIX shell reads as this text.
+    let quote = |text: &str| {
+        shlex::try_quote(text).map_or_else(|_| text.to_owned(), std::convert::Into::into)
+    };
+    let remove = format!(
+        "ssh-keygen -R {} -f {}",
+        quote(&host.name),
+        quote(&line.file)
+    );
+    format!(
+        "the host key of {host} has changed: it is now {}, but {known_by}\n\
+         Someone may be intercepting the connection, or the host was set up anew. Ask its administrator \
+         which key is right. If the new one is, remove the old one and connect again:\n    {}",
+        key.label(),
+        printable(&remove, 2000)
+    )
+}
+
+/// What the user has answered: yes (the word, or the very fingerprint), no (the word, or nothing), or
+/// None, so that the question has to be asked again.
+fn answer(text: &str, fingerprint: &str) -> Option<bool> {
+    let text = text.trim();
+    if text.is_empty() || text.eq_ignore_ascii_case("no") {
+        Some(false)
+    } else if text.eq_ignore_ascii_case("yes") || text == fingerprint {
+        Some(true)
+    } else {
+        None
+    }
+}

@@ -10,11 +10,12 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::known_hosts::Location;
-use super::{Decision, HostKey, HostName, IfUnknown, KnownHostsFile, add, decide};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
+
+use super::super::key::tests::{ed25519, rsa};
+use super::known_hosts::{add, parse};
+use super::*;
+use crate::connection::ssh::prompt::Nobody;
 
 const SSHD: &str = "/usr/sbin/sshd";
 
@@ -781,8 +782,7 @@ fn what_is_added_is_what_ssh_adds_and_ssh_takes_it() {
     for (host, port) in [("web.example", 22), ("WEB.example", 2222), ("::1", 2222)] {
         let name = HostName::new(host, port);
         let case = case("", "", "add").host(host).port(port);
-        let entry = name.entry_for(&lab.server).expect("a name like any other");
-
+        assert!(name.can_be_recorded());
         let by_ssh = lab.file("user", b"");
         lab.ssh(
             &Case {
@@ -793,14 +793,14 @@ fn what_is_added_is_what_ssh_adds_and_ssh_takes_it() {
             Path::new("none"),
         );
         let ours = lab.dir.path().join("ours");
-        add(&ours, &entry, false).unwrap();
+        add(&ours, &name, &lab.server, false).unwrap();
         assert_eq!(
             fs::read_to_string(&ours).unwrap(),
             fs::read_to_string(&by_ssh).unwrap()
         );
 
         let hashed = lab.dir.path().join("hashed");
-        add(&hashed, &entry, true).unwrap();
+        add(&hashed, &name, &lab.server, true).unwrap();
         for file in [ours, hashed] {
             let text = fs::read(&file).unwrap();
             let known = lab.file("user", &text);
@@ -817,10 +817,9 @@ fn check(cases: &[Case]) {
     let mut wrong = Vec::new();
     for case in cases {
         let (user, global) = (lab.render(&case.user), lab.render(&case.global));
-        let files = [("user", &user), ("global", &global)]
-            .map(|(name, text)| KnownHostsFile::parse(Path::new(name), text));
-        let policy = case.policy.parse().expect("a policy");
-        let ours = word(&decide(&files, &case.name(), &lab.server, policy));
+        let mut lines = parse(Path::new("user"), &user);
+        lines.extend(parse(Path::new("global"), &global));
+        let ours = word(&verdict(&lines, &case.name(), &lab.server), case);
         if ours != case.verdict {
             wrong.push(format!("{}: {ours} instead of {}", case.what, case.verdict));
         }
@@ -842,17 +841,16 @@ fn check(cases: &[Case]) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A decision in the table's words.
-fn word(decision: &Decision) -> String {
-    let at = |word: &str, at: &Location| format!("{word} {at}");
-    match decision {
-        Decision::Accept { at: place } => at("accept", place),
-        Decision::Revoked { at: place } => at("revoked", place),
-        Decision::Changed { at: place, .. } => at("changed", place),
-        Decision::Unknown { then, .. } => match then {
-            IfUnknown::AcceptNew(_) => "add".to_owned(),
-            IfUnknown::Ask(_) | IfUnknown::Refuse(_) => "unknown".to_owned(),
-        },
+/// A verdict in the table's words.
+fn word(verdict: &Verdict, case: &Case) -> String {
+    match verdict {
+        Verdict::Known(line) => format!("accept {line}"),
+        Verdict::Revoked(line) => format!("revoked {line}"),
+        Verdict::Changed(line) => format!("changed {line}"),
+        Verdict::Unknown(_) => {
+            let added = matches!(case.policy, "accept-new" | "no") && case.name().can_be_recorded();
+            if added { "add" } else { "unknown" }.to_owned()
+        }
     }
 }
 
@@ -861,7 +859,7 @@ fn word(decision: &Decision) -> String {
 struct Lab {
     dir: TempDir,
     /// The key that the server shows.
-    server: HostKey,
+    server: PublicKey,
     /// Who runs ssh and sshd, if not the user.
     run_as: Option<u32>,
 }
@@ -889,7 +887,7 @@ impl Lab {
         chown(dir.path(), run_as, run_as).unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let public = fs::read_to_string(dir.path().join("server.pub")).unwrap();
-        let server = HostKey::read(&STANDARD.decode(base64_of(&public)).unwrap()).unwrap();
+        let server = PublicKey::from_line(&public).unwrap();
         Self {
             dir,
             server,
@@ -1013,4 +1011,150 @@ fn base64_of(public: &str) -> &str {
 fn run(command: &mut Command) {
     let output = command.output().expect("OpenSSH is installed");
     assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+fn parsed(text: &str) -> Vec<Line> {
+    let text = text
+        .replace("{server}", &ed25519(1).to_line())
+        .replace("{other}", &ed25519(2).to_line())
+        .replace("{rsa}", &rsa(1).to_line());
+    parse(Path::new("k"), text.as_bytes())
+}
+
+fn host_keys<'a>(text: &str, policy: StrictHostKeyChecking, file: &'a PathBuf) -> HostKeys<'a> {
+    HostKeys {
+        host: HostName::new("web", 2222),
+        lines: parsed(text),
+        policy,
+        file: Some(file),
+        hash: false,
+        warn: |_| (),
+        step: |_| (),
+    }
+}
+
+#[test]
+fn known_types_come_first() {
+    let default = ALGORITHMS.to_vec();
+    let rsa_first = [&ALGORITHMS[4..], &ALGORITHMS[..4]].concat();
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("nothing known", "", &default),
+        ("ed25519", "[web]:2222 {other}\n", &default),
+        ("rsa", "[web]:2222 {rsa}\n", &rsa_first),
+        ("without the port", "web {rsa}\n", &rsa_first),
+        (
+            "port before none",
+            "web {rsa}\n[web]:2222 {other}\n",
+            &default,
+        ),
+        ("revoked", "[web]:2222 {rsa}\n@revoked * {rsa}\n", &default),
+        ("authority", "@cert-authority * {rsa}\n", &default),
+        ("of another host", "db {rsa}\n", &default),
+        (
+            "both",
+            "[web]:2222 {rsa}\n[web]:2222 {server}\n",
+            &[&ALGORITHMS[..1], &ALGORITHMS[4..], &ALGORITHMS[1..4]].concat(),
+        ),
+    ];
+    let host = HostName::new("web", 2222);
+    for (what, text, expected) in cases {
+        let found = preferred(&parsed(text), &host, &ALGORITHMS);
+        assert_eq!(found, *expected, "{what}");
+    }
+    let offered = ["ssh-ed25519-cert-v01@openssh.com", "ssh-rsa", "ssh-ed25519"];
+    assert_eq!(preferred(&[], &host, &offered), ["ssh-ed25519", "ssh-rsa"]);
+}
+
+#[test]
+fn answers() {
+    let fingerprint = ed25519(1).fingerprint();
+    let other = ed25519(2).fingerprint();
+    for (text, expected) in [
+        ("yes", Some(true)),
+        (" YES\r\n", Some(true)),
+        (fingerprint.as_str(), Some(true)),
+        ("no", Some(false)),
+        ("No\n", Some(false)),
+        ("", Some(false)),
+        ("y", None),
+        ("yes please", None),
+        (other.as_str(), None),
+        (&fingerprint.to_lowercase(), None),
+    ] {
+        assert_eq!(answer(text, &fingerprint), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn messages_name_the_keys_the_line_and_what_to_do() {
+    let file = PathBuf::from("/home/me/.ssh/known_hosts");
+    let (new, old) = (ed25519(1).label(), ed25519(2).label());
+    let paste = format!("known_hosts:\n    [web]:2222 {}\n", ed25519(1).to_line());
+    for (text, policy, said) in [
+        (
+            "[web]:2222 {other}\n",
+            StrictHostKeyChecking::No,
+            vec![
+                format!("has changed: it is now {new}, but k:1 has {old}\n"),
+                "ssh-keygen -R '[web]:2222' -f k".to_owned(),
+            ],
+        ),
+        (
+            "[web]:2222 {rsa}\n",
+            StrictHostKeyChecking::No,
+            vec!["another type, ssh-rsa SHA256:".to_owned()],
+        ),
+        (
+            "\n@revoked * {server}\n",
+            StrictHostKeyChecking::No,
+            vec![format!("is revoked: k:2 says that {new} must not")],
+        ),
+        (
+            "web {other}\n@cert-authority *:2222 {rsa}\n",
+            StrictHostKeyChecking::Yes,
+            vec![
+                format!("{new}, is not known, and StrictHostKeyChecking is yes"),
+                "k:1 has another key".to_owned(),
+                "k:2 names a certificate authority".to_owned(),
+                paste.clone(),
+            ],
+        ),
+        (
+            "",
+            StrictHostKeyChecking::Ask,
+            vec![
+                "nobody can be asked".to_owned(),
+                paste,
+                "accept-new".to_owned(),
+            ],
+        ),
+    ] {
+        let keys = host_keys(text, policy, &file);
+        let error = keys.check(&ed25519(1).blob, &mut Nobody).unwrap_err();
+        assert_eq!(error.kind, Kind::HostKey);
+        for part in said {
+            assert!(error.message.contains(&part), "{part}: {error}");
+        }
+    }
+    let keys = host_keys("", StrictHostKeyChecking::Ask, &file);
+    assert!(keys.check(b"\x1b", &mut Nobody).is_err());
+    let host = HostName::alias("web\x1b[2J\n").to_string();
+    assert!(!host.contains(char::is_control), "{host}");
+}
+
+#[test]
+fn the_question_shows_what_ssh_shows() {
+    let file = PathBuf::from("/k");
+    let question = |text: &str| {
+        host_keys(text, StrictHostKeyChecking::Ask, &file).question(&ed25519(1), "\nhint")
+    };
+    let plain = question("");
+    assert!(plain.starts_with("The authenticity of host '[web]:2222' can't be established.\n"));
+    let fingerprint = ed25519(1).fingerprint();
+    assert!(plain.contains(&format!(
+        "ssh-ed25519 key fingerprint is {fingerprint}.\nhint\n"
+    )));
+    assert!(plain.contains("not known by any other names"));
+    let full = question(&"Db,DB2 {server}\n".repeat(10));
+    assert!(full.contains("k:8: db,db2\n    (2 more)"), "{full}");
 }
