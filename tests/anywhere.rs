@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Fixture, Output, Rsig, Running, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Output, Rsig, Running, Site, on_two_sites, poll_until};
 use crate::jobs::{SOON, json_lines};
 use crate::kit::{self, clear_message};
 
@@ -85,7 +85,7 @@ fn lose_state_file(state: &Path) {
     }
 }
 
-on_every_site! {
+on_two_sites! {
     fn a_job_without_a_record_is_reached_by_its_host_and_id(f: &Fixture) {
         let other = Elsewhere::new(f, "other");
         let job = f.spawn_listener();

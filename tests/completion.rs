@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use crate::harness::running::{Invocation, tool};
-use crate::harness::{Rsig, Tty};
+use crate::harness::{Invocation, Rsig, Tty, tool};
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
 
@@ -53,7 +52,7 @@ impl Jobs {
         let bin = Path::new(env!("CARGO_BIN_EXE_rsig"))
             .parent()
             .expect("a file has a directory");
-        let shell = self.rsig.within(tool(program, program));
+        let shell = self.rsig.within(tool(program));
         shell
             .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
             .cwd(env!("CARGO_MANIFEST_DIR"))

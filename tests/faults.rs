@@ -10,20 +10,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, gets
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::running::tool;
+use crate::harness::tool;
 use crate::harness::{
     Direction, Fixture, Login, Output, Process, Proxy, Rsig, Running, Server, poll_until,
 };
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
-
-/// A server behind a proxy, the fixture going through it.
-fn behind_proxy(login: Login) -> (Fixture, Proxy) {
-    let server = Server::openssh(login).start();
-    let proxy = Proxy::start(server.port(), Duration::ZERO);
-    let mut fixture = Fixture::with(Some(server));
-    fixture.go_through(&proxy);
-    (fixture, proxy)
-}
 
 /// Bytes after which to cut: a few at the start and in the middle, more at the `ends`, counted from the end, where the
 /// script and its answer are.
@@ -149,7 +140,7 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
 
 #[test]
 fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
-    let (f, proxy) = behind_proxy(Login::User);
+    let (f, proxy) = Fixture::with(Some(Server::openssh(Login::User).start())).through_proxy();
     f.spawn(&[], &["true"]);
     let totals = measured(&proxy, || {
         drop(f.spawn(&[], &["sh", "-c", "echo x >>ran; exec sleep 1000"]));
@@ -233,7 +224,7 @@ fn check_kill(f: &Fixture, proxy: &Proxy, cut: Cut, (job, pid): (&str, i32)) -> 
 
 #[test]
 fn a_kill_that_is_cut_anywhere_sends_its_signal_at_most_once_and_says_what_it_did() {
-    let (f, proxy) = behind_proxy(Login::User);
+    let (f, proxy) = Fixture::with(Some(Server::openssh(Login::User).start())).through_proxy();
     let line = "trap 'echo x >>count' USR1; trap ': >sync' USR2; : >count; : >up; while :; do sleep 0.02; done";
     let job = f.spawn(&[], &["sh", "-c", line]);
     poll_until("the job counts", SOON, || f.job_home().join("up").exists());
@@ -285,7 +276,7 @@ fn a_kill_that_is_cut_anywhere_sends_its_signal_at_most_once_and_says_what_it_di
 
 #[test]
 fn a_wait_goes_on_over_cuts() {
-    let (f, proxy) = behind_proxy(Login::Root);
+    let (f, proxy) = Fixture::with(Some(Server::openssh(Login::Root).start())).through_proxy();
     let server = f.server.as_ref().expect("a server");
     let job = f.spawn(
         &[],
@@ -589,7 +580,7 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
 /// Input that is cut off on its way starts nothing, and leaves nothing behind.
 #[test]
 fn half_an_input_starts_nothing() {
-    let (f, proxy) = behind_proxy(Login::User);
+    let (f, proxy) = Fixture::with(Some(Server::openssh(Login::User).start())).through_proxy();
     let input = f.rsig.dir().join("input");
     fs::write(&input, vec![b'x'; 5_000_000]).expect("a new file");
     let words = f.words(
@@ -619,7 +610,7 @@ fn on_a_small_disk(rsig: &Rsig, line: &str) -> Output {
         env!("CARGO_BIN_EXE_rsig"),
     ];
     let disk = rsig.home().join("disk");
-    rsig.within(tool("unshare", "util-linux").args(words))
+    rsig.within(tool("unshare").args(words))
         .env("XDG_STATE_HOME", disk.to_str().expect("UTF-8"))
         .run()
 }
@@ -653,7 +644,7 @@ fn a_clock_that_jumps_changes_nothing() {
     let path = format!("PATH={}:/usr/bin:/bin", bin.display());
     let rsig_there = |words: &[&str]| {
         rsig.within(
-            tool("env", "coreutils")
+            tool("env")
                 .arg(&path)
                 .arg(env!("CARGO_BIN_EXE_rsig"))
                 .args(words),

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Fixture, Login, Rsig, Server, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Login, Rsig, Server, Site, on_two_sites, poll_until};
 use crate::jobs::SOON;
-use crate::keeper::warm;
+use crate::keepers::warm;
 use crate::kit;
 
 fn history(f: &Fixture, job: &str) -> Vec<Value> {
@@ -27,7 +27,7 @@ const ROW: &str = "
         VALUES ('abcdefgh', 'old', 'local', '{}', '[\"true\"]', 'exited', 3, 'Linux', 1700000000);
 ";
 
-on_every_site! {
+on_two_sites! {
     fn a_job_leaves_its_history(f: &Fixture) {
         let start = jiff::Timestamp::now().as_second();
         let job = f.spawn(&["-n", "train", "-e", "TOKEN=s3cret"], &["sleep", "1000"]);

@@ -11,39 +11,16 @@ use serde_json::Value;
 
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    Direction, Fixture, Invocation, Login, Process, Proxy, SOON, Server, idle_shells,
-    on_every_kept_site, poll_until, tool,
+    Direction, Fixture, Login, Proxy, SOON, Server, idle_shells, on_every_kept_site, poll_until,
+    tool,
+};
+use crate::keepers::{
+    COUNTER, dots, ends_with, helpers, keeper_pids, keepers, kept, kill9, new_counter,
+    nothing_is_left, proven, warm,
 };
 
-/// A job that writes a dot for each USR1, and ends by TERM with status 7. Its handlers run at once, one at a time:
-/// perl's own deferred ones are merged.
-const COUNTER: &str = "use POSIX;
-my ($all, $none) = (POSIX::SigSet->new, POSIX::SigSet->new);
-$all->fillset;
-sigprocmask(SIG_SETMASK, $all);
-sigaction(SIGUSR1, POSIX::SigAction->new(sub { syswrite STDOUT, '.' }, $all));
-sigaction(SIGTERM, POSIX::SigAction->new(sub { POSIX::_exit(7) }, $all));
-syswrite STDOUT, \"ready\\n\";
-sigsuspend($none) while 1";
-
-fn counter(f: &Fixture) -> String {
-    let job = f.spawn(&[], &["perl", "-e", COUNTER]);
-    poll_until("the counter is ready", SOON, || {
-        tail(f, &job).contains("ready")
-    });
-    job
-}
-
-fn tail(f: &Fixture, job: &str) -> String {
-    f.rsig.run(&["tail", "-n", "all", job]).ok().stdout()
-}
-
-fn counted(f: &Fixture, job: &str) -> usize {
-    tail(f, job).matches('.').count()
-}
-
 /// The value of a key in one line of JSON, as it is written there.
-pub fn value(json: &str, key: &str) -> String {
+fn value(json: &str, key: &str) -> String {
     let rest = json
         .split_once(&format!("\"{key}\":"))
         .unwrap_or_else(|| panic!("no {key} in {json}"))
@@ -69,7 +46,7 @@ fn kill_by<'a>(way: &str, job: &'a str) -> Vec<&'a str> {
 
 on_every_kept_site! {
     fn a_signal_goes_by_the_channel_where_the_server_takes_it(f: &Fixture) {
-        let job = counter(f);
+        let job = new_counter(f);
         if honours(f) {
             warm(f, &job);
         }
@@ -87,125 +64,28 @@ on_every_kept_site! {
             assert!(json.contains("\"no_channel\""), "{json}");
         }
         let expected = if honours(f) { 3 } else { 2 };
-        poll_until("every signal is counted", SOON, || counted(f, &job) == expected);
+        poll_until("every signal is counted", SOON, || dots(f, &job) == expected);
         let json = f.rsig.run(&["kill", "--json", "--wait", "10s", &job]).ok().line();
         assert_eq!((value(&json, "exit_status"), value(&json, "still_running")), ("7".into(), "false".into()));
-        assert_eq!(counted(f, &job), expected);
+        assert_eq!(dots(f, &job), expected);
     }
 
     fn ten_kills_at_once_count_ten(f: &Fixture) {
         for way in WAYS {
-            let job = counter(f);
+            let job = new_counter(f);
             let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&kill_by(way, &job))).collect();
             kills.into_iter().for_each(|kill| { kill.wait().ok(); });
-            poll_until("ten are counted", SOON, || counted(f, &job) == 10);
+            poll_until("ten are counted", SOON, || dots(f, &job) == 10);
             f.rsig.run(&["stop", &job]).ok();
-            assert_eq!(counted(f, &job), 10, "{way}");
+            assert_eq!(dots(f, &job), 10, "{way}");
         }
     }
-}
-
-/// A keeper as `keeper status --json` shows it.
-pub fn keepers(f: &Fixture) -> Vec<Value> {
-    let json = f.rsig.run(&["keeper", "status", "--json"]).ok().stdout();
-    serde_json::from_str(&json).expect("keeper status prints JSON")
-}
-
-pub fn keeper_pids(f: &Fixture) -> Vec<i32> {
-    let mut found = f.rsig.processes();
-    found.retain(|process| process.cmdline.contains("keeper-serve"));
-    found.iter().map(|process| process.pid).collect()
-}
-
-pub fn kill9(pid: i32) {
-    // One that has just ended is as good as killed.
-    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-}
-
-/// Waits until the job's relay takes signals.
-#[track_caller]
-pub fn warm(f: &Fixture, job: &str) {
-    poll_until("the relay takes signals", SOON, || {
-        let keepers = keepers(f);
-        let relay = keepers
-            .iter()
-            .flat_map(|keeper| keeper["relays"].as_array().expect("relays"))
-            .find(|r| r[0] == job);
-        relay.is_some_and(|relay| relay[1] == true)
-    });
-}
-
-/// Waits until the server is known to take signals: the relays of later jobs need no probe.
-#[track_caller]
-pub fn proven(f: &Fixture) {
-    let job = new_counter(f);
-    warm(f, &job);
-    f.rsig.run(&["kill", "--via", "channel", &job, "USR1"]).ok();
-    f.rsig.run(&["rm", "--force", &job]).ok();
-}
-
-/// The dots that a counter has written, read where it writes them.
-pub fn dots(f: &Fixture, job: &str) -> usize {
-    let out = std::fs::read(f.jobs_dir().join(job).join("out")).expect("the job has a log");
-    out.split(|byte| *byte == b'.').count() - 1
-}
-
-pub fn new_counter(f: &Fixture) -> String {
-    let job = f.spawn(&[], &["perl", "-e", COUNTER]);
-    let out = f.jobs_dir().join(&job).join("out");
-    poll_until("the counter is ready", SOON, || {
-        std::fs::read(&out).is_ok_and(|out| out.starts_with(b"ready"))
-    });
-    job
-}
-
-/// Asserts that a job has counted so many, and that no more come: whatever was on its way has been counted by the time
-/// that the job has ended.
-#[track_caller]
-pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
-    poll_until(
-        &format!("{what}: {expected} are counted, not {}", dots(f, job)),
-        SOON,
-        || dots(f, job) >= expected,
-    );
-    f.rsig.run(&["stop", job]).ok();
-    assert_eq!(dots(f, job), expected, "{what}");
-}
-
-/// What runs on the host besides jobs and their supervisors.
-pub fn helpers(f: &Fixture) -> Vec<Process> {
-    let mut found = f.processes();
-    found.retain(|process| {
-        process.cmdline.ends_with("/bin/sh -s") || process.name == "cat" || process.name == "sleep"
-    });
-    found
-}
-
-#[track_caller]
-pub fn nothing_is_left(f: &Fixture) {
-    poll_until("no helper is left on the host", SOON, || {
-        helpers(f).is_empty()
-    });
-}
-
-/// A server whose host is reached by a keeper.
-pub fn kept(server: Server) -> Fixture {
-    let mut fixture = Fixture::with(Some(server));
-    fixture.rsig.keeper = true;
-    fixture
 }
 
 /// Servers that honour channel signals, behind a proxy.
 fn honouring() -> [(Fixture, Proxy); 2] {
     [Server::openssh(Login::User), Server::dropbear(Login::Root)]
-        .map(|options| behind_proxy(options.start()))
-}
-
-pub fn behind_proxy(server: Server) -> (Fixture, Proxy) {
-    let proxy = Proxy::start(server.port(), Duration::ZERO);
-    let mut fixture = kept(server);
-    fixture.go_through(&proxy);
-    (fixture, proxy)
+        .map(|options| kept(options.start()).through_proxy())
 }
 
 /// Every pair of the two.
@@ -463,7 +343,7 @@ fn an_end_is_pushed_and_nothing_polls_for_it() {
 
 #[test]
 fn a_warm_kill_costs_one_round_trip() {
-    let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
     proven(&f);
     let job = new_counter(&f);
     warm(&f, &job);
@@ -522,14 +402,14 @@ fn nothing_of_the_caller_is_kept() {
     let script = format!(
         "umask 0; exec 9>lock; flock 9; out=$({rsig} {words}) && {rsig} {words} | cat && echo \"$out\""
     );
-    let invocation = Invocation::of("/bin/sh").arg("-c").arg(script).cwd(&here);
+    let invocation = tool("sh").arg("-c").arg(script).cwd(&here);
     invocation
         .env("HOME", f.rsig.home())
         .env("RSIG_STATE_DIR", f.rsig.state())
         .run()
         .ok()
         .stderr_is_empty();
-    tool("flock", "util-linux")
+    tool("flock")
         .args(["-n", "lock", "true"])
         .cwd(&here)
         .run()
@@ -621,7 +501,7 @@ fn an_idle_keeper_goes() {
 
 #[test]
 fn many_commands_at_once_start_one() {
-    let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
     let job = new_counter(&f);
     for _ in 0..3 {
         // Its socket stays behind.
@@ -725,7 +605,7 @@ fn another_user_is_not_listened_to() {
             "-e",
             talk,
         ];
-        tool("setpriv", "util-linux").args(words).arg(&socket).run()
+        tool("setpriv").args(words).arg(&socket).run()
     };
     as_nobody().code(3);
     // Even where it gets through to the socket.

@@ -15,8 +15,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{Fixture, Login, Process, Rsig, SOON, Server, idle_shells, poll_until, tool};
-use crate::keeper::{
-    behind_proxy, dots, ends_with, keeper_pids, keepers, kept, new_counter, nothing_is_left, warm,
+use crate::keepers::{
+    dots, ends_with, keeper_pids, keepers, kept, new_counter, nothing_is_left, warm,
 };
 
 /// What `kill --json` says of one job.
@@ -359,7 +359,7 @@ fn a_signal_by_pid_needs_no_script_where_there_is_a_relay() {
 
 #[test]
 fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twice() {
-    let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
     let job = new_counter(&f);
     warm(&f, &job);
     await_spare(&f);
@@ -392,7 +392,7 @@ fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twic
 
 #[test]
 fn where_nothing_gets_through_any_more_a_signal_is_not_said_to_be_sent() {
-    let (mut f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let (mut f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
     f.connect
         .extend(["-o", "ConnectTimeout=3"].map(str::to_owned));
     let job = new_counter(&f);
@@ -443,7 +443,7 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 /// Has a keeper start that goes by the [`CLOCK`], and gives the file that has it jump, and a job whose relay it holds.
 fn on_a_clock(f: &Fixture) -> (PathBuf, String) {
     let (library, slept) = (f.rsig.dir().join("clock.so"), f.rsig.dir().join("slept"));
-    let cc = tool("cc", "gcc")
+    let cc = tool("cc")
         .args(["-shared", "-fPIC", "-x", "c", "-", "-o"])
         .arg(&library);
     cc.stdin(CLOCK).run().ok();
@@ -462,7 +462,7 @@ fn on_a_clock(f: &Fixture) -> (PathBuf, String) {
 #[test]
 fn a_machine_that_slept_makes_a_new_connection() {
     for clock_jumps in [true, false] {
-        let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+        let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
         let (slept, job) = on_a_clock(&f);
         await_spare(&f);
         let connections = proxy.connections();
@@ -507,7 +507,7 @@ fn a_machine_that_slept_makes_a_new_connection() {
 
 #[test]
 fn a_connection_that_outlives_a_sleep_goes_on() {
-    let (f, proxy) = behind_proxy(Server::openssh(Login::User).start());
+    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
     let (slept, job) = on_a_clock(&f);
     let (pids, connections) = (keeper_pids(&f), proxy.connections());
     fs::write(&slept, "").expect("our own directory is writable");

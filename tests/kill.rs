@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Direction, Fixture, Process, Proxy, Rsig, Site, on_every_site, poll_until};
+use crate::harness::{
+    Direction, Fixture, Proxy, Rsig, Site, on_every_site, on_two_sites, poll_until,
+};
 use crate::jobs::{SOON, json_lines, keys, pick};
-use crate::keeper::warm;
+use crate::keepers::warm;
 
 const KILL_KEYS: [&str; 15] = [
     "job",
@@ -60,15 +62,6 @@ fn edit(f: &Fixture, job: &str, file: &str, field: usize, value: &str) {
     let mut words: Vec<&str> = text.trim_end().split(' ').collect();
     words[field] = value;
     fs::write(&path, words.join(" ") + "\n").expect("the file is ours");
-}
-
-fn kill_hard(process: &Process) {
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(process.pid),
-        nix::sys::signal::SIGKILL,
-    )
-    .expect("it runs");
-    poll_until("it is gone", SOON, || !process.runs());
 }
 
 on_every_site! {
@@ -131,7 +124,7 @@ on_every_site! {
         assert_eq!(json_lines(told.ok())[0]["target"], "process");
         assert!(lives.runs());
         assert_eq!((f.written(&whole).as_str(), f.written(&single).as_str()), ("", "ready\n"));
-        kill_hard(&lives);
+        lives.kill();
         f.await_no_processes();
     }
 
@@ -221,7 +214,9 @@ on_every_site! {
             assert_eq!(claim.metadata().expect("there").permissions().mode() & 0o7777, 0o600);
         }
     }
+}
 
+on_two_sites! {
     fn another_process_of_the_same_number_is_never_signalled(f: &Fixture) {
         // What a job's files say: its start time is another one, or it is of another boot.
         let cases: [(&[(&str, usize)], &str); 2] = [(&[("pid", 2)], "1"), (&[("pid", 3), ("supervisor", 2)], "0-another-boot")];
@@ -232,7 +227,7 @@ on_every_site! {
                 edit(f, &job, file, *field, value);
             }
             if fields.len() == 1 {
-                kill_hard(&supervisor);
+                supervisor.kill();
             }
             // A relay of the job's goes by what it saw itself when the job began, not by these files.
             let output = f.rsig.run(&["kill", "--no-keeper", "--json", &job]);
@@ -244,7 +239,7 @@ on_every_site! {
             // The relay of a job whose supervisor lives waits for its end, and rightly so.
             f.rsig.run(&["wait", "--no-keeper", &job]).code(125);
             f.rsig.run(&["rm", &job]).ok();
-            kill_hard(&process);
+            process.kill();
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Fixture, on_every_site, poll_until};
+use crate::harness::{Fixture, on_two_sites, poll_until};
 use crate::jobs::{SOON, keys};
 use crate::kit;
 
@@ -24,7 +24,7 @@ fn is_known(f: &Fixture, job: &str) -> (bool, bool) {
     )
 }
 
-on_every_site! {
+on_two_sites! {
     fn a_job_is_ended_when_its_time_is_over(f: &Fixture) {
         let start = Instant::now();
         let job = f.spawn(&["--timeout", "400ms"], &["sleep", "1000"]);

@@ -52,7 +52,7 @@ fn askpass(dir: &Path, answer: &str) -> String {
     let text =
         format!("#!/bin/sh\nprintf '%s\\n' \"$1\" >>'{program}.asked'\ncat '{program}.answer'\n");
     fs::write(format!("{program}.answer"), format!("{answer}\n")).expect("our own directory");
-    tool("install", "coreutils")
+    tool("install")
         .args(["-m", "755", "/dev/stdin", &program])
         .stdin(text)
         .run()
@@ -374,10 +374,7 @@ fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
     // The job's own environment apart, it is nowhere on either side.
     for dir in [f.rsig.state(), f.rsig.home(), &f.jobs_dir()] {
         for secret in [password, token] {
-            let found = tool("grep", "grep")
-                .args(["-raF", "--", secret])
-                .arg(dir)
-                .run();
+            let found = tool("grep").args(["-raF", "--", secret]).arg(dir).run();
             assert_eq!(
                 found.status().code(),
                 Some(1),

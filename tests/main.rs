@@ -10,11 +10,10 @@ mod foreign;
 mod harness;
 mod history;
 mod hostile;
-mod jobs;
 mod keeper;
 mod keeper_faults;
 mod kill;
-mod kit;
+mod layers;
 mod limits;
 mod login;
 mod many;
@@ -35,3 +34,5 @@ mod terminal;
 mod tree;
 mod usage;
 mod wait;
+
+use harness::{jobs, keepers, kit};

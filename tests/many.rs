@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::harness::tty::ENTER;
-use crate::harness::{Login, Rsig, Server, Site, on_every_site, poll_until};
+use crate::harness::{Login, Rsig, Server, Site, on_two_sites, poll_until};
 use crate::jobs::{SOON, json_lines};
 use crate::kit::{self, Sayer, Says};
 
@@ -257,7 +257,7 @@ fn a_wait_for_many_hosts_sees_each_end() {
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
 }
 
-on_every_site! {
+on_two_sites! {
     fn jobs_are_picked_by_name_and_host(f: &Fixture) {
         let named = |name: &str| f.spawn(&["-n", name], &["sleep", "1000"]);
         let (one, two, other) = (named("train-1"), named("train-2"), named("serve"));

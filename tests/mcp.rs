@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::clients::Mcp;
-use crate::harness::{Fixture, Process, Scratch, Server, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Process, Scratch, Server, Site, on_two_sites, poll_until};
 use crate::jobs::{JOB_KEYS, LISTENER, SOON, pick};
 use crate::kit;
 
@@ -133,7 +133,7 @@ fn a_server_says_what_it_can() {
     mcp.close();
 }
 
-on_every_site! {
+on_two_sites! {
     fn a_job_is_started_followed_and_ended(f: &Fixture) {
         let mut mcp = Mcp::start(f, &[]);
         let order = json!({

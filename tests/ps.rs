@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Fixture, Proxy, Rsig, Site, on_every_site};
+use crate::harness::{Fixture, Proxy, Rsig, Site, on_two_sites};
 use crate::jobs::{JOB_KEYS, keys, pick};
 
 fn ids(f: &Fixture, options: &[&str]) -> Vec<String> {
@@ -17,7 +17,7 @@ fn ids(f: &Fixture, options: &[&str]) -> Vec<String> {
         .collect()
 }
 
-on_every_site! {
+on_two_sites! {
     fn lists_what_is_asked_for(f: &Fixture) {
         f.rsig.run(&["ps"]).ok();
         assert_eq!(f.rsig.run(&["ps", "--json"]).ok().line(), "[]");

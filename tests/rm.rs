@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Fixture, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Site, on_two_sites, poll_until};
 use crate::jobs::SOON;
 
 fn ended(f: &Fixture, options: &[&str]) -> String {
@@ -11,7 +11,7 @@ fn ended(f: &Fixture, options: &[&str]) -> String {
     job
 }
 
-on_every_site! {
+on_two_sites! {
     fn takes_finished_jobs_and_their_files_away(f: &Fixture) {
         let (first, second, third) = (ended(f, &["-n", "first"]), ended(f, &[]), ended(f, &[]));
         let runs = f.spawn(&[], &["sleep", "1000"]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Fixture, Invocation, Proxy, Running, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Running, Site, on_every_site, on_two_sites, poll_until, tool};
 use crate::jobs::SOON;
 
 impl Fixture {
@@ -87,7 +87,9 @@ on_every_site! {
         }
         f.await_no_jobs();
     }
+}
 
+on_two_sites! {
     fn a_job_that_does_not_end_in_its_grace_is_killed(f: &Fixture) {
         let run = f.start_run(&["--grace", "1s"], STUBBORN);
         run.wait_for_stdout("up\n");
@@ -145,16 +147,9 @@ on_every_site! {
     }
 }
 
-fn behind_a_proxy(site: Site) -> (Fixture, Proxy) {
-    let mut f = site.start();
-    let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
-    f.go_through(&proxy);
-    (f, proxy)
-}
-
 #[test]
 fn cuts_are_bridged_at_the_right_byte_both_ways() {
-    let (f, proxy) = behind_a_proxy(Site::OpenSshUser);
+    let (f, proxy) = Site::OpenSshUser.start().through_proxy();
     // The numbers come back doubled: what is lost or comes twice on either way shows.
     let mut run = f.start_run(
         &[],
@@ -193,7 +188,7 @@ fn nobody_to_take_the_output_ends_the_job() {
             env!("CARGO_BIN_EXE_rsig"),
             quoted.join(" ")
         );
-        let output = crate::harness::running::tool("sh", "dash")
+        let output = tool("sh")
             .args(["-c", &line])
             .env("HOME", f.rsig.home())
             .env("RSIG_STATE_DIR", f.rsig.state())
@@ -208,7 +203,7 @@ fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
     let f = Site::Local.start();
     let line =
         "trap 'echo hup; exit 1' HUP; trap 'echo usr1' USR1; echo up; while :; do sleep 0.05; done";
-    let mut script = Invocation::of("/bin/sh").args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    let mut script = tool("sh").args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
     script = script
         .arg(env!("CARGO_BIN_EXE_rsig"))
         .args(f.run_words(&[], line));
@@ -246,7 +241,7 @@ fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it
             gate.display()
         );
         let words = f.words("run", &["--backlog", "32"], &["--", "perl", "-e", FILLS]);
-        let mut script = Invocation::of("/bin/sh")
+        let mut script = tool("sh")
             .args(["-c", &line, "sh", env!("CARGO_BIN_EXE_rsig")])
             .args(words);
         script = script

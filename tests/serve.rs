@@ -11,9 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::clients::{file, python};
-use crate::harness::{
-    Fixture, Invocation, Process, Running, Site, on_every_site, poll_until, tool,
-};
+use crate::harness::{Fixture, Invocation, Process, Running, Site, on_two_sites, poll_until, tool};
 use crate::jobs::{JOB_KEYS, LISTENER, SOON, keys, pick};
 
 /// A server, and what a client has to know of it.
@@ -69,13 +67,7 @@ impl Http {
     /// curl with these words, the last of which is a path.
     fn curl(&self, words: &[&str]) -> Invocation {
         let (path, options) = words.split_last().expect("a path");
-        let curl = tool("curl", "curl").args([
-            "--silent",
-            "--show-error",
-            "--globoff",
-            "--max-time",
-            "50",
-        ]);
+        let curl = tool("curl").args(["--silent", "--show-error", "--globoff", "--max-time", "50"]);
         curl.args(&self.way)
             .args(options)
             .arg(format!("{}{path}", self.base))
@@ -178,7 +170,7 @@ fn reader(f: &Fixture) -> Process {
     found.expect("it was found")
 }
 
-on_every_site! {
+on_two_sites! {
     fn every_route_does_what_its_command_does(f: &Fixture) {
         let http = Http::start(f, &[]);
         assert_eq!(http.json(&["/"]), (200, json!({ "name": "rsig", "version": env!("CARGO_PKG_VERSION") })));

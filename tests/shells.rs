@@ -1,14 +1,15 @@
 //! The main flow under every `/bin/sh` that a host may have, behind every login shell, and on hosts that lack much.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::harness::running::{program_path, tool};
-use crate::harness::{Fixture, Login, Options, Rsig, Server, Shell, Site, poll_until};
+use crate::harness::{
+    Fixture, Login, Options, Rsig, Server, Shell, Site, poll_until, program_path, tool,
+};
 use crate::jobs::{LISTENER, SOON, json_lines, pick};
-use crate::keeper::{ends_with, kept, new_counter, nothing_is_left, warm};
+use crate::keepers::{ends_with, kept, new_counter, nothing_is_left, warm};
 use serde_json::json;
 
 /// What a shell could spoil: quotes, an escape that `echo` would take, bytes that are no text.
@@ -153,12 +154,7 @@ fn main_flow(f: &Fixture) {
     // A job without its supervisor is lost.
     let job = f.spawn(&[], &["sleep", "1000"]);
     for process in [f.supervisor(&job), f.process(&job)] {
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(process.pid),
-            nix::sys::signal::SIGKILL,
-        )
-        .expect("it runs");
-        poll_until("it is gone", SOON, || !process.runs());
+        process.kill();
     }
     assert_eq!(f.state(&job), "lost");
     f.rsig
@@ -182,15 +178,17 @@ fn main_flow(f: &Fixture) {
     assert_eq!(f.on_host(), [""; 0]);
 }
 
-fn mounts() -> String {
-    fs::read_to_string("/proc/self/mountinfo").expect("/proc is there")
+/// Which file this machine's `/bin/sh` is: another one while something is mounted over it.
+fn system_shell() -> (u64, u64) {
+    let file = fs::metadata("/bin/sh").expect("every machine has one");
+    (file.dev(), file.ino())
 }
 
 /// This machine with another program as its `/bin/sh`.
-fn under(shell: &str, package: &str) {
-    let before = mounts();
+fn under(shell: &str) {
+    let before = system_shell();
     let mut f = Site::Local.start();
-    f.rsig = Rsig::new().with_shell(program_path(shell, package));
+    f.rsig = Rsig::new().with_shell(program_path(shell));
     let job = f.spawn(&[], &["sh", "-c", "readlink /proc/$$/exe"]);
     f.rsig.run(&["wait", &job]).ok();
     // Where PATH's sh is a copy of /bin/sh, it is the same file; what counts is the shell that reads the scripts.
@@ -200,34 +198,34 @@ fn under(shell: &str, package: &str) {
     );
     f.rsig.run(&["wait", &supervisor]).ok();
     main_flow(&f);
-    assert_eq!(mounts(), before);
+    assert_eq!(system_shell(), before);
 }
 
 #[test]
 fn dash_reads_the_scripts() {
-    under("dash", "dash");
+    under("dash");
 }
 
 #[test]
 fn bash_reads_the_scripts() {
-    under("bash", "bash");
+    under("bash");
 }
 
 #[test]
 fn busybox_reads_the_scripts() {
-    under("busybox", "busybox");
+    under("busybox");
 }
 
 #[test]
 fn mksh_reads_the_scripts() {
-    under("mksh", "mksh");
+    under("mksh");
 }
 
 /// A host with another program as its `/bin/sh`, and jobs of a keeper's there.
 fn relayed_under(shell: &str) {
     let f = kept(
         Server::openssh(Login::User)
-            .system_shell(program_path(shell, shell))
+            .system_shell(program_path(shell))
             .start(),
     );
     let job = new_counter(&f);
@@ -282,7 +280,7 @@ fn bare_path(dir: &Path, more: &[&str]) -> PathBuf {
         .chain(own.iter().filter(|name| **name != "perl"))
         .chain(more)
     {
-        symlink(program_path(program, "coreutils"), bin.join(program)).expect("a new link");
+        symlink(program_path(program), bin.join(program)).expect("a new link");
     }
     bin
 }
@@ -292,7 +290,7 @@ fn without_setsid(shell: &str, more: &[&str]) {
     let mut f = Site::Local.start();
     let rsig = Rsig::new();
     let bare = bare_path(rsig.dir(), more);
-    f.rsig = rsig.with_shell(program_path(shell, shell)).with_path(bare);
+    f.rsig = rsig.with_shell(program_path(shell)).with_path(bare);
     main_flow_where_perl_is_elsewhere(&f);
 }
 
@@ -357,7 +355,7 @@ fn nothing_detaches_a_job_where_job_control_does_not_work() {
         let rsig = Rsig::new();
         let bare = bare_path(rsig.dir(), &[]);
         let mut f = Site::Local.start();
-        f.rsig = rsig.with_shell(program_path(shell, shell)).with_path(bare);
+        f.rsig = rsig.with_shell(program_path(shell)).with_path(bare);
         f.rsig
             .run(&["spawn", "local", "true"])
             .code(1)
@@ -447,7 +445,7 @@ fn the_scripts_are_clean() {
         let text = files.iter().map(|name| file(name)).collect::<String>();
         // Not every script uses all that the files set (SC2034) and define (SC2317).
         let given = given.replace('=', "=''");
-        tool("shellcheck", "shellcheck")
+        tool("shellcheck")
             .args(["-s", "sh", "-e", "SC2034,SC2317", "-"])
             .stdin(format!("{given}\n{text}"))
             .run()
@@ -465,7 +463,7 @@ fn the_scripts_are_clean() {
             );
         }
     }
-    tool("shellcheck", "shellcheck")
+    tool("shellcheck")
         .arg(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/tests/harness/warden.sh"

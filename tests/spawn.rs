@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::harness::{Invocation, Site, on_every_site, poll_until};
+use crate::harness::{Site, on_every_site, on_two_sites, poll_until, tool};
 use crate::jobs::{SOON, json_lines};
 
 /// Words that a shell, a quoting or a decoding could spoil.
@@ -95,7 +95,7 @@ on_every_site! {
         let line = r#"job=$("$@") && echo "[$job]""#;
         let words = f.words("spawn", &["--name", "napper"], &["sleep", "1000"]);
         let rsig = env!("CARGO_BIN_EXE_rsig");
-        let output = f.rsig.within(Invocation::of("sh")).args(["-c", line, "sh", rsig]).args(words).run();
+        let output = f.rsig.within(tool("sh")).args(["-c", line, "sh", rsig]).args(words).run();
         let id = output.ok().stderr_is_empty().line();
         let id = id.trim_start_matches('[').trim_end_matches(']');
         assert_eq!(f.job("napper")["id"], id);
@@ -167,7 +167,7 @@ on_every_site! {
         assert!(job.remove("RSIG_JOB").is_some() && job.remove("RSIG_COOKIE").is_some());
         let expected = match &f.server {
             Some(server) => variables(server.run("exec env -0").ok().stdout_bytes()),
-            None => variables(f.rsig.within(Invocation::of("env")).arg("-0").run().ok().stdout_bytes()),
+            None => variables(f.rsig.within(tool("env")).arg("-0").run().ok().stdout_bytes()),
         };
         // The connection is another one, and the shells count and note in their own ways.
         let own = ["SSH_CLIENT", "SSH_CONNECTION", "SHLVL", "PWD", "OLDPWD", "_"];
@@ -194,7 +194,7 @@ on_every_site! {
         let words = f.words("spawn", &[], &["--", "cat", "/proc/self/status"]);
         let lock = f.rsig.dir().join("lock");
         let start = r#"exec 9>"$0" && flock 9 && exec 7</etc/passwd "$@""#;
-        let spawn = f.rsig.within(Invocation::of("sh")).args(["-c", start]).arg(&lock)
+        let spawn = f.rsig.within(tool("sh")).args(["-c", start]).arg(&lock)
             .args(["env", "--ignore-signal", "--block-signal=TERM,USR1,USR2,WINCH", env!("CARGO_BIN_EXE_rsig")]).args(&words);
         let job = spawn.run().ok().line();
         f.rsig.run(&["wait", &job]).ok();
@@ -210,10 +210,10 @@ on_every_site! {
         let lock = f.rsig.dir().join("lock");
         let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
         let start = r#"exec 9>"$0" && flock 9 && exec 7</etc/passwd "$@""#;
-        let spawn = f.rsig.within(Invocation::of("sh")).args(["-c", start]).arg(&lock)
+        let spawn = f.rsig.within(tool("sh")).args(["-c", start]).arg(&lock)
             .arg(env!("CARGO_BIN_EXE_rsig")).args(&words);
         let job = spawn.run().ok().line();
-        Invocation::of("flock").arg("-n").arg(&lock).arg("true").run().ok();
+        tool("flock").arg("-n").arg(&lock).arg("true").run().ok();
         let process = f.process(&job);
         let is_its_own = |target: PathBuf| target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir());
         for process in [process.pid, process.ppid] {
@@ -258,7 +258,9 @@ on_every_site! {
         gate.open();
         f.rsig.run(&["wait", &job]).code(7);
     }
+}
 
+on_two_sites! {
     fn its_children_die_of_signals_and_of_broken_pipes(f: &Fixture) {
         for (signal, status) in [("HUP", 129), ("INT", 130), ("QUIT", 131)] {
             let plain = f.spawn(&[], &["sleep", "1000"]);

@@ -2,16 +2,11 @@
 
 use std::fs;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Process, on_every_site, poll_until};
+use crate::harness::{Process, on_two_sites, poll_until};
 use crate::jobs::{SOON, pick};
-
-fn send(process: &Process, signal: Signal) {
-    kill(Pid::from_raw(process.pid), signal).expect("it runs");
-}
 
 /// Waits in clone(2) for a child that has its program still to become (`CLONE_VFORK`), as a shell does after vfork(2).
 const STARTS: &str = r#"use POSIX;
@@ -22,14 +17,14 @@ if (syscall($clone, 0x4000 | SIGCHLD, 0, 0, 0, 0) == 0) {
 }
 sleep 1000"#;
 
-on_every_site! {
+on_two_sites! {
     fn stop_and_continue_show(f: &Fixture) {
         let job = f.spawn(&[], &["sleep", "1000"]);
         assert_eq!(f.state(&job), "running");
-        send(&f.process(&job), Signal::SIGSTOP);
+        f.process(&job).signal(Signal::SIGSTOP);
         f.await_state(&job, "stopped");
         f.rsig.run(&["ps", &job]).ok().stdout_has("stopped");
-        send(&f.process(&job), Signal::SIGCONT);
+        f.process(&job).signal(Signal::SIGCONT);
         f.await_state(&job, "running");
     }
 
@@ -51,7 +46,7 @@ on_every_site! {
         let exits = f.spawn(&["-c"], &["exit 143"]);
         f.await_written(&catches, "ready\n");
         f.rsig.run(&["kill", &catches, "-w", "20s"]).ok().stdout_has("ended with status 0");
-        send(&f.process(&killed), Signal::SIGKILL);
+        f.process(&killed).signal(Signal::SIGKILL);
         f.rsig.run(&["wait", &catches]).code(0);
         f.rsig.run(&["wait", &killed]).code(137);
         f.rsig.run(&["wait", &exits]).code(143);
@@ -63,7 +58,7 @@ on_every_site! {
         let (job, gate) = f.spawn_gated(&[], 9);
         let supervisor = f.supervisor(&job);
         for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGPIPE] {
-            send(&supervisor, signal);
+            supervisor.signal(signal);
         }
         assert_eq!(f.state(&job), "running");
         gate.open();
@@ -72,7 +67,7 @@ on_every_site! {
 
     fn a_job_without_its_supervisor_runs_on_and_is_lost_at_its_end(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&[], 9);
-        send(&f.supervisor(&job), Signal::SIGKILL);
+        f.supervisor(&job).signal(Signal::SIGKILL);
         assert_eq!(f.state(&job), "running");
         f.rsig.run(&["kill", &job, "0"]).ok();
         gate.open();
@@ -87,7 +82,7 @@ on_every_site! {
         let job = f.spawn(&[], &["sleep", "1000"]);
         let processes = [f.supervisor(&job), f.process(&job)];
         for process in &processes {
-            send(process, Signal::SIGKILL);
+            process.signal(Signal::SIGKILL);
         }
         poll_until("they are gone", SOON, || !processes.iter().any(Process::runs));
         let told = f.job(&job);

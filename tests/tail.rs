@@ -4,14 +4,14 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::time::Duration;
 
-use crate::harness::{Direction, Invocation, Proxy, Site, on_every_site, poll_until};
+use crate::harness::{Direction, Proxy, Site, on_every_site, on_two_sites, poll_until, tool};
 use crate::jobs::SOON;
 
 /// Writes 50 MB, in pieces that end anywhere, with every byte in them.
 const MUCH: &str = r#"my $block = join "", map { chr(($_ * 7 + ($_ >> 8)) % 256) } 0 .. 99_999;
 print $block for 1 .. 500;"#;
 
-on_every_site! {
+on_two_sites! {
     fn begins_where_it_is_asked_to(f: &Fixture) {
         let job = f.spawn(&["-c"], &["n=0; while [ $n -lt 30 ]; do n=$((n + 1)); echo out $n; done; echo err >&2; printf tail"]);
         f.rsig.run(&["wait", &job]).ok();
@@ -95,7 +95,9 @@ on_every_site! {
         let merged = f.spawn(&["--merge", "-c"], &["echo here; echo there >&2"]);
         f.rsig.run(&["tail", "-f", "-n", "all", &merged]).ok().stdout_is("here\nthere\n").stderr_is_empty();
     }
+}
 
+on_every_site! {
     fn a_reader_that_goes_leaves_nothing_on_the_host(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&[], 0);
         // A relay's shell has two below it: what waits for the end of the job, and the shell that reads the relay's input.
@@ -119,13 +121,15 @@ on_every_site! {
         // The end of a pipe is nothing to speak of.
         let much = f.spawn(&[], &["seq", "300000"]);
         let line = r#""$@" | head -n 2"#;
-        let pipe = f.rsig.within(Invocation::of("sh"))
+        let pipe = f.rsig.within(tool("sh"))
             .args(["-c", line, "sh", env!("CARGO_BIN_EXE_rsig"), "tail", "-n", "all", &much]).run();
         f.rsig.run(&["wait", &much]).ok();
         pipe.ok().stderr_is_empty();
         f.await_no_processes();
     }
+}
 
+on_two_sites! {
     fn logs_that_are_gone_or_were_cut_are_errors(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&[], 0);
         fs::write(f.file(&job, "out"), "something\n").expect("writable");

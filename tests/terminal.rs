@@ -89,7 +89,7 @@ fn colour_is_for_terminals_that_want_it() {
     let rsig = with_jobs();
     let shown = |name: &str, value: &str| {
         // By env(1), since the harness gives the terminal a TERM of its own.
-        let program = tool("env", "coreutils")
+        let program = tool("env")
             .arg(format!("{name}={value}"))
             .arg(env!("CARGO_BIN_EXE_rsig"));
         let command = rsig.within(program.args(["ps", "-a"]));
@@ -129,7 +129,7 @@ fn a_reader_that_goes_ends_it_quietly() {
         &["ps", "-a", "--cached", "--json"],
         &["ps", "-a", "--cached", "-q"],
     ] {
-        let shell = tool("bash", "bash")
+        let shell = tool("bash")
             .args(["-c", line, "bash", env!("CARGO_BIN_EXE_rsig")])
             .args(words);
         let output = rsig.within(shell).run();
@@ -152,7 +152,7 @@ fn a_reader_that_goes_ends_it_quietly() {
         ])
         .ok()
         .line();
-    let shell = tool("bash", "bash").args([
+    let shell = tool("bash").args([
         "-c",
         line,
         "bash",

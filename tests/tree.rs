@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Fixture, Invocation, Process, Proxy, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Process, Proxy, Site, on_two_sites, poll_until, tool};
 use crate::jobs::{SOON, json_lines};
 
 /// Tells the directories of these jobs apart.
@@ -79,7 +79,7 @@ fn is_stopped(process: &Process) -> bool {
 /// Held by whoever starts a crowd that keeps forking: several at once leave a small machine no time for anything else.
 static ALONE: Mutex<()> = Mutex::new(());
 
-on_every_site! {
+on_two_sites! {
     fn a_signal_reaches_what_has_left_the_group(f: &Fixture) {
         let line = format!("{FAMILY} while :; do sleep 0.05; done");
         let (job, members) = spawn_noting(f, &line, &MEMBERS);
@@ -392,7 +392,7 @@ fn in_shell(f: &Fixture, shell: &[&str], system: &str, call: &str) -> String {
     let text = format!(
         "{{\n{frame}\nrs_begun=1\n{host}\nrs_host\n{system}\n{rest}\nabout_jobs\n{call}\nrs_flush\nexit\n}}\n"
     );
-    let output = Invocation::of(shell[0])
+    let output = tool(shell[0])
         .args(&shell[1..])
         .arg("-s")
         .env("HOME", f.rsig.home())
@@ -475,7 +475,7 @@ fn without_proc_the_links_are_followed_and_that_is_said() {
             &["grandchild"],
         );
         let process = f.process(&job);
-        let ps = Invocation::of("ps")
+        let ps = tool("ps")
             .args(["-o", "lstart=", "-p", &process.pid.to_string()])
             .env("LC_ALL", "C")
             .env("TZ", "UTC0")

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Fixture, Process, Site, on_every_site, poll_until};
+use crate::harness::{Fixture, Process, Site, on_two_sites, poll_until};
 use crate::jobs::{JOB_KEYS, SOON, json_lines, keys, pick};
 
-on_every_site! {
+on_two_sites! {
     fn exits_as_the_job_does(f: &Fixture) {
         // What a signal ended can't be told from `exit 128+n`.
         let cases = [(0, ""), (3, ""), (124, ""), (125, ""), (127, ""), (137, " (KILL)"), (143, " (TERM)"), (255, "")];
@@ -64,7 +64,7 @@ on_every_site! {
         let lost = f.spawn(&[], &["sleep", "1000"]);
         let supervisor = f.supervisor(&lost);
         for process in [supervisor, f.process(&lost)] {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), Signal::SIGKILL).expect("it runs");
+            process.kill();
         }
         f.rsig.run(&["wait", &lost]).code(125).stdout_has("lost");
         f.rsig.run(&["wait", "nosuchjob"]).code(125).stdout_is("").stderr_has("nosuchjob");

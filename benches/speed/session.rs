@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::harness::running::program_path;
+use super::harness::program_path;
 use super::harness::{Fixture, Login, Proxy, Server};
 
 /// Half of the proxy's round trip.
@@ -79,7 +79,7 @@ impl Place {
 
     /// OpenSSH's client, with the same configuration.
     pub fn ssh(&self, line: &str) -> Command {
-        let mut command = clean(program_path("ssh", "openssh-client"));
+        let mut command = clean(program_path("ssh"));
         command
             .env("HOME", self.fixture.rsig.home())
             .args(&self.fixture.connect)

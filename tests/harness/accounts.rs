@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::claim::{Claim, claim};
-use super::running::tool;
+use super::programs::{program_path, tool};
 use super::scratch::{Scratch, give_to, write_file};
 
 /// Whose login a server offers.
@@ -49,17 +49,13 @@ impl Shell {
             Self::Tcsh => "tcsh",
             Self::Mksh => "mksh",
         };
-        // Dropbear takes only what /etc/shells lists, and Debian lists all of them here.
-        let path = if self == Self::Fish {
-            format!("/usr/bin/{name}")
+        // Dropbear takes only what /etc/shells lists, and Debian lists all but fish as in /bin.
+        let path = program_path(name);
+        if self == Self::Fish {
+            path
         } else {
-            format!("/bin/{name}")
-        };
-        assert!(
-            Path::new(&path).exists(),
-            "{path} is missing: apt-get install {name}"
-        );
-        PathBuf::from(path)
+            Path::new("/bin").join(name)
+        }
     }
 }
 
@@ -187,7 +183,7 @@ fn wrapper() -> PathBuf {
 
 /// A crypt(3) hash; perl is part of every Debian.
 fn hash(password: &str) -> String {
-    tool("perl", "perl-base")
+    tool("perl")
         .args(["-e", r#"print crypt(<STDIN>, "\$6\$rsigtests\$"), "\n""#])
         .stdin(password)
         .run()

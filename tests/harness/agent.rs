@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::keys::Key;
 use super::poll_until;
-use super::running::{Invocation, Running, tool};
+use super::programs::tool;
+use super::running::{Invocation, Running};
 use super::scratch::Scratch;
 
 /// Ends on drop.
@@ -22,7 +23,7 @@ impl Agent {
     pub fn start() -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path().join("agent");
-        let process = tool("ssh-agent", "openssh-client")
+        let process = tool("ssh-agent")
             .env("HOME", scratch.path())
             .args(["-D", "-a"])
             .arg(&socket)
@@ -46,7 +47,7 @@ impl Agent {
     pub fn add(&self, key: &Key) {
         let copy = self.scratch.path().join("key");
         fs::copy(&key.private, &copy).expect("the key file is readable");
-        tool("ssh-keygen", "openssh-client")
+        tool("ssh-keygen")
             .args(["-q", "-p", "-N", "", "-P", &key.passphrase, "-f"])
             .arg(&copy)
             .run()
@@ -66,7 +67,7 @@ impl Agent {
     }
 
     fn ssh_add(&self) -> Invocation {
-        tool("ssh-add", "openssh-client")
+        tool("ssh-add")
             .env("SSH_AUTH_SOCK", &self.socket)
             .env("HOME", self.scratch.path())
     }

@@ -7,7 +7,8 @@ use std::sync::LazyLock;
 use super::keys::{self, Format, Type};
 use super::options::Options;
 use super::procs::Process;
-use super::running::{Invocation, program_path, tool};
+use super::programs::{program_path, tool};
+use super::running::Invocation;
 use super::scratch::Scratch;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +24,8 @@ impl Kind {
     /// When it is not; the message names the Debian package.
     pub fn program(self) -> PathBuf {
         match self {
-            Self::OpenSsh => program_path("sshd", "openssh-server"),
-            Self::Dropbear => program_path("dropbear", "dropbear-bin"),
+            Self::OpenSsh => program_path("sshd"),
+            Self::Dropbear => program_path("dropbear"),
         }
     }
 
@@ -34,12 +35,12 @@ impl Kind {
         if self == Self::OpenSsh {
             return keys::generate(&path, key, "", Format::OpenSsh).public;
         }
-        tool("dropbearkey", "dropbear-bin")
+        tool("dropbearkey")
             .args(["-t", key.name(), "-f"])
             .arg(&path)
             .run()
             .ok();
-        let shown = tool("dropbearkey", "dropbear-bin")
+        let shown = tool("dropbearkey")
             .arg("-y")
             .arg("-f")
             .arg(&path)

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::running::tool;
+use super::programs::tool;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -59,7 +59,7 @@ pub fn generate(path: &Path, key_type: Type, passphrase: &str, format: Format) -
     if format == Format::Pem {
         words.extend(["-m", "PEM"]);
     }
-    tool("ssh-keygen", "openssh-client")
+    tool("ssh-keygen")
         .args(words)
         .arg("-f")
         .arg(path)
@@ -74,7 +74,7 @@ pub fn generate(path: &Path, key_type: Type, passphrase: &str, format: Format) -
 
 /// Signs `key` with `authority` for a login as `principal`; the path of the certificate.
 pub fn certify(authority: &Key, key: &Key, principal: &str) -> PathBuf {
-    tool("ssh-keygen", "openssh-client")
+    tool("ssh-keygen")
         .args([
             "-q",
             "-I",

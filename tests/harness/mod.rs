@@ -2,8 +2,8 @@
 //!
 //! A test file is a module of `tests/main.rs` and uses what it needs from `crate::harness`:
 //!
-//! - [`Site`], [`on_every_site!`] and [`on_every_kept_site!`]: the same test over every transport, and by a keeper;
-//!   [`Fixture`] is what it gets.
+//! - [`Site`], [`on_every_site!`], [`on_two_sites!`] and [`on_every_kept_site!`]: the same test over every connection, and
+//!   by a keeper; [`Fixture`] is what it gets. `RSIG_TEST_SITES=all cargo test` runs all tests on all sites.
 //! - [`Server`]: sshd or dropbear on 127.0.0.1 with accounts of its own. [`Proxy`] stands before it.
 //! - [`Rsig`]: the program under test with its own home and state; [`Output`] asserts, [`Running`] and [`Tty`] talk.
 //! - [`Agent`], [`keys`]: a throwaway ssh-agent and keys.
@@ -18,8 +18,8 @@
 //! Worth knowing:
 //! - Bind guards to names: `let _ = Server::...start()` drops at once. A [`Proxy`] does not keep its server alive.
 //! - Guards in statics are never dropped by Rust; the warden clears them away when the test process ends.
-//! - Run tests as root. Debian packages: openssh-server openssh-client dropbear-bin libnss-wrapper zsh fish tcsh mksh curl;
-//!   and the clients that `tests/install-debian` fetches from PyPI.
+//! - Run tests as root, after `tests/install-debian`. A program that a test starts is looked up by [`tool`], in the table
+//!   of `programs.rs`.
 //! - A test that needs an ignored signal starts `env --ignore-signal=HUP` with the program; one that compares
 //!   `SigIgn` leaves 32 and 33 out, which cargo's `posix_spawn` can leave ignored and no program can undo.
 //! - Do not write a script and exec it: another thread that forks meanwhile may hold it open (ETXTBSY).
@@ -35,9 +35,13 @@ pub mod accounts;
 pub mod agent;
 mod claim;
 mod daemon;
+pub mod jobs;
+pub mod keepers;
 pub mod keys;
+pub mod kit;
 mod options;
 pub mod procs;
+pub mod programs;
 pub mod proxy;
 pub mod rsig;
 pub mod running;
@@ -53,28 +57,33 @@ pub use accounts::{Login, Shell};
 pub use agent::Agent;
 pub use options::Options;
 pub use procs::Process;
+pub use programs::{program_path, tool};
 pub use proxy::{Direction, Proxy};
 pub use rsig::Rsig;
-pub use running::{Invocation, Output, Running, tool};
+pub use running::{Invocation, Output, Running};
 pub use scratch::Scratch;
 pub use server::Server;
 pub use site::{Fixture, Site, idle_shells};
-pub(crate) use site::{check_on, on_every_kept_site, on_every_site, on_sites};
+pub(crate) use site::{check_on, on_every_kept_site, on_every_site, on_sites, on_two_sites};
 pub use tty::Tty;
 pub use warden::base;
 
 /// What any step of a test may take, on a machine with much else to do: what takes longer hangs.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// Waits until `condition` holds.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Waits until `condition` holds. It looks less often the longer it takes, since many tests wait at a time.
 ///
 /// # Panics
 /// When it does not within `limit`, with `what`.
 #[track_caller]
 pub fn poll_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + limit;
+    let start = Instant::now();
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
+        let waited = start.elapsed();
+        assert!(waited < limit, "not within {limit:?}: {what}");
+        std::thread::sleep((waited / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
     }
 }

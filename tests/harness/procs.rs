@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::{SOON, poll_until};
+
 /// One process as /proc shows it, proc(5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -62,6 +64,20 @@ impl Process {
     /// Whether this very process still runs: same id, same start.
     pub fn runs(&self) -> bool {
         Self::find(self.pid).is_some_and(|now| now.start_time == self.start_time)
+    }
+
+    /// Signals this process alone.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid), signal)
+            .unwrap_or_else(|error| panic!("{signal} to {self}: {error}"));
+    }
+
+    /// Kills it and waits until it is gone.
+    #[track_caller]
+    pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+        poll_until("it is gone", SOON, || !self.runs());
     }
 
     /// Whether it is stopped by a signal.

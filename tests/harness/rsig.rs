@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::procs::Process;
-use super::running::{Invocation, Output, Running, tool, with_system_shell};
+use super::programs::tool;
+use super::running::{Invocation, Output, Running, with_system_shell};
 use super::scratch::Scratch;
 
 /// One user's machine, so to speak: own `HOME` and `RSIG_STATE_DIR`, nothing inherited.
@@ -72,7 +73,7 @@ impl Rsig {
         let program = env!("CARGO_BIN_EXE_rsig");
         let invocation = match &self.shell {
             None => Invocation::of(program),
-            Some(shell) => tool("unshare", "util-linux")
+            Some(shell) => tool("unshare")
                 .args(with_system_shell(shell).into_iter().skip(1))
                 .arg(program),
         };

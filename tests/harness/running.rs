@@ -15,12 +15,13 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
 use super::poll_until;
+use super::programs::program_path;
 use super::tty::Tty;
 
 /// How long a program may run unless [`Invocation::limit`] says otherwise.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program to be run: what, with which words, environment and input.
 ///
@@ -148,7 +149,7 @@ impl Invocation {
 
     fn command(&self, before: &[&str]) -> Command {
         // Each of these execs the next one, so the process is the program's in the end.
-        let mut command = Command::new("/usr/bin/env");
+        let mut command = Command::new(program_path("env"));
         command
             .arg("--default-signal")
             .args(before)
@@ -180,14 +181,6 @@ impl fmt::Display for Invocation {
     }
 }
 
-/// A program of the system.
-///
-/// # Panics
-/// When it is missing; the message names its Debian package.
-pub fn tool(program: &str, package: &str) -> Invocation {
-    Invocation::of(program_path(program, package))
-}
-
 /// The words that run those behind them with another program as this machine's `/bin/sh`.
 pub fn with_system_shell(shell: &Path) -> Vec<OsString> {
     let line = r#"/bin/mount --bind "$0" "$(/usr/bin/readlink -f /bin/sh)" && exec "$@""#;
@@ -205,14 +198,6 @@ pub fn with_system_shell(shell: &Path) -> Vec<OsString> {
         .into_iter()
         .chain([shell.as_os_str().to_owned()])
         .collect()
-}
-
-/// Where a program of the system is; panics as [`tool`] does.
-pub fn program_path(program: &str, package: &str) -> PathBuf {
-    PATH.split(':')
-        .map(|dir| Path::new(dir).join(program))
-        .find(|path| path.is_file())
-        .unwrap_or_else(|| panic!("{program} is missing: apt-get install {package}"))
 }
 
 /// A program that runs; killed on drop (itself, not its children: those go with their scratch directory).

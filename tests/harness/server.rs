@@ -14,8 +14,9 @@ use super::keys::{self, Format, Key, Type};
 use super::options::Options;
 use super::poll_until;
 use super::procs::{self, Process};
+use super::programs::{program_path, tool};
 use super::proxy::Proxy;
-use super::running::{Invocation, Output, tool, with_system_shell};
+use super::running::{Invocation, Output, with_system_shell};
 use super::scratch::Scratch;
 
 const PATIENCE: Duration = super::SOON;
@@ -154,7 +155,7 @@ impl Server {
         let config = self.ssh_config("server");
         let home = self.dir().join("client");
         fs::create_dir_all(&home).expect("our own directory is writable");
-        tool("ssh", "openssh-client")
+        tool("ssh")
             .env("HOME", home)
             .arg("-F")
             .arg(config)
@@ -214,7 +215,7 @@ impl Server {
             .expect("a log file");
         // Whatever this process ignores and has open (nohup, a CI runner), a real machine's server starts without;
         // dropbear hands on to its sessions what it finds open.
-        let mut command = Command::new("perl");
+        let mut command = Command::new(program_path("perl"));
         command
             .args([
                 "-MPOSIX",

@@ -1,6 +1,7 @@
 //! The places where a job can run, for tests that hold on all of them.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::accounts::Login;
 use super::procs::Process;
@@ -93,6 +94,14 @@ impl Fixture {
             .as_ref()
             .expect("a proxy needs a server behind it");
         self.connect = options(server.ssh_config_through(&self.host, proxy));
+    }
+
+    /// Puts a proxy between rsig and the server.
+    pub fn through_proxy(mut self) -> (Self, Proxy) {
+        let server = self.server.as_ref().expect("a server to stand before");
+        let proxy = Proxy::start(server.port(), Duration::ZERO);
+        self.go_through(&proxy);
+        (self, proxy)
     }
 
     /// The words of a command that names the host: `COMMAND OPTIONS CONNECT... HOST`, and what may follow.
@@ -194,7 +203,8 @@ fn options(config: PathBuf) -> Vec<String> {
     vec!["-F".to_owned(), config]
 }
 
-/// Has each test run on every [`Site`]: a module with its name and a test for each site in it.
+/// Has each test run on every [`Site`], for what the server makes a difference to: ways of signals, shells, relays,
+/// channels, logins. A test becomes a module with its name and a test for each site in it.
 ///
 /// ```ignore
 /// on_every_site! {
@@ -219,6 +229,24 @@ macro_rules! on_every_site {
     };
 }
 pub(crate) use on_every_site;
+
+/// The same on `local` and on OpenSSH by a keeper, for what the server makes no difference to: claims, states, offsets
+/// in logs, trees, names, records. On the other sites too where `RSIG_TEST_SITES` is `all`.
+macro_rules! on_two_sites {
+    ($($tests:tt)+) => {
+        $crate::harness::on_sites! {
+            {
+                on_local: Local.start;
+                on_openssh_as_root: OpenSshRoot.start if all_sites;
+                on_openssh_as_user: OpenSshUser.start if all_sites;
+                on_dropbear_as_root: DropbearRoot.start if all_sites;
+                on_openssh_by_a_keeper: OpenSshUser.start_with_keeper;
+            }
+            $($tests)+
+        }
+    };
+}
+pub(crate) use on_two_sites;
 
 /// Has each test run on every server, by a keeper: as [`on_every_site`].
 macro_rules! on_every_kept_site {
@@ -254,11 +282,19 @@ pub(crate) use on_sites;
 
 /// The tests of one such module.
 macro_rules! check_on {
-    ($($test:ident: $site:ident.$start:ident;)+) => {$(
+    ($($test:ident: $site:ident.$start:ident $(if $condition:ident)?;)+) => {$(
         #[test]
         fn $test() {
+            $(if !$crate::harness::site::$condition() {
+                return;
+            })?
             check(&$crate::harness::Site::$site.$start());
         }
     )+};
 }
 pub(crate) use check_on;
+
+/// Whether tests run on all sites, also where the server should make no difference.
+pub fn all_sites() -> bool {
+    std::env::var_os("RSIG_TEST_SITES").is_some_and(|sites| sites == "all")
+}

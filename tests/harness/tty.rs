@@ -12,7 +12,8 @@ use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 
 use super::poll_until;
-use super::running::{Captured, tool};
+use super::programs::tool;
+use super::running::Captured;
 
 /// The keys that end a line of input and send SIGINT.
 pub const ENTER: &str = "\r";
@@ -158,7 +159,7 @@ impl Drop for Tty {
 }
 
 fn set_size(terminal: &std::path::Path, columns: u16, rows: u16) {
-    tool("stty", "coreutils")
+    tool("stty")
         .arg("-F")
         .arg(terminal)
         .args(["cols", &columns.to_string(), "rows", &rows.to_string()])

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+use super::programs::program_path;
+
 static WARDEN: LazyLock<Warden> = LazyLock::new(Warden::start);
 
 struct Warden {
@@ -38,7 +40,7 @@ impl Warden {
     fn start() -> Self {
         let random = RandomState::new().hash_one(0) & 0xff_ffff;
         let base = PathBuf::from(format!("/tmp/rsig-{:x}-{random:06x}", std::process::id()));
-        let mut child = Command::new("sh")
+        let mut child = Command::new(program_path("sh"))
             .args(["-c", include_str!("warden.sh"), "warden"])
             .arg(&base)
             .env_clear()

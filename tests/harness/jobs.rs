@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::harness::{Fixture, Output, Process, poll_until};
+use super::{Fixture, Output, Process, poll_until};
 
-pub use crate::harness::SOON;
+pub use super::SOON;
 
 /// What `ps --json` says of a job, in this order.
 pub const JOB_KEYS: [&str; 16] = [

@@ -1,4 +1,4 @@
-//! What several of the bad-case tests share.
+//! What the tests of bad cases share.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -15,9 +15,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Invocation, Output, Rsig, poll_until};
+use super::{Invocation, Output, Rsig, poll_until};
 
-pub use crate::harness::SOON;
+pub use super::SOON;
 
 /// The most that one message may be.
 const MESSAGE_MAX: usize = 3000;

@@ -1,0 +1,113 @@
+//! Keepers and relays as the tests see them, and jobs that count their signals.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::procs::Process;
+use super::server::Server;
+use super::site::Fixture;
+use super::{SOON, poll_until};
+
+/// A job that writes a dot for each USR1, and ends by TERM with status 7. Its handlers run at once, one at a time:
+/// perl's own deferred ones are merged.
+pub const COUNTER: &str = "use POSIX;
+my ($all, $none) = (POSIX::SigSet->new, POSIX::SigSet->new);
+$all->fillset;
+sigprocmask(SIG_SETMASK, $all);
+sigaction(SIGUSR1, POSIX::SigAction->new(sub { syswrite STDOUT, '.' }, $all));
+sigaction(SIGTERM, POSIX::SigAction->new(sub { POSIX::_exit(7) }, $all));
+syswrite STDOUT, \"ready\\n\";
+sigsuspend($none) while 1";
+
+/// A keeper as `keeper status --json` shows it.
+pub fn keepers(f: &Fixture) -> Vec<Value> {
+    let json = f.rsig.run(&["keeper", "status", "--json"]).ok().stdout();
+    serde_json::from_str(&json).expect("keeper status prints JSON")
+}
+
+pub fn keeper_pids(f: &Fixture) -> Vec<i32> {
+    let mut found = f.rsig.processes();
+    found.retain(|process| process.cmdline.contains("keeper-serve"));
+    found.iter().map(|process| process.pid).collect()
+}
+
+pub fn kill9(pid: i32) {
+    // One that has just ended is as good as killed.
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
+/// Waits until the job's relay takes signals.
+#[track_caller]
+pub fn warm(f: &Fixture, job: &str) {
+    poll_until("the relay takes signals", SOON, || {
+        let keepers = keepers(f);
+        let relay = keepers
+            .iter()
+            .flat_map(|keeper| keeper["relays"].as_array().expect("relays"))
+            .find(|r| r[0] == job);
+        relay.is_some_and(|relay| relay[1] == true)
+    });
+}
+
+/// Waits until the server is known to take signals: the relays of later jobs need no probe.
+#[track_caller]
+pub fn proven(f: &Fixture) {
+    let job = new_counter(f);
+    warm(f, &job);
+    f.rsig.run(&["kill", "--via", "channel", &job, "USR1"]).ok();
+    f.rsig.run(&["rm", "--force", &job]).ok();
+}
+
+/// The dots that a counter has written, read where it writes them.
+pub fn dots(f: &Fixture, job: &str) -> usize {
+    let out = fs::read(f.jobs_dir().join(job).join("out")).expect("the job has a log");
+    out.split(|byte| *byte == b'.').count() - 1
+}
+
+pub fn new_counter(f: &Fixture) -> String {
+    let job = f.spawn(&[], &["perl", "-e", COUNTER]);
+    let out = f.jobs_dir().join(&job).join("out");
+    poll_until("the counter is ready", SOON, || {
+        fs::read(&out).is_ok_and(|out| out.starts_with(b"ready"))
+    });
+    job
+}
+
+/// Asserts that a job has counted so many, and that no more come: whatever was on its way has been counted by the time
+/// that the job has ended.
+#[track_caller]
+pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
+    poll_until(
+        &format!("{what}: {expected} are counted, not {}", dots(f, job)),
+        SOON,
+        || dots(f, job) >= expected,
+    );
+    f.rsig.run(&["stop", job]).ok();
+    assert_eq!(dots(f, job), expected, "{what}");
+}
+
+/// What runs on the host besides jobs and their supervisors.
+pub fn helpers(f: &Fixture) -> Vec<Process> {
+    let mut found = f.processes();
+    found.retain(|process| {
+        process.cmdline.ends_with("/bin/sh -s") || process.name == "cat" || process.name == "sleep"
+    });
+    found
+}
+
+#[track_caller]
+pub fn nothing_is_left(f: &Fixture) {
+    poll_until("no helper is left on the host", SOON, || {
+        helpers(f).is_empty()
+    });
+}
+
+/// A server whose host is reached by a keeper.
+pub fn kept(server: Server) -> Fixture {
+    let mut fixture = Fixture::with(Some(server));
+    fixture.rsig.keeper = true;
+    fixture
+}

@@ -1,0 +1,140 @@
+//! The programs of the system that tests start, each with the Debian package that it is in.
+//!
+//! Every one is looked up here, and `tests/install-debian` installs all of the packages: a test holds the one against
+//! the other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::running::{Invocation, PATH};
+
+const PROGRAMS: [(&str, &str); 45] = [
+    ("bash", "bash"),
+    ("busybox", "busybox"),
+    ("cat", "coreutils"),
+    ("cc", "gcc"),
+    ("curl", "curl"),
+    ("dash", "dash"),
+    ("date", "coreutils"),
+    ("dd", "coreutils"),
+    ("dropbear", "dropbear-bin"),
+    ("dropbearkey", "dropbear-bin"),
+    ("env", "coreutils"),
+    ("fish", "fish"),
+    ("flock", "util-linux"),
+    ("grep", "grep"),
+    ("head", "coreutils"),
+    ("install", "coreutils"),
+    ("ls", "coreutils"),
+    ("mkdir", "coreutils"),
+    ("mkfifo", "coreutils"),
+    ("mksh", "mksh"),
+    ("mv", "coreutils"),
+    ("perl", "perl"),
+    ("printf", "coreutils"),
+    ("ps", "procps"),
+    ("python3", "python3"),
+    ("readlink", "coreutils"),
+    ("rm", "coreutils"),
+    ("sed", "sed"),
+    ("setpriv", "util-linux"),
+    ("sh", "dash"),
+    ("shellcheck", "shellcheck"),
+    ("sleep", "coreutils"),
+    ("ssh", "openssh-client"),
+    ("ssh-add", "openssh-client"),
+    ("ssh-agent", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+    ("sshd", "openssh-server"),
+    ("stty", "coreutils"),
+    ("tail", "coreutils"),
+    ("tcsh", "tcsh"),
+    ("tr", "coreutils"),
+    ("uname", "coreutils"),
+    ("unshare", "util-linux"),
+    ("wc", "coreutils"),
+    ("zsh", "zsh"),
+];
+
+/// What tests need besides, and find elsewhere: a library that is preloaded, what the clients' environment is made by,
+/// and what `.ci/run` starts and links.
+const BESIDES: [&str; 5] = [
+    "libnss-wrapper",
+    "python3-venv",
+    "groff",
+    "libssl-dev",
+    "pkg-config",
+];
+
+/// A program of the system, by its name in the table.
+///
+/// # Panics
+/// When it is missing.
+pub fn tool(program: &str) -> Invocation {
+    Invocation::of(program_path(program))
+}
+
+/// Where a program of the system is; panics as [`tool`] does.
+pub fn program_path(program: &str) -> PathBuf {
+    assert!(
+        PROGRAMS.iter().any(|(name, _)| *name == program),
+        "{program} is not in the table of tests/harness/programs.rs"
+    );
+    PATH.split(':')
+        .map(|dir| Path::new(dir).join(program))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{program} is missing: run tests/install-debian"))
+}
+
+#[test]
+fn what_tests_start_is_installed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = fs::read_to_string(root.join("tests/install-debian")).expect("the script");
+    let (_, list) = script
+        .split_once("--no-install-recommends")
+        .expect("a list of packages");
+    let list = list.split("\n\n").next().unwrap_or_default();
+    let mut installed: Vec<&str> = list
+        .split_whitespace()
+        .filter(|word| *word != "\\")
+        .collect();
+    let mut needed: Vec<&str> = PROGRAMS
+        .iter()
+        .map(|(_, package)| *package)
+        .chain(BESIDES)
+        .collect();
+    installed.sort_unstable();
+    needed.sort_unstable();
+    needed.dedup();
+    assert_eq!(
+        installed, needed,
+        "tests/install-debian, and the tables here"
+    );
+}
+
+/// No test starts a program past the table.
+#[test]
+fn programs_are_looked_up_in_one_place() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut directories = vec![tests];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)
+            .expect("our own directory")
+            .flatten()
+        {
+            let path = entry.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("text");
+                assert!(
+                    !["Command::new", "Invocation::of"]
+                        .iter()
+                        .any(|start| text.contains(&format!("{start}(\""))),
+                    "{} starts a program by its name alone",
+                    path.display()
+                );
+            }
+        }
+    }
+}
