@@ -100,9 +100,6 @@ pub trait Relays {
     /// Asks for a signal to be sent to a job by its relay.
     fn signal(&mut self, job: &JobId, name: &str) -> std::io::Result<()>;
 
-    /// Asks for a signal to be sent to a job by its relay, and there by pid; `order` is the relay's line.
-    fn kill(&mut self, job: &JobId, order: String) -> std::io::Result<()>;
-
     /// Asks to be told of a job's end.
     fn watch(&mut self, job: &JobId) -> std::io::Result<()>;
 

@@ -1,9 +1,7 @@
-//! Delivery by a job's relay, and the ends that it tells of. A signal goes by the channel's own request where the server
-//! takes that, else as a line to the relay, which then sends it by pid.
+//! Delivery by a job's relay, and the ends that it tells of.
 //!
-//! Whatever is not settled here is left to the scripts. A channel's signal whose number was told may have been sent, so a
-//! script that takes over claims that number; one whose number was not told was not sent. A line bears the delivery's own
-//! claim.
+//! Whatever is not settled here is left to the scripts. A signal whose number was told may have been sent, so a script
+//! that takes over claims that number; one whose number was not told was not sent.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -22,8 +20,8 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// What a job's relay was asked and has answered.
 #[derive(Clone, Copy, Default)]
 struct Asked {
-    /// On which way the signal was last asked for.
-    way: Option<Via>,
+    /// The signal was asked for.
+    signal: bool,
     /// What came of that.
     relayed: Option<Relayed>,
     watch: bool,
@@ -37,7 +35,7 @@ struct Asked {
 
 impl Asked {
     fn is_waited_for(self) -> bool {
-        (self.way.is_some() && self.relayed.is_none()) || (self.watch && self.watched.is_none())
+        (self.signal && self.relayed.is_none()) || (self.watch && self.watched.is_none())
     }
 }
 
@@ -53,7 +51,7 @@ pub fn deliver(
     let mut asked = vec![Asked::default(); courses.len()];
     if courses
         .iter()
-        .any(|course| until.is_some() || way(course).is_some())
+        .any(|course| until.is_some() || by_channel(course).is_some())
         && let Some(mut relays) = line.relays()
     {
         // A keeper that goes leaves all to the scripts.
@@ -121,26 +119,14 @@ fn converse(
             asked.watch = true;
             relays.watch(id)?;
         }
-        match way(course) {
-            Some(Way::Channel(name)) => {
-                asked.way = Some(Via::Channel);
-                relays.signal(id, name)?;
-            }
-            Some(Way::Pid(line)) => by_line(relays, course, asked, line)?,
-            None => {}
+        if let Some(name) = by_channel(course) {
+            asked.signal = true;
+            relays.signal(id, name)?;
         }
     }
     let patience = Instant::now() + ANSWER;
     while asked.iter().copied().any(Asked::is_waited_for) {
         take(&relays.next(patience)?, courses, asked, until.is_some());
-        for (course, asked) in courses.iter_mut().zip(asked.iter_mut()) {
-            if asked.way == Some(Via::Channel)
-                && asked.relayed == Some(Relayed::NotHonoured)
-                && let Some(line) = by_pid(course)
-            {
-                by_line(relays, course, asked, line)?;
-            }
-        }
     }
     let Some(until) = until else { return Ok(()) };
     let told = |(course, asked): (&Course, &Asked)| {
@@ -169,46 +155,11 @@ fn converse(
     Ok(())
 }
 
-/// How a relay is asked for a signal.
-enum Way {
-    Channel(&'static str),
-    Pid(String),
-}
-
-/// The way that a course's signal takes first, if there is any by a relay.
-fn way(course: &Course) -> Option<Way> {
-    by_channel(course)
-        .map(Way::Channel)
-        .or_else(|| by_pid(course).map(Way::Pid))
-}
-
 /// The name under which a course's signal can go by channel, if it can.
 fn by_channel(course: &Course) -> Option<&'static str> {
     let order = &course.order;
     let suits = order.ways != Ways::Pid && order.target == Target::Group && !order.wake;
     course.unsent().filter(|_| suits)?.channel_name()
-}
-
-/// The line that has a relay send a course's signal by pid, if it may.
-fn by_pid(course: &Course) -> Option<String> {
-    let order = &course.order;
-    let suits = order.ways != Ways::Channel && order.target != Target::Tree;
-    let signal = course
-        .unsent()
-        .filter(|signal| suits && !signal.is_existence_check())?;
-    Some(course.shot(signal, &course.claim, false).words().join(" "))
-}
-
-fn by_line(
-    relays: &mut dyn Relays,
-    course: &mut Course,
-    asked: &mut Asked,
-    line: String,
-) -> std::io::Result<()> {
-    (asked.way, asked.relayed) = (Some(Via::Pid), None);
-    // From now on it may have been sent.
-    course.asked = true;
-    relays.kill(&course.order.record.id, line)
 }
 
 /// Takes an answer.
@@ -235,22 +186,19 @@ fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: boo
             course.asked = true;
         }
         Reply::Signalled { relayed, .. } => {
-            let Some(via) = asked.way else { return };
             asked.relayed = Some(*relayed);
             let hit = match relayed {
                 Relayed::Sent => Hit::Sent,
-                // How it ended, and whether it has left anything behind, a script can say.
-                Relayed::Gone if via == Via::Pid => return,
                 Relayed::Gone => Hit::Gone,
                 Relayed::Denied => Hit::Denied,
                 Relayed::NotHeld | Relayed::NotHonoured | Relayed::Retired => {
-                    // Nothing was sent: no line was given, and no number told.
+                    // Nothing was sent: no number was told.
                     course.asked = false;
                     return;
                 }
                 Relayed::Unanswered => return,
             };
-            asked.settled |= course.hit(via, hit, waiting);
+            asked.settled |= course.hit(Via::Channel, hit, waiting);
         }
         Reply::Watching { .. } => (asked.watched, asked.answered) = (Some(true), true),
         Reply::NotWatching { .. } => asked.watched = Some(false),

@@ -4,12 +4,8 @@
 # Given by the client: rs_relay, and rs_number, which is empty where the server has to be probed.
 #
 # A channel's signal carries no number, so both sides count: the first is a probe that goes no further, unless the server
-# is known to pass signals on, and the one after it is number 1. What servers don't carry comes as a line on standard
-# input. Either is claimed before it is sent, by the same kind of file as in a script of its own, so that of this relay and
-# a fallback that has become impatient only one sends.
-
-# What takes time is done when nobody waits for an answer: whether the job has taken its signals is looked at when the
-# keeper says so.
+# is known to pass signals on, and the one after it is number 1. Each is claimed before it is sent, by the same kind of file
+# as in a script, so that of this relay and a script that has become impatient only one sends.
 
 # rs_create FILE : makes a file that is not there yet. Of several who try, one succeeds.
 rs_create() {
@@ -20,8 +16,8 @@ rs_create() {
 	return "$1"
 } 2>/dev/null
 
-# rs_send CLAIM NAME NUMBER ARGUMENT TARGET : sends -ARGUMENT to the TARGET (group or process), and sets rs_sent to what came
-# of it. Fails where somebody else has the claim, or it can't be made: then this one must not send.
+# rs_send CLAIM NAME NUMBER : sends the signal to the job's group, and sets rs_sent to what came of it. Fails where somebody
+# else has the claim, or it can't be made: then this one must not send.
 rs_send() {
 	rs_create "sig.$1" || return 1
 	# Two that come together are one to a process: see deliver.sh.
@@ -31,12 +27,10 @@ rs_send() {
 		sleep 0.002 || break
 	done
 	true >"untaken/$1"
-	rs_to=-$rs_pgid
-	[ "$5" = group ] || rs_to=$rs_pid
 	if ! rs_holds "$rs_pid" &&
 		{ ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; }; then
 		rs_sent=gone
-	elif kill "-$4" "$rs_to"; then
+	elif kill "-$2" "-$rs_pgid"; then
 		rs_sent=yes
 	else
 		rs_sent=denied
@@ -54,76 +48,31 @@ rs_pass() {
 	fi
 	# Counted before the answer is given: the next signal may come once it is, and a trap must not meet another.
 	rs_count=$rs_number rs_number=$((rs_number + 1))
-	rs_send "c$rs_count" "$1" "$2" "$1" group || return 0
+	rs_sent=unsent
+	if rs_take_turn; then
+		rs_send "c$rs_count" "$1" "$2" || rs_count=
+		rm -f turn
+	fi
+	[ -n "$rs_count" ] || return 0
 	printf '%s sent %s %s\n' "$rs_relay" "$rs_count" "$rs_sent"
 }
 
 # rs_take_turn : waits until nobody else signals this job, as turn in deliver.sh does; but not for long, since somebody waits
-# for the answer, who has other ways. The turn is held until rs_settle, so that giving it back costs no answer any time.
+# for the answer, who has other ways.
 rs_take_turn() {
 	rs_tries=0
-	until [ -n "$rs_turn" ] || rs_create turn; do
+	until rs_create turn; do
 		[ "$rs_tries" -lt 60 ] || return 1
 		rs_tries=$((rs_tries + 1))
 		sleep 0.005 || return 1
 	done
-	rs_turn=turn
 } 2>/dev/null
-
-# rs_order CLAIM NAME NUMBER ARGUMENT TARGET WAKE : sends a signal, and says what came of it. With WAKE being 1, a job that
-# is stopped gets CONT after it.
-rs_order() {
-	rs_sent=unsent
-	if rs_take_turn && rs_send "$1" "$2" "$3" "$4" "$5"; then
-		[ "$6$rs_sent" != 1yes ] || ! rs_process "$rs_pid" || [ "$rs_run" != T ] || kill -CONT "$rs_to"
-	fi
-	printf '%s pid %s %s\n' "$rs_relay" "$1" "$rs_sent"
-	# Of what was not sent, nobody has anything settled.
-	[ "$rs_sent" != unsent ] || rs_settle
-}
-
-# rs_settle CLAIM NUMBER ... : lets others send without a look once the job has taken these signals, or lets them know that
-# it has not; and gives the turn back.
-rs_settle() {
-	# shellcheck disable=SC2086
-	set -- "$@" $rs_waiting
-	rs_over=$rs_turn rs_turn='' rs_waiting='' rs_looked=''
-	while [ $# -ge 2 ]; do
-		if [ "$2" != "$rs_looked" ]; then
-			rs_looked=$2 rs_left=
-			! rs_pending "$rs_pid" "$2" || rs_left=1
-		fi
-		if [ -n "$rs_left" ]; then
-			rs_waiting="$rs_waiting $1 $2"
-		else
-			rs_over="$rs_over untaken/$1"
-		fi
-		shift 2
-	done
-	# shellcheck disable=SC2086
-	[ -z "$rs_over" ] || rm -f $rs_over
-}
-
-# rs_obey : does what the lines on standard input say, to its end.
-rs_obey() {
-	rs_turn='' rs_waiting=''
-	while read -r rs_word rs_words; do
-		# shellcheck disable=SC2086
-		case $rs_word in
-		'') ;;
-		settle) rs_settle $rs_words ;;
-		*) rs_order "$rs_word" $rs_words ;;
-		esac
-	done
-	[ -z "$rs_turn" ] || rm -f turn
-}
 
 read -r rs_pid rs_pgid rs_born rs_rest <pid
 rs_hold "$rs_pid"
 rs_process "$rs_pid" && [ "$rs_birth" = "$rs_born" ] || rs_held=
-# Servers signal the whole group: the helpers must not mind, from their first moment on. Nor must who gives the turn back
-# mind that nobody hears it any more.
-trap '' HUP INT QUIT TERM USR1 USR2 PIPE
+# Servers signal the whole group: the helpers must not mind, from their first moment on.
+trap '' HUP INT QUIT TERM USR1 USR2
 # The supervisor holds the FIFO to the job's end. Opened for both first, since that does not wait for anybody, should the
 # job be over by now.
 (
@@ -137,9 +86,9 @@ exec 3<&0
 # a trap that runs within a trap changes the status of the command that it came upon (to that which the outer one found),
 # and a signal that was sent would be told as refused.
 (
-	rs_obey <&3
+	while read -r rs_word; do :; done <&3
 	kill -KILL "$rs_reader"
-) 2>/dev/null &
+) >/dev/null 2>&1 &
 rs_watcher=$!
 # Their numbers are those of Linux; elsewhere nobody asks for them.
 trap 'rs_pass HUP 1' HUP

@@ -537,13 +537,6 @@ impl Relays for Talk {
         })
     }
 
-    fn kill(&mut self, job: &JobId, order: String) -> io::Result<()> {
-        self.say(&Request::Kill {
-            job: job.to_string(),
-            order,
-        })
-    }
-
     fn watch(&mut self, job: &JobId) -> io::Result<()> {
         self.say(&Request::Watch {
             job: job.to_string(),

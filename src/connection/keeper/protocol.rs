@@ -29,8 +29,6 @@ pub enum Request {
     Beat { seconds: u64 },
     /// Send a signal by a job's relay.
     Signal { job: String, name: String },
-    /// Have a job's relay send a signal by pid. `order` is the relay's line (relay.sh), which begins with the claim.
-    Kill { job: String, order: String },
     /// Say when a job ends, by its relay.
     Watch { job: String },
     /// Say how it stands.

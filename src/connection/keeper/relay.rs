@@ -18,8 +18,6 @@ const LINE_MAX: usize = 512;
 const GETTING_READY: Duration = Duration::from_secs(10);
 /// How many signals may wait for one relay.
 const QUEUE_MAX: usize = 1024;
-/// How many signals the relay looks after at once: a line must not get too long.
-const UNSETTLED_MAX: usize = 64;
 /// The probe's signal: any of those that servers take.
 const PROBE: &str = "USR1";
 
@@ -33,29 +31,16 @@ pub enum Action {
     /// Tell a command the number of its signal, and only if it has heard that, ask the server for the signal; else
     /// [`Relay::withdraw`].
     Send(ClientId, u32, &'static str),
-    /// Give the relay's shell a line.
-    Write(String),
     /// It will never get ready: give its channel up.
     GiveUp,
 }
 
-/// The signals that servers take, by their names on the wire (RFC 4254 6.10), with the numbers that they have on Linux:
-/// elsewhere nobody asks for those.
-const CHANNEL_SIGNALS: [(&str, u8); 6] = [
-    ("HUP", 1),
-    ("INT", 2),
-    ("QUIT", 3),
-    ("TERM", 15),
-    ("USR1", 10),
-    ("USR2", 12),
-];
+/// The signals that servers take, by their names on the wire (RFC 4254 6.10).
+const CHANNEL_SIGNALS: [&str; 6] = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2"];
 
 /// A signal that servers take.
 pub fn channel_signal(name: &str) -> Option<&'static str> {
-    CHANNEL_SIGNALS
-        .into_iter()
-        .map(|(known, _)| known)
-        .find(|known| *known == name)
+    CHANNEL_SIGNALS.into_iter().find(|known| *known == name)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,32 +66,10 @@ pub enum Trust {
     Proven,
 }
 
-/// What a command wants sent.
-enum Wish {
-    /// A signal by the channel.
-    Channel(&'static str),
-    /// A line for the relay, by which it sends a signal by pid.
-    Line(String),
-}
-
 struct Pending {
     client: ClientId,
-    name: &'static str,
     number: u32,
     until: Instant,
-}
-
-/// A line that the relay has been given, and has not answered.
-struct Given {
-    client: ClientId,
-    line: String,
-    until: Instant,
-}
-
-/// The first words of a line: its claim, the signal's name and number.
-fn words(line: &str) -> [&str; 3] {
-    let mut words = line.split(' ');
-    [(); 3].map(|()| words.next().unwrap_or_default())
 }
 
 /// A relay.
@@ -120,17 +83,13 @@ pub struct Relay {
     /// The number of the last signal.
     number: u32,
     pending: Option<Pending>,
-    /// In the order in which it answers.
-    given: VecDeque<Given>,
     probe_until: Option<Instant>,
     /// Until when it must be ready, once nobody else waits for its script.
     ready_until: Option<Instant>,
     /// What its server is thought to do.
     trust: Trust,
     /// What waits for those before it.
-    queue: VecDeque<(ClientId, Wish)>,
-    /// What was sent, as claims and numbers, and is still to be looked after by the relay.
-    unsettled: Vec<String>,
+    queue: VecDeque<(ClientId, &'static str)>,
     watchers: Vec<ClientId>,
     ended: Option<End>,
 }
@@ -145,12 +104,10 @@ impl Relay {
             line: Vec::new(),
             number: 0,
             pending: None,
-            given: VecDeque::new(),
             probe_until: None,
             ready_until: None,
             trust,
             queue: VecDeque::new(),
-            unsettled: Vec::new(),
             watchers: Vec::new(),
             ended: None,
         }
@@ -188,8 +145,7 @@ impl Relay {
     /// When [`Relay::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         let pending = self.pending.as_ref().map(|pending| pending.until);
-        let given = self.given.front().map(|given| given.until);
-        [pending, given, self.probe_until, self.ready_until]
+        [pending, self.probe_until, self.ready_until]
             .into_iter()
             .flatten()
             .min()
@@ -207,29 +163,7 @@ impl Relay {
             }
             _ => {}
         }
-        self.queue.push_back((client, Wish::Channel(name)));
-        self.next(now)
-    }
-
-    /// A command wants a signal sent by pid.
-    pub fn kill(&mut self, client: ClientId, order: &str, now: Instant) -> Vec<Action> {
-        let hears = match self.stage {
-            Stage::Starting => false,
-            Stage::Probing | Stage::Taking => true,
-            Stage::TellingOnly(why) => why == Relayed::NotHonoured,
-        };
-        let is_line = !order.is_empty()
-            && order
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b" +-".contains(&byte));
-        if !is_line
-            || !hears
-            || self.ended.is_some()
-            || self.queue.len() + self.given.len() >= QUEUE_MAX
-        {
-            return vec![self.answer(client, Relayed::NotHeld)];
-        }
-        self.queue.push_back((client, Wish::Line(order.to_owned())));
+        self.queue.push_back((client, name));
         self.next(now)
     }
 
@@ -320,7 +254,6 @@ impl Relay {
                 self.next(now)
             }
             ["sent", number, result] => self.sent(number, result, now),
-            ["pid", claim, result] => self.given(claim, result, now),
             ["end", status, at, why @ ..] => {
                 let (Ok(status), Ok(at)) = (status.parse(), at.parse()) else {
                     return Vec::new();
@@ -342,82 +275,27 @@ impl Relay {
         else {
             return Vec::new();
         };
-        let known = CHANNEL_SIGNALS
-            .into_iter()
-            .find(|(name, _)| *name == pending.name);
-        self.unsettled
-            .extend(known.map(|(_, number)| format!("c{} {number}", pending.number)));
         let mut actions = vec![self.answer(pending.client, relayed(result))];
         actions.extend(self.next(now));
         actions
     }
 
-    fn given(&mut self, claim: &str, result: &str, now: Instant) -> Vec<Action> {
-        let place = self
-            .given
-            .iter()
-            .position(|given| words(&given.line)[0] == claim);
-        let Some(given) = place.and_then(|place| self.given.remove(place)) else {
+    /// Sends what waits, in the order in which it came, one at a time.
+    fn next(&mut self, now: Instant) -> Vec<Action> {
+        if self.stage != Stage::Taking || self.pending.is_some() {
+            return Vec::new();
+        }
+        let Some((client, name)) = self.queue.pop_front() else {
             return Vec::new();
         };
-        let relayed = relayed(result);
-        if relayed != Relayed::NotHeld {
-            let [claim, _, number] = words(&given.line);
-            self.unsettled.push(format!("{claim} {number}"));
-        }
-        let mut actions = vec![self.answer(given.client, relayed)];
-        actions.extend(self.next(now));
-        actions
-    }
-
-    /// Sends what waits, in the order in which it came. Of the channel's signals one at a time, and none together with a
-    /// line: two processes take them, and of two that look at the same time whether the job has taken the last signal,
-    /// both would send. Lines go as they come: one process takes them one after the other.
-    fn next(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
-        while self.pending.is_none()
-            && let Some((client, wish)) = self.queue.pop_front()
-        {
-            match wish {
-                Wish::Channel(name) if self.stage == Stage::Taking && self.given.is_empty() => {
-                    self.number += 1;
-                    self.pending = Some(Pending {
-                        client,
-                        name,
-                        number: self.number,
-                        until: now + ANSWER,
-                    });
-                    // Told before it is sent: whoever hears nothing of a number knows that nothing was sent.
-                    actions.push(Action::Send(client, self.number, name));
-                }
-                Wish::Line(line) => {
-                    actions.push(Action::Write(format!("{line}\n")));
-                    let until = self
-                        .given
-                        .back()
-                        .map_or(now, |before| before.until.max(now))
-                        + ANSWER;
-                    self.given.push_back(Given {
-                        client,
-                        line,
-                        until,
-                    });
-                }
-                Wish::Channel(_) => {
-                    self.queue.push_front((client, wish));
-                    break;
-                }
-            }
-        }
-        let is_idle = self.pending.is_none() && self.given.is_empty();
-        if !self.unsettled.is_empty() && (is_idle || self.unsettled.len() >= UNSETTLED_MAX) {
-            actions.push(Action::Write(format!(
-                "settle {}\n",
-                self.unsettled.join(" ")
-            )));
-            self.unsettled.clear();
-        }
-        actions
+        self.number += 1;
+        self.pending = Some(Pending {
+            client,
+            number: self.number,
+            until: now + ANSWER,
+        });
+        // Told before it is sent: whoever hears nothing of a number knows that nothing was sent.
+        vec![Action::Send(client, self.number, name)]
     }
 
     /// Looks whether an answer is overdue. A relay that is late is never sent a signal again: its next answer could
@@ -431,41 +309,21 @@ impl Relay {
             return vec![Action::GiveUp];
         }
         let unprobed = self.probe_until.is_some_and(|until| now >= until);
-        let mut actions = self.retire(if unprobed {
+        self.retire(if unprobed {
             Relayed::NotHonoured
         } else {
             Relayed::Retired
-        });
-        actions.extend(self.next(now));
-        actions
+        })
     }
 
     fn retire(&mut self, why: Relayed) -> Vec<Action> {
         self.stage = Stage::TellingOnly(why);
         self.probe_until = None;
-        let mut unanswered: Vec<ClientId> = self
-            .pending
-            .take()
-            .map(|pending| pending.client)
-            .into_iter()
-            .collect();
-        // A server that passes no signals on passes lines on all the same.
-        if why != Relayed::NotHonoured {
-            unanswered.extend(self.given.drain(..).map(|given| given.client));
-        }
-        let answer = |client| self.answer(client, Relayed::Unanswered);
-        let mut actions: Vec<Action> = unanswered.into_iter().map(answer).collect();
-        let (lines, signals): (VecDeque<_>, VecDeque<_>) = self
-            .queue
-            .drain(..)
-            .partition(|(_, wish)| matches!(wish, Wish::Line(_)) && why == Relayed::NotHonoured);
-        actions.extend(
-            signals
-                .into_iter()
-                .map(|(client, _)| self.answer(client, why)),
-        );
-        self.queue = lines;
-        actions
+        let pending = self.pending.take().map(|pending| pending.client);
+        let unanswered = pending.map(|client| self.answer(client, Relayed::Unanswered));
+        let queue = std::mem::take(&mut self.queue);
+        let unsent = queue.iter().map(|(client, _)| self.answer(*client, why));
+        unanswered.into_iter().chain(unsent).collect()
     }
 
     /// The job has ended, or the channel has: then nothing is known of the job.
@@ -474,7 +332,6 @@ impl Relay {
             return Vec::new();
         }
         self.ended = end;
-        self.unsettled.clear();
         let mut actions = self.retire(Relayed::NotHeld);
         let job = self.job.clone();
         actions.extend(self.watchers.drain(..).map(|client| {
@@ -523,7 +380,6 @@ mod tests {
                 Action::Send(client, number, name) => {
                     format!("{client}: number {number}, signal {name}")
                 }
-                Action::Write(line) => format!("write {}", line.trim_end()),
                 Action::GiveUp => "give up".to_owned(),
                 Action::Tell(client, Reply::Signalled { relayed, .. }) => {
                     format!("{client}: {relayed:?}")
@@ -562,10 +418,7 @@ mod tests {
             ["1: Sent", "2: number 2, signal HUP"]
         );
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
-        assert_eq!(
-            shown(relay.hear(b"W sent 2 gone\n", now)),
-            ["2: Gone", "write settle c1 15 c2 1"]
-        );
+        assert_eq!(shown(relay.hear(b"W sent 2 gone\n", now)), ["2: Gone"]);
     }
 
     #[test]
@@ -592,60 +445,14 @@ mod tests {
     }
 
     #[test]
-    fn signals_by_pid_go_as_lines_in_their_turn() {
-        let now = Instant::now();
-        let mut relay = taking(now);
-        relay.signal(1, "TERM", now);
-        assert_eq!(shown(relay.kill(2, "a KILL 9", now)), [""; 0]);
-        assert_eq!(shown(relay.kill(3, "b WINCH 28", now)), [""; 0]);
-        assert_eq!(shown(relay.kill(4, "b; rm KILL 9", now)), ["4: NotHeld"]);
-        let told = ["1: Sent", "write a KILL 9", "write b WINCH 28"];
-        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), told);
-        relay.signal(5, "HUP", now);
-        assert_eq!(
-            shown(relay.hear(b"W pid b unsent\nW pid b yes\n", now)),
-            ["3: NotHeld"]
-        );
-        let told = ["2: Sent", "5: number 2, signal HUP"];
-        assert_eq!(shown(relay.hear(b"W pid a yes\n", now)), told);
-        assert_eq!(
-            shown(relay.hear(b"W sent 2 yes\n", now)),
-            ["5: Sent", "write settle c1 15 a 9 c2 1"]
-        );
-        relay.kill(6, "c KILL 9", now);
-        assert_eq!(shown(relay.tick(now + ANSWER)), ["6: Unanswered"]);
-        assert_eq!(shown(relay.kill(7, "d KILL 9", now)), ["7: NotHeld"]);
-        // Whoever waits behind another has more time.
-        let mut relay = taking(now);
-        relay.kill(1, "a KILL 9", now);
-        relay.kill(2, "b KILL 9", now);
-        relay.hear(b"W pid a yes\n", now);
-        assert_eq!(shown(relay.tick(now + ANSWER)), [""; 0]);
-        assert_eq!(shown(relay.end(None)), ["2: Unanswered"]);
-        assert_eq!(shown(relay.kill(3, "c KILL 9", now)), ["3: NotHeld"]);
-    }
-
-    #[test]
     fn a_server_that_takes_no_signals_still_tells_of_the_end() {
         let now = Instant::now();
         let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
-        relay.kill(2, "a KILL 9", now + ANSWER / 2);
-        assert_eq!(
-            shown(relay.tick(now + ANSWER)),
-            ["1: NotHonoured", "write a KILL 9"]
-        );
-        assert_eq!(
-            shown(relay.kill(3, "b KILL 9", now + ANSWER)),
-            ["write b KILL 9"]
-        );
-        let told = ["2: Gone", "3: Sent", "write settle a 9 b 9"];
-        assert_eq!(
-            shown(relay.hear(b"W pid a gone\nW pid b yes\n", now + ANSWER)),
-            told
-        );
+        assert_eq!(shown(relay.tick(now + ANSWER)), ["1: NotHonoured"]);
+        assert_eq!(shown(relay.signal(2, "TERM", now)), ["2: NotHonoured"]);
         relay.watch(1);
         assert_eq!(shown(relay.end(None)), ["1: NotWatching { job: \"job\" }"]);
     }
@@ -660,7 +467,7 @@ mod tests {
         relay.forget(2);
         assert_eq!(
             shown(relay.hear(b"W sent 1 yes\nW end 0 1\n", now)),
-            ["1: Sent", "write settle c1 15"]
+            ["1: Sent"]
         );
     }
 
@@ -672,10 +479,7 @@ mod tests {
         relay.signal(2, "HUP", now);
         relay.forget(1);
         assert_eq!(shown(relay.withdraw(1, now)), ["2: number 1, signal HUP"]);
-        assert_eq!(
-            shown(relay.hear(b"W sent 1 yes\n", now)),
-            ["2: Sent", "write settle c1 1"]
-        );
+        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["2: Sent"]);
     }
 
     #[test]

@@ -581,11 +581,6 @@ impl Keeper {
                         lane.signal(name);
                     }
                 }
-                Action::Write(line) => {
-                    if let Some(lane) = self.lanes.get_mut(&id) {
-                        lane.write(line.as_bytes());
-                    }
-                }
                 Action::Tell(client, reply) => self.tell(client, &reply),
                 Action::Send(client, number, name) => {
                     let heard = self.tell_number(id, client, number);
@@ -967,19 +962,6 @@ impl Keeper {
                 client.beat = Some((every, now + every));
             }
             Request::Signal { job, name } => self.wants_signal(id, &job, &name, now),
-            Request::Kill { job, order } => match self.relay_for_signal(&job) {
-                Some((lane, relay)) => {
-                    let actions = relay.kill(id, &order, now);
-                    self.act(lane, actions);
-                }
-                None => self.tell(
-                    id,
-                    &Reply::Signalled {
-                        job,
-                        relayed: Relayed::NotHeld,
-                    },
-                ),
-            },
             Request::Watch { job } => {
                 let relay = self
                     .lanes
