@@ -1,6 +1,7 @@
 //! rsig starts jobs on other machines over SSH, and lets any later shell, script or CI step signal them, wait for
 //! them, read their output and list them.
 
+mod clock;
 mod cmd;
 mod connection;
 mod delivery;

@@ -608,7 +608,8 @@ keepers_stay_above_water! {
 
 #[test]
 fn a_server_that_never_stops_is_given_up_without_a_keeper() {
-    let rsig = Rsig::new();
+    let mut rsig = Rsig::new();
+    rsig.clock = 10;
     let (_server, config) = hostile(&rsig, "ignore");
     record_on(&rsig, "00000000", "hostile", &config);
     let output = run_within_memory(rsig.command(&["ps", "00000000"]));

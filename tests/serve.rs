@@ -600,7 +600,8 @@ fn holds_connection_of(client: u16) -> bool {
 
 #[test]
 fn who_is_too_slow_is_cut_off() {
-    let f = Site::Local.start();
+    let mut f = Site::Local.start();
+    f.rsig.clock = 10;
     let http = Http::on_port(&f, "127.0.0.1:0", &[]);
     let head = format!(
         "Host: {}\r\nAuthorization: Bearer {}\r\n",

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use course::Course;
 pub use course::{NOT_BELIEVED, ended_before};
 
+use crate::clock;
 use crate::connection::Line;
 use crate::error::{Failure, Kind};
 use crate::job::{Record, Target};
@@ -197,14 +198,14 @@ pub fn deliver(
             }
             Err(failure) if failure.kind == Kind::Unreachable && breaks < RETRIES => {
                 // A silent host takes long to find out about: it is tried once more, not twice.
-                breaks += if asked_at.elapsed() < SILENT {
+                breaks += if asked_at.elapsed() < clock::long(SILENT) {
                     1
                 } else {
                     RETRIES
                 };
                 let patience = there
                     .zip(clock.as_ref())
-                    .map(|(there, clock)| clock.until.min(there + GONE));
+                    .map(|(there, clock)| clock.until.min(there + clock::long(GONE)));
                 if let Err(failure) = line.connect_again(&failure, patience.unwrap_or(asked_at)) {
                     return give_up(courses, &failure, wait.is_some(), on_outcome);
                 }

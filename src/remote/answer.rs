@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use memchr::memmem;
 
 use super::script::{Nonce, Script};
+use crate::clock;
 use crate::connection::{Chunk, Shell};
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -26,7 +27,9 @@ const ANSWER_MAX: usize = 16 << 20;
 /// How much of a host's own words a message shows, in characters.
 const SHOWN: usize = 300;
 /// How long a script may take to be sent, and to begin its answer: a slow login's time.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub fn patience() -> Duration {
+    clock::long(Duration::from_secs(30))
+}
 /// The buffer that output is read into.
 const BUFFER: usize = 256 << 10;
 
@@ -315,7 +318,7 @@ impl Hearing {
     ) -> Result<Self, Failure> {
         let started = Instant::now();
         // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
-        let unsent = match shell.write(&script.text(shell.primed()), started + PATIENCE) {
+        let unsent = match shell.write(&script.text(shell.primed()), started + patience()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
             sent => sent.map_err(|error| broke(host, &error)).map(|()| None)?,
         };
@@ -368,7 +371,7 @@ impl Hearing {
         &mut self,
         host: &str,
         shell: &mut dyn Shell,
-        patience: Option<Duration>,
+        limit: Option<Duration>,
         listener: &mut dyn Listener,
         buffer: &mut [u8],
     ) -> Result<(), Failure> {
@@ -379,9 +382,9 @@ impl Hearing {
             both,
             unsent,
         } = self;
-        let deadline = match patience {
-            _ if out.phase == Phase::Noise => *started + PATIENCE,
-            Some(patience) => *started + patience.max(PATIENCE),
+        let deadline = match limit {
+            _ if out.phase == Phase::Noise => *started + patience(),
+            Some(limit) => *started + limit.max(patience()),
             None => Instant::now() + LONG,
         };
         let until = listener
@@ -407,7 +410,7 @@ impl Hearing {
                 }
             }
             Chunk::Nothing
-                if Instant::now() < deadline || patience.is_none() && out.phase != Phase::Noise =>
+                if Instant::now() < deadline || limit.is_none() && out.phase != Phase::Noise =>
             {
                 Ok(())
             }

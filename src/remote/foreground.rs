@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::answer::{Ending, Hearing, Listener, PATIENCE, Stream, garbage, hear};
+use super::answer::{Ending, Hearing, Listener, Stream, garbage, hear, patience};
 use super::script::Script;
 use super::seen::{Seen, job_line};
 use crate::connection::Shell;
@@ -216,7 +216,7 @@ pub fn finish(host: &str, shell: &mut dyn Shell, place: &str, total: u64) -> Res
         host,
         shell,
         &script,
-        Some(PATIENCE * 2),
+        Some(patience() * 2),
         false,
         &mut |line: &str| {
             let total = line

@@ -1,6 +1,6 @@
 //! The scripts that look at jobs, and that remove the files of finished ones.
 
-use super::answer::{PATIENCE, garbage, hear};
+use super::answer::{garbage, hear, patience};
 use super::script::Script;
 use super::seen::{Seen, Standing, indexed, job_line};
 use crate::connection::Shell;
@@ -15,7 +15,7 @@ pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<See
         host,
         shell,
         &script,
-        Some(PATIENCE * 2),
+        Some(patience() * 2),
         false,
         &mut |line: &str| {
             let (index, job) = job_line(host, line, places.len())?;
@@ -47,7 +47,7 @@ pub fn forget(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<
         host,
         shell,
         &script,
-        Some(PATIENCE * 4),
+        Some(patience() * 4),
         false,
         &mut |line: &str| {
             let (index, removal) = match indexed(line, places.len()) {
@@ -88,7 +88,7 @@ pub fn forget_read(
         host,
         shell,
         &script,
-        Some(PATIENCE * 4),
+        Some(patience() * 4),
         false,
         &mut |line: &str| {
             match indexed(line, places.len()) {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Standing;
-use super::answer::{PATIENCE, garbage, hear};
+use super::answer::{garbage, hear, patience};
 use super::script::Script;
 use super::seen::{Seen, indexed, job_line};
 use crate::connection::Shell;
@@ -154,7 +154,7 @@ fn ask(
         host,
         shell,
         script,
-        Some(PATIENCE * 4),
+        Some(patience() * 4),
         false,
         &mut |line: &str| {
             let nonsense = || garbage(host, line.as_bytes());

@@ -1,6 +1,6 @@
 //! The script that tells which processes a job has.
 
-use super::answer::{PATIENCE, garbage, hear};
+use super::answer::{garbage, hear, patience};
 use super::script::Script;
 use super::seen::{Seen, job_line};
 use crate::connection::Shell;
@@ -15,7 +15,7 @@ pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec
         host,
         shell,
         &script,
-        Some(PATIENCE * 2),
+        Some(patience() * 2),
         false,
         &mut |line: &str| {
             match line.strip_prefix("process ") {

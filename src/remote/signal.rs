@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::answer::{Listener, PATIENCE, garbage, hear};
+use super::answer::{Listener, garbage, hear, patience};
 use super::script::Script;
 use super::seen::{Seen, indexed, job_line};
 use crate::connection::Shell;
@@ -106,7 +106,7 @@ pub fn carry_out(
 ) -> Result<(), Failure> {
     let script = Script::signal(plan)?;
     let patience =
-        (plan.wait.unwrap_or_default() + plan.then_wait.unwrap_or_default()) * 2 + PATIENCE;
+        (plan.wait.unwrap_or_default() + plan.then_wait.unwrap_or_default()) * 2 + patience();
     let jobs = plan.jobs.len();
     let mut told = vec![false; jobs];
     let mut listener = |line: &str| {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
-use super::answer::{Hearing, Listener, PATIENCE, garbage};
+use super::answer::{Hearing, Listener, garbage, patience};
 use super::script::Script;
 use crate::connection::{RelayToBe, Shell};
 use crate::error::{Failure, Kind};
@@ -124,7 +124,7 @@ pub fn start_and_hear(
     // However slow the line is, it carries some kilobytes a second.
     let sending = Duration::from_secs(order.input.map_or(0, Input::size) >> 12);
     let mut hearing = Hearing::begin(host, shell, &script, order.spool.is_some())?;
-    hearing.go_on(host, shell, Some(PATIENCE * 2 + sending), &mut starting)?;
+    hearing.go_on(host, shell, Some(patience() * 2 + sending), &mut starting)?;
     let Starting {
         started,
         refusal,

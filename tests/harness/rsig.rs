@@ -16,6 +16,8 @@ pub struct Rsig {
     state: PathBuf,
     /// Whether commands go by a keeper, as they do by default outside the tests.
     pub keeper: bool,
+    /// What rsig's waits of ten seconds and more are divided by.
+    pub clock: u32,
     shell: Option<PathBuf>,
     path: Option<PathBuf>,
     scratch: Scratch,
@@ -28,6 +30,7 @@ impl Rsig {
             home: scratch.subdir("home", 0o700),
             state: scratch.subdir("state", 0o700),
             keeper: false,
+            clock: 1,
             shell: None,
             path: None,
             scratch,
@@ -90,6 +93,7 @@ impl Rsig {
             .env("HOME", &self.home)
             .env("RSIG_STATE_DIR", &self.state)
             .env("RSIG_KEEPER", if self.keeper { "1" } else { "0" })
+            .env("RSIG_TEST_CLOCK", self.clock.to_string())
             .cwd(&self.home)
     }
 

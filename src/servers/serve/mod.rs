@@ -30,6 +30,7 @@ use self::guard::Guard;
 use self::listen::{Listener, Peer};
 use self::stream::Watched;
 use super::{Crew, Gone, Limits};
+use crate::clock;
 use crate::terminal::note;
 
 /// How many connections there are at a time; the next ones wait.
@@ -143,7 +144,7 @@ where
 {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(clock::long(HEAD))
         .max_buf_size(HEAD_MAX)
         .serve_connection(
             TokioIo::new(Watched::new(stream)),

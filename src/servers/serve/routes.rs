@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::guard::{Guard, guard};
 use super::problem::Problem;
 use super::{App, log, openapi};
+use crate::clock;
 use crate::cmd::values::duration;
 use crate::cmd::{self as commands, Context, kill, spawn};
 use crate::delivery::Outcome;
@@ -217,8 +218,11 @@ async fn body<T: for<'a> Deserialize<'a>>(request: Request) -> Result<T, Problem
             message,
         ));
     }
-    let read =
-        tokio::time::timeout(BODY, axum::body::to_bytes(request.into_body(), BODY_MAX)).await;
+    let read = tokio::time::timeout(
+        clock::long(BODY),
+        axum::body::to_bytes(request.into_body(), BODY_MAX),
+    )
+    .await;
     let late = || {
         Problem::new(
             StatusCode::REQUEST_TIMEOUT,

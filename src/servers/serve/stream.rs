@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use crate::clock;
+
 /// How long a client may take nothing of what is there for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -39,7 +41,7 @@ impl<S> Watched<S> {
         }
         let stalled = self
             .stalled
-            .get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
+            .get_or_insert_with(|| Box::pin(sleep(clock::long(PATIENCE))));
         match stalled.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
