@@ -1,9 +1,10 @@
 //! What a user, a script or a program must be able to tell apart when something could not be done.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The kinds of failure, as `kill --json` names them, each with an exit status of its own meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// The command line says something that can't be.
     Usage,

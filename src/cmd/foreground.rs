@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,7 +15,7 @@ use anyhow::Result;
 use super::ephemeral::forget_read;
 use super::spawn::Flow;
 use super::{Context, spawn};
-use crate::connection::{Gate, Line, Policy, Shell, keep_trying};
+use crate::connection::{Line, Policy, Shell, keep_trying};
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
@@ -92,8 +92,13 @@ pub fn run(
     sink: &mut foreground::Sink<'_>,
 ) -> Result<Ran> {
     let destination = request.spawn.destination.clone();
-    let policy = context.policy;
-    let gate = Gate::open(&destination, &policy)?;
+    // A connection of its own, which carries much and dies with this process.
+    let policy = Policy {
+        keeper: false,
+        ..context.policy
+    };
+    let mut connection = Line::new(&destination, &policy);
+    connection.connect()?;
     let tether = request
         .tether
         .map(|patience| tether(&destination, patience))
@@ -109,7 +114,7 @@ pub fn run(
         }),
         ..request.spawn
     };
-    let (spawned, flow) = spawn::in_foreground(context, &gate, &order)?;
+    let (spawned, flow) = spawn::in_foreground(context, &connection, &order)?;
     if let Some(warning) = &spawned.warning {
         (outside.note)(warning);
     }
@@ -126,7 +131,7 @@ pub fn run(
         note: outside.note,
         stop: outside.stop,
         shared: Mutex::new(Shared {
-            gate: Some(Arc::new(gate)),
+            connection: Some(connection),
             number: 0,
             is_held: false,
             over: false,
@@ -217,7 +222,7 @@ struct Held<'a> {
 
 struct Shared<'a> {
     /// None while it is being made anew.
-    gate: Option<Arc<Gate<'a>>>,
+    connection: Option<Line<'a>>,
     /// How often it was made anew.
     number: u64,
     /// The host hears beats, whatever becomes of this process's threads.
@@ -241,7 +246,7 @@ impl<'a> Held<'a> {
             if shared.over {
                 return None;
             }
-            match shared.gate.as_ref().map(|gate| gate.line()) {
+            match shared.connection.as_ref().map(Line::share) {
                 Some(line) => return Some((line, shared.number)),
                 None => {
                     shared = self
@@ -264,22 +269,28 @@ impl<'a> Held<'a> {
     fn finish(&self) {
         let mut shared = self.shared();
         shared.over = true;
-        let gate = shared.gate.take();
+        let connection = shared.connection.take();
         drop(shared);
         // Its end wakes whoever waits for something to come by it.
-        drop(gate);
+        if let Some(mut connection) = connection {
+            connection.hang_up();
+        }
         self.changed.notify_all();
     }
 
     /// Makes the connection anew.
     fn reconnect(&self, why: &Failure) -> Result<(), Failure> {
-        self.shared().gate = None;
+        let broken = self.shared().connection.take();
+        if let Some(mut broken) = broken {
+            broken.hang_up();
+        }
         (self.note)(&format!("{why}; connecting again"));
         let begun = Instant::now();
         let left = || self.patience.saturating_sub(begun.elapsed());
-        let gate = keep_trying(left, || Gate::open(self.destination, self.policy))?;
+        let mut connection = Line::new(self.destination, self.policy);
+        keep_trying(left, || connection.connect())?;
         let mut shared = self.shared();
-        shared.gate = Some(Arc::new(gate));
+        shared.connection = Some(connection);
         shared.number += 1;
         self.changed.notify_all();
         (self.note)(&format!("{}: connected again", self.destination));
@@ -341,7 +352,8 @@ impl<'a> Held<'a> {
     fn keep_tether(&self, every: Duration) {
         while let Some((mut line, number)) = self.line() {
             let host = line.host();
-            if let Some(Ok(mut shell)) = line.beating_shell(every) {
+            if let Ok(mut shell) = line.shell() {
+                shell.beat(every);
                 let mut held = || {
                     self.shared().is_held = true;
                     self.changed.notify_all();

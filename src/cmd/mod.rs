@@ -38,7 +38,7 @@ use anyhow::Result;
 
 use allowed::AllowedHosts;
 
-use crate::connection::{Line, Policy, Slots};
+use crate::connection::{Line, Permits, Policy};
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::host::{Connect, Destination};
@@ -265,22 +265,22 @@ pub fn wait_on_each_host<T: Send, E: Send>(
     work: impl Fn(&mut Line<'_>, Vec<T>, &Sender<E>) + Sync,
     mut on_event: impl FnMut(E),
 ) {
-    let slots = Arc::new(Slots::new(policy.parallel));
-    spread(policy, Some(&slots), groups, &work, |receiver| {
+    let permits = Arc::new(Permits::new(policy.parallel));
+    spread(policy, Some(&permits), groups, &work, |receiver| {
         receiver.into_iter().for_each(&mut on_event);
     });
 }
 
-/// Gives the hosts to threads, and what comes of it to `hear`. With slots there is a thread for each host.
+/// Gives the hosts to threads, and what comes of it to `hear`. With permits there is a thread for each host.
 fn spread<T: Send, E: Send>(
     policy: &Policy,
-    slots: Option<&Arc<Slots>>,
+    permits: Option<&Arc<Permits>>,
     groups: Vec<Group<T>>,
     work: &(impl Fn(&mut Line<'_>, Vec<T>, &Sender<E>) + Sync),
     hear: impl FnOnce(Receiver<E>),
 ) {
     let (sender, receiver) = mpsc::channel();
-    if slots.is_none() && groups.len() == 1 {
+    if permits.is_none() && groups.len() == 1 {
         // One host needs no thread, and the events of one script come together anyway.
         for group in groups {
             work(
@@ -292,7 +292,7 @@ fn spread<T: Send, E: Send>(
         drop(sender);
         return hear(receiver);
     }
-    let workers = groups.len().min(if slots.is_some() {
+    let workers = groups.len().min(if permits.is_some() {
         WAITING
     } else {
         policy.parallel
@@ -310,8 +310,8 @@ fn spread<T: Send, E: Send>(
                         .next();
                     let Some(group) = next else { return };
                     let line = Line::new(&group.destination, policy);
-                    let mut line = match slots {
-                        Some(slots) => line.among(Arc::clone(slots)),
+                    let mut line = match permits {
+                        Some(permits) => line.with_permits(Arc::clone(permits)),
                         None => line,
                     };
                     work(&mut line, group.jobs, &sender);

@@ -10,12 +10,14 @@ use anyhow::{Context as _, Result};
 
 use super::turns::Turns;
 use super::{Context, Group, spread};
-use crate::connection::{Gate, Line, Policy, Shell};
+use crate::connection::{Line, Policy, Shell};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
-use crate::remote::start::{Input, Order, Spool, Started, Tether, start, start_and_hear};
+use crate::remote::start::{
+    Input, Order, Spool, Started, Tether, keep_relay, start, start_and_hear,
+};
 use crate::remote::{Hearing, Seen, Standing, look};
 
 /// A job to start.
@@ -131,13 +133,13 @@ pub struct Flow {
 /// Starts a job in the foreground. Its streams come with it, unless that connection broke.
 pub fn in_foreground(
     context: &mut Context,
-    gate: &Gate<'_>,
+    connection: &Line<'_>,
     request: &Request,
 ) -> Result<(Spawned, Option<Flow>)> {
     let job = prepare(context, request)?;
     let mut flow = None;
-    let launched = launch(&mut gate.line(), job, request, &mut |line, order| {
-        let mut shell = gate.shell()?;
+    let launched = launch(&mut connection.share(), job, request, &mut |line, order| {
+        let mut shell = line.shell()?;
         let answer = start_and_hear(&line.host(), shell.as_mut(), order);
         Ok(answer.map(|told| {
             told.map(|(started, hearing)| {
@@ -287,7 +289,6 @@ fn launch(
         timeout: request.timeout,
         spool: foreground.map(|foreground| foreground.spool),
         tether: foreground.and_then(|foreground| foreground.tether.clone()),
-        relay: None,
     };
     if let Err(failure) = line.connect() {
         return Launched::NotStarted(record, failure);
@@ -376,15 +377,12 @@ fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
 /// Sends the order for a job in the background.
 fn detached(line: &mut Line<'_>, order: &Order<'_>) -> Asked {
     let host = line.host();
-    let (mut shell, relay) = line.shell_with_relay(order.id)?;
-    Ok(start(
-        &host,
-        shell.as_mut(),
-        &Order {
-            relay,
-            ..order.clone()
-        },
-    ))
+    let mut shell = line.shell()?;
+    let answer = start(&host, shell.as_mut(), order);
+    if let Ok(Ok(started)) = &answer {
+        keep_relay(shell.as_mut(), order.id, started)?;
+    }
+    Ok(answer)
 }
 
 /// The directory to name to the host: on this machine a relative one is taken from here.

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::ephemeral::forget_read;
 use super::{Context, meet, not_there, resolve_one};
-use crate::connection::{Gate, Line, Policy, keep_trying};
+use crate::connection::{Line, Policy, keep_trying};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::Record;
@@ -40,25 +40,13 @@ impl Request<'_> {
     }
 }
 
-/// A job whose output was passed on.
-pub struct Tailed {
-    /// The job as it stood before the first byte was read.
-    pub record: Record,
-    /// The positions in both streams of the first bytes that were wanted.
-    #[cfg_attr(
-        not(feature = "mcp"),
-        allow(dead_code, reason = "cursors are made of them")
-    )]
-    pub begin: [u64; 2],
-}
-
-/// Passes a job's output on to `sink`.
+/// Passes a job's output on to `sink`, and gives the job as it stood before the first byte was read.
 pub fn tail(
     context: &mut Context,
     word: &OsStr,
     request: &Request<'_>,
     sink: &mut Sink<'_>,
-) -> Result<Tailed> {
+) -> Result<Record> {
     let mut record = resolve_one(context, word)?;
     let destination = record.destination.clone();
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
@@ -93,9 +81,8 @@ pub fn tail(
     }
     read.seen.update(&mut record);
     context.store.update([&record]);
-    let begin = read.begin;
     if request.is_enough() {
-        return Ok(Tailed { record, begin });
+        return Ok(record);
     }
     if record.is_unmet() && !read.cut && record.state.is_finished() {
         // Only its host knows whether it is to be forgotten now; one that can't be asked is asked by the next look.
@@ -121,7 +108,7 @@ pub fn tail(
             context.store.remove(&records[0]);
         }
         let [record] = records;
-        return Ok(Tailed { record, begin });
+        return Ok(record);
     }
     if read.cut {
         let message = format!(
@@ -129,7 +116,7 @@ pub fn tail(
         );
         return Err(Failure::new(Kind::Failed, message).into());
     }
-    Ok(Tailed { record, begin })
+    Ok(record)
 }
 
 /// Follows a log over as many connections as it takes, each byte once.
@@ -142,9 +129,9 @@ fn follow(
     let host = destination.to_string();
     let mut progress = Progress::default();
     // The first connection is to be had at once, or not at all.
-    let mut gate = Gate::open(destination, policy)?;
+    let mut line = Line::new(destination, policy);
+    line.connect()?;
     loop {
-        let mut line = gate.line();
         let result = line
             .shell()
             .and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink));
@@ -163,7 +150,8 @@ fn follow(
                 Duration::MAX
             }
         };
-        gate = keep_trying(left, || Gate::open(destination, policy))?;
+        line.hang_up();
+        keep_trying(left, || line.connect())?;
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::ephemeral::forget_read;
 use super::{Context, Named, by_host, meet, resolve};
-use crate::connection::{Line, Slots};
+use crate::connection::{Line, Permits};
 use crate::delivery::{self, Order, Outcome, Ways};
 use crate::error::{Failure, Kind};
 use crate::job::{JobId, Record, Target};
@@ -89,7 +89,7 @@ pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(
     let until = Instant::now() + request.timeout.unwrap_or(FOREVER);
     let (sender, receiver) = mpsc::channel();
     let (slots, over) = (
-        Arc::new(Slots::new(context.policy.parallel)),
+        Arc::new(Permits::new(context.policy.parallel)),
         Arc::new(AtomicBool::new(false)),
     );
     for group in by_host(asks, |(_, record)| record) {
@@ -105,7 +105,7 @@ pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(
         // Not waited for: where the first end is enough, the other hosts may still be asked about theirs.
         let thread = std::thread::Builder::new().spawn(move || {
             watch.on_host(
-                &mut Line::new(&group.destination, &policy).among(slots),
+                &mut Line::new(&group.destination, &policy).with_permits(slots),
                 group.jobs,
             );
         });

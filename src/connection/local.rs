@@ -7,40 +7,28 @@ use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
 
-use super::{Chunk, Shell, Transport};
+use super::{Chunk, Shell};
 use crate::error::{Failure, Kind};
 use crate::sys;
 
-/// This machine.
-pub struct Local;
-
-impl Local {
-    /// A new shell, which is nobody else's.
-    pub fn own_shell() -> Result<Box<dyn Shell>, Failure> {
-        let failed =
-            |error| Failure::new(Kind::Failed, format!("/bin/sh can't be started: {error}"));
-        let mut command = Command::new("/bin/sh");
-        command
-            .arg("-s")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        sys::process::start_clean(&mut command);
-        let mut child = command.spawn().map_err(failed)?;
-        let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        Ok(Box::new(LocalShell {
-            child,
-            input,
-            out,
-            err,
-        }))
-    }
-}
-
-impl Transport for Local {
-    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-        Self::own_shell().map(|shell| shell as Box<dyn Shell>)
-    }
+/// A new shell.
+pub fn shell() -> Result<Box<dyn Shell>, Failure> {
+    let failed = |error| Failure::new(Kind::Failed, format!("/bin/sh can't be started: {error}"));
+    let mut command = Command::new("/bin/sh");
+    command
+        .arg("-s")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    sys::process::start_clean(&mut command);
+    let mut child = command.spawn().map_err(failed)?;
+    let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    Ok(Box::new(LocalShell {
+        child,
+        input,
+        out,
+        err,
+    }))
 }
 
 struct LocalShell {

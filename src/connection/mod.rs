@@ -1,11 +1,11 @@
-//! How a script reaches a host: by a child process on this machine, or over SSH.
+//! Gets a script to a host's `/bin/sh -s`: a child process on this machine, or a shell of a keeper's over SSH.
 //!
-//! Whatever the way, what stands at its other end is `/bin/sh -s`, and what is said to it is the business of
-//! [`crate::remote`].
+//! SSH is spoken by keepers alone: the one that a host's commands share, or a private one that ends with its command.
+//! What is said to a shell is the business of [`crate::remote`].
 
 pub mod keeper;
-pub mod local;
-mod slots;
+mod local;
+mod permits;
 pub mod ssh;
 
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use nix::poll::{PollFd, PollTimeout};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::JobId;
+use keeper::client::KeeperConnection;
 use keeper::protocol::Reply;
-pub use slots::Slots;
+pub use permits::Permits;
 
 /// What came from a shell.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,67 +27,50 @@ pub enum Chunk {
     Out(usize),
     /// That many bytes of its standard error.
     Err(usize),
-    /// It will say no more.
+    /// The shell has ended.
     End,
-    /// Nothing until the time was over.
+    /// Nothing came in time.
     Nothing,
 }
 
-/// What a shell is given while it waits for its script.
+/// The functions that scripts share, which a shell is given while it waits for its first script.
 pub struct Primer {
-    /// A command for it, which says nothing.
     pub text: Vec<u8>,
-    /// Tells this from every other one.
+    /// Tells these functions from those of another rsig.
     pub mark: u64,
 }
 
 /// A live `/bin/sh -s`.
 pub trait Shell {
-    /// The mark of what it was given already, if it was given something.
+    /// The mark of the primer that it was given.
     fn primed(&self) -> Option<u64> {
         None
+    }
+
+    /// Sends a script. `done` is what the shell prints once it is ready for another one.
+    fn send_script(
+        &mut self,
+        text: &[u8],
+        _done: Option<String>,
+        until: Instant,
+    ) -> std::io::Result<()> {
+        self.write(text, until)
     }
 
     /// Sends all of `bytes` to its standard input.
     fn write(&mut self, bytes: &[u8], until: Instant) -> std::io::Result<()>;
 
-    /// Takes what it says next, into `buffer`.
+    /// Reads what comes next into `buffer`.
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> std::io::Result<Chunk>;
-}
 
-/// A host that can be given scripts, one after the other.
-pub trait Transport {
-    /// A new shell there.
-    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure>;
+    /// Gives the shell back to its pool: the whole answer has been read. A shell that is dropped without this is closed.
+    fn check_in(&mut self) {}
 
-    /// A new shell for the script that starts `job`, and the word for its relay if its channel will be kept as one.
-    fn shell_with_relay(
-        &mut self,
-        _job: &JobId,
-    ) -> Result<(Box<dyn Shell + '_>, Option<RelayToBe>), Failure> {
-        self.shell().map(|shell| (shell, None))
-    }
+    /// Asks the pool to keep a channel for a job's relay, which `script` starts.
+    fn keep_relay(&mut self, _job: &JobId, _word: String, _script: String) {}
 
-    /// A new shell that is sent an empty line every so often for as long as this process lives, however it is held up;
-    /// `None` where nobody does that.
-    fn beating_shell(&mut self, _every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
-        None
-    }
-
-    /// Whether no further shell should be asked of this connection.
-    fn is_spent(&self) -> bool {
-        false
-    }
-
-    /// Whether its connection was made long ago, by another command, and may be found broken.
-    fn may_be_stale(&self) -> bool {
-        false
-    }
-
-    /// The relays of jobs on this host, where somebody may hold some.
-    fn relays(&mut self) -> Option<Box<dyn Relays>> {
-        None
-    }
+    /// Has the pool send the shell an empty line every so often, even while this process is stopped.
+    fn beat(&mut self, _every: Duration) {}
 }
 
 /// The relays that a keeper holds. Requests may be made one after the other; their answers come in any order.
@@ -94,7 +78,7 @@ pub trait Relays {
     /// Whether the relay of a job may be held.
     fn holds(&self, job: &JobId) -> bool;
 
-    /// Ends the talk, and gives what was still said: what is not among that will not be done any more.
+    /// Ends the conversation and returns the replies that were still to come: what is not among them will not be done.
     fn part(&mut self) -> Vec<Reply>;
 
     /// Asks for a signal to be sent to a job by its relay.
@@ -103,26 +87,18 @@ pub trait Relays {
     /// Asks to be told of a job's end.
     fn watch(&mut self, job: &JobId) -> std::io::Result<()>;
 
-    /// The next answer.
+    /// The next reply; `TimedOut` when none has come by then, any other error means that the keeper has gone.
     fn next(&mut self, until: Instant) -> std::io::Result<Reply>;
 }
 
-/// A channel that is to be kept as a job's relay.
-#[derive(Clone, Debug)]
-pub struct RelayToBe {
-    /// What each of its lines begins with.
-    pub word: String,
-    /// Its server is known to pass signals on: it is sent no probe.
-    pub proven: bool,
-}
-
-/// The time between two tries to connect again: at first, and at most.
+/// The pause between two attempts to connect: the first, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// How many shells are asked for where each ends without a word: of a connection of one's own, and of one for many.
-const WORDLESS: (u32, u32) = (2, 4);
-/// How long the others of such a connection are given to end.
-const MOMENT: Duration = Duration::from_millis(100);
+/// How many shells in a row may end without a word before the host counts as having none: on a private connection, and on
+/// a shared one.
+const SILENT_SHELLS_MAX: (u32, u32) = (2, 4);
+/// The pause before another shell is asked for on a shared connection.
+const SILENT_SHELL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connects again and again, the more seldom the longer that lasts, for as long as the host is not reached and there is
 /// time left.
@@ -141,29 +117,35 @@ pub fn keep_trying<T>(
     }
 }
 
-/// The way to one host, connected when it is first needed and again after it broke.
+/// The connection to one host, made when it is first needed and again after it broke.
 pub struct Line<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
-    slots: Option<Arc<Slots>>,
-    transport: Option<Box<dyn Transport + 'a>>,
+    permits: Option<Arc<Permits>>,
+    way: Option<Way>,
+}
+
+#[derive(Clone)]
+enum Way {
+    Local,
+    Keeper(KeeperConnection),
 }
 
 impl<'a> Line<'a> {
-    /// The way to a host; nothing is connected yet.
+    /// Nothing is connected yet.
     pub fn new(destination: &'a Destination, policy: &'a Policy) -> Self {
         Self {
             destination,
             policy,
-            slots: None,
-            transport: None,
+            permits: None,
+            way: None,
         }
     }
 
-    /// Takes one of these slots for as long as connecting lasts.
-    pub fn among(self, slots: Arc<Slots>) -> Self {
+    /// Takes a permit for as long as connecting lasts.
+    pub fn with_permits(self, permits: Arc<Permits>) -> Self {
         Self {
-            slots: Some(slots),
+            permits: Some(permits),
             ..self
         }
     }
@@ -175,21 +157,34 @@ impl<'a> Line<'a> {
 
     /// Connects, unless that was done.
     pub fn connect(&mut self) -> Result<(), Failure> {
-        self.shell_source().map(drop)
+        self.way().map(drop)
     }
 
-    /// A new shell on the host.
-    pub fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-        self.shell_source()?.shell()
+    /// Another user of the same connection, for another thread.
+    pub fn share(&self) -> Self {
+        Self {
+            permits: None,
+            way: self.way.clone(),
+            ..*self
+        }
     }
 
-    /// Has a shell work on what may be done twice: where an old connection turns out to be broken, it is done again over
-    /// a new one; and where a shell ends without a word, by another.
+    /// Checks a shell out of the pool.
+    pub fn shell(&mut self) -> Result<Box<dyn Shell>, Failure> {
+        let (destination, policy) = (self.destination, self.policy);
+        match self.way()? {
+            Way::Local => local::shell(),
+            Way::Keeper(keeper) => keeper.shell(destination, policy),
+        }
+    }
+
+    /// Has a shell do what may be done twice: where an old connection turns out to be broken, it is done again over a new
+    /// one; and where a shell ends without a word, by another.
     pub fn ask<T>(
         &mut self,
         mut work: impl FnMut(&mut dyn Shell) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let (mut broke, mut wordless) = (false, 0);
+        let (mut broke, mut silent) = (false, 0);
         loop {
             let result = work(self.shell()?.as_mut());
             match &result {
@@ -200,8 +195,8 @@ impl<'a> Line<'a> {
                     self.hang_up();
                 }
                 Err(failure) if failure.kind == Kind::NoShell && self.may_be_stale() => {
-                    wordless += 1;
-                    if !self.gives_another(wordless) {
+                    silent += 1;
+                    if !self.gives_another(silent) {
                         return result;
                     }
                 }
@@ -210,54 +205,32 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Whether to ask for another shell after so many that ended without a word, which is given a moment first. One may
-    /// have been killed before it said anything; and of a connection that others use too, Dropbear before 2024.86 ends a
-    /// channel that is opened in the moment in which another one's shell ends.
-    pub fn gives_another(&self, wordless: u32) -> bool {
-        let most = if self.may_be_stale() {
-            WORDLESS.1
-        } else {
-            WORDLESS.0
-        };
-        if wordless > 1 && wordless < most {
-            std::thread::sleep(MOMENT);
+    /// Whether to ask for another shell after `silent` ones that ended without a word. One may have been killed before it
+    /// said anything; and Dropbear before 2024.86 ends a channel that is opened in the moment in which the shell of
+    /// another one ends.
+    pub fn gives_another(&self, silent: u32) -> bool {
+        let another = gives_another(silent, self.may_be_stale());
+        if silent > 1 && another {
+            std::thread::sleep(SILENT_SHELL_PAUSE);
         }
-        wordless < most
+        another
     }
 
-    /// A new shell for the script that starts `job`; see [`Transport::shell_with_relay`].
-    pub fn shell_with_relay(
-        &mut self,
-        job: &JobId,
-    ) -> Result<(Box<dyn Shell + '_>, Option<RelayToBe>), Failure> {
-        self.shell_source()?.shell_with_relay(job)
-    }
-
-    /// A shell that is sent a sign of life; see [`Transport::beating_shell`].
-    pub fn beating_shell(
-        &mut self,
-        every: Duration,
-    ) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
-        match self.shell_source() {
-            Ok(transport) => transport.beating_shell(every),
-            Err(failure) => Some(Err(failure)),
-        }
-    }
-
-    /// The relays that may be held for the host's jobs.
+    /// The relays that the host's keeper may hold.
     pub fn relays(&mut self) -> Option<Box<dyn Relays>> {
-        self.shell_source().ok()?.relays()
+        match self.way().ok()? {
+            Way::Local => None,
+            Way::Keeper(keeper) => keeper.relays(),
+        }
     }
 
-    /// See [`Transport::may_be_stale`].
+    /// Whether another command made the connection, so that it may be found broken.
     pub fn may_be_stale(&self) -> bool {
-        self.transport
-            .as_ref()
-            .is_some_and(|transport| transport.may_be_stale())
+        matches!(&self.way, Some(Way::Keeper(keeper)) if keeper.is_shared())
     }
 
-    /// Connects anew after a break, and tries that again and again for as long as the host is not reached and the time
-    /// is not over. The user is told when it lasts.
+    /// Connects anew after a break, again and again while the host is not reached and the time is not over. The user is
+    /// told when it lasts.
     pub fn connect_again(&mut self, why: &Failure, until: Instant) -> Result<(), Failure> {
         self.hang_up();
         let mut failures = 0;
@@ -265,7 +238,7 @@ impl<'a> Line<'a> {
         keep_trying(left, || {
             let connected = self.connect();
             failures += u32::from(connected.is_err());
-            // What is over with the next try is not worth a word.
+            // What is over with the next attempt is not worth a message.
             if failures == 2 {
                 (self.policy.warn)(&format!("{why}; connecting again"));
             }
@@ -273,75 +246,35 @@ impl<'a> Line<'a> {
         })
     }
 
-    /// Gives the connection up.
+    /// Gives the connection up. A private one ends for all that share it.
     pub fn hang_up(&mut self) {
-        self.transport = None;
+        if let Some(Way::Keeper(keeper)) = self.way.take() {
+            keeper.end();
+        }
     }
 
-    fn shell_source(&mut self) -> Result<&mut Box<dyn Transport + 'a>, Failure> {
-        if self
-            .transport
-            .as_ref()
-            .is_some_and(|transport| transport.is_spent())
-        {
-            self.transport = None;
-        }
-        match &mut self.transport {
-            Some(transport) => Ok(transport),
-            empty => {
-                let _slot = self.slots.as_ref().map(|slots| slots.take());
-                Ok(empty.insert(open(self.destination, self.policy)?))
+    fn way(&mut self) -> Result<&mut Way, Failure> {
+        match &mut self.way {
+            Some(way) => Ok(way),
+            none => {
+                let _permit = self.permits.as_ref().map(|permits| permits.take());
+                Ok(none.insert(if self.destination.is_local() {
+                    Way::Local
+                } else {
+                    Way::Keeper(KeeperConnection::open(self.destination, self.policy)?)
+                }))
             }
         }
     }
 }
 
-/// A command's own connection to a host, for as much and as long as it takes. Several lines may use it at once.
-pub struct Gate<'a> {
-    destination: &'a Destination,
-    policy: &'a Policy,
-    keeper: Option<keeper::client::Private>,
-}
-
-impl<'a> Gate<'a> {
-    /// Connects.
-    pub fn open(destination: &'a Destination, policy: &'a Policy) -> Result<Self, Failure> {
-        if destination.is_local() {
-            return Ok(Self {
-                destination,
-                policy,
-                keeper: None,
-            });
+fn gives_another(silent: u32, shared: bool) -> bool {
+    silent
+        < if shared {
+            SILENT_SHELLS_MAX.1
+        } else {
+            SILENT_SHELLS_MAX.0
         }
-        let keeper = keeper::client::Private::start(destination, policy).map_err(|error| {
-            Failure::new(
-                Kind::Failed,
-                format!("{destination}: no process can hold the connection: {error}"),
-            )
-        })??;
-        Ok(Self {
-            destination,
-            policy,
-            keeper: Some(keeper),
-        })
-    }
-
-    /// A shell by this connection, which may be kept.
-    pub fn shell(&self) -> Result<Box<dyn Shell>, Failure> {
-        match &self.keeper {
-            Some(keeper) => keeper.way().own_shell(),
-            None => local::Local::own_shell(),
-        }
-    }
-
-    /// A line by this connection.
-    pub fn line(&self) -> Line<'a> {
-        let mut line = Line::new(self.destination, self.policy);
-        if let Some(keeper) = &self.keeper {
-            line.transport = Some(Box::new(keeper.way()));
-        }
-        line
-    }
 }
 
 /// How to connect.
@@ -359,25 +292,6 @@ pub struct Policy {
     pub step: fn(&str),
     /// Takes what the user should hear in any case.
     pub warn: fn(&str),
-}
-
-/// Connects to a host.
-pub fn open<'a>(
-    destination: &'a Destination,
-    policy: &'a Policy,
-) -> Result<Box<dyn Transport + 'a>, Failure> {
-    if destination.is_local() {
-        return Ok(Box::new(local::Local));
-    }
-    if policy.keeper {
-        match keeper::client::open(destination, policy) {
-            Ok(kept) => return kept.map(|kept| Box::new(kept) as Box<dyn Transport + 'a>),
-            Err(error) => (policy.step)(&format!(
-                "{destination}: no keeper ({error}); connecting directly"
-            )),
-        }
-    }
-    ssh::open(destination, policy)
 }
 
 /// Waits until one of the descriptors is ready, or the time is over: then it gives false.
@@ -401,73 +315,18 @@ pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> std::io::Result<bo
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    /// A host whose shells say nothing, and whether its connection is shared.
-    struct Silent {
-        shared: bool,
-    }
-
-    impl Shell for Silent {
-        fn write(&mut self, _bytes: &[u8], _until: Instant) -> std::io::Result<()> {
-            Ok(())
-        }
-
-        fn read(&mut self, _buffer: &mut [u8], _until: Instant) -> std::io::Result<Chunk> {
-            Ok(Chunk::End)
-        }
-    }
-
-    impl Transport for Silent {
-        fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-            Ok(Box::new(Self {
-                shared: self.shared,
-            }))
-        }
-
-        fn may_be_stale(&self) -> bool {
-            self.shared
-        }
-    }
+    use super::gives_another;
 
     #[test]
-    fn a_shell_that_says_nothing_is_asked_for_again_where_others_share_its_connection() {
-        let destination = Destination {
-            host: "local".parse().unwrap(),
-            connect: crate::host::Connect::default(),
-        };
-        let policy = Policy {
-            batch: true,
-            keeper: false,
-            parallel: 1,
-            verbose: false,
-            step: |_| (),
-            warn: |_| (),
-        };
-        // How many shells say nothing, how many are asked for, and whether that is enough.
-        for (shared, wordless, asked, answered) in [
-            (true, 0, 1, true),
-            (true, 1, 2, true),
-            (true, 3, 4, true),
-            (true, 4, 4, false),
-            (false, 1, 1, false),
+    fn another_shell_is_asked_for_a_few_times() {
+        for (shared, silent, another) in [
+            (true, 1, true),
+            (true, 3, true),
+            (true, 4, false),
+            (false, 1, true),
+            (false, 2, false),
         ] {
-            let mut line = Line::new(&destination, &policy);
-            line.transport = Some(Box::new(Silent { shared }));
-            let mut shells = 0;
-            let answer = line.ask(|_| {
-                shells += 1;
-                if shells > wordless {
-                    Ok(())
-                } else {
-                    Err(Failure::new(Kind::NoShell, ""))
-                }
-            });
-            assert_eq!(
-                (shells, answer.is_ok()),
-                (asked, answered),
-                "{wordless} of {shared}"
-            );
+            assert_eq!(gives_another(silent, shared), another, "{silent} {shared}");
         }
     }
 }

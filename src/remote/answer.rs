@@ -318,7 +318,8 @@ impl Hearing {
     ) -> Result<Self, Failure> {
         let started = Instant::now();
         // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
-        let unsent = match shell.write(&script.text(shell.primed()), started + patience()) {
+        let text = script.text(shell.primed());
+        let unsent = match shell.send_script(&text, script.done(), started + patience()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
             sent => sent.map_err(|error| broke(host, &error)).map(|()| None)?,
         };
@@ -357,6 +358,9 @@ impl Hearing {
                     written => written.map_err(|error| broke(host, &error))?,
                 }
             }
+        }
+        if self.is_over() {
+            shell.check_in();
         }
         Ok(self.out.ending.clone())
     }

@@ -73,7 +73,12 @@ pub struct Script {
     needs: usize,
     body: Vec<u8>,
     nonce: Nonce,
+    /// It reads its shell's standard input, so that shell is not used again.
+    takes_input: bool,
 }
+
+/// `( ... )` is no process of its own in ksh93 until a limit is set: a signal to the script would end the shell.
+const OWN_PROCESS: &str = r#"case ${KSH_VERSION-} in *93*) ulimit -t "$(ulimit -t)" ;; esac"#;
 
 impl Script {
     /// A script that uses the first few of the shared files.
@@ -82,6 +87,7 @@ impl Script {
             needs,
             body: Vec::new(),
             nonce: Nonce(job::random_hex::<16>()?),
+            takes_input: false,
         };
         script.call("rs_host", &[])?;
         Ok(script)
@@ -116,17 +122,37 @@ impl Script {
         &self.nonce
     }
 
-    /// What to send to a shell, which may have been given the shared files before; and with it the end of the script.
+    /// What to send to a shell; `primed` if the shell has been given the shared files before.
+    ///
+    /// One compound command, which the shell has read whole before it runs any of it, so nothing in it can take the
+    /// rest of it from standard input. The script runs in a subshell: what it changes is gone when it ends, and the
+    /// shell is as good as before. Data that a script has not read would be taken for commands, so a script that takes
+    /// data is the last of its shell, and runs in the shell itself.
     pub fn text(&self, primed: Option<u64>) -> Vec<u8> {
-        // One compound command: the shell has read all of it before it runs any of it, so that nothing in it can
-        // take the rest of the script from standard input.
-        let mut text = format!("{{\nrs_nonce={}\n", self.nonce.as_str()).into_bytes();
+        let nonce = self.nonce.as_str();
+        let begin = if self.takes_input {
+            "{".to_owned()
+        } else {
+            format!("{{\n(\n{OWN_PROCESS}")
+        };
+        let end = if self.takes_input {
+            "rs_end\n}\n".to_owned()
+        } else {
+            format!("rs_end\n) </dev/null\nprintf '\\001{nonce} done\\n'\n}}\n")
+        };
+        let mut text = format!("{begin}\nrs_nonce={nonce}\n").into_bytes();
         if primed != Some(PRIMED) {
             text.extend(SHARED.iter().take(self.needs).copied().flat_map(stripped));
         }
         text.extend_from_slice(&self.body);
-        text.extend_from_slice(b"rs_end\n}\n");
+        text.extend_from_slice(end.as_bytes());
         text
+    }
+
+    /// What the shell prints when it is ready for the next script; `None` for a script that ends its shell.
+    pub fn done(&self) -> Option<String> {
+        let mark = || format!("\x01{} done\n", self.nonce.as_str());
+        (!self.takes_input).then(mark)
     }
 }
 
@@ -162,20 +188,7 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
-        let relay = order.relay.as_ref();
-        script.set(
-            "rs_relay",
-            relay.map(|relay| relay.word.as_str()).unwrap_or_default(),
-        )?;
         script.set("rs_more", if order.spool.is_some() { "next" } else { "" })?;
-        script.set(
-            "rs_number",
-            if relay.is_some_and(|relay| relay.proven) {
-                "1"
-            } else {
-                ""
-            },
-        )?;
         script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
         script.set(
             "rs_size",
@@ -187,9 +200,7 @@ impl Script {
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         script.include(file!("spawn"));
-        if order.relay.is_some() {
-            script.include(file!("relay"));
-        }
+        script.takes_input = order.input.is_some() || order.spool.is_some();
         if order.spool.is_some() {
             script.call("about_jobs", &[])?;
             script.include(file!("stream"));
@@ -197,6 +208,20 @@ impl Script {
                 .body
                 .extend_from_slice(b"place=$rs_made\nrun_along 0 0\n");
         }
+        Ok(script)
+    }
+
+    /// Becomes the relay of the job in that directory. Its keeper sets rs_number.
+    pub(super) fn relay(dir: &str, word: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.needs = TO_SIGNAL;
+        script.takes_input = true;
+        script.set("rs_relay", word)?;
+        script.call("place", &[dir])?;
+        script
+            .body
+            .extend_from_slice(b"enter \"$dir\" && [ -p ended ] || rs_end\n");
+        script.include(file!("relay"));
         Ok(script)
     }
 
@@ -329,6 +354,7 @@ impl Script {
         script.set("from", from)?;
         script.set("count", count.to_string())?;
         script.set("follow", if wanted.follow { "1" } else { "0" })?;
+        script.takes_input = wanted.follow;
         script.include(file!("stream"));
         script.include(file!("tail"));
         Ok(script)
@@ -337,6 +363,7 @@ impl Script {
     /// Passes a spooled job's output on.
     pub(super) fn stream(place: &str, out_at: u64, err_at: u64) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
+        script.takes_input = true;
         script.set("place", place)?;
         script.include(file!("stream"));
         script.call("run_along", &[&out_at.to_string(), &err_at.to_string()])?;
@@ -355,6 +382,7 @@ impl Script {
 
     fn input(place: &str, function: &str, arguments: &[&str]) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
+        script.takes_input = true;
         script.include(file!("receive"));
         script.call("place", &[place])?;
         script.body.extend_from_slice(b"enter \"$dir\" || rs_end\n");
@@ -365,6 +393,7 @@ impl Script {
     /// Keeps a job's tether.
     pub(super) fn beat(place: &str) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
+        script.takes_input = true;
         script.set("place", place)?;
         script.include(file!("beat"));
         Ok(script)
@@ -398,6 +427,7 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
         needs: 0,
         body: b"{\n".to_vec(),
         nonce: Nonce(String::new()),
+        takes_input: false,
     };
     let (output, errors) = match (order.spool.is_some(), order.merge) {
         (true, _) => ("out.pipe", "err.pipe"),
@@ -446,6 +476,7 @@ fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
         needs: 0,
         body: b"{\n".to_vec(),
         nonce: Nonce(String::new()),
+        takes_input: false,
     };
     script.set(
         "rs_directory",

@@ -1,7 +1,6 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
 # Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (how many bytes
-# of input the job gets; empty for none), rs_more (`next` where stream.sh comes behind; else empty), and rs_relay where
-# relay.sh comes behind. Names begin with rs_, here and in what the job comes from, since an assignment to a variable
+# of input the job gets; empty for none), and rs_more (`next` where stream.sh comes behind; else empty). Names begin with rs_, here and in what the job comes from, since an assignment to a variable
 # that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : nothing was started, and nothing is left behind.
@@ -68,9 +67,7 @@ fi
 # A line in it will say that the job has begun, and the end of the file that there is no supervisor any more. Korn shells
 # don't pass on what they have opened, and keep copies of it; so there the files are looked at.
 rs_tells=
-if ! mkfifo ended 2>/dev/null; then
-	rs_relay=
-elif [ -z "${KSH_VERSION-}" ]; then
+if mkfifo ended 2>/dev/null && [ -z "${KSH_VERSION-}" ]; then
 	rs_tells=1
 	# Open for writing until the supervisor holds it: the job may be over before this shell looks.
 	exec 5<>ended
@@ -146,5 +143,5 @@ read -r rs_why <pid
 wait "$rs_aside"
 rs_say started "$rs_why"
 rs_say directory "$rs_made"
-[ -n "$rs_relay$rs_more" ] || rs_end
+[ -n "$rs_more" ] || rs_end
 rs_mark "${rs_more:-end}"

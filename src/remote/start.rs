@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::answer::{Hearing, Listener, garbage, patience};
 use super::script::Script;
-use crate::connection::{RelayToBe, Shell};
+use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::job::{Epoch, JobId};
@@ -40,8 +40,6 @@ pub struct Order<'a> {
     pub spool: Option<Spool>,
     /// The job ends when whoever holds it is gone for so long.
     pub tether: Option<Tether>,
-    /// The relay that the script's channel is kept as.
-    pub relay: Option<RelayToBe>,
 }
 
 /// What a job is to read, all of it.
@@ -111,6 +109,17 @@ pub fn start(
     order: &Order,
 ) -> Result<Result<Started, Failure>, Failure> {
     Ok(start_and_hear(host, shell, order)?.map(|(started, _)| started))
+}
+
+/// Asks a shell's pool to hold a relay for a job that has just been started by it.
+pub fn keep_relay(shell: &mut dyn Shell, id: &JobId, started: &Started) -> Result<(), Failure> {
+    let word = format!("relay-{}", crate::job::random_hex::<8>()?);
+    let text = Script::relay(&started.dir, &word)?.text(shell.primed());
+    // A path that is no text can't be sent as such; then signals go by pid.
+    if let Ok(text) = String::from_utf8(text) {
+        shell.keep_relay(id, word, text);
+    }
+    Ok(())
 }
 
 /// The same; where the job's streams are passed on, the answer goes on with them.

@@ -105,18 +105,21 @@ stream() {
 	err_at=$at
 	both data
 
-	exec 3<&0
-	(
-		trap '' HUP INT QUIT TERM USR1 USR2
-		was=0
-		while read -r out_done err_done <&3; do
-			behind out "$out_done"
-			[ "$err_done" = "$was" ] || behind err "$err_done"
-			was=$err_done
-		done
-		kill -KILL $$
-	) >/dev/null 2>&1 6<&- 7<&- &
-	watcher=$!
+	watcher=
+	if [ "$follow" = 1 ]; then
+		exec 3<&0
+		(
+			trap '' HUP INT QUIT TERM USR1 USR2
+			was=0
+			while read -r out_done err_done <&3; do
+				behind out "$out_done"
+				[ "$err_done" = "$was" ] || behind err "$err_done"
+				was=$err_done
+			done
+			kill -KILL $$
+		) >/dev/null 2>&1 6<&- 7<&- &
+		watcher=$!
+	fi
 
 	step=5 round=0 patience=1000 now=
 	while :; do
@@ -154,7 +157,7 @@ stream() {
 	[ ! -e out.full ] && [ ! -e err.full ] || full=" full"
 	[ "$expired" != timeout ] || state=expired
 	both "ended $state $code $ended$full"
-	kill -KILL "$watcher"
+	[ -z "$watcher" ] || kill -KILL "$watcher"
 	exit 0
 }
 

@@ -139,7 +139,24 @@ impl Fixture {
             id.len() == 8 && id.chars().all(of_alphabet),
             "not a job id: {id:?}"
         );
+        self.await_relay(&id);
         id
+    }
+
+    /// Gives a keeper the time to hold a job's relay, which it opens once the job is there. Not every keeper has room for
+    /// one.
+    pub fn await_relay(&self, id: &str) {
+        if !self.rsig.keeper || self.way() != "channel" {
+            return;
+        }
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        while std::time::Instant::now() < deadline {
+            let status = self.rsig.run(&["keeper", "status", "--json"]).ok().stdout();
+            if status.contains(id) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     /// The home in which jobs start.
@@ -153,17 +170,17 @@ impl Fixture {
     }
 
     /// What runs on the host for its jobs: the jobs, their supervisors and relays; no server, no rsig. By a keeper, the
-    /// one spare shell that it keeps ready is not among them.
+    /// shells of its pool are not among them.
     pub fn processes(&self) -> Vec<Process> {
         let mut found = self
             .server
             .as_ref()
             .map_or_else(|| self.rsig.processes(), Server::processes);
         found.retain(|process| process.name != "rsig");
-        let spare = idle_shells(&found)
-            .pop()
-            .filter(|_| self.rsig.keeper && self.server.is_some());
-        found.retain(|process| Some(process.pid) != spare);
+        if self.rsig.keeper && self.server.is_some() {
+            let idle = idle_shells(&found);
+            found.retain(|process| !idle.contains(&process.pid));
+        }
         found
     }
 

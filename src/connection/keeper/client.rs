@@ -3,13 +3,15 @@
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use super::place::{Place, is_ours};
-use super::protocol::{self, Frame, RelayFor, Reply, Request, Status, VERSION};
-use crate::connection::{Chunk, Policy, RelayToBe, Relays, Shell, Transport, ssh};
+use super::protocol::{self, Frame, Reply, Request, Status, VERSION};
+use crate::connection::{Chunk, Policy, Relays, Shell};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::JobId;
@@ -34,51 +36,7 @@ pub enum Birth {
     /// It listens.
     Ready,
     /// It could not connect.
-    Failed { kind: BirthFailure, message: String },
-}
-
-/// The kinds of failure that connecting has.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub enum BirthFailure {
-    Unreachable,
-    Auth,
-    HostKey,
-    Failed,
-}
-
-impl From<Kind> for BirthFailure {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Unreachable => Self::Unreachable,
-            Kind::Auth => Self::Auth,
-            Kind::HostKey => Self::HostKey,
-            _ => Self::Failed,
-        }
-    }
-}
-
-impl From<BirthFailure> for Kind {
-    fn from(failure: BirthFailure) -> Self {
-        match failure {
-            BirthFailure::Unreachable => Self::Unreachable,
-            BirthFailure::Auth => Self::Auth,
-            BirthFailure::HostKey => Self::HostKey,
-            BirthFailure::Failed => Self::Failed,
-        }
-    }
-}
-
-/// A host by way of its keeper, for as long as that works: else directly.
-pub struct Kept<'a> {
-    destination: &'a Destination,
-    policy: &'a Policy,
-    place: Place,
-    /// The keeper is this command's own: what becomes of it is the command's to say.
-    private: bool,
-    /// Greeted, and not used yet.
-    ready: Option<Talk>,
-    /// What took the keeper's place.
-    instead: Option<Box<dyn Transport + 'a>>,
+    Failed { kind: Kind, message: String },
 }
 
 /// One connection to a keeper.
@@ -188,24 +146,21 @@ fn ask(socket: &std::path::Path, request: &Request) -> io::Result<Status> {
     }
 }
 
-/// Finds the keeper of a destination, or starts one.
-pub fn open<'a>(
-    destination: &'a Destination,
-    policy: &'a Policy,
-) -> io::Result<Result<Kept<'a>, Failure>> {
+/// Finds the shared keeper of a destination, or starts one.
+fn shared(
+    destination: &Destination,
+    policy: &Policy,
+) -> io::Result<Result<KeeperConnection, Failure>> {
     let place = Place::of(destination)?;
-    let kept = |ready, place| {
-        Ok(Ok(Kept {
-            destination,
-            policy,
+    let connection = |ready, place| {
+        Ok(Ok(KeeperConnection {
             place,
-            private: false,
+            private: None,
             ready: Some(ready),
-            instead: None,
         }))
     };
     if let Some(ready) = Talk::open(&place.socket)? {
-        return kept(ready, place);
+        return connection(ready, place);
     }
     let until = Instant::now() + STARTING;
     let mut waited = false;
@@ -220,18 +175,18 @@ pub fn open<'a>(
         std::thread::sleep(LOOK);
     };
     if let Some(ready) = Talk::open(&place.socket)? {
-        return kept(ready, place);
+        return connection(ready, place);
     }
     if waited {
         // Not one after the other: where one has failed, all others would wait for each other to fail.
         return Err(io::Error::other("another command could not start it"));
     }
-    if let Err(failure) = start(destination, &place, policy)? {
+    if let Err(failure) = start(destination, &place, policy, false)? {
         return Ok(Err(failure));
     }
     drop(lock);
     match Talk::open(&place.socket)? {
-        Some(ready) => kept(ready, place),
+        Some(ready) => connection(ready, place),
         None => Err(io::Error::other(
             "the keeper that was just started does not answer",
         )),
@@ -240,15 +195,6 @@ pub fn open<'a>(
 
 /// Starts a keeper, and waits until it listens. It asks what it has to ask on this command's terminal.
 fn start(
-    destination: &Destination,
-    place: &Place,
-    policy: &Policy,
-) -> io::Result<Result<(), Failure>> {
-    Ok(birth(destination, place, policy, false)?.map(drop))
-}
-
-/// Starts a keeper's process, and waits for its word on how it went.
-fn birth(
     destination: &Destination,
     place: &Place,
     policy: &Policy,
@@ -290,7 +236,7 @@ fn birth(
         }
         Ok(Birth::Failed { kind, message }) => {
             child.wait()?;
-            Ok(Err(Failure::new(kind.into(), message)))
+            Ok(Err(Failure::new(kind, message)))
         }
         Err(_) => {
             let status = child.wait()?;
@@ -314,196 +260,138 @@ pub struct Order {
     pub private: bool,
 }
 
-/// A shell of a keeper's, and what its channel will be, if a relay.
-fn shell_by(mut talk: Talk, relay: Option<RelayFor>) -> io::Result<(KeptShell, Option<RelayToBe>)> {
-    let word = relay.as_ref().map(|relay| relay.word.clone());
-    talk.say(&Request::Shell { relay })?;
-    match talk.hear(Instant::now() + SHELL)? {
-        Frame::Message(Reply::Shell {
-            relay,
-            proven,
-            primed,
-        }) => Ok((
-            KeptShell { talk, primed },
-            word.filter(|_| relay)
-                .map(|word| RelayToBe { word, proven }),
-        )),
-        Frame::Message(Reply::Busy) => Err(io::Error::other(
-            "the server gives the keeper no more channels",
-        )),
-        _ => Err(io::Error::other(
-            "the keeper gave an answer that makes no sense",
-        )),
-    }
-}
-
-/// A keeper of one command's own: it ends with this.
-pub struct Private {
-    host: String,
+/// A private keeper's process: it ends when its standard input does.
+struct PrivateKeeper {
     place: Place,
-    child: Child,
+    child: Mutex<Child>,
+    _directory: Option<TempDir>,
 }
 
-impl Private {
-    /// Starts one.
-    pub fn start(destination: &Destination, policy: &Policy) -> io::Result<Result<Self, Failure>> {
-        let (host, place) = (destination.to_string(), Place::private()?);
-        Ok(birth(destination, &place, policy, true)?.map(|child| Self { host, place, child }))
-    }
-
-    /// A way to the host by it.
-    pub fn way(&self) -> PrivateWay {
-        PrivateWay {
-            host: self.host.clone(),
-            place: self.place.clone(),
-        }
-    }
-}
-
-impl Drop for Private {
-    fn drop(&mut self) {
-        // The end of its input is its end.
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
+impl PrivateKeeper {
+    fn end(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(child.stdin.take());
+        let _ = child.wait();
         let _ = std::fs::remove_file(&self.place.socket);
     }
 }
 
-/// A host by way of a command's own keeper. Once that has gone, there is no other way: whoever holds it makes a new one.
-pub struct PrivateWay {
-    host: String,
-    place: Place,
+impl Drop for PrivateKeeper {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
-impl PrivateWay {
-    /// A shell that outlives this.
-    pub fn own_shell(&self) -> Result<Box<dyn Shell>, Failure> {
-        self.open(None)
-            .map(|shell| Box::new(shell) as Box<dyn Shell>)
+/// A host's keeper: the one that its commands share, or a private one, which ends when nobody uses it any more.
+pub struct KeeperConnection {
+    place: Place,
+    private: Option<Arc<PrivateKeeper>>,
+    /// Greeted, and not used yet.
+    ready: Option<Talk>,
+}
+
+impl Clone for KeeperConnection {
+    fn clone(&self) -> Self {
+        Self {
+            place: self.place.clone(),
+            private: self.private.clone(),
+            ready: None,
+        }
+    }
+}
+
+impl KeeperConnection {
+    /// Finds the shared keeper or starts one; a private one where the policy wants that, or where the shared one can't be
+    /// used.
+    pub fn open(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
+        if policy.keeper {
+            match shared(destination, policy) {
+                Ok(connection) => return connection,
+                Err(error) => (policy.step)(&format!(
+                    "{destination}: no shared keeper ({error}); starting a private one"
+                )),
+            }
+        }
+        Self::private(destination, policy)
     }
 
-    fn open(&self, beat: Option<Duration>) -> Result<KeptShell, Failure> {
-        let open = || {
-            let talk = Talk::open(&self.place.socket)?
-                .ok_or_else(|| io::Error::other("the connection is gone"))?;
-            let (mut shell, _) = shell_by(talk, None)?;
-            if let Some(every) = beat {
-                shell.talk.say(&Request::Beat {
-                    seconds: every.as_secs().max(1),
-                })?;
-            }
-            Ok(shell)
-        };
-        open().map_err(|error: io::Error| {
-            Failure::new(Kind::Unreachable, format!("{}: {error}", self.host))
+    fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
+        let started = Place::private().and_then(|(place, directory)| {
+            let keeper = start(destination, &place, policy, true)?;
+            Ok(keeper.map(|child| PrivateKeeper {
+                place,
+                child: Mutex::new(child),
+                _directory: directory,
+            }))
+        });
+        let keeper = started.map_err(|error| {
+            let message =
+                format!("{destination}: no process can be started for the connection: {error}");
+            Failure::new(Kind::Failed, message)
+        })??;
+        Ok(Self {
+            place: keeper.place.clone(),
+            private: Some(Arc::new(keeper)),
+            ready: None,
         })
     }
-}
 
-impl Transport for PrivateWay {
-    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-        self.own_shell().map(|shell| shell as Box<dyn Shell>)
+    /// Ends a private keeper, whoever else uses it.
+    pub fn end(&self) {
+        if let Some(private) = &self.private {
+            private.end();
+        }
     }
 
-    fn beating_shell(&mut self, every: Duration) -> Option<Result<Box<dyn Shell + '_>, Failure>> {
-        Some(
-            self.open(Some(every))
-                .map(|shell| Box::new(shell) as Box<dyn Shell>),
-        )
+    pub fn is_shared(&self) -> bool {
+        self.private.is_none()
     }
-}
 
-impl<'a> Kept<'a> {
     fn talk(&mut self) -> io::Result<Talk> {
         match self.ready.take() {
             Some(talk) => Ok(talk),
             None => Talk::open(&self.place.socket)?
-                .ok_or_else(|| io::Error::other("the keeper has gone")),
+                .ok_or_else(|| io::Error::other("the connection is gone")),
         }
     }
 
-    fn shell_for(&mut self, relay: Option<RelayFor>) -> io::Result<(KeptShell, Option<RelayToBe>)> {
-        shell_by(self.talk()?, relay)
-    }
-
-    /// A shell of the keeper's. None: it can't give one, and another way was found. Nothing was sent by then.
-    fn kept_shell(
+    /// Checks a shell out. Where the shared keeper gives none, a private one is started; nothing was sent by then.
+    pub fn shell(
         &mut self,
-        relay: Option<&RelayFor>,
-    ) -> Result<Option<(KeptShell, Option<RelayToBe>)>, Failure> {
-        if self.instead.is_some() {
-            return Ok(None);
-        }
-        if self.private {
-            let shell = self.shell_for(relay.cloned());
-            return shell.map(Some).map_err(|error| self.unreachable(&error));
-        }
-        let mut what = String::new();
-        // One whose connection was found broken has gone: then there is another by now, or will be.
+        destination: &Destination,
+        policy: &Policy,
+    ) -> Result<Box<dyn Shell>, Failure> {
+        let mut why = String::new();
+        // A keeper whose connection was found broken has gone: then there is another one by now, or will be.
         for _ in 0..2 {
-            match self.shell_for(relay.cloned()) {
-                Ok(shell) => return Ok(Some(shell)),
-                Err(error) => what = error.to_string(),
+            match self.talk().and_then(KeeperShell::check_out) {
+                Ok(shell) => return Ok(Box::new(shell)),
+                Err(error) => why = error.to_string(),
             }
-            if matches!(Talk::open(&self.place.socket), Ok(None)) {
-                match open(self.destination, self.policy) {
-                    Ok(Ok(kept)) => *self = kept,
-                    Ok(Err(failure)) => return Err(failure),
-                    Err(error) => what = error.to_string(),
-                }
-            } else {
+            if self.private.is_some() {
+                return Err(Failure::new(
+                    Kind::Unreachable,
+                    format!("{destination}: {why}"),
+                ));
+            }
+            if !matches!(Talk::open(&self.place.socket), Ok(None)) {
                 break;
             }
+            match shared(destination, policy) {
+                Ok(connection) => *self = connection?,
+                Err(error) => why = error.to_string(),
+            }
         }
-        (self.policy.step)(&format!(
-            "{}: the keeper can't be used ({what}); connecting directly",
-            self.destination
+        (policy.step)(&format!(
+            "{destination}: the shared keeper can't be used ({why}); starting a private one"
         ));
-        self.instead = Some(ssh::open(self.destination, self.policy)?);
-        Ok(None)
+        *self = Self::private(destination, policy)?;
+        self.shell(destination, policy)
     }
 
-    fn unreachable(&self, error: &io::Error) -> Failure {
-        Failure::new(Kind::Unreachable, format!("{}: {error}", self.destination))
-    }
-
-    /// What took the keeper's place; [`Kept::kept_shell`] has seen to it.
-    fn instead(&mut self) -> Result<&mut Box<dyn Transport + 'a>, Failure> {
-        self.instead
-            .as_mut()
-            .ok_or_else(|| Failure::new(Kind::Failed, "there is no connection"))
-    }
-}
-
-impl Transport for Kept<'_> {
-    fn shell(&mut self) -> Result<Box<dyn Shell + '_>, Failure> {
-        match self.kept_shell(None)? {
-            Some((shell, _)) => Ok(Box::new(shell)),
-            None => self.instead()?.shell(),
-        }
-    }
-
-    fn shell_with_relay(
-        &mut self,
-        job: &JobId,
-    ) -> Result<(Box<dyn Shell + '_>, Option<RelayToBe>), Failure> {
-        let word = format!("relay-{}", crate::job::random_hex::<8>()?);
-        match self.kept_shell(Some(&RelayFor {
-            job: job.to_string(),
-            word,
-        }))? {
-            Some((shell, relay)) => Ok((Box::new(shell), relay)),
-            None => self.instead()?.shell().map(|shell| (shell, None)),
-        }
-    }
-
-    fn may_be_stale(&self) -> bool {
-        self.instead.is_none() && !self.private
-    }
-
-    fn relays(&mut self) -> Option<Box<dyn Relays>> {
-        // Without them there is always the pid.
-        let talk = self.talk().ok().filter(|_| self.instead.is_none())?;
+    /// The relays that the keeper holds, if any: without them, signals go by pid.
+    pub fn relays(&mut self) -> Option<Box<dyn Relays>> {
+        let talk = self.talk().ok()?;
         if talk.jobs.is_empty() {
             self.ready = Some(talk);
             return None;
@@ -551,26 +439,71 @@ impl Relays for Talk {
     }
 }
 
-/// A shell of the keeper's.
-struct KeptShell {
+/// A shell of a keeper's pool.
+struct KeeperShell {
     talk: Talk,
     primed: u64,
 }
 
-impl Shell for KeptShell {
-    fn primed(&self) -> Option<u64> {
-        Some(self.primed)
+impl KeeperShell {
+    fn check_out(mut talk: Talk) -> io::Result<Self> {
+        talk.say(&Request::Shell)?;
+        match talk.hear(Instant::now() + SHELL)? {
+            Frame::Message(Reply::Shell { primed }) => Ok(Self { talk, primed }),
+            Frame::Message(Reply::Busy) => Err(io::Error::other(
+                "the server gives the keeper no more channels",
+            )),
+            _ => Err(io::Error::other("the keeper sent an unexpected reply")),
+        }
     }
+}
 
-    fn write(&mut self, bytes: &[u8], until: Instant) -> io::Result<()> {
+impl KeeperShell {
+    fn send(&mut self, frames: &[u8], until: Instant) -> io::Result<()> {
         let left = until
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1));
         self.talk.stream.set_write_timeout(Some(left))?;
-        match self.talk.stream.write_all(&protocol::bytes(false, bytes)) {
+        match self.talk.stream.write_all(frames) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::TimedOut.into()),
             written => written,
         }
+    }
+}
+
+impl Shell for KeeperShell {
+    fn primed(&self) -> Option<u64> {
+        Some(self.primed)
+    }
+
+    fn send_script(&mut self, text: &[u8], done: Option<String>, until: Instant) -> io::Result<()> {
+        let mut frames = protocol::message(&Request::Script { done });
+        frames.extend(protocol::bytes(false, text));
+        self.send(&frames, until)
+    }
+
+    fn check_in(&mut self) {
+        // A keeper that is gone has no pool either.
+        drop(self.talk.say(&Request::CheckIn));
+    }
+
+    fn keep_relay(&mut self, job: &JobId, word: String, script: String) {
+        // Without a relay, signals go by pid.
+        drop(self.talk.say(&Request::Relay {
+            job: job.to_string(),
+            word,
+            script,
+        }));
+    }
+
+    fn beat(&mut self, every: Duration) {
+        drop(self.talk.say(&Request::Beat {
+            seconds: every.as_secs().max(1),
+        }));
+    }
+
+    fn write(&mut self, bytes: &[u8], until: Instant) -> io::Result<()> {
+        self.send(&protocol::bytes(false, bytes), until)
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {

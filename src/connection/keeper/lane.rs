@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
+use memchr::memmem;
 use ssh2::Session;
 
 use super::relay::{ClientId, Relay};
@@ -17,6 +18,11 @@ use crate::sys::channel::Channel;
 pub const COMMAND: &str = "exec /bin/sh -s";
 /// The largest piece that is written at once.
 const PIECE: usize = 32 << 10;
+/// How many scripts a shell runs, and for how long it is kept.
+const SCRIPTS_MAX: u32 = 1000;
+const AGE_MAX: Duration = Duration::from_secs(600);
+/// A shell that ends sooner than this before its first script is no shell.
+const USELESS_MAX: Duration = Duration::from_secs(1);
 
 /// A call of the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +71,23 @@ pub struct Lane {
     /// The end of the input is to be sent.
     closing_input: bool,
     input_closed: bool,
-    /// The command that it works for.
+    /// The command that has checked it out.
     pub client: Option<ClientId>,
     /// Since when it has worked for somebody.
     pub given: Option<Instant>,
+    /// What its shell prints when it is ready for another script.
+    done: Option<Vec<u8>>,
+    /// Its script is its last.
+    is_last: bool,
+    /// The end of what it has printed, as far as it may be the beginning of that.
+    tail: Vec<u8>,
+    /// By when it has to be ready, once its command has checked it in.
+    pub ready_by: Option<Instant>,
+    /// How many scripts it has run.
+    pub scripts: u32,
+    /// Since when it is open, and since when nobody has used it.
+    pub opened: Instant,
+    pub idle_since: Instant,
     /// The relay that it is.
     pub relay: Option<Relay>,
 }
@@ -88,6 +107,13 @@ impl Lane {
             input_closed: false,
             client: None,
             given: None,
+            done: None,
+            is_last: false,
+            tail: Vec::new(),
+            ready_by: None,
+            scripts: 0,
+            opened: Instant::now(),
+            idle_since: Instant::now(),
             relay: None,
         };
         lane.write(primer);
@@ -98,8 +124,60 @@ impl Lane {
     pub fn is_free(&self) -> bool {
         matches!(self.stage, Stage::Opening | Stage::Starting | Stage::Open)
             && self.client.is_none()
+            && self.done.is_none()
             && self.relay.is_none()
             && !self.closing_input
+    }
+
+    /// Whether its shell has run too many scripts, or for too long.
+    pub fn is_old(&self) -> bool {
+        self.scripts >= SCRIPTS_MAX || self.opened.elapsed() >= AGE_MAX
+    }
+
+    /// Whether it broke down before it could be used.
+    pub fn was_useless(&self) -> bool {
+        self.is_free() && self.scripts == 0 && self.opened.elapsed() < USELESS_MAX
+    }
+
+    /// A script follows, after which the shell prints `done`; without it, the script is its last.
+    pub fn begin_script(&mut self, done: Option<String>) {
+        self.is_last = done.is_none();
+        (self.done, self.tail) = (done.map(String::into_bytes), Vec::new());
+        self.ready_by = None;
+    }
+
+    /// Its command wants no more of it: it goes back to the pool, at once or when it is ready.
+    pub fn check_in(&mut self, ready_by: Instant) {
+        if self.is_last {
+            return self.finish();
+        }
+        (self.client, self.ready_by) = (None, self.done.as_ref().map(|_| ready_by));
+    }
+
+    /// Its command has gone: so does a shell whose script has not ended.
+    pub fn abandon(&mut self) {
+        self.client = None;
+        if self.is_last || self.done.is_some() {
+            self.finish();
+        }
+    }
+
+    /// Looks for the end of the script in what the shell has printed.
+    pub fn hear(&mut self, bytes: &[u8]) {
+        let Some(done) = &self.done else { return };
+        if self.tail.is_empty() && memchr::memchr(b'\x01', bytes).is_none() {
+            return;
+        }
+        self.tail.extend_from_slice(bytes);
+        if memmem::find(&self.tail, done).is_none() {
+            let over = self.tail.len().saturating_sub(done.len() - 1);
+            self.tail.drain(..over);
+            return;
+        }
+        (self.done, self.ready_by, self.given) = (None, None, None);
+        self.tail.clear();
+        self.scripts += 1;
+        self.idle_since = Instant::now();
     }
 
     /// Whether it is a relay and no command's any more: it ends only when its job does.
@@ -110,9 +188,16 @@ impl Lane {
     /// Whether its shell ends in a moment, as far as can be told: it has been given a script less than `short` ago, or its
     /// end is under way.
     pub fn is_about_to_end(&self, short: Duration) -> bool {
-        let working =
-            self.relay.is_none() && self.given.is_some_and(|given| given.elapsed() < short);
+        let working = self.relay.is_none()
+            && self.done.is_none()
+            && self.given.is_some_and(|given| given.elapsed() < short);
         working || matches!(self.stage, Stage::Draining | Stage::Closing)
+    }
+
+    /// Queues a command's bytes for the shell. Without a word about the script that they are, it is the last.
+    pub fn write_script(&mut self, bytes: &[u8]) {
+        self.is_last |= self.done.is_none();
+        self.write(bytes);
     }
 
     /// Queues bytes for the shell.
@@ -133,7 +218,7 @@ impl Lane {
     /// Ends the shell: by the end of its input, and by hearing it no more.
     pub fn finish(&mut self) {
         self.closing_input = true;
-        self.client = None;
+        (self.client, self.ready_by) = (None, None);
         if self.stage == Stage::Open {
             self.stage = Stage::Draining;
         }

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
 
 use super::protocol::VERSION;
 use crate::host::Destination;
@@ -45,17 +46,22 @@ impl Place {
         })
     }
 
-    /// A place for a keeper that nobody else is to find.
-    pub fn private() -> io::Result<Self> {
-        let directory = directory()?;
-        let name = format!(
-            "p{}",
-            crate::job::random_hex::<7>().map_err(io::Error::other)?
-        );
-        Ok(Self {
+    /// A place for a keeper that nobody else is to find: in a temporary directory where that for keepers can't be used.
+    pub fn private() -> io::Result<(Self, Option<TempDir>)> {
+        let random = crate::job::random_hex::<7>().map_err(io::Error::other)?;
+        let (directory, temporary) = match directory() {
+            Ok(directory) => (directory, None),
+            Err(_) => {
+                let temporary = tempfile::Builder::new().prefix("rsig-").tempdir()?;
+                (temporary.path().to_owned(), Some(temporary))
+            }
+        };
+        let name = format!("p{random}");
+        let place = Self {
             socket: directory.join(&name),
             lock: directory.join(format!("{name}.lock")),
-        })
+        };
+        Ok((place, temporary))
     }
 
     /// Takes the lock, unless another command has it.

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/5");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/6");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -23,8 +23,19 @@ const HEAD: usize = 5;
 pub enum Request {
     /// The first message.
     Hello { version: String },
-    /// A shell; bytes for it follow. `relay` asks for its channel to be kept as a job's relay.
-    Shell { relay: Option<RelayFor> },
+    /// Check a shell out.
+    Shell,
+    /// The bytes that follow are a script. The shell prints `done` when it is ready for the next one; without it, the
+    /// script is its last.
+    Script { done: Option<String> },
+    /// The whole answer has been read: the shell goes back to the pool once it has printed `done`.
+    CheckIn,
+    /// Keep a channel for the relay of a job. Each line of the relay begins with `word`, and `script` starts it.
+    Relay {
+        job: String,
+        word: String,
+        script: String,
+    },
     /// Send this connection's shell an empty line every so many seconds, whether the command says anything or not.
     Beat { seconds: u64 },
     /// Send a signal by a job's relay.
@@ -37,15 +48,6 @@ pub enum Request {
     Stop,
 }
 
-/// The job that a channel is to be kept for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RelayFor {
-    /// The job's id.
-    pub job: String,
-    /// What each of the relay's lines begins with.
-    pub word: String,
-}
-
 /// What a keeper says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
@@ -55,13 +57,8 @@ pub enum Reply {
         #[serde(default)]
         jobs: Vec<String>,
     },
-    /// The shell is there; whether its channel will be kept as a relay, and that needs no probe; and the mark of what it
-    /// was given already.
-    Shell {
-        relay: bool,
-        proven: bool,
-        primed: u64,
-    },
+    /// The shell that was checked out has been given the shared functions with this mark.
+    Shell { primed: u64 },
     /// No shell can be had for now, and nothing was sent.
     Busy,
     /// The shell has ended.

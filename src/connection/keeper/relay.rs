@@ -14,7 +14,7 @@ pub type ClientId = u64;
 const ANSWER: Duration = Duration::from_secs(2);
 /// The longest line that makes sense.
 const LINE_MAX: usize = 512;
-/// How long a relay may take to get ready once the command that started its job has gone.
+/// How long a relay may take to get ready.
 const GETTING_READY: Duration = Duration::from_secs(10);
 /// How many signals may wait for one relay.
 const QUEUE_MAX: usize = 1024;
@@ -84,7 +84,7 @@ pub struct Relay {
     number: u32,
     pending: Option<Pending>,
     probe_until: Option<Instant>,
-    /// Until when it must be ready, once nobody else waits for its script.
+    /// Until when it must be ready.
     ready_until: Option<Instant>,
     /// What its server is thought to do.
     trust: Trust,
@@ -96,7 +96,7 @@ pub struct Relay {
 
 impl Relay {
     /// A relay whose script is about to be sent.
-    pub fn new(job: String, word: String, trust: Trust) -> Self {
+    pub fn new(job: String, word: String, trust: Trust, now: Instant) -> Self {
         Self {
             job,
             word,
@@ -105,7 +105,7 @@ impl Relay {
             number: 0,
             pending: None,
             probe_until: None,
-            ready_until: None,
+            ready_until: Some(now + GETTING_READY),
             trust,
             queue: VecDeque::new(),
             watchers: Vec::new(),
@@ -177,13 +177,6 @@ impl Relay {
                 self.watchers.push(client);
                 Reply::Watching { job }
             }
-        }
-    }
-
-    /// The command that started its job has gone, and with it all patience.
-    pub fn leave(&mut self, now: Instant) {
-        if self.stage == Stage::Starting {
-            self.ready_until = Some(now + GETTING_READY);
         }
     }
 
@@ -397,7 +390,7 @@ mod tests {
     }
 
     fn taking(now: Instant) -> Relay {
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped, now);
         assert_eq!(shown(relay.hear(b"noise\nW rea", now)), [""; 0]);
         assert_eq!(shown(relay.hear(b"dy\n", now)), ["signal USR1"]);
         assert_eq!(shown(relay.hear(b"W probe\n", now)), [""; 0]);
@@ -447,7 +440,7 @@ mod tests {
     #[test]
     fn a_server_that_takes_no_signals_still_tells_of_the_end() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped, now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
@@ -485,20 +478,17 @@ mod tests {
     #[test]
     fn a_relay_that_never_gets_ready_is_given_up() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped);
-        assert_eq!(relay.deadline(), None);
-        relay.leave(now);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped, now);
         assert_eq!(shown(relay.tick(now)), [""; 0]);
         assert_eq!(shown(relay.tick(now + GETTING_READY)), ["give up"]);
-        let mut relay = taking(now);
-        relay.leave(now);
+        let relay = taking(now);
         assert_eq!(relay.deadline(), None);
     }
 
     #[test]
     fn where_signals_are_known_to_arrive_there_is_no_probe() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Proven);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Proven, now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
         assert_eq!(shown(relay.hear(b"W ready\n", now)), [""; 0]);
         assert_eq!(
@@ -510,7 +500,7 @@ mod tests {
     #[test]
     fn where_no_signal_is_expected_to_arrive_none_waits_for_the_probe() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Doubted);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Doubted, now);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHonoured"]);
         relay.hear(b"W probe\n", now);

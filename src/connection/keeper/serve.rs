@@ -41,7 +41,7 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     let birth = match &begun {
         Ok(_) => Birth::Ready,
         Err(failure) => Birth::Failed {
-            kind: failure.kind.into(),
+            kind: failure.kind,
             message: failure.message.clone(),
         },
     };

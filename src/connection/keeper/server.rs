@@ -48,6 +48,10 @@ const LAG: Duration = Duration::from_secs(1);
 const BUSY: Duration = Duration::from_secs(2);
 /// How long a command may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long a shell may take to be ready again once its script has answered.
+const RETURNING: Duration = Duration::from_secs(2);
+/// How long a shell beyond the first is kept that nobody uses.
+const POOLED: Duration = Duration::from_secs(20);
 /// How long a script runs at most that is worth waiting for.
 const SHORT: Duration = Duration::from_secs(2);
 /// How soon after a script that has signalled a job the job's relay ends.
@@ -84,8 +88,6 @@ struct Client {
     waits: Option<Instant>,
     /// How often its shell is sent an empty line, and when the next one is due.
     beat: Option<(Duration, Instant)>,
-    /// The relay that this channel is to be.
-    relay: Option<Relay>,
     /// All is said: it is let go when all is sent.
     done: bool,
 }
@@ -107,6 +109,8 @@ pub struct Keeper {
     /// What every shell is given ahead of its script.
     primer: Primer,
     clients: BTreeMap<ClientId, Client>,
+    /// Relays that get a channel when one is spare, and the scripts that start them.
+    relays_to_be: VecDeque<(Relay, String)>,
     lanes: BTreeMap<LaneId, Lane>,
     next_id: u64,
     /// A call that must be repeated before any other.
@@ -180,6 +184,7 @@ impl Keeper {
             backlog: BACKLOG,
             primer,
             clients: BTreeMap::new(),
+            relays_to_be: VecDeque::new(),
             lanes: BTreeMap::new(),
             next_id: 0,
             owed: None,
@@ -377,6 +382,7 @@ impl Keeper {
             .values()
             .filter(|client| !client.greeted)
             .map(|client| client.since + GREETING);
+        let returns = self.lanes.values().filter_map(|lane| lane.ready_by);
         let waits = self
             .clients
             .values()
@@ -388,6 +394,7 @@ impl Keeper {
         for deadline in relays
             .chain(greetings)
             .chain(waits)
+            .chain(returns)
             .chain(beats)
             .chain(self.leaves_by)
         {
@@ -563,6 +570,9 @@ impl Keeper {
         if let Some(relay) = &lane.relay {
             self.trust = relay.finding().unwrap_or(self.trust);
         }
+        if !error_stream {
+            lane.hear(bytes);
+        }
         if let Some(client) = lane.client.and_then(|client| self.clients.get_mut(&client)) {
             self.failures = 0;
             // What it does not take now is written when it can.
@@ -628,7 +638,7 @@ impl Keeper {
         let Some(lane) = self.lanes.get_mut(&id) else {
             return;
         };
-        let unused = lane.is_free();
+        let useless = lane.was_useless();
         let client = lane.client.take();
         let actions = lane
             .relay
@@ -644,7 +654,7 @@ impl Keeper {
                 client.done = true;
             }
         }
-        if unused {
+        if useless {
             // Such a server (one that gives no shell, say) is not to be asked in a circle.
             self.pause();
         }
@@ -750,25 +760,36 @@ impl Keeper {
             };
             lane.client = Some(client_id);
             lane.given = Some(Instant::now());
-            lane.relay = client.relay.take();
             client.lane = Some(lane_id);
             client.waits = None;
-            let (relay, proven) = (
-                lane.relay.is_some(),
-                lane.relay.as_ref().is_some_and(Relay::is_proven),
-            );
-            self.tell(
-                client_id,
-                &Reply::Shell {
-                    relay,
-                    proven,
-                    primed: self.primer.mark,
-                },
-            );
+            let primed = self.primer.mark;
+            self.tell(client_id, &Reply::Shell { primed });
+        }
+        // Relays get what is left, and never the last shell.
+        while self.relays_to_be.front().is_some() {
+            if self.relays() >= self.relays_allowed() {
+                self.relays_to_be.clear();
+                break;
+            }
+            let Some((lane, _)) = free.next() else {
+                wanted += 1;
+                break;
+            };
+            if let Some((relay, script)) = self.relays_to_be.pop_front()
+                && let Some(lane) = self.lanes.get_mut(&lane)
+            {
+                let proven = if relay.is_proven() { "1" } else { "" };
+                lane.write(format!("rs_number={proven}\n{script}").as_bytes());
+                lane.relay = Some(relay);
+            }
         }
         // One for each that still waits, and a spare one where the server has room for it.
         wanted += usize::from(
-            free.next().is_none() && self.leaves_by.is_none() && !self.must_hold_back(SHORT),
+            free.next().is_none()
+                && self.leaves_by.is_none()
+                && !self.must_hold_back(SHORT)
+                // A private keeper's command seldom needs a second shell.
+                && (self.lifeline.is_none() || self.lanes.is_empty()),
         );
         let room = self.sessions.saturating_sub(self.lanes.len());
         if Instant::now() >= self.not_before {
@@ -799,6 +820,7 @@ impl Keeper {
             self.trust = relay.finding().unwrap_or(self.trust);
             self.act(id, actions);
         }
+        self.close_shells(now);
         for id in self.clients.keys().copied().collect::<Vec<_>>() {
             let Some(client) = self.clients.get_mut(&id) else {
                 continue;
@@ -810,7 +832,7 @@ impl Keeper {
                 }
             }
             if client.waits.is_some_and(|since| now >= since + BUSY) {
-                (client.waits, client.relay, client.done) = (None, None, true);
+                (client.waits, client.done) = (None, true);
                 self.tell(id, &Reply::Busy);
             } else if !client.greeted && now >= client.since + GREETING {
                 self.clients.remove(&id);
@@ -820,6 +842,20 @@ impl Keeper {
             self.socket_seen = now;
             if !self.is_found() {
                 self.leaves_by.get_or_insert(now + LEAVING);
+            }
+        }
+    }
+
+    /// Closes shells that did not get ready again, that are old, and those that nobody has used for a while but one.
+    fn close_shells(&mut self, now: Instant) {
+        let mut free = 0;
+        for lane in self.lanes.values_mut() {
+            let late = lane.ready_by.is_some_and(|by| now >= by);
+            let unused = lane.is_free() && lane.stage == Stage::Open;
+            free += usize::from(unused);
+            let surplus = free > 1 && now.saturating_duration_since(lane.idle_since) >= POOLED;
+            if late || unused && (lane.is_old() || surplus) {
+                lane.finish();
             }
         }
     }
@@ -866,7 +902,6 @@ impl Keeper {
                 lane: None,
                 waits: None,
                 beat: None,
-                relay: None,
                 done: false,
             };
             self.clients.insert(self.next_id, client);
@@ -892,7 +927,7 @@ impl Keeper {
         }
     }
 
-    /// Reads from a command and writes to it.
+    /// Reads from a command and writes to it. What it asked for before it left is still done.
     fn serve(&mut self, id: ClientId, now: Instant) {
         let Some(client) = self.clients.get(&id) else {
             return;
@@ -901,36 +936,35 @@ impl Keeper {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        let alive = client
+        let is_open = client
             .flush()
-            .and_then(|()| if takes { client.fill() } else { Ok(()) });
-        if alive.is_err() {
-            return self.dismiss(id, now);
-        }
+            .and_then(|()| if takes { client.fill() } else { Ok(true) })
+            .unwrap_or(false);
         loop {
             let Some(client) = self
                 .clients
                 .get_mut(&id)
-                .filter(|client| client.output.len() < self.backlog)
+                .filter(|client| !is_open || client.output.len() < self.backlog)
             else {
                 return;
             };
             match protocol::take::<Request>(&mut client.input) {
                 Ok(Some(frame)) => {
                     if !self.obey(id, frame, now) {
-                        return self.dismiss(id, now);
+                        return self.dismiss(id);
                     }
                 }
                 Ok(None) => break,
-                Err(_) => return self.dismiss(id, now),
+                Err(_) => return self.dismiss(id),
             }
         }
-        if self
-            .clients
-            .get(&id)
-            .is_some_and(|client| client.done && client.output.is_empty())
+        if !is_open
+            || self
+                .clients
+                .get(&id)
+                .is_some_and(|client| client.done && client.output.is_empty())
         {
-            self.dismiss(id, now);
+            self.dismiss(id);
         }
     }
 
@@ -943,7 +977,7 @@ impl Keeper {
             Frame::Bytes(bytes) => {
                 // Without a channel, its shell has ended.
                 if let Some(lane) = client.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
-                    lane.write(&bytes);
+                    lane.write_script(&bytes);
                 }
                 return client.greeted;
             }
@@ -956,7 +990,29 @@ impl Keeper {
                 return client.greeted;
             }
             _ if !client.greeted => return false,
-            Request::Shell { relay } => return self.wants_shell(id, relay, now),
+            Request::Shell => {
+                if client.lane.is_some() || client.waits.is_some() {
+                    return false;
+                }
+                client.waits = Some(now);
+            }
+            Request::Script { done } => {
+                if let Some(lane) = client.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+                    lane.begin_script(done);
+                }
+            }
+            Request::CheckIn => {
+                let lane = client.lane.take();
+                if let Some(lane) = lane.and_then(|lane| self.lanes.get_mut(&lane)) {
+                    lane.check_in(now + RETURNING);
+                }
+            }
+            Request::Relay { job, word, script } => {
+                if self.lifeline.is_none() && self.relays_to_be.len() < RELAYS {
+                    let relay = Relay::new(job, word, self.trust, now);
+                    self.relays_to_be.push_back((relay, script));
+                }
+            }
             Request::Beat { seconds } => {
                 let every = Duration::from_secs(seconds.max(1));
                 client.beat = Some((every, now + every));
@@ -990,32 +1046,6 @@ impl Keeper {
                 self.tell(id, &Reply::Status(status));
             }
         }
-        true
-    }
-
-    fn wants_shell(
-        &mut self,
-        id: ClientId,
-        relay: Option<protocol::RelayFor>,
-        now: Instant,
-    ) -> bool {
-        let to_be = self
-            .clients
-            .values()
-            .filter(|client| client.relay.is_some())
-            .count();
-        let room = self.relays() + to_be < self.relays_allowed() && self.leaves_by.is_none();
-        let trust = self.trust;
-        let Some(client) = self.clients.get_mut(&id) else {
-            return false;
-        };
-        if client.lane.is_some() || client.waits.is_some() {
-            return false;
-        }
-        client.waits = Some(now);
-        client.relay = relay
-            .filter(|_| room)
-            .map(|relay| Relay::new(relay.job, relay.word, trust));
         true
     }
 
@@ -1064,7 +1094,7 @@ impl Keeper {
     }
 
     /// A command has gone, or is not wanted any more.
-    fn dismiss(&mut self, id: ClientId, now: Instant) {
+    fn dismiss(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else {
             return;
         };
@@ -1074,12 +1104,7 @@ impl Keeper {
             }
         }
         if let Some(lane) = client.lane.and_then(|lane| self.lanes.get_mut(&lane)) {
-            // A relay's channel goes on without the command that made it.
-            lane.client = None;
-            match &mut lane.relay {
-                Some(relay) => relay.leave(now),
-                None => lane.finish(),
-            }
+            lane.abandon();
         }
     }
 
@@ -1212,12 +1237,12 @@ impl Client {
         Ok(())
     }
 
-    /// Reads what is there, up to a frame or so.
-    fn fill(&mut self) -> io::Result<()> {
+    /// Reads what is there, up to a frame or so, and says whether the other side is still open.
+    fn fill(&mut self) -> io::Result<bool> {
         let mut chunk = [0; 16 << 10];
         while self.input.len() < FRAME_MAX * 2 {
             match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(0) => return Ok(false),
                 Ok(size) => self
                     .input
                     .extend_from_slice(chunk.get(..size).unwrap_or_default()),
@@ -1226,7 +1251,7 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -1,18 +1,16 @@
-//! How many may do something at once.
+//! A counting semaphore.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Places of which everybody takes one for a while.
-pub struct Slots {
+pub struct Permits {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
-/// A place that is taken; dropped, it is free again.
-pub struct Slot<'a>(&'a Slots);
+/// Returned when it is dropped.
+pub struct Permit<'a>(&'a Permits);
 
-impl Slots {
-    /// So many places.
+impl Permits {
     pub fn new(count: usize) -> Self {
         Self {
             free: Mutex::new(count),
@@ -20,19 +18,19 @@ impl Slots {
         }
     }
 
-    /// Waits for a place.
-    pub fn take(&self) -> Slot<'_> {
+    /// Waits for a permit.
+    pub fn take(&self) -> Permit<'_> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let mut free = self
             .freed
             .wait_while(free, |free| *free == 0)
             .unwrap_or_else(PoisonError::into_inner);
         *free -= 1;
-        Slot(self)
+        Permit(self)
     }
 }
 
-impl Drop for Slot<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.0.freed.notify_one();
