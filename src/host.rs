@@ -1,8 +1,9 @@
 //! The HOST word of the command line and the options that take part in connecting.
 //!
 //! `ssh -G` passes `host:22` unsplit and rejects `ssh://user@[::1]:99`, so the word is split here,
-//! before any other program sees it. Names are held against a short list of allowed characters:
-//! they end up in configuration tokens such as `%h`, which a `ProxyCommand` hands to a shell.
+//! before any other program sees it. Names end up in configuration tokens such as `%h`, which a
+//! `ProxyCommand` hands to a shell and an `IdentityFile` puts into a path: characters that ssh(1)
+//! refuses in them for that reason are refused here too.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -101,7 +102,10 @@ impl FromStr for Remote {
     type Err = HostError;
 
     fn from_str(typed: &str) -> Result<Self, HostError> {
-        let rest = typed.strip_prefix("ssh://").unwrap_or(typed);
+        let rest = match typed.strip_prefix("ssh://") {
+            Some(rest) => rest.strip_suffix('/').unwrap_or(rest),
+            None => typed,
+        };
         // A user may be user@domain, so the last '@' counts, as in ssh(1).
         let (user, rest) = match rest.rsplit_once('@') {
             Some(("", _)) => return Err(HostError::EmptyUser),
@@ -109,7 +113,7 @@ impl FromStr for Remote {
             None => (None, rest),
         };
         if let Some(user) = user {
-            check_name("user", user, "._+-@")?;
+            check_name("user", user, REFUSED_IN_USER)?;
         }
         let (name, port) = split_port(rest)?;
         Ok(Self {
@@ -125,14 +129,16 @@ fn split_port(rest: &str) -> Result<(&str, Option<&str>), HostError> {
     if let Some(inner) = rest.strip_prefix('[') {
         let bad = || HostError::BadBrackets(rest.to_owned());
         let (address, after) = inner.split_once(']').ok_or_else(bad)?;
-        address.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
+        if !is_ipv6(address) {
+            return Err(bad());
+        }
         return match after.strip_prefix(':') {
             Some(port) => Ok((address, Some(port))),
             None if after.is_empty() => Ok((address, None)),
             None => Err(bad()),
         };
     }
-    if rest.parse::<std::net::Ipv6Addr>().is_ok() {
+    if is_ipv6(rest) {
         return Err(HostError::BareIpv6(rest.to_owned()));
     }
     let (name, port) = match rest.split_once(':') {
@@ -142,24 +148,43 @@ fn split_port(rest: &str) -> Result<(&str, Option<&str>), HostError> {
     if name.is_empty() {
         return Err(HostError::EmptyHost);
     }
-    check_name("host", name, "._+-")?;
+    check_name("host", name, REFUSED_IN_HOST)?;
+    let climbs = |part| matches!(part, "" | "." | "..");
+    if name.contains('/') && name.split('/').any(climbs) {
+        let (what, character) = ("host", '/');
+        return Err(HostError::BadCharacter { what, character });
+    }
     Ok((name, port))
 }
 
-fn check_name(what: &'static str, name: &str, punctuation: &str) -> Result<(), HostError> {
+/// What a shell would act on, as in ssh.c, and `,`, which separates hosts here.
+const REFUSED_IN_USER: &str = "'`\";&<>|(){}$,[]";
+/// The same, and a backslash.
+const REFUSED_IN_HOST: &str = "'`\";&<>|(){}$,[]\\";
+
+/// An address, also with a zone id (`fe80::1%eth0`).
+fn is_ipv6(text: &str) -> bool {
+    let (address, zone) = text.split_once('%').unwrap_or((text, "0"));
+    let is_zone = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    address.parse::<std::net::Ipv6Addr>().is_ok() && !zone.is_empty() && zone.chars().all(is_zone)
+}
+
+fn check_name(what: &'static str, name: &str, refused: &str) -> Result<(), HostError> {
     if name.starts_with('-') {
         return Err(HostError::LeadingDash(what));
     }
     if name.chars().count() > NAME_MAX {
         return Err(HostError::TooLong(what));
     }
-    match name
-        .chars()
-        .find(|c| !c.is_alphanumeric() && !punctuation.contains(*c))
-    {
-        Some(character) => Err(HostError::BadCharacter { what, character }),
-        None => Ok(()),
+    let is_bad = |c: char| !(c.is_alphanumeric() || c.is_ascii_graphic()) || refused.contains(c);
+    // As in ssh.c: a backslash at the end would take away the meaning of what follows the name.
+    match name.chars().find(|c| is_bad(*c)) {
+        None if name.ends_with('\\') => Some('\\'),
+        found => found,
     }
+    .map_or(Ok(()), |character| {
+        Err(HostError::BadCharacter { what, character })
+    })
 }
 
 /// A port as typed: digits alone, 1 to 65535.
@@ -237,7 +262,7 @@ impl Connect {
     pub fn check(&self) -> Result<(), HostError> {
         match self.user.as_deref() {
             Some("") => Err(HostError::EmptyUser),
-            Some(user) => check_name("user", user, "._+-@"),
+            Some(user) => check_name("user", user, REFUSED_IN_USER),
             None => Ok(()),
         }
     }
@@ -318,6 +343,15 @@ mod tests {
             ("local:22", remote(None, "local", Some(22))),
             ("bob@local", remote(Some("bob"), "local", None)),
             ("ssh://local", remote(None, "local", None)),
+            ("ssh://bob@web1/", remote(Some("bob"), "web1", None)),
+            ("CORP\\bob@web1", remote(Some("CORP\\bob"), "web1", None)),
+            ("[fe80::1%eth0]", remote(None, "fe80::1%eth0", None)),
+            (
+                "bob@[fe80::1%eth0]:99",
+                remote(Some("bob"), "fe80::1%eth0", Some(99)),
+            ),
+            ("prod/web", remote(None, "prod/web", None)),
+            ("a=b#c~d%e", remote(None, "a=b#c~d%e", None)),
             (
                 "db_2.gr\u{fc}n.example",
                 remote(None, "db_2.gr\u{fc}n.example", None),
@@ -352,21 +386,29 @@ mod tests {
             ("[::1", BadBrackets("[::1".into())),
             ("[web1]:22", BadBrackets("[web1]:22".into())),
             ("[::1]22", BadBrackets("[::1]22".into())),
-            ("[fe80::1%eth0]", BadBrackets("[fe80::1%eth0]".into())),
+            ("[fe80::1%]", BadBrackets("[fe80::1%]".into())),
+            ("[fe80::1%$(x)]", BadBrackets("[fe80::1%$(x)]".into())),
+            ("fe80::1%eth0", BareIpv6("fe80::1%eth0".into())),
         ] {
             assert_eq!(typed.parse::<Host>(), Err(expected), "{typed}");
         }
-        for character in " \t\n\0\x1b\u{202e}\u{a0}'\"`$\\;&|<>(){}*?[]!#~%^,=/".chars() {
-            for (what, typed) in [
-                ("host", format!("we{character}b")),
-                ("user", format!("b{character}b@web")),
-            ] {
+        for character in " \t\n\0\x1b\u{202e}\u{a0}'\"`$;&|<>(){}[],\\".chars() {
+            let user = match character {
+                '\\' => "bob\\@web".to_owned(),
+                _ => format!("b{character}b@web"),
+            };
+            for (what, typed) in [("host", format!("we{character}b")), ("user", user)] {
                 assert_eq!(
                     typed.parse::<Host>(),
                     Err(BadCharacter { what, character }),
                     "{typed:?}"
                 );
             }
+        }
+        for typed in ["../..", "/web", "web/", "a/./b", "a//b"] {
+            let (what, character) = ("host", '/');
+            let expected = Err(BadCharacter { what, character });
+            assert_eq!(typed.parse::<Host>(), expected, "{typed}");
         }
         assert_eq!("x".repeat(256).parse::<Host>(), Err(TooLong("host")));
     }

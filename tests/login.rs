@@ -557,6 +557,27 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
 }
 
 #[test]
+fn a_host_may_have_any_name_that_ssh_takes() {
+    let server = Server::openssh(Login::User).start();
+    let rsig = Rsig::new();
+    for alias in ["prod/web", "a=b#c~d%e"] {
+        let config = server.ssh_config(alias).display().to_string();
+        let job = rsig
+            .run(&["spawn", "-F", &config, alias, "true"])
+            .ok()
+            .line();
+        rsig.run(&["wait", &job]).ok();
+        let job = format!("{alias}/{job}");
+        rsig.run(&["wait", "-F", &config, &job]).ok();
+    }
+    let config = server.ssh_config("server").display().to_string();
+    for words in [&["CORP\\bob@server"][..], &["-l", "CORP\\bob", "server"]] {
+        let output = rsig.run(&[&["spawn", "-F", &config], words, &["true"]].concat());
+        clear_message(output.code(255).stderr_has("CORP\\bob@127.0.0.1"));
+    }
+}
+
+#[test]
 fn a_jump_host_is_passed_by_its_own_configuration() {
     let gate = Server::openssh(Login::User).start();
     let inner = Server::openssh(Login::Root).start();

@@ -1,6 +1,5 @@
 //! `rsig mcp`, by the client of another implementation.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -18,12 +17,10 @@ fn spawn(mcp: &mut Mcp, f: &Fixture, line: &str) -> String {
     answer["job_id"].as_str().expect("an id").to_owned()
 }
 
-/// The number, stream and text of each line.
+/// The stream and text of each line.
 fn lines(answer: &Value) -> Vec<Value> {
     let lines = answer["lines"].as_array().expect("lines").iter();
-    lines
-        .map(|line| pick(line, ["line_no", "stream", "text"]))
-        .collect()
+    lines.map(|line| pick(line, ["stream", "text"])).collect()
 }
 
 /// Waits until no job is left on the host: on this machine the client and its server stay.
@@ -102,9 +99,9 @@ fn a_server_says_what_it_can() {
                 "ssh_tail",
                 ["job_id"],
                 [
+                    ["cursor", null],
                     ["job_id", null],
                     ["max_lines", 200],
-                    ["since_line_no", 0],
                     ["stream", "both"],
                     ["wait_ms", 0]
                 ],
@@ -153,24 +150,31 @@ on_two_sites! {
         f.await_written(&job, &format!("{}\ndeep 'red'\nhalf", place.display()));
         assert!(mcp.fails("ssh_spawn", order, "bad_param").contains("train"));
 
-        // A line is one once it has its end; and lines keep their numbers.
+        // A line is complete once its end is written.
         let first = mcp.call("ssh_tail", json!({ "job_id": "train" }));
         let text = place.display().to_string();
-        let known = [json!([1, "stdout", text]), json!([2, "stdout", "deep 'red'"]), json!([3, "stderr", "oops"])];
+        let known = [json!(["stdout", text]), json!(["stdout", "deep 'red'"]), json!(["stderr", "oops"])];
         assert_eq!(lines(&first), known);
-        assert_eq!(pick(&first, ["last_line_no", "still_running", "exit_status", "job_id"]), json!([3, true, null, job]));
+        let rest = ["omitted_bytes", "more", "still_running", "exit_status", "job_id"];
+        assert_eq!(pick(&first, rest), json!([0, false, true, null, job]));
         let begun = Instant::now();
-        let none = mcp.call("ssh_tail", json!({ "job_id": job, "since_line_no": 3, "wait_ms": 300 }));
-        assert_eq!(pick(&none, ["lines", "last_line_no"]), json!([[], 3]));
+        let cursor = &first["cursor"];
+        let none = mcp.call("ssh_tail", json!({ "job_id": job, "cursor": cursor, "wait_ms": 300 }));
+        assert_eq!(pick(&none, ["lines", "cursor"]), json!([[], cursor]));
         assert!(begun.elapsed() >= Duration::from_millis(300));
         mcp.order(&json!({
-            "do": "begin", "tool": "ssh_tail", "arguments": { "job_id": job, "since_line_no": 3, "wait_ms": 30000 }
+            "do": "begin", "tool": "ssh_tail", "arguments": { "job_id": job, "cursor": cursor, "wait_ms": 30000 }
         }));
         std::fs::write(place.join("gate"), "\n").expect("the job reads it");
-        let more = mcp.call("ssh_tail", json!({ "job_id": job, "since_line_no": 3, "wait_ms": 30000 }));
-        assert_eq!(lines(&more), [json!([4, "stdout", "half line"])]);
-        let some = mcp.call("ssh_tail", json!({ "job_id": job, "since_line_no": 1, "max_lines": 2 }));
-        assert_eq!((lines(&some), &some["last_line_no"]), (known[1..].to_vec(), &3.into()));
+        let more = mcp.call("ssh_tail", json!({ "job_id": job, "cursor": cursor, "wait_ms": 30000 }));
+        assert_eq!(lines(&more), [json!(["stdout", "half line"])]);
+        let some = mcp.call("ssh_tail", json!({ "job_id": job, "cursor": "start", "max_lines": 2 }));
+        assert_eq!((lines(&some), &some["more"]), (vec![known[0].clone(), known[2].clone()], &true.into()));
+        let some = mcp.call("ssh_tail", json!({ "job_id": job, "cursor": some["cursor"], "max_lines": 1 }));
+        assert_eq!((lines(&some), &some["more"]), (known[1..2].to_vec(), &true.into()));
+        let last = mcp.call("ssh_tail", json!({ "job_id": job, "stream": "stdout", "max_lines": 1 }));
+        let before = text.len() + "\ndeep 'red'\n".len();
+        assert_eq!((lines(&last), &last["omitted_bytes"]), (lines(&more), &before.into()));
         let of_one = mcp.call("ssh_tail", json!({ "job_id": job, "stream": "stderr" }));
         assert_eq!(lines(&of_one), known[2..]);
 
@@ -193,7 +197,7 @@ on_two_sites! {
         );
         let again = mcp.call("ssh_signal", json!({ "job_id": job }));
         assert_eq!(pick(&again, ["ok", "sent", "exit_status", "still_running"]), json!([true, false, 143, false]));
-        let over = mcp.call("ssh_tail", json!({ "job_id": job, "since_line_no": 4, "wait_ms": 30000 }));
+        let over = mcp.call("ssh_tail", json!({ "job_id": job, "cursor": more["cursor"], "wait_ms": 30000 }));
         assert_eq!(pick(&over, ["still_running", "exit_status"]), json!([false, 143]));
         assert_eq!(lines(&over), [json!(null); 0]);
         mcp.call("ssh_remove_job", json!({ "job_id": job }));
@@ -224,8 +228,8 @@ on_two_sites! {
         let text = much["stdout"].as_str().expect("text");
         assert!(text.ends_with("29999\n30000\n") && text.len() == 64 << 10 && much["stdout_cut"] == true);
         let job = much["job_id"].as_str().expect("it is kept");
-        let all = mcp.call("ssh_tail", json!({ "job_id": job, "max_lines": 1000 }));
-        assert_eq!((&all["last_line_no"], &all["lines"][999]["text"]), (&1000.into(), &"1000".into()));
+        let all = mcp.call("ssh_tail", json!({ "job_id": job, "cursor": "start", "max_lines": 1000 }));
+        assert_eq!((&all["lines"][999]["text"], &all["more"]), (&"1000".into(), &true.into()));
         mcp.call("ssh_remove_job", json!({ "job_id": job }));
         mcp.close();
     }
@@ -324,6 +328,11 @@ fn every_kind_of_error_is_an_answer() {
             json!({ "job_id": job, "stream": "stdin" }),
             "stdin",
         ),
+        (
+            "ssh_tail",
+            json!({ "job_id": job, "cursor": "12" }),
+            "cursor",
+        ),
         ("ssh_list_jobs", json!({ "host": "a b" }), "host"),
     ] {
         let message = mcp.fails(tool, arguments, "bad_param");
@@ -410,18 +419,22 @@ fn every_face_sees_the_same_jobs() {
     );
     f.await_written(&job, "1\n3\n");
     let read = lines(&first.call("ssh_tail", json!({ "job_id": job })));
+    let some = first.call("ssh_tail", json!({ "job_id": job, "stream": "stdout" }));
     first.close();
     assert_eq!(
         read,
         [
-            json!([1, "stdout", "1"]),
-            json!([2, "stdout", "3"]),
-            json!([3, "stderr", "2"])
+            json!(["stdout", "1"]),
+            json!(["stdout", "3"]),
+            json!(["stderr", "2"])
         ]
     );
     assert_eq!(
-        lines(&second.call("ssh_tail", json!({ "job_id": job, "since_line_no": 1 }))),
-        read[1..]
+        lines(&second.call(
+            "ssh_tail",
+            json!({ "job_id": job, "cursor": some["cursor"] })
+        )),
+        read[2..]
     );
     // Another server, and the command line.
     let mut third = Mcp::start(&f, &[]);
@@ -436,78 +449,76 @@ fn every_face_sees_the_same_jobs() {
     f.rsig.run(&["rm", "--forget", &job]).ok();
     let there = format!("server/{job}");
     assert_eq!(
-        lines(&third.call("ssh_tail", json!({ "job_id": there, "max_lines": 2 }))),
-        read[..2]
+        lines(&third.call("ssh_tail", json!({ "job_id": there }))),
+        read
     );
     assert_eq!(
-        lines(&third.call("ssh_tail", json!({ "job_id": there, "since_line_no": 2 }))),
+        lines(&third.call(
+            "ssh_tail",
+            json!({ "job_id": there, "cursor": some["cursor"] })
+        )),
         read[2..]
     );
     third.call("ssh_remove_job", json!({ "job_id": there }));
     assert_eq!(f.on_host(), [""; 0]);
 }
 
-/// Two servers number the lines of a job at the same time, while it writes them.
+/// Each line is given once, whoever asks, while the job writes them.
 #[test]
-fn a_line_has_one_number() {
-    let f = Site::Local.start();
-    let (mut first, mut second) = (Mcp::start(&f, &[]), Mcp::start(&f, &[]));
-    let line = "for i in $(seq 1 1500); do echo out $i; echo err $i >&2; done; exec sleep 1000";
-    let job = spawn(&mut first, &f, line);
-    let mut known: HashMap<u64, Value> = HashMap::new();
-    let mut see = |answer: &Value| {
-        for line in lines(answer) {
-            let number = line[0].as_u64().expect("a number");
-            assert_eq!(known.entry(number).or_insert_with(|| line.clone()), &line);
-        }
-    };
-    for round in 0..6 {
-        let calls: Vec<(&str, Value)> = (0..10)
-            .map(|number| {
-                let stream = ["both", "stdout", "stderr"][number % 3];
-                let since = round * 150 + 37 * number;
-                ("ssh_tail", json!({ "job_id": job, "since_line_no": since, "stream": stream, "wait_ms": 100 }))
-            })
-            .collect();
-        for mcp in [&mut first, &mut second] {
-            mcp.calls(&calls).iter().for_each(&mut see);
-        }
-    }
-    poll_until("all is written", SOON, || {
-        f.written(&job).ends_with("out 1500\n")
-    });
-    // To the end, by each of them, with no number left out and no line twice.
-    for mcp in [&mut first, &mut second] {
-        let (mut last, mut texts) = (0, Vec::new());
-        while last < 3000 {
-            let answer = mcp.call(
-                "ssh_tail",
-                json!({ "job_id": job, "since_line_no": last, "max_lines": 700 }),
-            );
-            see(&answer);
-            for (number, line) in (last + 1..).zip(lines(&answer)) {
-                assert_eq!(line[0], number);
-                texts.push(line[2].as_str().expect("text").to_owned());
-            }
-            last = answer["last_line_no"].as_u64().expect("a number");
-        }
-        let of = |word: &str| {
-            texts
+fn a_long_output_is_read_by_its_cursors() {
+    let f = Site::OpenSshUser.start_with_keeper();
+    let mut mcp = Mcp::start(&f, &[]);
+    let line = "for i in $(seq 1 9000); do echo out $i; echo err $i >&2; done; printf last; exec sleep 1000";
+    let job = spawn(&mut mcp, &f, line);
+    let (mut cursor, mut texts) = (json!("start"), Vec::new());
+    while texts.len() < 18_000 {
+        let arguments =
+            json!({ "job_id": job, "cursor": cursor, "wait_ms": 20000, "max_lines": 1500 });
+        let answer = mcp.call("ssh_tail", arguments);
+        assert!(
+            answer["lines"]
+                .as_array()
+                .is_some_and(|lines| lines.len() <= 1500 && !lines.is_empty())
+        );
+        texts.extend(
+            lines(&answer)
                 .iter()
-                .filter(|text| text.starts_with(word))
-                .cloned()
-                .collect::<Vec<_>>()
-        };
-        for word in ["out", "err"] {
-            assert_eq!(
-                of(word),
-                (1..=1500)
-                    .map(|number| format!("{word} {number}"))
-                    .collect::<Vec<_>>()
-            );
-        }
-        assert_eq!(texts.len(), 3000);
+                .map(|line| line[1].as_str().expect("text").to_owned()),
+        );
+        cursor = answer["cursor"].clone();
     }
+    for word in ["out", "err"] {
+        let of = texts.iter().filter(|text| text.starts_with(word));
+        assert!(
+            of.eq((1..=9000)
+                .map(|number| format!("{word} {number}"))
+                .collect::<Vec<_>>()
+                .iter())
+        );
+    }
+    // The last lines, of each stream its share.
+    let last = mcp.call("ssh_tail", json!({ "job_id": job, "max_lines": 3 }));
+    assert_eq!(
+        lines(&last),
+        [
+            json!(["stdout", "out 8999"]),
+            json!(["stdout", "out 9000"]),
+            json!(["stderr", "err 9000"])
+        ]
+    );
+    assert_eq!(pick(&last, ["cursor", "more"]), json!([cursor, false]));
+    assert_eq!(
+        last["omitted_bytes"],
+        f.written(&job).len() - "out 8999\nout 9000\nlast".len() + f.written(&job).len()
+            - "err 9000\nlast".len()
+    );
+    mcp.call(
+        "ssh_signal",
+        json!({ "job_id": job, "signal": "KILL", "wait_ms": 20000 }),
+    );
+    let end = mcp.call("ssh_tail", json!({ "job_id": job, "cursor": cursor }));
+    assert_eq!(lines(&end), [json!(["stdout", "last"])]);
+    mcp.close();
 }
 
 #[test]
@@ -522,13 +533,14 @@ fn a_hundred_calls_side_by_side() {
     }
     // Each has come, and once.
     f.await_written(&job, &format!("ready\n{}", "USR1\n".repeat(100)));
+    let cursor = mcp.call("ssh_tail", json!({ "job_id": job }))["cursor"].clone();
     let mixed: Vec<(&str, Value)> = (0..100)
         .map(|number| match number % 4 {
-            0 => ("ssh_tail", json!({ "job_id": job, "since_line_no": 50 })),
+            0 => ("ssh_tail", json!({ "job_id": job, "cursor": "start" })),
             1 => ("ssh_list_jobs", json!({})),
             2 => (
                 "ssh_tail",
-                json!({ "job_id": job, "since_line_no": 101, "wait_ms": 100 }),
+                json!({ "job_id": job, "cursor": cursor, "wait_ms": 100 }),
             ),
             _ => ("ssh_signal", json!({ "job_id": job, "signal": 0 })),
         })

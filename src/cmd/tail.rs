@@ -40,13 +40,25 @@ impl Request<'_> {
     }
 }
 
-/// Passes a job's output on to `sink`, and gives the job as it stood before the first byte was read.
+/// A job whose output was passed on.
+pub struct Tailed {
+    /// The job as it stood before the first byte was read.
+    pub record: Record,
+    /// The positions in both streams of the first bytes that were wanted.
+    #[cfg_attr(
+        not(feature = "mcp"),
+        allow(dead_code, reason = "cursors are made of them")
+    )]
+    pub begin: [u64; 2],
+}
+
+/// Passes a job's output on to `sink`.
 pub fn tail(
     context: &mut Context,
     word: &OsStr,
     request: &Request<'_>,
     sink: &mut Sink<'_>,
-) -> Result<Record> {
+) -> Result<Tailed> {
     let mut record = resolve_one(context, word)?;
     let destination = record.destination.clone();
     let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
@@ -81,8 +93,9 @@ pub fn tail(
     }
     read.seen.update(&mut record);
     context.store.update([&record]);
+    let begin = read.begin;
     if request.is_enough() {
-        return Ok(record);
+        return Ok(Tailed { record, begin });
     }
     if record.is_unmet() && !read.cut && record.state.is_finished() {
         // Only its host knows whether it is to be forgotten now; one that can't be asked is asked by the next look.
@@ -108,7 +121,7 @@ pub fn tail(
             context.store.remove(&records[0]);
         }
         let [record] = records;
-        return Ok(record);
+        return Ok(Tailed { record, begin });
     }
     if read.cut {
         let message = format!(
@@ -116,7 +129,7 @@ pub fn tail(
         );
         return Err(Failure::new(Kind::Failed, message).into());
     }
-    Ok(record)
+    Ok(Tailed { record, begin })
 }
 
 /// Follows a log over as many connections as it takes, each byte once.

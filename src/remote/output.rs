@@ -22,7 +22,7 @@ pub enum From {
     /// Behind so many bytes of each stream, which are there.
     #[cfg_attr(
         not(feature = "mcp"),
-        allow(dead_code, reason = "who numbers lines knows such places")
+        allow(dead_code, reason = "cursors are such places")
     )]
     Behind {
         /// Of standard output.
@@ -118,6 +118,8 @@ pub struct Read {
     pub seen: Seen,
     /// The log was followed and became shorter: what came after is not known.
     pub cut: bool,
+    /// The positions in both streams of the first bytes that were wanted.
+    pub begin: [u64; 2],
 }
 
 /// What takes a job's output: which stream, and the bytes.
@@ -138,6 +140,8 @@ pub struct Progress {
     at: Option<At>,
     out: Skip,
     err: Skip,
+    /// Where it began in both streams.
+    begin: [u64; 2],
 }
 
 struct Reading<'a> {
@@ -169,6 +173,7 @@ impl Listener for Reading<'_> {
                 return Err(garbage(self.host, line.as_bytes()));
             };
             if self.progress.at.is_none() {
+                self.progress.begin = [out, err];
                 self.progress.at = Some(At {
                     out,
                     err,
@@ -237,5 +242,6 @@ pub fn read(
     Ok(Read {
         seen,
         cut: ending == Ending::Cut,
+        begin: reading.progress.begin,
     })
 }

@@ -661,49 +661,6 @@ impl Store {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// In which order a job's lines were first seen, in the words of whoever numbers them; none where nobody has, or
-    /// there is no record.
-    #[cfg_attr(
-        not(feature = "mcp"),
-        allow(dead_code, reason = "nobody else numbers lines")
-    )]
-    pub fn lines(&self, job: &JobId) -> Result<String, Failure> {
-        let statement = "SELECT lines FROM jobs WHERE id = ?1";
-        let read = || {
-            self.connection
-                .prepare_cached(statement)?
-                .query_row([job.as_str()], |row| row.get(0))
-                .optional()
-        };
-        Ok(read()
-            .map_err(|error: rusqlite::Error| self.failure(error))?
-            .unwrap_or_default())
-    }
-
-    /// Changes the same: nobody else does meanwhile.
-    #[cfg_attr(
-        not(feature = "mcp"),
-        allow(dead_code, reason = "nobody else numbers lines")
-    )]
-    pub fn change_lines(&mut self, job: &JobId, change: impl FnOnce(&str) -> String) {
-        self.write_after(|transaction| {
-            let read = "SELECT lines FROM jobs WHERE id = ?1";
-            let lines: Option<String> = transaction
-                .query_row(read, [job.as_str()], |row| row.get(0))
-                .optional()?;
-            let after = change(lines.as_deref().unwrap_or_default());
-            if lines.is_none_or(|lines| lines == after) {
-                return Ok(());
-            }
-            transaction
-                .execute(
-                    "UPDATE jobs SET lines = ?2 WHERE id = ?1",
-                    [job.as_str(), &after],
-                )
-                .map(drop)
-        });
-    }
-
     fn one(&self, statement: &str, key: &str) -> Result<Option<Record>, Failure> {
         let read = || {
             self.connection

@@ -1,13 +1,11 @@
 //! `rsig mcp`: a server of the Model Context Protocol over standard input and output, for agents.
 //!
 //! A tool a file. Each reads its own parameters and fills its own answer, in which what went wrong is a part like any
-//! other; the protocol's own errors are for what is no call of a tool at all. Nothing here keeps anything of a job: see
-//! `order` for the one thing that the state file keeps for it.
+//! other; the protocol's own errors are for what is no call of a tool at all. Nothing here keeps anything of a job.
 
 mod answer;
 mod exec;
 mod list;
-mod order;
 mod remove;
 mod signal;
 mod spawn;
@@ -39,7 +37,7 @@ rsig runs jobs on other machines over SSH. A job outlives this server and the co
 session, other server or the command line (`rsig ps`) can follow, signal and await it.\n\
 - A command that ends within a minute or so: ssh_exec, which gives its output and exit status at once.\n\
 - Anything longer, or that you want to watch or stop: ssh_spawn, then ssh_tail with wait_ms to follow its output \
-(pass last_line_no on as since_line_no), ssh_signal to stop it (TERM first, KILL only if that does not help), and \
+(pass each answer's cursor on), ssh_signal to stop it (TERM first, KILL only if that does not help), and \
 ssh_remove_job when you are done with a finished job.\n\
 - What runs, and where: ssh_list_jobs.\n\
 A host is `local` (the machine of this server), an alias of its ssh configuration, or [user@]host[:port]. Each answer \

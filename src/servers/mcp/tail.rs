@@ -1,30 +1,32 @@
-//! `ssh_tail`: the lines of a job's output, numbered, and waiting for new ones.
+//! `ssh_tail`: the last lines of a job's output, or those behind a cursor, and waiting for new ones.
 //!
-//! A line is one once it has its end, or the job has. One of more than [`LINE`] bytes counts as several, so that output
-//! without line ends can be read too.
+//! A line is complete once its end is written, or the job has ended. One longer than [`LINE_MAX`] is given in parts, so
+//! that output without line ends can be read too.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
-use super::order::{Line, Order, Place, Places};
 use super::{Call, Length, Tool};
-use crate::cmd::tail::{Request, tail};
-use crate::error::{Failure, Kind};
-use crate::job::Record;
-use crate::remote::Stream as Log;
+use crate::cmd::tail::{Request, Tailed, tail};
+use crate::error::Failure;
+use crate::job::{JobId, Record};
+use crate::remote::Stream;
 use crate::remote::output::From as Start;
-use crate::servers::one::{ask_one, job};
+use crate::servers::one::job;
 
 /// The longest line, in bytes.
-const LINE: usize = 16 << 10;
-/// How much text an answer holds at most, unless its first line alone is longer.
-const ANSWER: usize = 512 << 10;
+const LINE_MAX: usize = 16 << 10;
+/// How much of each stream is read for one answer, in bytes.
+const STREAM_MAX: usize = 32 << 10;
 /// The most lines that can be asked for at once.
-const MOST: u64 = 5000;
+const LINES_MAX: usize = 5000;
 
 pub struct Tail;
 
@@ -38,44 +40,33 @@ enum Streams {
     Stderr,
 }
 
-impl Streams {
-    fn logs(self) -> &'static [Log] {
-        match self {
-            Self::Both => &[Log::Out, Log::Err],
-            Self::Stdout => &[Log::Out],
-            Self::Stderr => &[Log::Err],
-        }
-    }
-}
-
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "rmcp::schemars")]
 pub struct Params {
-    /// The job: its id, its name, the unique beginning of its id, or HOST/ID
+    /// The job: its id, its name, a unique prefix of its id, or HOST/ID
     job_id: String,
-    /// Give the lines behind this one; pass last_line_no of the answer before on
-    #[serde(default)]
-    since_line_no: u64,
-    /// Where there is no such line yet, wait so many milliseconds for one, 30000 at most
+    /// Give the lines behind this place: the cursor of the previous answer, or "start" for the beginning of the output.
+    /// Without it, the last lines are given
+    cursor: Option<String>,
+    /// If there is no such line yet, wait up to this many milliseconds for one, 30000 at most
     #[serde(default)]
     wait_ms: u64,
-    /// How many lines to give at most
+    /// Give at most this many lines
     #[serde(default = "max_lines")]
-    max_lines: u64,
+    max_lines: usize,
     /// Which of the job's streams
     #[serde(default)]
     stream: Streams,
 }
 
-fn max_lines() -> u64 {
+fn max_lines() -> usize {
     200
 }
 
 #[derive(Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars", inline)]
-struct Numbered {
-    line_no: u64,
+struct OutputLine {
     /// stdout or stderr
     stream: &'static str,
     /// Without its line end
@@ -87,10 +78,15 @@ struct Numbered {
 pub struct Answer {
     job_id: Option<String>,
     host: Option<String>,
-    lines: Vec<Numbered>,
-    /// What to pass as since_line_no the next time
-    last_line_no: u64,
-    /// Whether the job still ran when its output was read
+    /// The lines of standard output, then those of standard error
+    lines: Vec<OutputLine>,
+    /// What to pass as cursor next time to get the lines behind these
+    cursor: Option<String>,
+    /// How many bytes of output before these lines were left out
+    omitted_bytes: u64,
+    /// Whether there are more lines behind these: call again with the cursor
+    more: bool,
+    /// Whether the job was running when its output was read
     still_running: Option<bool>,
     /// The job's exit status if it has ended: 128+n when signal n ended it
     exit_status: Option<u8>,
@@ -101,11 +97,11 @@ impl Tool for Tail {
     type Answer = Answer;
     const NAME: &'static str = "ssh_tail";
     const TITLE: &'static str = "Read a job's output";
-    const DESCRIPTION: &'static str = "Read the output of a job line by line, also long after it has ended. To follow a \
-        job, call it again and again with since_line_no set to the last_line_no before and wait_ms of up to 30000: it \
-        returns as soon as there is a new line, the job has ended, or the time is up. When an answer has max_lines lines, \
-        or is long, there may be more: call again. Lines of both streams are numbered in the order in which they were \
-        first read, and keep their numbers.";
+    const DESCRIPTION: &'static str = "Read the output of a job line by line, even long after it has ended. Without a \
+        cursor, the last lines are given, and omitted_bytes says how much comes before them. To follow a job, pass the \
+        cursor of each answer to the next call, with wait_ms of up to 30000: it returns as soon as there is a new line, \
+        the job has ended, or the time is up. If more is true, call again at once. To read all of a long output, begin \
+        with the cursor \"start\".";
     const READ_ONLY: bool = true;
     const IDEMPOTENT: bool = true;
 
@@ -120,237 +116,212 @@ impl Tool for Tail {
     fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {
         let until = Instant::now() + super::wait(params.wait_ms);
         answer.job_id = Some(params.job_id.clone());
-        answer.last_line_no = params.since_line_no;
-        let (mut record, word) = job(&call.context, &params.job_id)?;
+        let (record, word) = job(&call.context, &params.job_id)?;
+        answer.job_id = Some(record.id.to_string());
         answer.host = Some(record.host().to_string());
-        if record.is_unmet() {
-            // With a record, its lines can be numbered.
-            record = ask_one(&mut call.context, &word)?.record;
-            call.context.store.adopt([&record]);
-        }
-        let order = Order::parse(&call.context.store.lines(&record.id)?);
-        // A number that no line has yet can only be a mistake: what comes is shown.
-        let since = params.since_line_no.min(order.total());
-        let most = params.max_lines.clamp(1, MOST);
+        answer.cursor.clone_from(&params.cursor);
+        let cursor = match params.cursor.as_deref() {
+            None => None,
+            Some("start") => Some([0, 0]),
+            Some(cursor) => Some(parse_cursor(&record.id, cursor).ok_or_else(|| {
+                Problem::bad_param("cursor: it is not from an answer of ssh_tail about this job")
+            })?),
+        };
         let mut reader = Reader {
             call,
             word: &word,
-            logs: params.stream.logs(),
-            start: order.place(since),
+            streams: params.stream,
+            out: Text::default(),
+            err: Text::default(),
         };
-        let (mut record, mut lines) = reader.read(since, most)?;
-        let is_new = |lines: &[Line]| {
-            lines
-                .iter()
-                .any(|line| order.number(line).is_none_or(|number| number > since))
-        };
-        if !is_new(&lines) && !record.state.is_finished() && until > Instant::now() {
-            reader.await_more(&lines, until)?;
-            (record, lines) = reader.read(since, most)?;
+        let record = reader.read(cursor, until)?;
+        let ended = record.state.is_finished();
+        answer.still_running = Some(!ended);
+        answer.exit_status = record.exit_status;
+        let max = params.max_lines.clamp(1, LINES_MAX);
+        let Reader {
+            mut out, mut err, ..
+        } = reader;
+        // Each stream gets half of the lines, and what the other leaves of its half.
+        let (out_lines, err_lines) = (out.lines(ended).len(), err.lines(ended).len());
+        let out_max = max - err_lines.min(max / 2);
+        let err_max = max - out_lines.min(max - max / 2);
+        if cursor.is_none() {
+            out.skip_lines(out_lines.saturating_sub(out_max), ended);
+            err.skip_lines(err_lines.saturating_sub(err_max), ended);
+            answer.omitted_bytes = out.begin + err.begin;
         }
-        let mut order = order;
-        call.context.store.change_lines(&record.id, |kept| {
-            order = Order::parse(kept);
-            order.learn(&lines);
-            order.to_string()
-        });
-        answer.tell(&record, numbered(&order, lines, since, most));
-        answer.last_line_no = answer.lines.last().map_or(since, |line| line.line_no);
+        let next =
+            [("stdout", out, out_max), ("stderr", err, err_max)].map(|(stream, text, max)| {
+                let lines = text.lines(ended);
+                answer.more |= text.cut || lines.len() > max;
+                let mut next = text.begin;
+                for line in lines.into_iter().take(max) {
+                    next += line.len() as u64;
+                    let line = line.strip_suffix(b"\n").unwrap_or(line);
+                    let text = String::from_utf8_lossy(line).into_owned();
+                    answer.lines.push(OutputLine { stream, text });
+                }
+                next
+            });
+        answer.cursor = Some(cursor_text(&record.id, next));
         Ok(())
     }
 }
 
-impl Answer {
-    fn tell(&mut self, record: &Record, lines: Vec<Numbered>) {
-        self.job_id = Some(record.id.to_string());
-        self.still_running = Some(!record.state.is_finished());
-        self.exit_status = record.exit_status;
-        self.lines = lines;
-    }
+fn cursor_text(job: &JobId, [out, err]: [u64; 2]) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{job} {out} {err}"))
 }
 
-/// Those of the lines that are asked for.
-fn numbered(order: &Order, lines: Vec<Line>, since: u64, most: u64) -> Vec<Numbered> {
-    let with_number = |line: Line| {
-        let line_no = order.number(&line)?;
-        let stream = if line.stream == Log::Out {
-            "stdout"
-        } else {
-            "stderr"
-        };
-        Some(Numbered {
-            line_no,
-            stream,
-            text: line.text,
-        })
-    };
-    let mut lines: Vec<Numbered> = lines
-        .into_iter()
-        .filter_map(with_number)
-        .filter(|line| line.line_no > since)
-        .collect();
-    lines.sort_by_key(|line| line.line_no);
-    let mut size = 0;
-    let mut fits = |line: &Numbered| {
-        size += line.text.len();
-        size <= ANSWER || size == line.text.len()
-    };
-    let room = lines.iter().take_while(|line| fits(line)).count();
-    lines.truncate(room.min(usize::try_from(most).unwrap_or(usize::MAX)));
-    lines
+fn parse_cursor(job: &JobId, text: &str) -> Option<[u64; 2]> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+    let (out, err) = text
+        .strip_prefix(job.as_str())?
+        .strip_prefix(' ')?
+        .split_once(' ')?;
+    Some([out.parse().ok()?, err.parse().ok()?])
 }
 
-/// Reads a job's logs from a place on.
 struct Reader<'a> {
     call: &'a mut Call,
-    word: &'a std::ffi::OsStr,
-    logs: &'static [Log],
-    start: Places,
+    word: &'a OsStr,
+    streams: Streams,
+    out: Text,
+    err: Text,
 }
 
 impl Reader<'_> {
-    /// What is there, and how the job stood before it was read. Of each log so many lines as it may take to give `most`
-    /// behind number `since`, whichever stream those are of.
-    fn read(&mut self, since: u64, most: u64) -> Result<(Record, Vec<Line>), Problem> {
-        let known = since.saturating_sub(self.start.out.lines + self.start.err.lines);
-        let mut first: Option<Record> = None;
-        let mut lines = Vec::new();
-        for log in self.logs {
-            let mut splitter = Splitter::new(*log, self.start.of(*log), known + most);
-            let record = match self.pass(
-                &[*log],
-                self.start,
-                false,
-                &mut splitter,
-                &|_: &Splitter| false,
-            ) {
-                // A job that was to be forgotten once it is read may be by now.
-                Err(failure) if failure.kind == Kind::NotFound && first.is_some() => break,
-                record => record?,
-            };
-            if record.state.is_finished()
-                && first.as_ref().is_none_or(|first| first.state.is_finished())
-            {
-                splitter.conclude();
+    /// Reads until there is a line, the job has ended, the time is up or the client has gone.
+    fn read(&mut self, cursor: Option<[u64; 2]>, until: Instant) -> Result<Record, Failure> {
+        let mut start = Start::LastBytes(STREAM_MAX as u64);
+        if let Some(cursor) = cursor {
+            [self.out.begin, self.err.begin] = cursor;
+            start = self.end();
+        }
+        loop {
+            let Tailed { record, begin } = self.pass(self.streams, start, None)?;
+            if let Start::LastBytes(_) = start {
+                [self.out.begin, self.err.begin] = begin;
+                self.out.skip_partial_line();
+                self.err.skip_partial_line();
+            } else if self.out.cut && self.streams == Streams::Both {
+                // Standard error comes behind standard output, so it was cut off too.
+                self.err.bytes.clear();
+                self.pass(Streams::Stderr, self.end(), None)?;
             }
-            first.get_or_insert(record);
-            lines.append(&mut splitter.lines);
+            let is_over = || Instant::now() >= until || self.call.gone.is_so();
+            if self.has_line() || record.state.is_finished() || is_over() {
+                return Ok(record);
+            }
+            self.pass(self.streams, self.end(), Some(until))?;
+            if self.has_line() || Instant::now() >= until {
+                return Ok(record);
+            }
+            start = self.end();
         }
-        first
-            .map(|record| (record, lines))
-            .ok_or_else(|| Problem::unexpected("no stream was asked for"))
     }
 
-    /// Waits until there is a line behind those, the job has ended, the time is up, or nobody waits for it any more.
-    fn await_more(&mut self, lines: &[Line], until: Instant) -> Result<(), Problem> {
-        let mut from = self.start;
-        for line in lines {
-            let place = from.of_mut(line.stream);
-            *place = Place {
-                lines: line.index,
-                bytes: place.bytes + line.bytes,
-            };
-        }
-        let gone = self.call.gone.clone();
-        // Whose lines they are does not matter here.
-        let mut splitter = Splitter::new(Log::Out, Place::default(), 1);
-        let over = |_: &Splitter| Instant::now() >= until || gone.is_so();
-        Ok(self
-            .pass(self.logs, from, true, &mut splitter, &over)
-            .map(drop)?)
-    }
-
+    /// Reads what is there now, or follows the output until there is a line.
     fn pass(
         &mut self,
-        logs: &[Log],
-        from: Places,
-        follow: bool,
-        splitter: &mut Splitter,
-        over: &dyn Fn(&Splitter) -> bool,
-    ) -> Result<Record, Failure> {
-        let splitter = std::cell::RefCell::new(splitter);
-        let full = Cell::new(false);
-        let enough = || full.get() || over(&splitter.borrow());
+        streams: Streams,
+        from: Start,
+        until: Option<Instant>,
+    ) -> Result<Tailed, Failure> {
+        let texts = RefCell::new([&mut self.out, &mut self.err]);
+        let gone = self.call.gone.clone();
+        let enough = || {
+            let texts = texts.borrow();
+            let over = |until| Instant::now() >= until || gone.is_so();
+            texts
+                .iter()
+                .any(|text| text.cut || until.is_some() && text.has_line())
+                || until.is_some_and(over)
+        };
         let request = Request {
-            out: logs.contains(&Log::Out),
-            err: logs.contains(&Log::Err),
-            from: Start::Behind {
-                out: from.out.bytes,
-                err: from.err.bytes,
-            },
-            follow,
+            out: streams != Streams::Stderr,
+            err: streams != Streams::Stdout,
+            from,
+            follow: until.is_some(),
             brief: true,
             enough: Some(&enough),
         };
-        let sink = &mut |_: Log, bytes: &[u8]| -> Result<(), Failure> {
-            let mut splitter = splitter.borrow_mut();
-            splitter.take(bytes);
-            full.set(splitter.is_full());
+        let sink = &mut |stream: Stream, bytes: &[u8]| -> Result<(), Failure> {
+            let [out, err] = &mut *texts.borrow_mut();
+            match stream {
+                Stream::Out => out.take(bytes),
+                Stream::Err => err.take(bytes),
+            }
             Ok(())
         };
         Ok(tail(&mut self.call.context, self.word, &request, sink)?)
     }
+
+    fn end(&self) -> Start {
+        Start::Behind {
+            out: self.out.end(),
+            err: self.err.end(),
+        }
+    }
+
+    fn has_line(&self) -> bool {
+        self.out.has_line() || self.err.has_line()
+    }
 }
 
-/// Cuts bytes into lines, so many at most.
-struct Splitter {
-    stream: Log,
-    index: u64,
-    most: u64,
-    held: Vec<u8>,
-    lines: Vec<Line>,
+/// What was read of one stream.
+#[derive(Default)]
+struct Text {
+    /// The position in the stream of the first byte.
+    begin: u64,
+    bytes: Vec<u8>,
+    /// There is more in the stream than fits.
+    cut: bool,
 }
 
-impl Splitter {
-    fn new(stream: Log, place: Place, most: u64) -> Self {
-        Self {
-            stream,
-            index: place.lines,
-            most,
-            held: Vec::new(),
-            lines: Vec::new(),
+impl Text {
+    fn take(&mut self, bytes: &[u8]) {
+        let room = STREAM_MAX.saturating_sub(self.bytes.len());
+        self.cut |= bytes.len() > room;
+        self.bytes.extend(bytes.iter().take(room));
+    }
+
+    fn end(&self) -> u64 {
+        self.begin + self.bytes.len() as u64
+    }
+
+    fn has_line(&self) -> bool {
+        !self.lines(false).is_empty()
+    }
+
+    /// The complete lines, with their ends.
+    fn lines(&self, ended: bool) -> Vec<&[u8]> {
+        let parts = self.bytes.split_inclusive(|byte| *byte == b'\n');
+        let mut lines: Vec<_> = parts.flat_map(|line| line.chunks(LINE_MAX)).collect();
+        let is_partial = |line: &mut &[u8]| line.len() < LINE_MAX && !line.ends_with(b"\n");
+        if !ended || self.cut {
+            lines.pop_if(is_partial);
+        }
+        lines
+    }
+
+    fn skip_lines(&mut self, count: usize, ended: bool) {
+        let lines = self.lines(ended);
+        let size = lines.iter().take(count).map(|line| line.len()).sum();
+        self.skip(size);
+    }
+
+    /// Skips what is left of the line that the text begins in.
+    fn skip_partial_line(&mut self) {
+        let end = self.bytes.iter().position(|byte| *byte == b'\n');
+        if self.begin > 0 {
+            self.skip(end.map_or(0, |end| end + 1));
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.lines.len() as u64 >= self.most
-    }
-
-    fn take(&mut self, mut bytes: &[u8]) {
-        while !self.is_full() {
-            let room = LINE.saturating_sub(self.held.len());
-            let (part, ends) = match memchr::memchr(b'\n', bytes) {
-                Some(at) if at < room => (at + 1, true),
-                _ => (bytes.len().min(room), bytes.len() >= room),
-            };
-            self.held
-                .extend_from_slice(bytes.get(..part).unwrap_or_default());
-            bytes = bytes.get(part..).unwrap_or_default();
-            if !ends {
-                return;
-            }
-            self.end_line();
-        }
-    }
-
-    /// No more will come: what is held is a line too.
-    fn conclude(&mut self) {
-        if !self.held.is_empty() && !self.is_full() {
-            self.end_line();
-        }
-    }
-
-    fn end_line(&mut self) {
-        self.index += 1;
-        let bytes = std::mem::take(&mut self.held);
-        let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-        let text = String::from_utf8_lossy(text).into_owned();
-        self.lines.push(Line {
-            stream: self.stream,
-            index: self.index,
-            bytes: bytes.len() as u64,
-            text,
-        });
+    fn skip(&mut self, size: usize) {
+        self.begin += size as u64;
+        self.bytes.drain(..size);
     }
 }
 
@@ -358,51 +329,28 @@ impl Splitter {
 mod tests {
     use super::*;
 
-    fn split(pieces: &[&[u8]], most: u64) -> (Vec<(u64, u64, String)>, bool) {
-        let mut splitter = Splitter::new(Log::Out, Place { lines: 7, bytes: 0 }, most);
-        pieces.iter().for_each(|piece| splitter.take(piece));
-        let full = splitter.is_full();
-        splitter.conclude();
-        (
-            splitter
-                .lines
-                .into_iter()
-                .map(|line| (line.index, line.bytes, line.text))
-                .collect(),
-            full,
-        )
-    }
-
-    #[test]
-    fn lines_are_cut_wherever_the_pieces_end() {
-        let expected = vec![
-            (8, 3, "ab".to_owned()),
-            (9, 1, String::new()),
-            (10, 1, "c".to_owned()),
-        ];
-        assert_eq!(split(&[b"ab\n\nc"], 9), (expected.clone(), false));
-        assert_eq!(
-            split(&[b"a", b"b", b"\n", b"\n", b"c"], 9),
-            (expected.clone(), false)
-        );
-        assert_eq!(
-            split(&[b"ab\n\nc\n"], 2),
-            (expected.get(..2).unwrap().to_vec(), true)
-        );
-    }
-
     #[test]
     fn a_line_without_end_is_several() {
-        let long = vec![b'x'; LINE * 2 + 1];
-        let sizes: Vec<u64> = split(&[&long], 9)
-            .0
-            .into_iter()
-            .map(|(_, bytes, _)| bytes)
-            .collect();
-        assert_eq!(sizes, [LINE as u64, LINE as u64, 1]);
-        // Of exactly so many bytes with its end, it is one.
-        let mut exact = vec![b'x'; LINE - 1];
-        exact.extend_from_slice(b"\ny\n");
-        assert_eq!(split(&[&exact], 9).0.len(), 2);
+        let mut text = Text::default();
+        text.take(&vec![b'x'; LINE_MAX + 1]);
+        assert_eq!(text.lines(false), [&vec![b'x'; LINE_MAX][..]]);
+        assert_eq!(text.lines(true).last(), Some(&&b"x"[..]));
+        text.take(b"\n\nhalf");
+        assert_eq!(text.lines(false)[1..], [&b"x\n"[..], b"\n"]);
+        text.skip_lines(1, false);
+        assert_eq!((text.begin, text.lines(true).len()), (LINE_MAX as u64, 3));
+        text.take(&vec![b'y'; STREAM_MAX]);
+        assert!(text.cut && text.bytes.len() == STREAM_MAX);
+    }
+
+    #[test]
+    fn a_cursor_is_of_one_job() {
+        let job: JobId = "abcdefgh".parse().unwrap();
+        let text = cursor_text(&job, [7, 1 << 53]);
+        assert_eq!(parse_cursor(&job, &text), Some([7, 1 << 53]));
+        assert_eq!(parse_cursor(&"abcdefgj".parse().unwrap(), &text), None);
+        for bad in ["", "12", "é", &text[1..], &text[..text.len() - 3]] {
+            assert_eq!(parse_cursor(&job, bad), None, "{bad}");
+        }
     }
 }
