@@ -26,6 +26,7 @@ mod selftest;
 #[cfg(feature = "serve")]
 mod serve;
 mod shells;
+mod soak;
 mod spawn;
 mod states;
 mod store;

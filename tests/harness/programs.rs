@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 45] = [
+const PROGRAMS: [(&str, &str); 46] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
     ("cc", "gcc"),
+    ("cksum", "coreutils"),
     ("curl", "curl"),
     ("dash", "dash"),
     ("date", "coreutils"),
