@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
 
 use crate::host::{Destination, Host};
 use crate::signal::Os;
@@ -14,7 +15,8 @@ use crate::signal::Os;
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 /// The identity of a job, on every machine: 8 characters of [`ALPHABET`], which is 40 random bits.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct JobId(String);
 
 impl JobId {
@@ -66,6 +68,14 @@ impl FromStr for JobId {
     }
 }
 
+impl TryFrom<String> for JobId {
+    type Error = BadJobId;
+
+    fn try_from(text: String) -> Result<Self, BadJobId> {
+        text.parse()
+    }
+}
+
 /// `HOST/ID`: a job that its host is asked about, whatever this machine knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobThere {
@@ -101,7 +111,8 @@ impl JobThere {
 }
 
 /// A name that a user gave a job: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct JobName(String);
 
 impl JobName {
@@ -135,8 +146,17 @@ impl FromStr for JobName {
     }
 }
 
+impl TryFrom<String> for JobName {
+    type Error = BadJobName;
+
+    fn try_from(text: String) -> Result<Self, BadJobName> {
+        text.parse()
+    }
+}
+
 /// How a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// Asked for; its host has not said yet that it runs.
     Starting,
@@ -226,11 +246,21 @@ impl Target {
     }
 }
 
+/// What ended a job from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndedBy {
+    /// Nobody was in contact with its host any more.
+    Tether,
+    /// Its time limit.
+    Timeout,
+}
+
 /// Seconds since 1970-01-01 UTC, by the clock of the job's host.
 pub type Epoch = i64;
 
 /// What this machine keeps of a job. `None` is: not known (yet).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The job's id.
     pub id: JobId,
@@ -242,6 +272,10 @@ pub struct Record {
     pub command: Vec<String>,
     /// The directory that it was to start in, as given.
     pub cwd: Option<String>,
+    /// A command in front of the shell on the host.
+    pub prefix: Option<String>,
+    /// Where its files go on the host, if not to the home.
+    pub jobs_dir: Option<String>,
     /// Its directory on the host.
     pub dir: Option<String>,
     /// How it stood when its host was last asked.
@@ -259,8 +293,12 @@ pub struct Record {
     /// Its exit status; 128+n when signal n ended it.
     pub exit_status: Option<u8>,
     /// It ran into the time limit that it was given, and was ended for that.
+    #[serde(default)]
     pub timed_out: bool,
+    /// What ended it, where that was not its own doing or a signal.
+    pub ended_by: Option<EndedBy>,
     /// It is forgotten, with its files, once it has ended and its output is read.
+    #[serde(default)]
     pub ephemeral: bool,
     /// The last signal that rsig sent it, without SIG.
     pub last_signal: Option<String>,
@@ -284,6 +322,8 @@ impl Record {
             destination,
             command,
             cwd: None,
+            prefix: None,
+            jobs_dir: None,
             dir: None,
             state: State::Starting,
             pid: None,
@@ -293,6 +333,7 @@ impl Record {
             finished_at: None,
             exit_status: None,
             timed_out: false,
+            ended_by: None,
             ephemeral: false,
             last_signal: None,
             checked_at: None,

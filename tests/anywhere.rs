@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Fixture, Output, Rsig, Running, Site, on_two_sites, poll_until};
+use crate::harness::{Fixture, Output, Rsig, Site, on_two_sites, poll_until};
 use crate::jobs::{SOON, json_lines};
-use crate::kit::{self, clear_message};
+use crate::kit::clear_message;
 
 /// Another machine of the same user's: a state directory of its own.
 struct Elsewhere<'a> {
@@ -189,11 +189,11 @@ on_two_sites! {
         // One that says to be on another host.
         here.run(&["spawn", "-n", "mine", "local", "--", "true"]).ok();
         let database = rusqlite::Connection::open(here.state.join("jobs.db")).expect("it opens");
-        let mark = "UPDATE jobs SET id = ?1, host = 'faraway.invalid', command = '[\"mine\"]', state = 'running'";
+        let mark = "UPDATE jobs SET record = json_set(record, '$.id', ?1, '$.destination.host', 'faraway.invalid', \
+            '$.command', json_array('mine'), '$.state', 'running')";
         database.execute(mark, [&job]).expect("an update");
         let row = || -> String {
-            let fields = "id || name || host || connect || command || state || pid || coalesce(last_signal, '-')";
-            database.query_row(&format!("SELECT {fields} FROM jobs"), [], |row| row.get(0)).expect("one row")
+            database.query_row("SELECT record FROM jobs", [], |row| row.get(0)).expect("one row")
         };
         let before = row();
         let found = here.found();
@@ -337,52 +337,6 @@ fn connecting_options_need_a_host_to_connect_to() {
                 .code(3)
                 .stdout_is("")
                 .stderr_has("not a job id"),
-        );
-    }
-}
-
-/// What is in a state file of the first version.
-const ROWS: &str = "
-    INSERT INTO jobs (id, name, host, connect, command, state, exit_status, created_at) VALUES
-        ('aaaaaaaa', 'old', 'local', '{}', '[\"true\"]', 'exited', 5, 1),
-        ('bbbbbbbb', 'run', 'local', '{}', '[\"true\"]', 'running', NULL, 2);
-";
-
-#[test]
-fn a_state_file_of_the_first_version_is_brought_up_to_date() {
-    for at_once in [1, 12] {
-        let rsig = Rsig::new();
-        kit::first_version(&rsig, ROWS);
-        let started: Vec<Running> = (0..at_once)
-            .map(|_| rsig.spawn_process(&["spawn", "local", "--", "sleep", "1000"]))
-            .collect();
-        let jobs: Vec<String> = started
-            .into_iter()
-            .map(|running| running.wait().ok().line())
-            .collect();
-        let mut recorded = kit::recorded(&rsig);
-        assert_eq!(
-            recorded.drain(..2).collect::<Vec<_>>(),
-            ["aaaaaaaa", "bbbbbbbb"]
-        );
-        assert!(recorded.len() == jobs.len() && jobs.iter().all(|job| recorded.contains(job)));
-        rsig.run(&["wait", "old"]).code(5);
-        // A name that was taken still is.
-        let database = kit::database(&rsig);
-        assert_eq!(
-            database
-                .query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0))
-                .expect("a version"),
-            4
-        );
-        let again = "INSERT INTO jobs (id, name, host, connect, command, state, created_at)
-            VALUES ('cccccccc', 'run', 'local', '{}', '[]', 'running', 3)";
-        assert!(database.execute(again, []).is_err());
-        assert_eq!(
-            database
-                .query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))
-                .expect("a verdict"),
-            "ok"
         );
     }
 }

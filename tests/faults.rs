@@ -115,8 +115,7 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
                 output.stderr_has(&format!("rsig ps {id}"));
             }
             // What says `starting` is made older than a job may be on its way.
-            let statement =
-                "UPDATE jobs SET created_at = created_at - 100 WHERE state = 'starting'";
+            let statement = "UPDATE jobs SET record = json_set(record, '$.created_at', created_at - 100) WHERE state = 'starting'";
             kit::database(&f.rsig)
                 .execute(statement, [])
                 .expect("an update");
@@ -442,7 +441,7 @@ fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
         .ok()
         .line();
     let connect = format!("{{\"config\":\"{config}\"}}");
-    let moved = "UPDATE jobs SET host = 'dead', connect = ?2 WHERE id = ?1";
+    let moved = "UPDATE jobs SET record = json_set(record, '$.destination', json_object('host', 'dead', 'connect', json(?2))) WHERE id = ?1";
     kit::database(&f.rsig)
         .execute(moved, [&dead, &connect])
         .expect("an update");
@@ -532,8 +531,8 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
         let config = config.display().to_string();
         let copy = format!("{}000{}", &job[..4], started.len());
         let statement =
-            "INSERT INTO jobs (id, host, connect, command, dir, state, pid, pgid, os, started_at, created_at)
-             SELECT ?2, host, ?3, command, dir, state, pid, pgid, os, started_at, created_at FROM jobs WHERE id = ?1";
+            "INSERT INTO jobs (record) SELECT json_set(record, '$.id', ?2, '$.destination.connect', json(?3))
+             FROM jobs WHERE id = ?1";
         let connect = format!("{{\"config\":\"{config}\"}}");
         kit::database(&f.rsig)
             .execute(statement, [&job, &copy, &connect])

@@ -21,12 +21,6 @@ fn names(events: &[Value]) -> Vec<&str> {
         .collect()
 }
 
-/// What is in a state file of the first version.
-const ROW: &str = "
-    INSERT INTO jobs (id, name, host, connect, command, state, exit_status, os, created_at)
-        VALUES ('abcdefgh', 'old', 'local', '{}', '[\"true\"]', 'exited', 3, 'Linux', 1700000000);
-";
-
 on_two_sites! {
     fn a_job_leaves_its_history(f: &Fixture) {
         let start = jiff::Timestamp::now().as_second();
@@ -115,49 +109,6 @@ fn a_host_that_is_gone_leaves_no_signal_that_was_not_sent() {
     f.server.as_mut().expect("a server").restart();
 }
 
-#[test]
-fn a_state_file_of_the_first_version_is_brought_up_to_date() {
-    let rsig = Rsig::new();
-    kit::first_version(&rsig, ROW);
-    // All at once: one of them does it.
-    let all: Vec<_> = (0..12)
-        .map(|number| {
-            if number % 2 == 0 {
-                rsig.spawn_process(&["ps", "-aq", "--cached"])
-            } else {
-                rsig.spawn_process(&["spawn", "local", "true"])
-            }
-        })
-        .collect();
-    for (number, one) in all.into_iter().enumerate() {
-        let output = one.wait();
-        output.ok().stderr_is_empty();
-        assert!(
-            number % 2 == 1 || output.stdout().contains("abcdefgh"),
-            "{output}"
-        );
-    }
-    rsig.run(&["ps", "old"]).ok().stdout_has("exited 3");
-    let database = kit::database(&rsig);
-    let version: u32 = database
-        .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .expect("a number");
-    assert!(version >= 2, "{version}");
-    let spawns: u32 = database
-        .query_row("SELECT count(*) FROM events", [], |row| row.get(0))
-        .expect("a number");
-    assert!(spawns >= 6, "{spawns}");
-    // The head of the file says so too, where an rsig of before looks; it is written when no one else reads.
-    drop(database);
-    poll_until("the head is new", SOON, || {
-        std::fs::read(rsig.state().join("jobs.db"))
-            .is_ok_and(|bytes| bytes.get(60..64) == Some(&version.to_be_bytes()))
-    });
-    rsig.run(&["rm", "old"]).ok();
-    let events = rsig.run(&["history", "--json", "abcdefgh"]).ok().stdout();
-    assert!(events.contains(r#""event":"removal""#), "{events}");
-}
-
 /// What is kept of the past, and of other jobs, makes no command slower.
 #[test]
 fn a_long_history_costs_nothing() {
@@ -177,14 +128,14 @@ fn a_long_history_costs_nothing() {
     };
     let before = kill(7);
     let fill = "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 99000) \
-                INSERT INTO events (at, user, job, name, host, happening) \
-                SELECT 1700000000, 'u', 'j' || i, NULL, 'h', '{\"event\":\"removal\"}' FROM n";
+                INSERT INTO history (entry) SELECT json_object('at', '2026-01-01T00:00:00Z', 'user', 'u', 'job', 'j' || i, \
+                'host', 'h', 'event', 'removal') FROM n";
     let mut database = kit::database(&rsig);
     let transaction = database.transaction().expect("a transaction");
     transaction.execute(fill, []).expect("filled");
     let fill = "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 100000) \
-                INSERT INTO jobs (id, host, connect, command, state, created_at) \
-                SELECT 'j' || i, 'h', '{}', '[]', 'exited', 1700000000 FROM n";
+                INSERT INTO jobs (record) SELECT json_object('id', 'j' || i, 'destination', json_object('host', 'h'), \
+                'command', json('[]'), 'state', 'exited', 'created_at', 1700000000) FROM n";
     transaction.execute(fill, []).expect("filled");
     transaction.commit().expect("written");
     // A command that read them all would take some ten times as long; a busy machine may need another look.

@@ -287,7 +287,7 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
                 .stderr_has(method),
         );
         clear_message(spawn(&f, &[]).code(255).stderr_has("no terminal"));
-        let started = "SELECT count(*) FROM jobs WHERE pid IS NOT NULL";
+        let started = "SELECT count(*) FROM jobs WHERE record ->> '$.pid' IS NOT NULL";
         let started: i64 = kit::database(&f.rsig)
             .query_row(started, [], |row| row.get(0))
             .expect("a number");

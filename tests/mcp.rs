@@ -381,7 +381,7 @@ fn every_kind_of_error_is_an_answer() {
     std::fs::rename(f.file(&job, "pid"), f.file(&job, "not yet")).expect("ours");
     kit::database(&f.rsig)
         .execute(
-            "UPDATE jobs SET pid = NULL, os = NULL, state = 'starting' WHERE id = ?1",
+            "UPDATE jobs SET record = json_set(record, '$.pid', NULL, '$.os', NULL, '$.state', 'starting') WHERE id = ?1",
             [&job],
         )
         .expect("an update");

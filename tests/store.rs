@@ -126,7 +126,7 @@ fn a_process_that_is_killed_at_any_moment_leaves_the_file_whole() {
     let database = kit::database(&rsig);
     database
         .execute(
-            "UPDATE jobs SET created_at = created_at - 100 WHERE state = 'starting'",
+            "UPDATE jobs SET record = json_set(record, '$.created_at', created_at - 100) WHERE state = 'starting'",
             [],
         )
         .expect("an update");
@@ -183,7 +183,11 @@ fn a_file_that_is_not_ours_or_damaged_is_named_and_left_as_it_is() {
     let hollow_file = scratch.dir().join("hollow");
     let hollow = database_of(
         &hollow_file,
-        "PRAGMA application_id = 0x72736967; PRAGMA user_version = 1; CREATE TABLE x (y)",
+        "PRAGMA application_id = 0x72736967; PRAGMA user_version = 5; CREATE TABLE x (y)",
+    );
+    let unreleased = database_of(
+        &scratch.dir().join("unreleased"),
+        "PRAGMA application_id = 0x72736967; PRAGMA user_version = 4; CREATE TABLE jobs (id TEXT)",
     );
     let mut scribbled = ours.clone();
     scribbled[100..4096].fill(0xa5);
@@ -201,6 +205,11 @@ fn a_file_that_is_not_ours_or_damaged_is_named_and_left_as_it_is() {
             "not a state file of rsig",
         ),
         ("a newer schema", newer, "newer rsig"),
+        (
+            "a schema of before",
+            unreleased,
+            "unreleased version of rsig",
+        ),
         ("our mark, but not our tables", hollow, "jobs.db"),
         (
             "cut in its head",
@@ -398,10 +407,12 @@ fn without_a_place_for_the_state_file_that_is_said() {
         ("HOME", "relative"),
         ("XDG_STATE_HOME", "relative"),
     ] {
-        let output = Invocation::of(env!("CARGO_BIN_EXE_rsig"))
-            .arg("ps")
+        // A user that no file knows.
+        let output = tool("setpriv")
+            .args(["--reuid=54321", "--regid=54321", "--clear-groups"])
+            .args([env!("CARGO_BIN_EXE_rsig"), "ps"])
             .env(variable, value)
-            .cwd(rsig.home())
+            .cwd(rsig.dir())
             .run();
         output.code(1).stderr_has("RSIG_STATE_DIR");
         clear_message(&output);

@@ -120,8 +120,9 @@ fn a_reader_that_goes_ends_it_quietly() {
     let rsig = with_jobs();
     // More than a pipe holds.
     let copy = "WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 9999)
-        INSERT INTO jobs (id, host, connect, command, state, exit_status, created_at)
-        SELECT printf('zzzz%04d', i), 'local', '{}', '[\"true\"]', 'exited', 0, 1 FROM n";
+        INSERT INTO jobs (record)
+        SELECT json_set('{\"destination\":{\"host\":\"local\"},\"command\":[\"true\"],\"state\":\"exited\",\"created_at\":1}',
+            '$.id', printf('zzzz%04d', i)) FROM n";
     kit::database(&rsig).execute(copy, []).expect("records");
     let line = "set -o pipefail; \"$@\" | head -c 1; echo \"${PIPESTATUS[0]}\"";
     for words in [

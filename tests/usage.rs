@@ -223,8 +223,8 @@ fn a_beginning_that_fits_several_jobs_lists_them() {
     // Records of finished jobs whose ids begin alike.
     let prefix = &first[..3];
     let database = kit::database(&rsig);
-    let copy = "INSERT INTO jobs (id, host, connect, command, dir, state, exit_status, created_at)
-         SELECT ?2, host, connect, command, dir, state, exit_status, created_at FROM jobs WHERE id = ?1";
+    let copy =
+        "INSERT INTO jobs (record) SELECT json_set(record, '$.id', ?2) FROM jobs WHERE id = ?1";
     let others: Vec<String> = (0..20)
         .map(|n| {
             format!(

@@ -23,11 +23,10 @@ pub fn fill(place: &Place, model: &Job, finished: u32, running: u32) -> Vec<Stri
             .expect("a job's directory has a parent")
             .display();
         let statement = format!(
-            "INSERT INTO jobs (id, host, connect, command, cwd, dir, state, pid, pgid, os, started_at, finished_at,
-                 exit_status, checked_at, created_at)
-             SELECT ?1, host, connect, command, cwd, '{jobs_dir}/' || ?1, ?2, pid, pgid, os, started_at + ?3, ?4, ?5,
-                 checked_at, created_at + ?3
-             FROM jobs WHERE id = ?6"
+            "INSERT INTO jobs (record) SELECT json_set(record, '$.id', ?1, '$.dir', '{jobs_dir}/' || ?1, '$.state', ?2,
+                 '$.started_at', started_at + ?3, '$.finished_at', ?4, '$.exit_status', ?5,
+                 '$.created_at', created_at + ?3)
+             FROM (SELECT *, record ->> '$.started_at' AS started_at FROM jobs WHERE id = ?6)"
         );
         let mut insert = transaction
             .prepare(&statement)

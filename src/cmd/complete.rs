@@ -215,7 +215,7 @@ impl Given {
     fn os(&self) -> Os {
         let of_job = || {
             let word = self.jobs.first()?.to_str()?;
-            Store::peek().ok()??.resolve(word).ok()?.system()
+            Store::peek()?.resolve(word).ok()?.system()
         };
         self.os.or_else(of_job).unwrap_or_else(Os::here)
     }
@@ -256,7 +256,7 @@ pub fn any(current: &OsStr) -> Vec<Candidate> {
 fn jobs(which: Which, current: &OsStr) -> Vec<Candidate> {
     let find = || -> Option<Vec<Candidate>> {
         let beginning = current.to_str()?;
-        let store = Store::peek().ok()??;
+        let store = Store::peek()?;
         let records = store.fitting(which, beginning, MOST_JOBS).ok()?;
         let names = records.iter().filter_map(|record| {
             let name = record.name.as_ref()?;
@@ -342,7 +342,7 @@ pub fn states() -> Vec<Candidate> {
 
 /// The hosts that jobs were started on, as they were typed.
 pub fn recorded_host(current: &OsStr) -> Vec<Candidate> {
-    let hosts = || Store::peek().ok()??.hosts().ok();
+    let hosts = || Store::peek()?.hosts().ok();
     fitting_hosts(hosts().unwrap_or_default(), current)
 }
 

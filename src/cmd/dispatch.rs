@@ -724,13 +724,13 @@ fn rm(arguments: cli::Rm) -> Result<u8> {
 
 fn history(arguments: &cli::History) -> Result<u8> {
     let store = Store::open(warn)?;
-    let events = commands::history::history(&store, arguments.job.as_deref(), arguments.last)?;
+    let entries = commands::history::history(&store, arguments.job.as_deref(), arguments.last)?;
     if arguments.json {
-        for event in &events {
-            print(serde_json::to_string(&terminal::event_json(event))?)?;
+        for entry in &entries {
+            print(serde_json::to_string(entry)?)?;
         }
     } else {
-        print(terminal::event_table(&events))?;
+        print(terminal::history_table(&entries))?;
     }
     Ok(exit::DONE)
 }

@@ -7,12 +7,12 @@ use anyhow::Result;
 use crate::error::Kind;
 use crate::job::JobThere;
 use crate::state::Store;
-use crate::state::event::Event;
+use crate::state::history::Entry;
 
 /// The events of the job that a word stands for, or of all jobs, the oldest first; of many the last `most`.
-pub fn history(store: &Store, job: Option<&OsStr>, most: Option<u32>) -> Result<Vec<Event>> {
+pub fn history(store: &Store, job: Option<&OsStr>, most: Option<u32>) -> Result<Vec<Entry>> {
     let Some(word) = job else {
-        return Ok(store.events(None, most)?);
+        return Ok(store.history(None, most)?);
     };
     let word = word.to_string_lossy();
     // Of a job that is named by its host too, the id is enough here.
@@ -25,5 +25,5 @@ pub fn history(store: &Store, job: Option<&OsStr>, most: Option<u32>) -> Result<
         Err(failure) if failure.kind == Kind::NotFound => store.resolve_past(&word)?,
         Err(failure) => return Err(failure.into()),
     };
-    Ok(store.events(Some(&id), most)?)
+    Ok(store.history(Some(&id), most)?)
 }

@@ -6,9 +6,8 @@ use crate::cmd::kill::Report;
 use crate::cmd::wait::Waited;
 use crate::delivery::{Sent, Via};
 use crate::error::Failure;
-use crate::job::{JobName, Record, State, Target, rfc3339};
+use crate::job::{EndedBy, JobName, Record, State, Target, rfc3339};
 use crate::signal::Signal;
-use crate::state::event::{Event, Happening};
 
 /// A job as `ps --json` has it.
 #[derive(Serialize)]
@@ -29,6 +28,9 @@ pub struct Job<'a> {
     exit_signal: Option<String>,
     last_signal: Option<&'a str>,
     checked_at: Option<String>,
+    prefix: Option<&'a str>,
+    jobs_dir: Option<&'a str>,
+    ended_by: Option<EndedBy>,
 }
 
 /// A job in a state that may be other than its record's.
@@ -50,30 +52,11 @@ pub fn job(record: &Record, state: State) -> Job<'_> {
         exit_signal: record.exit_signal(),
         last_signal: record.last_signal.as_deref(),
         checked_at: record.checked_at.and_then(rfc3339),
-    }
-}
-
-/// An event as `history --json` has it.
-#[derive(Serialize)]
-pub struct Line<'a> {
-    at: Option<String>,
-    user: &'a str,
-    job: &'a str,
-    name: Option<&'a str>,
-    host: &'a str,
-    #[serde(flatten)]
-    happening: &'a Happening,
-}
-
-/// What was done to a job, and when.
-pub fn event(event: &Event) -> Line<'_> {
-    Line {
-        at: rfc3339(event.at),
-        user: &event.user,
-        job: event.job.as_str(),
-        name: event.name.as_deref(),
-        host: &event.host,
-        happening: &event.happening,
+        prefix: record.prefix.as_deref(),
+        jobs_dir: record.jobs_dir.as_deref(),
+        ended_by: record
+            .ended_by
+            .or(record.timed_out.then_some(EndedBy::Timeout)),
     }
 }
 

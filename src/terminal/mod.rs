@@ -6,14 +6,12 @@ mod print;
 mod spinner;
 mod table;
 
-pub use json::{
-    event as event_json, job as job_json, report as report_json, waited as waited_json,
-};
+pub use json::{job as job_json, report as report_json, waited as waited_json};
 pub use line::{report as report_line, waited as waited_line};
 pub use print::{ask, die_of_broken_pipe, is_on_terminal, note, print, print_bytes, warn};
 pub use spinner::Spinner;
 pub use table::{
-    command as command_line, events as event_table, jobs as job_table, keepers as keeper_table,
+    command as command_line, history as history_table, jobs as job_table, keepers as keeper_table,
     signals as signal_table,
 };
 

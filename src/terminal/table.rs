@@ -10,9 +10,9 @@ use super::print;
 use crate::cmd::ps::Listed;
 use crate::connection::keeper::protocol::Status;
 use crate::escape::printable;
-use crate::job::{Epoch, JobName, Record, State, now, rfc3339};
+use crate::job::{Epoch, JobName, Record, State, now};
 use crate::signal::Row;
-use crate::state::event::{Event, Happening};
+use crate::state::history::{Action, Entry};
 
 /// The longest command that is shown where there is no terminal to fit.
 const COMMAND: usize = 4096;
@@ -109,27 +109,27 @@ fn exited(status: u8, signal: Option<&str>, is_timed_out: bool) -> String {
 }
 
 /// What was done to jobs, a line each.
-pub fn events(events: &[Event]) -> String {
+pub fn history(entries: &[Entry]) -> String {
     let mut builder = Builder::default();
     builder.push_record(["TIME", "USER", "JOB", "NAME", "HOST", "EVENT"]);
-    for event in events {
+    for entry in entries {
         builder.push_record([
-            rfc3339(event.at).unwrap_or_else(|| "-".to_owned()),
-            printable(&event.user, 64),
-            event.job.to_string(),
-            printable(event.name.as_deref().unwrap_or("-"), 64),
-            printable(&event.host, 255),
-            happened(&event.happening),
+            printable(&entry.at, 64),
+            printable(&entry.user, 64),
+            entry.job.to_string(),
+            entry.name.as_ref().map_or("-", JobName::as_str).to_owned(),
+            printable(&entry.host, 255),
+            done(&entry.action),
         ]);
     }
     render(builder)
 }
 
-fn happened(happening: &Happening) -> String {
-    match happening {
-        Happening::Spawn { command: words } => format!("spawn: {}", command(words)),
-        Happening::NotStarted { error } => format!("not started ({error})"),
-        Happening::Signal {
+fn done(action: &Action) -> String {
+    match action {
+        Action::Spawn { command: words } => format!("spawn: {}", command(words)),
+        Action::NotStarted { error } => format!("not started ({error})"),
+        Action::Signal {
             signal,
             target,
             via,
@@ -145,16 +145,16 @@ fn happened(happening: &Happening) -> String {
             };
             format!("{signal} to its {target}{via}, {sent}")
         }
-        Happening::End {
+        Action::End {
             state,
             exit_status: Some(status),
             exit_signal,
             timed_out,
             ..
         } if state == "exited" => exited(*status, exit_signal.as_deref(), *timed_out),
-        Happening::End { state, .. } => state.clone(),
-        Happening::Removal => "removed".to_owned(),
-        Happening::Forget => "record dropped, files left".to_owned(),
+        Action::End { state, .. } => state.clone(),
+        Action::Removal => "removed".to_owned(),
+        Action::Forget => "record dropped, files left".to_owned(),
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Fixture, Output, Process, poll_until};
 pub use super::SOON;
 
 /// What `ps --json` says of a job, in this order.
-pub const JOB_KEYS: [&str; 16] = [
+pub const JOB_KEYS: [&str; 19] = [
     "id",
     "name",
     "host",
@@ -27,6 +27,9 @@ pub const JOB_KEYS: [&str; 16] = [
     "exit_signal",
     "last_signal",
     "checked_at",
+    "prefix",
+    "jobs_dir",
+    "ended_by",
 ];
 
 /// A program for perl that writes the name of every signal it gets, a line each, exactly as often as it gets it: each

@@ -89,32 +89,6 @@ pub fn database(rsig: &Rsig) -> rusqlite::Connection {
     database
 }
 
-/// The tables of the first version, as it made them.
-const FIRST_SCHEMA: &str = "
-    PRAGMA application_id = 0x72736967;
-    CREATE TABLE jobs (
-        id TEXT NOT NULL PRIMARY KEY, name TEXT, host TEXT NOT NULL, connect TEXT NOT NULL, command TEXT NOT NULL,
-        cwd TEXT, dir TEXT, state TEXT NOT NULL, pid INTEGER, pgid INTEGER, os TEXT, started_at INTEGER,
-        finished_at INTEGER, exit_status INTEGER, last_signal TEXT, checked_at INTEGER, created_at INTEGER NOT NULL
-    ) STRICT;
-    CREATE UNIQUE INDEX taken_names ON jobs (name) WHERE name IS NOT NULL AND state NOT IN ('exited', 'lost');
-    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL;
-    CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
-    PRAGMA user_version = 1;
-    PRAGMA journal_mode = WAL;
-";
-
-/// Makes a state file of the first version, with these rows in it.
-pub fn first_version(rsig: &Rsig, rows: &str) {
-    let path = rsig.state().join("jobs.db");
-    let database = rusqlite::Connection::open(&path).expect("our own directory is writable");
-    database
-        .execute_batch(FIRST_SCHEMA)
-        .and_then(|()| database.execute_batch(rows))
-        .expect("a state file");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is ours");
-}
-
 /// Whether an end was one by Ctrl-C.
 pub fn interrupted(status: ExitStatus) -> bool {
     status.code() == Some(130) || status.signal() == Some(Signal::SIGINT as i32)
@@ -125,8 +99,9 @@ pub fn record_on(rsig: &Rsig, id: &str, host: &str, config: &str) {
     // Makes the file where there is none yet.
     rsig.run(&["ps", "--cached"]).ok();
     let connect = format!("{{\"config\":\"{config}\"}}");
-    let statement = "INSERT INTO jobs (id, host, connect, command, dir, state, pid, pgid, os, started_at, created_at) \
-         VALUES (?1, ?2, ?3, '[\"sleep\",\"1000\"]', '/nowhere/' || ?1, 'running', 4242, 4242, 'Linux', 1, 1)";
+    let statement = "INSERT INTO jobs (record) VALUES (json_object('id', ?1, 'destination', \
+         json_object('host', ?2, 'connect', json(?3)), 'command', json_array('sleep', '1000'), 'dir', '/nowhere/' || ?1, \
+         'state', 'running', 'pid', 4242, 'pgid', 4242, 'os', 'Linux', 'started_at', 1, 'created_at', 1))";
     database(rsig)
         .execute(statement, [id, host, &connect])
         .expect("a record");

@@ -1,0 +1,219 @@
+//! The state directory: where it is, that it is this user's alone, and what is wrong where files can't be made in it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{User, geteuid};
+
+use crate::error::{Failure, Kind};
+
+/// The file that is locked while the state file is made, and that tells whether the file system has locks at all.
+pub const LOCK: &str = "lock";
+/// How many files SQLite opens beside the state file at most.
+const SPARE_FILES: usize = 4;
+
+/// `RSIG_STATE_DIR`, else `$XDG_STATE_HOME/rsig`, else `~/.local/state/rsig`.
+pub fn state_directory() -> Result<PathBuf, Failure> {
+    let variable = |name| {
+        let value = std::env::var_os(name).filter(|value| !value.is_empty());
+        value.map(PathBuf::from)
+    };
+    if let Some(directory) = variable("RSIG_STATE_DIR") {
+        return std::path::absolute(directory).map_err(|error| {
+            let why = explain(&error);
+            failed(format!(
+                "RSIG_STATE_DIR can't be made an absolute path: {why}"
+            ))
+        });
+    }
+    let absolute = |name| variable(name).filter(|directory| directory.is_absolute());
+    if let Some(directory) = absolute("XDG_STATE_HOME") {
+        return unless_of_another_user(&directory, directory.join("rsig"));
+    }
+    let passwd = || {
+        User::from_uid(geteuid())
+            .ok()
+            .flatten()
+            .map(|user| user.dir)
+    };
+    let home = absolute("HOME").or_else(passwd).ok_or_else(|| {
+        failed("no place for the state file: this user has no home directory; set HOME or RSIG_STATE_DIR")
+    })?;
+    unless_of_another_user(&home, home.join(".local/state/rsig"))
+}
+
+/// Under sudo, HOME may still be the other user's: what root makes there, that user could not use.
+fn unless_of_another_user(home: &Path, directory: PathBuf) -> Result<PathBuf, Failure> {
+    let owner = fs::metadata(home).map_or(0, |metadata| metadata.uid());
+    if !geteuid().is_root() || owner == 0 || directory.exists() {
+        return Ok(directory);
+    }
+    Err(failed(format!(
+        "the home directory {} belongs to another user (uid {owner}): with sudo use `sudo -H`, or name a directory for the \
+         state file in RSIG_STATE_DIR",
+        home.display()
+    )))
+}
+
+/// Makes the directory where there is none; says why it can't be made. Whatever umask or default ACL is there, it is
+/// this user's alone.
+pub fn make(directory: &Path) -> Result<Option<String>, Failure> {
+    match fs::symlink_metadata(directory) {
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(unusable(directory, "read", &error)),
+    }
+    match make_private(directory) {
+        Ok(()) => Ok(None),
+        Err(error) => Ok(Some(unusable(directory, "made", &error).message)),
+    }
+}
+
+fn make_private(directory: &Path) -> io::Result<()> {
+    let make = || DirBuilder::new().mode(0o700).create(directory);
+    match (make(), directory.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            make_private(parent)?;
+            make()
+        }
+        (made, _) => made,
+    }
+    .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o700)))
+    .or_else(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Ok(()),
+        _ => Err(error),
+    })
+}
+
+/// Refuses a directory that others could have written to.
+pub fn check(directory: &Path) -> Result<(), Failure> {
+    let metadata =
+        fs::symlink_metadata(directory).map_err(|error| unusable(directory, "read", &error))?;
+    let shown = directory.display();
+    let message = if metadata.is_symlink() {
+        format!(
+            "the state directory {shown} is a symbolic link: name the directory itself in RSIG_STATE_DIR"
+        )
+    } else if !metadata.is_dir() {
+        format!(
+            "the state directory {shown} is not a directory: remove it, or name another in RSIG_STATE_DIR"
+        )
+    } else if metadata.uid() != geteuid().as_raw() {
+        format!(
+            "the state directory {shown} belongs to another user (uid {}): run rsig as that user, with sudo use \
+             `sudo -H`, or name a directory of your own in RSIG_STATE_DIR",
+            metadata.uid()
+        )
+    } else if metadata.mode() & 0o077 != 0 {
+        format!("others have access to the state directory {shown}: run `chmod 700 '{shown}'`")
+    } else {
+        return Ok(());
+    };
+    Err(failed(message))
+}
+
+/// Opens or makes a file that is this user's alone, whatever umask or default ACL is there.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
+/// Refuses a file system without locks: SQLite would take that for another writer, and wait.
+pub fn check_locks(directory: &Path) -> Result<(), Failure> {
+    let path = directory.join(LOCK);
+    let Ok(file) = open_private(&path).or_else(|_| File::open(&path)) else {
+        // Nothing can be written here, which is told where it matters.
+        return Ok(());
+    };
+    #[allow(clippy::cast_possible_truncation, reason = "they are small")]
+    let lock = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as _,
+        l_whence: nix::libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+        #[cfg(target_os = "freebsd")]
+        l_sysid: 0,
+    };
+    // Lustre without `flock` says ENOSYS, NFS without a lock daemon ENOLCK.
+    match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+        Err(errno @ (Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL)) => {
+            Err(failed(format!(
+                "the file system of the state directory {} has no file locks ({}): name a directory on another one in \
+                 RSIG_STATE_DIR",
+                directory.display(),
+                errno.desc()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why SQLite could not write here or open its files: it does not tell itself.
+pub fn find_fault(directory: &Path) -> io::Result<()> {
+    let files: Vec<File> = (0..SPARE_FILES)
+        .map(|_| File::open(directory))
+        .collect::<io::Result<_>>()?;
+    drop(files);
+    let path = directory.join(format!("probe-{}", std::process::id()));
+    let written = open_private(&path).and_then(|mut file| {
+        io::Write::write_all(&mut file, &[0; 4096])?;
+        file.sync_all()
+    });
+    drop(fs::remove_file(&path));
+    written
+}
+
+/// An error of the system with what to do about it.
+pub fn explain(error: &io::Error) -> String {
+    let Some(errno) = error.raw_os_error().map(Errno::from_raw) else {
+        return error.to_string();
+    };
+    let what = errno.desc();
+    match errno {
+        Errno::ENOSPC | Errno::EDQUOT => {
+            format!("{what}: free some space, or name a directory elsewhere in RSIG_STATE_DIR")
+        }
+        Errno::EMFILE => {
+            let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+            format!("{what}: raise the limit, which is {limit} (`ulimit -n`)")
+        }
+        Errno::ENFILE | Errno::ENOMEM => what.to_owned(),
+        _ => format!("{what}: name a directory elsewhere in RSIG_STATE_DIR"),
+    }
+}
+
+fn unusable(directory: &Path, verb: &str, error: &io::Error) -> Failure {
+    let (shown, why) = (directory.display(), explain(error));
+    let owner = directory
+        .ancestors()
+        .find_map(|parent| Some((parent, fs::metadata(parent).ok()?.uid())))
+        .filter(|(_, uid)| {
+            error.kind() == io::ErrorKind::PermissionDenied && *uid != geteuid().as_raw()
+        });
+    let owner = owner.map_or_else(String::new, |(parent, uid)| {
+        format!("{} belongs to another user (uid {uid}): ", parent.display())
+    });
+    failed(format!(
+        "the state directory {shown} can't be {verb}: {owner}{why}"
+    ))
+}
+
+fn failed(message: impl Into<String>) -> Failure {
+    Failure::new(Kind::Failed, message)
+}

@@ -1,0 +1,361 @@
+//! The state file as SQLite opens it: what is made, what is only read, and what is refused and left as it is.
+
+use std::fs::{self, OpenOptions, TryLockError};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use rusqlite::config::DbConfig;
+use rusqlite::types::Type;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::directory::{self, LOCK, explain, open_private};
+use crate::error::{Failure, Kind};
+use crate::escape::printable;
+use crate::job::{JobId, is_id_text};
+
+/// `rsig` in ASCII: marks a state file as ours (PRAGMA application_id).
+const APPLICATION: u32 = 0x7273_6967;
+/// The version of the schema (PRAGMA user_version). Those before it were never released.
+const SCHEMA: u32 = 5;
+/// What is searched for is taken out of the JSON by SQLite, so that nothing stands twice.
+/// Within one second of `created_at`, the rowid tells what came first.
+const TABLES: &str = "
+    CREATE TABLE jobs (
+        record TEXT NOT NULL,
+        goes_by_name INTEGER NOT NULL DEFAULT 1,
+        id TEXT NOT NULL AS (record ->> '$.id') STORED,
+        name TEXT AS (record ->> '$.name') STORED,
+        host TEXT NOT NULL AS (record ->> '$.destination.host') STORED,
+        state TEXT NOT NULL AS (record ->> '$.state') STORED,
+        created_at INTEGER NOT NULL AS (record ->> '$.created_at') STORED
+    ) STRICT;
+    CREATE UNIQUE INDEX ids ON jobs (id);
+    CREATE UNIQUE INDEX taken_names ON jobs (name)
+        WHERE name IS NOT NULL AND goes_by_name AND state NOT IN ('exited', 'lost');
+    CREATE INDEX names ON jobs (name, created_at) WHERE name IS NOT NULL AND goes_by_name;
+    CREATE INDEX unfinished ON jobs (created_at) WHERE state NOT IN ('exited', 'lost');
+    CREATE TABLE history (
+        number INTEGER NOT NULL PRIMARY KEY,
+        entry TEXT NOT NULL,
+        at TEXT NOT NULL AS (entry ->> '$.at') STORED,
+        job TEXT NOT NULL AS (entry ->> '$.job') STORED,
+        name TEXT AS (entry ->> '$.name') STORED
+    ) STRICT;
+    CREATE INDEX history_of_jobs ON history (job);
+    CREATE INDEX history_of_names ON history (name);
+";
+/// The size of a page of a new file, in bytes: each change writes whole pages to the log.
+const PAGE_SIZE: u32 = 1024;
+/// How long the log may become, in pages, before it is written back: the next command reads all of it.
+const LOG_PAGES_MAX: u32 = 200;
+/// The name of the file in the state directory.
+const FILE: &str = "jobs.db";
+/// The shortest prefix of an id that is taken for one.
+const PREFIX_MIN: usize = 3;
+/// How long to wait for other writers where the work can't go on without the write.
+pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// An open state file.
+pub struct StateFile {
+    pub connection: Connection,
+    path: PathBuf,
+    /// Why there is no file and none can be made. The connection is to an empty one in memory then.
+    missing: Option<String>,
+}
+
+impl StateFile {
+    /// Opens the state file in `directory`, and makes both where they are missing. One that can't be written is
+    /// opened all the same, to be read.
+    pub fn open(directory: &Path) -> Result<Self, Failure> {
+        let path = directory.join(FILE);
+        if let Some(why) = directory::make(directory)? {
+            return Self::empty(path, why);
+        }
+        directory::check(directory)?;
+        let content = content(&path).map_err(|error| failure(&path, error))?;
+        directory::check_locks(directory)?;
+        let connection = match content {
+            Content::Ours => open_ours(&path),
+            Content::Nothing => match create(directory, &path) {
+                Err(error) if !is_damage(&error) => {
+                    let why = failure(&path, error).message;
+                    return Self::empty(path, why);
+                }
+                created => created,
+            },
+        };
+        match connection {
+            Ok(connection) => Ok(Self {
+                connection,
+                path,
+                missing: None,
+            }),
+            Err(error) => Err(failure(&path, error)),
+        }
+    }
+
+    /// Opens the state file for a look, if there is one: makes and changes nothing.
+    pub fn peek(directory: &Path) -> Option<Self> {
+        let path = directory.join(FILE);
+        directory::check(directory).ok()?;
+        let connection = match content(&path).ok()? {
+            Content::Ours => connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?,
+            Content::Nothing => return None,
+        };
+        Some(Self {
+            connection,
+            path,
+            missing: None,
+        })
+    }
+
+    fn empty(path: PathBuf, why: String) -> Result<Self, Failure> {
+        let made = Connection::open_in_memory()
+            .and_then(|connection| connection.execute_batch(TABLES).map(|()| connection));
+        match made {
+            Ok(connection) => Ok(Self {
+                connection,
+                path,
+                missing: Some(why),
+            }),
+            Err(error) => Err(failure(&path, error)),
+        }
+    }
+
+    /// Why there are no records, where it is not that no job was started.
+    pub fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
+    }
+
+    pub fn failure(&self, error: rusqlite::Error) -> Failure {
+        failure(&self.path, error)
+    }
+
+    /// Makes a change as a whole or not at all, and waits so long for other writers.
+    pub fn change<T>(
+        &mut self,
+        wait: Duration,
+        make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, Failure> {
+        if let Some(why) = &self.missing {
+            return Err(Failure::new(Kind::Failed, why));
+        }
+        let connection = &mut self.connection;
+        let changed = connection
+            .busy_timeout(wait)
+            .and_then(|()| connection.transaction_with_behavior(TransactionBehavior::Immediate))
+            .and_then(|transaction| {
+                let made = make(&transaction)?;
+                transaction.commit().map(|()| made)
+            });
+        changed.map_err(|error| self.failure(error))
+    }
+}
+
+enum Content {
+    /// No file, or one whose maker was killed in the middle: the switch to the write-ahead log is the last step.
+    Nothing,
+    Ours,
+}
+
+/// Reads the head of a file in SQLite's format (sqlite.org/fileformat.html, 1.3): to open it as a database could
+/// already change it.
+fn content(path: &Path) -> Result<Content> {
+    let mut head = Vec::new();
+    // Not blocking, since a FIFO would wait for somebody to write to it.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) if file.metadata()?.is_file() => {
+            file.take(100).read_to_end(&mut head)?;
+        }
+        Ok(_) => bail!("it is not a regular file"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    let number = |at: usize| {
+        let bytes = head.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_be_bytes(bytes))
+    };
+    match (number(60), number(68)) {
+        _ if head.is_empty() => Ok(Content::Nothing),
+        (Some(schema), Some(APPLICATION)) if head.starts_with(b"SQLite format 3\0") => {
+            check_schema(schema)?;
+            Ok(if head.get(18) == Some(&2) {
+                Content::Ours
+            } else {
+                Content::Nothing
+            })
+        }
+        _ => bail!("it is not a state file of rsig, and is left as it is"),
+    }
+}
+
+fn check_schema(schema: u32) -> Result<()> {
+    match schema {
+        SCHEMA => Ok(()),
+        newer if newer > SCHEMA => bail!(
+            "it is of a newer rsig (its schema is {newer}, this one knows {SCHEMA}): use that, or name another \
+             directory in RSIG_STATE_DIR"
+        ),
+        _ => bail!(
+            "it is of an unreleased version of rsig: remove it, or name another directory in RSIG_STATE_DIR; jobs stay \
+             on their hosts, where `rsig ps --host HOST --discover` finds them"
+        ),
+    }
+}
+
+fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
+    // Resolved first: NOFOLLOW refuses a link anywhere in the path, and only the last part must not be one.
+    let parent = path.parent().map(fs::canonicalize).transpose()?;
+    let path = parent.unwrap_or_default().join(FILE);
+    let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(LOCK_WAIT_MAX)?;
+    // The last command to leave need not write the log back: it is done when the log has grown.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_MAX)?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    Ok(connection)
+}
+
+/// Opens a file that was made to its end.
+fn open_ours(path: &Path) -> Result<Connection> {
+    // Asked of SQLite: what the file's head says may be older than the log beside it.
+    let check = |connection: Connection| {
+        check_schema(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)?;
+        Ok(connection)
+    };
+    let opened = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).and_then(check);
+    let log = fs::metadata(path.with_extension("db-wal"));
+    if opened.is_ok() || log.is_ok_and(|log| log.len() > 0) {
+        return opened;
+    }
+    // The index of an empty log can't be made here; without one the file can be read where nobody writes.
+    let mut uri = b"file:".to_vec();
+    for byte in path.as_os_str().as_bytes() {
+        uri.extend(format!("%{byte:02x}").bytes());
+    }
+    uri.extend(b"?immutable=1");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let uri = std::ffi::OsString::from_vec(uri);
+    let immutable = Connection::open_with_flags(uri, flags).map_err(anyhow::Error::from);
+    immutable.and_then(check).or(opened)
+}
+
+/// Makes the file under a lock: a change of the journal's mode does not wait for others (sqlite.org/wal.html).
+fn create(directory: &Path, path: &Path) -> Result<Connection> {
+    let lock = open_private(&directory.join(LOCK))?;
+    let until = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) if Instant::now() > until => {
+                bail!(
+                    "another process keeps {} locked",
+                    directory.join(LOCK).display()
+                )
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+    open_private(path)?;
+    let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "page_size", PAGE_SIZE)?;
+    // The transaction takes back what an unfinished one left behind, so only inside it does the file say what it is.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let schema: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if schema == 0 {
+        transaction.execute_batch(TABLES)?;
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", SCHEMA)?;
+    }
+    // It fails where the tables are not ours, before anything is changed.
+    transaction
+        .prepare("SELECT record, id, state FROM jobs")
+        .map(drop)?;
+    transaction.commit()?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    Ok(connection)
+}
+
+fn is_damage(error: &anyhow::Error) -> bool {
+    let code = error
+        .downcast_ref()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    matches!(
+        code,
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt | ErrorCode::Unknown)
+    )
+}
+
+/// What a person reads: what failed, where, and what to do.
+fn failure(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
+    let error = error.into();
+    let directory = path.parent().unwrap_or(path);
+    let code = error
+        .downcast_ref()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    let why = match (code, error.downcast_ref()) {
+        (Some(ErrorCode::ConstraintViolation), _) => {
+            return Failure::new(Kind::NameTaken, "the name is taken");
+        }
+        (Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked), _) => {
+            format!(
+                "another process keeps it locked; `fuser {}` shows which",
+                path.display()
+            )
+        }
+        _ if is_damage(&error) => format!(
+            "{}: it is damaged; move it away, and `rsig ps --host HOST --discover` finds the jobs again",
+            message(&error)
+        ),
+        (_, Some(error)) => explain(error),
+        (Some(_), _) => match directory::find_fault(directory) {
+            Err(error) => explain(&error),
+            Ok(()) => format!(
+                "{}; RSIG_STATE_DIR may name a directory on another file system",
+                message(&error)
+            ),
+        },
+        (None, None) => message(&error),
+    };
+    let message = format!("the state file {} can't be used: {why}", path.display());
+    Failure::new(Kind::Failed, message)
+}
+
+/// SQLite's own words, once.
+fn message(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        Some(rusqlite::Error::SqliteFailure(_, Some(message))) => message.clone(),
+        Some(rusqlite::Error::FromSqlConversionFailure(_, _, error)) => error.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+pub fn json(value: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+/// What is in the file was written by us, but a person may have been there since.
+pub fn from_json<T: DeserializeOwned>(row: &Row<'_>) -> rusqlite::Result<T> {
+    let text: String = row.get(0)?;
+    serde_json::from_str(&text).map_err(|error| {
+        let why = format!("{} is damaged: {error}", printable(&text, 80));
+        rusqlite::Error::FromSqlConversionFailure(0, Type::Text, why.into())
+    })
+}
+
+/// The ids that begin with a text, if it may stand for one: from the first to before the second.
+pub fn id_range(text: &str) -> Option<[String; 2]> {
+    // '{' comes right behind 'z', the last character of an id.
+    let is_prefix = is_id_text(text) && (PREFIX_MIN..=JobId::LENGTH).contains(&text.len());
+    is_prefix.then(|| [text.to_owned(), format!("{text}{{")])
+}
