@@ -33,6 +33,7 @@ mod store;
 mod tail;
 mod terminal;
 mod tree;
+mod unwritable;
 mod usage;
 mod wait;
 

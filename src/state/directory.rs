@@ -1,4 +1,4 @@
-//! The state directory: where it is, that it is this user's alone, and what is wrong where files can't be made in it.
+//! The state directory: where it is, and that it is this user's alone.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -9,15 +9,13 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{User, geteuid};
 
+use super::failure::explain;
 use crate::error::{Failure, Kind};
 
 /// The file that is locked while the state file is made, and that tells whether the file system has locks at all.
 pub const LOCK: &str = "lock";
-/// How many files SQLite opens beside the state file at most.
-const SPARE_FILES: usize = 4;
 
 /// `RSIG_STATE_DIR`, else `$XDG_STATE_HOME/rsig`, else `~/.local/state/rsig`.
 pub fn state_directory() -> Result<PathBuf, Failure> {
@@ -70,26 +68,14 @@ pub fn make(directory: &Path) -> Result<Option<String>, Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(unusable(directory, "read", &error)),
     }
-    match make_private(directory) {
-        Ok(()) => Ok(None),
-        Err(error) => Ok(Some(unusable(directory, "made", &error).message)),
-    }
-}
-
-fn make_private(directory: &Path) -> io::Result<()> {
-    let make = || DirBuilder::new().mode(0o700).create(directory);
-    match (make(), directory.parent()) {
-        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
-            make_private(parent)?;
-            make()
-        }
-        (made, _) => made,
-    }
-    .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o700)))
-    .or_else(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => Ok(()),
-        _ => Err(error),
-    })
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o700)));
+    Ok(made
+        .err()
+        .map(|error| unusable(directory, "made", &error).message))
 }
 
 /// Refuses a directory that others could have written to.
@@ -119,18 +105,14 @@ pub fn check(directory: &Path) -> Result<(), Failure> {
     Err(failed(message))
 }
 
-/// Opens or makes a file that is this user's alone, whatever umask or default ACL is there.
+/// Opens a file to write, and makes it where there is none: this user's alone, whatever umask or default ACL is there.
 pub fn open_private(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
+    OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o600)
-        .open(path)?;
-    if file.metadata()?.mode() & 0o077 != 0 {
-        file.set_permissions(Permissions::from_mode(0o600))?;
-    }
-    Ok(file)
+        .open(path)
 }
 
 /// Refuses a file system without locks: SQLite would take that for another writer, and wait.
@@ -152,49 +134,13 @@ pub fn check_locks(directory: &Path) -> Result<(), Failure> {
     };
     // Lustre without `flock` says ENOSYS, NFS without a lock daemon ENOLCK.
     match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
-        Err(errno @ (Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL)) => {
+        Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL) => {
             Err(failed(format!(
-                "the file system of the state directory {} has no file locks ({}): name a directory on another one in \
-                 RSIG_STATE_DIR",
-                directory.display(),
-                errno.desc()
+                "the file system of the state directory {} has no file locks; set RSIG_STATE_DIR to a directory elsewhere",
+                directory.display()
             )))
         }
         _ => Ok(()),
-    }
-}
-
-/// Why SQLite could not write here or open its files: it does not tell itself.
-pub fn find_fault(directory: &Path) -> io::Result<()> {
-    let files: Vec<File> = (0..SPARE_FILES)
-        .map(|_| File::open(directory))
-        .collect::<io::Result<_>>()?;
-    drop(files);
-    let path = directory.join(format!("probe-{}", std::process::id()));
-    let written = open_private(&path).and_then(|mut file| {
-        io::Write::write_all(&mut file, &[0; 4096])?;
-        file.sync_all()
-    });
-    drop(fs::remove_file(&path));
-    written
-}
-
-/// An error of the system with what to do about it.
-pub fn explain(error: &io::Error) -> String {
-    let Some(errno) = error.raw_os_error().map(Errno::from_raw) else {
-        return error.to_string();
-    };
-    let what = errno.desc();
-    match errno {
-        Errno::ENOSPC | Errno::EDQUOT => {
-            format!("{what}: free some space, or name a directory elsewhere in RSIG_STATE_DIR")
-        }
-        Errno::EMFILE => {
-            let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
-            format!("{what}: raise the limit, which is {limit} (`ulimit -n`)")
-        }
-        Errno::ENFILE | Errno::ENOMEM => what.to_owned(),
-        _ => format!("{what}: name a directory elsewhere in RSIG_STATE_DIR"),
     }
 }
 

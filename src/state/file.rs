@@ -1,23 +1,19 @@
 //! The state file as SQLite opens it: what is made, what is only read, and what is refused and left as it is.
 
-use std::fs::{self, OpenOptions, TryLockError};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use rusqlite::config::DbConfig;
-use rusqlite::types::Type;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
-use super::directory::{self, LOCK, explain, open_private};
+use super::directory::{self, LOCK, open_private};
+use super::failure::{failure, is_damage};
 use crate::error::{Failure, Kind};
-use crate::escape::printable;
-use crate::job::{JobId, is_id_text};
 
 /// `rsig` in ASCII: marks a state file as ours (PRAGMA application_id).
 const APPLICATION: u32 = 0x7273_6967;
@@ -56,8 +52,6 @@ const PAGE_SIZE: u32 = 1024;
 const LOG_PAGES_MAX: u32 = 200;
 /// The name of the file in the state directory.
 const FILE: &str = "jobs.db";
-/// The shortest prefix of an id that is taken for one.
-const PREFIX_MIN: usize = 3;
 /// How long to wait for other writers where the work can't go on without the write.
 pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -90,26 +84,21 @@ impl StateFile {
                 created => created,
             },
         };
-        match connection {
-            Ok(connection) => Ok(Self {
-                connection,
-                path,
-                missing: None,
-            }),
-            Err(error) => Err(failure(&path, error)),
-        }
+        let connection = connection.map_err(|error| failure(&path, error))?;
+        Ok(Self {
+            connection,
+            path,
+            missing: None,
+        })
     }
 
     /// Opens the state file for a look, if there is one: makes and changes nothing.
     pub fn peek(directory: &Path) -> Option<Self> {
         let path = directory.join(FILE);
         directory::check(directory).ok()?;
-        let connection = match content(&path).ok()? {
-            Content::Ours => connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?,
-            Content::Nothing => return None,
-        };
+        matches!(content(&path), Ok(Content::Ours)).then_some(())?;
         Some(Self {
-            connection,
+            connection: connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?,
             path,
             missing: None,
         })
@@ -118,14 +107,12 @@ impl StateFile {
     fn empty(path: PathBuf, why: String) -> Result<Self, Failure> {
         let made = Connection::open_in_memory()
             .and_then(|connection| connection.execute_batch(TABLES).map(|()| connection));
-        match made {
-            Ok(connection) => Ok(Self {
-                connection,
-                path,
-                missing: Some(why),
-            }),
-            Err(error) => Err(failure(&path, error)),
-        }
+        let connection = made.map_err(|error| failure(&path, error))?;
+        Ok(Self {
+            connection,
+            path,
+            missing: Some(why),
+        })
     }
 
     /// Why there are no records, where it is not that no job was started.
@@ -251,20 +238,7 @@ fn open_ours(path: &Path) -> Result<Connection> {
 /// Makes the file under a lock: a change of the journal's mode does not wait for others (sqlite.org/wal.html).
 fn create(directory: &Path, path: &Path) -> Result<Connection> {
     let lock = open_private(&directory.join(LOCK))?;
-    let until = Instant::now() + LOCK_WAIT_MAX;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::Error(error)) => return Err(error.into()),
-            Err(TryLockError::WouldBlock) if Instant::now() > until => {
-                bail!(
-                    "another process keeps {} locked",
-                    directory.join(LOCK).display()
-                )
-            }
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    }
+    lock.lock()?;
     open_private(path)?;
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "page_size", PAGE_SIZE)?;
@@ -282,80 +256,7 @@ fn create(directory: &Path, path: &Path) -> Result<Connection> {
         .map(drop)?;
     transaction.commit()?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
+    // Where there is no room for the log's index, that shows at the first use.
+    connection.query_row("SELECT count(*) FROM jobs", [], |_| Ok(()))?;
     Ok(connection)
-}
-
-fn is_damage(error: &anyhow::Error) -> bool {
-    let code = error
-        .downcast_ref()
-        .and_then(rusqlite::Error::sqlite_error_code);
-    matches!(
-        code,
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt | ErrorCode::Unknown)
-    )
-}
-
-/// What a person reads: what failed, where, and what to do.
-fn failure(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
-    let error = error.into();
-    let directory = path.parent().unwrap_or(path);
-    let code = error
-        .downcast_ref()
-        .and_then(rusqlite::Error::sqlite_error_code);
-    let why = match (code, error.downcast_ref()) {
-        (Some(ErrorCode::ConstraintViolation), _) => {
-            return Failure::new(Kind::NameTaken, "the name is taken");
-        }
-        (Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked), _) => {
-            format!(
-                "another process keeps it locked; `fuser {}` shows which",
-                path.display()
-            )
-        }
-        _ if is_damage(&error) => format!(
-            "{}: it is damaged; move it away, and `rsig ps --host HOST --discover` finds the jobs again",
-            message(&error)
-        ),
-        (_, Some(error)) => explain(error),
-        (Some(_), _) => match directory::find_fault(directory) {
-            Err(error) => explain(&error),
-            Ok(()) => format!(
-                "{}; RSIG_STATE_DIR may name a directory on another file system",
-                message(&error)
-            ),
-        },
-        (None, None) => message(&error),
-    };
-    let message = format!("the state file {} can't be used: {why}", path.display());
-    Failure::new(Kind::Failed, message)
-}
-
-/// SQLite's own words, once.
-fn message(error: &anyhow::Error) -> String {
-    match error.downcast_ref() {
-        Some(rusqlite::Error::SqliteFailure(_, Some(message))) => message.clone(),
-        Some(rusqlite::Error::FromSqlConversionFailure(_, _, error)) => error.to_string(),
-        _ => error.to_string(),
-    }
-}
-
-pub fn json(value: &impl Serialize) -> rusqlite::Result<String> {
-    serde_json::to_string(value)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
-}
-
-/// What is in the file was written by us, but a person may have been there since.
-pub fn from_json<T: DeserializeOwned>(row: &Row<'_>) -> rusqlite::Result<T> {
-    let text: String = row.get(0)?;
-    serde_json::from_str(&text).map_err(|error| {
-        let why = format!("{} is damaged: {error}", printable(&text, 80));
-        rusqlite::Error::FromSqlConversionFailure(0, Type::Text, why.into())
-    })
-}
-
-/// The ids that begin with a text, if it may stand for one: from the first to before the second.
-pub fn id_range(text: &str) -> Option<[String; 2]> {
-    // '{' comes right behind 'z', the last character of an id.
-    let is_prefix = is_id_text(text) && (PREFIX_MIN..=JobId::LENGTH).contains(&text.len());
-    is_prefix.then(|| [text.to_owned(), format!("{text}{{")])
 }

@@ -6,7 +6,7 @@ use nix::unistd::Uid;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
-use super::file::{from_json, id_range, json};
+use super::rows::{from_json, id_range, json};
 use crate::delivery::Sent;
 use crate::error::Kind;
 use crate::job::{Epoch, JobId, JobName, Record, Target, now, rfc3339};
@@ -74,14 +74,13 @@ pub struct Signalled {
 impl Action {
     pub fn spawn(record: &Record) -> Self {
         let mut room = COMMAND_MAX;
-        let mut command = Vec::new();
-        for word in &record.command {
-            let Some(left) = room.checked_sub(word.len()) else {
-                command.push("…".to_owned());
-                break;
-            };
-            room = left;
-            command.push(word.clone());
+        let fits = |word: &&String| {
+            room = room.saturating_sub(word.len());
+            room > 0
+        };
+        let mut command: Vec<String> = record.command.iter().take_while(fits).cloned().collect();
+        if command.len() < record.command.len() {
+            command.push("…".to_owned());
         }
         Self::Spawn { command }
     }

@@ -1,0 +1,101 @@
+//! Why the state file or its directory can't be used: what failed, where, and what to do.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
+use rusqlite::ErrorCode;
+
+use crate::error::{Failure, Kind};
+
+/// How many files SQLite opens beside the state file at most.
+const SPARE_FILES: usize = 4;
+
+pub fn is_damage(error: &anyhow::Error) -> bool {
+    let code = error
+        .downcast_ref()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    matches!(
+        code,
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt | ErrorCode::Unknown)
+    )
+}
+
+/// What a person reads: what failed, where, and what to do.
+pub fn failure(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
+    let error = error.into();
+    let directory = path.parent().unwrap_or(path);
+    let code = error
+        .downcast_ref()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    let why = match (code, error.downcast_ref()) {
+        (Some(ErrorCode::ConstraintViolation), _) => {
+            return Failure::new(Kind::NameTaken, "the name is taken");
+        }
+        (Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked), _) => {
+            format!(
+                "another process keeps it locked; `fuser {}` shows which",
+                path.display()
+            )
+        }
+        _ if is_damage(&error) => format!(
+            "it is damaged ({}); move it away, and `rsig ps --host HOST --discover` finds the jobs again",
+            message(&error)
+        ),
+        (_, Some(error)) => explain(error),
+        (Some(_), _) => match find_fault(directory) {
+            Err(error) => explain(&error),
+            Ok(()) => format!(
+                "{}; if it stays, set RSIG_STATE_DIR to a directory on another file system",
+                message(&error)
+            ),
+        },
+        (None, None) => message(&error),
+    };
+    let message = format!("the state file {} can't be used: {why}", path.display());
+    Failure::new(Kind::Failed, message)
+}
+
+/// SQLite's own words, once.
+fn message(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        Some(rusqlite::Error::SqliteFailure(_, Some(message))) => message.clone(),
+        Some(rusqlite::Error::FromSqlConversionFailure(_, _, error)) => error.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// Why SQLite could not write here or open its files: it does not tell itself.
+fn find_fault(directory: &Path) -> io::Result<()> {
+    let files: Vec<File> = (0..SPARE_FILES)
+        .map(|_| File::open(directory))
+        .collect::<io::Result<_>>()?;
+    drop(files);
+    let path = directory.join(format!("probe-{}", std::process::id()));
+    let written = File::create(&path).and_then(|mut file| {
+        file.write_all(&[0; 4096])?;
+        file.sync_all()
+    });
+    drop(fs::remove_file(&path));
+    written
+}
+
+/// An error of the system with what to do about it.
+pub fn explain(error: &io::Error) -> String {
+    let Some(errno) = error.raw_os_error().map(Errno::from_raw) else {
+        return error.to_string();
+    };
+    let what = errno.desc().to_lowercase();
+    let elsewhere = "set RSIG_STATE_DIR to a directory elsewhere";
+    match errno {
+        Errno::ENOSPC | Errno::EDQUOT => format!("{what}; free some space, or {elsewhere}"),
+        Errno::EMFILE => {
+            let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+            format!("{what}; raise the limit, which is {limit} (`ulimit -n`)")
+        }
+        Errno::ENFILE | Errno::ENOMEM => what,
+        _ => format!("{what}; {elsewhere}"),
+    }
+}

@@ -1,0 +1,45 @@
+//! What the SQL of all tables shares: rows are JSON, and ids are found by their prefixes.
+
+use rusqlite::types::Type;
+use rusqlite::{Connection, Row};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::escape::printable;
+use crate::job::{JobId, Record, is_id_text};
+
+/// The shortest prefix of an id that is taken for one.
+const PREFIX_MIN: usize = 3;
+
+/// Records, by what follows the table in the statement.
+pub fn select(
+    connection: &Connection,
+    rest: &str,
+    parameters: impl rusqlite::Params,
+) -> rusqlite::Result<Vec<Record>> {
+    connection
+        .prepare_cached(&format!("SELECT record FROM jobs {rest}"))?
+        .query_map(parameters, from_json)?
+        .collect()
+}
+
+pub fn json(value: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+/// What is in the file was written by us, but a person may have been there since.
+pub fn from_json<T: DeserializeOwned>(row: &Row<'_>) -> rusqlite::Result<T> {
+    let text: String = row.get(0)?;
+    serde_json::from_str(&text).map_err(|error| {
+        let why = format!("{} is damaged: {error}", printable(&text, 80));
+        rusqlite::Error::FromSqlConversionFailure(0, Type::Text, why.into())
+    })
+}
+
+/// The ids that begin with a text, if it may stand for one: from the first to before the second.
+pub fn id_range(text: &str) -> Option<[String; 2]> {
+    // '{' comes right behind 'z', the last character of an id.
+    let is_prefix = is_id_text(text) && (PREFIX_MIN..=JobId::LENGTH).contains(&text.len());
+    is_prefix.then(|| [text.to_owned(), format!("{text}{{")])
+}
