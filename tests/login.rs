@@ -652,7 +652,7 @@ fn a_busy_server_is_asked_again_and_given_up_at_last() {
     output
         .code(255)
         .stdout_is("")
-        .stderr_has("takes no more connections for the moment");
+        .stderr_has("is refusing new connections");
     assert_eq!(
         output.stderr().matches("the server is busy").count(),
         3,

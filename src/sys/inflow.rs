@@ -4,7 +4,7 @@
 //! messages that are to be ignored, say. So the library is given a `recv` that says "nothing for now" once enough has
 //! come, until the caller has waited for the socket, and with it has looked at the clock and at everybody else.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
 
 use libssh2_sys as raw;
@@ -25,7 +25,11 @@ const RECEIVE: c_int = 6;
 /// Enough that a wait in between costs nothing.
 const ENOUGH: usize = 256 << 10;
 
+/// Enough for a version line and the lists of algorithms behind it.
+const RECORDED: usize = 32 << 10;
+
 thread_local! {
+    static RECORD: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
     static LEFT: Cell<usize> = const { Cell::new(ENOUGH) };
     static CAME: Cell<bool> = const { Cell::new(false) };
 }
@@ -43,6 +47,21 @@ pub fn bound(session: &Session) {
 /// The caller has waited: its next calls may take as much again.
 pub fn renew() {
     LEFT.set(ENOUGH);
+}
+
+/// Until then, calls take nothing at all.
+pub fn hold() {
+    LEFT.set(0);
+}
+
+/// From now on the beginning of what this thread's calls take in is kept.
+pub fn record() {
+    RECORD.set(Some(Vec::new()));
+}
+
+/// What was kept, and no more is.
+pub fn recorded() -> Vec<u8> {
+    RECORD.take().unwrap_or_default()
 }
 
 /// Whether this thread's calls have taken anything in since this was last asked: of what is not for the caller, nothing
@@ -73,6 +92,12 @@ extern "C" fn receive(
         Ok(size) => {
             LEFT.set(left - size);
             CAME.set(CAME.get() || size > 0);
+            RECORD.with_borrow_mut(|record| {
+                if let Some(record) = record.as_mut().filter(|record| record.len() < RECORDED) {
+                    // SAFETY: recv(2) has written that many bytes there.
+                    record.extend(unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), size) });
+                }
+            });
             size.cast_signed()
         }
         Err(_) => match std::io::Error::last_os_error().raw_os_error() {

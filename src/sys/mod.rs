@@ -5,3 +5,4 @@
 pub mod channel;
 pub mod inflow;
 pub mod process;
+pub mod userauth;

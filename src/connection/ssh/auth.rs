@@ -1,321 +1,71 @@
 //! Authentication, RFC 4252, in ssh(1)'s manner with libssh2's means.
 //!
-//! The order: the configured identities (through the agent where it holds the key, so that no
-//! passphrase is needed), the agent's other keys, default identities that are encrypted, then
-//! keyboard-interactive and password. The first key is tried without asking the server what it
-//! takes: that question costs a round trip and, once a try has failed, counts as another failed
-//! try. Servers end the session at the sixth (`MaxAuthTries`).
+//! The first key is tried without asking the server what it takes: that question costs a round trip
+//! and, once a try has failed, counts as another failed try. Servers end the session at the sixth
+//! (`MaxAuthTries`).
 //!
 //! Not handled: GSSAPI, host-based authentication, PKCS#11, security keys without an agent, a
-//! certificate file whose private key is with an agent only, RSA certificates in an agent, and the
-//! change of an expired password.
+//! certificate file whose private key is with an agent only, and the change of an expired password.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use std::sync::Once;
 use std::time::Duration;
 
-use ssh2::{Agent, ErrorCode, KeyboardInteractivePrompt, Prompt, Session};
+use ssh2::{Error, ErrorCode, KeyboardInteractivePrompt, Prompt, Session};
 
-use super::config::{Resolved, with_suffix};
-use super::key::PublicKey;
-use super::keyfile::{self, KeyFile};
+use super::agent::Agent;
+use super::config::Resolved;
+use super::identities::{self, Candidate};
+use super::keyfile::PrivateKey;
+use super::link::{Clock, Link, TIMEOUT};
 use super::prompt::{PromptError, Prompter};
-use super::watchdog::Watchdog;
 use crate::connection::Policy;
+use crate::error::{Failure, Kind};
 use crate::escape::printable;
+use crate::sys::userauth;
 
 /// How long the server may take to answer one key or password; PAM modules take their time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// The same for keyboard-interactive, where someone may have to pick up a telephone.
 const INTERACTIVE_LIMIT: Duration = Duration::from_secs(120);
 /// Failed tries after which only passwords are worth the last one of sshd's six.
-const FAILURES_MAX: u32 = 5;
+const MAX_FAILURES: u32 = 5;
 /// With more keys than this and none of them configured, the server is asked first: asking is not
 /// counted as a failure then, and the key that fits may be the fifth.
-const BLIND_KEYS_MAX: usize = 4;
-/// More steps than this are no login either: a server could ask for new ones for ever.
-const STEPS_MAX: u32 = 5;
-/// How often a passphrase is asked for, as in ssh(1).
-const PASSPHRASE_TRIES: u32 = 3;
+const MAX_BLIND_KEYS: usize = 4;
+/// A server could ask for further steps for ever.
+const MAX_STEPS: u32 = 5;
+/// As in ssh(1).
+const MAX_PASSPHRASES: u32 = 3;
 /// More prompts than this in one round, or rounds in one try, are no login.
-const PROMPTS_MAX: usize = 10;
-const ROUNDS_MAX: usize = 20;
+const MAX_PROMPTS: usize = 10;
+const MAX_ROUNDS: usize = 20;
 /// How much of a server's question is shown.
-const QUESTION_MAX: usize = 500;
+const QUESTION_SHOWN: usize = 500;
 
-/// Why authentication failed. The text is whole but for the host in front.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthError {
-    /// The server said no to all there is, or nothing could be tried.
-    #[error("{0}")]
-    Refused(String),
-    /// The connection broke or the server stopped answering.
-    #[error("{0}")]
-    Lost(String),
-}
-
-/// A way to authenticate that is supported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Method {
-    PublicKey,
-    KeyboardInteractive,
-    Password,
-}
-
-impl Method {
-    const ALL: [Self; 3] = [Self::PublicKey, Self::KeyboardInteractive, Self::Password];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::PublicKey => "publickey",
-            Self::KeyboardInteractive => "keyboard-interactive",
-            Self::Password => "password",
-        }
-    }
-}
+const PUBLIC_KEY: &str = "publickey";
+const INTERACTIVE: &str = "keyboard-interactive";
+const PASSWORD: &str = "password";
 
 /// The methods that the configuration lets us try, in order.
-fn method_order(resolved: &Resolved) -> Vec<Method> {
-    let enabled = |method: &Method| match method {
-        Method::PublicKey => resolved.pubkey_authentication,
-        Method::KeyboardInteractive => resolved.kbd_interactive_authentication,
-        Method::Password => resolved.password_authentication,
+fn method_order(config: &Resolved) -> Vec<&'static str> {
+    let enabled = |method: &&str| match *method {
+        PUBLIC_KEY => config.is_on("pubkeyauthentication", true),
+        INTERACTIVE => config.is_on("kbdinteractiveauthentication", true),
+        _ => config.is_on("passwordauthentication", true),
     };
-    let preferred: Vec<Method> = match &resolved.preferred_authentications {
-        None => Method::ALL.to_vec(),
+    let all = [PUBLIC_KEY, INTERACTIVE, PASSWORD];
+    let preferred = match config.text("preferredauthentications") {
+        None => all.to_vec(),
         Some(names) => names
-            .iter()
-            .filter_map(|name| Method::ALL.into_iter().find(|method| method.name() == name))
+            .split(',')
+            .filter_map(|name| all.into_iter().find(|method| *method == name.trim()))
             .collect(),
     };
     preferred.into_iter().filter(enabled).collect()
 }
 
-/// One key to offer.
-#[derive(Clone, PartialEq, Eq)]
-struct Candidate {
-    /// A path or an agent's comment, safe to show.
-    label: String,
-    /// Named by `IdentityFile` or a default identity, not just found in the agent.
-    configured: bool,
-    source: Source,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-enum Source {
-    /// The agent's key with this blob.
-    Agent(Vec<u8>),
-    File {
-        /// The private key's text.
-        text: String,
-        encrypted: bool,
-        /// The public key or certificate to offer; computed by libssh2 where it is not known.
-        public: Option<PublicKey>,
-    },
-}
-
-impl fmt::Debug for Candidate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.label)
-    }
-}
-
-/// A configured identity that could be read.
-struct Configured {
-    path: PathBuf,
-    explicit: bool,
-    key: KeyFile,
-    /// Certificates that were found for it.
-    certificates: Vec<PublicKey>,
-}
-
-/// A key that the agent holds.
-struct AgentKey {
-    key: PublicKey,
-    comment: String,
-}
-
-/// The keys to offer, in order, and remarks about those that can't be.
-#[allow(clippy::too_many_lines)]
-fn plan(
-    configured: Vec<Configured>,
-    held: &[AgentKey],
-    only_configured: bool,
-) -> (VecDeque<Candidate>, Vec<String>) {
-    let mut first = VecDeque::new();
-    let mut last = Vec::new();
-    let mut remarks = Vec::new();
-    let mut used: Vec<&[u8]> = Vec::new();
-    for identity in configured {
-        let path = identity.path.display();
-        let public = match &identity.key {
-            KeyFile::Private { public, .. } => public.clone(),
-            KeyFile::Public(public) => public.plain(),
-        };
-        // Through the agent, a certificate before the plain key.
-        let mut with_agent: Vec<&AgentKey> = held
-            .iter()
-            .filter(|held| public.is_some() && held.key.plain() == public)
-            .collect();
-        with_agent.sort_by_key(|held| !held.key.is_certificate());
-        for held in with_agent {
-            used.push(&held.key.blob);
-            if let Some(remark) = agent_cannot(&held.key) {
-                remarks.push(format!("{path}: {remark}"));
-                continue;
-            }
-            let (label, source) = (
-                format!("{path} (agent)"),
-                Source::Agent(held.key.blob.clone()),
-            );
-            first.push_back(Candidate {
-                label,
-                configured: true,
-                source,
-            });
-        }
-        let in_agent = public
-            .as_ref()
-            .is_some_and(|public| held.iter().any(|held| held.key == *public));
-        let KeyFile::Private {
-            text, encrypted, ..
-        } = identity.key
-        else {
-            if !in_agent {
-                remarks.push(format!(
-                    "{path}: only the public half is here, and no agent holds the private one"
-                ));
-            }
-            continue;
-        };
-        if public.as_ref().is_some_and(PublicKey::is_hardware) {
-            if !in_agent {
-                remarks.push(format!(
-                    "{path}: a security key works through an agent only (ssh-add {path})"
-                ));
-            }
-            continue;
-        }
-        for certificate in identity.certificates {
-            let label = format!("{path} (certificate)");
-            let source = Source::File {
-                text: text.clone(),
-                encrypted,
-                public: Some(certificate),
-            };
-            let candidate = Candidate {
-                label,
-                configured: true,
-                source,
-            };
-            if encrypted && in_agent {
-                last.push(candidate);
-            } else {
-                first.push_back(candidate);
-            }
-        }
-        if !in_agent {
-            let source = Source::File {
-                text,
-                encrypted,
-                public,
-            };
-            let candidate = Candidate {
-                label: path.to_string(),
-                configured: true,
-                source,
-            };
-            // A key that ssh tries unasked should cost no passphrase while the agent has others.
-            if encrypted && !identity.explicit {
-                last.push(candidate);
-            } else {
-                first.push_back(candidate);
-            }
-        }
-    }
-    if !only_configured {
-        for held in held
-            .iter()
-            .filter(|held| !used.contains(&held.key.blob.as_slice()))
-        {
-            let label = format!("{:?} (agent)", held.comment);
-            match agent_cannot(&held.key) {
-                Some(remark) => remarks.push(format!("{label}: {remark}")),
-                None => first.push_back(Candidate {
-                    label,
-                    configured: false,
-                    source: Source::Agent(held.key.blob.clone()),
-                }),
-            }
-        }
-    }
-    first.extend(last);
-    (first, remarks)
-}
-
-/// What libssh2 can't do with a key of the agent.
-fn agent_cannot(key: &PublicKey) -> Option<&'static str> {
-    (key.kind == "ssh-rsa-cert-v01@openssh.com")
-        .then_some("an RSA certificate does not work through an agent here (name its files)")
-}
-
-/// Reads the configured identities and the certificates that belong to them.
-fn read_configured(resolved: &Resolved, remarks: &mut Vec<String>) -> Vec<Configured> {
-    let certificates: Vec<PublicKey> = resolved
-        .certificates
-        .iter()
-        .filter_map(|path| {
-            let found = keyfile::read_public(path).filter(PublicKey::is_certificate);
-            if found.is_none() {
-                remarks.push(format!(
-                    "{}: not a certificate that can be read",
-                    path.display()
-                ));
-            }
-            found
-        })
-        .collect();
-    let mut configured = Vec::new();
-    for identity in &resolved.identities {
-        let key = match keyfile::read(&identity.path) {
-            Ok(key) => key,
-            Err(error) => {
-                remarks.push(format!("{}: {error}", identity.path.display()));
-                continue;
-            }
-        };
-        let public = match &key {
-            KeyFile::Private { public, .. } => public.as_ref(),
-            KeyFile::Public(public) => Some(public),
-        };
-        // As ssh does: each CertificateFile, and `-cert.pub` beside the key.
-        let beside = keyfile::read_public(&with_suffix(&identity.path, "-cert.pub"));
-        let mut fitting: Vec<PublicKey> = Vec::new();
-        for certificate in certificates.iter().cloned().chain(beside) {
-            let fits = certificate.is_certificate()
-                && public.is_some()
-                && certificate.plain().as_ref() == public;
-            if fits && !fitting.contains(&certificate) {
-                fitting.push(certificate);
-            }
-        }
-        let (path, explicit) = (identity.path.clone(), identity.explicit);
-        configured.push(Configured {
-            path,
-            explicit,
-            key,
-            certificates: fitting,
-        });
-    }
-    configured
-}
-
 /// What a try came to.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Outcome {
     /// We are in.
     Accepted,
@@ -325,8 +75,6 @@ enum Outcome {
     NoOrPartial,
     /// Nothing was sent that counts; why.
     Unusable(String),
-    /// The connection is gone.
-    Lost(String),
 }
 
 /// libssh2's words for a signature that could not be made: with a private key from a file, the
@@ -339,82 +87,54 @@ const NO_ANSWER: [&str; 2] = [
 ];
 const NO_INTERACTIVE_ANSWER: &str = "Waiting for keyboard USERAUTH response";
 
-fn outcome(result: Result<(), ssh2::Error>) -> Outcome {
+/// What libssh2's result means; an error where the connection is gone.
+fn outcome(result: Result<(), Error>) -> Result<Outcome, Error> {
     let Err(error) = result else {
-        return Outcome::Accepted;
+        return Ok(Outcome::Accepted);
     };
+    let unusable = |reason: &str| Ok(Outcome::Unusable(reason.to_owned()));
     let ErrorCode::Session(code) = error.code() else {
-        return Outcome::Lost(error.message().to_owned());
+        return Err(error);
     };
     let message = error.message();
     match code {
         libssh2_sys::LIBSSH2_ERROR_AUTHENTICATION_FAILED if message != NO_INTERACTIVE_ANSWER => {
-            Outcome::Refused
+            Ok(Outcome::Refused)
         }
         libssh2_sys::LIBSSH2_ERROR_PUBLICKEY_UNVERIFIED if message == NO_SIGNATURE => {
-            Outcome::Unusable("no signature could be made with it".to_owned())
+            unusable("no signature could be made with it")
         }
         libssh2_sys::LIBSSH2_ERROR_PUBLICKEY_UNVERIFIED if !NO_ANSWER.contains(&message) => {
-            Outcome::NoOrPartial
+            Ok(Outcome::NoOrPartial)
         }
-        libssh2_sys::LIBSSH2_ERROR_FILE => {
-            Outcome::Unusable("it can't be read as a key".to_owned())
-        }
+        libssh2_sys::LIBSSH2_ERROR_FILE => unusable("it can't be read as a key"),
         libssh2_sys::LIBSSH2_ERROR_METHOD_NONE => {
-            Outcome::Unusable("the server takes no signature that it can make".to_owned())
+            unusable("the server takes no signature that it can make")
         }
-        libssh2_sys::LIBSSH2_ERROR_KEYFILE_AUTH_FAILED => {
-            Outcome::Unusable("the passphrase is wrong".to_owned())
+        libssh2_sys::LIBSSH2_ERROR_KEYFILE_AUTH_FAILED => unusable("the passphrase is wrong"),
+        libssh2_sys::LIBSSH2_ERROR_PASSWORD_EXPIRED => {
+            unusable("the password has expired: log in with ssh once and change it")
         }
-        libssh2_sys::LIBSSH2_ERROR_AGENT_PROTOCOL => {
-            Outcome::Unusable("the agent did not sign".to_owned())
-        }
-        libssh2_sys::LIBSSH2_ERROR_PASSWORD_EXPIRED => Outcome::Unusable(
-            "the password has expired: log in with ssh once and change it".to_owned(),
-        ),
-        _ => Outcome::Lost(printable(message, 200)),
+        _ => Err(error),
     }
 }
 
-/// Authenticates `session` as the configuration says. The session must be blocking; `watchdog`
-/// bounds each step, and `prompter` stops its clock.
+/// Authenticates as the configuration says.
 pub(super) fn authenticate(
-    session: &Session,
-    watchdog: &Watchdog,
-    resolved: &Resolved,
+    link: &Link,
+    config: &Resolved,
     prompter: &mut dyn Prompter,
     policy: &Policy,
-) -> Result<(), AuthError> {
-    let order = method_order(resolved);
-    let mut remarks = Vec::new();
-    let mut keys = VecDeque::new();
-    let mut agent = None;
-    if order.contains(&Method::PublicKey) {
-        let configured = read_configured(resolved, &mut remarks);
-        let held = match open_agent(session, resolved) {
-            Ok(Some((opened, held))) => {
-                agent = Some(opened);
-                held
-            }
-            Ok(None) => Vec::new(),
-            Err(reason) => {
-                remarks.push(reason);
-                Vec::new()
-            }
-        };
-        let planned = plan(configured, &held, resolved.identities_only);
-        keys = planned.0;
-        remarks.extend(planned.1);
-    }
-    let login = Login {
-        session,
-        watchdog,
-        resolved,
+) -> Result<(), Failure> {
+    let left = method_order(config);
+    let mut login = Login {
+        link,
+        config,
         prompter,
         policy,
-        agent,
-        keys,
-        left: order,
+        agent: None,
+        keys: VecDeque::new(),
+        left,
         server: None,
         failures: 0,
         interactive_tries: 0,
@@ -422,61 +142,25 @@ pub(super) fn authenticate(
         steps: 0,
         refused: Vec::new(),
         begun: false,
-        cut: false,
         tried: Vec::new(),
-        remarks,
+        remarks: Vec::new(),
     };
+    if login.left.contains(&PUBLIC_KEY) {
+        login.find_keys()?;
+    }
     login.run()
-}
-
-/// The agent and its keys; none where there is no agent. Its answers are not bounded in time: it
-/// may be asking the user.
-fn open_agent(
-    session: &Session,
-    resolved: &Resolved,
-) -> Result<Option<(Agent, Vec<AgentKey>)>, String> {
-    let Some(path) = &resolved.agent else {
-        return Ok(None);
-    };
-    let open = || {
-        let mut agent = session.agent()?;
-        agent.set_identity_path(path)?;
-        agent.connect()?;
-        agent.list_identities()?;
-        let identities = agent.identities()?;
-        Ok((agent, identities))
-    };
-    let (agent, identities) = open().map_err(|error: ssh2::Error| {
-        format!(
-            "the agent at {} does not answer: {}",
-            path.display(),
-            error.message()
-        )
-    })?;
-    let held = identities
-        .iter()
-        .filter_map(|identity| {
-            let key = PublicKey::from_blob(identity.blob())?;
-            Some(AgentKey {
-                key,
-                comment: printable(identity.comment(), 100),
-            })
-        })
-        .collect();
-    Ok(Some((agent, held)))
 }
 
 /// One login in progress.
 struct Login<'a> {
-    session: &'a Session,
-    watchdog: &'a Watchdog,
-    resolved: &'a Resolved,
+    link: &'a Link,
+    config: &'a Resolved,
     prompter: &'a mut dyn Prompter,
     policy: &'a Policy,
     agent: Option<Agent>,
     keys: VecDeque<Candidate>,
     /// Methods not used up yet, in order.
-    left: Vec<Method>,
+    left: Vec<&'static str>,
     /// What the server says it takes; none before it was asked.
     server: Option<Vec<String>>,
     /// Tries that the server counts.
@@ -489,8 +173,6 @@ struct Login<'a> {
     refused: Vec<Candidate>,
     /// Whether anything was asked of the server.
     begun: bool,
-    /// The server asked questions without an end.
-    cut: bool,
     /// What was refused, for the error.
     tried: Vec<String>,
     /// What could not be tried, and why.
@@ -498,31 +180,51 @@ struct Login<'a> {
 }
 
 impl Login<'_> {
-    fn run(mut self) -> Result<(), AuthError> {
-        let blind = self.left.first() == Some(&Method::PublicKey)
+    fn find_keys(&mut self) -> Result<(), Failure> {
+        if let Some(path) = self.config.agent()? {
+            match Agent::open(path) {
+                Ok(agent) => self.agent = Some(agent),
+                Err(reason) => {
+                    self.step(&reason);
+                    self.remarks.push(reason);
+                }
+            }
+        }
+        let held = self.agent.as_ref().map(Agent::keys).unwrap_or_default();
+        let warn = self.policy.warn;
+        let configured = identities::read(self.config, warn, &mut self.remarks)?;
+        let only_configured = self.config.is_on("identitiesonly", false);
+        self.keys = identities::plan(configured, held, only_configured, &mut self.remarks);
+        Ok(())
+    }
+
+    fn step(&self, text: &str) {
+        (self.policy.step)(text);
+    }
+
+    fn run(mut self) -> Result<(), Failure> {
+        let is_blind = self.left.first() == Some(&PUBLIC_KEY)
             && self
                 .keys
                 .front()
-                .is_some_and(|key| key.configured || self.keys.len() <= BLIND_KEYS_MAX);
-        if !blind && self.ask_server()? {
+                .is_some_and(|key| key.configured || self.keys.len() <= MAX_BLIND_KEYS);
+        if !is_blind && self.ask_server()? {
             return Ok(());
         }
         while let Some(method) = self.next_method() {
             self.begun = true;
             let outcome = match method {
-                Method::PublicKey => self.try_key(),
-                Method::KeyboardInteractive => self.try_interactive(),
-                Method::Password => self.try_password(),
+                PUBLIC_KEY => self.try_key()?,
+                INTERACTIVE => self.try_interactive()?,
+                _ => self.try_password()?,
             };
             match outcome {
                 Outcome::Accepted => return Ok(()),
                 Outcome::Unusable(_) => {}
-                Outcome::Lost(reason) => return Err(self.lost(&reason)),
                 Outcome::Refused => {
                     self.failures += 1;
                     // A password that was taken as the first of two steps looks like a wrong one.
-                    let may_be_partial =
-                        method != Method::PublicKey && self.failures < FAILURES_MAX;
+                    let may_be_partial = method != PUBLIC_KEY && self.failures < MAX_FAILURES;
                     if (self.server.is_none() || may_be_partial) && self.ask_server()? {
                         return Ok(());
                     }
@@ -539,66 +241,56 @@ impl Login<'_> {
                 }
             }
         }
-        Err(AuthError::Refused(self.refusal()))
+        Err(Failure::new(Kind::Auth, self.refusal()))
+    }
+
+    fn server_takes(&self, method: &str) -> bool {
+        let listed = |names: &Vec<String>| names.iter().any(|name| name == method);
+        self.server.as_ref().is_none_or(listed)
     }
 
     /// The method to go on with; none when all are used up.
-    fn next_method(&mut self) -> Option<Method> {
-        let taken = |server: &Option<Vec<String>>, method: Method| {
-            server
-                .as_ref()
-                .is_none_or(|names| names.iter().any(|name| name == method.name()))
-        };
-        let passwords_wait = self
-            .left
-            .iter()
-            .any(|method| *method != Method::PublicKey && taken(&self.server, *method))
-            && self.prompter.available().is_ok();
-        let keys_done = self.keys.is_empty() || (self.failures >= FAILURES_MAX && passwords_wait);
+    fn next_method(&mut self) -> Option<&'static str> {
+        let can_ask = self.prompter.available().is_ok();
+        let takes_passwords = |method: &&str| *method != PUBLIC_KEY && self.server_takes(method);
+        let passwords_wait = can_ask && self.left.iter().any(takes_passwords);
+        if self.keys.is_empty() || (self.failures >= MAX_FAILURES && passwords_wait) {
+            self.used_up(PUBLIC_KEY);
+        }
         self.left
-            .retain(|method| *method != Method::PublicKey || !keys_done);
-        let can_ask = self.prompter.available();
-        self.left.iter().copied().find(|method| {
-            taken(&self.server, *method) && (*method == Method::PublicKey || can_ask.is_ok())
-        })
+            .iter()
+            .copied()
+            .find(|method| self.server_takes(method) && (*method == PUBLIC_KEY || can_ask))
     }
 
-    fn used_up(&mut self, method: Method) {
+    fn used_up(&mut self, method: &str) {
         self.left.retain(|left| *left != method);
     }
 
-    /// Asks the server what it takes (a `none` request, RFC 4252 5.2). True if that let us in.
-    fn ask_server(&mut self) -> Result<bool, AuthError> {
-        // sshd counts a `none` as a failed try unless it is the first request of all.
-        let counted = std::mem::replace(&mut self.begun, true);
-        let user = &self.resolved.user;
-        let answer = self.watchdog.within(ANSWER_LIMIT, || {
-            without_panic(|| self.session.auth_methods(user).map(str::to_owned))
+    /// Asks the server what it takes. True if that let us in.
+    fn ask_server(&mut self) -> Result<bool, Failure> {
+        // sshd counts a `none` request as a failed try unless it is the first request of all.
+        let is_counted = std::mem::replace(&mut self.begun, true);
+        let user = &self.config.user;
+        let answer = self.link.drive(&Clock::within(ANSWER_LIMIT), |session| {
+            userauth::methods(session, user)
         });
-        let answer = match answer {
-            _ if self.session.authenticated() => {
-                (self.policy.step)("the server asks for no authentication");
-                return Ok(true);
-            }
-            Some(Ok(list)) => list,
-            Some(Err(error)) => return Err(self.lost(error.message())),
-            None => {
-                return Err(AuthError::Lost(
-                    "the server's list of methods is not text".to_owned(),
-                ));
-            }
-        };
-        if counted {
+        if self.link.session.authenticated() {
+            self.step("the server asks for no authentication");
+            return Ok(true);
+        }
+        let answer = answer.map_err(|error| self.lost(&error))?;
+        if is_counted {
             self.failures += 1;
         }
         self.show_banner();
         let names: Vec<String> = answer
-            .split(',')
+            .split(|byte| *byte == b',')
             .filter(|name| !name.is_empty())
             .take(20)
             .map(|name| printable(name, 60))
             .collect();
-        (self.policy.step)(&format!("the server takes: {}", names.join(", ")));
+        self.step(&format!("the server takes: {}", names.join(", ")));
         if self.server.as_ref().is_some_and(|before| *before != names) {
             // Another list than before: a step is done, and the methods start afresh.
             self.step_done();
@@ -609,23 +301,20 @@ impl Login<'_> {
 
     fn step_done(&mut self) {
         self.steps += 1;
-        if self.steps > STEPS_MAX {
+        if self.steps > MAX_STEPS {
             return;
         }
         self.keys.extend(self.refused.drain(..));
         self.interactive_tries = 0;
         self.password_tries = 0;
-        let keys_left = !self.keys.is_empty();
-        self.left = method_order(self.resolved);
-        self.left
-            .retain(|method| *method != Method::PublicKey || keys_left);
-        (self.policy.step)("the server wants a further step");
+        self.left = method_order(self.config);
+        self.step("the server wants a further step");
     }
 
     /// Passes on what the server says before the login (RFC 4252 5.4).
     fn show_banner(&self) {
         if self.server.is_none()
-            && let Ok(Some(banner)) = self.session.userauth_banner()
+            && let Ok(Some(banner)) = self.link.session.userauth_banner()
         {
             for line in banner.lines().take(30) {
                 (self.policy.warn)(&printable(line, 200));
@@ -633,495 +322,342 @@ impl Login<'_> {
         }
     }
 
-    fn try_key(&mut self) -> Outcome {
+    /// Waits for the result of one try.
+    fn attempt(
+        &self,
+        clock: &Clock,
+        call: impl FnMut(&mut Session) -> Result<(), Error>,
+    ) -> Result<Outcome, Failure> {
+        outcome(self.link.drive(clock, call)).map_err(|error| self.lost(&error))
+    }
+
+    fn try_key(&mut self) -> Result<Outcome, Failure> {
         let Some(key) = self.keys.pop_front() else {
-            self.used_up(Method::PublicKey);
-            return Outcome::Unusable(String::new());
+            return Ok(Outcome::Unusable(String::new()));
         };
-        (self.policy.step)(&format!("trying the key {}", key.label));
-        let outcome = match &key.source {
-            Source::Agent(blob) => self.offer_from_agent(blob),
-            Source::File {
-                text,
-                encrypted: false,
-                public,
-            } => self.offer(text, public.as_ref(), None),
-            Source::File {
-                text,
-                encrypted: true,
-                public,
-            } => self.offer_encrypted(&key.label, text, public.as_ref()),
+        self.step(&format!("trying the key {}", key.label));
+        if !self.tried.contains(&key.label) {
+            self.tried.push(key.label.clone());
+        }
+        let outcome = match &key.private {
+            None => self.offer_from_agent(&key)?,
+            Some(private) if private.encrypted => self.offer_encrypted(&key, private)?,
+            Some(private) => self.offer(&key, private, None)?,
         };
         match &outcome {
-            Outcome::Refused | Outcome::NoOrPartial | Outcome::Lost(_) => {
-                if !self.tried.contains(&key.label) {
-                    self.tried.push(key.label.clone());
-                }
-                if outcome == Outcome::Refused {
-                    self.refused.push(key);
-                }
+            Outcome::Refused => self.refused.push(key),
+            Outcome::Unusable(reason) => {
+                self.tried.retain(|tried| *tried != key.label);
+                self.remarks.push(format!("{}: {reason}", key.label));
             }
-            Outcome::Unusable(reason) => self.remarks.push(format!("{}: {reason}", key.label)),
-            Outcome::Accepted => {}
+            _ => {}
         }
-        outcome
+        Ok(outcome)
     }
 
-    fn offer_from_agent(&self, blob: &[u8]) -> Outcome {
-        let Some(agent) = &self.agent else {
-            return Outcome::Unusable("the agent is gone".to_owned());
+    fn offer_from_agent(&self, key: &Candidate) -> Result<Outcome, Failure> {
+        let (Some(agent), Some(public)) = (&self.agent, &key.public) else {
+            return Ok(Outcome::Unusable("the agent is gone".to_owned()));
         };
-        let identities = agent.identities().unwrap_or_default();
-        let Some(identity) = identities.iter().find(|identity| identity.blob() == blob) else {
-            return Outcome::Unusable("the agent has it no more".to_owned());
+        let clock = Clock::within(ANSWER_LIMIT);
+        let mut refused = None;
+        let mut sign = |data: &[u8]| {
+            // The agent has a limit of its own: it may be asking its user.
+            let signed = clock.paused(|| agent.sign(public, data));
+            signed.map_err(|refusal| {
+                refused = Some(refusal.reason);
+                refusal.code
+            })
         };
-        // Not timed: the agent may be asking its user for a touch or a yes.
-        match outcome(agent.userauth(&self.resolved.user, identity)) {
-            Outcome::Unusable(_) => Outcome::Unusable("the agent did not sign".to_owned()),
-            other => other,
-        }
+        let outcome = self.attempt(&clock, |session| {
+            userauth::public_key(session, &self.config.user, &public.blob, &mut sign)
+        })?;
+        Ok(match (outcome, refused) {
+            (Outcome::Unusable(_), Some(reason)) => Outcome::Unusable(reason),
+            (outcome, _) => outcome,
+        })
     }
 
-    fn offer(&self, text: &str, public: Option<&PublicKey>, passphrase: Option<&str>) -> Outcome {
-        let line = public.map(PublicKey::to_line);
-        let offer = || {
-            self.session.userauth_pubkey_memory(
-                &self.resolved.user,
-                line.as_deref(),
-                text,
-                passphrase,
-            )
-        };
-        outcome(self.watchdog.within(ANSWER_LIMIT, || again(offer)))
+    fn offer(
+        &self,
+        key: &Candidate,
+        private: &PrivateKey,
+        passphrase: Option<&str>,
+    ) -> Result<Outcome, Failure> {
+        let line = key.public.as_ref().map(super::key::PublicKey::to_line);
+        let user = &self.config.user;
+        self.attempt(&Clock::within(ANSWER_LIMIT), |session| {
+            session.userauth_pubkey_memory(user, line.as_deref(), &private.text, passphrase)
+        })
     }
 
     /// Offers an encrypted key. Where its public half is known, the server is asked about it first,
     /// so that no passphrase is typed for a key that it refuses.
-    fn offer_encrypted(&mut self, label: &str, text: &str, public: Option<&PublicKey>) -> Outcome {
-        if public.is_some() {
-            match self.offer(text, public, None) {
+    fn offer_encrypted(
+        &mut self,
+        key: &Candidate,
+        private: &PrivateKey,
+    ) -> Result<Outcome, Failure> {
+        if key.public.is_some() {
+            match self.offer(key, private, None)? {
                 Outcome::Unusable(_) => {}
-                other => return other,
+                other => return Ok(other),
             }
         }
-        for _ in 0..PASSPHRASE_TRIES {
-            let question = format!("Enter passphrase for key '{label}': ");
+        let unusable = |reason: &str| Ok(Outcome::Unusable(reason.to_owned()));
+        for _ in 0..MAX_PASSPHRASES {
+            let question = format!("Enter passphrase for key '{}': ", key.label);
             let passphrase = match self.prompter.secret(&question) {
                 Ok(passphrase) => passphrase,
-                Err(error) => return Outcome::Unusable(format!("it needs a passphrase: {error}")),
+                Err(error) => return unusable(&format!("it needs a passphrase: {error}")),
             };
             // An empty one means: go on without this key, as in ssh(1).
             if passphrase.expose().is_empty() {
-                return Outcome::Unusable("no passphrase was given".to_owned());
+                return unusable("no passphrase was given");
             }
-            match self.offer(text, public, Some(passphrase.expose())) {
+            match self.offer(key, private, Some(passphrase.expose()))? {
                 Outcome::Unusable(_) => {}
-                other => return other,
+                other => return Ok(other),
             }
         }
-        Outcome::Unusable("the passphrase was wrong, or the file is damaged".to_owned())
+        unusable("the passphrase was wrong, or the file is damaged")
     }
 
     fn who(&self) -> String {
-        format!("{}@{}", self.resolved.user, self.resolved.host_name)
+        format!("{}@{}", self.config.user, self.config.host_name)
     }
 
-    fn try_password(&mut self) -> Outcome {
+    fn max_passwords(&self) -> u32 {
+        self.config.number("numberofpasswordprompts", 3)
+    }
+
+    fn try_password(&mut self) -> Result<Outcome, Failure> {
         self.password_tries += 1;
-        if self.password_tries >= self.resolved.password_prompts {
-            self.used_up(Method::Password);
+        if self.password_tries >= self.max_passwords() {
+            self.used_up(PASSWORD);
         }
         let question = format!("{}'s password: ", self.who());
         let password = match self.prompter.secret(&question) {
             Ok(password) => password,
-            Err(error) => return self.no_answer(Method::Password, &error),
+            Err(error) => return Ok(self.no_answer(PASSWORD, &error)),
         };
-        let attempt = || {
-            self.session
-                .userauth_password(&self.resolved.user, password.expose())
-        };
-        let outcome = outcome(self.watchdog.within(ANSWER_LIMIT, || again(attempt)));
-        self.note_try(Method::Password, &outcome);
-        outcome
+        let outcome = self.attempt(&Clock::within(ANSWER_LIMIT), |session| {
+            session.userauth_password(&self.config.user, password.expose())
+        })?;
+        self.note_try(PASSWORD, &outcome);
+        Ok(outcome)
     }
 
-    fn try_interactive(&mut self) -> Outcome {
+    fn try_interactive(&mut self) -> Result<Outcome, Failure> {
         self.interactive_tries += 1;
-        if self.interactive_tries >= self.resolved.password_prompts {
-            self.used_up(Method::KeyboardInteractive);
+        if self.interactive_tries >= self.max_passwords() {
+            self.used_up(INTERACTIVE);
         }
-        let who = self.who();
-        let (prompter, watchdog) = (&mut *self.prompter, self.watchdog);
+        let clock = Clock::within(INTERACTIVE_LIMIT);
         let mut dialogue = Dialogue {
-            prompter,
-            watchdog,
-            who,
+            who: self.who(),
+            prompter: &mut *self.prompter,
+            clock: &clock,
             rounds: 0,
             failed: None,
-            cut: false,
+            is_endless: false,
         };
-        let attempt = || {
-            self.session
-                .userauth_keyboard_interactive(&self.resolved.user, &mut dialogue)
-        };
-        let result = self.watchdog.within(INTERACTIVE_LIMIT, attempt);
-        let (rounds, failed, cut) = (dialogue.rounds, dialogue.failed, dialogue.cut);
-        if cut {
-            self.cut = true;
-            return Outcome::Lost(String::new());
+        let user = &self.config.user;
+        let result = self.link.drive(&clock, |session| {
+            let result = session.userauth_keyboard_interactive(user, &mut dialogue);
+            if dialogue.is_endless {
+                return Err(Error::unknown());
+            }
+            result
+        });
+        let (rounds, failed, is_endless) = (dialogue.rounds, dialogue.failed, dialogue.is_endless);
+        if is_endless {
+            let reason = "the server kept asking questions without an end";
+            return Err(Failure::new(Kind::Auth, reason));
         }
-        if result.is_err()
-            && let Some(error) = failed
-        {
-            return self.no_answer(Method::KeyboardInteractive, &error);
+        if let (Err(_), Some(error)) = (&result, failed) {
+            return Ok(self.no_answer(INTERACTIVE, &error));
         }
-        let outcome = outcome(result);
+        let outcome = outcome(result).map_err(|error| self.lost(&error))?;
         if rounds == 0 {
             // Refused before it asked anything: asking again brings nothing.
-            self.used_up(Method::KeyboardInteractive);
+            self.used_up(INTERACTIVE);
         }
-        self.note_try(Method::KeyboardInteractive, &outcome);
-        outcome
+        self.note_try(INTERACTIVE, &outcome);
+        Ok(outcome)
     }
 
-    fn no_answer(&mut self, method: Method, error: &PromptError) -> Outcome {
+    fn no_answer(&mut self, method: &str, error: &PromptError) -> Outcome {
         self.used_up(method);
-        self.remarks.push(format!("{}: {error}", method.name()));
+        self.remarks.push(format!("{method}: {error}"));
         Outcome::Unusable(String::new())
     }
 
-    fn note_try(&mut self, method: Method, outcome: &Outcome) {
+    fn note_try(&mut self, method: &str, outcome: &Outcome) {
         match outcome {
             Outcome::Refused | Outcome::NoOrPartial
-                if !self.tried.iter().any(|tried| tried == method.name()) =>
+                if !self.tried.iter().any(|tried| tried == method) =>
             {
-                self.tried.push(method.name().to_owned());
+                self.tried.push(method.to_owned());
             }
             Outcome::Unusable(reason) => {
                 self.used_up(method);
-                self.remarks.push(format!("{}: {reason}", method.name()));
+                self.remarks.push(format!("{method}: {reason}"));
             }
             _ => {}
         }
     }
 
-    fn lost(&self, reason: &str) -> AuthError {
-        if self.cut {
-            return AuthError::Refused(
-                "the server kept asking questions without an end".to_owned(),
+    /// The connection is gone, or the server stopped answering.
+    fn lost(&self, error: &Error) -> Failure {
+        if error.code() == TIMEOUT {
+            return Failure::new(
+                Kind::Unreachable,
+                format!(
+                    "the server stopped answering during authentication (waited {} s)",
+                    ANSWER_LIMIT.as_secs()
+                ),
             );
         }
-        if self.watchdog.fired() {
-            return AuthError::Lost(format!(
-                "the server stopped answering during authentication (waited {} s)",
-                ANSWER_LIMIT.as_secs()
-            ));
-        }
         if self.failures > 0 {
-            return AuthError::Refused(format!(
+            let message = format!(
                 "the server ended the session after {} failed tries; {}",
                 self.failures,
                 self.refusal()
-            ));
+            );
+            return Failure::new(Kind::Auth, message);
         }
-        AuthError::Lost(format!(
-            "the connection broke during authentication: {}",
-            printable(reason, 200)
-        ))
+        let reason = printable(error.message(), 200);
+        let message = format!("the connection broke during authentication: {reason}");
+        Failure::new(Kind::Unreachable, message)
     }
 
     /// Who was refused, what the server takes, what was tried and what was not, what to do.
     fn refusal(&self) -> String {
         let server = self.server.as_deref().unwrap_or_default();
-        let mut text = format!(
-            "{} port {} refused the login",
-            self.who(),
-            self.resolved.port
-        );
+        let mut text = format!("{} port {} refused the login", self.who(), self.config.port);
         if self.steps > 0 {
             text.push_str(" after a first step that it accepted");
         }
-        let mut add = |what: &str, items: &[String]| {
+        for (what, items) in [
+            ("it takes", server),
+            ("tried:", &self.tried),
+            ("not tried:", &self.not_tried(server)),
+        ] {
             if !items.is_empty() {
-                text.push_str("; ");
-                text.push_str(what);
-                text.push(' ');
-                text.push_str(&items.join(", "));
+                text.push_str(&format!("; {what} {}", items.join(", ")));
             }
-        };
-        add("it takes", server);
-        add("tried:", &self.tried);
-        add("not tried:", &self.not_tried(server));
-        let advice = if !self.keys.is_empty() || self.failures >= FAILURES_MAX {
+        }
+        text.push_str(if !self.keys.is_empty() || self.failures >= MAX_FAILURES {
             "; name the right key with -i and -o IdentitiesOnly=yes: servers end a session after a few tries"
         } else if self.tried.is_empty() {
             "; name a key with -i, start an agent, or log in with ssh once to see what it uses"
         } else {
             "; check the user name and that the key is in the host's authorized_keys"
-        };
-        text.push_str(advice);
+        });
         text
     }
 
     fn not_tried(&self, server: &[String]) -> Vec<String> {
         let mut items = self.remarks.clone();
-        items.extend(
-            self.keys
-                .iter()
-                .map(|key| format!("{} (too many failed tries)", key.label)),
-        );
-        for method in [Method::KeyboardInteractive, Method::Password] {
-            if !server.iter().any(|name| name == method.name())
-                || self.tried.iter().any(|tried| tried == method.name())
-            {
+        let too_many = |key: &Candidate| format!("{} (too many failed tries)", key.label);
+        items.extend(self.keys.iter().map(too_many));
+        for method in [INTERACTIVE, PASSWORD] {
+            let has = |names: &[String]| names.iter().any(|name| name == method);
+            if !has(server) || has(&self.tried) {
                 continue;
             }
-            if !method_order(self.resolved).contains(&method) {
-                items.push(format!(
-                    "{} (switched off by the configuration)",
-                    method.name()
-                ));
+            if !method_order(self.config).contains(&method) {
+                items.push(format!("{method} (switched off by the configuration)"));
             } else if let Err(error) = self.prompter.available() {
-                items.push(format!("{} ({error})", method.name()));
+                items.push(format!("{method} ({error})"));
             }
         }
         let offers = |name: &str| server.iter().any(|offered| offered.starts_with(name));
-        for option in &self.resolved.unsupported {
-            let matters = match option.as_str() {
-                "GSSAPIAuthentication" => offers("gssapi"),
-                "HostbasedAuthentication" => offers("hostbased"),
-                _ => true,
-            };
+        let is_on = |key: &str| self.config.is_on(key, false);
+        let pkcs11 = self.config.text("pkcs11provider");
+        for (option, matters) in [
+            (
+                "GSSAPIAuthentication".to_owned(),
+                is_on("gssapiauthentication") && offers("gssapi"),
+            ),
+            (
+                "HostbasedAuthentication".to_owned(),
+                is_on("hostbasedauthentication") && offers("hostbased"),
+            ),
+            (
+                format!("PKCS11Provider {}", pkcs11.unwrap_or_default()),
+                pkcs11.is_some(),
+            ),
+            ("ProxyUseFdpass".to_owned(), is_on("proxyusefdpass")),
+        ] {
             if matters {
-                items.push(format!("{option} (rsig has no support for it)"));
+                items.push(format!("{option} (not supported by rsig)"));
             }
         }
         items
     }
 }
 
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// The result of `call`, or none where it panics; then nothing is printed. For ssh2's
-/// `auth_methods`, which panics on a list that is not UTF-8: a hostile server can send one.
-fn without_panic<T>(call: impl FnOnce() -> T) -> Option<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let usual = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                usual(info);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let result = catch_unwind(AssertUnwindSafe(call));
-    QUIET.set(false);
-    result.ok()
-}
-
 /// Answers the server's questions of one keyboard-interactive try (RFC 4256).
 struct Dialogue<'a> {
     prompter: &'a mut dyn Prompter,
-    watchdog: &'a Watchdog,
+    clock: &'a Clock,
     who: String,
     rounds: usize,
     /// Why a question was not answered.
     failed: Option<PromptError>,
-    /// The server asked on after that, and the connection was shut.
-    cut: bool,
+    /// The server asked on after that.
+    is_endless: bool,
+}
+
+impl Dialogue<'_> {
+    fn ask(&mut self, question: &str, echo: bool) -> Result<String, PromptError> {
+        self.clock.paused(|| {
+            if echo {
+                self.prompter.line(question)
+            } else {
+                let secret = self.prompter.secret(question)?;
+                Ok(secret.expose().to_owned())
+            }
+        })
+    }
 }
 
 impl KeyboardInteractivePrompt for Dialogue<'_> {
     fn prompt(&mut self, name: &str, instructions: &str, prompts: &[Prompt<'_>]) -> Vec<String> {
         self.rounds += 1;
-        if self.failed.is_some() {
-            // libssh2 gives no other way to leave a server that does not stop asking.
-            self.cut = true;
-            self.watchdog.arm(Duration::ZERO);
-        }
-        if self.rounds > ROUNDS_MAX || prompts.len() > PROMPTS_MAX {
+        self.is_endless |= self.failed.is_some();
+        if self.rounds > MAX_ROUNDS || prompts.len() > MAX_PROMPTS {
             self.failed.get_or_insert(PromptError::Cancelled);
         }
+        let shown = |text: &str| format!("({}) {}", self.who, printable(text, QUESTION_SHOWN));
         let mut before: String = [name, instructions]
             .iter()
             .flat_map(|text| text.lines())
             .filter(|line| !line.trim().is_empty())
             .take(10)
-            .map(|line| {
-                format!(
-                    "({}) {}\n",
-                    self.who,
-                    printable(line.trim_end(), QUESTION_MAX)
-                )
+            .map(|line| shown(line.trim_end()) + "\n")
+            .collect();
+        let questions: Vec<(String, bool)> = prompts
+            .iter()
+            .map(|prompt| {
+                let text = shown(prompt.text.trim_end_matches('\n'));
+                (std::mem::take(&mut before) + &text, prompt.echo)
             })
             .collect();
         let mut answers = Vec::new();
-        for prompt in prompts {
-            if self.failed.is_some() {
-                // A round has to be answered; the server refuses an empty answer.
-                answers.push(String::new());
-                continue;
+        for (question, echo) in questions {
+            // A round has to be answered; the server refuses an empty answer.
+            let mut answer = String::new();
+            if self.failed.is_none() {
+                match self.ask(&question, echo) {
+                    Ok(given) => answer = given,
+                    Err(error) => self.failed = Some(error),
+                }
             }
-            let question = format!(
-                "{before}({}) {}",
-                self.who,
-                printable(prompt.text.trim_end_matches('\n'), QUESTION_MAX)
-            );
-            before.clear();
-            let answer = if prompt.echo {
-                self.prompter.line(&question)
-            } else {
-                self.prompter
-                    .secret(&question)
-                    .map(|secret| secret.expose().to_owned())
-            };
-            answers.push(answer.unwrap_or_else(|error| {
-                self.failed = Some(error);
-                String::new()
-            }));
+            answers.push(answer);
         }
         answers
-    }
-}
-
-/// Goes on with a call that gave up waiting: libssh2 does so now and then on a busy machine, although the session blocks.
-/// The watchdog sees to it that there is an end.
-fn again(mut call: impl FnMut() -> Result<(), ssh2::Error>) -> Result<(), ssh2::Error> {
-    loop {
-        match call() {
-            Err(error) if error.code() == super::handshake::EAGAIN => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            done => return done,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn public(kind: &str, seed: u8) -> PublicKey {
-        let mut blob = u32::try_from(kind.len()).unwrap().to_be_bytes().to_vec();
-        blob.extend_from_slice(kind.as_bytes());
-        blob.extend_from_slice(&[0, 0, 0, 1, seed]);
-        PublicKey {
-            kind: kind.to_owned(),
-            blob,
-        }
-    }
-
-    fn private(path: &str, seed: u8, encrypted: bool, explicit: bool) -> Configured {
-        let public = Some(public("ssh-ed25519", seed));
-        let key = KeyFile::Private {
-            text: String::new(),
-            encrypted,
-            public,
-        };
-        Configured {
-            path: path.into(),
-            explicit,
-            key,
-            certificates: Vec::new(),
-        }
-    }
-
-    fn held(seed: u8) -> AgentKey {
-        AgentKey {
-            key: public("ssh-ed25519", seed),
-            comment: format!("held {seed}"),
-        }
-    }
-
-    fn labels(plan: &(VecDeque<Candidate>, Vec<String>)) -> Vec<&str> {
-        plan.0.iter().map(|key| key.label.as_str()).collect()
-    }
-
-    #[test]
-    fn configured_keys_come_first_and_needless_passphrases_last() {
-        let configured = || {
-            vec![
-                private("/default-locked", 1, true, false),
-                private("/plain", 2, false, false),
-                private("/in-agent", 3, true, false),
-                private("/named-locked", 4, true, true),
-            ]
-        };
-        let all = plan(configured(), &[held(9), held(3)], false);
-        let expected = [
-            "/plain",
-            "/in-agent (agent)",
-            "/named-locked",
-            "\"held 9\" (agent)",
-            "/default-locked",
-        ];
-        assert_eq!(labels(&all), expected);
-        let only = plan(configured(), &[held(9), held(3)], true);
-        assert_eq!(
-            labels(&only),
-            [
-                "/plain",
-                "/in-agent (agent)",
-                "/named-locked",
-                "/default-locked"
-            ]
-        );
-    }
-
-    #[test]
-    fn keys_that_cannot_be_used_are_remarked_on() {
-        let half = |key| Configured {
-            path: "/k".into(),
-            explicit: true,
-            key,
-            certificates: Vec::new(),
-        };
-        let hardware = public("sk-ssh-ed25519@openssh.com", 1);
-        let in_file = KeyFile::Private {
-            text: String::new(),
-            encrypted: false,
-            public: Some(hardware.clone()),
-        };
-        for (key, agent, remark) in [
-            (
-                KeyFile::Public(public("ssh-ed25519", 1)),
-                vec![],
-                "only the public half",
-            ),
-            (
-                in_file,
-                vec![],
-                "a security key works through an agent only",
-            ),
-        ] {
-            let (keys, remarks) = plan(vec![half(key)], &agent, false);
-            assert!(
-                keys.is_empty() && remarks.len() == 1 && remarks[0].contains(remark),
-                "{remarks:?}"
-            );
-        }
-        let agent = [AgentKey {
-            key: hardware.clone(),
-            comment: String::new(),
-        }];
-        assert_eq!(
-            labels(&plan(vec![half(KeyFile::Public(hardware))], &agent, true)),
-            ["/k (agent)"]
-        );
-        let certificate = AgentKey {
-            key: public("ssh-rsa-cert-v01@openssh.com", 1),
-            comment: String::new(),
-        };
-        let (keys, remarks) = plan(Vec::new(), &[certificate], false);
-        assert!(keys.is_empty() && remarks.len() == 1);
-    }
-
-    #[test]
-    fn a_panic_inside_is_an_answer() {
-        assert_eq!(without_panic(|| 1), Some(1));
-        assert_eq!(without_panic(|| -> u8 { panic!("not shown") }), None);
     }
 }

@@ -2,28 +2,23 @@
 //!
 //! The steps, in order: configuration, TCP (or a proxy), version lines and key exchange, the check
 //! of the host key, authentication. A server that turns us away before its version line ('Exceeded
-//! MaxStartups') is asked again, at most [`ATTEMPTS`] times in all; nothing else is tried twice.
+//! MaxStartups') is asked again, at most [`ATTEMPTS`] times in all; nothing else is tried twice, but
+//! for the `ConnectionAttempts` of the configuration.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
-use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use ssh2::{MethodType, Session};
 
-use super::auth::{self, AuthError};
 use super::config::{self, Proxy, Resolved};
-use super::handshake::{self, HandshakeError};
+use super::handshake::{self, Stop};
 use super::hostkey::HostKeys;
-use super::prompt::{PromptError, Prompter, Secret};
-use super::proxy::{self, ProxyProcess};
-use super::tcp;
-use super::watchdog::Watchdog;
+use super::link::{Clock, Link};
+use super::prompt::{Nobody, Prompter, User};
+use super::{auth, proxy, tcp};
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -35,23 +30,24 @@ const ATTEMPTS: u32 = 4;
 const BACKOFF: Duration = Duration::from_millis(250);
 /// How long a proxy may take to reach the server where no `ConnectTimeout` is set and the proxy
 /// may have to ask the user something: sshd's own LoginGraceTime.
-const PROXY_PATIENCE: Duration = Duration::from_secs(120);
+const PROXY_LIMIT: Duration = Duration::from_secs(120);
 
-/// An authenticated connection. The session is blocking and has no time-out of its own.
+fn unreachable(reason: impl Into<String>) -> Failure {
+    Failure::new(Kind::Unreachable, reason)
+}
+
+/// An authenticated connection, whose session does not block.
 ///
-/// Ended when dropped: the socket is shut at once and a proxy's process is reaped. A clone of the
-/// session that outlives it gets errors, and no call on it waits for the network.
+/// Ended when dropped: the socket is shut at once and a proxy's process is reaped. No call on a clone
+/// of the session waits for the network then.
 pub struct Connection {
-    session: Session,
-    socket: Arc<Socket>,
-    proxy: Option<ProxyProcess>,
+    link: Link,
     resolved: Resolved,
 }
 
 impl Connection {
-    /// The session; authenticated and blocking.
     pub fn session(&self) -> &Session {
-        &self.session
+        &self.link.session
     }
 
     /// The configuration in force, for keepalives among others.
@@ -60,221 +56,170 @@ impl Connection {
     }
 }
 
-/// Ends the connection without waiting for the network. An SSH disconnect message is not sent: the end of the socket says
-/// the same to every server.
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // First, so that freeing the session can't wait for the other side.
-        self.socket.shut();
-        if let Some(mut proxy) = self.proxy.take() {
-            proxy.end();
-        }
-    }
-}
-
 impl AsFd for Connection {
     /// The connected socket, to poll.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.0.as_fd()
-    }
-}
-
-/// The socket, shared by the session and its [`Connection`].
-struct Socket(OwnedFd);
-
-impl Socket {
-    fn shut(&self) {
-        // ENOTCONN when the other side was first.
-        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
-    }
-}
-
-/// What libssh2 holds on to.
-struct SocketHandle(Arc<Socket>);
-
-impl AsRawFd for SocketHandle {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.0.as_raw_fd()
+        self.link.socket.as_fd()
     }
 }
 
 /// Connects to `destination` and authenticates.
 pub fn connect(destination: &Destination, policy: &Policy) -> Result<Connection, Failure> {
-    let name = destination.to_string();
-    let failed =
-        |kind, reason: &dyn std::fmt::Display| Failure::new(kind, format!("{name}: {reason}"));
-    let unreachable = |reason: &dyn std::fmt::Display| failed(Kind::Unreachable, reason);
-    let mut resolved = config::resolve(destination).map_err(|error| unreachable(&error))?;
-    if policy.batch {
-        resolved.set_batch();
-    }
-    for warning in &resolved.warnings {
+    establish(destination, policy).map_err(|failure| {
+        Failure::new(failure.kind, format!("{destination}: {}", failure.message))
+    })
+}
+
+fn establish(destination: &Destination, policy: &Policy) -> Result<Connection, Failure> {
+    let (mut config, warnings) = config::resolve(destination)?;
+    config.batch_mode |= policy.batch;
+    for warning in &warnings {
         (policy.warn)(warning);
     }
-    let refused = |failure: Failure| failed(failure.kind, &failure.message);
-    let host_keys = HostKeys::read(&resolved, policy).map_err(refused)?;
-    let mut raw = reach(&resolved, &host_keys, policy).map_err(|error| unreachable(&error))?;
+    let host_keys = HostKeys::read(&config, policy)?;
+    let mut link = reach(&config, &host_keys, policy)?;
     (policy.step)(&format!(
-        "{name}: {} ({}, {})",
-        printable(raw.session.banner_bytes().unwrap_or_default(), 100),
-        raw.session.methods(MethodType::Kex).unwrap_or("?"),
-        raw.session.methods(MethodType::HostKey).unwrap_or("?"),
+        "{destination}: {} ({}, {})",
+        printable(link.session.banner_bytes().unwrap_or_default(), 100),
+        link.session.methods(MethodType::Kex).unwrap_or("?"),
+        link.session.methods(MethodType::HostKey).unwrap_or("?"),
     ));
 
-    let (mut nobody, mut user) = (super::prompt::Nobody, super::prompt::User);
-    let asked: &mut dyn Prompter = if resolved.batch_mode {
+    let (mut nobody, mut user) = (Nobody, User);
+    let prompter: &mut dyn Prompter = if config.batch_mode {
         &mut nobody
     } else {
         &mut user
     };
-    let Some(key) = raw.session.host_key().map(|(key, _)| key.to_vec()) else {
-        return Err(unreachable(&"the server gave no host key"));
-    };
-    host_keys.check(&key, asked).map_err(refused)?;
-    drop(host_keys);
-
-    let mut asked = ClockStopped {
-        prompter: asked,
-        watchdog: &raw.watchdog,
-    };
-    match auth::authenticate(&raw.session, &raw.watchdog, &resolved, &mut asked, policy) {
-        Ok(()) => {}
-        Err(AuthError::Refused(reason)) => {
-            return Err(failed(Kind::Auth, &reason));
+    let key = link.session.host_key().map(|(key, _)| key.to_vec());
+    let key = key.ok_or_else(|| unreachable("the server gave no host key"))?;
+    host_keys.check(&key, prompter)?;
+    if let Err(mut failure) = auth::authenticate(&link, &config, prompter, policy) {
+        let ended = link.proxy.as_mut().and_then(proxy::ProxyProcess::ended);
+        if let (Kind::Unreachable, Some(status)) = (failure.kind, ended) {
+            let more = format!(" (the proxy ended with {status})");
+            failure.message.push_str(&more);
         }
-        Err(AuthError::Lost(reason)) => {
-            let ended = raw.proxy.as_mut().and_then(ProxyProcess::ended);
-            let reason = match ended {
-                Some(status) => format!("{reason} (the proxy ended with {status})"),
-                None => reason,
-            };
-            return Err(unreachable(&reason));
-        }
+        return Err(failure);
     }
-    let Raw {
-        session,
-        socket,
-        proxy,
-        watchdog,
-    } = raw;
-    drop(watchdog);
-    // Whoever uses it does so without blocking, and looks at the time between two calls.
-    crate::sys::inflow::bound(&session);
+    drop(host_keys);
     Ok(Connection {
-        session,
-        socket,
-        proxy,
-        resolved,
+        link,
+        resolved: config,
     })
 }
 
-/// A prompter during whose questions no limit runs out.
-struct ClockStopped<'a> {
-    prompter: &'a mut dyn Prompter,
-    watchdog: &'a Watchdog,
-}
-
-impl Prompter for ClockStopped<'_> {
-    fn available(&self) -> Result<(), PromptError> {
-        self.prompter.available()
-    }
-
-    fn secret(&mut self, question: &str) -> Result<Secret, PromptError> {
-        self.watchdog.paused(|| self.prompter.secret(question))
-    }
-
-    fn line(&mut self, question: &str) -> Result<String, PromptError> {
-        self.watchdog.paused(|| self.prompter.line(question))
-    }
-}
-
-/// An encrypted connection whose other side is not known yet. Field order: the session goes first.
-struct Raw {
-    session: Session,
-    watchdog: Watchdog,
-    socket: Arc<Socket>,
-    proxy: Option<ProxyProcess>,
-}
-
-/// Why no encrypted connection came about.
-#[derive(Debug, thiserror::Error)]
-enum ReachError {
-    #[error("{0}")]
-    Tcp(#[from] tcp::TcpError),
-    #[error("{address} {error}")]
-    Handshake {
-        address: String,
-        error: HandshakeError,
-    },
-    #[error("{address} {error} (ConnectTimeout is {} s)", .limit.as_secs())]
-    TimedOut {
-        address: String,
-        error: HandshakeError,
-        limit: Duration,
-    },
-    #[error("{what} {how}{}", .said.as_ref().map(|said| format!(": {said}")).unwrap_or_default())]
-    Proxy {
-        what: String,
-        how: String,
-        said: Option<String>,
-    },
-    #[error("there is no ssh program here, and ProxyJump {0} needs one (or a ProxyCommand)")]
-    NoSshForJump(String),
-    #[error("can't set up the connection: {0}")]
-    Setup(#[from] io::Error),
-    #[error("can't set up the SSH session: {0}")]
-    Session(#[from] ssh2::Error),
-}
-
-/// Connects up to the end of the key exchange, with patience for a server that is busy.
-fn reach(resolved: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Raw, ReachError> {
-    let mut wait = BACKOFF;
+/// Connects up to the end of the key exchange, and tries again where a server is busy.
+fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Link, Failure> {
+    let proxy = config.proxy()?;
+    let behind = proxy
+        .as_ref()
+        .map(|proxy| format!(" behind {}", proxy.name));
+    let address = format!(
+        "{} port {}{}",
+        config.host_name,
+        config.port,
+        behind.unwrap_or_default()
+    );
+    let mut pause = BACKOFF;
     let mut attempt = 1;
     loop {
-        match reach_once(resolved, host_keys, policy) {
-            Err(ReachError::Handshake {
-                error: HandshakeError::Busy(said),
-                ..
-            }) if attempt < ATTEMPTS => {
-                let pause = wait + wait.mul_f64(chance());
-                (policy.step)(&format!(
-                    "{}: the server is busy ({said}), trying again in {} ms",
-                    resolved.typed,
-                    pause.as_millis()
-                ));
-                thread::sleep(pause);
-                wait *= 2;
-                attempt += 1;
+        let session = session(host_keys)
+            .map_err(|error| unreachable(format!("can't set up the SSH session: {error}")))?;
+        let host_key_methods = host_keys.preferred(
+            &session
+                .supported_algs(MethodType::HostKey)
+                .unwrap_or_default(),
+        );
+        (policy.step)(&format!(
+            "{}: connecting to {address} as {}",
+            config.typed, config.user
+        ));
+        let mut limit = config.connect_timeout();
+        let (link, deadline) = match &proxy {
+            None => {
+                let (socket, deadline) = tcp::connect(config, limit).map_err(unreachable)?;
+                (Link::new(session, socket, None), deadline)
             }
-            other => return other,
+            Some(proxy) => {
+                if config.connect_timeout_set().is_none() && !config.batch_mode {
+                    limit = PROXY_LIMIT;
+                }
+                let (socket, process) = proxy::start(proxy, config.batch_mode, policy.warn)
+                    .map_err(|error| cannot_start(proxy, &error))?;
+                (
+                    Link::new(session, socket, Some(process)),
+                    Instant::now() + limit,
+                )
+            }
+        };
+        let stop = match handshake::run(&link, &Clock::until(deadline), &host_key_methods) {
+            Ok(()) => return Ok(link),
+            Err(stop) => stop,
+        };
+        if let (Stop::Busy(said), true) = (&stop, attempt < ATTEMPTS) {
+            let wait = pause + pause.mul_f64(chance());
+            (policy.step)(&format!(
+                "{}: the server is busy ({said}), trying again in {} ms",
+                config.typed,
+                wait.as_millis()
+            ));
+            thread::sleep(wait);
+            pause *= 2;
+            attempt += 1;
+            continue;
         }
+        let mut reason = format!("{address} {}", stop.reason());
+        if let Stop::TimedOut(_) = stop {
+            reason.push_str(&format!(" (ConnectTimeout is {} s)", limit.as_secs()));
+        }
+        return Err(unreachable(match proxy {
+            Some(proxy) => proxy_failed(&proxy, link, &stop).unwrap_or(reason),
+            None => reason,
+        }));
     }
 }
 
-/// A number from 0 to 1 that differs between processes. (The standard library's hash keys are
-/// random; that is enough to keep clients from coming back all at once.)
-fn chance() -> f64 {
-    let bits = RandomState::new().build_hasher().finish() & 0xFFFF;
-    f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(0xFFFF_u32)
+fn cannot_start(proxy: &Proxy, error: &std::io::Error) -> Failure {
+    unreachable(match error.kind() {
+        ErrorKind::NotFound if proxy.program == "ssh" => format!(
+            "{} needs an ssh program, which is not found here (a ProxyCommand does without)",
+            proxy.name
+        ),
+        _ => format!(
+            "can't start {} ({}): {error}",
+            proxy.name,
+            proxy.program.display()
+        ),
+    })
 }
 
-fn reach_once(
-    resolved: &Resolved,
-    host_keys: &HostKeys,
-    policy: &Policy,
-) -> Result<Raw, ReachError> {
-    let address = address(resolved);
-    let mut limit = resolved.connect_timeout();
-    if resolved.proxy.is_some() && resolved.connect_timeout_set.is_none() && !resolved.batch_mode {
-        limit = PROXY_PATIENCE;
-    }
-    let deadline = Instant::now() + limit;
-    (policy.step)(&format!(
-        "{}: connecting to {address} as {}",
-        resolved.typed, resolved.user
-    ));
-    let (socket, mut proxy) = open(resolved, deadline)?;
-    let mut session = Session::new()?;
+/// What a failed handshake means if it is the proxy that has failed.
+fn proxy_failed(proxy: &Proxy, mut link: Link, stop: &Stop) -> Option<String> {
+    let process = link.proxy.as_mut()?;
+    let (status, said) = match stop {
+        Stop::Closed(_) => (process.ended()?, process.last_line()),
+        // A proxy may give its reason on standard output.
+        Stop::NotSsh(said) => (
+            process.ended().filter(|status| !status.success())?,
+            said.clone(),
+        ),
+        _ => return None,
+    };
+    let how = match status.code() {
+        Some(code) => format!("exit status {code}"),
+        None => status.to_string(),
+    };
+    let colon = if said.is_empty() { "" } else { ": " };
+    Some(format!(
+        "{} failed before it reached the server ({how}){colon}{said}",
+        proxy.name
+    ))
+}
+
+/// A session with our preferences.
+fn session(host_keys: &HostKeys) -> Result<Session, ssh2::Error> {
+    let session = Session::new()?;
     // sshd logs it, and it says nothing about the machine.
     session.set_banner(concat!("SSH-2.0-rsig_", env!("CARGO_PKG_VERSION")))?;
     let offered = session.supported_algs(MethodType::HostKey)?;
@@ -283,118 +228,14 @@ fn reach_once(
     let ciphers = cipher_preference(&offered, has_aes());
     session.method_pref(MethodType::CryptCs, &ciphers)?;
     session.method_pref(MethodType::CryptSc, &ciphers)?;
-    let failed = |error| ReachError::Handshake {
-        address: address.clone(),
-        error,
-    };
-    let socket = Arc::new(Socket(
-        handshake::say_version(&mut session, socket).map_err(failed)?,
-    ));
-    session.set_tcp_stream(SocketHandle(Arc::clone(&socket)));
-    let watchdog = Watchdog::new(socket.0.try_clone()?)?;
-    watchdog.arm(deadline.saturating_duration_since(Instant::now()));
-
-    let say = |line: &[u8]| (policy.warn)(&printable(line, 300));
-    let result = handshake::handshake(
-        &mut session,
-        socket.0.as_fd(),
-        &watchdog,
-        proxy.as_mut(),
-        &say,
-    );
-    watchdog.disarm();
-    if let Err(error) = result {
-        socket.shut();
-        return Err(match proxy.take() {
-            _ if matches!(error, HandshakeError::TimedOut(_)) => ReachError::TimedOut {
-                address,
-                error,
-                limit,
-            },
-            Some(proxy) => proxy_error(resolved, proxy, error),
-            None => ReachError::Handshake { address, error },
-        });
-    }
-    Ok(Raw {
-        session,
-        watchdog,
-        socket,
-        proxy,
-    })
+    Ok(session)
 }
 
-fn proxy_name(resolved: &Resolved) -> Option<String> {
-    resolved.proxy.as_ref().map(|proxy| match proxy {
-        Proxy::Jump { jump, .. } => format!("the jump host {jump}"),
-        Proxy::Command(_) => "the ProxyCommand".to_owned(),
-    })
-}
-
-/// Where the connection goes, for messages.
-fn address(resolved: &Resolved) -> String {
-    let behind = proxy_name(resolved)
-        .map(|proxy| format!(" behind {proxy}"))
-        .unwrap_or_default();
-    format!("{} port {}{behind}", resolved.host_name, resolved.port)
-}
-
-/// The socket, not blocking, and the process behind it if there is one.
-fn open(
-    resolved: &Resolved,
-    deadline: Instant,
-) -> Result<(OwnedFd, Option<ProxyProcess>), ReachError> {
-    let Some(proxy) = &resolved.proxy else {
-        let stream = tcp::connect(
-            &resolved.host_name,
-            resolved.port,
-            resolved.address_family,
-            deadline,
-        )?;
-        return Ok((tcp_socket(stream, resolved)?, None));
-    };
-    let (stream, process) =
-        proxy::start(proxy, resolved.batch_mode).map_err(|error| match proxy {
-            Proxy::Jump { jump, .. } if error.kind() == io::ErrorKind::NotFound => {
-                ReachError::NoSshForJump(jump.clone())
-            }
-            _ => ReachError::Setup(error),
-        })?;
-    Ok((unix_socket(stream)?, Some(process)))
-}
-
-fn tcp_socket(stream: TcpStream, resolved: &Resolved) -> io::Result<OwnedFd> {
-    stream.set_nonblocking(true)?;
-    setsockopt(&stream, sockopt::KeepAlive, &resolved.tcp_keep_alive)?;
-    Ok(stream.into())
-}
-
-fn unix_socket(stream: UnixStream) -> io::Result<OwnedFd> {
-    stream.set_nonblocking(true)?;
-    Ok(stream.into())
-}
-
-/// What a failed handshake means behind a proxy: whether the proxy itself has failed.
-fn proxy_error(resolved: &Resolved, mut proxy: ProxyProcess, error: HandshakeError) -> ReachError {
-    let address = address(resolved);
-    let ended = match error {
-        HandshakeError::Closed(_) => proxy.ended(),
-        // A proxy may give its reason on standard output.
-        HandshakeError::NotSsh(_) => proxy.ended().filter(|status| !status.success()),
-        _ => None,
-    };
-    let Some(status) = ended else {
-        return ReachError::Handshake { address, error };
-    };
-    let what = proxy_name(resolved).unwrap_or_default();
-    let said = match error {
-        HandshakeError::NotSsh(said) => Some(said),
-        _ => proxy.last_line().map(|line| printable(line, 300)),
-    };
-    let how = match status.code() {
-        Some(code) => format!("failed before it reached the server (exit status {code})"),
-        None => format!("failed before it reached the server ({status})"),
-    };
-    ReachError::Proxy { what, how, said }
+/// A number from 0 to 1 that differs between processes, so that clients don't come back all at once:
+/// the standard library's hash keys are random.
+fn chance() -> f64 {
+    let bits = RandomState::new().build_hasher().finish() & 0xFFFF;
+    f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(0xFFFF_u32)
 }
 
 /// The ciphers to ask for: AES-GCM first where the processor computes it itself, as libssh2's own ChaCha20 is slower.

@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,61 +15,60 @@ use base64::engine::general_purpose::STANDARD;
 use super::key::{Fields, PublicKey};
 
 /// More than this is no key (ssh itself stops at 1 MB; a 16384-bit RSA key has 13 kB).
-const FILE_MAX: u64 = 64 << 10;
+const MAX_FILE_BYTES: u64 = 64 << 10;
 
-/// What a file of an `IdentityFile` holds.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) enum KeyFile {
-    /// A private key.
-    Private {
-        /// The file's text; never shown.
-        text: String,
-        /// Whether a passphrase is needed.
-        encrypted: bool,
-        /// The public half: from the file or, where that hides it, from the `.pub` beside it.
-        public: Option<PublicKey>,
-    },
-    /// The public half alone: an agent may hold the other.
-    Public(PublicKey),
+/// What an `IdentityFile` and the `.pub` beside it hold.
+#[derive(Clone, Default)]
+pub(super) struct KeyFile {
+    pub(super) private: Option<PrivateKey>,
+    /// From the file or, where that hides it, from the `.pub` beside it.
+    pub(super) public: Option<PublicKey>,
 }
 
-/// Why a file is no key that can be used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum KeyFileError {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("it is not a regular file")]
-    NotAFile,
-    #[error("it is longer than any key")]
-    TooLong,
-    #[error("others can read it (mode {0:03o}); ssh refuses such a key too: chmod 600 it")]
-    Exposed(u32),
-    #[error("it is not a key in a format that is known here")]
-    Unknown,
+/// A private key; never shown.
+#[derive(Clone)]
+pub(super) struct PrivateKey {
+    pub(super) text: String,
+    /// Whether a passphrase is needed.
+    pub(super) encrypted: bool,
+}
+
+/// `path` with `suffix` after its last character.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Reads an identity. `path` may also have no private half beside its `.pub`.
-pub(super) fn read(path: &Path) -> Result<KeyFile, KeyFileError> {
-    let beside = || read_public(&super::config::with_suffix(path, ".pub"));
+pub(super) fn read(path: &Path) -> io::Result<KeyFile> {
+    let beside = || read_public(&with_suffix(path, ".pub"));
     let (text, mode) = match read_text(path) {
-        Err(KeyFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-            return beside().map(KeyFile::Public).ok_or(KeyFileError::Io(error));
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let public = beside().ok_or(error)?;
+            return Ok(KeyFile {
+                private: None,
+                public: Some(public),
+            });
         }
-        other => other?,
+        read => read?,
     };
-    match inspect(text).ok_or(KeyFileError::Unknown)? {
-        KeyFile::Private { .. } if mode & 0o077 != 0 => Err(KeyFileError::Exposed(mode & 0o777)),
-        KeyFile::Private {
-            text,
-            encrypted,
-            public: None,
-        } => Ok(KeyFile::Private {
-            text,
-            encrypted,
-            public: beside().filter(|key| !key.is_certificate()),
-        }),
-        key => Ok(key),
+    let mut key = inspect(text).ok_or_else(unknown)?;
+    if key.private.is_some() {
+        if mode & 0o077 != 0 {
+            return Err(io::Error::other(format!(
+                "others can read it (mode {:03o}); ssh refuses such a key too: chmod 600 it",
+                mode & 0o777
+            )));
+        }
+        let public = key.public.take().or_else(beside);
+        key.public = public.filter(|key| !key.is_certificate());
     }
+    Ok(key)
+}
+
+fn unknown() -> io::Error {
+    io::Error::other("it is not a key in a known format")
 }
 
 /// A `.pub` or certificate file; none where there is none or it is something else.
@@ -77,54 +76,46 @@ pub(super) fn read_public(path: &Path) -> Option<PublicKey> {
     PublicKey::from_line(&read_text(path).ok()?.0)
 }
 
-/// The text of a regular file, and its mode when it is ours (sshd's check leaves others' alone).
-fn read_text(path: &Path) -> Result<(String, u32), KeyFileError> {
+/// The text of a regular file, and its mode when it is ours (ssh's check leaves others' alone).
+fn read_text(path: &Path) -> io::Result<(String, u32)> {
     // Asked by name first: opening a FIFO would wait for a writer.
     if !fs::metadata(path)?.is_file() {
-        return Err(KeyFileError::NotAFile);
+        return Err(io::Error::other("it is not a regular file"));
     }
     let file = File::open(path)?;
-    let about = file.metadata()?;
-    let mode = if about.uid() == nix::unistd::getuid().as_raw() {
-        about.mode()
-    } else {
-        0
-    };
+    let metadata = file.metadata()?;
+    let is_ours = metadata.uid() == nix::unistd::getuid().as_raw();
+    let mode = if is_ours { metadata.mode() } else { 0 };
     let mut bytes = Vec::new();
-    file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(KeyFileError::TooLong);
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other("it is longer than any key"));
     }
-    Ok((
-        String::from_utf8(bytes).map_err(|_| KeyFileError::Unknown)?,
-        mode,
-    ))
+    Ok((String::from_utf8(bytes).map_err(|_| unknown())?, mode))
 }
 
 /// Tells what a file's text is.
 fn inspect(text: String) -> Option<KeyFile> {
-    let Some(start) = text.find("-----BEGIN ") else {
-        return PublicKey::from_line(&text).map(KeyFile::Public);
+    let Some((_, head)) = text.split_once("-----BEGIN ") else {
+        return Some(KeyFile {
+            private: None,
+            public: Some(PublicKey::from_line(&text)?),
+        });
     };
-    let head = text.get(start..)?;
-    let (label, body) = head.strip_prefix("-----BEGIN ")?.split_once("-----")?;
+    let (label, body) = head.split_once("-----")?;
     let (encrypted, public) = match label {
         "OPENSSH PRIVATE KEY" => openssh_head(body.split_once("-----END ")?.0)?,
         "ENCRYPTED PRIVATE KEY" => (true, None),
         // RFC 1421 4.6.1.1: `Proc-Type: 4,ENCRYPTED`.
-        _ if label.ends_with("PRIVATE KEY") => (
-            body.lines()
-                .take(3)
-                .any(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED")),
-            None,
-        ),
+        _ if label.ends_with("PRIVATE KEY") => {
+            let mut head = body.lines().take(3);
+            let encrypted = head.any(|l| l.starts_with("Proc-Type:") && l.contains("ENCRYPTED"));
+            (encrypted, None)
+        }
         _ => return None,
     };
-    Some(KeyFile::Private {
-        text,
-        encrypted,
-        public,
-    })
+    let private = Some(PrivateKey { text, encrypted });
+    Some(KeyFile { private, public })
 }
 
 /// Reads the clear part of OpenSSH's own format (PROTOCOL.key): whether it is encrypted, and the
@@ -136,10 +127,9 @@ fn openssh_head(body: &str) -> Option<(bool, Option<PublicKey>)> {
     let cipher = fields.string()?;
     let _kdf = fields.string()?;
     let _kdf_options = fields.string()?;
-    let public = if fields.number()? == 1 {
-        fields.string().and_then(PublicKey::from_blob)
-    } else {
-        None
+    let public = match fields.number()? {
+        1 => fields.string().and_then(PublicKey::from_blob),
+        _ => None,
     };
     Some((cipher != b"none", public))
 }
@@ -182,16 +172,11 @@ mod tests {
                     "-f",
                     path.to_str().unwrap(),
                 ]);
-                let expected =
-                    read_public(&super::super::config::with_suffix(&path, ".pub")).unwrap();
-                let KeyFile::Private {
-                    encrypted, public, ..
-                } = read(&path).unwrap()
-                else {
-                    panic!("no key")
-                };
+                let expected = read_public(&with_suffix(&path, ".pub")).unwrap();
+                let key = read(&path).unwrap();
+                let encrypted = key.private.unwrap().encrypted;
                 assert_eq!(encrypted, !passphrase.is_empty(), "{}", path.display());
-                assert_eq!(public, Some(expected));
+                assert_eq!(key.public, Some(expected));
             }
         }
     }
@@ -235,14 +220,13 @@ mod tests {
             path.to_str().unwrap(),
         ]);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(read(&path), Err(KeyFileError::Exposed(0o640))));
+        let error = |path: &Path| read(path).err().unwrap();
+        assert!(error(&path).to_string().contains("(mode 640)"));
         fs::remove_file(&path).unwrap();
-        assert!(matches!(read(&path), Ok(KeyFile::Public(_))));
-        assert!(matches!(
-            read(&dir.path().join("none")),
-            Err(KeyFileError::Io(_))
-        ));
-        assert!(matches!(read(dir.path()), Err(KeyFileError::NotAFile)));
+        assert!(read(&path).is_ok_and(|key| key.private.is_none()));
+        let absent = error(&dir.path().join("none"));
+        assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+        assert!(error(dir.path()).to_string().contains("not a regular file"));
         for (text, unknown) in [
             ("", true),
             ("hello\n", true),

@@ -1,16 +1,18 @@
 //! The way to a host over SSH.
 
+mod agent;
 mod auth;
 mod config;
 pub mod connect;
 mod handshake;
 mod hostkey;
+mod identities;
 mod key;
 mod keyfile;
+mod link;
 pub mod prompt;
 mod proxy;
 mod tcp;
 mod tokens;
-mod watchdog;
 
 pub use connect::connect;

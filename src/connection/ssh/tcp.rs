@@ -1,160 +1,207 @@
-//! A TCP connection to any of a name's addresses within one deadline.
+//! A TCP connection to any of a name's addresses within one deadline, as `AddressFamily`,
+//! `BindAddress`, `BindInterface`, `ConnectionAttempts` and `TCPKeepAlive` say.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::config::AddressFamily;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+
+use super::config::Resolved;
+use crate::connection::wait;
 
 /// The head start of one address over the next (RFC 8305 8).
 const STAGGER: Duration = Duration::from_millis(250);
-/// More addresses than this are not tried.
-const ADDRESSES_MAX: usize = 16;
+const MAX_ADDRESSES: usize = 16;
+/// The pause between two `ConnectionAttempts`, as in ssh.
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// Why there is no TCP connection.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum TcpError {
-    #[error("the name can't be resolved: {0}")]
-    Name(io::Error),
-    #[error("resolving the name took too long")]
-    NameTimedOut,
-    #[error("the name has no {0} address")]
-    NoAddress(&'static str),
-    #[error("{address}: {}", words(.error))]
-    Refused {
-        address: SocketAddr,
-        error: io::Error,
-    },
-    #[error("no answer from {0} in time")]
-    TimedOut(String),
-    #[error("can't set up the socket: {0}")]
-    Socket(io::Error),
-}
-
-/// What a failed connect means, without the system's "(os error 111)".
-fn words(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused (nothing listens there)".to_owned(),
-        io::ErrorKind::HostUnreachable => "no route to the host".to_owned(),
-        io::ErrorKind::NetworkUnreachable => "the network is unreachable".to_owned(),
-        _ => error.to_string(),
+/// Connects to the first address that answers, and says until when the server may take to get ready.
+/// The socket does not block. An error is a sentence about the address that was tried last.
+pub(super) fn connect(config: &Resolved, limit: Duration) -> Result<(OwnedFd, Instant), String> {
+    let mut attempts = config.number("connectionattempts", 1).max(1);
+    loop {
+        let deadline = Instant::now() + limit;
+        attempts -= 1;
+        match attempt(config, deadline) {
+            Err(_) if attempts > 0 => thread::sleep(PAUSE),
+            result => return result.map(|socket| (socket, deadline)),
+        }
     }
 }
 
-/// Connects to the first address that answers; `TCP_NODELAY` is on.
-pub(super) fn connect(
-    name: &str,
-    port: u16,
-    family: AddressFamily,
-    deadline: Instant,
-) -> Result<TcpStream, TcpError> {
-    let addresses = order(look_up(name, port, deadline)?, family)?;
-    let stream = first_to_answer(&addresses, deadline)?;
-    stream.set_nodelay(true).map_err(TcpError::Socket)?;
-    Ok(stream)
+fn attempt(config: &Resolved, deadline: Instant) -> Result<OwnedFd, String> {
+    let (wanted, missing): (fn(&SocketAddr) -> bool, _) = match config.text("addressfamily") {
+        Some("inet") => (SocketAddr::is_ipv4, "IPv4 address"),
+        Some("inet6") => (SocketAddr::is_ipv6, "IPv6 address"),
+        _ => (|_| true, "address"),
+    };
+    let mut addresses = look_up(&config.host_name, config.port, deadline)?;
+    addresses.retain(wanted);
+    if addresses.is_empty() {
+        return Err(format!("the name has no {missing}"));
+    }
+    let sources = sources(config, deadline)?;
+    if let Some(sources) = &sources {
+        addresses.retain(|to| sources.iter().any(|from| from.is_ipv4() == to.is_ipv4()));
+        if addresses.is_empty() {
+            return Err("no address of the host fits BindAddress or BindInterface".to_owned());
+        }
+    }
+    let socket = race(&addresses, sources.as_deref().unwrap_or_default(), deadline)?;
+    let keep_alive = config.is_on("tcpkeepalive", true);
+    socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)
+        .and_then(|()| socket::setsockopt(&socket, sockopt::KeepAlive, &keep_alive))
+        .map_err(|error| format!("can't set up the socket: {}", error.desc()))?;
+    Ok(socket)
 }
 
-fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now())
-}
-
-/// The name's addresses. getaddrinfo(3) has no time-out, so it runs in a thread that is left
+/// The name's addresses. getaddrinfo(3) has no timeout, so it runs in a thread that is left
 /// behind when it takes too long.
-fn look_up(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, TcpError> {
+fn look_up(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, String> {
     if let Ok(address) = name.parse() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     let (sender, receiver) = mpsc::channel();
     let target = (name.to_owned(), port);
     thread::spawn(move || {
-        let found = target
-            .to_socket_addrs()
-            .map(|found| found.take(ADDRESSES_MAX).collect());
-        // Nobody listens any more after a time-out.
-        drop(sender.send(found));
+        let found = target.to_socket_addrs();
+        // The receiver is dropped at a timeout, so a failed send is harmless.
+        drop(sender.send(found.map(|found| found.take(MAX_ADDRESSES).collect())));
     });
     receiver
-        .recv_timeout(left(deadline))
-        .map_err(|_| TcpError::NameTimedOut)?
-        .map_err(TcpError::Name)
+        .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        .map_err(|_| "resolving the name took too long".to_owned())?
+        .map_err(|error| format!("the name can't be resolved: {error}"))
 }
 
-fn order(
-    mut addresses: Vec<SocketAddr>,
-    family: AddressFamily,
-) -> Result<Vec<SocketAddr>, TcpError> {
-    let (wanted, missing): (fn(&SocketAddr) -> bool, _) = match family {
-        AddressFamily::Any => (|_| true, "known"),
-        AddressFamily::Inet => (SocketAddr::is_ipv4, "IPv4"),
-        AddressFamily::Inet6 => (SocketAddr::is_ipv6, "IPv6"),
+/// The addresses to connect from: `BindAddress`, else those of `BindInterface`.
+fn sources(config: &Resolved, deadline: Instant) -> Result<Option<Vec<SocketAddr>>, String> {
+    if let Some(address) = config.text("bindaddress") {
+        let found = look_up(address, 0, deadline);
+        return found
+            .map(Some)
+            .map_err(|reason| format!("BindAddress {address}: {reason}"));
+    }
+    let Some(interface) = config.text("bindinterface") else {
+        return Ok(None);
     };
-    addresses.retain(wanted);
-    if addresses.is_empty() {
-        Err(TcpError::NoAddress(missing))
-    } else {
-        Ok(addresses)
+    let ip = |address: SockaddrStorage| -> Option<SocketAddr> {
+        if let Some(v4) = address.as_sockaddr_in() {
+            return Some(SocketAddrV4::new(v4.ip(), 0).into());
+        }
+        let v6 = address.as_sockaddr_in6()?;
+        Some(SocketAddrV6::new(v6.ip(), 0, 0, v6.scope_id()).into())
+    };
+    let all = nix::ifaddrs::getifaddrs()
+        .map_err(|error| format!("can't list the network interfaces: {}", error.desc()))?;
+    let found: Vec<SocketAddr> = all
+        .filter(|one| one.interface_name == interface)
+        .filter_map(|one| ip(one.address?))
+        .collect();
+    if found.is_empty() {
+        return Err(format!("BindInterface {interface} has no address"));
     }
+    Ok(Some(found))
 }
 
-fn first_to_answer(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, TcpError> {
-    if let [address] = addresses {
-        return try_one(*address, deadline);
-    }
-    let (sender, receiver) = mpsc::channel();
+fn race(
+    addresses: &[SocketAddr],
+    sources: &[SocketAddr],
+    deadline: Instant,
+) -> Result<OwnedFd, String> {
     let mut waiting = addresses.iter();
-    let mut open = 0;
+    let mut open: Vec<(SocketAddr, OwnedFd)> = Vec::new();
     let mut last_error = None;
     loop {
-        let next = waiting.next();
-        if let Some(address) = next {
-            let (sender, address) = (sender.clone(), *address);
-            // The winner ends the wait; the others end with their own connect.
-            thread::spawn(move || drop(sender.send(try_one(address, deadline))));
-            open += 1;
-        } else if open == 0 {
-            break;
-        }
-        let patience = if next.is_some() {
-            STAGGER.min(left(deadline))
-        } else {
-            left(deadline)
-        };
-        match receiver.recv_timeout(patience) {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => {
-                open -= 1;
-                last_error = Some(error);
+        let mut until = deadline;
+        if let Some(address) = waiting.next() {
+            match start(*address, sources) {
+                Ok(socket) => open.push((*address, socket)),
+                Err(error) => {
+                    last_error = Some(words(*address, error));
+                    continue;
+                }
             }
-            Err(RecvTimeoutError::Timeout) if !left(deadline).is_zero() => {}
-            Err(_) => break,
+            if waiting.len() > 0 {
+                until = deadline.min(Instant::now() + STAGGER);
+            }
+        } else if open.is_empty() {
+            return Err(last_error.unwrap_or_else(|| "the name has no address".to_owned()));
+        }
+        let mut polled: Vec<PollFd> = open
+            .iter()
+            .map(|(_, socket)| PollFd::new(socket.as_fd(), PollFlags::POLLOUT))
+            .collect();
+        wait(&mut polled, until).map_err(|error| format!("can't wait for an answer: {error}"))?;
+        let ready: Vec<bool> = polled.iter().map(|fd| fd.any() == Some(true)).collect();
+        let mut ready = ready.into_iter();
+        for (address, socket) in std::mem::take(&mut open) {
+            if ready.next() != Some(true) {
+                open.push((address, socket));
+                continue;
+            }
+            match socket::getsockopt(&socket, sockopt::SocketError) {
+                Ok(0) => return Ok(socket),
+                Ok(error) => last_error = Some(words(address, Errno::from_raw(error))),
+                Err(error) => last_error = Some(words(address, error)),
+            }
+        }
+        if Instant::now() >= deadline {
+            let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let silent = format!("no answer from {} in time", names.join(", "));
+            return Err(last_error.unwrap_or(silent));
         }
     }
-    Err(last_error.unwrap_or_else(|| {
-        let names: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        TcpError::TimedOut(names.join(", "))
-    }))
 }
 
-fn try_one(address: SocketAddr, deadline: Instant) -> Result<TcpStream, TcpError> {
-    let left = left(deadline);
-    if left.is_zero() {
-        return Err(TcpError::TimedOut(address.to_string()));
+/// Begins to connect; the socket becomes writable at the end.
+fn start(address: SocketAddr, sources: &[SocketAddr]) -> Result<OwnedFd, Errno> {
+    let family = match address.ip() {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let socket = socket::socket(family, SockType::Stream, SockFlag::empty(), None)?;
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let of_family = |source: &&SocketAddr| source.is_ipv4() == address.is_ipv4();
+    if let Some(source) = sources.iter().find(of_family) {
+        socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(*source))?;
     }
-    TcpStream::connect_timeout(&address, left).map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => TcpError::TimedOut(address.to_string()),
-        _ => TcpError::Refused { address, error },
-    })
+    match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
+        Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => Ok(socket),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a failed connect means, without the system's "(os error 111)".
+fn words(address: SocketAddr, error: Errno) -> String {
+    let reason = match error {
+        Errno::ECONNREFUSED => "connection refused (nothing listens there)".to_owned(),
+        Errno::EHOSTUNREACH => "no route to the host".to_owned(),
+        Errno::ENETUNREACH => "the network is unreachable".to_owned(),
+        Errno::ETIMEDOUT => "no answer in time".to_owned(),
+        Errno::EADDRNOTAVAIL => "the address to connect from is not one of this machine".to_owned(),
+        error => io::Error::from(error).to_string(),
+    };
+    format!("{address}: {reason}")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::tests::plain;
     use super::*;
     use std::net::TcpListener;
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(5)
+    fn connect(options: &str) -> Result<SocketAddr, String> {
+        let (socket, _) = super::connect(&plain(options), Duration::from_secs(5))?;
+        Ok(std::net::TcpStream::from(socket).local_addr().unwrap())
     }
 
     #[test]
@@ -162,31 +209,47 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let good = listener.local_addr().unwrap();
         let closed = SocketAddr::from(([127, 0, 0, 2], good.port()));
-        let stream = first_to_answer(&[closed, good], soon()).unwrap();
+        let soon = Instant::now() + Duration::from_secs(5);
+        let socket = race(&[closed, good], &[], soon).unwrap();
+        let stream = std::net::TcpStream::from(socket);
         assert_eq!(stream.peer_addr().unwrap(), good);
-        assert!(matches!(
-            first_to_answer(&[closed], soon()),
-            Err(TcpError::Refused { .. })
-        ));
-        assert!(matches!(
-            first_to_answer(&[closed, closed], soon()),
-            Err(TcpError::Refused { .. })
-        ));
+        for addresses in [&[closed][..], &[closed, closed]] {
+            let error = race(addresses, &[], soon).unwrap_err();
+            assert!(error.contains("connection refused"), "{error}");
+        }
     }
 
     #[test]
-    fn the_family_is_a_filter() {
-        let both: Vec<SocketAddr> =
-            vec!["[::1]:1".parse().unwrap(), "127.0.0.1:1".parse().unwrap()];
-        assert_eq!(order(both.clone(), AddressFamily::Any).unwrap(), both);
-        assert_eq!(order(both.clone(), AddressFamily::Inet).unwrap(), both[1..]);
-        assert_eq!(
-            order(both.clone(), AddressFamily::Inet6).unwrap(),
-            both[..1]
-        );
-        assert!(matches!(
-            order(both[1..].to_vec(), AddressFamily::Inet6),
-            Err(TcpError::NoAddress("IPv6"))
-        ));
+    fn the_family_and_the_source_are_those_of_the_configuration() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let to = |more: &str| connect(&format!("hostname 127.0.0.1\nport {port}\n{more}"));
+        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+        assert_eq!(to("addressfamily inet").unwrap().ip(), ip("127.0.0.1"));
+        assert!(to("addressfamily inet6").unwrap_err().contains("IPv6"));
+        assert_eq!(to("bindaddress 127.0.0.9").unwrap().ip(), ip("127.0.0.9"));
+        assert_eq!(to("bindinterface lo").unwrap().ip(), ip("127.0.0.1"));
+        for (option, said) in [
+            ("bindaddress ::1", "no address of the host fits"),
+            ("bindaddress 192.0.2.1", "not one of this machine"),
+            ("bindinterface nope0", "BindInterface nope0 has no address"),
+        ] {
+            let error = to(option).unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn several_attempts_are_made() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let late = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            TcpListener::bind(("127.0.0.1", port)).unwrap()
+        });
+        let options = format!("hostname 127.0.0.1\nport {port}\nconnectionattempts 3");
+        assert!(connect(&options).is_ok());
+        drop(late.join());
     }
 }

@@ -22,13 +22,15 @@ use std::path::PathBuf;
 pub use known_hosts::HostName;
 use known_hosts::{Line, Marker};
 
-use super::config::{Resolved, StrictHostKeyChecking};
+use super::config::Resolved;
 use super::key::PublicKey;
 use super::prompt::{PromptError, Prompter};
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
 
+const USER_FILES: &str = "~/.ssh/known_hosts ~/.ssh/known_hosts2";
+const GLOBAL_FILES: &str = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2";
 /// How many of the other names of a key the question lists, as in ssh.
 const OTHER_NAMES_SHOWN: usize = 8;
 /// How many times the question is asked until it is answered.
@@ -44,6 +46,16 @@ const ALGORITHMS: [&str; 7] = [
     "rsa-sha2-256",
     "ssh-rsa",
 ];
+
+/// What becomes of an unknown host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StrictHostKeyChecking {
+    Yes,
+    Ask,
+    AcceptNew,
+    /// As `AcceptNew` here: a changed key is never accepted.
+    No,
+}
 
 /// What the files say of a key.
 #[derive(Debug)]
@@ -121,37 +133,47 @@ fn preferred<'a>(lines: &[Line], host: &HostName, offered: &[&'a str]) -> Vec<&'
 }
 
 /// The known keys of one host, and what is to be done about a key that is not among them.
-pub struct HostKeys<'a> {
+pub struct HostKeys {
     host: HostName,
     lines: Vec<Line>,
-    policy: StrictHostKeyChecking,
+    checking: StrictHostKeyChecking,
     /// Where new keys go.
-    file: Option<&'a PathBuf>,
+    file: Option<PathBuf>,
     hash: bool,
-    warn: fn(&str),
-    step: fn(&str),
+    policy: Policy,
 }
 
-impl<'a> HostKeys<'a> {
+impl HostKeys {
     /// Reads the files that the configuration names.
-    pub fn read(config: &'a Resolved, policy: &Policy) -> Result<Self, Failure> {
-        let files = config.user_known_hosts.iter();
+    pub fn read(config: &Resolved, policy: &Policy) -> Result<Self, Failure> {
+        let user = config.path_list("userknownhostsfile", USER_FILES)?;
         let mut lines = Vec::new();
-        for file in files.chain(&config.global_known_hosts) {
+        for file in user
+            .iter()
+            .chain(&config.path_list("globalknownhostsfile", GLOBAL_FILES)?)
+        {
             lines.extend(known_hosts::read(file)?);
         }
-        let host = match &config.host_key_alias {
-            Some(alias) => HostName::alias(alias),
-            None => HostName::new(&config.host_name, config.port),
-        };
+        if let Some(file) = config.text("revokedhostkeys") {
+            (policy.warn)(&format!(
+                "RevokedHostKeys {file} is not read: list revoked keys as @revoked in known_hosts"
+            ));
+        }
         Ok(Self {
-            host,
+            host: match config.host_key_alias() {
+                Some(alias) => HostName::alias(alias),
+                None => HostName::new(&config.host_name, config.port),
+            },
             lines,
-            policy: config.strict_host_key_checking,
-            file: config.user_known_hosts.first(),
-            hash: config.hash_known_hosts,
-            warn: policy.warn,
-            step: policy.step,
+            checking: match config.text("stricthostkeychecking") {
+                Some("yes" | "true") => StrictHostKeyChecking::Yes,
+                Some("accept-new") => StrictHostKeyChecking::AcceptNew,
+                Some("no" | "false" | "off") => StrictHostKeyChecking::No,
+                _ => StrictHostKeyChecking::Ask,
+            },
+            file: user.into_iter().next(),
+            hash: config.is_on("hashknownhosts", false),
+            policy: *policy,
         })
     }
 
@@ -167,7 +189,7 @@ impl<'a> HostKeys<'a> {
             None => format!("the server sent a malformed host key for {host}"),
             Some(key) => match verdict(&self.lines, host, &key) {
                 Verdict::Known(line) => {
-                    (self.step)(&format!("{host}: {line} has its key"));
+                    (self.policy.step)(&format!("{host}: {line} has its key"));
                     return Ok(());
                 }
                 Verdict::Revoked(line) => format!(
@@ -195,7 +217,7 @@ impl<'a> HostKeys<'a> {
         use StrictHostKeyChecking::{AcceptNew, Ask, No, Yes};
         let hints = self.hints(other);
         let mut remedy = true;
-        let why = match self.policy {
+        let why = match self.checking {
             Yes => "StrictHostKeyChecking is yes",
             _ if !self.host.can_be_recorded() => {
                 remedy = false;
@@ -220,7 +242,7 @@ impl<'a> HostKeys<'a> {
         };
         let (host, label) = (&self.host, key.label());
         let mut text = format!("the host key of {host}, {label}, is not known, and {why}{hints}");
-        match self.file.filter(|_| self.host.can_be_recorded()) {
+        match self.file.as_ref().filter(|_| self.host.can_be_recorded()) {
             _ if !remedy => {}
             Some(file) => text.push_str(&format!(
                 "\nIf its administrator confirms this fingerprint, add this line to {}:\n    {}\n\
@@ -257,11 +279,11 @@ impl<'a> HostKeys<'a> {
     }
 
     fn add(&self, key: &PublicKey) {
-        let Some(file) = self.file else {
+        let Some(file) = &self.file else {
             return;
         };
         let (host, path) = (&self.host, file.display());
-        (self.warn)(&match known_hosts::add(file, host, key, self.hash) {
+        (self.policy.warn)(&match known_hosts::add(file, host, key, self.hash) {
             Ok(()) => format!("{host}: its key was added to {path}"),
             Err(error) => format!(
                 "{host}: its key is accepted this time only: can't add it to {path}: {error}"

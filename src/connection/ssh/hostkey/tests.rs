@@ -1021,15 +1021,22 @@ fn parsed(text: &str) -> Vec<Line> {
     parse(Path::new("k"), text.as_bytes())
 }
 
-fn host_keys<'a>(text: &str, policy: StrictHostKeyChecking, file: &'a PathBuf) -> HostKeys<'a> {
+fn host_keys(text: &str, checking: StrictHostKeyChecking) -> HostKeys {
+    let policy = Policy {
+        batch: true,
+        keeper: false,
+        parallel: 1,
+        verbose: false,
+        step: |_| (),
+        warn: |_| (),
+    };
     HostKeys {
         host: HostName::new("web", 2222),
         lines: parsed(text),
-        policy,
-        file: Some(file),
+        checking,
+        file: Some("/home/me/.ssh/known_hosts".into()),
         hash: false,
-        warn: |_| (),
-        step: |_| (),
+        policy,
     }
 }
 
@@ -1087,7 +1094,6 @@ fn answers() {
 
 #[test]
 fn messages_name_the_keys_the_line_and_what_to_do() {
-    let file = PathBuf::from("/home/me/.ssh/known_hosts");
     let (new, old) = (ed25519(1).label(), ed25519(2).label());
     let paste = format!("known_hosts:\n    [web]:2222 {}\n", ed25519(1).to_line());
     for (text, policy, said) in [
@@ -1129,14 +1135,14 @@ fn messages_name_the_keys_the_line_and_what_to_do() {
             ],
         ),
     ] {
-        let keys = host_keys(text, policy, &file);
+        let keys = host_keys(text, policy);
         let error = keys.check(&ed25519(1).blob, &mut Nobody).unwrap_err();
         assert_eq!(error.kind, Kind::HostKey);
         for part in said {
             assert!(error.message.contains(&part), "{part}: {error}");
         }
     }
-    let keys = host_keys("", StrictHostKeyChecking::Ask, &file);
+    let keys = host_keys("", StrictHostKeyChecking::Ask);
     assert!(keys.check(b"\x1b", &mut Nobody).is_err());
     let host = HostName::alias("web\x1b[2J\n").to_string();
     assert!(!host.contains(char::is_control), "{host}");
@@ -1144,10 +1150,8 @@ fn messages_name_the_keys_the_line_and_what_to_do() {
 
 #[test]
 fn the_question_shows_what_ssh_shows() {
-    let file = PathBuf::from("/k");
-    let question = |text: &str| {
-        host_keys(text, StrictHostKeyChecking::Ask, &file).question(&ed25519(1), "\nhint")
-    };
+    let question =
+        |text: &str| host_keys(text, StrictHostKeyChecking::Ask).question(&ed25519(1), "\nhint");
     let plain = question("");
     assert!(plain.starts_with("The authenticity of host '[web]:2222' can't be established.\n"));
     let fingerprint = ed25519(1).fingerprint();
