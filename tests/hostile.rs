@@ -93,7 +93,7 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
         (
             "busy",
             Says::AndCloses(b"Exceeded MaxStartups\r\n".to_vec()),
-            "takes no more connections",
+            "is refusing new connections",
         ),
     ];
     let sayers: Vec<_> = cases
