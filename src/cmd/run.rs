@@ -13,7 +13,6 @@ use signal_hook::iterator::Signals;
 use super::args as cli;
 use super::dispatch::{context, job, usage};
 use super::{foreground as run, spawn};
-use crate::connection::ssh::prompt;
 use crate::error::{Failure, Kind, exit};
 use crate::remote::Stream;
 use crate::signal::SignalWord;
@@ -112,7 +111,6 @@ fn is_null(file: &File) -> bool {
 
 /// The signals that this process gets, for the job.
 fn signals() -> Result<Receiver<run::Pass>> {
-    prompt::signals_are_handled();
     let mut all = vec![SIGINT, SIGTERM, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP, SIGCONT];
     // Under nohup, the end of the terminal is not to be the job's.
     if !sys::process::ignores_hangup() {

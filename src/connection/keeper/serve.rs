@@ -74,6 +74,7 @@ fn end_with_caller(born: &Arc<AtomicBool>) -> io::Result<()> {
     let wait = move || {
         let ended = io::stdin().read(&mut [0]);
         if !born.load(Ordering::Acquire) && ended.is_ok() {
+            ssh::prompt::restore_terminal();
             std::process::exit(1);
         }
     };

@@ -17,7 +17,7 @@ use super::config::Resolved;
 use super::identities::{self, Candidate};
 use super::keyfile::PrivateKey;
 use super::link::{Clock, Link, TIMEOUT};
-use super::prompt::{PromptError, Prompter};
+use super::prompt::Prompter;
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -123,7 +123,7 @@ fn outcome(result: Result<(), Error>) -> Result<Outcome, Error> {
 pub(super) fn authenticate(
     link: &Link,
     config: &Resolved,
-    prompter: &mut dyn Prompter,
+    prompter: Prompter,
     policy: &Policy,
 ) -> Result<(), Failure> {
     let left = method_order(config);
@@ -155,7 +155,7 @@ pub(super) fn authenticate(
 struct Login<'a> {
     link: &'a Link,
     config: &'a Resolved,
-    prompter: &'a mut dyn Prompter,
+    prompter: Prompter,
     policy: &'a Policy,
     agent: Option<Agent>,
     keys: VecDeque<Candidate>,
@@ -412,10 +412,10 @@ impl Login<'_> {
                 Err(error) => return unusable(&format!("it needs a passphrase: {error}")),
             };
             // An empty one means: go on without this key, as in ssh(1).
-            if passphrase.expose().is_empty() {
+            if passphrase.is_empty() {
                 return unusable("no passphrase was given");
             }
-            match self.offer(key, private, Some(passphrase.expose()))? {
+            match self.offer(key, private, Some(&passphrase))? {
                 Outcome::Unusable(_) => {}
                 other => return Ok(other),
             }
@@ -442,7 +442,7 @@ impl Login<'_> {
             Err(error) => return Ok(self.no_answer(PASSWORD, &error)),
         };
         let outcome = self.attempt(&Clock::within(ANSWER_LIMIT), |session| {
-            session.userauth_password(&self.config.user, password.expose())
+            session.userauth_password(&self.config.user, &password)
         })?;
         self.note_try(PASSWORD, &outcome);
         Ok(outcome)
@@ -456,7 +456,7 @@ impl Login<'_> {
         let clock = Clock::within(INTERACTIVE_LIMIT);
         let mut dialogue = Dialogue {
             who: self.who(),
-            prompter: &mut *self.prompter,
+            prompter: self.prompter,
             clock: &clock,
             rounds: 0,
             failed: None,
@@ -487,7 +487,7 @@ impl Login<'_> {
         Ok(outcome)
     }
 
-    fn no_answer(&mut self, method: &str, error: &PromptError) -> Outcome {
+    fn no_answer(&mut self, method: &str, error: &str) -> Outcome {
         self.used_up(method);
         self.remarks.push(format!("{method}: {error}"));
         Outcome::Unusable(String::new())
@@ -601,27 +601,14 @@ impl Login<'_> {
 
 /// Answers the server's questions of one keyboard-interactive try (RFC 4256).
 struct Dialogue<'a> {
-    prompter: &'a mut dyn Prompter,
+    prompter: Prompter,
     clock: &'a Clock,
     who: String,
     rounds: usize,
     /// Why a question was not answered.
-    failed: Option<PromptError>,
+    failed: Option<String>,
     /// The server asked on after that.
     is_endless: bool,
-}
-
-impl Dialogue<'_> {
-    fn ask(&mut self, question: &str, echo: bool) -> Result<String, PromptError> {
-        self.clock.paused(|| {
-            if echo {
-                self.prompter.line(question)
-            } else {
-                let secret = self.prompter.secret(question)?;
-                Ok(secret.expose().to_owned())
-            }
-        })
-    }
 }
 
 impl KeyboardInteractivePrompt for Dialogue<'_> {
@@ -629,7 +616,8 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
         self.rounds += 1;
         self.is_endless |= self.failed.is_some();
         if self.rounds > MAX_ROUNDS || prompts.len() > MAX_PROMPTS {
-            self.failed.get_or_insert(PromptError::Cancelled);
+            let reason = "the server asks too many questions".to_owned();
+            self.failed.get_or_insert(reason);
         }
         let shown = |text: &str| format!("({}) {}", self.who, printable(text, QUESTION_SHOWN));
         let mut before: String = [name, instructions]
@@ -651,9 +639,10 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
             // A round has to be answered; the server refuses an empty answer.
             let mut answer = String::new();
             if self.failed.is_none() {
-                match self.ask(&question, echo) {
-                    Ok(given) => answer = given,
-                    Err(error) => self.failed = Some(error),
+                match self.clock.paused(|| self.prompter.ask(&question, echo)) {
+                    Ok(Some(given)) => answer = given,
+                    Ok(None) => self.failed = Some("the question was not answered".to_owned()),
+                    Err(reason) => self.failed = Some(reason),
                 }
             }
             answers.push(answer);

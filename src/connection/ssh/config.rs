@@ -531,7 +531,7 @@ impl Resolved {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub mod tests {
     use super::*;
 
     fn here() -> Here {

@@ -17,7 +17,7 @@ use super::config::{self, Proxy, Resolved};
 use super::handshake::{self, Stop};
 use super::hostkey::HostKeys;
 use super::link::{Clock, Link};
-use super::prompt::{Nobody, Prompter, User};
+use super::prompt::Prompter;
 use super::{auth, proxy, tcp};
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
@@ -85,11 +85,8 @@ fn establish(destination: &Destination, policy: &Policy) -> Result<Connection, F
         link.session.methods(MethodType::HostKey).unwrap_or("?"),
     ));
 
-    let (mut nobody, mut user) = (Nobody, User);
-    let prompter: &mut dyn Prompter = if config.batch_mode {
-        &mut nobody
-    } else {
-        &mut user
+    let prompter = Prompter {
+        batch: config.batch_mode,
     };
     let key = link.session.host_key().map(|(key, _)| key.to_vec());
     let key = key.ok_or_else(|| unreachable("the server gave no host key"))?;

@@ -157,7 +157,7 @@ fn has_its_fields(kind: &str, rest: Fields) -> bool {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub mod tests {
     use super::*;
 
     /// A well-formed blob of this kind with these fields.

@@ -24,7 +24,7 @@ use known_hosts::{Line, Marker};
 
 use super::config::Resolved;
 use super::key::PublicKey;
-use super::prompt::{PromptError, Prompter};
+use super::prompt::Prompter;
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -183,7 +183,7 @@ impl HostKeys {
     }
 
     /// Whether the server's key (RFC 4253 6.6) is the host's. May ask the user about an unknown one.
-    pub fn check(&self, key: &[u8], prompter: &mut dyn Prompter) -> Result<(), Failure> {
+    pub fn check(&self, key: &[u8], prompter: Prompter) -> Result<(), Failure> {
         let host = &self.host;
         let message = match PublicKey::from_blob(key) {
             None => format!("the server sent a malformed host key for {host}"),
@@ -212,7 +212,7 @@ impl HostKeys {
         &self,
         key: &PublicKey,
         other: Option<&Line>,
-        prompter: &mut dyn Prompter,
+        prompter: Prompter,
     ) -> Result<(), String> {
         use StrictHostKeyChecking::{AcceptNew, Ask, No, Yes};
         let hints = self.hints(other);
@@ -233,7 +233,7 @@ impl HostKeys {
                     self.add(key);
                     return Ok(());
                 }
-                Ok(false) | Err(PromptError::Cancelled | PromptError::Interrupted(_)) => {
+                Ok(false) => {
                     remedy = false;
                     "you did not accept it"
                 }
@@ -292,15 +292,11 @@ impl HostKeys {
     }
 
     /// Whether the user wants to go on with an unknown key.
-    fn ask(
-        &self,
-        key: &PublicKey,
-        hints: &str,
-        prompter: &mut dyn Prompter,
-    ) -> Result<bool, PromptError> {
+    fn ask(&self, key: &PublicKey, hints: &str, prompter: Prompter) -> Result<bool, String> {
         let mut question = self.question(key, hints);
         for _ in 0..MAX_QUESTIONS {
-            if let Some(answer) = answer(&prompter.line(&question)?, &key.fingerprint()) {
+            let given = prompter.ask(&question, true)?.unwrap_or_default();
+            if let Some(answer) = answer(&given, &key.fingerprint()) {
                 return Ok(answer);
             }
             "Please type 'yes', 'no' or the fingerprint: ".clone_into(&mut question);

@@ -15,7 +15,6 @@ use tempfile::TempDir;
 use super::super::key::tests::{ed25519, rsa};
 use super::known_hosts::{add, parse};
 use super::*;
-use crate::connection::ssh::prompt::Nobody;
 
 const SSHD: &str = "/usr/sbin/sshd";
 
@@ -1136,14 +1135,16 @@ fn messages_name_the_keys_the_line_and_what_to_do() {
         ),
     ] {
         let keys = host_keys(text, policy);
-        let error = keys.check(&ed25519(1).blob, &mut Nobody).unwrap_err();
+        let error = keys
+            .check(&ed25519(1).blob, Prompter { batch: true })
+            .unwrap_err();
         assert_eq!(error.kind, Kind::HostKey);
         for part in said {
             assert!(error.message.contains(&part), "{part}: {error}");
         }
     }
     let keys = host_keys("", StrictHostKeyChecking::Ask);
-    assert!(keys.check(b"\x1b", &mut Nobody).is_err());
+    assert!(keys.check(b"\x1b", Prompter { batch: true }).is_err());
     let host = HostName::alias("web\x1b[2J\n").to_string();
     assert!(!host.contains(char::is_control), "{host}");
 }
