@@ -195,6 +195,92 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
 }
 
 #[test]
+fn an_agent_that_never_answers_is_named_and_the_key_files_are_tried() {
+    let server = Server::openssh(Login::User).start();
+    let socket = server.dir().join("silent");
+    // It accepts, as the system does for it, and never says a word.
+    let _silent = std::os::unix::net::UnixListener::bind(&socket).expect("our own directory");
+    let key = server.client_key().private.clone();
+    let f = with_lines(server, "IdentityAgent {dir}/silent");
+    let name = format!("the agent at {} did not answer", socket.display());
+    spawn(&f, &["-v"]).ok().stderr_has(&name);
+    fs::remove_file(key).expect("our own file");
+    clear_message(spawn(&f, &[]).code(255).stderr_has(&name));
+}
+
+#[test]
+fn ssh_may_take_as_long_as_connecting_to_say_the_configuration() {
+    let server = Server::openssh(Login::User).start();
+    let f = with_lines(server, "Match exec \"sleep 3\"\nMatch all");
+    spawn(&f, &[]).ok();
+    let output = spawn(&f, &["-o", "ConnectTimeout=1"]);
+    clear_message(
+        output
+            .code(255)
+            .stderr_has("longer than 1 s")
+            .stderr_has("Match exec"),
+    );
+}
+
+#[test]
+fn revoked_host_keys_are_read_from_their_file() {
+    let server = Server::openssh(Login::User).start();
+    let own = server.host_keys()[0].clone();
+    let revoked = server.dir().join("revoked");
+    let f = with_lines(server, "RevokedHostKeys {dir}/revoked");
+    for (text, code, said) in [
+        (format!("# stolen\n{own}\n"), 255, "revoked:2"),
+        ("SSHKRL\n\0\0\0\0".to_owned(), 255, "(KRL)"),
+        ("# none\n".to_owned(), 0, ""),
+    ] {
+        fs::write(&revoked, text).expect("our own directory");
+        let output = spawn(&f, &[]);
+        output.code(code).stderr_has(said);
+        if code != 0 {
+            clear_message(&output);
+        }
+    }
+}
+
+#[test]
+fn a_banner_is_shown_unless_the_log_level_hides_it() {
+    let server = Server::openssh(Login::User)
+        .file("banner", "Authorized use only\n")
+        .config("Banner {dir}/banner")
+        .start();
+    let mut f = Fixture::with(Some(server));
+    // Two keys, the first of them unknown: the server is asked what it takes.
+    let dir = f.server.as_ref().expect("a server").dir().to_owned();
+    keys::generate(&dir.join("other"), Type::Ed25519, "", Format::OpenSsh);
+    for (level, is_shown) in [("INFO", true), ("ERROR", false), ("QUIET", false)] {
+        configure(
+            &mut f,
+            &format!("LogLevel {level}\nIdentityFile {}/other", dir.display()),
+        );
+        let output = spawn(&f, &[]);
+        let said = output.ok().stderr();
+        assert_eq!(said.contains("Authorized use only"), is_shown, "{output}");
+    }
+}
+
+#[test]
+fn a_server_without_an_algorithm_in_common_is_told_with_its_list() {
+    for (config, said) in [
+        (
+            "Ciphers aes128-ctr\nMACs umac-64@openssh.com",
+            "no MAC in common: the server offers umac-64@openssh.com",
+        ),
+        (
+            "KexAlgorithms sntrup761x25519-sha512@openssh.com",
+            "no key exchange method in common: the server offers sntrup761x25519-sha512@openssh.com",
+        ),
+    ] {
+        let f = Fixture::with(Some(Server::openssh(Login::User).config(config).start()));
+        clear_message(spawn(&f, &[]).code(255).stderr_has(said));
+    }
+}
+
+#[test]
 fn a_passphrase_is_asked_for_and_may_be_wrong() {
     for (kind, format) in [(Type::Ed25519, Format::OpenSsh), (Type::Rsa, Format::Pem)] {
         let server = Server::openssh(Login::Root).start();

@@ -35,6 +35,32 @@ pub struct Channel {
 // SAFETY: a libssh2 channel has no tie to a thread, and is only used behind the session's lock.
 unsafe impl Send for Channel {}
 
+/// An error of libssh2, without the code in its words.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct ChannelError {
+    code: c_int,
+    message: String,
+}
+
+/// Whether an error is about one channel, and the connection is as good as before.
+pub fn is_of_channel(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(
+        error.map(|error: &ChannelError| error.code),
+        Some(
+            raw::LIBSSH2_ERROR_CHANNEL_OUTOFORDER
+                | raw::LIBSSH2_ERROR_CHANNEL_FAILURE
+                | raw::LIBSSH2_ERROR_CHANNEL_REQUEST_DENIED
+                | raw::LIBSSH2_ERROR_CHANNEL_UNKNOWN
+                | raw::LIBSSH2_ERROR_CHANNEL_WINDOW_EXCEEDED
+                | raw::LIBSSH2_ERROR_CHANNEL_PACKET_EXCEEDED
+                | raw::LIBSSH2_ERROR_CHANNEL_CLOSED
+                | raw::LIBSSH2_ERROR_CHANNEL_EOF_SENT
+        )
+    )
+}
+
 /// The result of a call that gives a size or a code below zero.
 fn checked(session: &mut raw::LIBSSH2_SESSION, code: isize) -> io::Result<usize> {
     usize::try_from(code).map_err(|_| {
@@ -42,7 +68,16 @@ fn checked(session: &mut raw::LIBSSH2_SESSION, code: isize) -> io::Result<usize>
         if code == raw::LIBSSH2_ERROR_EAGAIN {
             io::ErrorKind::WouldBlock.into()
         } else {
-            io::Error::other(ssh2::Error::from_session_error_raw(session, code))
+            let message = match code {
+                raw::LIBSSH2_ERROR_SOCKET_RECV
+                | raw::LIBSSH2_ERROR_SOCKET_SEND
+                | raw::LIBSSH2_ERROR_SOCKET_DISCONNECT => "the server closed the connection".into(),
+                _ => {
+                    let error = ssh2::Error::from_session_error_raw(session, code);
+                    error.message().to_owned()
+                }
+            };
+            io::Error::other(ChannelError { code, message })
         }
     })
 }

@@ -20,7 +20,7 @@ use super::pulse::{self, Pulse, Stake, Verdict};
 use super::relay::{Action, ClientId, Relay, Trust, channel_signal};
 use crate::connection::Primer;
 use crate::connection::ssh::connect::Connection;
-use crate::sys::channel::Channel;
+use crate::sys::channel::{Channel, is_of_channel};
 use crate::sys::inflow;
 
 /// How many sessions a server allows on a connection, until it says otherwise (`MaxSessions` of `sshd_config(5)`).
@@ -1131,29 +1131,6 @@ enum Called {
     Waits,
     /// Its packet is half sent: nothing else may be called.
     Owes,
-}
-
-/// Whether an error is about one channel, and the connection is as good as before.
-fn is_of_channel(error: &io::Error) -> bool {
-    use libssh2_sys as raw;
-    let code = error
-        .get_ref()
-        .and_then(|error| error.downcast_ref::<ssh2::Error>())
-        .map(ssh2::Error::code);
-    let Some(ssh2::ErrorCode::Session(code)) = code else {
-        return false;
-    };
-    [
-        raw::LIBSSH2_ERROR_CHANNEL_OUTOFORDER,
-        raw::LIBSSH2_ERROR_CHANNEL_FAILURE,
-        raw::LIBSSH2_ERROR_CHANNEL_REQUEST_DENIED,
-        raw::LIBSSH2_ERROR_CHANNEL_UNKNOWN,
-        raw::LIBSSH2_ERROR_CHANNEL_WINDOW_EXCEEDED,
-        raw::LIBSSH2_ERROR_CHANNEL_PACKET_EXCEEDED,
-        raw::LIBSSH2_ERROR_CHANNEL_CLOSED,
-        raw::LIBSSH2_ERROR_CHANNEL_EOF_SENT,
-    ]
-    .contains(&code)
 }
 
 /// Whether a server is known to take a channel that has no shell yet for one whose shell has ended, and to end itself over

@@ -313,7 +313,13 @@ impl Login<'_> {
 
     /// Passes on what the server says before the login (RFC 4252 5.4).
     fn show_banner(&self) {
-        if self.server.is_none()
+        let level = self.config.text("loglevel").unwrap_or_default();
+        // ssh -G calls QUIET by another name.
+        let is_quiet = ["SILENT", "QUIET", "FATAL", "ERROR"]
+            .iter()
+            .any(|quiet| level.eq_ignore_ascii_case(quiet));
+        if !is_quiet
+            && self.server.is_none()
             && let Ok(Some(banner)) = self.link.session.userauth_banner()
         {
             for line in banner.lines().take(30) {

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -264,36 +264,40 @@ fn query_limit(connect: &Connect, home: &Path) -> Duration {
         .map_or(CONNECT_TIMEOUT, Duration::from_secs)
 }
 
+/// Runs a command to its end, without input.
+pub(super) fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let (sender, receiver) = mpsc::channel();
+    // The receiver is dropped at a timeout, so a failed send is harmless.
+    std::thread::spawn(move || drop(sender.send(child.wait_with_output())));
+    receiver.recv_timeout(limit).unwrap_or_else(|_| {
+        // Not reaped yet: the thread is still waiting for it.
+        let _ = kill(pid, Signal::SIGKILL);
+        let reason = format!("took longer than {} s (ConnectTimeout)", limit.as_secs());
+        Err(io::Error::new(ErrorKind::TimedOut, reason))
+    })
+}
+
 /// What `ssh -G` prints, and its warnings; none where there is no ssh program.
 fn ask_ssh(
     remote: &Remote,
     connect: &Connect,
     home: &Path,
 ) -> Result<Option<(String, Vec<String>)>, Failure> {
-    let started = Command::new("ssh")
-        .args(query_args(remote, connect))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let child = match started {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        started => started.map_err(|error| invalid(format!("can't run ssh -G: {error}")))?,
-    };
-    let pid = child.id();
-    let (sender, receiver) = mpsc::channel();
-    // The receiver is dropped at a timeout, so a failed send is harmless.
-    std::thread::spawn(move || drop(sender.send(child.wait_with_output())));
     let limit = query_limit(connect, home);
-    let Ok(output) = receiver.recv_timeout(limit) else {
-        // Not reaped yet: the thread is still waiting for it.
-        let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
-        return Err(invalid(format!(
-            "ssh -G took longer than {} s (ConnectTimeout): does a Match exec hang?",
-            limit.as_secs()
-        )));
+    let output = match output_within(Command::new("ssh").args(query_args(remote, connect)), limit) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::TimedOut => {
+            let reason = "does a Match exec hang?";
+            return Err(invalid(format!("ssh -G {error}: {reason}")));
+        }
+        output => output.map_err(|error| invalid(format!("can't run ssh -G: {error}")))?,
     };
-    let output = output.map_err(|error| invalid(format!("can't run ssh -G: {error}")))?;
     let errors = String::from_utf8_lossy(&output.stderr);
     let lines = errors.lines().map(str::trim).filter(|l| !l.is_empty());
     let said: Vec<String> = lines.take(10).map(|line| printable(line, 300)).collect();

@@ -76,7 +76,7 @@ fn establish(destination: &Destination, policy: &Policy) -> Result<Connection, F
     for warning in &warnings {
         (policy.warn)(warning);
     }
-    let host_keys = HostKeys::read(&config, policy)?;
+    let mut host_keys = HostKeys::read(&config, policy)?;
     let mut link = reach(&config, &host_keys, policy)?;
     (policy.step)(&format!(
         "{destination}: {} ({}, {})",
@@ -118,16 +118,17 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
         config.port,
         behind.unwrap_or_default()
     );
+    let setup = |error: ssh2::Error| {
+        let reason = error.message();
+        unreachable(format!("can't set up the SSH session: {reason}"))
+    };
+    let offered = Session::new().map_err(setup)?;
+    let offered = offered.supported_algs(MethodType::HostKey).map_err(setup)?;
+    let host_keys = host_keys.preferred(&offered)?;
     let mut pause = BACKOFF;
     let mut attempt = 1;
     loop {
-        let session = session(host_keys)
-            .map_err(|error| unreachable(format!("can't set up the SSH session: {error}")))?;
-        let host_key_methods = host_keys.preferred(
-            &session
-                .supported_algs(MethodType::HostKey)
-                .unwrap_or_default(),
-        );
+        let session = session(&host_keys).map_err(setup)?;
         (policy.step)(&format!(
             "{}: connecting to {address} as {}",
             config.typed, config.user
@@ -150,7 +151,7 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
                 )
             }
         };
-        let stop = match handshake::run(&link, &Clock::until(deadline), &host_key_methods) {
+        let stop = match handshake::run(&link, &Clock::until(deadline), &host_keys) {
             Ok(()) => return Ok(link),
             Err(stop) => stop,
         };
@@ -215,12 +216,11 @@ fn proxy_failed(proxy: &Proxy, mut link: Link, stop: &Stop) -> Option<String> {
 }
 
 /// A session with our preferences.
-fn session(host_keys: &HostKeys) -> Result<Session, ssh2::Error> {
+fn session(host_keys: &str) -> Result<Session, ssh2::Error> {
     let session = Session::new()?;
     // sshd logs it, and it says nothing about the machine.
     session.set_banner(concat!("SSH-2.0-rsig_", env!("CARGO_PKG_VERSION")))?;
-    let offered = session.supported_algs(MethodType::HostKey)?;
-    session.method_pref(MethodType::HostKey, &host_keys.preferred(&offered))?;
+    session.method_pref(MethodType::HostKey, host_keys)?;
     let offered = session.supported_algs(MethodType::CryptSc)?;
     let ciphers = cipher_preference(&offered, has_aes());
     session.method_pref(MethodType::CryptCs, &ciphers)?;

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 pub(super) const FOR_PROXY: &str = "hnpr";
 /// The tokens of identity and certificate files, agents and known-hosts files.
 pub(super) const FOR_FILES: &str = "CdhijkLlnpru";
+/// The tokens of a `KnownHostsCommand`.
+pub(super) const FOR_COMMAND: &str = "CdfHhIijKkLlnprtu";
+
 /// What each token stands for on one connection.
 pub(super) type Tokens = BTreeMap<char, String>;
 

@@ -208,21 +208,62 @@ fn list_matches(list: &[u8], name: &[u8]) -> bool {
         && patterns().any(|pattern| !pattern.starts_with(b"!") && fits(pattern))
 }
 
-/// The lines of a file. A missing file has none.
-pub(super) fn read(path: &Path) -> Result<Vec<Line>, Failure> {
-    let failed = |reason: &str| {
-        let path = printable(path.to_string_lossy().as_bytes(), SHOWN_MAX);
-        let message = format!("can't read the known_hosts file {path}: {reason}");
-        Failure::new(Kind::HostKey, message)
-    };
+fn failed(what: &str, path: &Path, reason: &str) -> Failure {
+    let path = printable(path.to_string_lossy().as_bytes(), SHOWN_MAX);
+    Failure::new(
+        Kind::HostKey,
+        format!("can't read the {what} {path}: {reason}"),
+    )
+}
+
+/// The text of a file, or none where there is no such file.
+fn read_text(what: &str, path: &Path) -> Result<Option<Vec<u8>>, Failure> {
     let mut text = Vec::new();
     let result =
         File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text));
     match result {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(&error.to_string())),
-        _ if text.len() as u64 > MAX_FILE_BYTES => Err(failed("it has more than 16 MiB")),
-        _ => Ok(parse(path, &text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(what, path, &error.to_string())),
+        Ok(_) if text.len() as u64 > MAX_FILE_BYTES => {
+            Err(failed(what, path, "it has more than 16 MiB"))
+        }
+        Ok(_) => Ok(Some(text)),
     }
+}
+
+/// The lines of a file. A missing file has none.
+pub(super) fn read(path: &Path) -> Result<Vec<Line>, Failure> {
+    let text = read_text("known_hosts file", path)?;
+    Ok(parse(path, &text.unwrap_or_default()))
+}
+
+/// The keys of a `RevokedHostKeys` file, as lines that revoke them for every host. As in ssh, a file
+/// that can't be read lets no host in.
+pub(super) fn read_revoked(path: &Path) -> Result<Vec<Line>, Failure> {
+    let what = "RevokedHostKeys file";
+    let text = read_text(what, path)?.ok_or_else(|| failed(what, path, "there is no such file"))?;
+    if text.starts_with(b"SSHKRL\n\0") {
+        let reason =
+            "it is a key revocation list (KRL), which is not supported (list the keys as text)";
+        return Err(failed(what, path, reason));
+    }
+    let mut lines = Vec::new();
+    for (line, number) in text.split(|&b| b == b'\n').zip(1..) {
+        let line = String::from_utf8_lossy(line.trim_ascii());
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let key = PublicKey::from_line(&line)
+            .ok_or_else(|| failed(what, path, &format!("line {number} is not a public key")))?;
+        lines.push(Line {
+            file: path.to_string_lossy().into_owned(),
+            number,
+            marker: Marker::Revoked,
+            names: Names::Patterns(b"*".to_vec()),
+            key,
+        });
+    }
+    Ok(lines)
 }
 
 /// Appends a line that makes `key` known, the name hashed under `HashKnownHosts`. A missing file is
@@ -418,6 +459,37 @@ mod tests {
             error.contains("/dev/zero: it has more than 16 MiB"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn revoked_keys_are_listed_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("revoked");
+        let read = |text: &[u8]| {
+            fs::write(&path, text).unwrap();
+            read_revoked(&path).map_err(|failure| failure.message)
+        };
+        let text = format!("# stolen\n\n {} old web\n", ed25519(1).to_line());
+        let lines = read(text.as_bytes()).unwrap();
+        assert!(matches!(
+            verdict(&lines, &web(), &ed25519(1)),
+            Verdict::Revoked(line) if line.number == 3
+        ));
+        assert!(matches!(
+            verdict(&lines, &web(), &ed25519(2)),
+            Verdict::Unknown(None)
+        ));
+        for (text, said) in [
+            (
+                &b"SSHKRL\n\0\0\0\0\x01"[..],
+                "(KRL), which is not supported",
+            ),
+            (b"\nssh-ed25519 AAAA\n", "line 2 is not a public key"),
+        ] {
+            let message = read(text).unwrap_err();
+            assert!(message.contains(said), "{message}");
+        }
+        assert!(read_revoked(&dir.path().join("absent")).is_err());
     }
 
     #[test]

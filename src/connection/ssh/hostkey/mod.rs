@@ -10,21 +10,22 @@
 //! file that can't be read is an error; and no line is recorded whose name would match other hosts.
 //!
 //! Not handled: host certificates (`@cert-authority` lines are named as unsupported), `CheckHostIP`,
-//! `KnownHostsCommand`, `RevokedHostKeys`, `VerifyHostKeyDNS`, `UpdateHostKeys`, and
-//! `NoHostAuthenticationForLocalhost`.
+//! `VerifyHostKeyDNS`, `UpdateHostKeys`, and `NoHostAuthenticationForLocalhost`.
 
 mod known_hosts;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 pub use known_hosts::HostName;
 use known_hosts::{Line, Marker};
 
-use super::config::Resolved;
+use super::config::{Resolved, output_within};
 use super::key::PublicKey;
 use super::prompt::Prompter;
+use super::tokens::FOR_COMMAND;
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -133,31 +134,27 @@ fn preferred<'a>(lines: &[Line], host: &HostName, offered: &[&'a str]) -> Vec<&'
 }
 
 /// The known keys of one host, and what is to be done about a key that is not among them.
-pub struct HostKeys {
+pub struct HostKeys<'a> {
     host: HostName,
     lines: Vec<Line>,
     checking: StrictHostKeyChecking,
     /// Where new keys go.
     file: Option<PathBuf>,
-    hash: bool,
+    config: &'a Resolved,
     policy: Policy,
 }
 
-impl HostKeys {
+impl<'a> HostKeys<'a> {
     /// Reads the files that the configuration names.
-    pub fn read(config: &Resolved, policy: &Policy) -> Result<Self, Failure> {
+    pub fn read(config: &'a Resolved, policy: &Policy) -> Result<Self, Failure> {
         let user = config.path_list("userknownhostsfile", USER_FILES)?;
+        let global = config.path_list("globalknownhostsfile", GLOBAL_FILES)?;
         let mut lines = Vec::new();
-        for file in user
-            .iter()
-            .chain(&config.path_list("globalknownhostsfile", GLOBAL_FILES)?)
-        {
+        for file in user.iter().chain(&global) {
             lines.extend(known_hosts::read(file)?);
         }
-        if let Some(file) = config.text("revokedhostkeys") {
-            (policy.warn)(&format!(
-                "RevokedHostKeys {file} is not read: list revoked keys as @revoked in known_hosts"
-            ));
+        for file in config.paths("revokedhostkeys")? {
+            lines.extend(known_hosts::read_revoked(&file)?);
         }
         Ok(Self {
             host: match config.host_key_alias() {
@@ -172,20 +169,61 @@ impl HostKeys {
                 _ => StrictHostKeyChecking::Ask,
             },
             file: user.into_iter().next(),
-            hash: config.is_on("hashknownhosts", false),
+            config,
             policy: *policy,
         })
     }
 
+    /// The lines that a `KnownHostsCommand` prints, about the host or about the key that it has shown.
+    fn ask_command(&self, key: Option<&PublicKey>) -> Result<Vec<Line>, Failure> {
+        let option = "KnownHostsCommand";
+        let Some(command) = self.config.text("knownhostscommand") else {
+            return Ok(Vec::new());
+        };
+        let failed = |reason: &str| {
+            let message = format!("{option} {command:?} {reason}");
+            Failure::new(Kind::HostKey, message)
+        };
+        let none = || "NONE".to_owned();
+        let base64 = key.map(PublicKey::to_line);
+        let base64 = base64.as_ref().and_then(|line| line.split_once(' '));
+        let tokens = [
+            ('f', key.map_or_else(none, PublicKey::fingerprint)),
+            ('H', self.host.name.clone()),
+            (
+                'I',
+                if key.is_some() { "HOSTNAME" } else { "ORDER" }.to_owned(),
+            ),
+            ('K', base64.map_or_else(none, |(_, text)| text.to_owned())),
+            ('t', key.map_or_else(none, |key| key.kind.clone())),
+        ];
+        let words = shlex::split(command).ok_or_else(|| failed("has an open quote"))?;
+        let words = words
+            .iter()
+            .map(|word| self.config.expand(option, word, FOR_COMMAND, &tokens));
+        let words = words.collect::<Result<Vec<_>, _>>()?;
+        let (program, args) = words.split_first().ok_or_else(|| failed("is empty"))?;
+        let limit = self.config.connect_timeout();
+        let output = output_within(Command::new(program).args(args), limit)
+            .map_err(|error| failed(&format!("can't be run: {error}")))?;
+        if !output.status.success() {
+            return Err(failed(&format!("failed ({})", output.status)));
+        }
+        Ok(known_hosts::parse(Path::new(option), &output.stdout))
+    }
+
     /// The algorithms to ask for, in libssh2's notation.
-    pub fn preferred(&self, offered: &[&str]) -> String {
-        preferred(&self.lines, &self.host, offered).join(",")
+    pub fn preferred(&self, offered: &[&str]) -> Result<String, Failure> {
+        let lines = [&self.lines[..], &self.ask_command(None)?].concat();
+        Ok(preferred(&lines, &self.host, offered).join(","))
     }
 
     /// Whether the server's key (RFC 4253 6.6) is the host's. May ask the user about an unknown one.
-    pub fn check(&self, key: &[u8], prompter: Prompter) -> Result<(), Failure> {
+    pub fn check(&mut self, key: &[u8], prompter: Prompter) -> Result<(), Failure> {
+        let key = PublicKey::from_blob(key);
+        self.lines.extend(self.ask_command(key.as_ref())?);
         let host = &self.host;
-        let message = match PublicKey::from_blob(key) {
+        let message = match key {
             None => format!("the server sent a malformed host key for {host}"),
             Some(key) => match verdict(&self.lines, host, &key) {
                 Verdict::Known(line) => {
@@ -283,7 +321,8 @@ impl HostKeys {
             return;
         };
         let (host, path) = (&self.host, file.display());
-        (self.policy.warn)(&match known_hosts::add(file, host, key, self.hash) {
+        let hash = self.config.is_on("hashknownhosts", false);
+        (self.policy.warn)(&match known_hosts::add(file, host, key, hash) {
             Ok(()) => format!("{host}: its key was added to {path}"),
             Err(error) => format!(
                 "{host}: its key is accepted this time only: can't add it to {path}: {error}"

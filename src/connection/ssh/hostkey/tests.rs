@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::super::config::tests::plain;
 use super::super::key::tests::{ed25519, rsa};
 use super::known_hosts::{add, parse};
 use super::*;
@@ -1020,7 +1021,11 @@ fn parsed(text: &str) -> Vec<Line> {
     parse(Path::new("k"), text.as_bytes())
 }
 
-fn host_keys(text: &str, checking: StrictHostKeyChecking) -> HostKeys {
+fn host_keys<'a>(
+    text: &str,
+    checking: StrictHostKeyChecking,
+    config: &'a Resolved,
+) -> HostKeys<'a> {
     let policy = Policy {
         batch: true,
         keeper: false,
@@ -1034,7 +1039,7 @@ fn host_keys(text: &str, checking: StrictHostKeyChecking) -> HostKeys {
         lines: parsed(text),
         checking,
         file: Some("/home/me/.ssh/known_hosts".into()),
-        hash: false,
+        config,
         policy,
     }
 }
@@ -1093,6 +1098,7 @@ fn answers() {
 
 #[test]
 fn messages_name_the_keys_the_line_and_what_to_do() {
+    let config = plain("");
     let (new, old) = (ed25519(1).label(), ed25519(2).label());
     let paste = format!("known_hosts:\n    [web]:2222 {}\n", ed25519(1).to_line());
     for (text, policy, said) in [
@@ -1134,7 +1140,7 @@ fn messages_name_the_keys_the_line_and_what_to_do() {
             ],
         ),
     ] {
-        let keys = host_keys(text, policy);
+        let mut keys = host_keys(text, policy, &config);
         let error = keys
             .check(&ed25519(1).blob, Prompter { batch: true })
             .unwrap_err();
@@ -1143,7 +1149,7 @@ fn messages_name_the_keys_the_line_and_what_to_do() {
             assert!(error.message.contains(&part), "{part}: {error}");
         }
     }
-    let keys = host_keys("", StrictHostKeyChecking::Ask);
+    let mut keys = host_keys("", StrictHostKeyChecking::Ask, &config);
     assert!(keys.check(b"\x1b", Prompter { batch: true }).is_err());
     let host = HostName::alias("web\x1b[2J\n").to_string();
     assert!(!host.contains(char::is_control), "{host}");
@@ -1151,8 +1157,10 @@ fn messages_name_the_keys_the_line_and_what_to_do() {
 
 #[test]
 fn the_question_shows_what_ssh_shows() {
-    let question =
-        |text: &str| host_keys(text, StrictHostKeyChecking::Ask).question(&ed25519(1), "\nhint");
+    let config = plain("");
+    let question = |text: &str| {
+        host_keys(text, StrictHostKeyChecking::Ask, &config).question(&ed25519(1), "\nhint")
+    };
     let plain = question("");
     assert!(plain.starts_with("The authenticity of host '[web]:2222' can't be established.\n"));
     let fingerprint = ed25519(1).fingerprint();
@@ -1162,4 +1170,30 @@ fn the_question_shows_what_ssh_shows() {
     assert!(plain.contains("not known by any other names"));
     let full = question(&"Db,DB2 {server}\n".repeat(10));
     assert!(full.contains("k:8: db,db2\n    (2 more)"), "{full}");
+}
+
+#[test]
+fn a_known_hosts_command_adds_lines() {
+    let key = ed25519(1);
+    let check = |command: &str| {
+        let config = plain(&format!("knownhostscommand {command}"));
+        let mut keys = host_keys("", StrictHostKeyChecking::Yes, &config);
+        keys.preferred(&ALGORITHMS)?;
+        keys.check(&key.blob, Prompter { batch: true })
+    };
+    assert!(check("/bin/echo %H %t %K").is_ok());
+    for (command, said) in [
+        ("/bin/echo %H.x %t %K", "is not known"),
+        ("/bin/false", "failed (exit status: 1)"),
+        ("/nonexistent %H", "can't be run"),
+        ("/bin/echo %z", "%z means nothing here"),
+    ] {
+        let error = check(command).unwrap_err();
+        assert!(error.message.contains(said), "{error}");
+    }
+    let config =
+        plain("knownhostscommand /bin/sh -c \"test %I = ORDER && echo '%H ssh-rsa AAAA'\"");
+    let mut keys = host_keys("", StrictHostKeyChecking::Yes, &config);
+    assert!(keys.preferred(&ALGORITHMS).is_ok());
+    assert!(keys.check(&key.blob, Prompter { batch: true }).is_err());
 }
