@@ -1,13 +1,14 @@
-//! `run`: a job in the foreground. Its output comes as it is written, its input and the user's signals go to it, and it
-//! ends when whoever holds it does, unless it is to run on.
+//! A job in the foreground: its output comes as it is written, its input and the user's signals go to it, and it ends when
+//! whoever runs it does, unless it is to run on.
 //!
-//! A connection that breaks is made anew, and goes on at the right byte both ways: what a job has written waits on its
-//! host until it is delivered, and what it is to read is kept here until it is there.
+//! The job's output waits in files on its host until it is delivered, and its input is kept here until it is there: so a
+//! connection that breaks is made anew, and all goes on at the right byte both ways. A run begins on the connection that
+//! the host's commands share, and moves to one of its own when it lasts or carries much.
 
 use std::collections::VecDeque;
 use std::io::Read;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,20 +16,20 @@ use anyhow::Result;
 use super::ephemeral::forget_read;
 use super::spawn::Flow;
 use super::{Context, spawn};
-use crate::connection::{Line, Policy, Shell, keep_trying};
-use crate::delivery::{self, Order, Outcome, Ways};
+use crate::connection::{Line, Policy, PrivateConnection, ShellInput};
+use crate::delivery::{self, Order, Ways};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
-use crate::job::{Record, State, Target, now};
-use crate::remote::foreground::{self, End, Positions, Source};
+use crate::job::{JobId, Record, State, Target, now};
 use crate::remote::look::Streams;
-use crate::remote::start::{Spool, Tether};
-use crate::signal::{Os, Signal, SignalWord};
+use crate::remote::start::{Spool, Tether, cancel};
+use crate::remote::stream::{self, End, Positions, Runner};
+use crate::remote::{Sink, Stream};
+use crate::signal::{Os, SignalWord};
 use crate::state::{Signalled, Store};
 
 /// A job to run.
 pub struct Request {
-    /// What to start, and where.
     pub spawn: spawn::Request,
     /// How long it may take to end after INT, TERM or HUP.
     pub grace: Duration,
@@ -46,6 +47,8 @@ pub struct Outside {
     pub signals: Receiver<Pass>,
     /// Stops this process, once the job is stopped.
     pub stop: fn(),
+    /// Ends this process with a status.
+    pub exit: fn(u8),
     /// Tells the user something.
     pub note: fn(&str),
 }
@@ -53,52 +56,62 @@ pub struct Outside {
 /// A signal that is passed on.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
-    /// The signal.
     pub signal: SignalWord,
-    /// It asks the job to end: KILL follows after the grace, or at the next one.
+    /// 128 and its number here.
+    pub status: u8,
+    /// INT, which counts.
+    pub interrupts: bool,
+    /// It asks the job to end: KILL follows after the grace.
     pub ends: bool,
+    /// It ends a run whose job does not run yet.
+    pub quits: bool,
     /// The user stops the run, and with it this process.
     pub stops: bool,
 }
 
 /// How a job that was run has ended.
 pub struct Ran {
-    /// Its record.
     pub record: Record,
     /// The host's disk was full, and some of its output is lost.
     pub disk_full: bool,
 }
 
 /// The most of the input that is kept until the host has it.
-const KEPT: usize = 4 << 20;
-/// The size of a piece of the input.
-const PIECE: usize = 64 << 10;
-/// How long the input's thread waits for the next piece before it looks around.
-const PAUSE: Duration = Duration::from_millis(20);
+const INPUT_KEPT_MAX: usize = 4 << 20;
+/// The size of a piece of the input: with its line, it fits into one frame of a keeper's.
+const PIECE: usize = 60_000;
+/// How soon is looked for more input.
+const INPUT_PAUSE: Duration = Duration::from_millis(20);
+/// How often a host that has no room for input is asked again.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
+/// How much is delivered before the host is told that it can delete it.
+const ACK_EVERY: u64 = 8 << 20;
 /// How often the host hears that the job is still held, at most.
-const BEAT: Duration = Duration::from_secs(3);
-/// How long a job that runs on by itself is looked for when its host is gone.
-const UNTETHERED: Duration = Duration::from_secs(3600);
-/// How long this process waits for the tether to be held by its keeper before it stops itself.
-const HELD: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How long this process waits for the heartbeats to be another process's before it stops itself.
+const HELD_MAX: Duration = Duration::from_secs(10);
 /// How long a job may take to end whose output nobody takes any more.
-const ENDING: Duration = Duration::from_secs(10);
+const END_GRACE: Duration = Duration::from_secs(10);
+/// How long a connection may take to be made, where nothing else says so.
+const CONNECT_MAX: Duration = Duration::from_secs(15);
+/// The pause after a connection that broke: the first, and the longest.
+const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A signal that follows another one within this time is passed on and not counted.
+const ECHO: Duration = Duration::from_millis(500);
+/// How many INT kill the job at once.
+const INTERRUPTS_MAX: u32 = 3;
+/// How long a start that is given up may take to be cancelled.
+const CANCEL_MAX: Duration = Duration::from_millis(800);
 
 /// Runs a job to its end.
 pub fn run(
     context: &mut Context,
     request: Request,
     outside: Outside,
-    sink: &mut foreground::Sink<'_>,
+    sink: &mut Sink<'_>,
 ) -> Result<Ran> {
     let destination = request.spawn.destination.clone();
-    // A connection of its own, which carries much and dies with this process.
-    let policy = Policy {
-        keeper: false,
-        ..context.policy
-    };
-    let mut connection = Line::new(&destination, &policy);
-    connection.connect()?;
+    let policy = context.policy;
     let tether = request
         .tether
         .map(|patience| tether(&destination, patience))
@@ -107,75 +120,67 @@ pub fn run(
         input: outside.input.is_some(),
         limit: request.backlog,
     };
-    let order = spawn::Request {
-        foreground: Some(spawn::Foreground {
-            spool,
-            tether: tether.clone(),
-        }),
-        ..request.spawn
-    };
-    let (spawned, flow) = spawn::in_foreground(context, &connection, &order)?;
-    if let Some(warning) = &spawned.warning {
-        (outside.note)(warning);
-    }
-    let mut record = spawned.record;
-    let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
     let held = Held {
         destination: &destination,
         policy: &policy,
-        place,
-        beat: tether
+        heartbeat: tether
+            .as_ref()
             .filter(|_| !destination.is_local())
-            .map(|tether| (tether.patience / 4).min(BEAT)),
-        patience: request.tether.unwrap_or(UNTETHERED) + Duration::from_secs(60),
+            .map(|tether| (tether.patience / 4).min(HEARTBEAT)),
+        patience: request.tether.map(|tether| tether + CONNECT_MAX),
+        grace: request.grace,
         note: outside.note,
         stop: outside.stop,
-        shared: Mutex::new(Shared {
-            connection: Some(connection),
-            number: 0,
-            is_held: false,
-            over: false,
-        }),
-        changed: Condvar::new(),
+        exit: outside.exit,
+        shared: Mutex::default(),
+        changed: Arc::default(),
     };
-    let result = std::thread::scope(|scope| {
-        let (held, record, grace, signals) = (&held, &record, request.grace, outside.signals);
-        if let Some(every) = held.beat {
-            scope.spawn(move || held.keep_tether(every));
+    let order = spawn::Request {
+        foreground: Some(spawn::Foreground { spool, tether }),
+        ..request.spawn
+    };
+    std::thread::scope(|scope| {
+        let (held, signals) = (&held, outside.signals);
+        // Ends when the run is over, however that comes.
+        let _over = Over(held);
+        scope.spawn(move || held.pass_signals(&signals));
+        let mut connection = Line::new(&destination, &policy);
+        connection.connect()?;
+        held.set_phase(Phase::Asked(connection.share()));
+        let (spawned, flow) = spawn::in_foreground(context, &connection, &order, &|id| {
+            held.shared().asked = Some(id.clone());
+        })?;
+        if let Some(warning) = &spawned.warning {
+            (outside.note)(warning);
         }
-        if let Some(input) = outside.input {
-            let pieces = read_ahead(input);
-            scope.spawn(move || held.send_input(pieces));
-        }
-        scope.spawn(move || held.pass_signals(record, &signals, grace));
-        let result = held.stream(flow, sink);
+        let mut record = spawned.record;
+        held.set_phase(Phase::Runs(Box::new(record.clone())));
+        let pieces = outside
+            .input
+            .map(|input| read_ahead(input, Arc::clone(&held.changed)));
+        scope.spawn(move || held.feed(pieces.as_ref()));
+        let result = held.stream(&record, connection, flow, sink);
         if matches!(&result, Err(failure) if failure.kind == Kind::Failed) {
-            held.end_job(record);
+            held.end_job(&record);
         }
-        // By the connection that is there, and not by another one.
-        let forgotten = record.ephemeral
-            && result.as_ref().is_ok_and(|end| end.state.is_finished())
-            && held.forget(record);
-        held.finish();
-        result.map(|end| (end, forgotten))
-    });
-    let (end, forgotten) = result?;
-    record.state = end.state;
-    record.exit_status = end.exit_status;
-    record.finished_at = end.finished_at;
-    record.timed_out = end.timed_out;
-    record.checked_at = Some(now());
-    context.store.update([&record]);
-    if forgotten {
-        context.store.remove(&record);
-    }
-    Ok(Ran {
-        record,
-        disk_full: end.disk_full,
+        let (end, forgotten) = result?;
+        record.state = end.state;
+        record.exit_status = end.exit_status;
+        record.finished_at = end.finished_at;
+        record.timed_out = end.timed_out;
+        record.checked_at = Some(now());
+        context.store.update([&record]);
+        if forgotten {
+            context.store.remove(&record);
+        }
+        Ok(Ran {
+            record,
+            disk_full: end.disk_full,
+        })
     })
 }
 
-/// What ends the job when this process is gone: on this machine the process itself, elsewhere the beats that it sends.
+/// What ends the job when this process is gone: on this machine the process itself, elsewhere the heartbeats.
 fn tether(destination: &Destination, patience: Duration) -> Result<Tether> {
     let holder = destination.is_local().then(|| -> Result<_> {
         let pid = std::process::id();
@@ -206,28 +211,116 @@ fn birth(pid: u32) -> Result<String> {
         .join("_"))
 }
 
-/// A job that is held, and the connection that all of the run's threads share.
+/// How far a run has come.
+#[derive(Default)]
+enum Phase<'a> {
+    #[default]
+    Connecting,
+    /// The host is about to be asked for the job, over this connection.
+    Asked(Line<'a>),
+    Runs(Box<Record>),
+}
+
+/// What the threads of a run share.
 struct Held<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
-    place: String,
-    beat: Option<Duration>,
+    heartbeat: Option<Duration>,
     /// How long a host may be gone before the run gives up.
-    patience: Duration,
+    patience: Option<Duration>,
+    grace: Duration,
     note: fn(&str),
     stop: fn(),
+    exit: fn(u8),
     shared: Mutex<Shared<'a>>,
-    changed: Condvar,
+    changed: Arc<Condvar>,
 }
 
+#[derive(Default)]
 struct Shared<'a> {
-    /// None while it is being made anew.
-    connection: Option<Line<'a>>,
-    /// How often it was made anew.
-    number: u64,
-    /// The host hears beats, whatever becomes of this process's threads.
-    is_held: bool,
+    phase: Phase<'a>,
+    /// The job that the host was asked for.
+    asked: Option<JobId>,
+    /// The way to the script that passes the job's streams on, while there is one.
+    input: Option<Arc<ShellInput>>,
+    /// The input that the host may not have yet; it begins with the byte at `has`.
+    kept: VecDeque<u8>,
+    has: u64,
+    /// How much of it was sent; not known before the host has said what it has.
+    sent: Option<u64>,
+    room: u64,
+    room_asked: Option<Instant>,
+    /// All of it was read, and the host was told so.
+    whole: bool,
+    told: bool,
+    delivered: Positions,
+    acknowledged: u64,
     over: bool,
+}
+
+impl Shared<'_> {
+    /// What to say to the script next.
+    fn next(&mut self, feeds: bool) -> Option<Vec<u8>> {
+        let Positions { out, err } = self.delivered;
+        if out + err >= self.acknowledged + ACK_EVERY {
+            self.acknowledged = out + err;
+            return Some(stream::ack(self.delivered));
+        }
+        if !feeds || self.told {
+            return None;
+        }
+        let asks = self
+            .room_asked
+            .is_none_or(|then| then.elapsed() >= ROOM_PAUSE);
+        let Some(sent) = self.sent else {
+            return self.room_asked.is_none().then(|| self.ask_room());
+        };
+        let ahead = usize::try_from(sent.saturating_sub(self.has)).unwrap_or(usize::MAX);
+        let unsent = self.kept.len().saturating_sub(ahead);
+        let room = usize::try_from((self.has + self.room).saturating_sub(sent)).unwrap_or(0);
+        match unsent.min(room).min(PIECE) {
+            0 if unsent > 0 => asks.then(|| self.ask_room()),
+            0 if self.whole => {
+                self.told = true;
+                Some(stream::end_of_input(sent))
+            }
+            0 => None,
+            size => {
+                let piece: Vec<u8> = self.kept.range(ahead..ahead + size).copied().collect();
+                self.sent = Some(sent + size as u64);
+                Some(stream::input(&piece))
+            }
+        }
+    }
+
+    /// Takes input in that was read, up to what may be kept.
+    fn take_in(&mut self, pieces: &Receiver<Vec<u8>>) {
+        while self.kept.len() < INPUT_KEPT_MAX && !self.whole {
+            match pieces.try_recv() {
+                Ok(piece) => self.kept.extend(piece),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => self.whole = true,
+            }
+        }
+    }
+
+    fn ask_room(&mut self) -> Vec<u8> {
+        self.room_asked = Some(Instant::now());
+        stream::ROOM.to_vec()
+    }
+}
+
+/// Tells the threads of a run that it is over.
+struct Over<'a, 'b>(&'a Held<'b>);
+
+impl Drop for Over<'_, '_> {
+    fn drop(&mut self) {
+        let mut shared = self.0.shared();
+        shared.over = true;
+        shared.input = None;
+        drop(shared);
+        self.0.changed.notify_all();
+    }
 }
 
 impl<'a> Held<'a> {
@@ -235,216 +328,247 @@ impl<'a> Held<'a> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_over(&self) -> bool {
-        self.shared().over
+    fn set_phase(&self, phase: Phase<'a>) {
+        self.shared().phase = phase;
     }
 
-    /// A line by the connection of the moment, and that one's number; waits while there is none. `None`: all is over.
-    fn line(&self) -> Option<(Line<'a>, u64)> {
-        let mut shared = self.shared();
+    /// Passes the output on until the job has ended, over as many connections as it takes. Says whether the host has
+    /// forgotten the job.
+    fn stream(
+        &self,
+        record: &Record,
+        mut connection: Line<'a>,
+        mut flow: Option<Flow>,
+        sink: &mut Sink<'_>,
+    ) -> Result<(End, bool), Failure> {
+        let (host, place) = (
+            connection.host(),
+            record.dir.clone().unwrap_or_else(|| record.id.to_string()),
+        );
+        let mut pause = RECONNECT_PAUSE.0;
         loop {
-            if shared.over {
-                return None;
-            }
-            match shared.connection.as_ref().map(Line::share) {
-                Some(line) => return Some((line, shared.number)),
-                None => {
-                    shared = self
-                        .changed
-                        .wait_timeout(shared, PAUSE * 10)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
+            let private = PrivateConnection::prepare(&connection);
+            let mut passing = Passing {
+                held: self,
+                sink,
+                private: private.as_ref(),
+                input: None,
+                forgets: record.ephemeral,
+                forgotten: false,
+                moved: 0,
+            };
+            let result = match flow.take() {
+                Some(Flow {
+                    mut shell,
+                    mut hearing,
+                }) => shell
+                    .input()
+                    .map_err(|error| broken(&host, &error))
+                    .and_then(|input| {
+                        passing.input = Some(Arc::new(input));
+                        stream::go_on(&host, shell.as_mut(), &mut hearing, &mut passing)
+                    }),
+                None => connection.shell().and_then(|mut shell| {
+                    let input = shell.input().map_err(|error| broken(&host, &error))?;
+                    passing.input = Some(Arc::new(input));
+                    let positions = self.shared().delivered;
+                    stream::stream(&host, shell.as_mut(), &place, positions, &mut passing)
+                }),
+            };
+            let (forgotten, moved) = (passing.forgotten, passing.moved);
+            self.shared().input = None;
+            match result {
+                Ok(Some(end)) => {
+                    let forgotten =
+                        forgotten || record.ephemeral && self.forget(&mut connection, record);
+                    return Ok((end, forgotten));
                 }
+                Ok(None) => {
+                    if let Some(private) = private {
+                        private.take_over(&mut connection);
+                    }
+                }
+                Err(failure) if failure.kind == Kind::Unreachable => {
+                    // A host that takes every connection and breaks it is not asked in a circle.
+                    pause = if moved > 0 {
+                        RECONNECT_PAUSE.0
+                    } else {
+                        (pause * 2).min(RECONNECT_PAUSE.1)
+                    };
+                    (self.note)(&format!("{failure}; connecting again"));
+                    std::thread::sleep(pause);
+                    self.reconnect(&mut connection)?;
+                }
+                Err(failure) => return Err(failure),
             }
         }
     }
 
-    /// Waits until there is another connection than that of a number.
-    fn await_change(&self, number: u64) {
-        let shared = self.shared();
-        let same = |shared: &mut Shared<'a>| shared.number == number && !shared.over;
-        drop(self.changed.wait_timeout_while(shared, PAUSE * 50, same));
-    }
-
-    fn finish(&self) {
-        let mut shared = self.shared();
-        shared.over = true;
-        let connection = shared.connection.take();
-        drop(shared);
-        // Its end wakes whoever waits for something to come by it.
-        if let Some(mut connection) = connection {
-            connection.hang_up();
-        }
-        self.changed.notify_all();
-    }
-
-    /// Makes the connection anew.
-    fn reconnect(&self, why: &Failure) -> Result<(), Failure> {
-        let broken = self.shared().connection.take();
-        if let Some(mut broken) = broken {
-            broken.hang_up();
-        }
-        (self.note)(&format!("{why}; connecting again"));
+    fn reconnect(&self, connection: &mut Line<'a>) -> Result<(), Failure> {
         let begun = Instant::now();
-        let left = || self.patience.saturating_sub(begun.elapsed());
-        let mut connection = Line::new(self.destination, self.policy);
-        keep_trying(left, || connection.connect())?;
-        let mut shared = self.shared();
-        shared.connection = Some(connection);
-        shared.number += 1;
-        self.changed.notify_all();
+        let left = || match self.patience {
+            Some(patience) => patience.saturating_sub(begun.elapsed()),
+            None => Duration::MAX,
+        };
+        connection.hang_up();
+        crate::connection::keep_trying(left, || connection.connect())?;
         (self.note)(&format!("{}: connected again", self.destination));
         Ok(())
     }
 
-    /// Passes the output on until the job has ended, over as many connections as it takes.
-    fn stream(
-        &self,
-        mut flow: Option<Flow>,
-        sink: &mut foreground::Sink<'_>,
-    ) -> Result<End, Failure> {
-        let mut positions = Positions::default();
-        loop {
-            let Some((mut line, _)) = self.line() else {
-                return Err(Failure::new(
-                    Kind::Failed,
-                    "the run was over before its job",
-                ));
-            };
-            let host = line.host();
-            let result = if let Some(Flow {
-                mut shell,
-                mut hearing,
-            }) = flow.take()
-            {
-                foreground::go_on(&host, shell.as_mut(), &mut hearing, &mut positions, sink)
-            } else {
-                let mut stream = |shell: &mut dyn Shell| {
-                    foreground::stream(&host, shell, &self.place, &mut positions, sink)
-                };
-                line.shell().and_then(|mut shell| stream(shell.as_mut()))
-            };
-            match result {
-                Err(failure) if failure.kind == Kind::Unreachable => self.reconnect(&failure)?,
-                other => return other,
-            }
-        }
-    }
-
-    /// Has the host forget the job, all of whose output has been passed on, and says whether it has. One that can't be
-    /// asked is asked by the next command that looks.
-    fn forget(&self, record: &Record) -> bool {
-        let Some((mut line, _)) = self.line() else {
-            return false;
+    /// Has the host forget the job, all of whose output has been passed on.
+    fn forget(&self, connection: &mut Line<'a>, record: &Record) -> bool {
+        let read = Streams {
+            out: true,
+            err: true,
         };
-        let gone = forget_read(
-            &mut line,
-            &mut [record.clone()],
-            Streams {
-                out: true,
-                err: true,
-            },
-        );
-        gone.is_ok_and(|gone| gone == [true])
+        forget_read(connection, &mut [record.clone()], read).is_ok_and(|gone| gone == [true])
     }
 
-    /// Keeps the host's watchdog quiet for as long as this process lives.
-    fn keep_tether(&self, every: Duration) {
-        while let Some((mut line, number)) = self.line() {
-            let host = line.host();
-            if let Ok(mut shell) = line.shell() {
-                shell.beat(every);
-                let mut held = || {
-                    self.shared().is_held = true;
-                    self.changed.notify_all();
-                };
-                // However that ends: over another connection, then.
-                drop(foreground::hold(
-                    &host,
-                    shell.as_mut(),
-                    &self.place,
-                    &mut held,
-                ));
-                self.shared().is_held = false;
+    /// Says to the script what is to be said: what was delivered, and the input.
+    fn feed(&self, pieces: Option<&Receiver<Vec<u8>>>) {
+        let mut shared = self.shared();
+        while !shared.over {
+            if let Some(pieces) = pieces {
+                shared.take_in(pieces);
             }
-            // Without it the job would be ended: a server that gave no channel is asked again before long.
-            self.await_change(number);
+            let next = shared
+                .input
+                .clone()
+                .and_then(|input| Some((input, shared.next(pieces.is_some())?)));
+            let Some((input, words)) = next else {
+                let pause = if pieces.is_some() && !shared.whole {
+                    INPUT_PAUSE
+                } else {
+                    ROOM_PAUSE
+                };
+                shared = self
+                    .changed
+                    .wait_timeout(shared, pause)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+                continue;
+            };
+            drop(shared);
+            let sent = input.write(&words);
+            shared = self.shared();
+            let is_same = shared
+                .input
+                .as_ref()
+                .is_some_and(|current| Arc::ptr_eq(current, &input));
+            if sent.is_err() && is_same {
+                // Who reads will find the connection broken.
+                shared.input = None;
+            }
         }
     }
 
     /// Stops this process, which sees to the job's tether no more then.
     fn stop(&self) {
-        if self.beat.is_some() {
-            let unheld = |shared: &mut Shared<'a>| !shared.is_held && !shared.over;
-            drop(self.changed.wait_timeout_while(self.shared(), HELD, unheld));
+        if self.heartbeat.is_some() {
+            let unheld = |shared: &mut Shared<'a>| shared.input.is_none() && !shared.over;
+            drop(
+                self.changed
+                    .wait_timeout_while(self.shared(), HELD_MAX, unheld),
+            );
         }
         (self.stop)();
     }
 
-    /// Sends the input until the host has all of it.
-    fn send_input(&self, pieces: Receiver<Vec<u8>>) {
-        let mut input = Input {
-            held: self,
-            pieces,
-            kept: VecDeque::new(),
-            has: 0,
-            sent: None,
-            whole: false,
-            done: false,
-        };
-        while !input.done {
-            let Some((mut line, number)) = self.line() else {
-                return;
+    /// Passes the user's signals on to the job, and sees to it that it ends when it is told to, and this process too.
+    fn pass_signals(&self, signals: &Receiver<Pass>) {
+        let (mut kill_at, mut give_up): (Option<Instant>, Option<(Instant, u8)>) = (None, None);
+        let (mut interrupts, mut last) = (0, None::<Instant>);
+        while !self.shared().over {
+            let now = Instant::now();
+            let next = kill_at.into_iter().chain(give_up.map(|(at, _)| at)).min();
+            let wait = next.map_or(ROOM_PAUSE, |at| {
+                at.saturating_duration_since(now).min(ROOM_PAUSE)
+            });
+            let pass = match signals.recv_timeout(wait) {
+                Ok(pass) => Some(pass),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    std::thread::sleep(wait);
+                    None
+                }
             };
-            let host = line.host();
-            input.sent = None;
-            let sent = line.shell().and_then(|mut shell| {
-                foreground::receive(&host, shell.as_mut(), &self.place, &mut input)
-            });
-            if sent.is_err() && !self.is_over() && !input.done {
-                self.await_change(number);
-            }
-        }
-    }
-
-    /// Passes the user's signals on to the job, and sees to it that it ends when it is told to.
-    fn pass_signals(&self, record: &Record, signals: &Receiver<Pass>, grace: Duration) {
-        let mut kill_at: Option<Instant> = None;
-        while !self.is_over() {
-            let wait = kill_at.map_or(PAUSE * 5, |at| {
-                at.saturating_duration_since(Instant::now()).min(PAUSE * 5)
-            });
-            match signals.recv_timeout(wait) {
-                Ok(Pass { ends: true, .. }) if kill_at.is_some() => {
-                    kill_at = None;
-                    self.send(record, SignalWord::KILL);
+            let now = Instant::now();
+            let record = match &self.shared().phase {
+                Phase::Runs(record) => Some(record.clone()),
+                _ => None,
+            };
+            let Some(record) = record else {
+                if let Some(pass) = pass.filter(|pass| pass.quits) {
+                    self.quit(pass.status);
                 }
-                Ok(Pass {
-                    signal,
-                    ends,
-                    stops,
-                }) => {
-                    self.send(record, signal);
-                    if stops {
-                        self.stop();
+                continue;
+            };
+            if let Some(pass) = pass {
+                self.deliver(&record, pass.signal, None, None);
+                if pass.stops {
+                    self.stop();
+                }
+                let counts = pass.ends && last.is_none_or(|last| now - last >= ECHO);
+                if counts {
+                    last = Some(now);
+                    interrupts += u32::from(pass.interrupts);
+                    give_up.get_or_insert((now + self.grace + CONNECT_MAX, pass.status));
+                    if kill_at.is_none() {
+                        kill_at = Some(now + self.grace);
                     }
-                    kill_at = kill_at.or(ends.then(|| Instant::now() + grace));
+                    if interrupts == INTERRUPTS_MAX {
+                        kill_at = Some(now);
+                    }
                 }
-                Err(RecvTimeoutError::Timeout)
-                    if kill_at.is_some_and(|at| Instant::now() >= at) =>
-                {
-                    kill_at = None;
-                    self.send(record, SignalWord::KILL);
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                // Nobody sends any more.
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
+            }
+            if kill_at.is_some_and(|at| now >= at) {
+                kill_at = Some(now + self.grace);
+                self.deliver(&record, SignalWord::KILL, None, None);
+            }
+            if let Some((_, status)) = give_up.filter(|(at, _)| now >= *at) {
+                (self.note)(&format!(
+                    "{}: its end can't be found out; `rsig wait {}` asks again",
+                    record.label(),
+                    record.id
+                ));
+                (self.exit)(status);
             }
         }
     }
 
-    fn send(&self, record: &Record, signal: SignalWord) {
-        self.deliver(record, signal, None, None);
+    /// Gives a run up whose job does not run yet: a start that was asked for is cancelled.
+    fn quit(&self, status: u8) {
+        let (connection, asked) = {
+            let shared = self.shared();
+            let connection = match &shared.phase {
+                Phase::Asked(connection) => Some(connection.share()),
+                _ => None,
+            };
+            (connection, shared.asked.clone())
+        };
+        if let (Some(mut connection), Some(id)) = (connection, asked) {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let host = connection.host();
+            let job = id.clone();
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    let cancelled = connection
+                        .shell()
+                        .and_then(|mut shell| cancel(&host, shell.as_mut(), &job));
+                    // The receiver is dropped only when time is over.
+                    let _ = sender.send(cancelled.is_ok());
+                });
+                if !receiver.recv_timeout(CANCEL_MAX).unwrap_or(false) {
+                    (self.note)(&format!(
+                        "{}: job {id} may still start; its tether ends it then",
+                        self.destination
+                    ));
+                }
+                (self.exit)(status);
+            });
+        }
+        (self.exit)(status);
     }
 
     /// TERM, and after a while KILL: nobody takes the output any more.
@@ -453,7 +577,7 @@ impl<'a> Held<'a> {
             record,
             SignalWord::TERM,
             Some(SignalWord::KILL),
-            Some(ENDING),
+            Some(END_GRACE),
         );
     }
 
@@ -469,9 +593,7 @@ impl<'a> Held<'a> {
             .on(os)
             .and_then(|signal| Ok((signal, then.map(|then| then.on(os)).transpose()?)));
         let Ok((signal, then)) = signals else { return };
-        let Some((mut line, _)) = self.line() else {
-            return;
-        };
+        let mut line = Line::new(self.destination, self.policy);
         let (target, wake) = (Target::Group, then.is_some());
         let order = Order {
             record: record.clone(),
@@ -482,7 +604,17 @@ impl<'a> Held<'a> {
             ways: Ways::Pid,
         };
         delivery::deliver(&mut line, vec![order], wait, &mut |outcome| {
-            self.write_down(&outcome, signal, then);
+            let sent = [
+                Some(Signalled {
+                    signal,
+                    sent: outcome.sent,
+                }),
+                then.zip(outcome.then)
+                    .map(|(signal, sent)| Signalled { signal, sent }),
+            ];
+            if let Ok(mut store) = Store::open(self.note) {
+                store.signalled(&outcome.record, target, sent.iter().flatten());
+            }
             if let Some(failure) = outcome
                 .error
                 .filter(|failure| failure.kind != Kind::NotRunning)
@@ -491,118 +623,98 @@ impl<'a> Held<'a> {
             }
         });
     }
+}
 
-    /// The thread that passes signals on has no other use for the state file.
-    fn write_down(&self, outcome: &Outcome, signal: Signal, then: Option<Signal>) {
-        let first = Signalled {
-            signal,
-            sent: outcome.sent,
+fn broken(host: &str, error: &std::io::Error) -> Failure {
+    Failure::new(
+        Kind::Unreachable,
+        format!("{host}: the connection broke: {error}"),
+    )
+}
+
+/// One stream of a run, over one shell.
+struct Passing<'s, 'h, 'a, 'k> {
+    held: &'h Held<'a>,
+    sink: &'s mut Sink<'k>,
+    private: Option<&'s PrivateConnection>,
+    /// The way to the script, until it has begun.
+    input: Option<Arc<ShellInput>>,
+    forgets: bool,
+    forgotten: bool,
+    /// How many bytes have come.
+    moved: u64,
+}
+
+impl Runner for Passing<'_, '_, '_, '_> {
+    fn begun(&mut self) {
+        let Some(input) = self.input.take() else {
+            return;
         };
-        let second = then
-            .zip(outcome.then)
-            .map(|(signal, sent)| Signalled { signal, sent });
-        match Store::open(self.note) {
-            Ok(mut store) => {
-                store.signalled(
-                    &outcome.record,
-                    Target::Group,
-                    [&first].into_iter().chain(&second),
-                );
-            }
-            Err(failure) => (self.note)(&failure.message),
+        if let Some(every) = self.held.heartbeat {
+            input.beat(every);
         }
+        let mut shared = self.held.shared();
+        (shared.input, shared.sent, shared.room_asked, shared.told) =
+            (Some(input), None, None, false);
+        drop(shared);
+        self.held.changed.notify_all();
+    }
+
+    fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
+        (self.sink)(stream, bytes)?;
+        self.moved += bytes.len() as u64;
+        if let Some(private) = self.private {
+            private.carried(self.moved);
+        }
+        let mut shared = self.held.shared();
+        match stream {
+            Stream::Out => shared.delivered.out += bytes.len() as u64,
+            Stream::Err => shared.delivered.err += bytes.len() as u64,
+        }
+        if shared.delivered.out + shared.delivered.err >= shared.acknowledged + ACK_EVERY {
+            self.held.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    fn have(&mut self, total: u64, room: u64) {
+        let mut shared = self.held.shared();
+        shared.sent = shared.sent.or(Some(total));
+        let gone = usize::try_from(total.saturating_sub(shared.has))
+            .unwrap_or(usize::MAX)
+            .min(shared.kept.len());
+        shared.kept.drain(..gone);
+        shared.has += gone as u64;
+        shared.room = room;
+        drop(shared);
+        self.held.changed.notify_all();
+    }
+
+    fn wants_pause(&self) -> bool {
+        self.private.is_some_and(PrivateConnection::is_ready)
+    }
+
+    fn forgets(&mut self, end: &End) -> bool {
+        self.forgotten = self.forgets && end.state == State::Exited;
+        self.forgotten
     }
 }
 
 /// Reads input in a thread of its own, which nobody waits for: a read can't be called off.
-fn read_ahead(mut input: Box<dyn Read + Send>) -> Receiver<Vec<u8>> {
-    let (sender, receiver): (SyncSender<Vec<u8>>, _) = mpsc::sync_channel(4);
+fn read_ahead(mut input: Box<dyn Read + Send>, changed: Arc<Condvar>) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::sync_channel(4);
     std::thread::spawn(move || {
         let mut buffer = vec![0; PIECE];
         // An input that can't be read any more is at its end, as for every other program.
         while let Ok(size @ 1..) = input.read(&mut buffer) {
-            if sender
-                .send(buffer.get(..size).unwrap_or_default().to_vec())
-                .is_err()
-            {
+            let piece = buffer.get(..size).unwrap_or_default().to_vec();
+            if sender.send(piece).is_err() {
                 return;
             }
+            changed.notify_all();
         }
     });
     receiver
-}
-
-/// The input on its way.
-struct Input<'a, 'b> {
-    held: &'a Held<'b>,
-    pieces: Receiver<Vec<u8>>,
-    /// What the host may not have yet; it begins with the byte at `has`.
-    kept: VecDeque<u8>,
-    has: u64,
-    /// How much was sent, over this connection or before it; not known before the host has said what it has.
-    sent: Option<u64>,
-    /// All of it was read.
-    whole: bool,
-    done: bool,
-}
-
-impl Input<'_, '_> {
-    /// Tells the host that this is all, once it has it.
-    fn conclude(&mut self) {
-        let total = self.has + self.kept.len() as u64;
-        let Some((mut line, _)) = self.held.line() else {
-            return;
-        };
-        let host = line.host();
-        let finished = line.shell().and_then(|mut shell| {
-            foreground::finish(&host, shell.as_mut(), &self.held.place, total)
-        });
-        self.done = finished.is_ok_and(|has| has >= total);
-    }
-}
-
-impl Source for Input<'_, '_> {
-    fn has(&mut self, total: u64) {
-        self.sent = self.sent.or(Some(total));
-        let gone = usize::try_from(total.saturating_sub(self.has))
-            .unwrap_or(usize::MAX)
-            .min(self.kept.len());
-        self.kept.drain(..gone);
-        self.has += gone as u64;
-    }
-
-    fn next(&mut self) -> Option<Vec<u8>> {
-        let sent = self.sent?;
-        let ahead = usize::try_from(sent.saturating_sub(self.has)).ok()?;
-        if ahead == self.kept.len() && self.kept.len() < KEPT && !self.whole {
-            match self.pieces.recv_timeout(PAUSE) {
-                Ok(piece) => self.kept.extend(piece),
-                Err(RecvTimeoutError::Timeout) => return None,
-                Err(RecvTimeoutError::Disconnected) => self.whole = true,
-            }
-        }
-        let piece: Vec<u8> = self
-            .kept
-            .range(ahead.min(self.kept.len())..)
-            .take(PIECE)
-            .copied()
-            .collect();
-        if !piece.is_empty() {
-            self.sent = Some(sent + piece.len() as u64);
-            return Some(piece);
-        }
-        if self.whole {
-            self.conclude();
-        } else {
-            // The host has to catch up.
-            std::thread::sleep(PAUSE);
-        }
-        None
-    }
-
-    fn is_done(&self) -> bool {
-        self.done || self.held.is_over()
-    }
 }
 
 /// The exit status of a run: the job's own, always; 124 when it ran into its time limit.

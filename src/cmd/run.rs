@@ -39,6 +39,7 @@ pub fn run(arguments: cli::Run) -> Result<u8> {
         input,
         signals: signals()?,
         stop,
+        exit: |status| std::process::exit(status.into()),
         note,
     };
     let mut broken = None;
@@ -109,38 +110,41 @@ fn is_null(file: &File) -> bool {
     file.file_type().is_char_device() && file.rdev() == null.rdev()
 }
 
-/// The signals that this process gets, for the job.
+/// The signals that this process gets, for the job. What was ignored when it began stays so: under nohup the end of the
+/// terminal, and what a shell without job control keeps from its background jobs.
 fn signals() -> Result<Receiver<run::Pass>> {
-    let mut all = vec![SIGINT, SIGTERM, SIGQUIT, SIGUSR1, SIGUSR2, SIGTSTP, SIGCONT];
-    // Under nohup, the end of the terminal is not to be the job's.
-    if !sys::process::ignores_hangup() {
-        all.push(SIGHUP);
-    }
+    let known = [
+        (SIGINT, "INT"),
+        (SIGTERM, "TERM"),
+        (SIGHUP, "HUP"),
+        (SIGQUIT, "QUIT"),
+        (SIGUSR1, "USR1"),
+        (SIGUSR2, "USR2"),
+        (SIGTSTP, "STOP"),
+        (SIGCONT, "CONT"),
+    ];
+    let all = known
+        .iter()
+        .map(|(number, _)| *number)
+        .filter(|number| !sys::process::is_ignored(*number));
     let mut signals = Signals::new(all).context("signals can't be taken")?;
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         for number in signals.forever() {
-            let (word, ends, stops) = match number {
-                SIGINT => ("INT", true, false),
-                SIGTERM => ("TERM", true, false),
-                SIGHUP => ("HUP", true, false),
-                SIGQUIT => ("QUIT", false, false),
-                SIGUSR1 => ("USR1", false, false),
-                SIGUSR2 => ("USR2", false, false),
-                SIGTSTP => ("STOP", false, true),
-                _ => ("CONT", false, false),
-            };
-            let Ok(signal) = word.parse::<SignalWord>() else {
+            let word = known.iter().find(|(known, _)| *known == number);
+            let Some(Ok(signal)) = word.map(|(_, word)| word.parse::<SignalWord>()) else {
                 continue;
             };
-            if sender
-                .send(run::Pass {
-                    signal,
-                    ends,
-                    stops,
-                })
-                .is_err()
-            {
+            let ends = [SIGINT, SIGTERM, SIGHUP].contains(&number);
+            let pass = run::Pass {
+                signal,
+                status: u8::try_from(128 + number).unwrap_or(exit::FAILED),
+                interrupts: number == SIGINT,
+                ends,
+                quits: ends || number == SIGQUIT,
+                stops: number == SIGTSTP,
+            };
+            if sender.send(pass).is_err() {
                 return;
             }
         }

@@ -135,11 +135,13 @@ pub fn in_foreground(
     context: &mut Context,
     connection: &Line<'_>,
     request: &Request,
+    on_asked: &dyn Fn(&JobId),
 ) -> Result<(Spawned, Option<Flow>)> {
     let job = prepare(context, request)?;
     let mut flow = None;
     let launched = launch(&mut connection.share(), job, request, &mut |line, order| {
         let mut shell = line.shell()?;
+        on_asked(order.id);
         let answer = start_and_hear(&line.host(), shell.as_mut(), order);
         Ok(answer.map(|told| {
             told.map(|(started, hearing)| {

@@ -7,13 +7,13 @@ use anyhow::Result;
 
 use super::ephemeral::forget_read;
 use super::{Context, meet, not_there, resolve_one};
-use crate::connection::{Line, Policy, keep_trying};
+use crate::connection::{Line, Policy, PrivateConnection, keep_trying};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::Record;
 use crate::remote::look::Streams;
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
-use crate::remote::{Seen, Standing};
+use crate::remote::{Seen, Standing, Stream};
 
 /// The pause after a connection that broke.
 const AFTER_A_BREAK: Duration = Duration::from_millis(200);
@@ -68,11 +68,12 @@ pub fn tail(
         err: request.err,
         from: request.from,
         follow: request.follow,
+        pause: None,
         enough: request.enough,
     };
     // What may be much gets a connection of its own: the keeper's is for short things.
     let policy = Policy {
-        keeper: context.policy.keeper && is_short(request),
+        keeper: context.policy.keeper && (request.follow || is_short(request)),
         ..context.policy
     };
     let read = if request.follow && !request.brief && !destination.is_local() {
@@ -145,10 +146,30 @@ fn follow(
     let mut line = Line::new(destination, policy);
     line.connect()?;
     loop {
+        let private = PrivateConnection::prepare(&line);
+        let pause = || private.as_ref().is_some_and(PrivateConnection::is_ready);
+        let wanted = Wanted {
+            pause: Some(&pause),
+            ..*wanted
+        };
+        let mut carried = 0;
+        let mut pass = |stream: Stream, bytes: &[u8]| {
+            carried += bytes.len() as u64;
+            if let Some(private) = &private {
+                private.carried(carried);
+            }
+            sink(stream, bytes)
+        };
         let result = line
             .shell()
-            .and_then(|mut shell| read(&host, shell.as_mut(), wanted, &mut progress, sink));
+            .and_then(|mut shell| read(&host, shell.as_mut(), &wanted, &mut progress, &mut pass));
         match result {
+            Ok(read) if read.paused => {
+                if let Some(private) = &private {
+                    private.take_over(&mut line);
+                }
+                continue;
+            }
             Err(failure) if failure.kind == Kind::Unreachable && !wanted.is_enough() => {
                 (policy.warn)(&format!("{failure}; connecting again"));
             }

@@ -3,11 +3,12 @@
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
 
-use super::{Chunk, Shell};
+use super::{Chunk, Shell, ShellInput};
 use crate::error::{Failure, Kind};
 use crate::sys;
 
@@ -25,7 +26,7 @@ pub fn shell() -> Result<Box<dyn Shell>, Failure> {
     let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     Ok(Box::new(LocalShell {
         child,
-        input,
+        input: Arc::new(Mutex::new(input)),
         out,
         err,
     }))
@@ -33,17 +34,30 @@ pub fn shell() -> Result<Box<dyn Shell>, Failure> {
 
 struct LocalShell {
     child: Child,
-    input: Option<ChildStdin>,
+    input: Arc<Mutex<Option<ChildStdin>>>,
     out: Option<ChildStdout>,
     err: Option<ChildStderr>,
 }
 
+fn write(input: &Mutex<Option<ChildStdin>>, bytes: &[u8]) -> io::Result<()> {
+    let mut input = input.lock().unwrap_or_else(PoisonError::into_inner);
+    input
+        .as_mut()
+        .ok_or(ErrorKind::BrokenPipe)?
+        .write_all(bytes)
+}
+
 impl Shell for LocalShell {
     fn write(&mut self, bytes: &[u8], _until: Instant) -> io::Result<()> {
-        self.input
-            .as_mut()
-            .ok_or(ErrorKind::BrokenPipe)?
-            .write_all(bytes)
+        write(&self.input, bytes)
+    }
+
+    fn input(&self) -> io::Result<ShellInput> {
+        let input = Arc::clone(&self.input);
+        Ok(ShellInput {
+            write: Box::new(move |bytes| write(&input, bytes)),
+            beat: Box::new(|_| ()),
+        })
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
@@ -85,7 +99,13 @@ impl Shell for LocalShell {
 impl Drop for LocalShell {
     /// Its script ends when its input does; one that does not is ended, so that none is left behind.
     fn drop(&mut self) {
-        (self.input, self.out, self.err) = (None, None, None);
+        drop(
+            self.input
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+        (self.out, self.err) = (None, None);
         for _ in 0..200 {
             match self.child.try_wait() {
                 Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),

@@ -8,7 +8,7 @@ mod local;
 mod permits;
 pub mod ssh;
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout};
@@ -69,8 +69,119 @@ pub trait Shell {
     /// Asks the pool to keep a channel for a job's relay, which `script` starts.
     fn keep_relay(&mut self, _job: &JobId, _word: String, _script: String) {}
 
+    /// The way into the shell for other threads.
+    fn input(&self) -> std::io::Result<ShellInput>;
+}
+
+/// The way into a shell for other threads than the one that reads. Each write arrives in one piece.
+pub struct ShellInput {
+    write: Box<dyn Fn(&[u8]) -> std::io::Result<()> + Send + Sync>,
+    beat: Box<dyn Fn(Duration) + Send + Sync>,
+}
+
+impl ShellInput {
+    pub fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
+        (self.write)(bytes)
+    }
+
     /// Has the pool send the shell an empty line every so often, even while this process is stopped.
-    fn beat(&mut self, _every: Duration) {}
+    pub fn beat(&self, every: Duration) {
+        (self.beat)(every);
+    }
+}
+
+/// A private connection that is made while a stream goes on over a shared one, without asking anything. Where it can't be
+/// made, the stream stays.
+pub struct PrivateConnection {
+    shared: Arc<Preparation>,
+}
+
+#[derive(Default)]
+struct Preparation {
+    state: Mutex<Prepared>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Prepared {
+    /// The stream carries much.
+    hurries: bool,
+    over: bool,
+    connection: Option<KeeperConnection>,
+}
+
+/// How long a stream stays on the shared connection, and how much it carries there.
+const SHARED_TIME_MAX: Duration = Duration::from_secs(2);
+const SHARED_BYTES_MAX: u64 = 2 << 20;
+
+impl PrivateConnection {
+    /// Prepares one for what goes over a line; none where that is private already.
+    pub fn prepare(line: &Line<'_>) -> Option<Self> {
+        if !line.may_be_stale() {
+            return None;
+        }
+        let shared = Arc::new(Preparation::default());
+        let this = Self {
+            shared: Arc::clone(&shared),
+        };
+        let destination = line.destination.clone();
+        let policy = Policy {
+            batch: true,
+            keeper: false,
+            verbose: false,
+            step: |_| (),
+            warn: |_| (),
+            ..*line.policy
+        };
+        std::thread::spawn(move || {
+            let state = shared.lock();
+            let waits = |state: &mut Prepared| !state.hurries && !state.over;
+            let waited = shared
+                .changed
+                .wait_timeout_while(state, SHARED_TIME_MAX, waits);
+            if waited.is_ok_and(|(state, _)| state.over) {
+                return;
+            }
+            let connection = KeeperConnection::open(&destination, &policy).ok();
+            let mut state = shared.lock();
+            if !state.over {
+                state.connection = connection;
+            }
+        });
+        Some(this)
+    }
+
+    /// Tells how much the stream has carried.
+    pub fn carried(&self, bytes: u64) {
+        if bytes >= SHARED_BYTES_MAX {
+            self.shared.lock().hurries = true;
+            self.shared.changed.notify_all();
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.shared.lock().connection.is_some()
+    }
+
+    /// Has a line go on over the new connection.
+    pub fn take_over(&self, line: &mut Line<'_>) {
+        if let Some(connection) = self.shared.lock().connection.take() {
+            line.way = Some(Way::Keeper(connection));
+        }
+    }
+}
+
+impl Drop for PrivateConnection {
+    fn drop(&mut self) {
+        self.shared.lock().over = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Preparation {
+    fn lock(&self) -> MutexGuard<'_, Prepared> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The relays that a keeper holds. Requests may be made one after the other; their answers come in any order.

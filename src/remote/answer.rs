@@ -64,6 +64,8 @@ pub enum Ending {
     Cut,
     /// The job ended: how, in the script's words.
     Ended(String),
+    /// The client asked for a pause: the job goes on.
+    Paused,
 }
 
 /// What takes the parts of an answer.
@@ -77,6 +79,19 @@ pub trait Listener {
             Kind::Failed,
             format!("unexpected data in an answer ({stream:?})"),
         ))
+    }
+
+    /// How much of a job's input its host has.
+    fn have(&mut self, words: &str) -> Result<(), Failure> {
+        Err(Failure::new(
+            Kind::Failed,
+            format!("unexpected words about input: {}", printable(words, 80)),
+        ))
+    }
+
+    /// The last line for a script that reads lines.
+    fn farewell(&mut self, _ending: &Ending) -> Option<&'static str> {
+        None
     }
 
     /// What to send to the script now, if anything: asked after all that comes, and every [`Listener::pace`].
@@ -111,8 +126,8 @@ struct Framed {
     noise: usize,
     /// The beginning of the noise, for the error message.
     said: Vec<u8>,
-    /// Standard error comes here too, and from here on.
-    errors: bool,
+    /// Which of the job's streams the data belongs to.
+    stream: Stream,
     /// Somebody else is to go on from here.
     paused: bool,
     ending: Ending,
@@ -127,7 +142,7 @@ impl Framed {
             held: vec![],
             noise: 0,
             said: vec![],
-            errors: false,
+            stream: Stream::Out,
             paused: false,
             ending: Ending::Whole,
         }
@@ -137,7 +152,6 @@ impl Framed {
     fn feed(
         &mut self,
         host: &str,
-        stream: Stream,
         bytes: &[u8],
         listener: &mut dyn Listener,
     ) -> Result<(), Failure> {
@@ -152,7 +166,7 @@ impl Framed {
             let Some(at) = memmem::find(rest, &self.mark) else {
                 let keep = possible_mark(rest, &self.mark);
                 let (sure, unsure) = rest.split_at(rest.len() - keep);
-                let used = self.take(host, stream, sure, listener, false)?;
+                let used = self.take(host, sure, listener, false)?;
                 self.held = [sure.get(used..).unwrap_or_default(), unsure].concat();
                 return self.bounded(host);
             };
@@ -165,7 +179,7 @@ impl Framed {
                 self.held = rest.to_vec();
                 return Ok(());
             };
-            self.take(host, stream, before, listener, true)?;
+            self.take(host, before, listener, true)?;
             let (word, after) = word.split_at(end);
             self.phase = match (self.phase, word) {
                 (Phase::Noise, b"begin") => Phase::Lines,
@@ -176,13 +190,26 @@ impl Framed {
                     self.held = after.get(1..).unwrap_or_default().to_vec();
                     return Ok(());
                 }
-                (Phase::Data, b"errors") => {
-                    self.errors = true;
+                (Phase::Data, b"err") => {
+                    self.stream = Stream::Err;
+                    Phase::Data
+                }
+                (Phase::Data, b"out") => {
+                    self.stream = Stream::Out;
                     Phase::Data
                 }
                 (Phase::Data, b"cut") => {
                     self.ending = Ending::Cut;
                     Phase::Over
+                }
+                (Phase::Data, b"paused") => {
+                    self.ending = Ending::Paused;
+                    Phase::Over
+                }
+                (Phase::Data, word) if word.starts_with(b"have ") => {
+                    let text = String::from_utf8_lossy(word.get(5..).unwrap_or_default());
+                    listener.have(&text)?;
+                    Phase::Data
                 }
                 (Phase::Data, word) if word.starts_with(b"ended ") => {
                     self.ending = Ending::Ended(
@@ -201,7 +228,6 @@ impl Framed {
     fn take(
         &mut self,
         host: &str,
-        stream: Stream,
         bytes: &[u8],
         listener: &mut dyn Listener,
         whole: bool,
@@ -233,7 +259,7 @@ impl Framed {
             }
             Phase::Data => {
                 if !bytes.is_empty() {
-                    listener.data(if self.errors { Stream::Err } else { stream }, bytes)?;
+                    listener.data(self.stream, bytes)?;
                 }
                 Ok(bytes.len())
             }
@@ -283,19 +309,17 @@ pub fn hear(
     shell: &mut dyn Shell,
     script: &Script,
     patience: Option<Duration>,
-    both: bool,
     listener: &mut dyn Listener,
 ) -> Result<Ending, Failure> {
-    Hearing::begin(host, shell, script, both)?.go_on(host, shell, patience, listener)
+    Hearing::begin(host, shell, script)?.go_on(host, shell, patience, listener)
 }
 
 /// An answer that is being heard, in one go or in several: a script may say where somebody else is to go on.
 pub struct Hearing {
     started: Instant,
     out: Framed,
-    err: Framed,
-    /// The script marks the end of standard error too, or sends it behind a mark on standard output.
-    both: bool,
+    /// The beginning of what the shell says on standard error, for messages.
+    said: Vec<u8>,
     /// Why the script could not be sent.
     unsent: Option<io::Error>,
 }
@@ -310,12 +334,7 @@ fn broke(host: &str, error: &io::Error) -> Failure {
 
 impl Hearing {
     /// Sends a script.
-    pub fn begin(
-        host: &str,
-        shell: &mut dyn Shell,
-        script: &Script,
-        both: bool,
-    ) -> Result<Self, Failure> {
+    pub fn begin(host: &str, shell: &mut dyn Shell, script: &Script) -> Result<Self, Failure> {
         let started = Instant::now();
         // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
         let text = script.text(shell.primed());
@@ -326,8 +345,7 @@ impl Hearing {
         Ok(Self {
             started,
             out: Framed::new(script.nonce()),
-            err: Framed::new(script.nonce()),
-            both,
+            said: Vec::new(),
             unsent,
         })
     }
@@ -344,7 +362,7 @@ impl Hearing {
         let mut buffer = vec![0; BUFFER];
         let mut deaf = false;
         if std::mem::take(&mut self.out.paused) {
-            self.out.feed(host, Stream::Out, &[], listener)?;
+            self.out.feed(host, &[], listener)?;
         }
         while !listener.is_done() && !self.is_over() {
             self.hear_once(host, shell, patience, listener, &mut buffer)?;
@@ -360,6 +378,10 @@ impl Hearing {
             }
         }
         if self.is_over() {
+            if let Some(line) = listener.farewell(&self.out.ending).filter(|_| !deaf) {
+                // A shell that is gone by now needs no farewell.
+                drop(shell.write(line.as_bytes(), Instant::now() + LONG));
+            }
             shell.check_in();
         }
         Ok(self.out.ending.clone())
@@ -367,7 +389,6 @@ impl Hearing {
 
     fn is_over(&self) -> bool {
         self.out.phase == Phase::Over
-            && (!self.both || self.out.errors || self.err.phase == Phase::Over)
     }
 
     /// Takes what comes next.
@@ -382,8 +403,7 @@ impl Hearing {
         let Self {
             started,
             out,
-            err,
-            both,
+            said,
             unsent,
         } = self;
         let deadline = match limit {
@@ -398,20 +418,11 @@ impl Hearing {
             .read(buffer, until)
             .map_err(|error| broke(host, &error))?
         {
-            Chunk::Out(size) => out.feed(
-                host,
-                Stream::Out,
-                buffer.get(..size).unwrap_or_default(),
-                listener,
-            ),
+            Chunk::Out(size) => out.feed(host, buffer.get(..size).unwrap_or_default(), listener),
             Chunk::Err(size) => {
-                let bytes = buffer.get(..size).unwrap_or_default();
-                if *both {
-                    err.feed(host, Stream::Err, bytes, listener)
-                } else {
-                    err.take(host, Stream::Err, bytes, listener, false)
-                        .map(drop)
-                }
+                let room = (4 * SHOWN).saturating_sub(said.len()).min(size);
+                said.extend_from_slice(buffer.get(..room).unwrap_or_default());
+                Ok(())
             }
             Chunk::Nothing
                 if Instant::now() < deadline || limit.is_none() && out.phase != Phase::Noise =>
@@ -419,7 +430,7 @@ impl Hearing {
                 Ok(())
             }
             Chunk::Nothing => {
-                let said = words(out, err);
+                let said = words(&out.said, said);
                 let message = format!("{host} accepts the login, and then gives no answer{said}");
                 Err(Failure::new(Kind::Unreachable, message))
             }
@@ -431,14 +442,14 @@ impl Hearing {
                 let message = format!(
                     "{host} does not run /bin/sh for this login{why}: a forced command or a login that is not allowed \
                      a shell{}",
-                    words(out, err)
+                    words(&out.said, said)
                 );
                 Err(Failure::new(Kind::NoShell, message))
             }
             Chunk::End => {
                 let message = format!(
                     "{host}: the connection broke in mid-answer{}",
-                    words(err, err)
+                    words(&[], said)
                 );
                 Err(Failure::new(Kind::Unreachable, message))
             }
@@ -446,12 +457,12 @@ impl Hearing {
     }
 }
 
-/// The noise of both streams, for a message.
-fn words(out: &Framed, err: &Framed) -> String {
-    let said = if err.said.trim_ascii().is_empty() {
-        &out.said
+/// What a host said beside its answer, for a message.
+fn words(out: &[u8], err: &[u8]) -> String {
+    let said = if err.trim_ascii().is_empty() {
+        out
     } else {
-        &err.said
+        err
     };
     let said = printable(said.trim_ascii(), SHOWN);
     if said.is_empty() {
@@ -488,7 +499,7 @@ mod tests {
         let mut framed = Framed::new(nonce);
         let mut heard = Heard::default();
         for piece in text.chunks(size) {
-            framed.feed("h", Stream::Out, piece, &mut heard)?;
+            framed.feed("h", piece, &mut heard)?;
         }
         Ok((heard, framed))
     }
@@ -534,14 +545,12 @@ mod tests {
         let mark = format!("\x01{} ", script.nonce().as_str());
         let text = format!("{mark}begin\none\n{mark}next\ntwo\n{mark}end\n");
         let (mut framed, mut heard) = (Framed::new(script.nonce()), Heard::default());
-        framed
-            .feed("h", Stream::Out, text.as_bytes(), &mut heard)
-            .unwrap();
+        framed.feed("h", text.as_bytes(), &mut heard).unwrap();
         assert_eq!(
             (heard.lines.as_slice(), framed.paused),
             (&["one".to_owned()][..], true)
         );
-        framed.feed("h", Stream::Out, &[], &mut heard).unwrap();
+        framed.feed("h", &[], &mut heard).unwrap();
         assert_eq!((heard.lines.len(), framed.phase), (2, Phase::Over));
     }
 
@@ -562,11 +571,9 @@ mod tests {
         }
         let script = Script::see(&[]).unwrap();
         let mark = format!("\x01{} ", script.nonce().as_str());
-        let text = format!("{mark}begin\n{mark}data\nout{mark}errors\nerr{mark}end\n");
+        let text = format!("{mark}begin\n{mark}data\nout{mark}err\nerr{mark}end\n");
         let (mut framed, mut told) = (Framed::new(script.nonce()), Told::default());
-        framed
-            .feed("h", Stream::Out, text.as_bytes(), &mut told)
-            .unwrap();
+        framed.feed("h", text.as_bytes(), &mut told).unwrap();
         assert_eq!(
             told.0,
             [

@@ -16,7 +16,6 @@ pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<See
         shell,
         &script,
         Some(patience() * 2),
-        false,
         &mut |line: &str| {
             let (index, job) = job_line(host, line, places.len())?;
             if let Some(slot) = seen.get_mut(index) {
@@ -48,7 +47,6 @@ pub fn forget(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<
         shell,
         &script,
         Some(patience() * 4),
-        false,
         &mut |line: &str| {
             let (index, removal) = match indexed(line, places.len()) {
                 Some(("gone", index, _)) => (index, Removal::Gone),
@@ -89,7 +87,6 @@ pub fn forget_read(
         shell,
         &script,
         Some(patience() * 4),
-        false,
         &mut |line: &str| {
             match indexed(line, places.len()) {
                 Some(("gone", index, _)) => {

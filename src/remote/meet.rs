@@ -155,7 +155,6 @@ fn ask(
         shell,
         script,
         Some(patience() * 4),
-        false,
         &mut |line: &str| {
             let nonsense = || garbage(host, line.as_bytes());
             if let Some(path) = line.strip_prefix("base ") {

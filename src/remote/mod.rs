@@ -4,7 +4,6 @@
 //! How a script reaches its host is the business of [`crate::connection`].
 
 mod answer;
-pub mod foreground;
 pub mod look;
 pub mod meet;
 pub mod output;
@@ -14,7 +13,9 @@ mod script;
 mod seen;
 pub mod signal;
 pub mod start;
+pub mod stream;
 
 pub use answer::{Hearing, Stream};
+pub use output::Sink;
 pub use script::primer;
 pub use seen::{Seen, Standing};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::answer::{Ending, Listener, Stream, garbage, hear};
 use super::script::Script;
 use super::seen::{Seen, job_line};
+use super::stream::QUIT;
 use crate::connection::Shell;
 use crate::error::Failure;
 
@@ -69,6 +70,8 @@ pub struct Wanted<'a> {
     pub from: From,
     /// Go on until the job ends.
     pub follow: bool,
+    /// Ends the reading for now once it holds: it goes on over another connection.
+    pub pause: Option<&'a (dyn Fn() -> bool + 'a)>,
     /// Ends the reading once it holds.
     pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
 }
@@ -81,7 +84,7 @@ impl Wanted<'_> {
 }
 
 /// How often a reading that may be called off looks whether it was.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// What is left out of a stream before its first byte, since it was not written yet when the script looked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -116,6 +119,8 @@ impl Skip {
 pub struct Read {
     /// How the job stood when it began.
     pub seen: Seen,
+    /// There is more to read: see [`Wanted::pause`].
+    pub paused: bool,
     /// The log was followed and became shorter: what came after is not known.
     pub cut: bool,
     /// The positions in both streams of the first bytes that were wanted.
@@ -150,6 +155,7 @@ struct Reading<'a> {
     seen: Option<Seen>,
     progress: &'a mut Progress,
     wanted: &'a Wanted<'a>,
+    pausing: bool,
 }
 
 impl Listener for Reading<'_> {
@@ -213,7 +219,21 @@ impl Listener for Reading<'_> {
     }
 
     fn pace(&self) -> Option<Duration> {
-        self.wanted.enough.map(|_| LOOK)
+        self.wanted.enough.or(self.wanted.pause).map(|_| LOOK)
+    }
+
+    fn reply(&mut self) -> Option<Vec<u8>> {
+        if self.pausing || !self.wanted.pause.is_some_and(|pause| pause()) {
+            return None;
+        }
+        self.pausing = true;
+        Some(QUIT.as_bytes().to_vec())
+    }
+
+    fn farewell(&mut self, ending: &Ending) -> Option<&'static str> {
+        // Where there is no job, no script follows it.
+        let follows = self.wanted.follow && *ending != Ending::Whole;
+        (follows && !self.pausing).then_some(QUIT)
     }
 }
 
@@ -234,13 +254,15 @@ pub fn read(
         seen: None,
         progress,
         wanted,
+        pausing: false,
     };
-    let ending = hear(host, shell, &script, None, true, &mut reading)?;
+    let ending = hear(host, shell, &script, None, &mut reading)?;
     let seen = reading
         .seen
         .ok_or_else(|| garbage(host, b"nothing about the job"))?;
     Ok(Read {
         seen,
+        paused: ending == Ending::Paused,
         cut: ending == Ending::Cut,
         begin: reading.progress.begin,
     })

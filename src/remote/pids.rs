@@ -16,7 +16,6 @@ pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec
         shell,
         &script,
         Some(patience() * 2),
-        false,
         &mut |line: &str| {
             match line.strip_prefix("process ") {
                 Some(pid) => pids.push(pid.parse().map_err(|_| garbage(host, line.as_bytes()))?),

@@ -67,14 +67,24 @@ const PRIMED: u64 = {
     hash
 };
 
+/// How a script runs in its shell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// In a subshell without input: what it changes is gone when it ends, and the shell is as good as before.
+    Pooled,
+    /// The same with the shell's input, which it has read to an agreed line when it succeeds.
+    Stream,
+    /// In the shell itself, as its last script: input that is left over would be taken for commands.
+    Last,
+}
+
 /// A script on its way to being sent.
 pub struct Script {
     /// How many of the shared files it needs.
     needs: usize,
     body: Vec<u8>,
     nonce: Nonce,
-    /// It reads its shell's standard input, so that shell is not used again.
-    takes_input: bool,
+    form: Form,
 }
 
 /// `( ... )` is no process of its own in ksh93 until a limit is set: a signal to the script would end the shell.
@@ -87,7 +97,7 @@ impl Script {
             needs,
             body: Vec::new(),
             nonce: Nonce(job::random_hex::<16>()?),
-            takes_input: false,
+            form: Form::Pooled,
         };
         script.call("rs_host", &[])?;
         Ok(script)
@@ -125,22 +135,19 @@ impl Script {
     /// What to send to a shell; `primed` if the shell has been given the shared files before.
     ///
     /// One compound command, which the shell has read whole before it runs any of it, so nothing in it can take the
-    /// rest of it from standard input. The script runs in a subshell: what it changes is gone when it ends, and the
-    /// shell is as good as before. Data that a script has not read would be taken for commands, so a script that takes
-    /// data is the last of its shell, and runs in the shell itself.
+    /// rest of it from standard input.
     pub fn text(&self, primed: Option<u64>) -> Vec<u8> {
         let nonce = self.nonce.as_str();
-        let begin = if self.takes_input {
-            "{".to_owned()
-        } else {
-            format!("{{\n(\n{OWN_PROCESS}")
+        let begin = match self.form {
+            Form::Last => "{\n".to_owned(),
+            Form::Pooled | Form::Stream => format!("{{\n(\n{OWN_PROCESS}\n"),
         };
-        let end = if self.takes_input {
-            "rs_end\n}\n".to_owned()
-        } else {
-            format!("rs_end\n) </dev/null\nprintf '\\001{nonce} done\\n'\n}}\n")
+        let end = match self.form {
+            Form::Last => "rs_end\n}\n".to_owned(),
+            Form::Pooled => format!("rs_end\n) </dev/null\nprintf '\\001{nonce} done\\n'\n}}\n"),
+            Form::Stream => format!("rs_end\n) || exit\nprintf '\\001{nonce} done\\n'\n}}\n"),
         };
-        let mut text = format!("{begin}\nrs_nonce={nonce}\n").into_bytes();
+        let mut text = format!("{begin}rs_nonce={nonce}\n").into_bytes();
         if primed != Some(PRIMED) {
             text.extend(SHARED.iter().take(self.needs).copied().flat_map(stripped));
         }
@@ -149,10 +156,9 @@ impl Script {
         text
     }
 
-    /// What the shell prints when it is ready for the next script; `None` for a script that ends its shell.
+    /// What the shell prints when it is ready for the next script; `None` for a script that is its last.
     pub fn done(&self) -> Option<String> {
-        let mark = || format!("\x01{} done\n", self.nonce.as_str());
-        (!self.takes_input).then(mark)
+        (self.form != Form::Last).then(|| format!("\x01{} done\n", self.nonce.as_str()))
     }
 }
 
@@ -200,7 +206,11 @@ impl Script {
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         script.include(file!("spawn"));
-        script.takes_input = order.input.is_some() || order.spool.is_some();
+        script.form = match (order.input.is_some(), order.spool.is_some()) {
+            (true, _) => Form::Last,
+            (false, true) => Form::Stream,
+            (false, false) => Form::Pooled,
+        };
         if order.spool.is_some() {
             script.call("about_jobs", &[])?;
             script.include(file!("stream"));
@@ -211,11 +221,19 @@ impl Script {
         Ok(script)
     }
 
+    /// Prevents a start, or ends its job.
+    pub(super) fn cancel(id: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("cancel"));
+        script.call("cancel", &[id])?;
+        Ok(script)
+    }
+
     /// Becomes the relay of the job in that directory. Its keeper sets rs_number.
     pub(super) fn relay(dir: &str, word: &str) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.needs = TO_SIGNAL;
-        script.takes_input = true;
+        script.form = Form::Last;
         script.set("rs_relay", word)?;
         script.call("place", &[dir])?;
         script
@@ -354,7 +372,9 @@ impl Script {
         script.set("from", from)?;
         script.set("count", count.to_string())?;
         script.set("follow", if wanted.follow { "1" } else { "0" })?;
-        script.takes_input = wanted.follow;
+        if wanted.follow {
+            script.form = Form::Stream;
+        }
         script.include(file!("stream"));
         script.include(file!("tail"));
         Ok(script)
@@ -363,39 +383,10 @@ impl Script {
     /// Passes a spooled job's output on.
     pub(super) fn stream(place: &str, out_at: u64, err_at: u64) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
-        script.takes_input = true;
+        script.form = Form::Stream;
         script.set("place", place)?;
         script.include(file!("stream"));
         script.call("run_along", &[&out_at.to_string(), &err_at.to_string()])?;
-        Ok(script)
-    }
-
-    /// Takes a job's input.
-    pub(super) fn receive(place: &str) -> Result<Self, Failure> {
-        Self::input(place, "receive", &[])
-    }
-
-    /// Says that a job's input is whole.
-    pub(super) fn finish(place: &str, total: u64) -> Result<Self, Failure> {
-        Self::input(place, "finish", &[&total.to_string()])
-    }
-
-    fn input(place: &str, function: &str, arguments: &[&str]) -> Result<Self, Failure> {
-        let mut script = Self::about_jobs()?;
-        script.takes_input = true;
-        script.include(file!("receive"));
-        script.call("place", &[place])?;
-        script.body.extend_from_slice(b"enter \"$dir\" || rs_end\n");
-        script.call(function, arguments)?;
-        Ok(script)
-    }
-
-    /// Keeps a job's tether.
-    pub(super) fn beat(place: &str) -> Result<Self, Failure> {
-        let mut script = Self::about_jobs()?;
-        script.takes_input = true;
-        script.set("place", place)?;
-        script.include(file!("beat"));
         Ok(script)
     }
 
@@ -427,7 +418,7 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
         needs: 0,
         body: b"{\n".to_vec(),
         nonce: Nonce(String::new()),
-        takes_input: false,
+        form: Form::Last,
     };
     let (output, errors) = match (order.spool.is_some(), order.merge) {
         (true, _) => ("out.pipe", "err.pipe"),
@@ -476,7 +467,7 @@ fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
         needs: 0,
         body: b"{\n".to_vec(),
         nonce: Nonce(String::new()),
-        takes_input: false,
+        form: Form::Last,
     };
     script.set(
         "rs_directory",

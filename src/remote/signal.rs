@@ -140,7 +140,6 @@ pub fn carry_out(
         shell,
         &script,
         Some(patience),
-        false,
         &mut listener as &mut dyn Listener,
     )?;
     // Every script says of every job how it stands, at the latest at its end.

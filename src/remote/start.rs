@@ -111,6 +111,19 @@ pub fn start(
     Ok(start_and_hear(host, shell, order)?.map(|(started, _)| started))
 }
 
+/// Sees to it that a start that was given up does not happen, or that its job ends.
+pub fn cancel(host: &str, shell: &mut dyn Shell, id: &JobId) -> Result<(), Failure> {
+    let script = Script::cancel(id.as_str())?;
+    super::answer::hear(
+        host,
+        shell,
+        &script,
+        Some(patience()),
+        &mut |_: &str| Ok(()),
+    )
+    .map(drop)
+}
+
 /// Asks a shell's pool to hold a relay for a job that has just been started by it.
 pub fn keep_relay(shell: &mut dyn Shell, id: &JobId, started: &Started) -> Result<(), Failure> {
     let word = format!("relay-{}", crate::job::random_hex::<8>()?);
@@ -132,7 +145,7 @@ pub fn start_and_hear(
     let mut starting = Starting::new(host, order.input);
     // However slow the line is, it carries some kilobytes a second.
     let sending = Duration::from_secs(order.input.map_or(0, Input::size) >> 12);
-    let mut hearing = Hearing::begin(host, shell, &script, order.spool.is_some())?;
+    let mut hearing = Hearing::begin(host, shell, &script)?;
     hearing.go_on(host, shell, Some(patience() * 2 + sending), &mut starting)?;
     let Starting {
         started,

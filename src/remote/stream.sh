@@ -1,7 +1,20 @@
-# Passes a spooled job's output on as it comes, standard output on fd 1 and standard error on fd 2, from given
-# positions on, until the job has ended.
-# Given by the client: place. It says on standard input what it has passed on itself, in lines of two positions: what lies
-# before them is deleted.
+# Passes a job's output on as it comes, from given positions to the job's end. Both streams come on standard output, with
+# marks between them: a login's standard error may lead nowhere. A log is one file, `out`; the output of a job in the foreground is in files out.N, N being the position of their
+# first byte, which go when they are delivered.
+#
+# What the client says comes in lines on standard input:
+#   (nothing)      a heartbeat for the job's tether
+#   ack OUT ERR    what lies before these positions is delivered
+#   in SIZE        SIZE bytes of the job's input follow
+#   room           how much of the input is here, and how much more may come?
+#   eof TOTAL      the input ends after TOTAL bytes
+#   quit           the client goes on elsewhere, or knows the job's end
+#   forget         the same, and the job's files go
+# A background process takes them and ends with `quit`, so that nothing of them is left in the shell's input. Without
+# such an end, the shell is not used again.
+
+# How much input may wait here for the job.
+rs_input_max=16777216
 
 # numbers STREAM : sets numbers to the positions that the names of a stream's files end in.
 numbers() {
@@ -15,7 +28,7 @@ numbers() {
 }
 
 # behind STREAM POSITION : deletes the files of a stream that lie before a position, but for the one that it is in and
-# the one before that: tail shows them, and whoever reads may not have gone on from there yet.
+# the one before that: tail shows them, and a reader may not have gone on from there yet.
 behind() {
 	numbers "$1"
 	in=0 before=0 old=
@@ -35,7 +48,7 @@ behind() {
 	[ -z "$old" ] || rm -f $old
 }
 
-# after STREAM POSITION : sets next to the first file of a stream behind that of a position, and to nothing while there
+# after STREAM POSITION : sets next to the number of the first file of a stream behind a position, to nothing where there
 # is none. By the names, not by a size: the file that is being read may be deleted by now.
 after() {
 	numbers "$1"
@@ -47,23 +60,41 @@ after() {
 	done
 }
 
-# begin STREAM POSITION : sets at to the name's number of the file that a position is in, and skip to where in it.
-begin() {
+# locate STREAM POSITION : sets file to the file that a position is in, at to its number and skip to where in it.
+locate() {
+	file=$1 at=0 skip=$2
+	[ -p "$1.pipe" ] || return 0
 	numbers "$1"
-	at=0
 	for number in $numbers; do
 		if [ "$number" -le "$2" ] && [ "$number" -gt "$at" ]; then
 			at=$number
 		fi
 	done
-	skip=$(($2 - at))
+	file=$1.$at skip=$(($2 - at))
 }
 
-# size FILE : sets total to its size.
-size() {
+# sum FILE... : sets total to how many bytes they hold.
+sum() {
+	total=0
 	# shellcheck disable=SC2046
-	set -- $(LC_ALL=C TIME_STYLE=locale ls -ln "$1" 2>/dev/null)
-	total=${5:-0}
+	set -- $(LC_ALL=C TIME_STYLE=locale ls -ln "$@" 2>/dev/null)
+	while [ $# -ge 9 ]; do
+		total=$((total + $5))
+		shift 9
+	done
+}
+
+# seek POSITION : moves the file that is standard input there; the next reader of the same descriptor goes on at it.
+seek() {
+	[ "$1" -gt 0 ] || return 0
+	case $(dd --version 2>/dev/null) in
+	*uutils*)
+		# Its dd reads all of a file when it only skips.
+		dd bs=65536 count=$(($1 / 65536)) of=/dev/null
+		dd bs=$(($1 % 65536)) count=1 of=/dev/null
+		;;
+	*) dd bs=1 skip="$1" count=0 ;;
+	esac 2>/dev/null
 }
 
 # out_flow, err_flow : all that is there of a stream, file by file. The next file is asked for before the reading: once
@@ -74,77 +105,181 @@ out_flow() {
 		cat <&6
 		[ -n "$next" ] || break
 		exec 6<"out.$next"
-		out_at=$next
+		out_at=$next out_file=out.$next
 	done
 }
 err_flow() {
 	while :; do
 		after err "$err_at"
-		cat <&7 >&2
+		cat <&7
 		[ -n "$next" ] || break
 		exec 7<"err.$next"
-		err_at=$next
+		err_at=$next err_file=err.$next
 	done
 }
 
-# both MARK : on both streams.
-both() {
-	rs_mark "$1"
-	printf '\001%s %s\n' "$rs_nonce" "$1" >&2
+# measure : sets now to what changes when there is more to read.
+measure() {
+	if [ -p out.pipe ]; then
+		now=$(LC_ALL=C ls -ln "$out_file" "$err_file" 2>/dev/null)
+	else
+		sizes
+		now="$out_size $err_size"
+	fi
 }
 
-# stream OUT_AT ERR_AT : in the job's directory, after a look.
-stream() {
-	begin out "$1"
-	exec 6<"out.$at"
-	[ "$skip" -eq 0 ] || dd bs=1 skip="$skip" count=0 <&6 2>/dev/null
-	out_at=$at
-	begin err "$2"
-	exec 7<"err.$at"
-	[ "$skip" -eq 0 ] || dd bs=1 skip="$skip" count=0 <&7 2>/dev/null
-	err_at=$at
-	both data
+# sizes : sets err_size and out_size, and err_inode and out_inode, which another file in their place has not. ls sorts by
+# name; in this locale and style a line has ten fields.
+sizes() {
+	# shellcheck disable=SC2046
+	set -- $(LC_ALL=C TIME_STYLE=locale ls -lni err out 2>/dev/null)
+	err_inode=${1:-0} err_size=${6:-0}
+	shift $(($# < 10 ? $# : 10))
+	out_inode=${1:-0} out_size=${6:-0}
+}
 
-	watcher=
-	if [ "$follow" = 1 ]; then
-		exec 3<&0
-		(
-			trap '' HUP INT QUIT TERM USR1 USR2
-			was=0
-			while read -r out_done err_done <&3; do
-				behind out "$out_done"
-				[ "$err_done" = "$was" ] || behind err "$err_done"
-				was=$err_done
-			done
-			kill -KILL $$
-		) >/dev/null 2>&1 6<&- 7<&- &
-		watcher=$!
+# is_cut OUT_SIZE ERR_SIZE INODES : succeeds when a log is shorter than it was, or another file than it was.
+is_cut() {
+	[ ! -p out.pipe ] || return 1
+	[ "$out_size" -lt "$1" ] || [ "$err_size" -lt "$2" ] || [ "$out_inode $err_inode" != "$3" ]
+}
+
+# received : sets in_at to the number of the input's last file, and in_size to its size.
+received() {
+	numbers in
+	in_at=0
+	for number in $numbers; do
+		[ "$number" -lt "$in_at" ] || in_at=$number
+	done
+	sum "in.$in_at"
+	in_size=$total
+}
+
+# tell_room : how much of the input is here, and how much more may come.
+tell_room() {
+	sum in.[0-9]*
+	printf '\001%s have %s %s\n' "$rs_nonce" $((in_at + in_size)) $((rs_input_max - total))
+}
+
+# take SIZE : that many bytes of input. Each dd reads what is there, and never more than is left of them.
+take() {
+	wanted=$1
+	while [ "$wanted" -gt 0 ]; do
+		dd bs="$wanted" count=1 <&3 >>"in.$in_at" 2>/dev/null
+		sum "in.$in_at"
+		[ "$total" -gt "$in_size" ] || return 1
+		wanted=$((wanted - total + in_size)) in_size=$total
+	done
+	[ "$in_size" -lt 1048576 ] || { in_at=$((in_at + in_size)) in_size=0; }
+	tell_room
+}
+
+# obey : does what the client says. Fails when the connection has gone.
+obey() {
+	beats=0 was=0
+	received
+	while read -r word one two <&3; do
+		case $word in
+		'')
+			beats=$((beats + 1))
+			printf '%s.%s\n' "$rs_nonce" "$beats" >beat
+			;;
+		ack)
+			behind out "$one"
+			[ "$two" = "$was" ] || behind err "$two"
+			was=$two
+			;;
+		in) take "$one" || return 1 ;;
+		room) tell_room ;;
+		eof) printf '%s\n' "$one" >in.end.new && mv in.end.new in.end ;;
+		quit) return 0 ;;
+		forget)
+			: >forget
+			return 0
+			;;
+		esac
+	done
+	return 1
+}
+
+# relieve : ends the process that took the client's lines before this one, and whatever it has started: a connection that
+# was cut may have left it behind, about to write to the job's input.
+relieve() {
+	if [ -O reader ]; then
+		read -r one birth <reader
+		! rs_process "$one" || [ "$rs_birth" != "$birth" ] || kill -KILL "-$rs_group"
+	fi 2>/dev/null
+}
+
+# open_at OUT_AT ERR_AT : opens both streams there.
+open_at() {
+	locate out "$1"
+	out_at=$at out_file=$file
+	exec 6<"$file"
+	seek "$skip" <&6
+	locate err "$2"
+	err_at=$at err_file=$file
+	exec 7<"$file"
+	seek "$skip" <&7
+}
+
+# flow : all that is there of the streams that are wanted.
+flow() {
+	[ -z "$has_out" ] || out_flow
+	if [ -n "$has_err" ]; then
+		rs_mark err
+		err_flow
+		rs_mark out
 	fi
+}
 
-	step=5 round=0 patience=1000 now=
+# stream OUT_AT ERR_AT : in the job's directory, after a look, to the job's end. has_out and has_err say which streams are
+# wanted, and inodes of which files the positions are.
+stream() {
+	measure
+	open_at "$1" "$2"
+	[ ! -p out.pipe ] || relieve
+	exec 3<&0
+	(
+		trap '' HUP INT QUIT TERM USR1 USR2
+		obey
+	) 2>/dev/null 6<&- 7<&- &
+	reader=$!
+	if [ -p out.pipe ]; then
+		rs_process "$reader"
+		printf '%s %s\n' "$reader" "$rs_birth" >reader
+	fi
+	rs_mark data
+	step=5 round=0 patience=1000 cut='' fresh=1
 	while :; do
+		# Asked before the reading: what was written before the end is read after it.
 		over=
 		case $state in
 		exited | lost | elsewhere)
+			over=1 fresh=1
 			# What still holds the pipes is not the job: it gets a moment to be read, no more.
-			if { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; then
+			if [ ! -p out.pipe ] ||
+				{ { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; }; then
 				patience=0
 			fi
-			over=1
 			;;
 		esac
-		[ -z "$has_out" ] || out_flow
-		[ -z "$has_err" ] || err_flow
-		[ "$follow" = 1 ] || break
+		[ -z "$fresh" ] || flow
 		if [ -n "$over" ]; then
 			[ "$patience" -gt 0 ] || break
 			patience=$((patience - step))
 		fi
 		nap "$step"
-		before=$now
-		now=$(written)
+		kill -0 "$reader" 2>/dev/null || break
+		before=$now was="${out_size-} ${err_size-}" fresh=
+		measure
+		# shellcheck disable=SC2086
+		if is_cut $was "$inodes"; then
+			cut=1
+			break
+		fi
 		if [ "$before" != "$now" ]; then
-			step=5
+			step=5 fresh=1
 		elif [ "$step" -lt 80 ]; then
 			step=$((step * 2))
 		fi
@@ -153,20 +288,36 @@ stream() {
 			look
 		fi
 	done
-	full=
-	[ ! -e out.full ] && [ ! -e err.full ] || full=" full"
-	[ "$expired" != timeout ] || state=expired
-	both "ended $state $code $ended$full"
-	[ -z "$watcher" ] || kill -KILL "$watcher"
+	if [ -n "$cut" ]; then
+		rs_mark cut
+	elif [ -n "$over" ] && [ "$patience" -le 0 ]; then
+		full=
+		[ ! -e out.full ] && [ ! -e err.full ] || full=" full"
+		[ "$expired" != timeout ] || state=expired
+		rs_mark "ended $state $code $ended$full"
+	else
+		rs_mark paused
+	fi
+	wait "$reader" || exit 1
+	[ ! -e forget ] || bury
 	exit 0
 }
 
-# written : what stands in the files that are being read, to see whether there is more.
-written() {
-	LC_ALL=C ls -ln "out.$out_at" "err.$err_at" 2>/dev/null
-}
+# bury : removes what the job has left. A tombstone tells of its end for a minute; the next one removes it.
+bury() {
+	: >gone
+	for file in * .[!.]*; do
+		case $file in
+		gone | status | pid | made | meta | supervisor) ;;
+		*) rm -rf "./$file" ;;
+		esac
+	done
+	find .. -name gone -mmin +1 | while read -r file; do
+		rm -rf "${file%/gone}"
+	done
+} 2>/dev/null
 
-# run_along OUT_AT ERR_AT : the same for the job that is named, once its streams have begun.
+# run_along OUT_AT ERR_AT : passes the streams of the job at place on, once they have begun.
 run_along() {
 	place "$place"
 	if ! enter "$dir"; then
@@ -179,6 +330,6 @@ run_along() {
 	done
 	[ -e err.0 ] || : >>err.0
 	report 0
-	has_out=1 has_err=1 follow=1
+	has_out=1 has_err=1 inodes=
 	stream "$1" "$2"
 }

@@ -1,25 +1,9 @@
-# Passes a job's output on: standard output on fd 1, standard error on fd 2, every byte as it was written. What is little
-# comes on fd 1 alone, standard error behind a mark of its own, and so in one write.
+# Passes a job's output on, every byte as it was written. What is little comes in one write.
 # Given by the client: place, out_from, err_from and inodes (the positions to go on at where from is resume, and of which
 # files), streams (out, err or
 # both words), from (lines, line, bytes or byte), count, follow (0 or 1).
 # The first line of the rs_say gives the position of each stream's first byte, and how many lines and bytes the
 # client has to leave out itself because they are not written yet.
-
-# sizes : sets err_size and out_size, and err_inode and out_inode, which another file in their place has not. ls sorts by
-# name; in this locale and style a line has ten fields.
-sizes() {
-	# shellcheck disable=SC2046
-	set -- $(LC_ALL=C TIME_STYLE=locale ls -lni err out 2>/dev/null)
-	err_inode=${1:-0} err_size=${6:-0}
-	shift $(($# < 10 ? $# : 10))
-	out_inode=${1:-0} out_size=${6:-0}
-}
-
-# is_cut OUT_SIZE ERR_SIZE INODES : succeeds when a log is shorter than it was, or another file than it was.
-is_cut() {
-	[ "$out_size" -lt "$1" ] || [ "$err_size" -lt "$2" ] || [ "$out_inode $err_inode" != "$3" ]
-}
 
 # first FILE SIZE : sets at to the position of the first byte that is asked for, lines and bytes to what is then
 # still to be left out.
@@ -66,11 +50,6 @@ first() {
 	esac
 }
 
-# seek POSITION : moves the file that is standard input there; whoever reads the same descriptor next goes on at it.
-seek() {
-	[ "$1" -eq 0 ] || dd bs=1 skip="$1" count=0 2>/dev/null
-}
-
 # copy SIZE : that many bytes of standard input.
 copy() {
 	[ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) 2>/dev/null
@@ -107,7 +86,7 @@ asked() {
 	set -- $files
 	at=${1##*.}
 	for file in "$@"; do
-		size "$file"
+		sum "$file"
 	done
 	end=$((${file##*.} + total))
 	case $from in
@@ -121,26 +100,21 @@ asked() {
 	[ $((end - wanted)) -le "$at" ] || at=$((end - wanted))
 }
 
-# spooled : the output of a job that somebody runs in the foreground, as far as it is still here.
+# spooled : where to begin in the output of a job that runs in the foreground: of what is still here.
 spooled() {
 	[ -e out.0 ] || [ -e out.end ] || : >>out.0
 	[ -e err.0 ] || [ -e err.end ] || : >>err.0
 	asked out
-	out_begin=$at
+	out_at=$at
 	asked err
-	if [ "$from" = resume ]; then
-		out_begin=$out_from at=$err_from
-	fi
-	report 0
-	rs_say from "$out_begin" 0 0 "$at" 0 0 0 0
-	stream "$out_begin" "$at"
+	err_at=$at out_skip='0 0' err_skip='0 0' out_inode=0 err_inode=0
 }
 
 place "$place"
 if ! enter "$dir"; then
 	report 0
-	both data
-	both end
+	rs_mark data
+	rs_mark end
 	exit 0
 fi
 look
@@ -148,16 +122,17 @@ case $streams in *out*) has_out=1 ;; *) has_out= ;; esac
 case $streams in *err*) has_err=1 ;; *) has_err= ;; esac
 if [ -p out.pipe ]; then
 	spooled
+else
+	sizes
+	first out "$out_size"
+	out_at=$at out_skip="$lines $bytes"
+	first err "$err_size"
+	err_at=$at err_skip="$lines $bytes"
 fi
-sizes
-first out "$out_size"
-out_at=$at out_skip="$lines $bytes"
-first err "$err_size"
-err_at=$at err_skip="$lines $bytes"
 if [ "$from" = resume ]; then
 	out_at=$out_from err_at=$err_from
 fi
-# Who goes on at places that were written down long ago knows of no files.
+# Positions that were written down long ago are of no certain files.
 if [ "$from" != resume ] || [ "$inodes" = '0 0' ]; then
 	inodes="$out_inode $err_inode"
 fi
@@ -165,70 +140,31 @@ report 0
 rs_say from "$out_at" "$out_skip" "$err_at" "$err_skip" "$inodes"
 # It was cut short meanwhile, or replaced.
 if is_cut "$out_at" "$err_at" "$inodes"; then
-	both data
-	both cut
+	rs_mark data
+	rs_mark cut
 	exit 0
 fi
-exec 6<out 7<err
-seek "$out_at" <&6
-seek "$err_at" <&7
-
-if [ "$follow" = 0 ] && [ $((out_size - out_at + err_size - err_at)) -le 65536 ]; then
+[ "$follow" = 0 ] || stream "$out_at" "$err_at"
+open_at "$out_at" "$err_at"
+if [ -p out.pipe ]; then
+	rs_mark data
+	flow
+	rs_mark end
+	exit 0
+fi
+if [ $((out_size - out_at + err_size - err_at)) -le 65536 ]; then
 	{
 		rs_mark data
 		[ -z "$has_out" ] || rest $((out_size - out_at)) <&6
-		rs_mark errors
+		rs_mark err
 		[ -z "$has_err" ] || rest $((err_size - err_at)) <&7
 		rs_mark end
 	} | dd ibs=65536 obs=65536 2>/dev/null
 	exit 0
 fi
-both data
-if [ "$follow" = 0 ]; then
-	[ -z "$has_out" ] || rest $((out_size - out_at)) <&6
-	[ -z "$has_err" ] || rest $((err_size - err_at)) <&7 >&2
-	both end
-	exit 0
-fi
-
-# When the client goes, its end of standard input ends this script; a loop that writes nothing would never notice.
-exec 3<&0
-(
-	trap '' HUP INT QUIT TERM USR1 USR2
-	cat <&3 >/dev/null
-	kill -KILL $$
-) >/dev/null 2>&1 6<&- 7<&- &
-watcher=$!
-
-step=10 round=0
-while :; do
-	# Asked before the reading: what was written before the end is read after it.
-	case $state in
-	exited | lost | elsewhere) over=1 ;;
-	*) over= ;;
-	esac
-	[ -z "$has_out" ] || cat <&6
-	[ -z "$has_err" ] || cat <&7 >&2
-	[ -z "$over" ] || break
-	nap "$step"
-	out_was=$out_size err_was=$err_size
-	sizes
-	if is_cut "$out_was" "$err_was" "$inodes"; then
-		both cut
-		exec 3<&-
-		kill -KILL "$watcher"
-		exit 0
-	fi
-	if [ "$out_size$err_size" != "$out_was$err_was" ]; then
-		step=10
-	elif [ "$step" -lt 160 ]; then
-		step=$((step * 2))
-	fi
-	round=$((round + 1))
-	if [ -e status ] || [ $((round % 16)) -eq 0 ]; then
-		look
-	fi
-done
-both end
-kill -KILL "$watcher"
+rs_mark data
+[ -z "$has_out" ] || rest $((out_size - out_at)) <&6
+rs_mark err
+[ -z "$has_err" ] || rest $((err_size - err_at)) <&7
+rs_mark end
 exit 0

@@ -72,13 +72,13 @@ unsafe fn close_on_exec() {
     }
 }
 
-/// Whether whoever started rsig has it ignore HUP, as nohup(1) does.
-pub fn ignores_hangup() -> bool {
+/// Whether rsig was started with a signal ignored, as nohup(1) does it.
+pub fn is_ignored(signal: i32) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: without a new action, the call only writes the present one to where the pointer shows, and it is read only
     // when the call says that it was written.
     unsafe {
-        libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr()) == 0
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::place::{Place, is_ours};
 use super::protocol::{self, Frame, Reply, Request, Status, VERSION};
-use crate::connection::{Chunk, Policy, Relays, Shell};
+use crate::connection::{Chunk, Policy, Relays, Shell, ShellInput};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::JobId;
@@ -443,13 +443,19 @@ impl Relays for Talk {
 struct KeeperShell {
     talk: Talk,
     primed: u64,
+    /// Held while a frame is written: other threads write too.
+    writing: Arc<Mutex<()>>,
 }
 
 impl KeeperShell {
     fn check_out(mut talk: Talk) -> io::Result<Self> {
         talk.say(&Request::Shell)?;
         match talk.hear(Instant::now() + SHELL)? {
-            Frame::Message(Reply::Shell { primed }) => Ok(Self { talk, primed }),
+            Frame::Message(Reply::Shell { primed }) => Ok(Self {
+                talk,
+                primed,
+                writing: Arc::default(),
+            }),
             Frame::Message(Reply::Busy) => Err(io::Error::other(
                 "the server gives the keeper no more channels",
             )),
@@ -463,11 +469,20 @@ impl KeeperShell {
         let left = until
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1));
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.talk.stream.set_write_timeout(Some(left))?;
         match self.talk.stream.write_all(frames) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::TimedOut.into()),
             written => written,
         }
+    }
+}
+
+impl Drop for KeeperShell {
+    /// Other threads may hold the socket too.
+    fn drop(&mut self) {
+        // What was written before still arrives.
+        drop(self.talk.stream.shutdown(std::net::Shutdown::Both));
     }
 }
 
@@ -484,7 +499,8 @@ impl Shell for KeeperShell {
 
     fn check_in(&mut self) {
         // A keeper that is gone has no pool either.
-        drop(self.talk.say(&Request::CheckIn));
+        let frame = protocol::message(&Request::CheckIn);
+        drop(self.send(&frame, Instant::now() + GREETING));
     }
 
     fn keep_relay(&mut self, job: &JobId, word: String, script: String) {
@@ -496,10 +512,22 @@ impl Shell for KeeperShell {
         }));
     }
 
-    fn beat(&mut self, every: Duration) {
-        drop(self.talk.say(&Request::Beat {
-            seconds: every.as_secs().max(1),
-        }));
+    fn input(&self) -> io::Result<ShellInput> {
+        let stream = Arc::new(self.talk.stream.try_clone()?);
+        let writing = Arc::clone(&self.writing);
+        let send = Arc::new(move |frames: &[u8]| {
+            let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            (&*stream).write_all(frames)
+        });
+        let beat = Arc::clone(&send);
+        Ok(ShellInput {
+            write: Box::new(move |bytes| send(&protocol::bytes(false, bytes))),
+            beat: Box::new(move |every| {
+                let seconds = every.as_secs().max(1);
+                // A keeper that is gone is noticed by who reads.
+                drop(beat(&protocol::message(&Request::Beat { seconds })));
+            }),
+        })
     }
 
     fn write(&mut self, bytes: &[u8], until: Instant) -> io::Result<()> {

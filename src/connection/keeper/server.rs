@@ -936,10 +936,9 @@ impl Keeper {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        let is_open = client
-            .flush()
-            .and_then(|()| if takes { client.fill() } else { Ok(true) })
-            .unwrap_or(false);
+        // One that reads no more may have said something before.
+        let (reads, writes) = (client.flush(), if takes { client.fill() } else { Ok(true) });
+        let is_open = reads.is_ok() && writes.unwrap_or(false);
         loop {
             let Some(client) = self
                 .clients

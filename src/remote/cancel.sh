@@ -1,0 +1,25 @@
+# Cancels a start that its client has given up.
+
+# cancel ID : takes the id, so that a start that is still to come is refused; or ends the job that has it.
+cancel() {
+	place "$1"
+	if mkdir -p "${dir%/*}" && mkdir "$dir"; then
+		: >"$dir/gone"
+		return
+	fi
+	enter "$dir" || return
+	while [ ! -s pid ] && [ ! -s refused ] && [ "$elapsed" -lt 2000 ]; do
+		nap 10
+	done
+	look
+	case $state in
+	running | stopped)
+		kill -TERM "-$pgid"
+		kill -CONT "-$pgid"
+		until [ -s status ] || [ "$elapsed" -gt 4000 ]; do
+			nap 10
+		done
+		[ -s status ] || ! alive "$pid" "$birth" "$boot" || kill -KILL "-$pgid"
+		;;
+	esac
+} 2>/dev/null

@@ -1,0 +1,178 @@
+//! The script that stays with a job in the foreground: its output as it comes, its input, and its heartbeats, all over one
+//! shell.
+
+use super::answer::{Ending, Hearing, Listener, Stream, garbage};
+use super::script::Script;
+use super::seen::job_line;
+use crate::connection::Shell;
+use crate::error::{Failure, Kind};
+use crate::job::{Epoch, State};
+
+/// How far the two streams have been passed on, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Positions {
+    pub out: u64,
+    pub err: u64,
+}
+
+/// How a job ended, as its stream says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    pub state: State,
+    pub exit_status: Option<u8>,
+    /// By the host's clock.
+    pub finished_at: Option<Epoch>,
+    /// The job ran into its time limit.
+    pub timed_out: bool,
+    /// The host's disk was full: some of the output is lost.
+    pub disk_full: bool,
+}
+
+/// Who has the job in the foreground.
+pub trait Runner {
+    /// The script takes lines from now on.
+    fn begun(&mut self);
+
+    /// Takes output.
+    fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure>;
+
+    /// The host has `total` bytes of the input, and room for so many more.
+    fn have(&mut self, total: u64, room: u64);
+
+    /// Whether the stream is to go on over another connection.
+    fn wants_pause(&self) -> bool;
+
+    /// Whether the host may forget the job, which has ended, and all of whose output was taken.
+    fn forgets(&mut self, end: &End) -> bool;
+}
+
+/// A line of what a client says to the script: all before these positions is delivered.
+pub fn ack(positions: Positions) -> Vec<u8> {
+    format!("ack {} {}\n", positions.out, positions.err).into_bytes()
+}
+
+/// The next bytes of the input.
+pub fn input(bytes: &[u8]) -> Vec<u8> {
+    [format!("in {}\n", bytes.len()).as_bytes(), bytes].concat()
+}
+
+/// The input ends after `total` bytes.
+pub fn end_of_input(total: u64) -> Vec<u8> {
+    format!("eof {total}\n").into_bytes()
+}
+
+/// Asks how much input is there, and how much more may come.
+pub const ROOM: &[u8] = b"room\n";
+/// Ends the stream and leaves the shell to others.
+pub(super) const QUIT: &str = "quit\n";
+
+struct Streaming<'a> {
+    host: &'a str,
+    runner: &'a mut dyn Runner,
+    pausing: bool,
+}
+
+impl Listener for Streaming<'_> {
+    fn line(&mut self, line: &str) -> Result<(), Failure> {
+        job_line(self.host, line, 1)?;
+        self.runner.begun();
+        Ok(())
+    }
+
+    fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
+        self.runner.data(stream, bytes)
+    }
+
+    fn have(&mut self, words: &str) -> Result<(), Failure> {
+        let numbers = words
+            .split_once(' ')
+            .and_then(|(total, room)| Some((total.parse().ok()?, room.parse::<i64>().ok()?)));
+        let (total, room) = numbers.ok_or_else(|| garbage(self.host, words.as_bytes()))?;
+        self.runner.have(total, u64::try_from(room).unwrap_or(0));
+        Ok(())
+    }
+
+    fn reply(&mut self) -> Option<Vec<u8>> {
+        if self.pausing || !self.runner.wants_pause() {
+            return None;
+        }
+        self.pausing = true;
+        Some(QUIT.as_bytes().to_vec())
+    }
+
+    fn pace(&self) -> Option<std::time::Duration> {
+        Some(super::output::LOOK)
+    }
+
+    fn farewell(&mut self, ending: &Ending) -> Option<&'static str> {
+        match ending {
+            _ if self.pausing => None,
+            Ending::Ended(words) if end(words).is_some_and(|end| self.runner.forgets(&end)) => {
+                Some("forget\n")
+            }
+            _ => Some(QUIT),
+        }
+    }
+}
+
+/// Passes a job's output on from `positions` to its end. `None` where the runner wanted a pause.
+///
+/// [`Kind::Unreachable`] when the connection broke: to be gone on with by another call.
+pub fn stream(
+    host: &str,
+    shell: &mut dyn Shell,
+    place: &str,
+    positions: Positions,
+    runner: &mut dyn Runner,
+) -> Result<Option<End>, Failure> {
+    let script = Script::stream(place, positions.out, positions.err)?;
+    let mut hearing = Hearing::begin(host, shell, &script)?;
+    go_on(host, shell, &mut hearing, runner)
+}
+
+/// The same for a job that has just been started, by the script that did that.
+pub fn go_on(
+    host: &str,
+    shell: &mut dyn Shell,
+    hearing: &mut Hearing,
+    runner: &mut dyn Runner,
+) -> Result<Option<End>, Failure> {
+    let mut streaming = Streaming {
+        host,
+        runner,
+        pausing: false,
+    };
+    match hearing.go_on(host, shell, None, &mut streaming)? {
+        Ending::Ended(words) => end(&words)
+            .map(Some)
+            .ok_or_else(|| garbage(host, words.as_bytes())),
+        Ending::Paused => Ok(None),
+        Ending::Whole | Ending::Cut => Err(Failure::new(
+            Kind::Failed,
+            format!("{host}: the job's directory is not there any more"),
+        )),
+    }
+}
+
+/// `STATE CODE EPOCH`, and ` full` where the disk was.
+fn end(words: &str) -> Option<End> {
+    let words: Vec<&str> = words.split(' ').collect();
+    let (state, code, at, disk_full) = match words.as_slice() {
+        [state, code, at] => (state, code, at, false),
+        [state, code, at, "full"] => (state, code, at, true),
+        _ => return None,
+    };
+    let timed_out = *state == "expired";
+    let state = match *state {
+        "exited" | "expired" => State::Exited,
+        "lost" => State::Lost,
+        _ => State::Unknown,
+    };
+    Some(End {
+        state,
+        exit_status: code.parse().ok(),
+        finished_at: at.parse().ok(),
+        timed_out,
+        disk_full,
+    })
+}
