@@ -192,6 +192,7 @@ fn nobody_to_take_the_output_ends_the_job() {
             .args(["-c", &line])
             .env("HOME", f.rsig.home())
             .env("RSIG_STATE_DIR", f.rsig.state())
+            .env("RSIG_KEEPER", "0")
             .run();
         output.ok().stdout_is("y\ny\n");
         f.await_no_jobs();
@@ -247,6 +248,7 @@ fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it
         script = script
             .env("HOME", f.rsig.home())
             .env("RSIG_STATE_DIR", f.rsig.state())
+            .env("RSIG_KEEPER", "0")
             .stdin(*b"");
         let run = script.cwd(f.job_home()).start();
         poll_until("the job is blocked, and ends", SOON, || total.exists());
