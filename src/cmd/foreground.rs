@@ -380,7 +380,7 @@ impl<'a> Held<'a> {
             match result {
                 Ok(Some(end)) => {
                     let forgotten =
-                        forgotten || record.ephemeral && self.forget(&mut connection, record);
+                        forgotten || record.ephemeral && forget(&mut connection, record);
                     return Ok((end, forgotten));
                 }
                 Ok(None) => {
@@ -414,15 +414,6 @@ impl<'a> Held<'a> {
         crate::connection::keep_trying(left, || connection.connect())?;
         (self.note)(&format!("{}: connected again", self.destination));
         Ok(())
-    }
-
-    /// Has the host forget the job, all of whose output has been passed on.
-    fn forget(&self, connection: &mut Line<'a>, record: &Record) -> bool {
-        let read = Streams {
-            out: true,
-            err: true,
-        };
-        forget_read(connection, &mut [record.clone()], read).is_ok_and(|gone| gone == [true])
     }
 
     /// Says to the script what is to be said: what was delivered, and the input.
@@ -623,6 +614,15 @@ impl<'a> Held<'a> {
             }
         });
     }
+}
+
+/// Has the host forget the job, all of whose output has been passed on.
+fn forget(connection: &mut Line<'_>, record: &Record) -> bool {
+    let read = Streams {
+        out: true,
+        err: true,
+    };
+    forget_read(connection, &mut [record.clone()], read).is_ok_and(|gone| gone == [true])
 }
 
 fn broken(host: &str, error: &std::io::Error) -> Failure {

@@ -63,6 +63,11 @@ pub trait Shell {
     /// Reads what comes next into `buffer`.
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> std::io::Result<Chunk>;
 
+    /// Whether another command waits for this shell: a stream should go on later.
+    fn is_wanted(&self) -> bool {
+        false
+    }
+
     /// Gives the shell back to its pool: the whole answer has been read. A shell that is dropped without this is closed.
     fn check_in(&mut self) {}
 
@@ -73,9 +78,11 @@ pub trait Shell {
     fn input(&self) -> std::io::Result<ShellInput>;
 }
 
+type Write = dyn Fn(&[u8]) -> std::io::Result<()> + Send + Sync;
+
 /// The way into a shell for other threads than the one that reads. Each write arrives in one piece.
 pub struct ShellInput {
-    write: Box<dyn Fn(&[u8]) -> std::io::Result<()> + Send + Sync>,
+    write: Box<Write>,
     beat: Box<dyn Fn(Duration) + Send + Sync>,
 }
 

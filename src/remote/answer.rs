@@ -89,6 +89,9 @@ pub trait Listener {
         ))
     }
 
+    /// Another command waits for the shell.
+    fn wanted(&mut self) {}
+
     /// The last line for a script that reads lines.
     fn farewell(&mut self, _ending: &Ending) -> Option<&'static str> {
         None
@@ -368,6 +371,9 @@ impl Hearing {
             self.hear_once(host, shell, patience, listener, &mut buffer)?;
             if self.out.paused {
                 return Ok(Ending::Whole);
+            }
+            if shell.is_wanted() {
+                listener.wanted();
             }
             if let Some(reply) = listener.reply().filter(|_| !deaf) {
                 // The other side takes it when it can. One that has ended has said why, and that is still to be read.

@@ -156,6 +156,7 @@ struct Reading<'a> {
     progress: &'a mut Progress,
     wanted: &'a Wanted<'a>,
     pausing: bool,
+    shell_wanted: bool,
 }
 
 impl Listener for Reading<'_> {
@@ -223,11 +224,19 @@ impl Listener for Reading<'_> {
     }
 
     fn reply(&mut self) -> Option<Vec<u8>> {
-        if self.pausing || !self.wanted.pause.is_some_and(|pause| pause()) {
+        let pauses = self
+            .wanted
+            .pause
+            .is_some_and(|pause| self.shell_wanted || pause());
+        if self.pausing || !pauses {
             return None;
         }
         self.pausing = true;
         Some(QUIT.as_bytes().to_vec())
+    }
+
+    fn wanted(&mut self) {
+        self.shell_wanted = true;
     }
 
     fn farewell(&mut self, ending: &Ending) -> Option<&'static str> {
@@ -255,6 +264,7 @@ pub fn read(
         progress,
         wanted,
         pausing: false,
+        shell_wanted: false,
     };
     let ending = hear(host, shell, &script, None, &mut reading)?;
     let seen = reading

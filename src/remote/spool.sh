@@ -96,7 +96,10 @@ rs_give() {
 }
 
 rs_spool() {
-	mkfifo out.pipe err.pipe in.pipe
+	if ! rs_why=$(mkfifo out.pipe err.pipe in.pipe 2>&1); then
+		printf 'disk %s\n' "$rs_why" >refused
+		exit
+	fi
 	: >out.spare
 	: >err.spare
 	rs_take out >/dev/null 2>&1 5>&- &

@@ -70,6 +70,7 @@ struct Streaming<'a> {
     host: &'a str,
     runner: &'a mut dyn Runner,
     pausing: bool,
+    wanted: bool,
 }
 
 impl Listener for Streaming<'_> {
@@ -93,11 +94,15 @@ impl Listener for Streaming<'_> {
     }
 
     fn reply(&mut self) -> Option<Vec<u8>> {
-        if self.pausing || !self.runner.wants_pause() {
+        if self.pausing || !(self.wanted || self.runner.wants_pause()) {
             return None;
         }
         self.pausing = true;
         Some(QUIT.as_bytes().to_vec())
+    }
+
+    fn wanted(&mut self) {
+        self.wanted = true;
     }
 
     fn pace(&self) -> Option<std::time::Duration> {
@@ -141,6 +146,7 @@ pub fn go_on(
         host,
         runner,
         pausing: false,
+        wanted: false,
     };
     match hearing.go_on(host, shell, None, &mut streaming)? {
         Ending::Ended(words) => end(&words)

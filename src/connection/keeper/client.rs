@@ -443,6 +443,8 @@ impl Relays for Talk {
 struct KeeperShell {
     talk: Talk,
     primed: u64,
+    /// Another command waits for a shell.
+    wanted: bool,
     /// Held while a frame is written: other threads write too.
     writing: Arc<Mutex<()>>,
 }
@@ -454,6 +456,7 @@ impl KeeperShell {
             Frame::Message(Reply::Shell { primed }) => Ok(Self {
                 talk,
                 primed,
+                wanted: false,
                 writing: Arc::default(),
             }),
             Frame::Message(Reply::Busy) => Err(io::Error::other(
@@ -497,6 +500,10 @@ impl Shell for KeeperShell {
         self.send(&frames, until)
     }
 
+    fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
     fn check_in(&mut self) {
         // A keeper that is gone has no pool either.
         let frame = protocol::message(&Request::CheckIn);
@@ -538,6 +545,10 @@ impl Shell for KeeperShell {
         let (bytes, chunk): (Vec<u8>, fn(usize) -> Chunk) = match self.talk.hear(until) {
             Ok(Frame::Bytes(bytes)) => (bytes, Chunk::Out),
             Ok(Frame::ErrorBytes(bytes)) => (bytes, Chunk::Err),
+            Ok(Frame::Message(Reply::Wanted)) => {
+                self.wanted = true;
+                return Ok(Chunk::Nothing);
+            }
             Ok(Frame::Message(Reply::End)) => return Ok(Chunk::End),
             Ok(Frame::Message(Reply::Broken { message })) => return Err(io::Error::other(message)),
             Ok(Frame::Message(_)) => return Err(ErrorKind::InvalidData.into()),

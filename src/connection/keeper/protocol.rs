@@ -59,6 +59,8 @@ pub enum Reply {
     },
     /// The shell that was checked out has been given the shared functions with this mark.
     Shell { primed: u64 },
+    /// Another command waits for a shell: one that streams should give its own back.
+    Wanted,
     /// No shell can be had for now, and nothing was sent.
     Busy,
     /// The shell has ended.

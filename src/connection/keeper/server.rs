@@ -48,6 +48,9 @@ const LAG: Duration = Duration::from_secs(1);
 const BUSY: Duration = Duration::from_secs(2);
 /// How long a command may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long a command waits for a shell before others are asked for theirs, and how long those have had them by then.
+const WANTED_AFTER: Duration = Duration::from_millis(100);
+const HELD_LONG: Duration = Duration::from_millis(500);
 /// How long a shell may take to be ready again once its script has answered.
 const RETURNING: Duration = Duration::from_secs(2);
 /// How long a shell beyond the first is kept that nobody uses.
@@ -86,6 +89,8 @@ struct Client {
     lane: Option<LaneId>,
     /// Since when it waits for a channel.
     waits: Option<Instant>,
+    /// It was told that another one wants its shell.
+    told_wanted: bool,
     /// How often its shell is sent an empty line, and when the next one is due.
     beat: Option<(Duration, Instant)>,
     /// All is said: it is let go when all is sent.
@@ -386,7 +391,15 @@ impl Keeper {
         let waits = self
             .clients
             .values()
-            .filter_map(|client| client.waits.map(|since| since + BUSY));
+            .filter_map(|client| client.waits)
+            .map(|since| {
+                let now = Instant::now();
+                if now < since + WANTED_AFTER {
+                    since + WANTED_AFTER
+                } else {
+                    (now + WANTED_AFTER).min(since + BUSY)
+                }
+            });
         let beats = self
             .clients
             .values()
@@ -761,7 +774,7 @@ impl Keeper {
             lane.client = Some(client_id);
             lane.given = Some(Instant::now());
             client.lane = Some(lane_id);
-            client.waits = None;
+            (client.waits, client.told_wanted) = (None, false);
             let primed = self.primer.mark;
             self.tell(client_id, &Reply::Shell { primed });
         }
@@ -821,6 +834,7 @@ impl Keeper {
             self.act(id, actions);
         }
         self.close_shells(now);
+        self.ask_for_shells(now);
         for id in self.clients.keys().copied().collect::<Vec<_>>() {
             let Some(client) = self.clients.get_mut(&id) else {
                 continue;
@@ -842,6 +856,30 @@ impl Keeper {
             self.socket_seen = now;
             if !self.is_found() {
                 self.leaves_by.get_or_insert(now + LEAVING);
+            }
+        }
+    }
+
+    /// Where the server allows no more sessions and a command waits, asks those for their shells that have had them for a
+    /// while.
+    fn ask_for_shells(&mut self, now: Instant) {
+        let waits = |client: &Client| {
+            client
+                .waits
+                .is_some_and(|since| now >= since + WANTED_AFTER)
+        };
+        if self.lanes.len() < self.sessions || !self.clients.values().any(waits) {
+            return;
+        }
+        for lane in self.lanes.values() {
+            let is_long = lane.given.is_some_and(|given| now >= given + HELD_LONG);
+            if let Some(client) = lane.client.and_then(|client| self.clients.get_mut(&client))
+                && is_long
+                && !std::mem::replace(&mut client.told_wanted, true)
+            {
+                client.output.extend(protocol::message(&Reply::Wanted));
+                // What can't be written now is tried again when the socket is ready.
+                drop(client.flush());
             }
         }
     }
@@ -901,6 +939,7 @@ impl Keeper {
                 since: now,
                 lane: None,
                 waits: None,
+                told_wanted: false,
                 beat: None,
                 done: false,
             };
