@@ -55,40 +55,50 @@ impl Kind {
             Self::NotRunning => exit::NOT_RUNNING,
             Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
             Self::TimedOut => exit::TIMED_OUT,
-            Self::NotPermitted
-            | Self::CommandMissing
-            | Self::CommandDenied
-            | Self::NoChannel
-            | Self::NoShell
-            | Self::StillRunning
-            | Self::NameTaken
-            | Self::Failed => exit::FAILED,
+            _ => exit::FAILED,
         }
     }
 
-    /// The word that stands for it in JSON.
-    pub fn word(self) -> &'static str {
+    /// The word in `kill --json`, the status and word of `rsig serve`, and the word of `rsig mcp`.
+    fn terms(self) -> (&'static str, u16, &'static str, &'static str) {
         match self {
-            Self::NotFound => "not_found",
-            Self::Ambiguous => "ambiguous",
-            Self::NotRunning => "not_running",
-            Self::BadSignal => "bad_signal",
-            Self::Unreachable => "unreachable",
-            Self::Auth => "auth",
-            Self::HostKey => "host_key",
-            Self::NotPermitted => "not_permitted",
-            Self::NoChannel => "no_channel",
-            Self::Unconfirmed => "unconfirmed",
-            Self::Usage
-            | Self::HostDenied
-            | Self::CommandMissing
-            | Self::CommandDenied
-            | Self::TimedOut
-            | Self::NoShell
-            | Self::StillRunning
-            | Self::NameTaken
-            | Self::Failed => "failed",
+            Self::Usage => ("failed", 400, "bad_value", "bad_param"),
+            Self::HostDenied => ("failed", 403, "host_denied", "bad_param"),
+            Self::NotFound => ("not_found", 404, "not_found", "not_found"),
+            Self::Ambiguous => ("ambiguous", 409, "ambiguous", "not_found"),
+            Self::NotRunning => ("not_running", 409, "not_running", "unexpected"),
+            Self::BadSignal => ("bad_signal", 400, "bad_value", "bad_param"),
+            Self::Unreachable => ("unreachable", 502, "unreachable", "delivery_failed"),
+            Self::Auth => ("auth", 502, "auth", "delivery_failed"),
+            Self::HostKey => ("host_key", 502, "host_key", "delivery_failed"),
+            Self::NotPermitted => ("not_permitted", 403, "not_permitted", "delivery_failed"),
+            Self::CommandMissing => ("failed", 400, "command_missing", "bad_param"),
+            Self::CommandDenied => ("failed", 400, "command_denied", "bad_param"),
+            Self::NoChannel => ("no_channel", 502, "unreachable", "delivery_failed"),
+            Self::NoShell => ("failed", 502, "unreachable", "delivery_failed"),
+            Self::Unconfirmed => ("unconfirmed", 502, "unconfirmed", "delivery_failed"),
+            Self::NameTaken => ("failed", 409, "name_taken", "bad_param"),
+            Self::StillRunning | Self::TimedOut => ("failed", 409, "still_running", "unexpected"),
+            Self::Failed => ("failed", 500, "failed", "unexpected"),
         }
+    }
+
+    /// The word that stands for it in `kill --json`.
+    pub fn word(self) -> &'static str {
+        self.terms().0
+    }
+
+    /// The status and the word of `rsig serve`.
+    #[cfg(feature = "serve")]
+    pub fn http(self) -> (u16, &'static str) {
+        let (_, status, word, _) = self.terms();
+        (status, word)
+    }
+
+    /// The word of `rsig mcp`.
+    #[cfg(feature = "mcp")]
+    pub fn mcp(self) -> &'static str {
+        self.terms().3
     }
 }
 

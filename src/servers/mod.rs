@@ -1,9 +1,8 @@
-//! The other faces of rsig: servers that call the same commands as the command line does.
+//! The servers: they call the same commands as the command line does, for agents and for programs.
 //!
-//! What they share is here: which hosts may be used and how, the one way from a request to a command, and how many of
-//! them work at a time. The commands block, so each request that calls one gets a thread for as long as that takes; the
-//! rest is tokio, and nothing outside of this directory knows of it. A face asks the user nothing: there is nobody to
-//! ask. It holds nothing about jobs: another face, or the command line, sees and does the same.
+//! Here is what they share: which hosts may be used and how, and how many requests are worked on at a time. Commands
+//! block, so each request that calls one has a thread for that long; the rest is tokio, which nothing outside of this
+//! directory knows of. A server never prompts, and keeps nothing about jobs.
 
 #[cfg(feature = "mcp")]
 pub mod mcp;
@@ -13,7 +12,6 @@ pub mod serve;
 mod start;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
@@ -23,12 +21,8 @@ use crate::cmd::Context;
 use crate::error::{Failure, Kind};
 use crate::state::Store;
 
-/// How many requests talk to hosts at a time; the next ones wait their turn.
-const SHORT: usize = 16;
-/// How many wait for a job, or run one, at a time.
-const LONG: usize = 64;
-/// The stack of a thread that works on a request: that of every thread the standard library starts.
-const STACK: usize = 2 << 20;
+/// The stack of a worker: that of every thread that the standard library starts.
+const STACK_BYTES: usize = 2 << 20;
 
 /// What a request may do, and how hosts are reached: the same for all requests.
 pub struct Limits {
@@ -36,7 +30,6 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// As `make` has it, but for what could ask the user.
     pub fn new(make: impl Fn() -> Result<Context> + Send + Sync + 'static) -> Self {
         Self {
             make: Box::new(make),
@@ -51,64 +44,71 @@ impl Limits {
     }
 }
 
-/// Holds the state file against what it must be, before anybody asks for anything.
+/// Fails early if the state file can't be used.
 fn check_state() -> Result<()> {
     Store::open(crate::terminal::warn)?;
     Ok(())
 }
 
-/// How long the work for a request may last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Length {
+/// How long a request may occupy a worker. The numbers are how many may do so at a time.
+#[derive(Clone, Copy)]
+pub enum Class {
     /// As long as a host takes to answer.
-    Short,
+    Short = 16,
     /// As long as a job takes.
-    Long,
+    Long = 64,
+    /// As long as a client follows a log.
+    #[cfg(feature = "serve")]
+    Follow = 32,
 }
 
-/// The threads that work for requests.
-pub struct Crew {
+/// The permits of each class.
+pub struct WorkerPool {
     short: Arc<Semaphore>,
     long: Arc<Semaphore>,
+    #[cfg(feature = "serve")]
+    follow: Arc<Semaphore>,
 }
 
-impl Default for Crew {
+impl Default for WorkerPool {
     fn default() -> Self {
+        let permits = |class| Arc::new(Semaphore::new(class as usize));
         Self {
-            short: Arc::new(Semaphore::new(SHORT)),
-            long: Arc::new(Semaphore::new(LONG)),
+            short: permits(Class::Short),
+            long: permits(Class::Long),
+            #[cfg(feature = "serve")]
+            follow: permits(Class::Follow),
         }
     }
 }
 
-impl Crew {
-    /// Waits for a turn.
-    pub async fn turn(&self, length: Length) -> Option<Turn> {
-        let permits = match length {
-            Length::Short => &self.short,
-            Length::Long => &self.long,
-        };
-        Arc::clone(permits).acquire_owned().await.ok().map(Turn)
+impl WorkerPool {
+    fn permits(&self, class: Class) -> Arc<Semaphore> {
+        Arc::clone(match class {
+            Class::Short => &self.short,
+            Class::Long => &self.long,
+            #[cfg(feature = "serve")]
+            Class::Follow => &self.follow,
+        })
     }
 
-    /// A turn, if there is one now.
+    /// Waits for a permit.
+    pub async fn permit(&self, class: Class) -> Option<Permit> {
+        self.permits(class).acquire_owned().await.ok().map(Permit)
+    }
+
+    /// A permit, if one is free.
     #[cfg(feature = "serve")]
-    pub fn turn_now(&self, length: Length) -> Option<Turn> {
-        let permits = match length {
-            Length::Short => &self.short,
-            Length::Long => &self.long,
-        };
-        Arc::clone(permits).try_acquire_owned().ok().map(Turn)
+    pub fn try_permit(&self, class: Class) -> Option<Permit> {
+        self.permits(class).try_acquire_owned().ok().map(Permit)
     }
 }
 
-/// The right to a thread.
-pub struct Turn(
-    #[allow(dead_code, reason = "held, and given back in the end")] OwnedSemaphorePermit,
-);
+/// The right to a worker.
+pub struct Permit(#[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit);
 
-impl Turn {
-    /// Has a thread do what blocks. Dropped, the work goes on by itself to its end, and keeps its turn until then.
+impl Permit {
+    /// Has a worker do what blocks. If this is dropped, the work goes on to its end, and keeps its permit until then.
     pub async fn work<T: Send + 'static>(
         self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -118,43 +118,16 @@ impl Turn {
             drop(self);
             done
         });
-        done.await.map_err(|_| {
-            Failure::new(
-                Kind::Failed,
-                "rsig failed at this request; the server goes on",
-            )
-        })
+        let panicked = "rsig failed at this request; the server goes on";
+        done.await.map_err(|_| Failure::new(Kind::Failed, panicked))
     }
 }
 
-/// Tells the work for a request that nobody waits for it any more.
-#[derive(Clone, Default)]
-pub struct Gone(Arc<AtomicBool>);
-
-impl Gone {
-    /// Whether nobody does.
-    pub fn is_so(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// From the end of this guard on, nobody does.
-    pub fn at_the_end(&self) -> impl Drop + use<> {
-        struct Guard(Gone);
-        impl Drop for Guard {
-            fn drop(&mut self) {
-                self.0.0.store(true, Ordering::Relaxed);
-            }
-        }
-        Guard(self.clone())
-    }
-}
-
-/// What runs the servers.
 fn runtime() -> Result<Runtime> {
     Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(SHORT + LONG + 8)
-        .thread_stack_size(STACK)
+        .max_blocking_threads(128)
+        .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
         .context("the server can't be started")

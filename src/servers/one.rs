@@ -3,7 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
-use super::Gone;
+use tokio_util::sync::CancellationToken;
+
 use crate::cmd::{Context, kill, ps, resolve_one, rm, wait};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
@@ -78,7 +79,7 @@ pub fn await_end(
     context: &mut Context,
     word: &OsStr,
     until: Instant,
-    gone: &Gone,
+    gone: &CancellationToken,
 ) -> Result<Outcome, Failure> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -100,7 +101,7 @@ pub fn await_end(
         let outcome = waited.ok_or_else(unknown)??;
         match outcome.error {
             Some(failure) => return Err(failure),
-            None if outcome.record.state.is_finished() || left <= SLICE || gone.is_so() => {
+            None if outcome.record.state.is_finished() || left <= SLICE || gone.is_cancelled() => {
                 return Ok(outcome);
             }
             None => {}

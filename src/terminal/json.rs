@@ -11,6 +11,7 @@ use crate::signal::Signal;
 
 /// A job as `ps --json` has it.
 #[derive(Serialize)]
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
 pub struct Job<'a> {
     id: &'a str,
     name: Option<&'a str>,
@@ -30,6 +31,7 @@ pub struct Job<'a> {
     checked_at: Option<String>,
     prefix: Option<&'a str>,
     jobs_dir: Option<&'a str>,
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>))]
     ended_by: Option<EndedBy>,
 }
 

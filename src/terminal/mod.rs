@@ -6,6 +6,8 @@ mod print;
 mod spinner;
 mod table;
 
+#[cfg(feature = "serve")]
+pub use json::Job as JobJson;
 pub use json::{job as job_json, report as report_json, waited as waited_json};
 pub use line::{report as report_line, waited as waited_line};
 pub use print::{ask, die_of_broken_pipe, is_on_terminal, note, print, print_bytes, warn};

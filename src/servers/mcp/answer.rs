@@ -10,74 +10,38 @@ use crate::error::{Failure, Kind};
 use crate::escape::printable;
 
 /// How much of a message is shown, in characters: some of it may be a host's.
-const MESSAGE: usize = 2000;
-
-/// What kind of thing went wrong.
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(crate = "rmcp::schemars", inline)]
-pub enum ErrorKind {
-    // Not documented for the schema, where each tool would repeat it: the messages say it.
-    // A parameter is missing, unknown, or can't be meant.
-    BadParam,
-    // No such job.
-    NotFound,
-    // The job has no process yet that could be signalled.
-    NoPid,
-    // The host could not be reached, or the signal not be delivered there.
-    DeliveryFailed,
-    // Anything else.
-    Unexpected,
-}
+const MESSAGE_MAX: usize = 2000;
 
 /// Why a call came out badly.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars", inline)]
 pub struct Problem {
-    kind: ErrorKind,
+    #[schemars(extend("enum" = ["bad_param", "not_found", "no_pid", "delivery_failed", "unexpected"]))]
+    kind: &'static str,
     /// What happened, to which job or host, and what to do next
     message: String,
 }
 
 impl Problem {
-    pub fn new(kind: ErrorKind, message: impl AsRef<str>) -> Self {
+    pub fn new(kind: &'static str, message: impl AsRef<str>) -> Self {
         Self {
             kind,
-            message: printable(message.as_ref().as_bytes(), MESSAGE),
+            message: printable(message.as_ref().as_bytes(), MESSAGE_MAX),
         }
     }
 
     pub fn bad_param(message: impl AsRef<str>) -> Self {
-        Self::new(ErrorKind::BadParam, message)
+        Self::new(Kind::Usage.mcp(), message)
     }
 
     pub fn unexpected(message: impl AsRef<str>) -> Self {
-        Self::new(ErrorKind::Unexpected, message)
+        Self::new(Kind::Failed.mcp(), message)
     }
 }
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        let kind = match failure.kind {
-            Kind::Usage
-            | Kind::HostDenied
-            | Kind::BadSignal
-            | Kind::NameTaken
-            | Kind::CommandMissing
-            | Kind::CommandDenied => ErrorKind::BadParam,
-            Kind::NotFound | Kind::Ambiguous => ErrorKind::NotFound,
-            Kind::Unreachable
-            | Kind::Auth
-            | Kind::HostKey
-            | Kind::NotPermitted
-            | Kind::NoChannel
-            | Kind::NoShell
-            | Kind::Unconfirmed => ErrorKind::DeliveryFailed,
-            Kind::NotRunning | Kind::StillRunning | Kind::TimedOut | Kind::Failed => {
-                ErrorKind::Unexpected
-            }
-        };
-        Self::new(kind, failure.message)
+        Self::new(failure.kind.mcp(), failure.message)
     }
 }
 

@@ -9,7 +9,7 @@ use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
-use super::{Call, Length, Tool};
+use super::{Call, Class, Tool};
 use crate::cmd::{spawn, tail};
 use crate::job::Record;
 use crate::remote::Stream;
@@ -74,8 +74,8 @@ impl Tool for Exec {
         the end is given.";
     const DESTRUCTIVE: bool = true;
 
-    fn length(_params: &Params) -> Length {
-        Length::Long
+    fn class(_params: &Params) -> Class {
+        Class::Long
     }
 
     fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {

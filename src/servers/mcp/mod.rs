@@ -27,9 +27,10 @@ use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use self::answer::{Answer, Problem};
-use super::{Crew, Gone, Length, Limits};
+use super::{Class, Limits, WorkerPool};
 use crate::cmd::Context;
 
 const INSTRUCTIONS: &str = "\
@@ -50,7 +51,7 @@ pub fn serve(limits: Limits) -> Result<()> {
     let served = runtime.block_on(async {
         let server = Server {
             limits: Arc::new(limits),
-            crew: Arc::default(),
+            workers: WorkerPool::default(),
         };
         match server.serve(stdio()).await {
             Ok(service) => service
@@ -87,8 +88,8 @@ trait Tool: 'static {
     const IDEMPOTENT: bool = false;
 
     /// Whether it will wait for a job.
-    fn length(_params: &Self::Params) -> Length {
-        Length::Short
+    fn class(_params: &Self::Params) -> Class {
+        Class::Short
     }
 
     /// Does it. What is known by the time that it fails stays in the answer.
@@ -102,12 +103,12 @@ trait Tool: 'static {
 /// What a tool works with.
 struct Call {
     context: Context,
-    gone: Gone,
+    gone: CancellationToken,
 }
 
 struct Server {
     limits: Arc<Limits>,
-    crew: Arc<Crew>,
+    workers: WorkerPool,
 }
 
 impl Server {
@@ -131,12 +132,12 @@ impl Server {
             Ok(params) => params,
             Err(problem) => return result(Answer::failed(T::Answer::default(), problem)),
         };
-        let gone = Gone::default();
-        let _guard = gone.at_the_end();
+        let gone = request.ct.child_token();
+        let _guard = gone.clone().drop_guard();
         let work = async {
-            let turn = self.crew.turn(T::length(&params)).await?;
+            let permit = self.workers.permit(T::class(&params)).await?;
             let limits = Arc::clone(&self.limits);
-            let work = turn.work(move || {
+            let work = permit.work(move || {
                 let mut answer = T::Answer::default();
                 let called = limits.context().map_err(Problem::from).and_then(|context| {
                     let mut call = Call { context, gone };

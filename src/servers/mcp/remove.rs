@@ -4,7 +4,7 @@ use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
-use super::{Call, Length, Tool};
+use super::{Call, Class, Tool};
 use crate::servers::one::{job, remove};
 
 pub struct Remove;
@@ -37,11 +37,11 @@ impl Tool for Remove {
         which ends it first.";
     const DESTRUCTIVE: bool = true;
 
-    fn length(params: &Params) -> Length {
+    fn class(params: &Params) -> Class {
         if params.force {
-            Length::Long
+            Class::Long
         } else {
-            Length::Short
+            Class::Short
         }
     }
 

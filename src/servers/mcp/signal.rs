@@ -4,8 +4,8 @@ use rmcp::schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::answer::{ErrorKind, Problem};
-use super::{Call, Length, Tool};
+use super::answer::Problem;
+use super::{Call, Class, Tool};
 use crate::cmd::kill::{Report, Request};
 use crate::delivery::{Sent, Via, Ways};
 use crate::error::Kind;
@@ -98,11 +98,11 @@ impl Tool for Signal {
         then, and exit_status is there.";
     const DESTRUCTIVE: bool = true;
 
-    fn length(params: &Params) -> Length {
+    fn class(params: &Params) -> Class {
         if params.wait_ms > 0 {
-            Length::Long
+            Class::Long
         } else {
-            Length::Short
+            Class::Short
         }
     }
 
@@ -165,10 +165,10 @@ impl Answer {
                 Ok(())
             }
             Some(failure) if failure.kind == Kind::Failed && record.pid.is_none() => {
-                Err(Problem::new(ErrorKind::NoPid, failure.message))
+                Err(Problem::new("no_pid", failure.message))
             }
             Some(failure) if failure.kind == Kind::Failed => {
-                Err(Problem::new(ErrorKind::DeliveryFailed, failure.message))
+                Err(Problem::new("delivery_failed", failure.message))
             }
             Some(failure) => Err(failure.into()),
             None => {

@@ -13,7 +13,7 @@ use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
-use super::{Call, Length, Tool};
+use super::{Call, Class, Tool};
 use crate::cmd::tail::{Request, Tailed, tail};
 use crate::error::Failure;
 use crate::job::{JobId, Record};
@@ -105,11 +105,11 @@ impl Tool for Tail {
     const READ_ONLY: bool = true;
     const IDEMPOTENT: bool = true;
 
-    fn length(params: &Params) -> Length {
+    fn class(params: &Params) -> Class {
         if params.wait_ms > 0 {
-            Length::Long
+            Class::Long
         } else {
-            Length::Short
+            Class::Short
         }
     }
 
@@ -209,7 +209,7 @@ impl Reader<'_> {
                 self.err.bytes.clear();
                 self.pass(Streams::Stderr, self.end(), None)?;
             }
-            let is_over = || Instant::now() >= until || self.call.gone.is_so();
+            let is_over = || Instant::now() >= until || self.call.gone.is_cancelled();
             if self.has_line() || record.state.is_finished() || is_over() {
                 return Ok(record);
             }
@@ -232,7 +232,7 @@ impl Reader<'_> {
         let gone = self.call.gone.clone();
         let enough = || {
             let texts = texts.borrow();
-            let over = |until| Instant::now() >= until || gone.is_so();
+            let over = |until| Instant::now() >= until || gone.is_cancelled();
             texts
                 .iter()
                 .any(|text| text.cut || until.is_some() && text.has_line())

@@ -5,14 +5,14 @@
 //! of another origin read it (no CORS). On a port the token is asked for too; the socket's mode says who may use it.
 
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use std::sync::Arc;
 
-use super::problem::Problem;
+use super::problem::{BAD_HOST, Problem, UNAUTHORIZED};
 use super::token::Token;
 
 /// The names of this machine to itself.
@@ -39,39 +39,28 @@ impl Guard {
 
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let mut hosts = headers.get_all(HOST).iter();
-        let named = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => host
-                .to_str()
-                .ok()
-                .and_then(|host| host.parse::<Authority>().ok()),
+        let host = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => host.to_str().ok().and_then(|host| host.parse().ok()),
             _ => None,
         };
-        let ours = |host: &Authority| self.is_ours(host);
+        let is_ours = |host: &Authority| self.is_ours(host);
         // A request to a proxy names the host in its first line, which counts more than the header.
-        if !named.as_ref().is_some_and(ours) || !uri.authority().is_none_or(ours) {
+        if !host.as_ref().is_some_and(is_ours) || !uri.authority().is_none_or(is_ours) {
             let wanted = match &self.port {
                 Some((port, _)) => format!("localhost:{port}, 127.0.0.1:{port} or [::1]:{port}"),
                 None => "localhost".to_owned(),
             };
             let message = format!("the request's Host header has to be {wanted}");
-            return Err(Problem::new(StatusCode::FORBIDDEN, "bad_host", message));
+            return Err(Problem::new(BAD_HOST, message));
         }
-        let Some((_, token)) = &self.port else {
-            return Ok(());
-        };
-        let brought = headers
-            .get(AUTHORIZATION)
-            .map(HeaderValue::as_bytes)
-            .and_then(bearer);
-        if brought.is_some_and(|brought| token.is(brought)) {
-            return Ok(());
+        let given = || bearer(headers.get(AUTHORIZATION)?.as_bytes());
+        match &self.port {
+            Some((_, token)) if !given().is_some_and(|given| token.is(given)) => {
+                let message = "send the header `Authorization: Bearer TOKEN`; the token is in serve.token in rsig's state directory";
+                Err(Problem::new(UNAUTHORIZED, message))
+            }
+            _ => Ok(()),
         }
-        let message = "send the header `Authorization: Bearer TOKEN`; the token is in serve.token in rsig's state directory";
-        Err(Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            message,
-        ))
     }
 
     fn is_ours(&self, host: &Authority) -> bool {
@@ -100,15 +89,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     match guard.check(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(problem) => {
-            let mut response = problem.into_response();
-            if response.status() == StatusCode::UNAUTHORIZED {
-                response
-                    .headers_mut()
-                    .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            response
-        }
+        Err(problem) => problem.into_response(),
     }
 }
 

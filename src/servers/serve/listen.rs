@@ -1,16 +1,17 @@
-//! What is listened on: a Unix socket in the state directory, or a port of the loopback.
+//! What is listened on: a Unix socket in the state directory, or a port of the loopback interface.
 //!
-//! Of servers on the socket there is one at a time, by a lock that ends with its process, however that ends. Whoever has
-//! it may remove a socket that an earlier one has left behind.
+//! A lock, which ends with its process, makes sure that there is one server on the socket at a time. Its holder may
+//! remove a socket that an earlier server has left behind.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 
 use crate::state::state_directory;
 
@@ -19,33 +20,26 @@ const SOCKET: &str = "serve.sock";
 /// The file whose lock the server on it holds.
 const LOCK: &str = "serve.lock";
 
-/// What is listened on.
 pub enum Listener {
     Socket(OwnSocket),
     Port(TcpListener),
 }
 
-/// Who has connected.
-pub enum Peer {
-    Socket(UnixStream),
-    Port(TcpStream),
-}
+/// A connection to a client.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Listener {
-    /// The next one to connect.
-    pub async fn accept(&self) -> io::Result<Peer> {
-        match self {
-            Self::Socket(own) => own
-                .listener
-                .accept()
-                .await
-                .map(|(stream, _)| Peer::Socket(stream)),
+    pub async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Socket(own) => Box::new(own.listener.accept().await?.0),
             Self::Port(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Peer::Port(stream))
+                Box::new(stream)
             }
-        }
+        })
     }
 }
 
@@ -53,13 +47,12 @@ impl Listener {
 pub struct OwnSocket {
     listener: UnixListener,
     path: PathBuf,
-    #[allow(dead_code, reason = "locked for as long as it is open")]
+    #[expect(dead_code, reason = "locked for as long as it is open")]
     lock: File,
 }
 
 impl Drop for OwnSocket {
     fn drop(&mut self) {
-        // Where it is gone already, there is nothing left to do.
         drop(fs::remove_file(&self.path));
     }
 }
@@ -68,49 +61,44 @@ impl Drop for OwnSocket {
 pub fn on_socket() -> Result<(Listener, PathBuf)> {
     let directory = state_directory()?;
     let path = directory.join(SOCKET);
+    let lock_path = directory.join(LOCK);
     let lock = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o600)
         .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(directory.join(LOCK))
-        .with_context(|| format!("{} can't be opened", directory.join(LOCK).display()))?;
+        .open(&lock_path)
+        .with_context(|| format!("{} can't be opened", lock_path.display()))?;
     match lock.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => bail!(
+        Err(TryLockError::WouldBlock) => bail!(
             "another `rsig serve` listens on {} already: use that one, or end it first; one with --listen can run beside it",
             path.display()
         ),
-        Err(fs::TryLockError::Error(error)) => {
-            return Err(error)
-                .with_context(|| format!("{} can't be locked", directory.join(LOCK).display()));
-        }
+        locked => locked.with_context(|| format!("{} can't be locked", lock_path.display()))?,
     }
-    clear(&path)?;
-    let bound = bind(&directory, &path).with_context(|| {
+    remove_stale(&path)?;
+    let listener = bind(&directory, &path).with_context(|| {
         let shown = path.display();
-        format!("the socket {shown} can't be made (where its path is too long, set RSIG_STATE_DIR to a shorter one)")
-    });
-    Ok((
-        Listener::Socket(OwnSocket {
-            listener: bound?,
-            path: path.clone(),
-            lock,
-        }),
-        path,
-    ))
+        format!("the socket {shown} can't be made (if its path is too long, set RSIG_STATE_DIR to a shorter one)")
+    })?;
+    let own = OwnSocket {
+        listener,
+        path: path.clone(),
+        lock,
+    };
+    Ok((Listener::Socket(own), path))
 }
 
 /// Removes the socket that an earlier server has left behind.
-fn clear(path: &Path) -> Result<()> {
+fn remove_stale(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
         Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path)
             .with_context(|| format!("the stale socket {} can't be removed", path.display())),
         Ok(_) => bail!(
-            "{} is in the place of the server's socket, and is none: move it away",
+            "{} is where the server's socket belongs, but is not a socket: move it away",
             path.display()
         ),
     }

@@ -1,52 +1,56 @@
 //! `GET /processes/JOB/_log`: the bytes that a job has written, as they are.
 //!
-//! A few pieces at most wait for a client. One that takes them slowly holds its job's reader back, and the reader the
-//! host, so nothing piles up anywhere but in the log. What goes wrong behind the first byte can't be said any more: the
+//! A few chunks at most wait for a client. One that takes them slowly holds its job's reader back, and the reader the
+//! host, so nothing piles up anywhere but in the log. What goes wrong after the first byte can't be said any more: the
 //! answer is broken off, so that no client takes it for whole.
 
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use utoipa::{IntoParams, ToSchema};
 
 use super::App;
-use super::problem::Problem;
-use super::routes::{Options, Word, flag};
+use super::problem::{BAD_VALUE, Problem};
+use super::request::{Path, Query, flag};
+use super::routes::{JobPath, busy};
 use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
 use crate::remote::Stream as Log;
 use crate::remote::output::From as Start;
-use crate::servers::Length;
+use crate::servers::Class;
 use crate::servers::one::job;
 
-/// How many logs are followed at a time.
-const FOLLOWERS: usize = 32;
-/// How many pieces wait for a client.
-const PIECES: usize = 4;
-/// The largest place in a log that every shell can count to.
-const FARTHEST: u64 = 1 << 53;
+/// How many chunks wait for a client, and how large they are at most.
+const CHUNKS: usize = 4;
+const CHUNK_MAX: usize = 64 << 10;
+/// The largest position in a log that every shell can count to.
+const OFFSET_MAX: u64 = 1 << 53;
 
-/// Places for those that follow a log.
-pub fn places() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(FOLLOWERS))
-}
-
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Wanted {
+    /// Which of its streams
     #[serde(default)]
+    #[param(inline)]
     stream: Stream,
+    /// Leave out this many bytes
     #[serde(default)]
+    #[param(maximum = 9_007_199_254_740_992_i64)]
     offset: u64,
+    /// Go on until the job ends; an answer that breaks off before its end is not whole
     #[serde(default, deserialize_with = "flag")]
     follow: bool,
 }
 
-#[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Deserialize, ToSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 enum Stream {
     #[default]
@@ -54,118 +58,76 @@ enum Stream {
     Stderr,
 }
 
-type Piece = Result<Bytes, Failure>;
-
+/// Read what a job has written, byte by byte
+#[utoipa::path(get, path = "/processes/{job}/_log", params(JobPath, Wanted), responses(
+    (status = OK, description = "The bytes", content_type = "application/octet-stream"),
+    Problem,
+))]
 pub async fn log(
     State(app): State<Arc<App>>,
-    word: Word,
-    query: Options<Wanted>,
+    Path(path): Path<JobPath>,
+    Query(wanted): Query<Wanted>,
 ) -> Result<Response, Problem> {
-    let (Path(word), Query(wanted)) = (word?, query?);
-    if wanted.offset > FARTHEST {
-        return Err(Problem::bad_value(format!("offset: {FARTHEST} at most")));
+    if wanted.offset > OFFSET_MAX {
+        return Err(Problem::new(
+            BAD_VALUE,
+            format!("offset: {OFFSET_MAX} at most"),
+        ));
     }
-    if !wanted.follow {
-        let (sender, pieces) = mpsc::channel(PIECES);
-        let turn = app
-            .crew
-            .turn_now(Length::Long)
-            .ok_or_else(|| Problem::busy("too many requests read or wait"))?;
-        tokio::spawn(turn.work(move || pass(&app, &word, &wanted, &sender)));
-        return begun(pieces).await;
-    }
-    let place = Arc::clone(&app.followers).try_acquire_owned();
-    let place =
-        place.map_err(|_| Problem::busy(&format!("{FOLLOWERS} logs are followed already")))?;
-    // Asked first, so that what is wrong is said before the first byte is, however long that takes to come.
-    let there = Wanted {
-        follow: false,
-        ..wanted
+    let class = if wanted.follow {
+        Class::Follow
+    } else {
+        Class::Long
     };
-    let (asked, name) = (Arc::clone(&app), word.clone());
-    let turn = app
-        .crew
-        .turn(Length::Short)
-        .await
-        .ok_or_else(|| Problem::busy("the server stops"))?;
-    turn.work(move || is_there(&asked, &name, &there)).await??;
-    let (sender, pieces) = mpsc::channel(PIECES);
-    let follower = std::thread::Builder::new().spawn(move || {
-        pass(&app, &word, &wanted, &sender);
-        drop(place);
-    });
-    follower.map_err(|error| Problem::busy(&format!("no thread can be started: {error}")))?;
-    Ok(answer(None, pieces))
-}
-
-/// The answer once it is known to be one.
-async fn begun(mut pieces: mpsc::Receiver<Piece>) -> Result<Response, Problem> {
-    match pieces.recv().await {
-        Some(Err(failure)) => Err(failure.into()),
-        first => Ok(answer(first, pieces)),
-    }
-}
-
-fn answer(first: Option<Piece>, mut pieces: mpsc::Receiver<Piece>) -> Response {
-    let mut first = first;
-    let stream = Pieces(Box::new(move |context| match first.take() {
-        Some(piece) => std::task::Poll::Ready(Some(piece)),
-        None => pieces.poll_recv(context),
-    }));
-    (
-        [(CONTENT_TYPE, "application/octet-stream")],
-        Body::new(stream),
-    )
-        .into_response()
-}
-
-type Poll = std::task::Poll<Option<Piece>>;
-
-/// A body of pieces.
-struct Pieces(Box<dyn FnMut(&mut std::task::Context<'_>) -> Poll + Send>);
-
-impl hyper::body::Body for Pieces {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Failure>>> {
-        (self.0)(context).map(|piece| piece.map(|piece| piece.map(hyper::body::Frame::data)))
-    }
-}
-
-/// Passes a log on, and in the end what went wrong.
-fn pass(app: &App, word: &str, wanted: &Wanted, sender: &mpsc::Sender<Piece>) {
-    let over = || sender.is_closed() || app.stopping.is_so();
-    let read = read(app, word, wanted, &over, &mut |bytes: &[u8]| {
-        // In parts of a moderate size, whatever the reader's buffer is.
-        for part in bytes.chunks(64 << 10) {
-            let sent = sender.blocking_send(Ok(Bytes::copy_from_slice(part)));
-            sent.map_err(|_| Failure::new(Kind::Failed, "the client has gone"))?;
+    let permit = app.workers.try_permit(class).ok_or_else(busy)?;
+    let (sender, mut chunks) = mpsc::channel(CHUNKS);
+    tokio::spawn(permit.work(move || {
+        let stopped = || Failure::new(Kind::Failed, "the server stops");
+        let sent = send(&app, &path.job, &wanted, &sender);
+        if let Some(failure) = sent
+            .err()
+            .or_else(|| app.stopping.is_cancelled().then(stopped))
+        {
+            // A client that has gone does not hear of it.
+            drop(sender.blocking_send(Err(failure)));
         }
-        Ok(())
-    });
-    let stopped = || {
-        app.stopping
-            .is_so()
-            .then(|| Failure::new(Kind::Failed, "the server stops"))
+    }));
+    let first = match chunks.recv().await {
+        Some(Err(failure)) => return Err(failure.into()),
+        first => first,
     };
-    if let Some(failure) = read.err().or_else(stopped) {
-        // Nobody is there to hear it any more, perhaps.
-        drop(sender.blocking_send(Err(failure)));
-    }
+    let body = Body::from_stream(tokio_stream::iter(first).chain(ReceiverStream::new(chunks)));
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
-/// Asks whether the log can be read.
-fn is_there(app: &App, word: &str, wanted: &Wanted) -> Result<(), Failure> {
-    // Nothing is read behind its end, nor to it: what has been read may be forgotten.
-    let behind = Wanted {
-        offset: FARTHEST,
-        ..*wanted
+type Chunk = Result<Bytes, Failure>;
+
+fn send(
+    app: &App,
+    word: &str,
+    wanted: &Wanted,
+    sender: &mpsc::Sender<Chunk>,
+) -> Result<(), Failure> {
+    let send = |bytes| {
+        let sent = sender.blocking_send(Ok(bytes));
+        sent.map_err(|_| Failure::new(Kind::Failed, "the client has gone"))
     };
-    read(app, word, &behind, &|| true, &mut |_| Ok(()))
+    if wanted.follow {
+        // Fails before the first byte, however long that takes to come. Nothing is read, and not to the end: a job whose
+        // output was read may be forgotten.
+        let nothing = Wanted {
+            offset: OFFSET_MAX,
+            follow: false,
+            ..*wanted
+        };
+        read(app, word, &nothing, &|| true, &mut |_| Ok(()))?;
+        send(Bytes::new())?;
+    }
+    let over = || sender.is_closed() || app.stopping.is_cancelled();
+    read(app, word, wanted, &over, &mut |bytes| {
+        let mut chunks = bytes.chunks(CHUNK_MAX);
+        chunks.try_for_each(|chunk| send(Bytes::copy_from_slice(chunk)))
+    })
 }
 
 fn read(
@@ -182,14 +144,10 @@ fn read(
         err: wanted.stream == Stream::Stderr,
         from: Start::Byte(wanted.offset + 1),
         follow: wanted.follow,
-        brief: wanted.offset == FARTHEST,
+        brief: wanted.offset == OFFSET_MAX,
         enough: Some(over),
     };
-    tail(
-        &mut context,
-        &word,
-        &request,
-        &mut |_: Log, bytes: &[u8]| sink(bytes),
-    )?;
+    let sink = &mut |_: Log, bytes: &[u8]| sink(bytes);
+    tail(&mut context, &word, &request, sink)?;
     Ok(())
 }

@@ -1,20 +1,18 @@
 //! `rsig serve`: jobs over HTTP, for programs on this machine.
 //!
-//! `listen` has the sockets, `guard` decides who may ask at all, `stream` cuts off who is too slow, `routes` and `log`
-//! answer, `problem` says what went wrong, `openapi` describes it all. There is no TLS and no other address than this
-//! machine's: from elsewhere, ssh forwards the port or the socket.
+//! `listen` has the sockets, `guard` decides who may ask at all, `routes` and `log` answer what `request` has read,
+//! `problem` says what went wrong. There is no TLS and no other address than this machine's: from elsewhere, ssh forwards
+//! the port or the socket.
 
 mod guard;
 mod listen;
 mod log;
-mod openapi;
 mod problem;
+mod request;
 mod routes;
-mod stream;
 mod token;
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,54 +20,46 @@ use anyhow::{Context as _, Result};
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
 
 use self::guard::Guard;
-use self::listen::{Listener, Peer};
-use self::stream::Watched;
-use super::{Crew, Gone, Limits};
+use self::listen::Listener;
+use super::{Limits, WorkerPool};
 use crate::clock;
 use crate::terminal::note;
 
 /// How many connections there are at a time; the next ones wait.
-const CONNECTIONS: usize = 256;
+const CONNECTIONS_MAX: usize = 256;
 /// How long a client may take to send the head of a request, and how long a connection may be idle.
-const HEAD: Duration = Duration::from_secs(10);
-/// The largest head of a request.
+const HEAD_WAIT: Duration = Duration::from_secs(10);
+/// The largest head of a request, in bytes.
 const HEAD_MAX: usize = 32 << 10;
-/// How long requests at hand may take once the server is to stop.
-const STOPPING: Duration = Duration::from_secs(3);
+/// How long a client may take nothing of what is there for it.
+const WRITE_WAIT: Duration = Duration::from_secs(30);
+/// How long requests may take to finish once the server is to stop.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 
 /// What every request works with.
 struct App {
     limits: Limits,
-    crew: Crew,
-    /// Places for those that follow a log.
-    followers: Arc<Semaphore>,
-    /// The server stops.
-    stopping: Gone,
+    workers: WorkerPool,
+    stopping: CancellationToken,
 }
 
-/// Serves until TERM or INT. Jobs run on.
+/// Serves until TERM, INT or HUP. Jobs run on.
 pub fn serve(limits: Limits, address: Option<SocketAddr>) -> Result<()> {
     super::check_state()?;
     let runtime = super::runtime()?;
     let served = runtime.block_on(async {
-        let mut ends = [
-            SignalKind::terminate(),
-            SignalKind::interrupt(),
-            SignalKind::hangup(),
-        ]
-        .map(signal);
-        let [term, int, hup] = &mut ends;
-        let unheard = "signals can't be taken";
-        let (term, int, hup) = (
-            term.as_mut().ok().context(unheard)?,
-            int.as_mut().ok().context(unheard)?,
-            hup.as_mut().ok().context(unheard)?,
-        );
+        let on = |kind| signal(kind).context("signals can't be handled");
+        let mut term = on(SignalKind::terminate())?;
+        let mut int = on(SignalKind::interrupt())?;
+        let mut hup = on(SignalKind::hangup())?;
         let (listener, guard) = match address {
             None => {
                 let (listener, path) = listen::on_socket()?;
@@ -79,84 +69,63 @@ pub fn serve(limits: Limits, address: Option<SocketAddr>) -> Result<()> {
             Some(address) => {
                 let (token, path) = token::load()?;
                 let (listener, address) = listen::on_port(address).await?;
+                let path = path.display();
                 note(&format!(
-                    "listening on http://{address}; the token is in {}",
-                    path.display()
+                    "listening on http://{address}; the token is in {path}"
                 ));
                 (listener, Guard::of_port(address.port(), token))
             }
         };
-        let stopping = Gone::default();
+        let stopping = CancellationToken::new();
         let app = App {
             limits,
-            crew: Crew::default(),
-            followers: log::places(),
+            workers: WorkerPool::default(),
             stopping: stopping.clone(),
         };
-        let (stop, stopped) = watch::channel(());
-        let serving = accept(listener, routes::router(Arc::new(app), guard), stopped);
+        let connections = GracefulShutdown::new();
+        let router = routes::router(Arc::new(app), guard);
         tokio::select! {
-            () = serving => {}
+            () = accept(&listener, router, &connections) => {}
             _ = term.recv() => {}
             _ = int.recv() => {}
             _ = hup.recv() => {}
         }
-        drop(stopping.at_the_end());
-        // Each connection holds a receiver until it is closed.
-        stop.send_replace(());
-        // Those that take longer are broken off.
-        drop(tokio::time::timeout(STOPPING, stop.closed()).await);
+        stopping.cancel();
+        // What takes longer is broken off.
+        drop(tokio::time::timeout(SHUTDOWN_WAIT, connections.shutdown()).await);
         Ok(())
     });
-    // What still waits for a host is not waited for.
+    // Workers that wait for a host are not waited for.
     runtime.shutdown_background();
     served
 }
 
-/// Takes connections for as long as it is let.
-async fn accept(listener: Listener, router: Router, stopped: watch::Receiver<()>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok(peer) => {
-                let (router, stopped) = (router.clone(), stopped.clone());
-                tokio::spawn(async move {
-                    match peer {
-                        Peer::Socket(stream) => talk(stream, router, stopped).await,
-                        Peer::Port(stream) => talk(stream, router, stopped).await,
-                    }
-                    drop(place);
-                });
-            }
+/// Takes connections, and serves each in a task.
+async fn accept(listener: &Listener, router: Router, connections: &GracefulShutdown) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        let Ok(stream) = listener.accept().await else {
             // There are no more descriptors, say: that passes.
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
-/// Serves one connection to its end.
-async fn talk<S>(stream: S, router: Router, mut stopped: watch::Receiver<()>)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(clock::long(HEAD))
-        .max_buf_size(HEAD_MAX)
-        .serve_connection(
-            TokioIo::new(Watched::new(stream)),
-            TowerToHyperService::new(router),
-        );
-    let mut connection = pin!(connection);
-    // A connection that breaks concerns nobody but its client.
-    tokio::select! {
-        _ = connection.as_mut() => {}
-        _ = stopped.changed() => {
-            connection.as_mut().graceful_shutdown();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let mut stream = Box::pin(TimeoutStream::new(stream));
+        stream
+            .as_mut()
+            .set_write_timeout_pinned(Some(clock::long(WRITE_WAIT)));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(clock::long(HEAD_WAIT))
+            .max_buf_size(HEAD_MAX)
+            .serve_connection(
+                TokioIo::new(stream),
+                TowerToHyperService::new(router.clone()),
+            );
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            // A connection that breaks concerns nobody but its client.
             drop(connection.await);
-        }
+            drop(permit);
+        });
     }
 }

@@ -1,102 +1,111 @@
-//! What went wrong with a request: a status, a word for programs, and a sentence for people.
+//! What went wrong with a request: a status, a word for programs, and a message for people.
+
+use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::http::header::RETRY_AFTER;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::openapi::{Content, RefOr, ResponseBuilder};
+use utoipa::{IntoResponses, PartialSchema as _, ToSchema};
 
-use crate::error::{Failure, Kind};
+use crate::error::Failure;
 use crate::escape::printable;
 
 /// How much of a message is shown, in characters: some of it may be a host's.
-const MESSAGE: usize = 2000;
+const MESSAGE_MAX: usize = 2000;
+
+/// A status, and the word that goes with it.
+type Terms = (u16, &'static str);
+
+pub const BAD_VALUE: Terms = (400, "bad_value");
+pub const UNAUTHORIZED: Terms = (401, "unauthorized");
+pub const BAD_HOST: Terms = (403, "bad_host");
+pub const NOT_FOUND: Terms = (404, "not_found");
+pub const BAD_METHOD: Terms = (405, "bad_method");
+pub const TOO_SLOW: Terms = (408, "too_slow");
+const TOO_LARGE: Terms = (413, "too_large");
+const BAD_MEDIA_TYPE: Terms = (415, "bad_media_type");
+pub const BUSY: Terms = (503, "busy");
+
+/// Every status that a problem can have.
+const STATUSES: [u16; 12] = [400, 401, 403, 404, 405, 408, 409, 413, 415, 500, 502, 503];
 
 /// Why a request was not carried out.
-#[derive(Debug)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
-    status: StatusCode,
-    word: &'static str,
+    #[serde(skip)]
+    status: u16,
+    /// What a program tells apart
+    error: &'static str,
+    /// What happened, to which job or host, and what to do next
     message: String,
 }
 
 impl Problem {
-    pub fn new(status: StatusCode, word: &'static str, message: impl AsRef<str>) -> Self {
+    pub fn new((status, error): Terms, message: impl AsRef<str>) -> Self {
         Self {
             status,
-            word,
-            message: printable(message.as_ref().as_bytes(), MESSAGE),
+            error,
+            message: printable(message.as_ref().as_bytes(), MESSAGE_MAX),
         }
-    }
-
-    /// What the client has sent can't be meant.
-    pub fn bad_value(message: impl AsRef<str>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "bad_value", message)
-    }
-
-    /// So many do the same that there is no place left.
-    pub fn busy(what: &str) -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "busy",
-            format!("{what}; try again in a moment"),
-        )
     }
 }
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        let (status, word) = match failure.kind {
-            Kind::Usage | Kind::BadSignal => (StatusCode::BAD_REQUEST, "bad_value"),
-            Kind::CommandMissing => (StatusCode::BAD_REQUEST, "command_missing"),
-            Kind::CommandDenied => (StatusCode::BAD_REQUEST, "command_denied"),
-            Kind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
-            Kind::Ambiguous => (StatusCode::CONFLICT, "ambiguous"),
-            Kind::NotRunning => (StatusCode::CONFLICT, "not_running"),
-            Kind::StillRunning | Kind::TimedOut => (StatusCode::CONFLICT, "still_running"),
-            Kind::NameTaken => (StatusCode::CONFLICT, "name_taken"),
-            Kind::HostDenied => (StatusCode::FORBIDDEN, "host_denied"),
-            Kind::NotPermitted => (StatusCode::FORBIDDEN, "not_permitted"),
-            Kind::Unreachable | Kind::NoShell | Kind::NoChannel => {
-                (StatusCode::BAD_GATEWAY, "unreachable")
-            }
-            Kind::Auth => (StatusCode::BAD_GATEWAY, "auth"),
-            Kind::HostKey => (StatusCode::BAD_GATEWAY, "host_key"),
-            Kind::Unconfirmed => (StatusCode::BAD_GATEWAY, "unconfirmed"),
-            Kind::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
-        };
-        Self::new(status, word, failure.message)
+        Self::new(failure.kind.http(), failure.message)
     }
 }
 
 impl From<PathRejection> for Problem {
     fn from(rejection: PathRejection) -> Self {
-        Self::bad_value(rejection.body_text())
+        Self::new(BAD_VALUE, rejection.body_text())
     }
 }
 
 impl From<QueryRejection> for Problem {
     fn from(rejection: QueryRejection) -> Self {
-        Self::bad_value(rejection.body_text())
+        Self::new(BAD_VALUE, rejection.body_text())
     }
 }
 
-impl From<anyhow::Error> for Problem {
-    fn from(error: anyhow::Error) -> Self {
-        Failure::from(error).into()
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        let terms = match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => TOO_LARGE,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => BAD_MEDIA_TYPE,
+            _ => BAD_VALUE,
+        };
+        Self::new(terms, rejection.body_text())
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = Json(json!({ "error": self.word, "message": self.message }));
-        let mut response = (self.status, body).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        }
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let header = match (self.status, self.error) {
+            UNAUTHORIZED => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            BUSY => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
+            _ => None,
+        };
+        let mut response = (status, Json(self)).into_response();
+        response.headers_mut().extend(header);
         response
+    }
+}
+
+impl IntoResponses for Problem {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        let response = |status: u16| {
+            let reason = StatusCode::from_u16(status).ok()?.canonical_reason()?;
+            let response = ResponseBuilder::new()
+                .description(reason)
+                .content("application/json", Content::new(Some(Self::schema())));
+            Some((status.to_string(), response.build().into()))
+        };
+        STATUSES.into_iter().filter_map(response).collect()
     }
 }

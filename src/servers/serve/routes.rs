@@ -1,160 +1,241 @@
-//! The routes: what is asked for, as a command's request, and what came of it, as JSON.
+//! The routes: each turns a request into a command's, and its results into JSON. The document that describes them
+//! (OpenAPI 3.1) is derived from them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
-use axum::http::header::{CONTENT_TYPE, LOCATION};
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header::LOCATION;
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::{IntoParams, Modify, OpenApi, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::guard::{Guard, guard};
-use super::problem::Problem;
-use super::{App, log, openapi};
-use crate::clock;
+use super::problem::{BAD_METHOD, BAD_VALUE, BUSY, NOT_FOUND, Problem};
+use super::request::{Body, Path, Query, flag, wait};
+use super::{App, log};
 use crate::cmd::values::duration;
-use crate::cmd::{self as commands, Context, kill, spawn};
+use crate::cmd::{self, Context, kill, spawn};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::servers::start::{Start, shell_line};
-use crate::servers::{Gone, Length, one};
+use crate::servers::{Class, one};
 use crate::signal::{BadSignal, SignalWord};
-use crate::terminal::job_json;
+use crate::terminal::{JobJson, job_json};
 
-/// The largest body of a request.
+/// The largest body of a request, in bytes.
 const BODY_MAX: usize = 1 << 20;
-/// How long a client may take to send one.
-const BODY: Duration = Duration::from_secs(20);
-/// The longest time that a request may wait for a job.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// How long `_stop` gives a job to end by itself, unless it is told.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The job that a path names.
-pub type Word = Result<Path<String>, PathRejection>;
-/// What stands behind the question mark.
-pub type Options<T> = Result<Query<T>, QueryRejection>;
+/// Jobs on other machines over SSH: start them, signal them, read their output. The same jobs as on rsig's command line.
+#[derive(OpenApi)]
+#[openapi(security(("token" = [])), modifiers(&Token))]
+struct Document;
+
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(
+                "On a port: the token in serve.token in rsig's state directory. The Unix socket needs none.",
+            ));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(bearer.build()));
+    }
+}
+
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(version))
+        .routes(routes!(document))
+        .routes(routes!(list, start))
+        .routes(routes!(show, remove))
+        .routes(routes!(signal))
+        .routes(routes!(stop))
+        .routes(routes!(pids))
+        .routes(routes!(log::log))
+}
 
 /// All routes, behind the guard.
 pub fn router(app: Arc<App>, who: Guard) -> Router {
-    let job = "/processes/{job}";
-    Router::new()
-        .route("/", get(version))
-        .route("/openapi.json", get(openapi::document))
-        .route("/processes", get(list).post(start))
-        .route(job, get(show).delete(remove))
-        .route(&format!("{job}/_signal/{{signal}}"), post(send))
-        .route(&format!("{job}/_stop"), post(stop))
-        .route(&format!("{job}/_log"), get(log::log))
-        .route(&format!("{job}/_pids"), get(pids))
+    Router::from(routes())
         .fallback(async |uri: Uri| {
-            let message = format!(
-                "there is nothing at {}; /openapi.json says what there is",
-                uri.path()
-            );
-            Problem::new(StatusCode::NOT_FOUND, "not_found", message)
+            let path = uri.path();
+            let message = format!("there is nothing at {path}; /openapi.json lists the routes");
+            Problem::new(NOT_FOUND, message)
         })
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
-            let message = format!(
-                "{method} is not for {}; the Allow header says what is",
-                uri.path()
-            );
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", message)
+            let path = uri.path();
+            let message = format!("{path} does not take {method}; see the Allow header");
+            Problem::new(BAD_METHOD, message)
         })
         .with_state(app)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn_with_state(Arc::new(who), guard))
 }
 
-/// Has a thread carry a request out.
+/// Has a worker carry a request out.
 async fn work<T: Send + 'static>(
-    app: &Arc<App>,
-    length: Length,
-    work: impl FnOnce(&mut Context, &Gone) -> Result<T, Failure> + Send + 'static,
+    app: Arc<App>,
+    class: Class,
+    work: impl FnOnce(&mut Context, &CancellationToken) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Problem> {
-    let turn = match length {
-        Length::Short => app.crew.turn(length).await,
-        Length::Long => app.crew.turn_now(length),
+    let permit = match class {
+        Class::Short => app.workers.permit(class).await,
+        _ => app.workers.try_permit(class),
     };
-    let turn = turn.ok_or_else(|| Problem::busy("too many requests read or wait"))?;
-    let gone = Gone::default();
-    let _guard = gone.at_the_end();
-    let app = Arc::clone(app);
-    Ok(turn
-        .work(move || work(&mut app.limits.context()?, &gone))
-        .await??)
+    let permit = permit.ok_or_else(busy)?;
+    let gone = CancellationToken::new();
+    let _guard = gone.clone().drop_guard();
+    let done = permit.work(move || work(&mut app.limits.context()?, &gone));
+    Ok(done.await??)
 }
 
-async fn version() -> Json<Value> {
-    Json(json!({ "name": "rsig", "version": env!("CARGO_PKG_VERSION") }))
+pub fn busy() -> Problem {
+    Problem::new(
+        BUSY,
+        "too many requests wait for jobs or follow logs; try again in a moment",
+    )
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, ToSchema)]
+struct Version {
+    name: &'static str,
+    version: &'static str,
+}
+
+/// The name and version of the server
+#[utoipa::path(get, path = "/", responses((status = OK, description = "rsig and its version", body = Version), Problem))]
+async fn version() -> Json<Version> {
+    Json(Version {
+        name: "rsig",
+        version: env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// This document
+#[utoipa::path(get, path = "/openapi.json", responses((status = OK, description = "The document", body = Object), Problem))]
+async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(routes().into_openapi())
+}
+
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct Filter {
+    /// Unfinished jobs only
     #[serde(default, deserialize_with = "flag")]
     running: bool,
 }
 
-async fn list(State(app): State<Arc<App>>, query: Options<Filter>) -> Result<Response, Problem> {
-    let Query(filter) = query?;
-    let listing = work(&app, Length::Short, move |context, _| {
+/// List jobs, as their hosts report them
+#[utoipa::path(get, path = "/processes", params(Filter), responses(
+    (status = OK, description = "The jobs, the oldest first; the state is unknown if a host can't be asked", body = Vec<JobJson>),
+    Problem,
+))]
+async fn list(
+    State(app): State<Arc<App>>,
+    Query(filter): Query<Filter>,
+) -> Result<Response, Problem> {
+    let listing = work(app, Class::Short, move |context, _| {
         let mut listing = one::ask(context, Vec::new(), !filter.running)?;
-        // What has ended a moment ago does not run any more.
+        // A job that ended a moment ago does not run any more.
         listing
             .jobs
             .retain(|job| !filter.running || !job.state.is_finished());
         Ok(listing)
     });
     let jobs = listing.await?.jobs;
-    let jobs: Vec<_> = jobs
-        .iter()
-        .map(|listed| job_json(&listed.record, listed.state))
-        .collect();
-    Ok(Json(&jobs).into_response())
+    let jobs = jobs.iter().map(|job| job_json(&job.record, job.state));
+    Ok(Json(jobs.collect::<Vec<_>>()).into_response())
 }
 
-async fn show(State(app): State<Arc<App>>, word: Word) -> Result<Response, Problem> {
-    let Path(word) = word?;
-    let listed = work(&app, Length::Short, move |context, _| {
-        let (_, job) = one::job(context, &word)?;
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct JobPath {
+    /// A job's id, its name, a unique prefix of its id, or HOST/ID with its slash written as %2F
+    #[param(min_length = 1)]
+    pub job: String,
+}
+
+/// Show how a job stands
+#[utoipa::path(get, path = "/processes/{job}", params(JobPath), responses(
+    (status = OK, description = "The job", body = JobJson),
+    Problem,
+))]
+async fn show(State(app): State<Arc<App>>, Path(path): Path<JobPath>) -> Result<Response, Problem> {
+    let listed = work(app, Class::Short, move |context, _| {
+        let (_, job) = one::job(context, &path.job)?;
         one::ask_one(context, &job)
     });
     let listed = listed.await?;
     Ok(Json(job_json(&listed.record, listed.state)).into_response())
 }
 
-async fn pids(State(app): State<Arc<App>>, word: Word) -> Result<Json<Value>, Problem> {
-    let Path(word) = word?;
-    let pids = work(&app, Length::Short, move |context, _| {
-        let (_, job) = one::job(context, &word)?;
-        Ok(commands::pids::pids(context, &job)?)
-    });
-    Ok(Json(json!({ "ok": true, "pids": pids.await? })))
+#[derive(Serialize, ToSchema)]
+struct Pids {
+    ok: bool,
+    pids: Vec<u32>,
 }
 
-/// A job to start.
-#[derive(Deserialize)]
+/// List the processes of a job
+#[utoipa::path(get, path = "/processes/{job}/_pids", params(JobPath), responses(
+    (status = OK, description = "The process ids of its group on its host; none once its first process has ended", body = Pids),
+    Problem,
+))]
+async fn pids(
+    State(app): State<Arc<App>>,
+    Path(path): Path<JobPath>,
+) -> Result<Json<Pids>, Problem> {
+    let pids = work(app, Class::Short, move |context, _| {
+        let (_, job) = one::job(context, &path.job)?;
+        Ok(cmd::pids::pids(context, &job)?)
+    });
+    let pids = pids.await?;
+    Ok(Json(Pids { ok: true, pids }))
+}
+
+/// A job to start
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+struct NewJob {
+    /// `local`, an alias of the server's ssh configuration, or [user@]host[:port]
+    #[schema(
+        pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,60}(:[1-9][0-9]{0,3})?$|^[A-Za-z0-9][A-Za-z0-9._-]{0,30}@[A-Za-z0-9][A-Za-z0-9._-]{0,60}$"
+    )]
     host: String,
+    /// A line for /bin/sh, or an array of words
+    #[schema(schema_with = command_schema)]
     command: Command,
+    /// Stands for the job in place of its id; unique among unfinished jobs
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     name: Option<String>,
+    /// The directory to start in; a relative one is taken from the home directory
+    #[schema(pattern = "^[^\\u0000]+$")]
     cwd: Option<String>,
+    /// Variables for its environment
     #[serde(default)]
+    #[schema(schema_with = env_schema)]
     env: BTreeMap<String, String>,
+    /// Standard error goes where standard output goes
     #[serde(default)]
     merge: bool,
+    /// How long it may run, such as 90s or 1h 30m: then its host ends it
+    #[schema(pattern = "^[1-9][0-9]{0,5}(ms|s|m)$")]
     timeout: Option<String>,
 }
 
-/// A command: a line for a shell, or words.
 #[derive(Deserialize)]
 #[serde(
     untagged,
@@ -165,18 +246,36 @@ enum Command {
     Words(Vec<String>),
 }
 
-impl Wanted {
+fn text(pattern: &str) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(pattern))
+}
+
+fn command_schema() -> Schema {
+    let words = ArrayBuilder::new()
+        .min_items(Some(1))
+        .prefix_items([text("^[^\\u0000]+$")])
+        .items(text("^[^\\u0000]*$"));
+    let line = text("^[^\\u0000]*[!-~][^\\u0000]*$");
+    OneOfBuilder::new().item(line).item(words).build().into()
+}
+
+fn env_schema() -> Schema {
+    ObjectBuilder::new()
+        .property_names(Some(text("^[A-Za-z_][A-Za-z0-9_]*$")))
+        .additional_properties(Some(text("^[^\\u0000]*$")))
+        .build()
+        .into()
+}
+
+impl NewJob {
     fn request(self, context: &Context) -> Result<spawn::Request, Failure> {
         let command = match self.command {
             Command::Line(line) => shell_line(line),
             Command::Words(words) => words,
         };
-        let bad = |error| Failure::new(Kind::Usage, format!("timeout: {error}"));
-        let timeout = self
-            .timeout
-            .map(|time| duration(&time))
-            .transpose()
-            .map_err(bad)?;
+        let timeout = self.timeout.map(|time| duration(&time)).transpose();
         let start = Start {
             host: self.host,
             command,
@@ -186,121 +285,137 @@ impl Wanted {
         };
         Ok(spawn::Request {
             merge: self.merge,
-            timeout,
+            timeout: timeout
+                .map_err(|error| Failure::new(Kind::Usage, format!("timeout: {error}")))?,
             ..start.request(context)?
         })
     }
 }
 
-async fn start(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
-    let wanted: Wanted = body(request).await?;
-    let spawned = work(&app, Length::Short, move |context, _| {
-        let request = wanted.request(context)?;
+/// Start a job that outlives this server
+#[utoipa::path(post, path = "/processes", request_body = NewJob, responses(
+    (status = CREATED, description = "The job runs", body = JobJson, headers(("Location", description = "The job's path"))),
+    Problem,
+))]
+async fn start(State(app): State<Arc<App>>, Body(job): Body<NewJob>) -> Result<Response, Problem> {
+    let spawned = work(app, Class::Short, move |context, _| {
+        let request = job.request(context)?;
         Ok(spawn::spawn(context, &request)?)
     });
     let record = spawned.await?.record;
-    let place = format!("/processes/{}", record.id);
-    Ok((
-        StatusCode::CREATED,
-        [(LOCATION, place)],
-        Json(job_json(&record, record.state)),
-    )
-        .into_response())
+    let location = [(LOCATION, format!("/processes/{}", record.id))];
+    let job = Json(job_json(&record, record.state));
+    Ok((StatusCode::CREATED, location, job).into_response())
 }
 
-/// Reads a body of JSON, if it comes soon and is not large.
-async fn body<T: for<'a> Deserialize<'a>>(request: Request) -> Result<T, Problem> {
-    if !is_json(request.headers()) {
-        let message = "the body has to be JSON: send the header Content-Type: application/json";
-        return Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "bad_media_type",
-            message,
-        ));
-    }
-    let read = tokio::time::timeout(
-        clock::long(BODY),
-        axum::body::to_bytes(request.into_body(), BODY_MAX),
-    )
-    .await;
-    let late = || {
-        Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "too_slow",
-            "the body took too long to come",
-        )
-    };
-    let bytes = read.map_err(|_| late())?.map_err(|error| {
-        let message =
-            format!("the body can't be read ({error}); it may have {BODY_MAX} bytes at most");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
-    })?;
-    serde_json::from_slice(&bytes).map_err(|error| Problem::bad_value(format!("the body: {error}")))
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    value
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .eq_ignore_ascii_case("application/json")
-}
-
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-struct Forcing {
+#[into_params(parameter_in = Query)]
+struct Removal {
+    /// Stop it first if it still runs
     #[serde(default, deserialize_with = "flag")]
     force: bool,
 }
 
-async fn remove(
-    State(app): State<Arc<App>>,
-    word: Word,
-    query: Options<Forcing>,
-) -> Result<Json<Value>, Problem> {
-    let Path(word) = word?;
-    let Query(Forcing { force }) = query?;
-    let length = if force { Length::Long } else { Length::Short };
-    work(&app, length, move |context, _| {
-        let (_, job) = one::job(context, &word)?;
-        one::remove(context, job, force)
-    })
-    .await?;
-    Ok(Json(json!({ "ok": true })))
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Done {
+    ok: bool,
 }
 
-#[derive(Deserialize)]
+/// Forget a finished job, and remove its files
+#[utoipa::path(delete, path = "/processes/{job}", params(JobPath, Removal), responses(
+    (status = OK, description = "It is gone", body = Done),
+    Problem,
+))]
+async fn remove(
+    State(app): State<Arc<App>>,
+    Path(path): Path<JobPath>,
+    Query(Removal { force }): Query<Removal>,
+) -> Result<Json<Done>, Problem> {
+    let class = if force { Class::Long } else { Class::Short };
+    let removed = work(app, class, move |context, _| {
+        let (_, job) = one::job(context, &path.job)?;
+        one::remove(context, job, force)
+    });
+    removed.await?;
+    Ok(Json(Done { ok: true }))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct SignalPath {
+    /// A job's id, its name, a unique prefix of its id, or HOST/ID with its slash written as %2F
+    #[param(min_length = 1)]
+    job: String,
+    /// A name with or without SIG in any case, or a number of the job's system; 0 only asks whether the job runs
+    #[param(
+        example = "TERM",
+        pattern = "^((SIG)?(HUP|INT|QUIT|ILL|TRAP|ABRT|BUS|FPE|KILL|USR1|SEGV|USR2|PIPE|ALRM|TERM|CHLD|CONT|STOP|TSTP|TTIN|TTOU|URG|XCPU|XFSZ|VTALRM|PROF|WINCH|SYS)|[0-9]|[12][0-9]|3[01])$"
+    )]
+    signal: String,
+}
+
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct Waiting {
-    #[serde(default, deserialize_with = "time")]
+    /// Wait up to this long for the job to end, an hour at most
+    #[serde(default, deserialize_with = "wait")]
+    #[param(value_type = String, required = false, example = "5s", pattern = "^([1-9][0-9]{0,2}(ms|s)|[1-9]m)$")]
     wait: Option<Duration>,
 }
 
-async fn send(
-    State(app): State<Arc<App>>,
-    words: Result<Path<(String, String)>, PathRejection>,
-    query: Options<Waiting>,
-) -> Result<Json<Value>, Problem> {
-    let Path((word, signal)) = words?;
-    let Query(Waiting { wait }) = query?;
-    let signal: SignalWord = signal
-        .parse()
-        .map_err(|error: BadSignal| Problem::bad_value(error.to_string()))?;
-    if wait.is_some() && signal.is_existence_check() {
-        return Err(Problem::bad_value("wait: signal 0 ends no job"));
+/// How a job stands after it was signalled
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Ended {
+    ok: bool,
+    /// 128+n when signal n ended it
+    #[schema(required)]
+    exit_status: Option<u8>,
+    still_running: bool,
+}
+
+impl Ended {
+    fn of(Outcome { record, .. }: &Outcome) -> Self {
+        Self {
+            ok: true,
+            exit_status: record.exit_status,
+            still_running: !record.state.is_finished(),
+        }
     }
-    let length = if wait.is_some() {
-        Length::Long
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Signalled {
+    Sent(Done),
+    Waited(Ended),
+}
+
+/// Send a signal to all processes of a job, exactly once
+#[utoipa::path(post, path = "/processes/{job}/_signal/{signal}", params(SignalPath, Waiting), responses(
+    (status = OK, description = "Its delivery is confirmed; with wait, how the job stands then", body = Signalled),
+    Problem,
+))]
+async fn signal(
+    State(app): State<Arc<App>>,
+    Path(path): Path<SignalPath>,
+    Query(Waiting { wait }): Query<Waiting>,
+) -> Result<Json<Signalled>, Problem> {
+    let bad = |error: BadSignal| Problem::new(BAD_VALUE, error.to_string());
+    let signal: SignalWord = path.signal.parse().map_err(bad)?;
+    if wait.is_some() && signal.is_existence_check() {
+        return Err(Problem::new(BAD_VALUE, "wait: signal 0 ends no job"));
+    }
+    let class = if wait.is_some() {
+        Class::Long
     } else {
-        Length::Short
+        Class::Short
     };
-    let answer = work(&app, length, move |context, gone| {
-        let (_, job) = one::job(context, &word)?;
+    let answer = work(app, class, move |context, gone| {
+        let (_, job) = one::job(context, &path.job)?;
         let until = wait.map(|wait| Instant::now() + wait);
         // The first part of the wait is the command's own; a client that goes ends the rest.
         let request = kill::Request {
@@ -308,13 +423,13 @@ async fn send(
             ..kill::Request::new(vec![job.clone()], signal)
         };
         let outcome = deliver(context, &request)?;
-        match until {
-            None => Ok(json!({ "ok": true })),
+        Ok(match until {
+            None => Signalled::Sent(Done { ok: true }),
             Some(until) if outcome.still_running == Some(true) => {
-                Ok(ended(&one::await_end(context, &job, until, gone)?))
+                Signalled::Waited(Ended::of(&one::await_end(context, &job, until, gone)?))
             }
-            Some(_) => Ok(ended(&outcome)),
-        }
+            Some(_) => Signalled::Waited(Ended::of(&outcome)),
+        })
     });
     answer.await.map(Json)
 }
@@ -328,52 +443,30 @@ fn deliver(context: &mut Context, request: &kill::Request) -> Result<Outcome, Fa
     }
 }
 
-/// What a request that has waited is told.
-fn ended(outcome: &Outcome) -> Value {
-    let record = &outcome.record;
-    json!({ "ok": true, "exit_status": record.exit_status, "still_running": !record.state.is_finished() })
-}
-
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-struct Grace {
-    #[serde(default, deserialize_with = "time")]
+#[into_params(parameter_in = Query)]
+struct Stopping {
+    /// How long it may take to end by itself: 10s unless given, an hour at most
+    #[serde(default, deserialize_with = "wait")]
+    #[param(value_type = String, required = false, example = "5s", pattern = "^([1-9][0-9]{0,2}(ms|s)|[1-9]m)$")]
     grace: Option<Duration>,
 }
 
+/// End a job: TERM, then KILL if it still runs after the grace
+#[utoipa::path(post, path = "/processes/{job}/_stop", params(JobPath, Stopping), responses(
+    (status = OK, description = "How the job stands now", body = Ended),
+    Problem,
+))]
 async fn stop(
     State(app): State<Arc<App>>,
-    word: Word,
-    query: Options<Grace>,
-) -> Result<Json<Value>, Problem> {
-    let Path(word) = word?;
-    let Query(Grace { grace }) = query?;
-    let answer = work(&app, Length::Long, move |context, _| {
-        let (_, job) = one::job(context, &word)?;
-        let outcome = deliver(
-            context,
-            &kill::Request::stop(vec![job], grace.unwrap_or(GRACE)),
-        )?;
-        Ok(ended(&outcome))
+    Path(path): Path<JobPath>,
+    Query(Stopping { grace }): Query<Stopping>,
+) -> Result<Json<Ended>, Problem> {
+    let ended = work(app, Class::Long, move |context, _| {
+        let (_, job) = one::job(context, &path.job)?;
+        let request = kill::Request::stop(vec![job], grace.unwrap_or(GRACE));
+        Ok(Ended::of(&deliver(context, &request)?))
     });
-    answer.await.map(Json)
-}
-
-/// Reads a yes or no.
-pub fn flag<'a, D: Deserializer<'a>>(value: D) -> Result<bool, D::Error> {
-    match String::deserialize(value)?.as_str() {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(D::Error::custom("not true or false")),
-    }
-}
-
-/// Reads how long to wait.
-fn time<'a, D: Deserializer<'a>>(value: D) -> Result<Option<Duration>, D::Error> {
-    let time = duration(&String::deserialize(value)?).map_err(D::Error::custom)?;
-    if time > WAIT_MAX {
-        Err(D::Error::custom("an hour at most"))
-    } else {
-        Ok(Some(time))
-    }
+    ended.await.map(Json)
 }

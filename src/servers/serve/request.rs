@@ -1,0 +1,60 @@
+//! What a request brings, read from its path, its query and its body.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
+
+use super::problem::{Problem, TOO_SLOW};
+use crate::clock;
+use crate::cmd::values::duration;
+
+/// How long a client may take to send a body.
+const BODY_WAIT: Duration = Duration::from_secs(20);
+/// The longest time that a request may wait for a job.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// The parameters in the path.
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(Problem))]
+pub struct Path<T>(pub T);
+
+/// The parameters behind the question mark.
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Problem))]
+pub struct Query<T>(pub T);
+
+/// A body of JSON, if it comes soon.
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let read =
+            tokio::time::timeout(clock::long(BODY_WAIT), Json::from_request(request, state)).await;
+        let late = |_| Problem::new(TOO_SLOW, "the body took too long to arrive");
+        let Json(body) = read.map_err(late)??;
+        Ok(Self(body))
+    }
+}
+
+/// Reads a yes or no.
+pub fn flag<'a, D: Deserializer<'a>>(value: D) -> Result<bool, D::Error> {
+    match String::deserialize(value)?.as_str() {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(D::Error::custom("not true or false")),
+    }
+}
+
+/// Reads how long to wait.
+pub fn wait<'a, D: Deserializer<'a>>(value: D) -> Result<Option<Duration>, D::Error> {
+    let wait = duration(&String::deserialize(value)?).map_err(D::Error::custom)?;
+    if wait > WAIT_MAX {
+        return Err(D::Error::custom("an hour at most"));
+    }
+    Ok(Some(wait))
+}
