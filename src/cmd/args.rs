@@ -109,6 +109,9 @@ pub struct Reach {
     /// Connect directly, without the host's keeper (as with RSIG_KEEPER=0)
     #[arg(long)]
     pub no_keeper: bool,
+    /// Taken over from `-q`, for what is said while connecting.
+    #[arg(skip)]
+    pub quiet: bool,
 }
 
 /// What most commands take.
@@ -119,6 +122,16 @@ pub struct Common {
     pub quiet: bool,
     #[command(flatten)]
     pub reach: Reach,
+}
+
+impl Common {
+    pub fn reach(self) -> Reach {
+        let quiet = self.quiet;
+        Reach {
+            quiet,
+            ..self.reach
+        }
+    }
 }
 
 /// How many hosts at once.
