@@ -239,6 +239,9 @@ pub struct Connect {
     /// `-o`, each `KEY=VALUE` as typed, in the order given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
+    /// `--prefix` and `--sudo`: the words of a command in front of `/bin/sh -s` on the host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefix: Vec<String>,
 }
 
 impl Connect {
@@ -293,6 +296,24 @@ pub struct Destination {
 
 impl Destination {
     /// Whether this is the machine that rsig runs on.
+    /// What runs there and then reads the scripts.
+    pub fn shell(&self) -> Vec<&str> {
+        let prefix = self.connect.prefix.iter().map(String::as_str);
+        prefix.chain(["/bin/sh", "-s"]).collect()
+    }
+
+    /// The prefix in a shell's words, if there is one.
+    pub fn prefix(&self) -> Option<String> {
+        let words = self.connect.prefix.iter().map(String::as_str);
+        // A NUL is in none of them: they come from an argument.
+        (!self.connect.prefix.is_empty()).then(|| shlex::try_join(words).unwrap_or_default())
+    }
+
+    /// Whether jobs there are processes of this machine that this process can see.
+    pub fn is_plain_local(&self) -> bool {
+        self.is_local() && self.connect.prefix.is_empty()
+    }
+
     pub fn is_local(&self) -> bool {
         self.host.is_local()
     }

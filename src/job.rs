@@ -272,8 +272,6 @@ pub struct Record {
     pub command: Vec<String>,
     /// The directory that it was to start in, as given.
     pub cwd: Option<String>,
-    /// A command in front of the shell on the host.
-    pub prefix: Option<String>,
     /// Where its files go on the host, if not to the home.
     pub jobs_dir: Option<String>,
     /// Its directory on the host.
@@ -322,7 +320,6 @@ impl Record {
             destination,
             command,
             cwd: None,
-            prefix: None,
             jobs_dir: None,
             dir: None,
             state: State::Starting,

@@ -308,56 +308,6 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
 }
 
 #[test]
-fn a_signal_by_pid_needs_no_script_where_there_is_a_relay() {
-    let cases = [
-        (Server::openssh(Login::User), true),
-        (Server::openssh(Login::Root), false),
-        (Server::dropbear(Login::Root), true),
-    ];
-    for (server, honours) in cases {
-        let f = kept(server.start());
-        let job = new_counter(&f);
-        warm(&f, &job);
-        // No script could run.
-        let spare = Pid::from_raw(await_spare(&f));
-        kill(spare, Signal::SIGSTOP).expect("it runs");
-        let mut signals = vec![
-            &["USR1", "--via", "pid"][..],
-            &["USR1", "--target", "process", "--via", "pid"],
-            &["STOP"],
-            &["CONT"],
-        ];
-        if !honours {
-            // First asked for by the channel.
-            signals.push(&["USR1"]);
-        }
-        for words in &signals {
-            let told = report(&f, &[&["kill", "--json", &job], *words].concat());
-            assert_eq!(
-                (&told["sent"], &told["via"]),
-                (&true.into(), &"pid".into()),
-                "{words:?}"
-            );
-        }
-        // Nor does any have to look, or wait for its turn, once the job has taken them all: those that it had not when
-        // the relay looked are looked at with the next.
-        let counted = signals.iter().filter(|words| words[0] == "USR1").count();
-        poll_until("the job has taken them", SOON, || dots(&f, &job) >= counted);
-        report(&f, &["kill", "--json", &job, "CONT"]);
-        let dir = f.jobs_dir().join(&job);
-        let settled = || {
-            let marks = fs::read_dir(dir.join("untaken"))
-                .expect("the place of the marks")
-                .count();
-            marks == 0 && !dir.join("turn").exists()
-        };
-        poll_until("the signals are known to be taken", SOON, settled);
-        kill(spare, Signal::SIGCONT).expect("it is stopped");
-        ends_with(&f, &job, counted, "by line");
-    }
-}
-
-#[test]
 fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twice() {
     let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
     let job = new_counter(&f);

@@ -32,7 +32,7 @@ on_two_sites! {
         assert!(start.elapsed() >= Duration::from_millis(400));
         f.rsig.run(&["ps", &job]).ok().stdout_has("exited 143 (TERM), timed out");
         let listed = f.rsig.run(&["ps", "--json", &job]).ok().line();
-        assert_eq!(keys(listed.trim_matches(['[', ']'])).len(), 16, "{listed}");
+        assert_eq!(keys(listed.trim_matches(['[', ']'])).len(), 19, "{listed}");
         f.await_no_processes();
 
         // A stopped one as well, whoever is connected: nobody.

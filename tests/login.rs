@@ -252,17 +252,12 @@ fn a_banner_is_shown_unless_the_log_level_hides_it() {
     // Two keys, the first of them unknown: the server is asked what it takes.
     let dir = f.server.as_ref().expect("a server").dir().to_owned();
     keys::generate(&dir.join("other"), Type::Ed25519, "", Format::OpenSsh);
-    for (level, options, is_shown) in [
-        ("INFO", &[][..], true),
-        ("INFO", &["-q"], false),
-        ("ERROR", &[], false),
-        ("QUIET", &[], false),
-    ] {
+    for (level, is_shown) in [("INFO", true), ("ERROR", false), ("QUIET", false)] {
         configure(
             &mut f,
             &format!("LogLevel {level}\nIdentityFile {}/other", dir.display()),
         );
-        let output = spawn(&f, options);
+        let output = spawn(&f, &[]);
         let said = output.ok().stderr();
         assert_eq!(said.contains("Authorized use only"), is_shown, "{output}");
     }
@@ -710,42 +705,6 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
     drop(gate);
     let output = rsig.run(&["spawn", "-F", &config, "-J", "gate", "inner", "--", "true"]);
     clear_message(output.code(255).stderr_has("jump host gate"));
-}
-
-#[test]
-fn a_proxy_may_ask_on_the_terminal_and_gets_no_ctrl_c_from_it() {
-    let asks =
-        "printf 'May I? ' >/dev/tty; read -r answer </dev/tty; test \"$answer\" = yes || exit 9";
-    let server = Server::openssh(Login::User).start();
-    let f = with_lines(
-        server,
-        &format!(
-            "ProxyCommand bash -c '{}; exec 3<>/dev/tcp/%%h/%%p; cat <&3 & cat >&3; kill $!'",
-            asks.replace('\'', "\"")
-        )
-        .replace("%%", "%"),
-    );
-    let job = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.05; done";
-    let words = f.words("run", &[], &["sh", "-c", job]);
-    let mut terminal = f.rsig.command(&words).tty(200, 50);
-    terminal.wait_for("May I?");
-    terminal.send("yes");
-    terminal.send(ENTER);
-    terminal.wait_for("ready");
-    terminal.send(CTRL_C);
-    assert_eq!(terminal.wait().code(), Some(7), "{}", terminal.text());
-    let text = terminal.text();
-    assert!(
-        text.contains("caught") && !text.contains("connect"),
-        "{text}"
-    );
-    // Ctrl-C at its question ends the command.
-    let words = f.words("spawn", &[], &["true"]);
-    let mut terminal = f.rsig.command(&words).tty(200, 50);
-    terminal.wait_for("May I?");
-    terminal.send(CTRL_C);
-    let status = terminal.wait();
-    assert!(interrupted(status), "{status}: {}", terminal.text());
 }
 
 #[test]

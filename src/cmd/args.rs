@@ -109,9 +109,6 @@ pub struct Reach {
     /// Connect directly, without the host's keeper (as with RSIG_KEEPER=0)
     #[arg(long)]
     pub no_keeper: bool,
-    /// Taken over from `-q`, for what is said while connecting.
-    #[arg(skip)]
-    pub quiet: bool,
 }
 
 /// What most commands take.
@@ -122,16 +119,6 @@ pub struct Common {
     pub quiet: bool,
     #[command(flatten)]
     pub reach: Reach,
-}
-
-impl Common {
-    pub fn reach(self) -> Reach {
-        let quiet = self.quiet;
-        Reach {
-            quiet,
-            ..self.reach
-        }
-    }
 }
 
 /// How many hosts at once.
@@ -196,6 +183,12 @@ pub struct WayArgs {
     /// An option of ssh_config(5); may be given several times
     #[arg(short, long = "option", value_name = "KEY=VALUE", value_parser = values::ssh_option)]
     option: Vec<String>,
+    /// A command in front of the host's /bin/sh, such as 'sudo -n -u app' or 'docker exec -i web'
+    #[arg(long, value_name = "WORDS", value_parser = values::prefix)]
+    prefix: Option<values::Prefix>,
+    /// Short for --prefix 'sudo -n -H [-u USER]'
+    #[arg(long, value_name = "USER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    sudo: Option<String>,
 }
 
 /// The heading of these options where they are for a job that is started.
@@ -214,9 +207,17 @@ impl From<ConnectArgs> for Connect {
 
 impl From<WayArgs> for Connect {
     fn from(given: WayArgs) -> Self {
+        let mut prefix = given.prefix.map(|prefix| prefix.0).unwrap_or_default();
+        if let Some(user) = given.sudo {
+            prefix.extend(["sudo", "-n", "-H"].map(str::to_owned));
+            if !user.is_empty() {
+                prefix.extend(["-u".to_owned(), user]);
+            }
+        }
         Self {
             port: given.port,
             user: None,
+            prefix,
             identities: given.identity,
             config: given.config,
             jump: given.jump,

@@ -121,7 +121,6 @@ pub fn context(reach: Reach) -> Result<Context> {
         keeper,
         parallel: PARALLEL,
         verbose: reach.verbose,
-        quiet: reach.quiet,
         step,
         warn,
     };
@@ -206,7 +205,7 @@ fn spawn(arguments: cli::Spawn) -> Result<u8> {
         .transpose()?
         .map(Arc::new);
     let mut context = context_for_many(
-        arguments.common.reach(),
+        arguments.common.reach,
         arguments.parallel,
         Connect::default(),
     )?;
@@ -366,7 +365,7 @@ fn kill(arguments: cli::Kill) -> Result<u8> {
         ..kill::Request::new(jobs, signal)
     };
     let connect = connect_to(&request.jobs, None, arguments.connect)?;
-    let mut context = context_for_many(arguments.common.reach(), arguments.parallel, connect)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     if let Some(selection) = selection {
         let asks = arguments.selectors.all && !arguments.yes && !signal.is_existence_check();
         let Some(jobs) = picked(
@@ -413,7 +412,7 @@ fn stop(arguments: cli::Stop) -> Result<u8> {
         ..kill::Request::stop(which.jobs, arguments.grace)
     };
     let connect = connect_to(&request.jobs, None, which.connect)?;
-    let mut context = context_for_many(arguments.common.reach(), arguments.parallel, connect)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     if let Some(selection) = which.selectors.selection() {
         let asks = which.selectors.all && !arguments.yes;
         let signals = asks.then(|| "TERM, then KILL".to_owned());
@@ -526,7 +525,7 @@ fn send(context: &mut Context, request: &kill::Request, common: Common, json: bo
 fn wait(arguments: cli::Wait) -> Result<u8> {
     let which = arguments.which;
     let connect = connect_to(&which.jobs, None, which.connect)?;
-    let mut context = context_for_many(arguments.common.reach(), arguments.parallel, connect)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     let selection = which.selectors.selection();
     let mut request = wait::Request {
         jobs: which.jobs,
@@ -599,7 +598,7 @@ fn tail(arguments: cli::Tail) -> Result<u8> {
     };
     let mut context = Context {
         connect,
-        ..context(arguments.common.reach())?
+        ..context(arguments.common.reach)?
     };
     let mut spinner = Spinner::new(
         "asking the host",
@@ -681,7 +680,7 @@ fn ps(arguments: cli::Ps) -> Result<u8> {
 
 fn rm(arguments: cli::Rm) -> Result<u8> {
     let connect = connect_to(&arguments.jobs, None, arguments.connect)?;
-    let mut context = context_for_many(arguments.common.reach(), arguments.parallel, connect)?;
+    let mut context = context_for_many(arguments.common.reach, arguments.parallel, connect)?;
     let mut spinner = spinner("asking the hosts", arguments.common);
     let selection = Selection {
         hosts: arguments.host,

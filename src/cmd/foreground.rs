@@ -125,7 +125,7 @@ pub fn run(
         policy: &policy,
         heartbeat: tether
             .as_ref()
-            .filter(|_| !destination.is_local())
+            .filter(|_| !destination.is_plain_local())
             .map(|tether| (tether.patience / 4).min(HEARTBEAT)),
         patience: request.tether.map(|tether| tether + CONNECT_MAX),
         grace: request.grace,
@@ -182,7 +182,7 @@ pub fn run(
 
 /// What ends the job when this process is gone: on this machine the process itself, elsewhere the heartbeats.
 fn tether(destination: &Destination, patience: Duration) -> Result<Tether> {
-    let holder = destination.is_local().then(|| -> Result<_> {
+    let holder = destination.is_plain_local().then(|| -> Result<_> {
         let pid = std::process::id();
         Ok((pid, birth(pid)?))
     });

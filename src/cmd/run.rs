@@ -33,7 +33,7 @@ pub fn run(arguments: cli::Run) -> Result<u8> {
         tether: (!arguments.no_tether).then_some(arguments.tether),
         backlog: arguments.backlog << 20,
     };
-    let mut context = context(arguments.common.reach())?;
+    let mut context = context(arguments.common.reach)?;
     let note: fn(&str) = if arguments.common.quiet { |_| () } else { warn };
     let outside = run::Outside {
         input,

@@ -15,6 +15,19 @@ use crate::remote::output::From as Start;
 /// The longest time that is taken: a clock can't be set further than it goes.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// The words of a command in front of a shell.
+#[derive(Clone, Debug)]
+pub struct Prefix(pub Vec<String>);
+
+/// Splits a prefix like a shell's words, without expansion.
+pub fn prefix(text: &str) -> Result<Prefix, String> {
+    match shlex::split(text) {
+        Some(words) if !words.is_empty() => Ok(Prefix(words)),
+        Some(_) => Err("a prefix needs at least one word".to_owned()),
+        None => Err("a quote is not closed".to_owned()),
+    }
+}
+
 /// Reads a duration in humantime's words.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if !text.is_empty()

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -10,14 +11,22 @@ use nix::poll::{PollFd, PollFlags};
 
 use super::{Chunk, Shell, ShellInput};
 use crate::error::{Failure, Kind};
+use crate::host::Destination;
 use crate::sys;
 
 /// A new shell.
-pub fn shell() -> Result<Box<dyn Shell>, Failure> {
-    let failed = |error| Failure::new(Kind::Failed, format!("/bin/sh can't be started: {error}"));
-    let mut command = Command::new("/bin/sh");
+pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
+    let words = destination.shell();
+    let program = words.first().copied().unwrap_or("/bin/sh");
+    let failed = |error| {
+        let message = format!("{destination}: {program} can't be started: {error}");
+        Failure::new(Kind::Failed, message)
+    };
+    let mut command = Command::new(program);
     command
-        .arg("-s")
+        .args(words.iter().skip(1))
+        // A terminal's Ctrl-C and Ctrl-Z are for rsig.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -53,10 +62,20 @@ impl Shell for LocalShell {
     }
 
     fn input(&self) -> io::Result<ShellInput> {
-        let input = Arc::clone(&self.input);
+        let (input, beaten) = (Arc::clone(&self.input), Arc::clone(&self.input));
         Ok(ShellInput {
             write: Box::new(move |bytes| write(&input, bytes)),
-            beat: Box::new(|_| ()),
+            beat: Box::new(move |every| {
+                let input = Arc::clone(&beaten);
+                std::thread::spawn(move || {
+                    loop {
+                        std::thread::sleep(every);
+                        if write(&input, b"\n").is_err() {
+                            return;
+                        }
+                    }
+                });
+            }),
         })
     }
 

@@ -291,7 +291,7 @@ impl<'a> Line<'a> {
     pub fn shell(&mut self) -> Result<Box<dyn Shell>, Failure> {
         let (destination, policy) = (self.destination, self.policy);
         match self.way()? {
-            Way::Local => local::shell(),
+            Way::Local => local::shell(destination),
             Way::Keeper(keeper) => keeper.shell(destination, policy),
         }
     }
@@ -406,8 +406,6 @@ pub struct Policy {
     pub parallel: usize,
     /// The steps are wanted.
     pub verbose: bool,
-    /// The server's banner is not wanted.
-    pub quiet: bool,
     /// Takes a line for each step of connecting, for `-v`.
     pub step: fn(&str),
     /// Takes what the user should hear in any case.

@@ -29,7 +29,7 @@ pub struct Job<'a> {
     exit_signal: Option<String>,
     last_signal: Option<&'a str>,
     checked_at: Option<String>,
-    prefix: Option<&'a str>,
+    prefix: Option<String>,
     jobs_dir: Option<&'a str>,
     #[cfg_attr(feature = "serve", schema(value_type = Option<String>))]
     ended_by: Option<EndedBy>,
@@ -54,7 +54,7 @@ pub fn job(record: &Record, state: State) -> Job<'_> {
         exit_signal: record.exit_signal(),
         last_signal: record.last_signal.as_deref(),
         checked_at: record.checked_at.and_then(rfc3339),
-        prefix: record.prefix.as_deref(),
+        prefix: record.destination.prefix(),
         jobs_dir: record.jobs_dir.as_deref(),
         ended_by: record
             .ended_by

@@ -4,12 +4,17 @@
 //! It is started by the first command that needs its host and ends when it has had nothing to do for long enough. It
 //! holds no truth: whatever it is in the middle of when it dies, the next command finds out from the host.
 
+mod channel;
 pub mod client;
-mod lane;
+mod client_stream;
 pub mod place;
+mod pool;
 pub mod protocol;
 mod pulse;
+mod pump;
+mod quirks;
 mod relay;
+mod requests;
 mod serve;
 mod server;
 

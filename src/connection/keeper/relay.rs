@@ -10,6 +10,8 @@ use super::protocol::{End, Relayed, Reply};
 /// A command that is being served.
 pub type ClientId = u64;
 
+/// How many relays a keeper holds: some channels must stay free for scripts.
+pub const RELAYS_MAX: usize = 6;
 /// How long a relay may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 /// The longest line that makes sense.

@@ -103,7 +103,6 @@ fn begin(
         keeper: false,
         parallel: 1,
         verbose: order.verbose,
-        quiet: order.quiet,
         warn,
         step,
     };
@@ -119,7 +118,7 @@ fn begin(
     };
     let listener = listen(socket).map_err(failed)?;
     Keeper::new(
-        order.destination.to_string(),
+        &order.destination,
         connection,
         listener,
         socket,

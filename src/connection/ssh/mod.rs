@@ -7,7 +7,6 @@ pub mod connect;
 mod handshake;
 mod hostkey;
 mod identities;
-mod interactive;
 mod key;
 mod keyfile;
 mod link;

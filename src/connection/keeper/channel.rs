@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memchr::memmem;
@@ -14,8 +15,9 @@ use ssh2::Session;
 use super::relay::{ClientId, Relay};
 use crate::sys::channel::Channel;
 
-/// What every login shell understands, and what then reads the script.
-pub const COMMAND: &str = "exec /bin/sh -s";
+/// A channel of the connection.
+pub type ChannelId = u64;
+
 /// The largest piece that is written at once.
 const PIECE: usize = 32 << 10;
 /// How many scripts a shell runs, and for how long it is kept.
@@ -59,8 +61,10 @@ pub enum Stage {
 }
 
 /// A channel.
-pub struct Lane {
+pub struct ShellChannel {
     channel: Option<Channel>,
+    /// What the login shell is asked for.
+    command: Arc<str>,
     window: u32,
     /// Where it stands.
     pub stage: Stage,
@@ -92,11 +96,12 @@ pub struct Lane {
     pub relay: Option<Relay>,
 }
 
-impl Lane {
+impl ShellChannel {
     /// A channel that is to be opened, on which a server may send `window` bytes ahead of what was read. Its shell is
     /// given `primer` at once.
-    pub fn new(window: u32, primer: &[u8]) -> Self {
-        let mut lane = Self {
+    pub fn new(command: Arc<str>, window: u32, primer: &[u8]) -> Self {
+        let mut channel = Self {
+            command,
             window,
             channel: None,
             stage: Stage::Opening,
@@ -116,8 +121,8 @@ impl Lane {
             idle_since: Instant::now(),
             relay: None,
         };
-        lane.write(primer);
-        lane
+        channel.write(primer);
+        channel
     }
 
     /// Whether it is nobody's, and can be given to a command now or once it is open.
@@ -252,7 +257,7 @@ impl Lane {
         self.channel.as_ref().is_some_and(Channel::has_bytes)
     }
 
-    /// The same, and it can be read now. `listen` as in [`Lane::to_do`].
+    /// The same, and it can be read now. `listen` as in [`ShellChannel::to_do`].
     pub fn has_more(&self, listen: bool) -> bool {
         self.to_do(listen).contains(&Op::Read(false)) && self.has_bytes()
     }
@@ -270,7 +275,7 @@ impl Lane {
         match op {
             Op::Open => Ok(0),
             Op::Exec => {
-                channel.exec(COMMAND)?;
+                channel.exec(&self.command)?;
                 self.stage = if self.closing_input {
                     Stage::Draining
                 } else {

@@ -1,0 +1,101 @@
+//! A command at the other end of the keeper's socket.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use super::channel::ChannelId;
+use super::protocol::{self, FRAME_MAX};
+
+/// A command at the other end of the socket.
+pub struct Client {
+    pub(super) stream: UnixStream,
+    pub(super) input: Vec<u8>,
+    pub(super) output: VecDeque<u8>,
+    pub(super) greeted: bool,
+    pub(super) since: Instant,
+    /// The channel that works for it.
+    pub(super) channel: Option<ChannelId>,
+    /// Since when it waits for a channel.
+    pub(super) waits: Option<Instant>,
+    /// It was told that another one wants its shell.
+    pub(super) told_wanted: bool,
+    /// How often its shell is sent an empty line, and when the next one is due.
+    pub(super) beat: Option<(Duration, Instant)>,
+    /// All is said: it is let go when all is sent.
+    pub(super) done: bool,
+}
+
+impl Client {
+    /// Whether its end of the socket is still open, as far as can be told without reading.
+    pub(super) fn is_there(&self) -> bool {
+        use nix::sys::socket::{MsgFlags, recv};
+        let peeked = recv(
+            self.stream.as_raw_fd(),
+            &mut [0],
+            MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT,
+        );
+        matches!(peeked, Ok(1..) | Err(nix::errno::Errno::EAGAIN))
+    }
+
+    /// Passes on what a shell said: as much as the socket takes goes there without a copy.
+    pub(super) fn pass_on(&mut self, error_stream: bool, bytes: &[u8]) -> io::Result<()> {
+        for content in bytes.chunks(FRAME_MAX) {
+            let head = protocol::head_of_bytes(error_stream, content);
+            let written = if self.output.is_empty() {
+                self.stream
+                    .write_vectored(&[IoSlice::new(&head), IoSlice::new(content)])
+            } else {
+                Ok(0)
+            };
+            let written = match written {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+                {
+                    0
+                }
+                other => other?,
+            };
+            self.output.extend(head.get(written..).unwrap_or_default());
+            self.output.extend(
+                content
+                    .get(written.saturating_sub(head.len())..)
+                    .unwrap_or_default(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes as much as the socket takes.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            match self.stream.write(self.output.as_slices().0) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(size) => drop(self.output.drain(..size)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what is there, up to a frame or so, and says whether the other side is still open.
+    pub(super) fn fill(&mut self) -> io::Result<bool> {
+        let mut chunk = [0; 16 << 10];
+        while self.input.len() < FRAME_MAX * 2 {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(false),
+                Ok(size) => self
+                    .input
+                    .extend_from_slice(chunk.get(..size).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}

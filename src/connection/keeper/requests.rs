@@ -1,0 +1,275 @@
+//! What commands ask of the keeper, over its socket.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::channel::ChannelId;
+use super::client_stream::Client;
+use super::place::is_ours;
+use super::protocol::{self, Frame, Relayed, Reply, Request, Status, VERSION};
+use super::relay::{ClientId, RELAYS_MAX, Relay, channel_signal};
+use super::server::Keeper;
+
+/// How many commands are served at once.
+const CLIENTS: usize = 128;
+/// How long a shell may take to be ready again once its script has answered.
+const RETURNING: Duration = Duration::from_secs(2);
+/// How long the commands at work have when the keeper is told to end.
+const LEAVING: Duration = Duration::from_secs(2);
+
+impl Keeper {
+    pub(super) fn accept(&mut self, now: Instant) {
+        // Whatever accept says, the next turn tries again.
+        while self.clients.len() < CLIENTS
+            && let Ok((stream, _)) = self.listener.accept()
+        {
+            if !is_ours(&stream) || stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            self.next_id += 1;
+            let client = Client {
+                stream,
+                input: Vec::new(),
+                output: VecDeque::new(),
+                greeted: false,
+                since: now,
+                channel: None,
+                waits: None,
+                told_wanted: false,
+                beat: None,
+                done: false,
+            };
+            self.clients.insert(self.next_id, client);
+            let jobs = self
+                .channels
+                .values()
+                .filter_map(|channel| channel.relay.as_ref())
+                .map(|relay| relay.job.clone());
+            let hello = Reply::Hello {
+                version: VERSION.to_owned(),
+                jobs: jobs.collect(),
+            };
+            self.tell(self.next_id, &hello);
+        }
+    }
+
+    /// Queues a reply, and sends what the socket takes.
+    pub(super) fn tell(&mut self, id: ClientId, reply: &Reply) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.output.extend(protocol::message(reply));
+            // What can't be written now is tried again when the socket is ready, and told then.
+            drop(client.flush());
+        }
+    }
+
+    /// Reads from a command and writes to it. What it asked for before it left is still done.
+    pub(super) fn serve(&mut self, id: ClientId, now: Instant) {
+        let Some(client) = self.clients.get(&id) else {
+            return;
+        };
+        let takes = self.takes_input(client);
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        // One that reads no more may have said something before.
+        let (reads, writes) = (client.flush(), if takes { client.fill() } else { Ok(true) });
+        let is_open = reads.is_ok() && writes.unwrap_or(false);
+        loop {
+            let Some(client) = self
+                .clients
+                .get_mut(&id)
+                .filter(|client| !is_open || client.output.len() < self.backlog)
+            else {
+                return;
+            };
+            match protocol::take::<Request>(&mut client.input) {
+                Ok(Some(frame)) => {
+                    if !self.obey(id, frame, now) {
+                        return self.dismiss(id);
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => return self.dismiss(id),
+            }
+        }
+        if !is_open
+            || self
+                .clients
+                .get(&id)
+                .is_some_and(|client| client.done && client.output.is_empty())
+        {
+            self.dismiss(id);
+        }
+    }
+
+    /// Carries out a command's request. False: it makes no sense.
+    fn obey(&mut self, id: ClientId, frame: Frame<Request>, now: Instant) -> bool {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return false;
+        };
+        let request = match frame {
+            Frame::Bytes(bytes) => {
+                // Without a channel, its shell has ended.
+                if let Some(channel) = client
+                    .channel
+                    .and_then(|channel| self.channels.get_mut(&channel))
+                {
+                    channel.write_script(&bytes);
+                }
+                return client.greeted;
+            }
+            Frame::ErrorBytes(_) => return false,
+            Frame::Message(request) => request,
+        };
+        match request {
+            Request::Hello { version } => {
+                client.greeted = version == VERSION;
+                return client.greeted;
+            }
+            _ if !client.greeted => return false,
+            Request::Shell => {
+                if client.channel.is_some() || client.waits.is_some() {
+                    return false;
+                }
+                client.waits = Some(now);
+            }
+            Request::Script { done } => {
+                if let Some(channel) = client
+                    .channel
+                    .and_then(|channel| self.channels.get_mut(&channel))
+                {
+                    channel.begin_script(done);
+                }
+            }
+            Request::CheckIn => {
+                let channel = client.channel.take();
+                if let Some(channel) = channel.and_then(|channel| self.channels.get_mut(&channel)) {
+                    channel.check_in(now + RETURNING);
+                }
+            }
+            Request::Relay { job, word, script } => {
+                if self.lifeline.is_none() && self.relays_to_be.len() < RELAYS_MAX {
+                    let relay = Relay::new(job, word, self.trust, now);
+                    self.relays_to_be.push_back((relay, script));
+                }
+            }
+            Request::Beat { seconds } => {
+                let every = Duration::from_secs(seconds.max(1));
+                client.beat = Some((every, now + every));
+            }
+            Request::Signal { job, name } => self.wants_signal(id, &job, &name, now),
+            Request::Watch { job } => {
+                let relay = self
+                    .channels
+                    .values_mut()
+                    .filter_map(|channel| channel.relay.as_mut())
+                    .find(|relay| relay.job == job);
+                let reply = match relay {
+                    Some(relay) => relay.watch(id),
+                    None => Reply::NotWatching { job },
+                };
+                self.tell(id, &reply);
+            }
+            Request::Status => {
+                let status = self.status();
+                self.tell(id, &Reply::Status(status));
+            }
+            Request::Stop => {
+                self.leaves_by.get_or_insert(now + LEAVING);
+                // The next command starts another.
+                if self.is_found() {
+                    drop(std::fs::remove_file(&self.socket.0));
+                }
+                let channels: Vec<ChannelId> = self.channels.keys().copied().collect();
+                channels
+                    .into_iter()
+                    .for_each(|channel| self.give_up_relay(channel));
+                let status = self.status();
+                self.tell(id, &Reply::Status(status));
+            }
+        }
+        true
+    }
+
+    fn wants_signal(&mut self, id: ClientId, job: &str, name: &str, now: Instant) {
+        match self.relay_for_signal(job).zip(channel_signal(name)) {
+            Some(((channel, relay), name)) => {
+                let actions = relay.signal(id, name, now);
+                self.act(channel, actions);
+            }
+            None => {
+                self.tell(
+                    id,
+                    &Reply::Signalled {
+                        job: job.to_owned(),
+                        relayed: Relayed::NotHeld,
+                    },
+                );
+            }
+        }
+    }
+
+    /// The relay of a job, on a connection that is not in doubt.
+    fn relay_for_signal(&mut self, job: &str) -> Option<(ChannelId, &mut Relay)> {
+        let mut channels = self
+            .channels
+            .iter_mut()
+            .filter(|_| !self.pulse.is_doubted());
+        channels.find_map(|(id, channel)| {
+            channel
+                .relay
+                .as_mut()
+                .filter(|relay| relay.job == job)
+                .map(|relay| (*id, relay))
+        })
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let relays = self
+            .channels
+            .values()
+            .filter_map(|channel| channel.relay.as_ref());
+        Status {
+            host: self.host.clone(),
+            pid: std::process::id(),
+            since: self.since,
+            relays: relays
+                .map(|relay| (relay.job.clone(), relay.takes_signals()))
+                .collect(),
+            channels: self.channels.len(),
+            commands: self.clients.len().saturating_sub(1),
+            idle: self.idle_since.elapsed().as_secs(),
+        }
+    }
+
+    /// A command has gone, or is not wanted any more.
+    pub(super) fn dismiss(&mut self, id: ClientId) {
+        let Some(client) = self.clients.remove(&id) else {
+            return;
+        };
+        for channel in self.channels.values_mut() {
+            if let Some(relay) = &mut channel.relay {
+                relay.forget(id);
+            }
+        }
+        if let Some(channel) = client
+            .channel
+            .and_then(|channel| self.channels.get_mut(&channel))
+        {
+            channel.abandon();
+        }
+    }
+
+    /// The connection broke: whoever waits is told, as well as it can be.
+    pub(super) fn break_off(&mut self, why: &str) {
+        for id in self.channels.keys().copied().collect::<Vec<_>>() {
+            self.channel_ended(
+                id,
+                &Reply::Broken {
+                    message: why.to_owned(),
+                },
+            );
+        }
+        // Whoever waits for a channel sees the end of the socket, and knows that nothing was sent.
+    }
+}
