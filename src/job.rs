@@ -284,6 +284,12 @@ pub struct Record {
     pub pgid: Option<u32>,
     /// What `uname -s` says on its host.
     pub os: Option<String>,
+    /// When its first process started, in its host's own unit: with the boot, what no other process has.
+    pub birth: Option<String>,
+    /// On which boot of its host.
+    pub boot: Option<String>,
+    /// What its host keeps over reboots, and in a container the start time of process 1.
+    pub machine: Option<String>,
     /// When it started, by the host's clock.
     pub started_at: Option<Epoch>,
     /// When it ended, by the host's clock.
@@ -326,6 +332,9 @@ impl Record {
             pid: None,
             pgid: None,
             os: None,
+            birth: None,
+            boot: None,
+            machine: None,
             started_at: None,
             finished_at: None,
             exit_status: None,
@@ -370,6 +379,20 @@ impl Record {
                 self.destination.host
             ),
             None => format!("{} on {}", self.id, self.destination.host),
+        }
+    }
+
+    /// The job's directory for the scripts on its host, or its id. Which process it is stands before the path, so that
+    /// the host can tell whether it runs if the directory is gone.
+    pub fn job_dir(&self) -> String {
+        let Some(dir) = &self.dir else {
+            return self.id.to_string();
+        };
+        match (self.pid, self.pgid, &self.birth, &self.boot, &self.machine) {
+            (Some(pid), Some(pgid), Some(birth), Some(boot), Some(machine)) => {
+                format!("{pid} {pgid} {birth} {boot} {machine}{dir}")
+            }
+            _ => dir.clone(),
         }
     }
 

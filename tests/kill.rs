@@ -246,7 +246,11 @@ on_two_sites! {
     fn a_job_of_another_machine_that_shares_the_home_is_left_alone(f: &Fixture) {
         let job = f.spawn(&[], &["sleep", "1000"]);
         let process = f.process(&job);
-        edit(f, &job, "pid", 6, "some-other-node");
+        // The name alone says nothing: a host may be renamed.
+        edit(f, &job, "pid", 7, "some-other-node");
+        assert_eq!(f.state(&job), "running");
+        edit(f, &job, "pid", 3, "0-another-boot");
+        edit(f, &job, "pid", 6, "another-machine:1");
         // Not by a relay of the job's, which is where the job is.
         let direct = |words: &[&str]| f.rsig.run(&[words, &["--no-keeper", &job]].concat());
         for words in [&["kill", "-s", "KILL"][..], &["kill", "-s", "KILL", "-w", "20s"], &["stop"]] {

@@ -423,14 +423,14 @@ fn the_scripts_are_clean() {
     let about_jobs = ["frame", "host", "process", "look"];
     let scripts: [(&[&str], &str); 6] = [
         (
-            &["frame", "host", "spawn"],
-            "rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout=",
+            &["frame", "host", "process", "spawn"],
+            "rs_given= rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout=",
         ),
         (
-            &["process", "watch", "supervise"],
-            "rs_input= rs_output= rs_errors= rs_beside=",
+            &["host", "process", "watch", "tether", "spool", "supervise"],
+            "rs_limit= rs_tether= rs_holder= rs_holder_birth= rs_input= rs_output= rs_errors= rs_beside=",
         ),
-        (&["process", "job"], "rs_directory="),
+        (&["host", "process", "job"], "rs_directory="),
         (
             &[&about_jobs[..], &["deliver", "await"]].concat(),
             "rs_nonce=",

@@ -15,10 +15,7 @@ pub fn forget_read(
     records: &mut [Record],
     read: Streams,
 ) -> Result<Vec<bool>, Failure> {
-    let places: Vec<String> = records
-        .iter()
-        .map(|record| record.dir.clone().unwrap_or_else(|| record.id.to_string()))
-        .collect();
+    let places: Vec<String> = records.iter().map(Record::job_dir).collect();
     let places: Vec<&str> = places.iter().map(String::as_str).collect();
     let host = line.host();
     let answers = look::forget_read(&host, line.shell()?.as_mut(), &places, read)?;

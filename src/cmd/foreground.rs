@@ -343,7 +343,7 @@ impl<'a> Held<'a> {
     ) -> Result<(End, bool), Failure> {
         let (host, place) = (
             connection.host(),
-            record.dir.clone().unwrap_or_else(|| record.id.to_string()),
+            record.job_dir(),
         );
         let mut pause = RECONNECT_PAUSE.0;
         loop {

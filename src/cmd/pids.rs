@@ -26,7 +26,7 @@ pub fn pids(context: &mut Context, word: &OsStr) -> Result<Vec<u32>> {
     let Some(mut record) = met.pop() else {
         return unmet.map_or(Ok(Vec::new()), |failure| Err(failure.into()));
     };
-    let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
+    let place = record.job_dir();
     let host = line.host();
     let (seen, pids) = line.ask(|shell| remote::pids::pids(&host, shell, &place))?;
     seen.update(&mut record);

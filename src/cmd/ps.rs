@@ -138,10 +138,7 @@ fn ask(context: &mut Context, listing: &mut Listing) {
                 return;
             }
             let host = line.host();
-            let places: Vec<String> = asks
-                .iter()
-                .map(|(_, record)| record.dir.clone().unwrap_or_else(|| record.id.to_string()))
-                .collect();
+            let places: Vec<String> = asks.iter().map(|(_, record)| record.job_dir()).collect();
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
             let answer = line.ask(|shell| look::see(&host, shell, &places));
             let over: Vec<Record> = answer

@@ -163,10 +163,7 @@ fn on_host(
         return;
     }
     let host = line.host();
-    let places: Vec<String> = records
-        .iter()
-        .map(|record| record.dir.clone().unwrap_or_else(|| record.id.to_string()))
-        .collect();
+    let places: Vec<String> = records.iter().map(Record::job_dir).collect();
     let places: Vec<&str> = places.iter().map(String::as_str).collect();
     let removals = line
         .shell()

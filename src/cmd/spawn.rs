@@ -330,6 +330,9 @@ fn launch(
     record.pid = Some(started.pid);
     record.pgid = Some(started.pgid);
     record.os = Some(started.os);
+    record.birth = Some(started.birth);
+    record.boot = Some(started.boot);
+    record.machine = Some(started.machine);
     record.dir = Some(started.dir);
     record.started_at = Some(started.started_at);
     record.checked_at = Some(job::now());
@@ -436,7 +439,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     let destination = holder.destination.clone();
     let mut line = Line::new(&destination, &policy);
     let host = line.host();
-    let place = holder.dir.clone().unwrap_or_else(|| holder.id.to_string());
+    let place = holder.job_dir();
     let seen = line
         .shell()
         .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));

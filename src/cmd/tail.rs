@@ -61,7 +61,7 @@ pub fn tail(
 ) -> Result<Tailed> {
     let mut record = resolve_one(context, word)?;
     let destination = record.destination.clone();
-    let place = record.dir.clone().unwrap_or_else(|| record.id.to_string());
+    let place = record.job_dir();
     let wanted = Wanted {
         place: &place,
         out: request.out,

@@ -45,8 +45,7 @@ impl Course {
 
     /// The job's directory on its host, or its id where that is not known yet.
     pub fn place(&self) -> String {
-        let record = &self.outcome.record;
-        record.dir.clone().unwrap_or_else(|| record.id.to_string())
+        self.outcome.record.job_dir()
     }
 
     /// The first signal, if it still has to be sent.

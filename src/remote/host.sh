@@ -1,10 +1,28 @@
-# Tells this boot of this machine from every other, and where its jobs are.
+# Where a script runs: on which boot of which machine, and in which environment.
 
-# rs_host : sets rs_system, rs_node, rs_boot and rs_base.
+# The functions that the login exports to its shells, where that is bash: they would stand in for commands.
+rs_functions=
+[ -z "${BASH_VERSION-}" ] || rs_functions=$(
+	unset -f declare
+	# shellcheck disable=SC3044
+	declare -Fx
+) 2>/dev/null
+
+# rs_clean : makes our tools say what we expect of them, whatever the login's environment is.
+rs_clean() {
+	# shellcheck disable=SC2086
+	[ -z "$rs_functions" ] || unset -f $rs_functions
+	unset TMOUT BLOCK_SIZE BLOCKSIZE LS_BLOCK_SIZE DD_BLOCK_SIZE DU_BLOCK_SIZE TIME_STYLE QUOTING_STYLE POSIXLY_CORRECT \
+		LS_COLORS CDPATH ENV BASH_ENV GREP_OPTIONS AWKPATH AWKLIBPATH PS_FORMAT PS_PERSONALITY LANGUAGE
+	LC_ALL=C
+	export LC_ALL
+} 2>/dev/null
+
+# rs_host : sets rs_system, rs_node, rs_boot and rs_base, where the directories of jobs are.
 rs_host() {
-	rs_boot=
+	rs_boot='' rs_machine=''
 	if [ -r /proc/sys/kernel/random/boot_id ]; then
-		# Read rather than asked of uname: a fork costs more than all of this.
+		# Read, not asked of uname: a fork costs more than all of this.
 		read -r rs_boot </proc/sys/kernel/random/boot_id
 		read -r rs_system </proc/sys/kernel/ostype
 		read -r rs_node </proc/sys/kernel/hostname
@@ -20,4 +38,39 @@ rs_host() {
 	/*) rs_base=$XDG_STATE_HOME/rsig/jobs ;;
 	*) rs_base=${HOME-}/.local/state/rsig/jobs ;;
 	esac
+}
+
+# rs_identify : sets rs_machine to what stays the same over reboots, a colon, and the start time of process 1: a
+# container has the boot of its host, so that is what tells its own boots apart.
+rs_identify() {
+	[ -z "$rs_machine" ] || return 0
+	[ ! -r /etc/machine-id ] || read -r rs_machine </etc/machine-id
+	case $rs_machine in
+	'' | *[!0-9a-f]*) rs_machine=$rs_node ;;
+	esac
+	case $rs_machine in
+	'' | *[!0-9A-Za-z._-]*) rs_machine=- ;;
+	esac
+	rs_machine=$rs_machine:
+	! rs_process 1 || rs_machine=$rs_machine$rs_birth
+} 2>/dev/null
+
+# rs_origin BOOT MACHINE : where something with this mark is from, in rs_from: here (this boot of this machine), before
+# (an earlier one) or elsewhere (another machine).
+rs_origin() {
+	rs_from=here
+	if [ "$1" = "$rs_boot" ]; then
+		case $2 in
+		*:?*) rs_identify ;;
+		*) return 0 ;;
+		esac
+		case $rs_machine in
+		*: | *:"${2##*:}") ;;
+		*) rs_from=before ;;
+		esac
+		return
+	fi
+	rs_identify
+	rs_from=elsewhere
+	[ "${2%%:*}" = - ] || [ "${rs_machine%%:*}" != "${2%%:*}" ] || rs_from=before
 }

@@ -1,12 +1,13 @@
 # Becomes the job: it leads a session of its own here, and ends in the job's exec.
 # Given by the client: rs_directory, exported variables, and the command in rs_command's definition.
-# $1: the supervisor's system, $2: boot, $3: node, $4: the login's umask, $5: its home directory.
+# $1: the supervisor's system, $2: boot, $3: machine, $4: node, $5: the login's umask, $6: its home directory.
 
-# rs_refuse KIND TEXT : the job can't start; the supervisor's starter says so.
+# rs_refuse KIND TEXT : the job can't start; the supervisor's starter says so. The FIFO takes it when the disk doesn't.
 rs_refuse() {
 	printf '%s\n' "$*" >"$rs_here/refused"
+	[ ! -p "$rs_here/ended" ] || printf 'refused %s\n' "$*" 1<>"$rs_here/ended"
 	exit 126
-}
+} 2>/dev/null
 
 # rs_find COMMAND : the file that exec will take, in rs_file.
 rs_find() {
@@ -35,8 +36,16 @@ rs_find() {
 }
 
 rs_here=$PWD
-rs_system=$1 rs_boot=$2 rs_node=$3 rs_mask=$4 rs_home=$5
+rs_system=$1 rs_boot=$2 rs_machine=$3 rs_node=$4 rs_mask=$5 rs_home=$6
 unset CDPATH
+rs_exec='exec'
+if [ -s become ]; then
+	# It puts right what is changed here.
+	# shellcheck disable=SC1091
+	. ./become
+	rs_clean
+	rs_exec=rs_become
+fi
 # The shell must not expand the tilde: the home directory is the supervisor's to say.
 # shellcheck disable=SC2088
 case $rs_directory in
@@ -61,17 +70,22 @@ rs_start() {
 	[ ! -s "$rs_here/began" ] || read -r rs_began <"$rs_here/began"
 	# What they hold goes now, without a process; the files themselves go with the job.
 	{
-		: >"$rs_here/job" && : >"$rs_here/supervise" &&
-			printf '%s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" \
-				"${rs_began:-$(date +%s)}" "$rs_node" >"$rs_here/pid"
+		: >"$rs_here/job" && : >"$rs_here/supervise" && { [ ! -s "$rs_here/become" ] || : >"$rs_here/become"; } &&
+			printf '%s %s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" \
+				"${rs_began:-$(date +%s)}" "$rs_machine" "$rs_node" >"$rs_here/pid"
 	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
 	[ ! -p "$rs_here/ended" ] || echo begun 1<>"$rs_here/ended"
 	umask "$rs_mask"
+	# What begins with a dash is no command to exec, and what holds a = is none to env(1).
 	case $1 in
-	-*)
+	-* | *=*)
 		shift
-		exec "$rs_file" "$@"
+		set -- "$rs_file" "$@"
 		;;
 	esac
-	exec "$@"
+	# shellcheck disable=SC2016
+	case $rs_exec$1 in
+	rs_become*=*) set -- /bin/sh -c 'exec "$0" "$@"' "$@" ;;
+	esac
+	"$rs_exec" "$@"
 }

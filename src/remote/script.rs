@@ -203,6 +203,8 @@ impl Script {
                 .map(|input| input.size().to_string())
                 .unwrap_or_default(),
         )?;
+        let given: Vec<&str> = order.env.iter().map(|(name, _)| name.as_str()).collect();
+        script.set("rs_given", given.join(" "))?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
         script.include(file!("spawn"));
@@ -434,6 +436,7 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
     script.set("rs_input", input)?;
     script.set("rs_output", output)?;
     script.set("rs_errors", errors)?;
+    script.include(file!("host"));
     script.include(file!("process"));
     if order.timeout.is_some() {
         beside.push("rs_guard");
@@ -473,6 +476,7 @@ fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
         "rs_directory",
         order.directory.as_deref().unwrap_or_default(),
     )?;
+    script.include(file!("host"));
     script.include(file!("process"));
     script.include(file!("job"));
     let own = [

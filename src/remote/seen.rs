@@ -4,7 +4,7 @@ use super::answer::garbage;
 use crate::error::Failure;
 use crate::job::{Epoch, Record, State, now};
 
-/// How a job stands on its host.
+/// What a host found of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It ended, and its end is recorded.
@@ -19,48 +19,61 @@ pub enum Standing {
     Starting,
     /// Gone without a recorded end.
     Lost,
-    /// Recorded by another machine that shares this home directory.
+    /// Recorded by another machine that shares this home directory or this address.
     Elsewhere,
     /// There is no such job on the host.
     Absent,
-    /// Its directory is a link, or others could have written to it: nothing in it is believed.
+    /// The directory of all jobs is missing, so nothing can be said: its file system may not be mounted.
+    Away,
+    /// Its directory is a link or writable by other users, so it is not trusted.
     Foreign,
+}
+
+/// What else there is to say about a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// Its time limit ended it.
+    TimedOut,
+    /// Its tether ended it: nobody had been in contact for too long.
+    Untied,
+    /// Its time limit or its tether could not end it: it runs as another user.
+    Unkept,
+    /// It runs, and its directory is gone.
+    NoDirectory,
 }
 
 /// A host's word on one job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// How it stands.
     pub standing: Standing,
-    /// It ran into its time limit, and was ended for that.
-    pub timed_out: bool,
-    /// Its exit status, once it has one.
     pub exit_status: Option<u8>,
     /// When it ended, by the host's clock.
     pub finished_at: Option<Epoch>,
-    /// Its first process.
+    pub note: Option<Note>,
     pub pid: Option<u32>,
-    /// Its process group.
     pub pgid: Option<u32>,
     /// When it started, by the host's clock.
     pub started_at: Option<Epoch>,
     /// What `uname -s` said where it started.
     pub os: Option<String>,
+    /// See [`Record::birth`], [`Record::boot`] and [`Record::machine`].
+    pub birth: Option<String>,
+    pub boot: Option<String>,
+    pub machine: Option<String>,
     /// What `uname -n` said where it started.
     pub node: Option<String>,
 }
 
-/// How long after it was asked for a job that its host does not know may still turn up there, in seconds.
-const ON_ITS_WAY: Epoch = 60;
+/// How long after a start was asked for its job may still turn up on the host, in seconds.
+const START_LAG: Epoch = 60;
 
 impl Seen {
     /// Reads the fields behind `job INDEX`.
     fn parse(fields: &str) -> Option<Self> {
-        let mut words = fields.splitn(8, ' ');
+        let mut words = fields.splitn(12, ' ');
         let mut word = || words.next();
-        let first = word()?;
-        let standing = match first {
-            "exited" | "expired" => Standing::Exited,
+        let standing = match word()? {
+            "exited" => Standing::Exited,
             "running" => Standing::Running,
             "stopped" => Standing::Stopped,
             "ending" => Standing::Ending,
@@ -68,18 +81,29 @@ impl Seen {
             "lost" => Standing::Lost,
             "elsewhere" => Standing::Elsewhere,
             "none" => Standing::Absent,
+            "away" => Standing::Away,
             "foreign" => Standing::Foreign,
             _ => return None,
         };
         let seen = Self {
             standing,
-            timed_out: first == "expired",
             exit_status: optional(word()?)?,
             finished_at: optional(word()?)?,
+            note: match word()? {
+                "-" => None,
+                "timeout" => Some(Note::TimedOut),
+                "tether" => Some(Note::Untied),
+                "unkept" => Some(Note::Unkept),
+                "dir" => Some(Note::NoDirectory),
+                _ => return None,
+            },
             pid: optional(word()?)?,
             pgid: optional(word()?)?,
             started_at: optional(word()?)?,
             os: optional(word()?)?,
+            birth: mark(word()?)?,
+            boot: mark(word()?)?,
+            machine: mark(word()?)?,
             node: optional(word()?)?,
         };
         (standing != Standing::Exited || seen.exit_status.is_some()).then_some(seen)
@@ -89,37 +113,36 @@ impl Seen {
     pub fn absent() -> Self {
         Self {
             standing: Standing::Absent,
-            timed_out: false,
             exit_status: None,
             finished_at: None,
+            note: None,
             pid: None,
             pgid: None,
             started_at: None,
             os: None,
+            birth: None,
+            boot: None,
+            machine: None,
             node: None,
         }
     }
 
     /// The state to show for the job, whose record is `record`.
     pub fn state(&self, record: &Record) -> State {
+        let is_new = || now() - record.created_at < START_LAG;
         match self.standing {
             Standing::Exited => State::Exited,
             Standing::Running | Standing::Ending => State::Running,
             Standing::Stopped => State::Stopped,
             Standing::Starting => State::Starting,
-            Standing::Absent if record.state == State::Exited => State::Exited,
-            Standing::Absent
-                if record.state == State::Starting && now() - record.created_at < ON_ITS_WAY =>
-            {
-                State::Starting
-            }
+            Standing::Absent | Standing::Away if record.state == State::Exited => State::Exited,
+            Standing::Absent if record.state == State::Starting && is_new() => State::Starting,
             Standing::Lost | Standing::Absent => State::Lost,
-            Standing::Elsewhere | Standing::Foreign => State::Unknown,
+            Standing::Elsewhere | Standing::Away | Standing::Foreign => State::Unknown,
         }
     }
 
-    /// Takes what the host said into the record, except where another machine or nobody could say it: then the last
-    /// known state stays.
+    /// Takes what the host said into the record. Where the host can't tell, the last known state stays.
     pub fn update(&self, record: &mut Record) {
         let state = self.state(record);
         record.checked_at = Some(now());
@@ -127,20 +150,29 @@ impl Seen {
             return;
         }
         record.state = state;
-        record.timed_out |= self.timed_out;
+        record.timed_out |= self.note == Some(Note::TimedOut);
         record.exit_status = self.exit_status.or(record.exit_status);
         record.finished_at = self.finished_at.or(record.finished_at);
         record.pid = self.pid.or(record.pid);
         record.pgid = self.pgid.or(record.pgid);
         record.started_at = self.started_at.or(record.started_at);
-        record.os = self.os.clone().or(record.os.take());
+        for (known, seen) in [
+            (&mut record.os, &self.os),
+            (&mut record.birth, &self.birth),
+            (&mut record.boot, &self.boot),
+            (&mut record.machine, &self.machine),
+        ] {
+            if seen.is_some() {
+                known.clone_from(seen);
+            }
+        }
     }
 }
 
-/// A field, `-` where it is not known; `None` where it makes no sense.
+/// A field, `-` where it is not known; `None` where it is malformed.
 #[allow(
     clippy::option_option,
-    reason = "no such word, and a word that says there is nothing, are two things"
+    reason = "malformed and not known are two things"
 )]
 fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     if word == "-" {
@@ -148,6 +180,17 @@ fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     } else {
         word.parse().ok().map(Some)
     }
+}
+
+/// One of the words that stand before a path in [`Record::job_dir`].
+#[allow(
+    clippy::option_option,
+    reason = "malformed and not known are two things"
+)]
+pub(super) fn mark(word: &str) -> Option<Option<String>> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    let is_mark = word.bytes().all(is_plain) && (1..=128).contains(&word.len());
+    is_mark.then(|| optional(word)).flatten()
 }
 
 /// Splits `WORD INDEX REST` for one of `jobs` jobs.
@@ -174,7 +217,7 @@ mod tests {
     fn lines_are_read_strictly() {
         let (index, seen) = job_line(
             "h",
-            "job 1 exited 143 1700000000 5 5 1600000000 Linux web 1",
+            "job 1 exited 143 1700000000 - 5 5 1600000000 Linux 77 b0 m:1 web 1",
             2,
         )
         .unwrap();
@@ -183,27 +226,27 @@ mod tests {
             (1, Standing::Exited, Some(143))
         );
         assert_eq!(seen.node.as_deref(), Some("web 1"));
-        assert!(!seen.timed_out);
+        assert_eq!((seen.note, seen.machine.as_deref()), (None, Some("m:1")));
         let (_, seen) = job_line(
             "h",
-            "job 0 expired 143 1700000000 5 5 1600000000 Linux web",
+            "job 0 exited 143 - timeout 5 5 1600000000 Linux 77 b0 m:1 web",
             2,
         )
         .unwrap();
-        assert_eq!((seen.standing, seen.timed_out), (Standing::Exited, true));
-        assert!(job_line("h", "job 0 none - - - - - - -", 1).is_ok());
+        assert_eq!(seen.note, Some(Note::TimedOut));
+        assert!(job_line("h", "job 0 none - - - - - - - - - - -", 1).is_ok());
         for bad in [
             "",
             "job",
             "job 0",
-            "job 1 running - - 5 5 1 Linux web",
-            "job 0 exited - - 5 5 1 Linux web",
-            "job 0 expired - - 5 5 1 Linux web",
-            "job 0 exited 300 1 5 5 1 Linux web",
-            "job 0 running - - -5 5 1 Linux web",
-            "job 0 dancing - - 5 5 1 Linux web",
-            "job 0 running - - 5 5 1 Linux",
-            "sent 0 running - - 5 5 1 Linux web",
+            "job 1 running - - - 5 5 1 Linux 7 b m web",
+            "job 0 exited - - - 5 5 1 Linux 7 b m web",
+            "job 0 exited 1 - late 5 5 1 Linux 7 b m web",
+            "job 0 exited 300 1 - 5 5 1 Linux 7 b m web",
+            "job 0 running - - - -5 5 1 Linux 7 b m web",
+            "job 0 dancing - - - 5 5 1 Linux 7 b m web",
+            "job 0 running - - - 5 5 1 Linux 7 b m",
+            "sent 0 running - - - 5 5 1 Linux 7 b m web",
         ] {
             assert!(job_line("h", bad, 1).is_err(), "{bad:?}");
         }

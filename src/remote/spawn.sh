@@ -1,62 +1,174 @@
 # Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
 # Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (how many bytes
-# of input the job gets; empty for none), and rs_more (`next` where stream.sh comes behind; else empty). Names begin with rs_, here and in what the job comes from, since an assignment to a variable
-# that the login exports would change the job's environment.
+# of input the job gets; empty for none), rs_given (the names of the variables that the job is given), and rs_more (`next`
+# where stream.sh comes behind; else empty). Names begin with rs_, here and in what the job comes from, since an assignment
+# to a variable that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : nothing was started, and nothing is left behind.
 rs_refuse() {
+	trap - EXIT
 	if [ -n "$rs_made" ]; then
 		cd /
 		[ -z "$rs_aside" ] || wait "$rs_aside"
 		# Where nothing tells of its supervisor's end, that may have a last word to write.
 		rm -rf "$rs_made" || { sleep 1 && rm -rf "$rs_made"; }
 	fi 2>/dev/null
-	rs_say refused "$(printf '%s' "$*" | tr '\n' ' ')"
+	set -f
+	# shellcheck disable=SC2048,SC2086
+	set -- $*
+	rs_say refused "$*"
 	rs_end
 }
 
-rs_made='' rs_aside=''
+# rs_give_up : the shell can't go on, as when it can't fork. What is done here needs no fork.
+rs_give_up() {
+	rs_say refused start "no further process could be started there"
+	rs_mark end
+	cd / && exec rm -rf "${rs_made:-$rs_base/$rs_id}"
+}
+
+# rs_environ BYTE : the words for env(1) that make of what this shell passes on the environment that it was given itself,
+# but for the client's rs_given. Line ends in values are BYTE (octal) until the end.
+rs_environ() {
+	{
+		/usr/bin/env cat /proc/self/environ | tr '\0\n' "\n\\$1"
+		echo '='
+		tr '\0\n' "\n\\$1" <"/proc/$$/environ"
+	} | awk -v "line=\\$1" -v given="$rs_given" '
+		BEGIN { quote = sprintf("%c", 39); split(given, names, " "); for (i in names) own[names[i]] }
+		$0 == "=" { before = 1; next }
+		{ name = substr($0, 1, index($0, "=") - 1) }
+		!before { passed[$0]; left[name]; next }
+		{ delete left[name] }
+		name in own { next }
+		name == "PWD" { words = words " PWD=\"$PWD\""; next }
+		!($0 in passed) {
+			gsub(quote, quote "\\" quote quote)
+			gsub(line, "\n")
+			words = words " " quote $0 quote
+		}
+		END {
+			for (name in left) if (!(name in own)) printf " -u %s", name
+			print words
+		}'
+}
+
+# rs_restore : writes a function that becomes a program, with the environment that the login gave this shell and all signals
+# at their default, as far as the host has the means: a shell can't do either itself.
+rs_restore() {
+	[ -r "/proc/$$/environ" ] && [ -x /usr/bin/env ] && command -v awk || return
+	rs_words=$(rs_environ 1)
+	case $rs_words in
+	*"$rs_newline"*)
+		for rs_byte in 1 2 3 4 5 6 16 17 20 21 22 23; do
+			[ -n "$(tr -dc "\\$rs_byte" <"/proc/$$/environ" | tr '\001-\037' x)" ] || break
+		done
+		rs_words=$(rs_environ "$rs_byte")
+		;;
+	esac
+	# That shell adds it further down.
+	case ${KSH_VERSION-} in
+	*93*) rs_words=" -u _AST_FEATURES$rs_words" ;;
+	esac
+	rs_reset='' rs_ignored=''
+	while read -r rs_key rs_bits; do
+		[ "$rs_key" != SigIgn: ] || rs_ignored=$rs_bits
+	done <"/proc/$$/status"
+	case $rs_ignored in
+	*[!0]*)
+		if /usr/bin/env --default-signal true; then
+			rs_words=" --default-signal$rs_words"
+		elif perl -e 1; then
+			rs_reset=" perl -e '\$SIG{\$_} = \"DEFAULT\" for keys %SIG; exec { \$ARGV[0] } @ARGV'"
+		elif python3 -c 1; then
+			rs_reset=" python3 -c 'import os, signal, sys
+for s in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}: signal.signal(s, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])'"
+		fi
+		;;
+	esac
+	cat >become <<END
+rs_become() {
+exec /usr/bin/env$rs_words$rs_reset "\$@"
+}
+END
+} >/dev/null 2>&1
+
+# rs_detach ARG... : runs sh in a session of its own, and is not its parent.
+# shellcheck disable=SC2086,SC2016
+rs_detach() {
+	case $rs_how in
+	# The second setsid leads a group by then, so it forks.
+	setsid) $rs_scope setsid setsid /bin/sh "$@" ;;
+	perl) $rs_scope perl -MPOSIX -e 'defined($_ = fork) or die "fork: $!"; exit 0 if $_; POSIX::setsid(); exec @ARGV' \
+		/bin/sh "$@" ;;
+	python3) $rs_scope python3 -c 'import os, sys
+if os.fork(): os._exit(0)
+os.setsid()
+os.execv(sys.argv[1], sys.argv[1:])' /bin/sh "$@" ;;
+	monitor)
+		set -m
+		$rs_scope /bin/sh "$@" &
+		set +m
+		;;
+	esac
+}
+
+rs_made='' rs_aside='' rs_trouble=''
+# Only where the job's environment can be put right afterwards.
+[ ! -r "/proc/$$/environ" ] || [ ! -x /usr/bin/env ] || ! command -v awk >/dev/null || rs_clean
 rs_mask=$(umask)
 rs_home=${HOME-}
 umask 077
-unset CDPATH
 case $rs_base in
 *"$rs_newline"*) rs_refuse home "the path of the home directory holds a line break" ;;
 /*) ;;
 *) rs_refuse home "HOME is not set to an absolute path" ;;
 esac
-[ -d "$rs_base" ] || rs_why=$(mkdir -p "$rs_base" 2>&1) || rs_refuse home "$rs_why"
-[ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user"
+# Modes are given to mkdir, since a default ACL is stronger than the umask.
+[ -d "$rs_base" ] || rs_why=$(
+	{
+		[ -d "${rs_base%/*}" ] || { mkdir -p "${rs_base%/rsig/jobs}/" && mkdir -m 700 "${rs_base%/*}"; }
+		mkdir -m 700 "$rs_base"
+	} 2>&1
+) || [ -d "$rs_base" ] || rs_refuse home "$rs_why"
+[ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user: remove it, or give it to this one"
+trap rs_give_up EXIT
 # Two processes side by side. What could not be made is made again for the sake of what is said about it.
-mkdir "$rs_base/$rs_id" 2>/dev/null &
+mkdir -m 700 "$rs_base/$rs_id" 2>/dev/null &
 rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
-wait "$!" || rs_why=$(mkdir "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
-case $rs_look in
-?????w* | ????????w*)
-	rmdir "$rs_base/$rs_id"
-	rs_refuse home "other users can write to $rs_base"
-	;;
-esac
+wait "$!" || rs_why=$(mkdir -m 700 "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
 rs_made=$rs_base/$rs_id
+case $rs_look in
+?????w* | ????????w*) rs_refuse home "other users can write to $rs_base: run chmod 700 $rs_base" ;;
+esac
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
+case $rs_look in
+??????????+*) setfacl -k . 2>/dev/null || rs_shut=1 ;;
+*) rs_shut= ;;
+esac
 # Beside all that follows: the marks of signals under way have a place, and the job a time at which it began.
 {
 	mkdir untaken
 	date +%s >began
+	rs_restore
 } 2>/dev/null &
 rs_aside=$!
 
+rs_identify
 # The end of the job goes over the blanks of status.new, so that a disk that is full by then can't lose it.
-{
-	printf '%s\n' "$rs_meta" >meta &&
-		printf '%s\n' "$rs_cookie" >cookie &&
-		printf '%s\n' "$rs_supervise" >supervise &&
-		printf '%s\n' "$rs_job" >job &&
-		printf '%s %s\n' "$rs_boot" "$rs_node" >made &&
-		printf '%32s\n' '' >status.new &&
-		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
-		: >out && : >err
-} 2>trouble || rs_refuse disk "$(head -c 300 trouble)"
+rs_why=$(
+	{
+		printf '%s\n' "$rs_meta" >meta &&
+			printf '%s\n' "$rs_cookie" >cookie &&
+			printf '%s\n' "$rs_supervise" >supervise &&
+			printf '%s\n' "$rs_job" >job &&
+			printf '%s %s %s\n' "$rs_boot" "$rs_machine" "$rs_node" >made &&
+			printf '%32s\n' '' >status.new &&
+			{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
+			: >out && : >err && : >pid && : >supervisor
+	} 2>&1
+) || rs_refuse disk "$rs_why"
 # All of the input is here before the job starts. It comes when it is asked for: the shell would take it for its own.
 if [ -n "$rs_size" ]; then
 	rs_say input
@@ -64,10 +176,10 @@ if [ -n "$rs_size" ]; then
 	rs_why=$(head -c "$rs_size" 2>&1 >input) || rs_refuse disk "$rs_why"
 	[ "$(($(wc -c <input)))" -eq "$rs_size" ] || rs_refuse disk "not all of its input came"
 fi
-# A line in it will say that the job has begun, and the end of the file that there is no supervisor any more. Korn shells
-# don't pass on what they have opened, and keep copies of it; so there the files are looked at.
+# A line in it will say that the job has begun, or why not, and the end of the file that there is no supervisor any more.
+# Korn shells don't pass on what they have opened, and keep copies of it; so there the files are looked at.
 rs_tells=
-if mkfifo ended 2>/dev/null && [ -z "${KSH_VERSION-}" ]; then
+if mkfifo -m 600 ended 2>/dev/null && [ -z "${KSH_VERSION-}" ]; then
 	rs_tells=1
 	# Open for writing until the supervisor holds it: the job may be over before this shell looks.
 	exec 5<>ended
@@ -104,43 +216,37 @@ if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 	esac
 fi
 
-set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_node" "$rs_mask" "$rs_home"
-# shellcheck disable=SC2086,SC2016
-case $rs_how in
-# The second setsid leads a group by then, so it forks.
-setsid) $rs_scope setsid setsid /bin/sh "$@" ;;
-perl) $rs_scope perl -MPOSIX -e 'defined($_ = fork) or die "fork: $!"; exit 0 if $_; POSIX::setsid(); exec @ARGV' \
-	/bin/sh "$@" ;;
-python3) $rs_scope python3 -c 'import os, sys
-if os.fork(): os._exit(0)
-os.setsid()
-os.execv(sys.argv[1], sys.argv[1:])' /bin/sh "$@" ;;
-monitor)
-	set -m
-	$rs_scope /bin/sh "$@" &
-	set +m
-	;;
-esac </dev/null >/dev/null 2>trouble 6<&-
+# The job needs the words of its environment, and everybody a time and a place.
+wait "$rs_aside"
+rs_aside=
+[ -z "$rs_shut" ] || chmod go= ./*
+set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_machine" "$rs_node" "$rs_mask" "$rs_home"
+# Until the supervisor runs, what goes wrong is said on this standard error.
+rs_trouble=$(rs_detach "$@" </dev/null 2>&1 >/dev/null 6<&-)
 
-rs_tries=0
+rs_tries=0 rs_why=
 if [ -n "$rs_tells" ]; then
 	exec 5>&-
 	read -r rs_why <&6 || rs_tries=10000
+	# One that starts nothing has its last word before its directory goes.
+	[ "$rs_why" = begun ] || while read -r rs_line <&6; do :; done
 	exec 6<&-
 fi
 until [ -s pid ] || [ -s refused ]; do
 	rs_tries=$((rs_tries + 1))
 	[ "$rs_tries" -ne 300 ] || rs_flush
-	[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 trouble)"
+	[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $rs_trouble"
 	sleep 0.002 2>/dev/null || sleep 1
 done
+case $rs_why in
+refused*) rs_refuse "${rs_why#refused }" ;;
+esac
 if [ -s refused ]; then
 	read -r rs_why <refused
 	rs_refuse "$rs_why"
 fi
 read -r rs_why <pid
-# Whoever signals the job leaves a mark: its place has to be there by now.
-wait "$rs_aside"
+trap - EXIT
 rs_say started "$rs_why"
 rs_say directory "$rs_made"
 [ -n "$rs_more" ] || rs_end

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::answer::{Hearing, Listener, garbage, patience};
 use super::script::Script;
+use super::seen::mark;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -90,6 +91,10 @@ pub struct Started {
     pub pgid: u32,
     /// What `uname -s` says.
     pub os: String,
+    /// See [`crate::job::Record`] for these three.
+    pub birth: String,
+    pub boot: String,
+    pub machine: String,
     /// When it started.
     #[allow(
         clippy::struct_field_names,
@@ -210,10 +215,10 @@ impl Listener for Starting<'_> {
         match word {
             "input" if self.input.is_some() => self.asked = true,
             "started" => {
-                let (pid, pgid, os, started_at) =
-                    parse_started(rest).ok_or_else(|| garbage(host, line.as_bytes()))?;
-                (started.pid, started.pgid, started.os, started.started_at) =
-                    (pid, pgid, os, started_at);
+                *started = Started {
+                    ends_at_logout: started.ends_at_logout,
+                    ..Started::parse(rest).ok_or_else(|| garbage(host, line.as_bytes()))?
+                };
                 self.complete += 1;
             }
             "directory" if rest.starts_with('/') => {
@@ -254,18 +259,24 @@ impl Listener for Starting<'_> {
     }
 }
 
-/// `PID PGID BIRTH BOOT SYSTEM EPOCH NODE`.
-fn parse_started(fields: &str) -> Option<(u32, u32, String, Epoch)> {
-    let words: Vec<&str> = fields.splitn(7, ' ').collect();
-    let [pid, pgid, _, _, os, epoch, _] = words.as_slice() else {
-        return None;
-    };
-    Some((
-        pid.parse().ok()?,
-        pgid.parse().ok()?,
-        (*os).to_owned(),
-        epoch.parse().ok()?,
-    ))
+impl Started {
+    /// Reads `PID PGID BIRTH BOOT SYSTEM EPOCH MACHINE NODE`.
+    fn parse(fields: &str) -> Option<Self> {
+        let words: Vec<&str> = fields.splitn(8, ' ').collect();
+        let &[pid, pgid, birth, boot, os, epoch, machine, _] = words.as_slice() else {
+            return None;
+        };
+        Some(Self {
+            pid: pid.parse().ok()?,
+            pgid: pgid.parse().ok()?,
+            os: os.to_owned(),
+            birth: mark(birth)??,
+            boot: mark(boot)?.unwrap_or_else(|| "-".to_owned()),
+            machine: mark(machine)??,
+            started_at: epoch.parse().ok()?,
+            ..Self::default()
+        })
+    }
 }
 
 /// Why a host did not start a job. Nothing is left behind there.

@@ -14,27 +14,18 @@ rs_is_held() {
 	rs_beat=$rs_word
 }
 
-rs_hold() {
+rs_lease() {
 	rs_beat='' rs_quiet=0
-	# Counted by sleeps: a clock may jump.
-	while sleep 1; do
+	while [ "$rs_quiet" -lt "$rs_tether" ]; do
+		# A round is a second, whatever the clock says: the whole machine may have slept.
+		rs_pause 100
 		rs_quiet=$((rs_quiet + 1))
 		! rs_is_held || rs_quiet=0
-		[ "$rs_quiet" -lt "$rs_tether" ] || break
 	done
-	[ -s pid ] && read -r rs_pid rs_pgid rs_born rs_rest <pid || exit
-	rs_left=10
-	for rs_name in TERM CONT; do
-		rs_process "$rs_pid" && [ "$rs_birth" = "$rs_born" ] && kill "-$rs_name" "-$rs_pgid"
-	done
-	while [ "$rs_left" -gt 0 ] && [ ! -s status ]; do
-		rs_left=$((rs_left - 1))
-		sleep 1
-	done
-	[ -s status ] || { rs_process "$rs_pid" && [ "$rs_birth" = "$rs_born" ] && kill -KILL "-$rs_pgid"; }
+	rs_end_job tied untied
 }
 
 rs_tie() {
-	rs_hold </dev/null >/dev/null 2>&1 5>&- &
-	rs_watchdogs="$rs_watchdogs $!"
+	: >tied
+	rs_beside_job rs_lease
 }
