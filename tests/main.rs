@@ -8,6 +8,7 @@ mod completion;
 mod faults;
 mod foreign;
 mod harness;
+mod hidden;
 mod history;
 mod hostile;
 mod keeper;

@@ -198,6 +198,9 @@ fn removed(record: &Record, removal: Removal) -> Removed {
         Removal::Kept(why) => kept(&format!("its files can't be removed: {why}")),
         Removal::Refused(seen) => match seen.standing {
             Standing::Elsewhere => kept("it is another machine's, and that one has to be asked"),
+            Standing::Away => kept(
+                "the directory of all jobs is missing on its host: is the file system mounted?",
+            ),
             Standing::Foreign => kept(
                 "others could have written to its directory there, so nothing in it is touched",
             ),

@@ -488,7 +488,7 @@ fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> L
         Some(seen)
             if !matches!(
                 seen.standing,
-                Standing::Starting | Standing::Elsewhere | Standing::Foreign
+                Standing::Starting | Standing::Elsewhere | Standing::Away | Standing::Foreign
             ) =>
         {
             seen.update(&mut record);

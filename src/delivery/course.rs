@@ -133,6 +133,7 @@ impl Course {
                     &format!("it runs on {node}, and another machine answers under that host's name; nothing was sent"),
                 )
             }
+            (State::Unknown, Standing::Away) => self.fail(Kind::Unreachable, AWAY),
             (State::Unknown, _) => self.fail(Kind::Failed, NOT_BELIEVED),
             (State::Starting, _) if self.unsent().is_some() => self.fail(
                 Kind::Failed,
@@ -224,6 +225,9 @@ impl Course {
         self.outcome.error = Some(Failure::new(Kind::Unconfirmed, message));
     }
 }
+
+/// What is said where nothing can be known.
+const AWAY: &str = "the directory of all jobs is missing on its host: is the file system mounted? Nothing was sent";
 
 /// What is said of a job whose directory is a link, or not its user's alone.
 pub const NOT_BELIEVED: &str =

@@ -97,11 +97,15 @@ outlived() {
 } 2>/dev/null
 
 # approach INDEX PLACE : goes into the directory of the job there and looks at it; an end that is about to be recorded is
-# waited for. Where that can't be, it says how the job stands, and fails.
+# waited for. Where that can't be, it says how the job stands, and fails. Sets bare for a job that runs without a directory:
+# a signal for it can't be claimed, so a try that may not be the first does not send.
 approach() {
 	place "$2"
 	eval "dir_$1=\$dir kin_$1="
+	bare=
 	if ! enter "$dir"; then
+		[ "$expired" != dir ] || bare=1
+		[ -z "$bare" ] || return 0
 		report "$1"
 		return 1
 	fi
@@ -131,14 +135,19 @@ deliver() {
 		report "$1"
 		return
 	fi
-	set -C
-	turn "$5" "$1" "$3"
-	claim "$3" "$9" 1000
-	set +C
+	if [ -n "$bare" ]; then
+		sent=unconfirmed
+		[ "$9" = 1 ] || sent=
+	else
+		set -C
+		turn "$5" "$1" "$3"
+		claim "$3" "$9" 1000
+		set +C
+	fi
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		true 2>/dev/null >"untaken/$3"
+		[ -n "$bare" ] || true 2>/dev/null >"untaken/$3"
 		# Once more, with nothing between the look and the builtin that could take time.
 		if [ "$rs_group" != "$pgid" ] || ! { rs_holds "$pid" || alive "$pid" "$birth" "$boot"; }; then
 			sent=gone
@@ -153,7 +162,7 @@ deliver() {
 		else
 			sent=gone
 		fi 2>/dev/null
-		printf '%s %s\n' "$4" "$sent" 2>/dev/null >>"sig.$3"
+		[ -n "$bare" ] || printf '%s %s\n' "$4" "$sent" 2>/dev/null >>"sig.$3"
 	fi
 	[ "$sent" = denied ] || left="$left $1"
 	rs_say sent "$1" "$sent"

@@ -68,13 +68,13 @@ rs_start() {
 	[ "$rs_group" = $$ ] || rs_refuse start "it got no process group of its own"
 	rs_began=
 	[ ! -s "$rs_here/began" ] || read -r rs_began <"$rs_here/began"
+	rs_began="$$ $rs_group $rs_birth $rs_boot $rs_system ${rs_began:-$(date +%s)} $rs_machine $rs_node"
 	# What they hold goes now, without a process; the files themselves go with the job.
 	{
 		: >"$rs_here/job" && : >"$rs_here/supervise" && { [ ! -s "$rs_here/become" ] || : >"$rs_here/become"; } &&
-			printf '%s %s %s %s %s %s %s %s\n' $$ "$rs_group" "$rs_birth" "$rs_boot" "$rs_system" \
-				"${rs_began:-$(date +%s)}" "$rs_machine" "$rs_node" >"$rs_here/pid"
+			printf '%s\n' "$rs_began" >"$rs_here/pid"
 	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
-	[ ! -p "$rs_here/ended" ] || echo begun 1<>"$rs_here/ended"
+	[ ! -p "$rs_here/ended" ] || printf 'begun %s\n' "$rs_began" 1<>"$rs_here/ended"
 	umask "$rs_mask"
 	# What begins with a dash is no command to exec, and what holds a = is none to env(1).
 	case $1 in

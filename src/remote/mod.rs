@@ -18,4 +18,4 @@ pub mod stream;
 pub use answer::{Hearing, Stream};
 pub use output::Sink;
 pub use script::primer;
-pub use seen::{Seen, Standing};
+pub use seen::{Note, Seen, Standing};

@@ -27,8 +27,7 @@ rs_send() {
 		sleep 0.002 || break
 	done
 	true >"untaken/$1"
-	if ! rs_holds "$rs_pid" &&
-		{ ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; }; then
+	if ! rs_holds "$rs_pid" && ! rs_is_job "$rs_pid" "$rs_born"; then
 		rs_sent=gone
 	elif kill "-$2" "-$rs_pgid"; then
 		rs_sent=yes

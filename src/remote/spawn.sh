@@ -228,26 +228,32 @@ rs_tries=0 rs_why=
 if [ -n "$rs_tells" ]; then
 	exec 5>&-
 	read -r rs_why <&6 || rs_tries=10000
+	case $rs_why in
+	begun*) ;;
 	# One that starts nothing has its last word before its directory goes.
-	[ "$rs_why" = begun ] || while read -r rs_line <&6; do :; done
+	*) while read -r rs_line <&6; do :; done ;;
+	esac
 	exec 6<&-
 fi
-until [ -s pid ] || [ -s refused ]; do
-	rs_tries=$((rs_tries + 1))
-	[ "$rs_tries" -ne 300 ] || rs_flush
-	[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $rs_trouble"
-	sleep 0.002 2>/dev/null || sleep 1
+while [ -z "$rs_why" ]; do
+	if [ -s refused ]; then
+		read -r rs_why <refused
+		rs_why="refused $rs_why"
+	elif [ -s pid ]; then
+		read -r rs_why <pid
+		rs_why="begun $rs_why"
+	else
+		rs_tries=$((rs_tries + 1))
+		[ "$rs_tries" -ne 300 ] || rs_flush
+		[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $rs_trouble"
+		sleep 0.002 2>/dev/null || sleep 1
+	fi
 done
 case $rs_why in
 refused*) rs_refuse "${rs_why#refused }" ;;
 esac
-if [ -s refused ]; then
-	read -r rs_why <refused
-	rs_refuse "$rs_why"
-fi
-read -r rs_why <pid
 trap - EXIT
-rs_say started "$rs_why"
+rs_say started "${rs_why#begun }"
 rs_say directory "$rs_made"
 [ -n "$rs_more" ] || rs_end
 rs_mark "${rs_more:-end}"

@@ -256,6 +256,10 @@ is_left() {
 # may have ended; a signal 0 only looks.
 tree() {
 	approach "$1" "$2" || return 0
+	if [ -n "$bare" ]; then
+		deliver "$1" "$2" "$3" "$4" "$5" "$6" group "$8" "$9"
+		return
+	fi
 	case $state in
 	elsewhere | starting)
 		report "$1"

@@ -1,0 +1,294 @@
+//! Jobs that are there and look gone: what may still run is never called gone.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::programs::program_path;
+use crate::harness::{Fixture, Invocation, Output, Process, Site, on_two_sites, poll_until};
+use crate::jobs::{SOON, json_lines, pick};
+use crate::kit;
+
+/// A user who is not root, and to whom /proc can hide something.
+const USER: u32 = 65_531;
+
+/// Runs on with its first thread gone.
+const HEADLESS: &str = "import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print('ready', flush=True)
+ctypes.CDLL(None).syscall(93 if os.uname().machine == 'aarch64' else 60, 0)";
+
+/// Can't be dumped: with hidepid, /proc hides it from its own user.
+const SECRET: &str = "import ctypes, time
+ctypes.CDLL(None).prctl(4, 0)
+print('ready', flush=True)
+time.sleep(1000)";
+
+fn process_of(f: &Fixture, job: &str) -> Process {
+    let pid = fs::read_to_string(f.file(job, "pid")).expect("it started");
+    let pid = pid.split(' ').next().expect("a number").parse();
+    Process::find(pid.expect("a number")).expect("it runs")
+}
+
+/// This machine as another one sees itself.
+struct Machine {
+    f: Fixture,
+    /// What is done before rsig starts, in namespaces of its own.
+    setup: &'static str,
+}
+
+impl Machine {
+    fn new(setup: &'static str) -> Self {
+        let f = Site::Local.start();
+        for path in [f.rsig.home(), f.rsig.state()] {
+            chown(path, Some(USER), Some(USER)).expect("we are root");
+        }
+        Self { f, setup }
+    }
+
+    #[track_caller]
+    fn run(&self, words: &[&str]) -> Output {
+        let line = format!(
+            "{} && exec setpriv --reuid={USER} --regid={USER} --clear-groups \"$@\"",
+            self.setup
+        );
+        let unshare = Invocation::of("unshare")
+            .args([
+                "--mount",
+                "--uts",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                &line,
+                "sh",
+            ])
+            .arg(env!("CARGO_BIN_EXE_rsig"));
+        self.f.rsig.within(unshare).args(words).run()
+    }
+
+    #[track_caller]
+    fn spawn(&self, words: &[&str]) -> String {
+        self.run(&[&["spawn"], words].concat()).ok().line()
+    }
+
+    #[track_caller]
+    fn state(&self, job: &str) -> Value {
+        let listed = self.run(&["ps", "--json", job]);
+        let jobs: Vec<Value> = serde_json::from_str(&listed.ok().stdout()).expect("JSON");
+        jobs[0]["state"].clone()
+    }
+}
+
+#[test]
+fn a_job_that_proc_hides_is_there() {
+    let machine = Machine::new("mount -t proc -o hidepid=2 proc /proc");
+    let job = machine.spawn(&["local", "--", "python3", "-c", SECRET]);
+    machine.f.await_written(&job, "ready\n");
+    let process = process_of(&machine.f, &job);
+    assert_eq!(machine.state(&job), "running");
+    machine.run(&["kill", &job, "0"]).ok();
+    let told = json_lines(machine.run(&["kill", "--json", &job, "CONT"]).ok()).remove(0);
+    assert_eq!(told["sent"], true);
+    machine.run(&["wait", "--timeout", "100ms", &job]).code(124);
+    machine
+        .run(&["kill", "-w", "20s", &job])
+        .ok()
+        .stdout_has("143 (TERM)");
+    assert!(!process.runs());
+    assert_eq!(machine.state(&job), "exited");
+
+    // A time limit ends it.
+    let job = machine.spawn(&["--timeout", "500ms", "local", "--", "python3", "-c", SECRET]);
+    machine
+        .run(&["wait", &job])
+        .code(143)
+        .stdout_has("timed out");
+
+    // Without its supervisor, what has its number counts.
+    let job = machine.spawn(&["local", "--", "python3", "-c", SECRET]);
+    machine.f.await_written(&job, "ready\n");
+    let process = process_of(&machine.f, &job);
+    machine.f.supervisor(&job).kill();
+    assert_eq!(machine.state(&job), "running");
+    process.kill();
+    poll_until("it is lost", SOON, || machine.state(&job) == "lost");
+}
+
+#[test]
+fn a_renamed_host_is_the_same_host() {
+    let mut machine = Machine::new("true");
+    let job = machine.spawn(&["local", "sleep", "1000"]);
+    machine.setup = "hostname another-name";
+    assert_eq!(machine.state(&job), "running");
+    machine
+        .run(&["kill", "-w", "20s", &job])
+        .ok()
+        .stdout_has("143 (TERM)");
+}
+
+#[test]
+fn another_login_node_says_nothing_and_a_reboot_ends_a_job() {
+    let other = "echo 00000000-0000-4000-8000-000000000000 >$HOME/boot && \
+        mount --bind $HOME/boot /proc/sys/kernel/random/boot_id";
+    let mut machine = Machine::new("true");
+    let job = machine.spawn(&["local", "sleep", "1000"]);
+    let process = process_of(&machine.f, &job);
+    machine.setup = "echo 00000000000000000000000000000000 >$HOME/id && mount --bind $HOME/id /etc/machine-id && \
+        echo 00000000-0000-4000-8000-000000000000 >$HOME/boot && \
+        mount --bind $HOME/boot /proc/sys/kernel/random/boot_id";
+    assert_eq!(machine.state(&job), "unknown");
+    machine.run(&["stop", &job]).code(255);
+    machine.run(&["rm", &job]).code(1);
+    // The same where the home is not shared.
+    let jobs = machine.f.jobs_dir();
+    let aside = jobs.with_file_name("aside");
+    fs::rename(jobs.join(&job), &aside).expect("on one disk");
+    assert_eq!(machine.state(&job), "unknown");
+    // And the machine itself knows its process.
+    machine.setup = "true";
+    assert_eq!(machine.state(&job), "running");
+    fs::rename(&aside, jobs.join(&job)).expect("on one disk");
+    machine.setup = other;
+    assert_eq!(machine.state(&job), "lost");
+    process.kill();
+}
+
+#[test]
+fn a_limit_that_cannot_be_kept_ends_nothing() {
+    let machine = Machine::new("true");
+    let program = machine.f.rsig.home().join("become");
+    fs::copy(program_path("setpriv"), &program).expect("our own home");
+    fs::set_permissions(&program, Permissions::from_mode(0o4755)).expect("ours");
+    let words = [
+        "local",
+        "--",
+        "./become",
+        "--reuid=0",
+        "--regid=0",
+        "--clear-groups",
+        "sleep",
+        "1000",
+    ];
+    let job = machine.spawn(&[&["--timeout", "300ms"][..], &words].concat());
+    let process = process_of(&machine.f, &job);
+    poll_until("the limit is given up", SOON, || {
+        machine.f.file(&job, "unkept").exists()
+    });
+    assert_eq!(machine.state(&job), "running");
+    machine
+        .run(&["kill", &job])
+        .code(1)
+        .stderr_has("another user");
+    assert!(process.runs());
+    process.kill();
+    machine.run(&["wait", &job]).code(137);
+}
+
+on_two_sites! {
+    fn a_job_whose_first_thread_has_exited_is_there(f: &Fixture) {
+        let job = f.spawn(&[], &["python3", "-c", HEADLESS]);
+        f.await_written(&job, "ready\n");
+        let pid = fs::read_to_string(f.file(&job, "pid")).expect("it started");
+        let stat = format!("/proc/{}/stat", pid.split(' ').next().expect("a number"));
+        poll_until("its first thread is gone", SOON, || fs::read_to_string(&stat).expect("there").contains(") Z "));
+        assert_eq!(f.state(&job), "running");
+        f.rsig.run(&["kill", &job, "0"]).ok();
+        f.rsig.run(&["kill", &job, "STOP"]).ok();
+        f.await_state(&job, "stopped");
+        f.rsig.run(&["kill", &job, "CONT"]).ok();
+        f.await_state(&job, "running");
+        f.rsig.run(&["kill", &job, "-w", "20s"]).ok().stdout_has("143 (TERM)");
+        let job = f.spawn(&["--timeout", "500ms"], &["python3", "-c", HEADLESS]);
+        f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
+    }
+
+    fn where_the_home_is_missing_nothing_is_said(f: &Fixture) {
+        let job = f.spawn(&["-n", "there"], &["sleep", "1000"]);
+        let gone = f.spawn(&[], &["true"]);
+        f.rsig.run(&["wait", &gone]).ok();
+        let process = f.process(&job);
+        let (jobs, aside) = (f.jobs_dir(), f.job_home().join("aside"));
+        fs::rename(&jobs, &aside).expect("on one disk");
+        // The process is there, so it runs; its machine knows that much.
+        assert_eq!(f.state(&job), "running");
+        // What has ended has ended.
+        assert_eq!(f.state(&gone), "exited");
+        process.kill();
+        poll_until("it has ended", SOON, || !process.runs());
+        assert_eq!(f.state(&job), "unknown");
+        f.rsig.run(&["stop", &job]).code(255).stdout_is("");
+        f.rsig.run(&["kill", "--json", &job]).code(255);
+        f.rsig.run(&["rm", &job]).code(1).stdout_is("");
+        let again = f.rsig.run(&f.words("spawn", &["-n", "there"], &["true"]));
+        again.code(1).stderr_has("taken");
+        let _ = fs::remove_dir_all(&jobs);
+        fs::rename(&aside, &jobs).expect("on one disk");
+        assert_eq!(pick(&f.job(&job), ["state", "exit_status"]), json!(["exited", 137]));
+    }
+
+    fn a_job_that_deletes_its_files_is_still_signalled(f: &Fixture) {
+        let line = r#"rm -rf "$0"/$RSIG_JOB; trap 'exit 3' TERM; : >ready; while :; do sleep 0.02; done"#;
+        let jobs = f.jobs_dir();
+        let job = f.spawn(&[], &["sh", "-c", line, jobs.to_str().expect("text")]);
+        poll_until("it runs", SOON, || f.job_home().join("ready").exists());
+        let told = f.job(&job);
+        assert_eq!(told["state"], "running");
+        let pid = i32::try_from(told["pid"].as_i64().expect("a pid")).expect("a pid");
+        let process = Process::find(pid).expect("it runs");
+        let direct = |words: &[&str]| f.rsig.run(&[words, &["--no-keeper", &job]].concat());
+        direct(&["wait", "--timeout", "100ms"]).code(124);
+        let told = json_lines(&direct(&["kill", "--json", "-s", "CONT"])).remove(0);
+        assert_eq!(pick(&told, ["sent", "still_running"]), json!([true, true]));
+        f.rsig.run(&["rm", &job]).code(1).stdout_is("");
+        direct(&["kill", "-w", "20s", "-s", "TERM"]);
+        assert!(!process.runs());
+        assert_eq!(kit::state(&f.rsig, &job), "lost");
+        f.await_no_processes();
+    }
+}
+
+fn kill_sleeps(f: &Fixture) {
+    for sleep in f.processes().iter().filter(|one| one.name == "sleep") {
+        // It may have ended meanwhile.
+        let _ = kill(Pid::from_raw(sleep.pid), Signal::SIGKILL);
+    }
+}
+
+/// Sleeps that are killed are not time that has passed.
+#[test]
+fn a_killed_sleep_shortens_no_limit() {
+    let f = Site::Local.start();
+    let start = std::time::Instant::now();
+    let job = f.spawn(&["--timeout", "3s"], &["perl", "-e", "sleep 1000"]);
+    let job_process = f.process(&job);
+    for _ in 0..5 {
+        kill_sleeps(&f);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(job_process.runs());
+    f.rsig
+        .run(&["wait", &job])
+        .code(143)
+        .stdout_has("timed out");
+    assert!(start.elapsed() >= std::time::Duration::from_secs(3));
+    let run = f.rsig.spawn_process(&f.words(
+        "run",
+        &["--tether", "3s"],
+        &["perl", "-e", "$| = 1; print 1; sleep 1000"],
+    ));
+    run.wait_for_stdout("1");
+    for _ in 0..40 {
+        kill_sleeps(&f);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(
+        f.processes()
+            .iter()
+            .any(|one| one.cmdline.contains("print 1"))
+    );
+    drop(run);
+}
