@@ -204,7 +204,7 @@ fn a_login_that_runs_no_shell_starts_nothing_and_shows_its_words() {
         ),
         (
             "forged",
-            r"printf '\001%s begin\nstarted 7 7 1 b Linux 5 n\ndirectory /x\n' $(head -c 40 | tail -c 32)x",
+            r"printf '\001%s begin\nstarted 7 7 1 b Linux 5 m n\ndirectory /x\n' $(head -c 40 | tail -c 32)x",
             "does not run",
         ),
         ("killed", "kill -9 $$", "does not run /bin/sh"),
@@ -332,7 +332,7 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
         ),
         (
             "numbers",
-            "m begin; echo started -1 99999999999 1 b L 5 n; m end",
+            "m begin; echo started -1 99999999999 1 b L 5 m n; m end",
             "makes no sense",
             255,
         ),
@@ -388,7 +388,7 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
         }
     }
     // Believed, since any path and system may be so; but shown as text.
-    let lines = r"m begin; printf 'started 7 7 1 b L\033[2J 5 n\ndirectory /x\033[31m\n'; m end";
+    let lines = r"m begin; printf 'started 7 7 1 b L\033[2J 5 m n\ndirectory /x\033[31m\n'; m end";
     let config = forced(&server, "paint", &format!("{SPEAKER}{lines}"));
     let job = rsig
         .run(&["spawn", "-F", &config, "paint", "--", "true"])
@@ -418,31 +418,34 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
         ("nothing", "m begin; m end"),
         (
             "state",
-            r"m begin; printf 'job 0 dan\033[2Jcing - - 5 5 1 Linux n\n'; m end",
+            r"m begin; printf 'job 0 dan\033[2Jcing - - - 5 5 1 Linux 7 b m n\n'; m end",
         ),
         (
             "index",
-            "m begin; echo job 7 running - - 5 5 1 Linux n; echo sent 7 yes; echo gone 7; m end",
+            "m begin; echo job 7 running - - - 5 5 1 Linux 7 b m n; echo sent 7 yes; echo gone 7; m end",
         ),
         (
             "status",
-            "m begin; echo job 0 exited 999 1 5 5 1 Linux n; m end",
+            "m begin; echo job 0 exited 999 1 - 5 5 1 Linux 7 b m n; m end",
         ),
         ("sent", r"m begin; printf 'sent 0 may\033[2Jbe\n'; m end"),
         (
             "elsewhere",
-            r"m begin; printf 'job 0 elsewhere - - 5 5 1 Linux \033]0;owned\007\n'; m end",
+            r"m begin; printf 'job 0 elsewhere - - - 5 5 1 Linux 7 b m \033]0;owned\007\n'; m end",
         ),
         (
             "foreign",
-            "m begin; echo job 0 foreign - - - - - - -; m end",
+            "m begin; echo job 0 foreign - - - - - - - - - - -; m end",
         ),
         (
             "kept",
             r"m begin; printf 'kept 0 \033]0;owned\007'; x 60000; echo; m end",
         ),
         ("line", "m begin; x 3000000; m end"),
-        ("lines", "m begin; yes 'job 0 running - - 5 5 1 Linux n'"),
+        (
+            "lines",
+            "m begin; yes 'job 0 running - - - 5 5 1 Linux 7 b m n'",
+        ),
         ("binary", r"m begin; printf '\377\376\n'; m end"),
         ("cut", "m begin; echo job 0 running - - 5 5 1 Linux n"),
     ];

@@ -1,10 +1,14 @@
 //! The main flow under every `/bin/sh` that a host may have, behind every login shell, and on hosts that lack much.
 
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::harness::running::with_system_shell;
 use crate::harness::{
     Fixture, Login, Options, Rsig, Server, Shell, Site, poll_until, program_path, tool,
 };
@@ -184,6 +188,125 @@ fn system_shell() -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
+/// What a login may export, and a shell between it and the job could change; and what changes what tools say.
+const ENVIRONMENT: [(&str, &[u8]); 30] = [
+    ("BASH_FUNC_cd%%", b"() {  echo no\n}"),
+    ("BASH_FUNC_kill%%", b"() { echo `date`;   return 1; }"),
+    ("BASH_FUNC_cat%%", b"() {  echo meow\n}"),
+    ("BASH_FUNC_read%%", b"() {  echo read\n}"),
+    ("BASH_FUNC_echo%%", b"() {  true\n}"),
+    ("a.b", b"dot"),
+    ("x-y", b"it's\nnew\\"),
+    ("1abc", b"q\x01\x02"),
+    ("\u{e9}", b""),
+    ("IFS", b"x"),
+    ("OLDPWD", b"/usr"),
+    ("SHLVL", b"3"),
+    ("_", b"/foo"),
+    ("PS1", b"$ "),
+    ("RANDOM", b"7"),
+    ("OPTIND", b"5"),
+    ("PPID", b"1"),
+    ("BASHPID", b"9"),
+    ("KSH_VERSION", b"v"),
+    ("TMOUT", b"5"),
+    ("BLOCK_SIZE", b"1K"),
+    ("LS_BLOCK_SIZE", b"1M"),
+    ("TIME_STYLE", b"+%s"),
+    ("SHELLOPTS", b"errexit:nounset"),
+    ("POSIXLY_CORRECT", b"1"),
+    ("LC_ALL", b"C.UTF-8"),
+    ("CDPATH", b"/usr"),
+    ("ENV", b"/no/such/file"),
+    ("rs_id", b"mine"),
+    ("state", b"lost"),
+];
+
+/// The job gets its login's environment to the byte, and the scripts work whatever it is.
+fn environment(f: &Fixture, shell: &str) {
+    let big = "x".repeat(100_000);
+    let every: Vec<u8> = (1..=255).collect();
+    let given = || {
+        let given = ENVIRONMENT.map(|(name, value)| (name, OsStr::from_bytes(value)));
+        given.into_iter().chain([
+            ("BIG", OsStr::new(&big)),
+            ("EVERY", OsStr::from_bytes(&every)),
+        ])
+    };
+    // By env(1): the shell that makes the namespace would lose some.
+    let rsig = |words: &[&str]| {
+        let variable = |(name, value): (&str, &OsStr)| {
+            [OsStr::new(name), OsStr::new("="), value]
+                .into_iter()
+                .collect()
+        };
+        let variables = given().map(variable).collect::<Vec<OsString>>();
+        let unshare =
+            tool("unshare").args(with_system_shell(&program_path(shell)).into_iter().skip(1));
+        f.rsig
+            .within(
+                unshare
+                    .arg("env")
+                    .args(variables)
+                    .arg(env!("CARGO_BIN_EXE_rsig")),
+            )
+            .args(words)
+    };
+    let options = ["spawn", "-e", "GIVEN=1", "-e", "TIME_STYLE=mine"];
+    let job = rsig(&[&options[..], &["local", "cat", "/proc/self/environ"]].concat())
+        .run()
+        .ok()
+        .line();
+    rsig(&["wait", &job]).run().ok();
+    let told = rsig(&["tail", "-c", "+1", &job]).run();
+    let told: BTreeSet<&[u8]> = told.ok().stdout_bytes().split(|byte| *byte == 0).collect();
+    for (name, value) in given() {
+        let value = if name == "TIME_STYLE" {
+            OsStr::new("mine")
+        } else {
+            value
+        };
+        let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
+        assert!(told.contains(&entry[..]), "{name}");
+    }
+    assert!(told.contains(&b"GIVEN=1"[..]));
+    for entry in &told {
+        let name = String::from_utf8_lossy(entry.split(|byte| *byte == b'=').next().expect("one"));
+        let is_known = |name: &str| {
+            given().any(|(given, _)| given == name)
+                || ["GIVEN", "HOME", "PATH", "PWD", ""].contains(&name)
+                || name.starts_with("RSIG_")
+                || std::env::var_os(name).is_some()
+        };
+        assert!(is_known(&name), "{name} was added");
+    }
+    // Streams, sizes and signals.
+    let run = rsig(&[
+        "run",
+        "local",
+        "--",
+        "sh",
+        "-c",
+        "head -c 3000000 /dev/zero; cat >&2; exit 3",
+    ])
+    .stdin("typed")
+    .run();
+    assert_eq!(
+        (run.code(3).stdout_bytes().len(), run.stderr()),
+        (3_000_000, "typed")
+    );
+    let job = rsig(&["spawn", "--timeout", "1h", "local", "sleep", "1000"])
+        .run()
+        .ok()
+        .line();
+    rsig(&["kill", "-w", "20s", &job])
+        .run()
+        .ok()
+        .stdout_has("143 (TERM)");
+    rsig(&["rm", "--finished"]).run().ok();
+    f.await_no_processes();
+}
+
 /// This machine with another program as its `/bin/sh`.
 fn under(shell: &str) {
     let before = system_shell();
@@ -197,6 +320,7 @@ fn under(shell: &str) {
         &["sh", "-c", "readlink /proc/$PPID/exe; cat /proc/$PPID/comm"],
     );
     f.rsig.run(&["wait", &supervisor]).ok();
+    environment(&f, shell);
     main_flow(&f);
     assert_eq!(system_shell(), before);
 }

@@ -18,8 +18,14 @@ rs_clean() {
 	export LC_ALL
 } 2>/dev/null
 
+# rs_restores : succeeds where a job can be given the login's environment back, after rs_clean.
+rs_restores() {
+	[ -r "/proc/$$/environ" ] && [ -x /usr/bin/env ] && command -v awk >/dev/null
+}
+
 # rs_host : sets rs_system, rs_node, rs_boot and rs_base, where the directories of jobs are.
 rs_host() {
+	! rs_restores || rs_clean
 	rs_boot='' rs_machine=''
 	if [ -r /proc/sys/kernel/random/boot_id ]; then
 		# Read, not asked of uname: a fork costs more than all of this.

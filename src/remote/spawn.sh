@@ -56,7 +56,7 @@ rs_environ() {
 # rs_restore : writes a function that becomes a program, with the environment that the login gave this shell and all signals
 # at their default, as far as the host has the means: a shell can't do either itself.
 rs_restore() {
-	[ -r "/proc/$$/environ" ] && [ -x /usr/bin/env ] && command -v awk || return
+	rs_restores || return
 	rs_words=$(rs_environ 1)
 	case $rs_words in
 	*"$rs_newline"*)
@@ -115,8 +115,6 @@ os.execv(sys.argv[1], sys.argv[1:])' /bin/sh "$@" ;;
 }
 
 rs_made='' rs_aside='' rs_trouble=''
-# Only where the job's environment can be put right afterwards.
-[ ! -r "/proc/$$/environ" ] || [ ! -x /usr/bin/env ] || ! command -v awk >/dev/null || rs_clean
 rs_mask=$(umask)
 rs_home=${HOME-}
 umask 077

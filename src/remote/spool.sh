@@ -34,6 +34,7 @@ rs_go_on() {
 # rs_take STREAM : what comes by the pipe of that name. Its end is written to STREAM.end; STREAM.full says that the disk
 # took no more, and that what follows is lost.
 rs_take() {
+	rs_clean
 	exec <"$1.pipe"
 	rs_at=0
 	# Two of them stay for those who look, so they are small beside the limit.
@@ -70,6 +71,7 @@ rs_take() {
 # rs_give : the input that has come, until all of it has (in.end says how much that is). The job meets the end of its
 # input there, and nowhere else.
 rs_give() {
+	rs_clean
 	exec 7>in.pipe
 	rs_at=0 rs_all=
 	until [ -e in.0 ] || [ -s in.end ]; do
@@ -96,7 +98,7 @@ rs_give() {
 }
 
 rs_spool() {
-	if ! rs_why=$(mkfifo out.pipe err.pipe in.pipe 2>&1); then
+	if ! rs_why=$(mkfifo -m 600 out.pipe err.pipe in.pipe 2>&1); then
 		printf 'disk %s\n' "$rs_why" >refused
 		exit
 	fi

@@ -125,8 +125,8 @@ esac <"$rs_input" >>"$rs_output" 7>>"$rs_errors" 2>/dev/null
 rs_code=$?
 # At once and by builtins alone: the job has been reaped, so its number is free. ksh gives 256+n for a signal n.
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
-echo "$rs_code" 1<>status.new
 rs_clean
+echo "$rs_code" 1<>status.new
 rs_dismiss
 
 if [ ! -s pid ]; then
