@@ -287,7 +287,7 @@ fn environment(f: &Fixture, shell: &str) {
         "--",
         "sh",
         "-c",
-        "head -c 3000000 /dev/zero; cat >&2; exit 3",
+        "head -c 3000000 /dev/zero; env cat >&2; exit 3",
     ])
     .stdin("typed")
     .run();

@@ -147,7 +147,7 @@ impl Script {
             Form::Pooled => format!("rs_end\n) </dev/null\nprintf '\\001{nonce} done\\n'\n}}\n"),
             Form::Stream => format!("rs_end\n) || exit\nprintf '\\001{nonce} done\\n'\n}}\n"),
         };
-        let mut text = format!("{begin}rs_nonce={nonce}\n").into_bytes();
+        let mut text = format!("{begin}rs_nonce={nonce}\nset +efuxCv\n").into_bytes();
         if primed != Some(PRIMED) {
             text.extend(SHARED.iter().take(self.needs).copied().flat_map(stripped));
         }
