@@ -2,7 +2,7 @@
 
 use super::answer::garbage;
 use crate::error::Failure;
-use crate::job::{Epoch, Record, State, now};
+use crate::job::{EndedBy, Epoch, Record, State, now};
 
 /// What a host found of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +150,14 @@ impl Seen {
             return;
         }
         record.state = state;
-        record.timed_out |= self.note == Some(Note::TimedOut);
+        match self.note {
+            Some(Note::TimedOut) => {
+                record.timed_out = true;
+                record.ended_by = Some(EndedBy::Timeout);
+            }
+            Some(Note::Untied) => record.ended_by = Some(EndedBy::Tether),
+            _ => {}
+        }
         record.exit_status = self.exit_status.or(record.exit_status);
         record.finished_at = self.finished_at.or(record.finished_at);
         record.pid = self.pid.or(record.pid);
