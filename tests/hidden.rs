@@ -36,24 +36,29 @@ fn process_of(f: &Fixture, job: &str) -> Process {
 /// This machine as another one sees itself.
 struct Machine {
     f: Fixture,
+    user: u32,
     /// What is done before rsig starts, in namespaces of its own.
     setup: &'static str,
 }
 
 impl Machine {
     fn new(setup: &'static str) -> Self {
+        Self::of(USER, setup)
+    }
+
+    fn of(user: u32, setup: &'static str) -> Self {
         let f = Site::Local.start();
         for path in [f.rsig.home(), f.rsig.state()] {
-            chown(path, Some(USER), Some(USER)).expect("we are root");
+            chown(path, Some(user), Some(user)).expect("we are root");
         }
-        Self { f, setup }
+        Self { f, user, setup }
     }
 
     #[track_caller]
     fn run(&self, words: &[&str]) -> Output {
         let line = format!(
-            "{} && exec setpriv --reuid={USER} --regid={USER} --clear-groups \"$@\"",
-            self.setup
+            "{1} && exec setpriv --reuid={0} --regid={0} --clear-groups \"$@\"",
+            self.user, self.setup
         );
         let unshare = Invocation::of("unshare")
             .args([
@@ -291,4 +296,38 @@ fn a_killed_sleep_shortens_no_limit() {
             .any(|one| one.cmdline.contains("print 1"))
     );
     drop(run);
+}
+
+/// However many processes a user may have, a start comes off or leaves nothing.
+#[test]
+fn where_no_process_can_be_made_nothing_is_left() {
+    const LIMITS: [&str; 9] = [
+        "prlimit --pid $$ --nproc=1:1",
+        "prlimit --pid $$ --nproc=2:2",
+        "prlimit --pid $$ --nproc=3:3",
+        "prlimit --pid $$ --nproc=4:4",
+        "prlimit --pid $$ --nproc=5:5",
+        "prlimit --pid $$ --nproc=6:6",
+        "prlimit --pid $$ --nproc=7:7",
+        "prlimit --pid $$ --nproc=8:8",
+        "prlimit --pid $$ --nproc=9:9",
+    ];
+    let mut machine = Machine::of(USER + 1, "true");
+    let mut failures = 0;
+    for limit in LIMITS {
+        machine.setup = limit;
+        let output = machine.run(&["spawn", "local", "true"]);
+        if output.status().success() {
+            let job = output.line();
+            machine.setup = "true";
+            machine.run(&["wait", &job]).ok();
+            machine.run(&["rm", &job]).ok();
+        } else {
+            failures += 1;
+            kit::clear_message(output.stdout_is(""));
+            poll_until("nothing is left", SOON, || machine.f.on_host().is_empty());
+        }
+        machine.f.await_no_processes();
+    }
+    assert!(failures > 2, "{failures}");
 }

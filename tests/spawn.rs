@@ -409,3 +409,42 @@ fn usage_is_checked_before_anything_else() {
         0
     );
 }
+
+/// A default ACL takes the place of the umask.
+#[test]
+fn a_default_acl_opens_no_file() {
+    let f = Site::Local.start();
+    let line = r#"import os, struct, sys
+entries = [(1, 7, -1), (4, 7, -1), (8, 7, 4), (16, 7, -1), (32, 5, -1)]
+acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+os.setxattr(sys.argv[1], "system.posix_acl_default", acl)"#;
+    tool("python3")
+        .args(["-c", line])
+        .arg(f.rsig.home())
+        .run()
+        .ok();
+    let job = f.spawn(&["--timeout", "1h"], &["sleep", "1000"]);
+    f.rsig.run(&["kill", &job, "CONT"]).ok();
+    f.rsig.run(&["kill", "-w", "20s", &job]).ok();
+    f.rsig
+        .run(&f.words("run", &[], &["sh", "-c", "echo out; echo err >&2"]))
+        .ok();
+    let mut directories = vec![f.jobs_dir().parent().expect("rsig").to_owned()];
+    while let Some(directory) = directories.pop() {
+        let mode = |path: &std::path::Path| {
+            fs::metadata(path)
+                .expect("it is there")
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(mode(&directory), 0o700, "{}", directory.display());
+        for entry in fs::read_dir(&directory).expect("readable").flatten() {
+            if entry.file_type().expect("a type").is_dir() {
+                directories.push(entry.path());
+            } else {
+                assert_eq!(mode(&entry.path()), 0o600, "{}", entry.path().display());
+            }
+        }
+    }
+}

@@ -7,24 +7,19 @@ use crate::connection::Shell;
 use crate::error::Failure;
 use crate::escape::printable;
 
-/// Asks a host how jobs stand, all of them in one script. `places`: see [`super::signal::Shot::place`].
+/// Asks a host how jobs stand, all of them in one script. `places`: see [`crate::job::Record::job_dir`].
 pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Seen>, Failure> {
-    let script = Script::see(places)?;
-    let mut seen: Vec<Option<Seen>> = vec![None; places.len()];
-    hear(
+    of_each(
         host,
         shell,
-        &script,
-        Some(patience() * 2),
-        &mut |line: &str| {
+        &Script::see(places)?,
+        places.len(),
+        |seen, line| {
             let (index, job) = job_line(host, line, places.len())?;
-            if let Some(slot) = seen.get_mut(index) {
-                *slot = Some(job);
-            }
+            put(seen, index, job);
             Ok(())
         },
-    )?;
-    all_answered(host, seen)
+    )
 }
 
 /// What became of a job's files.
@@ -40,35 +35,29 @@ pub enum Removal {
 
 /// Removes the files of finished jobs.
 pub fn forget(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Removal>, Failure> {
-    let script = Script::forget(places)?;
-    let mut removals = vec![None; places.len()];
-    hear(
+    let jobs = places.len();
+    of_each(
         host,
         shell,
-        &script,
-        Some(patience() * 4),
-        &mut |line: &str| {
-            let (index, removal) = match indexed(line, places.len()) {
+        &Script::forget(places)?,
+        jobs,
+        |removals, line| {
+            let (index, removal) = match indexed(line, jobs) {
                 Some(("gone", index, _)) => (index, Removal::Gone),
                 Some(("kept", index, why)) => (index, Removal::Kept(printable(why, 300))),
-                _ => job_line(host, line, places.len())
+                _ => job_line(host, line, jobs)
                     .map(|(index, seen)| (index, Removal::Refused(seen)))?,
             };
-            if let Some(slot) = removals.get_mut(index) {
-                *slot = Some(removal);
-            }
+            put(removals, index, removal);
             Ok(())
         },
-    )?;
-    all_answered(host, removals)
+    )
 }
 
 /// Which of a job's streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Streams {
-    /// Its standard output.
     pub out: bool,
-    /// Its standard error.
     pub err: bool,
 }
 
@@ -80,37 +69,46 @@ pub fn forget_read(
     places: &[&str],
     read: Streams,
 ) -> Result<Vec<(Seen, bool)>, Failure> {
-    let script = Script::forget_read(places, read)?;
-    let mut answers: Vec<Option<(Seen, bool)>> = vec![None; places.len()];
-    hear(
+    let (script, jobs) = (Script::forget_read(places, read)?, places.len());
+    of_each(
         host,
         shell,
         &script,
-        Some(patience() * 4),
-        &mut |line: &str| {
-            match indexed(line, places.len()) {
-                Some(("gone", index, _)) => {
-                    if let Some(Some((_, gone))) = answers.get_mut(index) {
-                        *gone = true;
-                    }
+        jobs,
+        |answers: &mut [Option<(Seen, bool)>], line| {
+            if let Some(("gone", index, _)) = indexed(line, jobs) {
+                if let Some(Some((_, gone))) = answers.get_mut(index) {
+                    *gone = true;
                 }
-                _ => {
-                    let (index, seen) = job_line(host, line, places.len())?;
-                    let gone = seen.standing == Standing::Absent;
-                    if let Some(slot) = answers.get_mut(index) {
-                        *slot = Some((seen, gone));
-                    }
-                }
+                return Ok(());
             }
+            let (index, seen) = job_line(host, line, jobs)?;
+            let gone = seen.standing == Standing::Absent;
+            put(answers, index, (seen, gone));
             Ok(())
         },
-    )?;
-    all_answered(host, answers)
+    )
 }
 
-fn all_answered<T>(host: &str, answers: Vec<Option<T>>) -> Result<Vec<T>, Failure> {
+/// Runs a script that has an answer for each of so many jobs.
+fn of_each<T>(
+    host: &str,
+    shell: &mut dyn Shell,
+    script: &Script,
+    jobs: usize,
+    mut on_line: impl FnMut(&mut [Option<T>], &str) -> Result<(), Failure>,
+) -> Result<Vec<T>, Failure> {
+    let mut answers: Vec<Option<T>> = (0..jobs).map(|_| None).collect();
+    let listener = &mut |line: &str| on_line(&mut answers, line);
+    hear(host, shell, script, Some(patience() * 4), listener)?;
     answers
         .into_iter()
         .collect::<Option<_>>()
         .ok_or_else(|| garbage(host, b"an answer for one of the jobs is missing"))
+}
+
+fn put<T>(answers: &mut [Option<T>], index: usize, answer: T) {
+    if let Some(slot) = answers.get_mut(index) {
+        *slot = Some(answer);
+    }
 }

@@ -141,10 +141,13 @@ case $rs_look in
 ?????w* | ????????w*) rs_refuse home "other users can write to $rs_base: run chmod 700 $rs_base" ;;
 esac
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
+rs_shut=
 case $rs_look in
-??????????+*) setfacl -k . 2>/dev/null || rs_shut=1 ;;
-*) rs_shut= ;;
-esac
+??????????+*)
+	setfacl -k . || python3 -c 'import os
+os.removexattr(".", "system.posix_acl_default")' || rs_shut=1
+	;;
+esac 2>/dev/null
 # Beside all that follows: the marks of signals under way have a place, and the job a time at which it began.
 {
 	mkdir untaken
