@@ -341,10 +341,7 @@ impl<'a> Held<'a> {
         mut flow: Option<Flow>,
         sink: &mut Sink<'_>,
     ) -> Result<(End, bool), Failure> {
-        let (host, place) = (
-            connection.host(),
-            record.job_dir(),
-        );
+        let (host, place) = (connection.host(), record.job_dir());
         let mut pause = RECONNECT_PAUSE.0;
         loop {
             let private = PrivateConnection::prepare(&connection);

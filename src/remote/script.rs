@@ -139,15 +139,15 @@ impl Script {
     pub fn text(&self, primed: Option<u64>) -> Vec<u8> {
         let nonce = self.nonce.as_str();
         let begin = match self.form {
-            Form::Last => "{\n".to_owned(),
-            Form::Pooled | Form::Stream => format!("{{\n(\n{OWN_PROCESS}\n"),
+            Form::Last => format!("{{\nrs_nonce={nonce}\n"),
+            Form::Pooled | Form::Stream => format!("{{\nrs_nonce={nonce}\n(\n{OWN_PROCESS}\n"),
         };
         let end = match self.form {
             Form::Last => "rs_end\n}\n".to_owned(),
             Form::Pooled => format!("rs_end\n) </dev/null\nprintf '\\001{nonce} done\\n'\n}}\n"),
             Form::Stream => format!("rs_end\n) || exit\nprintf '\\001{nonce} done\\n'\n}}\n"),
         };
-        let mut text = format!("{begin}rs_nonce={nonce}\nset +efuxCv\n").into_bytes();
+        let mut text = format!("{begin}set +efuxCv\n").into_bytes();
         if primed != Some(PRIMED) {
             text.extend(SHARED.iter().take(self.needs).copied().flat_map(stripped));
         }
