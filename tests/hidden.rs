@@ -268,18 +268,19 @@ fn kill_sleeps(f: &Fixture) {
 fn a_killed_sleep_shortens_no_limit() {
     let f = Site::Local.start();
     let start = std::time::Instant::now();
-    let job = f.spawn(&["--timeout", "3s"], &["perl", "-e", "sleep 1000"]);
+    let limit = std::time::Duration::from_secs(10);
+    let job = f.spawn(&["--timeout", "10s"], &["perl", "-e", "sleep 1000"]);
     let job_process = f.process(&job);
     for _ in 0..5 {
         kill_sleeps(&f);
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    assert!(job_process.runs());
+    assert!(job_process.runs() || start.elapsed() >= limit);
     f.rsig
         .run(&["wait", &job])
         .code(143)
         .stdout_has("timed out");
-    assert!(start.elapsed() >= std::time::Duration::from_secs(3));
+    assert!(start.elapsed() >= limit);
     let run = f.rsig.spawn_process(&f.words(
         "run",
         &["--tether", "3s"],
