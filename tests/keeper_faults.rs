@@ -308,6 +308,32 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
 }
 
 #[test]
+fn the_lock_says_when_the_job_has_taken_all_signals() {
+    for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
+        let f = kept(server.start());
+        let job = new_counter(&f);
+        warm(&f, &job);
+        for (count, way) in ["auto", "pid", "auto", "pid"].iter().enumerate() {
+            f.rsig.run(&["kill", "--via", way, &job, "USR1"]).ok();
+            let last = || {
+                let files = fs::read_dir(f.jobs_dir().join(&job).join("lock")).expect("readable");
+                let last = files.flatten().map(|file| file.path()).max();
+                fs::read_to_string(last.expect("a file")).expect("readable")
+            };
+            // On a busy machine, the job may take it only after the look: the next signal is followed by another.
+            poll_until("it is taken", SOON, || {
+                last().ends_with("free\nclean\n") || {
+                    f.rsig.run(&["kill", &job, "CONT"]).ok();
+                    false
+                }
+            });
+            assert_eq!(dots(&f, &job), count + 1);
+        }
+        ends_with(&f, &job, 4, "taken");
+    }
+}
+
+#[test]
 fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twice() {
     let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
     let job = new_counter(&f);

@@ -5,7 +5,7 @@
 about_jobs() {
 	umask 077
 	rs_clean
-	elapsed=0 left='' turns='' kept=$rs_newline
+	elapsed=0 left='' locks='' rs_me='' kept=$rs_newline
 }
 
 # private DIR : succeeds when DIR is this user's, and nobody else can write to it.

@@ -148,9 +148,9 @@ case $rs_look in
 os.removexattr(".", "system.posix_acl_default")' || rs_shut=1
 	;;
 esac 2>/dev/null
-# Beside all that follows: the marks of signals under way have a place, and the job a time at which it began.
+# Beside all that follows: the lock for signals has its place, and the job a time at which it began.
 {
-	mkdir untaken
+	mkdir -m 700 lock
 	date +%s >began
 	rs_restore
 } 2>/dev/null &
