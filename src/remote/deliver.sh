@@ -49,7 +49,7 @@ outlived() {
 # a signal for it can't be claimed, so a try that may not be the first does not send.
 approach() {
 	place "$2"
-	eval "dir_$1=\$dir kin_$1="
+	eval "dir_$1=\$dir"
 	bare=
 	if ! enter "$dir"; then
 		[ "$expired" != dir ] || bare=1
