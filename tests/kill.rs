@@ -339,6 +339,71 @@ on_two_sites! {
     }
 }
 
+/// The script of one that takes a job's lock again and again. In `inside` stands who has it.
+const CONTENDER: &str = r#"
+rs_me=
+rs_system=Linux
+while :; do
+    rs_lock 60000 || echo "$rs_me gave up" >>wrong
+    read -r other <inside
+    [ -z "$other" ] || ! rs_lives ${other} || echo "$rs_me found $other" >>wrong
+    echo "$rs_me $rs_me_birth" >inside
+    [ "$rs_locked" != "${rs_locked%[02468]}" ] || sleep 0.001
+    read -r other <inside
+    [ "$other" = "$rs_me $rs_me_birth" ] || echo "$rs_me lost it to $other" >>wrong
+    echo x >>count
+    echo >inside
+    rs_unlock
+    rs_settle "$rs_me" "$rs_locked"
+done"#;
+
+/// Each of many has the lock alone, however often one that has it, or is about to, is killed.
+#[test]
+fn the_lock_of_a_job_has_one_holder_at_a_time() {
+    let rsig = Rsig::new();
+    for shell in [&["dash"][..], &["bash", "--posix"], &["busybox", "sh"]] {
+        let dir = rsig.dir().join(shell[0]);
+        fs::create_dir_all(dir.join("lock")).expect("ours");
+        let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+        fs::write(dir.join("inside"), "\n").expect("ours");
+        let script = [
+            include_str!("../src/remote/process.sh"),
+            include_str!("../src/remote/lock.sh"),
+            CONTENDER,
+        ];
+        fs::write(dir.join("script"), script.concat()).expect("ours");
+        let start = || {
+            let mut command = std::process::Command::new(shell[0]);
+            command.args(&shell[1..]).arg("script").current_dir(&dir);
+            command.spawn().expect("the shell starts")
+        };
+        let mut contenders: Vec<_> = (0..12).map(|_| start()).collect();
+        for round in 0..60 {
+            std::thread::sleep(Duration::from_millis(30));
+            // Mostly the one that has it, else any.
+            let inside = read("inside");
+            let holder = inside.split(' ').next().and_then(|pid| pid.parse().ok());
+            let victim = contenders
+                .iter()
+                .position(|child| round % 3 > 0 && Some(child.id()) == holder)
+                .unwrap_or(round % 12);
+            let mut killed = std::mem::replace(&mut contenders[victim], start());
+            killed.kill().and_then(|()| killed.wait()).expect("it runs");
+        }
+        let count = read("count").len();
+        poll_until("others get it", SOON, || read("count").len() > count + 20);
+        for mut contender in contenders {
+            contender
+                .kill()
+                .and_then(|()| contender.wait())
+                .expect("it runs");
+        }
+        assert_eq!(read("wrong"), "", "{shell:?}");
+        let files = fs::read_dir(dir.join("lock")).expect("readable").count();
+        assert!(files < 100, "{shell:?}: {files} files are left");
+    }
+}
+
 /// Wherever the connection breaks, the signal is sent once and rsig knows it.
 #[test]
 fn a_broken_connection_sends_nothing_twice() {

@@ -420,7 +420,7 @@ fn the_scripts_are_clean() {
         ))
         .expect(name)
     };
-    let about_jobs = ["frame", "host", "process", "look"];
+    let about_jobs = ["frame", "host", "process", "lock", "look"];
     let scripts: [(&[&str], &str); 6] = [
         (
             &["frame", "host", "spawn"],

@@ -369,10 +369,11 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
 }
 
 /// The script of the far side, and the shells that it has to run in.
-const PARTS: [&str; 6] = [
+const PARTS: [&str; 7] = [
     include_str!("../src/remote/frame.sh"),
     include_str!("../src/remote/host.sh"),
     include_str!("../src/remote/process.sh"),
+    include_str!("../src/remote/lock.sh"),
     include_str!("../src/remote/look.sh"),
     include_str!("../src/remote/deliver.sh"),
     include_str!("../src/remote/tree.sh"),
@@ -419,7 +420,7 @@ fn the_script_does_the_same_in_every_shell() {
             &f,
             shell,
             "",
-            &format!("tree 0 {job} claim{round} STOP 19 STOP tree 0 0; end_turns"),
+            &format!("tree 0 {job} claim{round} STOP 19 STOP tree 0 0; settle"),
         );
         assert!(
             told.starts_with("sent 0 yes\njob 0 running "),
@@ -432,7 +433,7 @@ fn the_script_does_the_same_in_every_shell() {
             &f,
             shell,
             "",
-            &format!("tree 0 {job} claim{round} CONT 18 CONT tree 0 1; end_turns"),
+            &format!("tree 0 {job} claim{round} CONT 18 CONT tree 0 1; settle"),
         );
         assert!(
             told.starts_with("sent 0 yes\n") && members.iter().all(is_stopped),
@@ -442,7 +443,7 @@ fn the_script_does_the_same_in_every_shell() {
             &f,
             shell,
             "",
-            &format!("tree 0 {job} next TERM 15 TERM tree 1 0; end_turns"),
+            &format!("tree 0 {job} next TERM 15 TERM tree 1 0; settle"),
         );
         assert!(
             told.starts_with("sent 0 yes\njob 0 stopped "),
@@ -455,7 +456,7 @@ fn the_script_does_the_same_in_every_shell() {
             &f,
             shell,
             "",
-            &format!("tree 0 {job} last TERM 15 TERM tree 0 0; end_turns"),
+            &format!("tree 0 {job} last TERM 15 TERM tree 0 0; settle"),
         );
         assert!(
             told.starts_with("sent 0 gone\njob 0 exited "),
@@ -495,7 +496,7 @@ fn without_proc_the_links_are_followed_and_that_is_said() {
             &f,
             shell,
             "rs_system=Other",
-            &format!("tree 0 {job} claim TERM 15 TERM tree 0 0; end_turns"),
+            &format!("tree 0 {job} claim TERM 15 TERM tree 0 0; settle"),
         );
         assert!(
             told.starts_with("links 0\nsent 0 yes\njob 0 running "),

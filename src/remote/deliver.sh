@@ -1,57 +1,6 @@
 # Sends a signal to a job, once.
 
-# Two signals of a kind that come together are one to a process. So whoever sends one makes a file in `untaken` before, and
-# removes it once the job has taken the signal: while there is one, the next sender looks.
-
-# turn NUMBER INDEX CLAIM : waits until nobody else signals this job, and until the job has taken what it was sent. A file
-# is the turn, and says whose shell has it. One that has gone without giving it back is not waited for; one that does not
-# say who it is, or a file that can't be made, not for long.
-turn() {
-	waited=0 unnamed=0 gone=
-	until true >turn; do
-		holder=
-		read -r holder <turn
-		if [ -z "$holder" ]; then
-			unnamed=$((unnamed + 5))
-			[ "$unnamed" -lt 900 ] || break
-		elif kill -0 "$holder"; then
-			unnamed=0
-			[ "$waited" -lt 5000 ] || break
-		else
-			# It may have given the turn back and ended since it was read: then another look finds another holder, or none.
-			[ "$holder" != "$gone" ] || break
-			gone=$holder
-		fi
-		nap 5
-		waited=$((waited + 5))
-	done 2>/dev/null
-	{
-		[ ! -s turn ] || true >|turn
-		# Appended: ext4 takes a file to the disk at once that was cut to nothing and written anew.
-		echo "$$" >>turn
-	} 2>/dev/null
-	turns="$turns $2:$3:$pid:$1"
-	waited=0
-	! rs_untaken || while [ "$waited" -lt 200 ] && [ "$state" = running ] && rs_pending "$pid" "$1"; do
-		nap 2
-		waited=$((waited + 2))
-	done
-}
-
-# end_turns : lets others signal the jobs.
-end_turns() {
-	over=
-	for one in $turns; do
-		there="\"\$dir_${one%%:*}"
-		over="$over $there/turn\""
-		one=${one#*:}
-		mark=${one%%:*}
-		one=${one#*:}
-		rs_pending "${one%:*}" "${one#*:}" || over="$over $there/untaken/$mark\""
-	done
-	[ -z "$over" ] || eval "rm -f $over"
-	turns=
-}
+# With the job's lock (lock.sh), one signal after the other is claimed and sent.
 
 # outcome CLAIM : what an earlier try of the same delivery wrote down, in `sent`; empty while it has not.
 outcome() {
@@ -59,25 +8,24 @@ outcome() {
 	[ ! -O "sig.$1" ] || read -r _ sent <"sig.$1"
 } 2>/dev/null
 
-# claim CLAIM RETRY MILLISECONDS : takes the delivery. Sets sent to nothing when this script is the one that sends, else to
-# what came of an earlier try, which is waited for so long. With noclobber set: the claim is a file that only one can
-# create.
+# claim CLAIM RETRY MILLISECONDS : takes the delivery. Sets sent to nothing if this script is the one that sends, else to
+# what came of an earlier try, which is waited for that long. The claim is a file that only one can create; where none can
+# be created (a full disk), a first try sends without, and a RETRY does not.
 claim() {
-	if true >"sig.$1"; then
-		sent=
-	elif [ -e "sig.$1" ]; then
+	sent=
+	! rs_create "sig.$1" || return 0
+	if [ -e "sig.$1" ]; then
 		outcome "$1"
-		while [ -z "$sent" ] && [ "$elapsed" -lt "$3" ]; do
-			nap 10
+		rs_waited=0
+		while [ -z "$sent" ] && [ "$rs_waited" -lt "$3" ]; do
+			rs_nap
 			outcome "$1"
 		done
 		sent=${sent:-unconfirmed}
 	elif [ "$2" = 1 ]; then
 		sent=unconfirmed
-	else
-		sent=
 	fi
-} 2>/dev/null
+}
 
 # outlived : succeeds when the group of a job whose first process has gone has members, and sets number to how many.
 outlived() {
@@ -114,9 +62,8 @@ approach() {
 }
 
 # deliver INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of the
-# job there, unless CLAIM was taken before; then CONT to it when it is stopped and CONT is 1. Answers what came of it,
-# and then how the job stood before. The claim is a file that only one can create, so only its creator ever sends;
-# where none can be created (a full disk), a first try sends without and a RETRY does not.
+# job there, unless CLAIM was taken before; then CONT if the job is stopped and CONT is 1. Answers what came of it, and how
+# the job stood before.
 deliver() {
 	approach "$1" "$2" || return 0
 	case $state in
@@ -131,16 +78,15 @@ deliver() {
 		report "$1"
 		return
 	fi
-	set -C
-	turn "$5" "$1" "$3"
+	# One that holds the lock for longer has been stopped: better without the lock than never.
+	rs_lock 0 || { rs_flush && rs_lock 5000; }
 	claim "$3" "$9" 1000
-	set +C
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		true 2>/dev/null >"untaken/$3"
+		[ "$state" = stopped ] || rs_await "$pid" "$5"
 		# Once more, with nothing between the look and the builtin that could take time.
-		if [ "$rs_group" != "$pgid" ] || ! { rs_holds "$pid" || alive "$pid" "$birth" "$boot"; }; then
+		if ! rs_holds "$pid" && ! alive "$pid" "$birth" "$boot"; then
 			sent=gone
 		elif kill "-$6" "$to"; then
 			sent=yes
@@ -155,9 +101,22 @@ deliver() {
 		fi 2>/dev/null
 		printf '%s %s\n' "$4" "$sent" 2>/dev/null >>"sig.$3"
 	fi
+	rs_unlock
+	locks="$locks $1:$pid:$rs_locked"
 	[ "$sent" = denied ] || left="$left $1"
 	rs_say sent "$1" "$sent"
 	report "$1"
+}
+
+# settle : what takes time, and is done when nobody waits for the answer: tells who signals these jobs next whether there is
+# anything to wait for.
+settle() {
+	for one in $locks; do
+		eval "dir=\$dir_${one%%:*}"
+		one=${one#*:}
+		! cd -P "$dir" || rs_settle "${one%%:*}" "${one#*:}"
+	done 2>/dev/null
+	locks=
 }
 
 # deliver_if_left INDEX ... : the same for a job that has not ended yet; it stays among those that are left.

@@ -5,7 +5,7 @@
 about_jobs() {
 	umask 077
 	unset CDPATH
-	elapsed=0 left='' turns=''
+	elapsed=0 left='' locks='' rs_me=''
 }
 
 # private DIR : succeeds when DIR is this user's, and nobody else can write to it.

@@ -25,6 +25,11 @@ rs_process() {
 	fi
 } 2>/dev/null
 
+# rs_lives PID BIRTH : succeeds when that very process is there and has not ended.
+rs_lives() {
+	rs_process "$1" && [ "$rs_birth" = "$2" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ]
+}
+
 # rs_hold PID : keeps hold of the process that has this number now, whatever may have it later, until the next one is held.
 # Elsewhere than on Linux nothing is held.
 rs_held=
@@ -41,17 +46,13 @@ rs_holds() {
 	[ "$rs_held" = "$1" ] && [ -e /proc/self/fd/9/exe ]
 }
 
-# rs_untaken : in a job's directory, succeeds while a signal that was sent may still wait for the job to take it.
-rs_untaken() {
-	set -- untaken/*
-	[ -e "$1" ]
-}
-
-# rs_pending PID NUMBER : succeeds while that signal waits for the process to take it: a second one would be lost in the
-# first. For the numbers that a shell's arithmetic holds on any machine; elsewhere than on Linux there is no telling.
+# rs_pending PID NUMBER : succeeds while that signal (or any, with `all`) waits for the process to take it, and sets rs_doing
+# to the process's state. For the numbers that a shell's arithmetic holds on any machine; elsewhere than on Linux there is
+# no telling.
 rs_pending() {
 	case $2 in
-	[1-9] | [12][0-9] | 3[01]) ;;
+	all) rs_bits=0x7fffffff ;;
+	[1-9] | [12][0-9] | 3[01]) rs_bits=$((1 << ($2 - 1))) ;;
 	*) return 1 ;;
 	esac
 	[ "$rs_system" = Linux ] && [ -r "/proc/$1/status" ] || return 1
@@ -59,8 +60,22 @@ rs_pending() {
 	# To its end: of a file whose process ends meanwhile, bash would give the rest to the next read of any other file.
 	while read -r rs_key rs_mask; do
 		case $rs_key in
-		SigPnd: | ShdPnd:) [ $((0x${rs_mask#????????} >> ($2 - 1) & 1)) -eq 0 ] || rs_waits=0 ;;
+		State:) rs_doing=${rs_mask%% *} ;;
+		SigPnd: | ShdPnd:) [ $((0x${rs_mask#????????} & rs_bits)) -eq 0 ] || rs_waits=0 ;;
 		esac
 	done <"/proc/$1/status"
 	return "$rs_waits"
 } 2>/dev/null
+
+# rs_self : sets rs_me to this shell's own number, rs_me_birth to the time it started at. In a subshell $$ is its parent's.
+rs_self() {
+	if [ "$rs_system" = Linux ]; then
+		rs_process self
+		rs_me=${rs_stat# }
+		rs_me=${rs_me%% *}
+	else
+		rs_me=$(exec sh -c 'echo $PPID')
+		rs_process "$rs_me"
+	fi
+	rs_me_birth=$rs_birth
+}

@@ -7,36 +7,22 @@
 # is known to pass signals on, and the one after it is number 1. Each is claimed before it is sent, by the same kind of file
 # as in a script, so that of this relay and a script that has become impatient only one sends.
 
-# rs_create FILE : makes a file that is not there yet. Of several who try, one succeeds.
-rs_create() {
-	set -C
-	true >"$1"
-	set -- $?
-	set +C
-	return "$1"
-} 2>/dev/null
-
-# rs_send CLAIM NAME NUMBER : sends the signal to the job's group, and sets rs_sent to what came of it. Fails where somebody
-# else has the claim, or it can't be made: then this one must not send.
+# rs_send CLAIM NAME NUMBER : sends the signal to the job's group, and sets rs_sent to what came of it: to nothing if somebody
+# else has the claim, to `unsent` if this is not to be the one that sends.
 rs_send() {
-	rs_create "sig.$1" || return 1
-	# Two that come together are one to a process: see deliver.sh.
-	rs_tries=0
-	! rs_untaken || while [ "$rs_tries" -lt 100 ] && rs_pending "$rs_pid" "$3"; do
-		rs_tries=$((rs_tries + 1))
-		sleep 0.002 || break
-	done
-	true >"untaken/$1"
-	if ! rs_holds "$rs_pid" &&
-		{ ! rs_process "$rs_pid" || [ "$rs_birth" != "$rs_born" ] || [ "$rs_run" = Z ]; }; then
-		rs_sent=gone
-	elif kill "-$2" "-$rs_pgid"; then
-		rs_sent=yes
-	else
+	rs_sent=unsent
+	rs_lock 300 || return 0
+	if ! rs_holds "$rs_pid" && ! rs_lives "$rs_pid" "$rs_born"; then
+		:
+	elif rs_create "sig.$1"; then
+		rs_await "$rs_pid" "$3"
 		rs_sent=denied
+		! kill "-$2" "-$rs_pgid" || rs_sent=yes
+		printf '%s %s\n' "$2" "$rs_sent" >>"sig.$1"
+	elif [ -e "sig.$1" ]; then
+		rs_sent=
 	fi
-	printf '%s %s\n' "$2" "$rs_sent" >>"sig.$1"
-	return 0
+	rs_unlock
 } 2>/dev/null
 
 # rs_pass NAME NUMBER : runs as the trap of a signal.
@@ -48,26 +34,12 @@ rs_pass() {
 	fi
 	# Counted before the answer is given: the next signal may come once it is, and a trap must not meet another.
 	rs_count=$rs_number rs_number=$((rs_number + 1))
-	rs_sent=unsent
-	if rs_take_turn; then
-		rs_send "c$rs_count" "$1" "$2" || rs_count=
-		rm -f turn
-	fi
-	[ -n "$rs_count" ] || return 0
-	printf '%s sent %s %s\n' "$rs_relay" "$rs_count" "$rs_sent"
+	rs_send "c$rs_count" "$1" "$2"
+	[ -z "$rs_sent" ] || printf '%s sent %s %s\n' "$rs_relay" "$rs_count" "$rs_sent"
 }
 
-# rs_take_turn : waits until nobody else signals this job, as turn in deliver.sh does; but not for long, since somebody waits
-# for the answer, who has other ways.
-rs_take_turn() {
-	rs_tries=0
-	until rs_create turn; do
-		[ "$rs_tries" -lt 60 ] || return 1
-		rs_tries=$((rs_tries + 1))
-		sleep 0.005 || return 1
-	done
-} 2>/dev/null
-
+rs_self
+rs_locked='' rs_settled=
 read -r rs_pid rs_pgid rs_born rs_rest <pid
 rs_hold "$rs_pid"
 rs_process "$rs_pid" && [ "$rs_birth" = "$rs_born" ] || rs_held=
@@ -104,7 +76,13 @@ while
 	wait "$rs_reader"
 	rs_ended=$?
 	kill -0 "$rs_reader"
-do :; done 2>/dev/null
+do
+	# In a process of its own, which no trap meets.
+	if [ "$rs_locked" != "$rs_settled" ]; then
+		rs_settled=$rs_locked
+		rs_settle "$rs_pid" "$rs_settled" &
+	fi
+done 2>/dev/null
 rs_tries=0
 # 137: killed by the watcher.
 while [ "$rs_ended" -ne 137 ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do

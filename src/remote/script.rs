@@ -32,19 +32,20 @@ impl Nonce {
 
 /// The files that scripts share, each behind those that it uses. They define functions, and set nothing but names with
 /// `rs_`, so that a shell can be given all of them before there is a script.
-const SHARED: [&str; 5] = [
+const SHARED: [&str; 6] = [
     file!("frame"),
     file!("host"),
     file!("process"),
+    file!("lock"),
     file!("look"),
     file!("deliver"),
 ];
 /// How many of them a script needs that starts a job.
-const TO_START: usize = 3;
+const TO_START: usize = 4;
 /// How many of them one about jobs needs.
-const ABOUT_JOBS: usize = 4;
+const ABOUT_JOBS: usize = 5;
 /// And one that signals them.
-const TO_SIGNAL: usize = 5;
+const TO_SIGNAL: usize = 6;
 
 /// What a shell is given while it waits for its script.
 pub fn primer() -> Primer {
@@ -265,16 +266,16 @@ impl Script {
             }
         }
         let Some(wait) = plan.wait else {
-            script.set("rs_last", "end_turns")?;
+            script.set("rs_last", "settle")?;
             return Ok(script);
         };
-        script.call("end_turns", &[])?;
+        script.call("settle", &[])?;
         script.call("await", &[&wait.as_millis().to_string()])?;
         if !plan.then.is_empty() {
             for (index, shot) in &plan.then {
                 script.deliver(*index, shot, true)?;
             }
-            script.call("end_turns", &[])?;
+            script.call("settle", &[])?;
             script.call(
                 "await",
                 &[&plan.then_wait.unwrap_or_default().as_millis().to_string()],

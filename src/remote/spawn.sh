@@ -39,9 +39,9 @@ case $rs_look in
 esac
 rs_made=$rs_base/$rs_id
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
-# Beside all that follows: the marks of signals under way have a place, and the job a time at which it began.
+# Beside all that follows: the lock for signals has its place, and the job a time at which it began.
 {
-	mkdir untaken
+	mkdir lock
 	date +%s >began
 } 2>/dev/null &
 rs_aside=$!
@@ -139,7 +139,7 @@ if [ -s refused ]; then
 	rs_refuse "$rs_why"
 fi
 read -r rs_why <pid
-# Whoever signals the job leaves a mark: its place has to be there by now.
+# The place of the lock that whoever signals the job takes has to be there by now.
 wait "$rs_aside"
 rs_say started "$rs_why"
 rs_say directory "$rs_made"

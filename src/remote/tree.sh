@@ -20,7 +20,7 @@ survey() {
 		else
 			TZ=UTC0 ps -A -o pid= -o ppid= -o pgid= -o stat= -o lstart=
 		fi
-	} 2>/dev/null | awk -v linux="$([ "$rs_system" != Linux ] || echo 1)" -v own=$$ -v above="$rs_owner" \
+	} 2>/dev/null | awk -v linux="$([ "$rs_system" != Linux ] || echo 1)" -v own="$rs_me" -v above="$rs_owner" \
 		-v pid="$pid" -v birth="$birth" -v session="$pgid" -v first="$first" '
 	!begun {
 		begun = /^processes/
@@ -121,15 +121,10 @@ recognise() {
 	done
 }
 
-# is_there PID BIRTH : succeeds when that very process is there and has not ended.
-is_there() {
-	rs_process "$1" && [ "$rs_birth" = "$2" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ] && [ "$1" -gt 1 ]
-}
-
 # hold PID,BIRTH... : takes these into kin, and with `holding` stops them. Marks with 1 what was stopped before.
 hold() {
 	for one; do
-		is_there "${one%%,*}" "${one#*,}" || continue
+		rs_lives "${one%%,*}" "${one#*,}" || continue
 		was=0
 		# What is stopped later may have been so with the whole group, even if it has left that by now: it may have been
 		# about to.
@@ -148,6 +143,7 @@ gather() {
 	LC_ALL=C
 	export LC_ALL
 	kin='' strangers='' round=0 first='' links='' cookie=''
+	rs_self
 	case $pid in
 	'' | *[!0-9]*) return 0 ;;
 	esac
@@ -162,7 +158,7 @@ gather() {
 	rs_owner=0
 	if [ -O supervisor ]; then
 		read -r rs_owner rs_owner_birth rs_rest <supervisor
-		is_there "$rs_owner" "$rs_owner_birth" || rs_owner=0
+		rs_lives "$rs_owner" "$rs_owner_birth" || rs_owner=0
 	fi
 	while [ "$round" -lt 200 ]; do
 		round=$((round + 1)) found='' maybe=''
@@ -193,7 +189,7 @@ hold_group() {
 	*" $pid,$birth,"*) ;;
 	*) return 0 ;;
 	esac
-	one=$$
+	one=$rs_me
 	while [ "$one" -gt 1 ] && rs_process "$one"; do
 		[ "$rs_group" != "$pgid" ] || return 0
 		one=$rs_parent
@@ -207,7 +203,7 @@ each() {
 	none=1
 	for one in $kin; do
 		rest=${one#*,}
-		is_there "${one%%,*}" "${rest%,*}" || continue
+		rs_lives "${one%%,*}" "${rest%,*}" || continue
 		! "$@" "${one%%,*}" "${rest##*,}" || none=0
 	done
 	return "$none"
@@ -225,25 +221,34 @@ release() {
 	fi
 }
 
-# strike NAME CLAIM ARGUMENT CONT : stops the tree, signals it, lets it go on. Runs apart from the script, and nothing
-# but KILL ends it: whatever becomes of the script and its channel, what was stopped goes on. Says what came of it, and
-# the processes that it was sent to.
+# strike CLAIM NAME NUMBER ARGUMENT CONT RETRY : takes the job's lock, stops the tree, signals it, lets it go on. Runs apart
+# from the script, and nothing but KILL ends it: what was stopped goes on, whatever becomes of the script and its channel.
+# Says what came of it, and which processes the signal was sent to.
 strike() {
 	trap '' HUP INT QUIT TERM PIPE ALRM USR1 USR2
-	argument=$3 wake=$4 holding=1
-	gather
-	# These would be taken back by CONT.
-	case $1 in
-	TSTP | TTIN | TTOU) each release ;;
-	esac
-	sent=gone
-	if each hit; then
-		sent=yes
-	elif each is_left; then
-		sent=denied
+	kin='' links=''
+	rs_self
+	rs_lock 10000
+	claim "$1" "$6" 10000
+	if [ -z "$sent" ]; then
+		[ "$state" = stopped ] || rs_await "$pid" "$3"
+		argument=$4 wake=$5 holding=1
+		gather
+		# These would be taken back by CONT.
+		case $2 in
+		TSTP | TTIN | TTOU) each release ;;
+		esac
+		sent=gone
+		if each hit; then
+			sent=yes
+		elif each is_left; then
+			sent=denied
+		fi
+		printf '%s %s\n' "$2" "$sent" >>"sig.$1"
+		[ "$2" = STOP ] || each release
 	fi
-	printf '%s %s\n' "$1" "$sent" >>"sig.$2"
-	[ "$1" = STOP ] || each release
+	rs_unlock
+	rs_settle "$pid" "$rs_locked"
 	printf '%s %s%s\n' "$sent" "${links:-0}" "$kin"
 } 2>/dev/null
 
@@ -274,22 +279,15 @@ tree() {
 		report "$1"
 		return
 	fi
-	set -C
-	turn "$5" "$1" "$3"
-	claim "$3" "$9" 10000
-	set +C
-	if [ -z "$sent" ]; then
-		true 2>/dev/null >"untaken/$3"
-		# Another process, which outlives this one.
-		# shellcheck disable=SC2046
-		set -- "$1" $(strike "$4" "$3" "$6" "$8" </dev/null)
-		sent=${2:-unconfirmed}
-		[ "${3:-0}" = 0 ] || rs_say links "$1"
-		index=$1
-		shift "$(($# > 3 ? 3 : $#))"
-		eval "kin_$index=\$*"
-		set -- "$index"
-	fi
+	rs_flush
+	index=$1
+	# shellcheck disable=SC2046
+	set -- $(strike "$3" "$4" "$5" "$6" "$8" "$9" </dev/null)
+	sent=${1:-unconfirmed}
+	[ "${2:-0}" = 0 ] || rs_say links "$index"
+	shift "$(($# > 2 ? 2 : $#))"
+	eval "kin_$index=\$*"
+	set -- "$index"
 	[ "$sent" = denied ] || left="$left $1"
 	rs_say sent "$1" "$sent"
 	report "$1"
@@ -300,7 +298,7 @@ count() {
 	number=0
 	for one in $kin; do
 		rest=${one#*,}
-		! is_there "${one%%,*}" "${rest%,*}" || number=$((number + 1))
+		! rs_lives "${one%%,*}" "${rest%,*}" || number=$((number + 1))
 	done
 	rs_say kin "$1" "$number"
 }
