@@ -239,7 +239,7 @@ on_two_sites! {
         assert!(!shown.contains('\u{1b}') && shown.lines().count() == 7, "{shown}");
         // They are jobs all the same.
         other.run(&["wait", &jobs[0]]).ok();
-        other.ask(&["kill", &format!("{}/bbbbbbbb", f.host)]).code(1).stderr_has("others could have written");
+        other.ask(&["kill", &format!("{}/bbbbbbbb", f.host)]).code(1).stderr_has("writable by other users");
         // Where others can write, nothing is believed.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("we are root");
         let output = other.discover(&[]);

@@ -1,33 +1,33 @@
 //! Gets signals to the jobs of one host, each exactly once, and follows the jobs to their ends.
 //!
-//! Each delivery has a claim: a word that the host turns into a file which only one script can create. Whatever breaks
-//! in between, whoever comes later with the same claim sends nothing twice. A signal goes by its job's relay where one is
-//! held ([`relay`]), else by pid in a script ([`script`]). What can't be asked any more is said to be unknown, never to
-//! be done.
+//! Each delivery has a claim: a word that the host turns into a file, which only one script or relay can create. So
+//! whatever breaks, a later attempt with the same claim sends nothing twice. A signal goes by its job's relay if one is
+//! held ([`relay`]), else by pid in a script ([`script`]). What can't be asked any more is reported as unknown, never as
+//! done.
 
-mod course;
+mod progress;
 mod relay;
 mod script;
 
 use std::time::{Duration, Instant};
 
-use course::Course;
-pub use course::{NOT_BELIEVED, ended_before};
+use progress::Delivery;
+pub use progress::{NOT_BELIEVED, ended_before};
 
 use crate::clock;
 use crate::connection::Line;
 use crate::error::{Failure, Kind};
-use crate::job::{Record, Target};
+use crate::job::{self, Record, Target};
 use crate::signal::Signal;
 
 /// The shortest time from one script of a wait to the next.
-const SHORTEST: Duration = Duration::from_millis(200);
+const SCRIPT_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a broken connection is made anew before a delivery gives up.
 const RETRIES: u32 = 2;
-/// A try that fails after this time, beyond what was waited, has found a silent host.
-const SILENT: Duration = Duration::from_secs(25);
-/// For how long a wait outlives the host that it asks: a server that is started anew takes less.
-const GONE: Duration = Duration::from_secs(30);
+/// A script that fails after this time has found a silent host.
+const SILENCE: Duration = Duration::from_secs(25);
+/// How long a wait outlives its host: a server that is restarted takes less.
+const OUTAGE_MAX: Duration = Duration::from_secs(30);
 
 /// The way that a signal took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,135 +123,154 @@ impl Outcome {
     }
 }
 
-/// How long is waited, and for what.
-pub struct Clock {
-    /// How long for each of the two signals.
-    pub wait: Duration,
-    /// When that is over for the one at hand.
-    pub until: Instant,
-    /// The second signals have had their time.
-    pub second: bool,
+/// The deliveries that are not settled yet, and where the settled ones go.
+struct Batch<'a> {
+    deliveries: Vec<Delivery>,
+    started: Instant,
+    /// Whether the ends of the jobs are waited for.
+    waiting: bool,
+    on_outcome: &'a mut dyn FnMut(Outcome),
 }
 
-/// Carries out orders for jobs of one host: sends the signals, and waits for the jobs for as long as `wait` says, if at
-/// all. Each job's outcome is passed on as soon as it is known.
+impl Batch<'_> {
+    /// Changes a delivery, and passes its outcome on if that settles it.
+    fn update(&mut self, index: usize, change: impl FnOnce(&mut Delivery, bool)) {
+        let Some(delivery) = self.deliveries.get_mut(index) else {
+            return;
+        };
+        if !delivery.settled {
+            change(delivery, self.waiting);
+            if delivery.settled {
+                delivery.outcome.waited = self.started.elapsed();
+                (self.on_outcome)(delivery.outcome.clone());
+            }
+        }
+    }
+
+    fn update_all(&mut self, mut change: impl FnMut(usize, &mut Delivery, bool)) {
+        for index in 0..self.deliveries.len() {
+            self.update(index, |delivery, waiting| change(index, delivery, waiting));
+        }
+        self.deliveries.retain(|delivery| !delivery.settled);
+    }
+}
+
+/// How long the jobs are waited for.
+struct Deadlines {
+    /// After each of the two signals.
+    wait: Duration,
+    /// When that is over for the current one.
+    until: Instant,
+    /// The second signals are sent.
+    second: bool,
+}
+
+/// Sends signals to jobs of one host, and waits for the jobs for `wait` after each of the two signals. Each job's outcome
+/// is passed on as soon as it is known.
 pub fn deliver(
     line: &mut Line,
     orders: Vec<Order>,
     wait: Option<Duration>,
     on_outcome: &mut dyn FnMut(Outcome),
 ) {
-    let mut courses = Vec::with_capacity(orders.len());
-    for order in orders {
-        let record = order.record.clone();
-        match Course::new(order) {
-            Ok(course) => courses.push(course),
-            Err(failure) => on_outcome(Outcome {
-                error: Some(failure),
-                ..Outcome::of(record)
-            }),
-        }
-    }
-    if let Err(failure) = line.connect() {
-        return give_up(courses, &failure, wait.is_some(), on_outcome);
-    }
-    let started = Instant::now();
-    // When the host was last known to be there; at first a keeper may hold no more than the memory of a connection.
-    let mut there = (!line.may_be_stale()).then_some(started);
-    if relay::deliver(
-        line,
-        &mut courses,
-        wait.map(|wait| started + wait),
+    let nonce = job::random_hex::<8>();
+    let name = nonce.as_deref().unwrap_or_default();
+    let deliveries = orders
+        .into_iter()
+        .map(|order| Delivery::new(order, name))
+        .collect();
+    let mut batch = Batch {
+        deliveries,
+        started: Instant::now(),
+        waiting: wait.is_some(),
         on_outcome,
-    ) {
-        there = Some(Instant::now());
+    };
+    let result = nonce
+        .map_or_else(|error| Err(error.into()), |_| Ok(()))
+        .and_then(|()| line.connect())
+        .and_then(|()| carry_out(line, &mut batch, wait));
+    if let Err(failure) = result {
+        batch.update_all(|_, delivery, waiting| delivery.give_up(&failure, waiting));
     }
-    let mut clock = wait.map(|wait| Clock {
+}
+
+fn carry_out(line: &mut Line, batch: &mut Batch, wait: Option<Duration>) -> Result<(), Failure> {
+    let started = Instant::now();
+    batch.started = started;
+    // A keeper may hold no more than the memory of a connection.
+    let mut last_contact = (!line.may_be_stale()).then_some(started);
+    if relay::deliver(line, batch, wait.map(|wait| started + wait)) {
+        last_contact = Some(Instant::now());
+    }
+    let mut deadlines = wait.map(|wait| Deadlines {
         wait,
         until: started + wait,
         second: false,
     });
-    let (mut breaks, mut wordless) = (0, 0);
+    let (mut breaks, mut silent_shells) = (0, 0);
     // What had been asked for before the first shell that ended without a word.
-    let mut before = None;
-    while !courses.is_empty() {
-        let asked_at = Instant::now();
-        let asked: Vec<(bool, bool)> = courses
+    let mut asked_before = None;
+    while !batch.deliveries.is_empty() {
+        let begun = Instant::now();
+        let asked: Vec<_> = batch
+            .deliveries
             .iter()
-            .map(|course| (course.asked, course.then_asked))
+            .map(|delivery| (delivery.asked, delivery.then_asked))
             .collect();
-        let plan = script::plan(&courses, clock.as_ref());
-        let seconds = plan.then_wait.filter(|_| !plan.then.is_empty());
-        match script::carry_out_plan(line, &mut courses, &plan, started, on_outcome) {
-            Ok(()) => (breaks, wordless, before, there) = (0, 0, None, Some(Instant::now())),
-            // Killed in the middle, perhaps: only where there is none a second time, there was none the first time.
+        let plan = script::plan(&batch.deliveries, deadlines.as_ref(), begun);
+        match script::carry_out(line, batch, &plan) {
+            Ok(()) => {
+                (breaks, silent_shells, asked_before) = (0, 0, None);
+                last_contact = Some(Instant::now());
+            }
+            // It may have been killed after it had sent something: only if a second one is silent too, neither was a
+            // shell, and nothing was sent.
             Err(failure) if failure.kind == Kind::NoShell => {
-                wordless += 1;
-                before.get_or_insert(asked);
-                if line.gives_another(wordless) {
+                silent_shells += 1;
+                asked_before.get_or_insert(asked);
+                if line.gives_another(silent_shells) {
                     continue;
                 }
-                for (course, asked) in courses.iter_mut().zip(before.unwrap_or_default()) {
-                    (course.asked, course.then_asked) = asked;
+                let asked = asked_before.unwrap_or_default();
+                for (delivery, asked) in batch.deliveries.iter_mut().zip(asked) {
+                    (delivery.asked, delivery.then_asked) = asked;
                 }
-                return give_up(courses, &failure, wait.is_some(), on_outcome);
+                return Err(failure);
             }
             Err(failure) if failure.kind == Kind::Unreachable && breaks < RETRIES => {
-                // A silent host takes long to find out about: it is tried once more, not twice.
-                breaks += if asked_at.elapsed() < clock::long(SILENT) {
-                    1
-                } else {
-                    RETRIES
-                };
-                let patience = there
-                    .zip(clock.as_ref())
-                    .map(|(there, clock)| clock.until.min(there + clock::long(GONE)));
-                if let Err(failure) = line.connect_again(&failure, patience.unwrap_or(asked_at)) {
-                    return give_up(courses, &failure, wait.is_some(), on_outcome);
-                }
-                there = there.map(|_| Instant::now());
+                // It takes long to find out that a host is silent: one more attempt, not two.
+                let is_silent = begun.elapsed() >= clock::long(SILENCE);
+                breaks += if is_silent { RETRIES } else { 1 };
+                let patience = last_contact
+                    .zip(deadlines.as_ref())
+                    .map(|(last, deadlines)| deadlines.until.min(last + clock::long(OUTAGE_MAX)));
+                line.connect_again(&failure, patience.unwrap_or(begun))?;
+                last_contact = last_contact.map(|_| Instant::now());
                 continue;
             }
-            Err(failure) => return give_up(courses, &failure, wait.is_some(), on_outcome),
+            Err(failure) => return Err(failure),
         }
-        if courses.is_empty() {
-            return;
+        if batch.deliveries.is_empty() {
+            break;
         }
-        let Some(clock) = &mut clock else {
-            let failure = Failure::new(
-                Kind::Failed,
-                format!("{}: it gave no answer about the job", line.host()),
-            );
-            return give_up(courses, &failure, wait.is_some(), on_outcome);
+        let Some(deadlines) = &mut deadlines else {
+            let message = format!("{}: it did not answer about the job", line.host());
+            return Err(Failure::new(Kind::Failed, message));
         };
-        if let Some(then_wait) = seconds {
-            clock.second = true;
-            clock.until = Instant::now() + clock.wait.saturating_sub(then_wait);
+        if plan.jobs.iter().any(|job| job.then.is_some()) {
+            deadlines.second = true;
+            deadlines.until = Instant::now() + deadlines.wait.saturating_sub(plan.then_wait);
         }
-        let more = !clock.second && courses.iter().any(|course| course.then_unsent().is_some());
-        if Instant::now() >= clock.until && !more {
-            courses
-                .into_iter()
-                .for_each(|course| on_outcome(course.outcome));
-            return;
+        let is_then_due =
+            |delivery: &Delivery| !deadlines.second && delivery.then_unsent().is_some();
+        let now = Instant::now();
+        if now >= deadlines.until && !batch.deliveries.iter().any(is_then_due) {
+            batch.update_all(|_, delivery, _| delivery.settled = true);
+            break;
         }
-        // A job that is only about to start can't be waited for there.
-        std::thread::sleep(
-            SHORTEST
-                .saturating_sub(asked_at.elapsed())
-                .min(clock.until.saturating_duration_since(asked_at)),
-        );
+        // A script can't wait for a job that is about to start.
+        let interval = SCRIPT_INTERVAL.saturating_sub(begun.elapsed());
+        std::thread::sleep(interval.min(deadlines.until.saturating_duration_since(now)));
     }
-}
-
-fn give_up(
-    courses: Vec<Course>,
-    failure: &Failure,
-    waiting: bool,
-    on_outcome: &mut dyn FnMut(Outcome),
-) {
-    for mut course in courses {
-        course.give_up(failure, waiting);
-        on_outcome(course.outcome);
-    }
+    Ok(())
 }

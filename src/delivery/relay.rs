@@ -1,148 +1,106 @@
-//! Delivery by a job's relay, and the ends that it tells of.
+//! Delivery by the relays of jobs, and the ends that they tell of.
 //!
-//! Whatever is not settled here is left to the scripts. A signal whose number was told may have been sent, so a script
-//! that takes over claims that number; one whose number was not told was not sent.
+//! What is not settled here is left to the scripts. A signal whose number was told may have been sent, so the script that
+//! takes over claims that number; one whose number was not told was not sent.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use super::course::Course;
-use super::{Outcome, Sent, Via, Ways};
+use super::progress::Delivery;
+use super::{Batch, Sent, Via, Ways};
 use crate::connection::keeper::protocol::{Relayed, Reply};
 use crate::connection::{Line, Relays};
 use crate::error::Kind;
 use crate::job::Target;
-use crate::remote::signal::Hit;
+use crate::remote::signal::AttemptResult;
 
-/// How long a keeper may take to answer: what it gives the relay, and the signals that wait in front of this one.
-const ANSWER: Duration = Duration::from_secs(15);
+/// How long a keeper may take to answer: what it gives the relay, and the signals that wait before this one.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
 
-/// What a job's relay was asked and has answered.
+/// What a job's relay was asked, and what it has answered.
 #[derive(Clone, Copy, Default)]
 struct Asked {
-    /// The signal was asked for.
     signal: bool,
-    /// What came of that.
     relayed: Option<Relayed>,
     watch: bool,
     watched: Option<bool>,
-    /// It was there to answer.
-    answered: bool,
-    settled: bool,
-    /// Its outcome was passed on.
-    told: bool,
 }
 
 impl Asked {
-    fn is_waited_for(self) -> bool {
+    fn is_unanswered(self) -> bool {
         (self.signal && self.relayed.is_none()) || (self.watch && self.watched.is_none())
     }
 }
 
-/// Sends what can go by relay. Where the relays of all jobs tell of their ends, also waits for those until `until`.
-/// What is left in `courses` is for the scripts. Says whether a relay has answered.
-pub fn deliver(
-    line: &mut Line,
-    courses: &mut Vec<Course>,
-    until: Option<Instant>,
-    on_outcome: &mut dyn FnMut(Outcome),
-) -> bool {
-    let started = Instant::now();
-    let mut asked = vec![Asked::default(); courses.len()];
-    if courses
-        .iter()
-        .any(|course| until.is_some() || by_channel(course).is_some())
+/// Sends what can go by relay. If the relays of all jobs tell of their ends, waits for those until then. Returns whether a
+/// relay has answered.
+pub fn deliver(line: &mut Line, batch: &mut Batch, until: Option<Instant>) -> bool {
+    let mut asked = vec![Asked::default(); batch.deliveries.len()];
+    let goes_by_channel = |delivery: &Delivery| channel_name(delivery).is_some();
+    if (until.is_some() || batch.deliveries.iter().any(goes_by_channel))
         && let Some(mut relays) = line.relays()
     {
-        // A keeper that goes leaves all to the scripts.
-        drop(converse(
-            relays.as_mut(),
-            courses,
-            &mut asked,
-            until,
-            &mut |course, asked| {
-                course.outcome.waited = started.elapsed();
-                on_outcome(course.outcome.clone());
-                asked.told = true;
-            },
-        ));
-        if asked.iter().copied().any(Asked::is_waited_for) {
-            // What it does not know of must not be sent after all, when a script has sent it already.
-            relays
-                .part()
-                .into_iter()
-                .for_each(|reply| take(&reply, courses, &mut asked, until.is_some()));
+        // If the keeper goes, the scripts do the rest.
+        drop(converse(relays.as_mut(), batch, &mut asked, until));
+        if asked.iter().copied().any(Asked::is_unanswered) {
+            // What the keeper has not done by now must not be done after a script has done it.
+            for reply in relays.part() {
+                take(&reply, batch, &mut asked);
+            }
         }
     }
-    let answered = asked.iter().any(|asked| asked.answered);
-    let time_is_over = until.is_some_and(|until| Instant::now() >= until);
-    let mut asked = asked.into_iter();
-    courses.retain_mut(|course| {
-        let Some(asked) = asked.next() else {
-            return true;
-        };
-        course.outcome.waited = started.elapsed();
-        let mut settled = asked.settled;
-        if !settled && course.unsent().is_some() && course.order.ways == Ways::Channel {
-            settled = refuse(course, asked);
+    let is_over = until.is_some_and(|until| Instant::now() >= until);
+    batch.update_all(|index, delivery, waiting| {
+        let asked = asked[index];
+        if delivery.unsent().is_some() && delivery.ways == Ways::Channel {
+            refuse(delivery, asked);
+        } else if delivery.unsent().is_none() && delivery.then_unsent().is_none() {
+            // The signal is sent and nobody waits, or the relay has not told of an end in time.
+            delivery.settled = !waiting || is_over && asked.watched == Some(true);
+            delivery.outcome.still_running = (delivery.settled && waiting).then_some(true);
         }
-        // Sent, and nobody waits; or the relay has not told of an end in the time given.
-        if !settled && course.unsent().is_none() && course.then_unsent().is_none() {
-            settled = until.is_none() || time_is_over && asked.watched == Some(true);
-            course.outcome.still_running = (settled && until.is_some()).then_some(true);
-        }
-        if settled && !asked.told {
-            on_outcome(course.outcome.clone());
-        }
-        !settled
     });
-    answered
+    asked.iter().any(|asked| asked.watched == Some(true))
 }
 
-/// Asks the relays, and hears their answers. While ends are waited for, each is told as it comes.
 fn converse(
     relays: &mut dyn Relays,
-    courses: &mut [Course],
+    batch: &mut Batch,
     asked: &mut [Asked],
     until: Option<Instant>,
-    tell: &mut dyn FnMut(&mut Course, &mut Asked),
 ) -> std::io::Result<()> {
-    let held = courses
-        .iter_mut()
-        .zip(asked.iter_mut())
-        .filter(|(course, _)| relays.holds(&course.order.record.id));
-    let held: Vec<_> = held.collect();
-    for (course, asked) in held {
-        let id = &course.order.record.id;
+    for (delivery, asked) in batch.deliveries.iter().zip(asked.iter_mut()) {
+        let id = &delivery.outcome.record.id;
+        if !relays.holds(id) {
+            continue;
+        }
         // Asked first, so that an end that follows from the signal is not missed.
         if until.is_some() {
             asked.watch = true;
             relays.watch(id)?;
         }
-        if let Some(name) = by_channel(course) {
+        if let Some(name) = channel_name(delivery) {
             asked.signal = true;
             relays.signal(id, name)?;
         }
     }
-    let patience = Instant::now() + ANSWER;
-    while asked.iter().copied().any(Asked::is_waited_for) {
-        take(&relays.next(patience)?, courses, asked, until.is_some());
+    let patience = Instant::now() + ANSWER_MAX;
+    while asked.iter().copied().any(Asked::is_unanswered) {
+        take(&relays.next(patience)?, batch, asked);
     }
     let Some(until) = until else { return Ok(()) };
-    let told = |(course, asked): (&Course, &Asked)| {
-        asked.settled || course.unsent().is_none() && asked.watched == Some(true)
+    let is_left_to_relay = |(delivery, asked): (&Delivery, &Asked)| {
+        delivery.settled || delivery.unsent().is_none() && asked.watched == Some(true)
     };
-    while courses.iter().zip(asked.iter()).all(told) {
-        let news = courses
-            .iter_mut()
-            .zip(asked.iter_mut())
-            .filter(|(_, asked)| asked.settled && !asked.told);
-        news.for_each(|(course, asked)| tell(course, asked));
-        if asked.iter().all(|asked| asked.settled) {
-            break;
-        }
+    while batch
+        .deliveries
+        .iter()
+        .zip(asked.iter())
+        .all(is_left_to_relay)
+        && batch.deliveries.iter().any(|delivery| !delivery.settled)
+    {
         match relays.next(until) {
-            Ok(reply) => take(&reply, courses, asked, true),
+            Ok(reply) => take(&reply, batch, asked),
             Err(error) if error.kind() == ErrorKind::TimedOut => break,
             Err(error) => {
                 asked
@@ -155,15 +113,13 @@ fn converse(
     Ok(())
 }
 
-/// The name under which a course's signal can go by channel, if it can.
-fn by_channel(course: &Course) -> Option<&'static str> {
-    let order = &course.order;
-    let suits = order.ways != Ways::Pid && order.target == Target::Group && !order.wake;
-    course.unsent().filter(|_| suits)?.channel_name()
+/// The name under which a delivery's signal can go by channel, if it can.
+fn channel_name(delivery: &Delivery) -> Option<&'static str> {
+    let may = delivery.ways != Ways::Pid && delivery.target == Target::Group && !delivery.wake;
+    delivery.unsent().filter(|_| may)?.channel_name()
 }
 
-/// Takes an answer.
-fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: bool) {
+fn take(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
     let (Reply::Numbered { job, .. }
     | Reply::Signalled { job, .. }
     | Reply::Watching { job }
@@ -172,82 +128,69 @@ fn take(reply: &Reply, courses: &mut [Course], asked: &mut [Asked], waiting: boo
     else {
         return;
     };
-    let place = courses
-        .iter()
-        .position(|course| course.order.record.id.as_str() == job);
-    let Some((course, asked)) =
-        place.and_then(|place| courses.get_mut(place).zip(asked.get_mut(place)))
-    else {
+    let is_it = |delivery: &Delivery| delivery.outcome.record.id.as_str() == job;
+    let Some(index) = batch.deliveries.iter().position(is_it) else {
         return;
     };
-    match reply {
+    let asked = &mut asked[index];
+    batch.update(index, |delivery, waiting| match reply {
         Reply::Numbered { number, .. } => {
-            course.claim = format!("c{number}");
-            course.asked = true;
+            delivery.claim = format!("c{number}");
+            delivery.asked = true;
         }
         Reply::Signalled { relayed, .. } => {
             asked.relayed = Some(*relayed);
-            let hit = match relayed {
-                Relayed::Sent => Hit::Sent,
-                Relayed::Gone => Hit::Gone,
-                Relayed::Denied => Hit::Denied,
+            match relayed {
+                Relayed::Sent => delivery.result(Via::Channel, AttemptResult::Sent, waiting),
+                Relayed::Denied => delivery.result(Via::Channel, AttemptResult::Denied, waiting),
                 Relayed::NotHeld | Relayed::NotHonoured | Relayed::Retired => {
-                    // Nothing was sent: no number was told.
-                    course.asked = false;
-                    return;
+                    delivery.asked = false;
                 }
-                Relayed::Unanswered => return,
-            };
-            asked.settled |= course.hit(Via::Channel, hit, waiting);
-        }
-        Reply::Watching { .. } => (asked.watched, asked.answered) = (Some(true), true),
-        Reply::NotWatching { .. } => asked.watched = Some(false),
-        Reply::Ended { end, .. } => {
-            asked.watched = Some(true);
-            // An end from before the signal is the scripts' to judge.
-            if course.unsent().is_none() {
-                course.end(*end);
-                asked.settled = true;
+                Relayed::Unanswered => {}
             }
         }
-        _ => {}
-    }
+        Reply::Ended { end, .. } => {
+            asked.watched = Some(true);
+            // Whether it ended before the signal, a script has to tell.
+            if delivery.unsent().is_none() {
+                delivery.end(*end);
+            }
+        }
+        Reply::Watching { .. } => asked.watched = Some(true),
+        _ => asked.watched = Some(false),
+    });
 }
 
-/// A signal that was to go by channel alone, and did not.
-fn refuse(course: &mut Course, asked: Asked) -> bool {
-    let signal = course
-        .order
+/// The signal was to go by channel alone, and did not.
+fn refuse(delivery: &mut Delivery, asked: Asked) {
+    let signal = delivery
         .signal
         .map(|signal| signal.name())
         .unwrap_or_default();
     let why = match asked.relayed {
-        _ if by_channel(course).is_none() => format!(
-            "{signal} to this target never goes by channel: servers take HUP, INT, QUIT, TERM, USR1 and USR2, for the \
+        _ if channel_name(delivery).is_none() => format!(
+            "{signal} can't go by channel to this target: servers take HUP, INT, QUIT, TERM, USR1 and USR2, for the \
              whole group"
         ),
         Some(Relayed::NotHonoured) => {
-            "its server does not pass channel signals on for this login (OpenSSH before 10 \
-                                       refuses them to root, and to forced commands)"
+            "its server does not pass channel signals on for this user (OpenSSH before 10 \
+             refuses them for root and for forced commands)"
                 .to_owned()
         }
         Some(Relayed::Retired) => {
             "its relay once answered too late, and is not used any more".to_owned()
         }
-        Some(Relayed::Unanswered) | None if course.asked => {
-            course.outcome.sent = Sent::Unknown;
-            return course.fail(
-                Kind::Unconfirmed,
-                "its relay did not answer in time; whether the signal was sent is not known",
-            );
+        Some(Relayed::Unanswered) | None if delivery.asked => {
+            delivery.outcome.sent = Sent::Unknown;
+            let what =
+                "its relay did not answer in time, so whether the signal was sent is not known";
+            return delivery.fail(Kind::Unconfirmed, what);
         }
         _ => {
-            "no channel of it is held: it was started without a keeper, or that connection is gone"
+            "no channel is held for it: it was started without a keeper, or that connection is gone"
                 .to_owned()
         }
     };
-    course.fail(
-        Kind::NoChannel,
-        &format!("{why}; nothing was sent. Leave --via out to send by pid"),
-    )
+    let what = format!("{why}; nothing was sent. Leave --via out to send by pid");
+    delivery.fail(Kind::NoChannel, &what);
 }

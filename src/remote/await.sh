@@ -1,16 +1,15 @@
 # Waits for jobs to end.
 
-# watch INDEX PLACE : one more job to wait for.
+# watch INDEX PLACE TREE : one more job to wait for; with TREE being 1, also for what it has started.
 watch() {
 	place "$2"
-	eval "dir_$1=\$dir"
+	eval "dir_$1=\$dir tree_$1=\$3"
 	left="$left $1"
 }
 
-# lingers INDEX : succeeds while something is there of what a signal for the whole tree was sent to.
+# lingers INDEX : in a job's directory, succeeds while something is there of what a signal for the whole tree was sent to.
 lingers() {
-	eval "kin=\${kin_$1-}"
-	[ -n "$kin" ] && each is_left
+	eval "[ \"\${tree_$1-}\" = 1 ]" && [ -O tree ] && read -r kin <tree && each is_left
 }
 
 # await MILLISECONDS : until all that is left has ended, or the time is over; answers as each job ends.

@@ -48,7 +48,7 @@ outlived() {
 # waited for. Where that can't be, it says how the job stands, and fails.
 approach() {
 	place "$2"
-	eval "dir_$1=\$dir kin_$1="
+	eval "dir_$1=\$dir"
 	if ! enter "$dir"; then
 		report "$1"
 		return 1

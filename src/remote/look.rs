@@ -7,7 +7,7 @@ use crate::connection::Shell;
 use crate::error::Failure;
 use crate::escape::printable;
 
-/// Asks a host how jobs stand, all of them in one script. `places`: see [`super::signal::Shot::place`].
+/// Asks a host how jobs stand, all of them in one script. `places`: see [`super::signal::JobPlan::job_dir`].
 pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Seen>, Failure> {
     let script = Script::see(places)?;
     let mut seen: Vec<Option<Seen>> = vec![None; places.len()];

@@ -60,7 +60,7 @@ impl From {
 
 /// What to read.
 pub struct Wanted<'a> {
-    /// The job: see [`super::signal::Shot::place`].
+    /// The job: see [`super::signal::JobPlan::job_dir`].
     pub place: &'a str,
     /// Its standard output.
     pub out: bool,

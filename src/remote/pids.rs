@@ -7,7 +7,7 @@ use crate::connection::Shell;
 use crate::error::Failure;
 
 /// How a job stands, and the numbers of the processes of its group: none once its first process has ended. `place`: see
-/// [`super::signal::Shot::place`].
+/// [`super::signal::JobPlan::job_dir`].
 pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec<u32>), Failure> {
     let script = Script::pids(place)?;
     let (mut seen, mut pids) = (None, Vec::new());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::look::Streams;
 use super::output::{At, Wanted};
-use super::signal::{Plan, Shot, flag};
+use super::signal::{Attempt, JobPlan, Plan};
 use super::start::{Order, Spool};
 use crate::connection::Primer;
 use crate::error::{Failure, Kind};
@@ -248,21 +248,24 @@ impl Script {
     pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.needs = TO_SIGNAL;
-        if plan.shots().any(|shot| shot.target == Target::Tree) {
+        if plan.jobs.iter().any(|job| job.target == Target::Tree) {
             script.include(file!("tree"));
         }
-        // A job that needs no shot any more, because one was confirmed before the connection broke.
-        let other = if plan.wait.is_some() {
-            script.include(file!("await"));
-            "watch"
+        script.include(if plan.wait.is_some() {
+            file!("await")
         } else {
-            script.include(file!("see"));
-            "see"
-        };
-        for (index, (place, shot)) in plan.jobs.iter().enumerate() {
-            match shot {
-                Some(shot) => script.deliver(index, shot, false)?,
-                None => script.call(other, &[&index.to_string(), place])?,
+            file!("see")
+        });
+        for (index, job) in plan.jobs.iter().enumerate() {
+            match (&job.first, plan.wait, job.target) {
+                (Some(attempt), _, Target::Tree) => script.send("tree", index, job, attempt)?,
+                (Some(attempt), _, _) => script.send("deliver", index, job, attempt)?,
+                // Nothing to send, since it was confirmed before the connection broke.
+                (None, None, _) => script.call("see", &[&index.to_string(), &job.job_dir])?,
+                (None, Some(_), target) => {
+                    let tree = flag(target == Target::Tree);
+                    script.call("watch", &[&index.to_string(), &job.job_dir, tree])?;
+                }
             }
         }
         let Some(wait) = plan.wait else {
@@ -271,31 +274,45 @@ impl Script {
         };
         script.call("settle", &[])?;
         script.call("await", &[&wait.as_millis().to_string()])?;
-        if !plan.then.is_empty() {
-            for (index, shot) in &plan.then {
-                script.deliver(*index, shot, true)?;
+        if plan.jobs.iter().any(|job| job.then.is_some()) {
+            for (index, job) in plan.jobs.iter().enumerate() {
+                match (&job.then, job.target) {
+                    (Some(attempt), Target::Tree) => {
+                        script.send("tree_if_left", index, job, attempt)?;
+                    }
+                    (Some(attempt), _) => script.send("deliver_if_left", index, job, attempt)?,
+                    (None, _) => {}
+                }
             }
             script.call("settle", &[])?;
-            script.call(
-                "await",
-                &[&plan.then_wait.unwrap_or_default().as_millis().to_string()],
-            )?;
+            script.call("await", &[&plan.then_wait.as_millis().to_string()])?;
         }
         script.call("remaining", &[])?;
         Ok(script)
     }
 
-    fn deliver(&mut self, index: usize, shot: &Shot, if_left: bool) -> Result<(), Failure> {
-        let function = match (shot.target, if_left) {
-            (Target::Tree, false) => "tree",
-            (Target::Tree, true) => "tree_if_left",
-            (_, false) => "deliver",
-            (_, true) => "deliver_if_left",
-        };
-        let (index, words) = (index.to_string(), shot.words());
-        let mut arguments = vec![index.as_str(), &shot.place];
-        arguments.extend(words.iter().map(String::as_str));
-        arguments.push(flag(shot.retry));
+    fn send(
+        &mut self,
+        function: &str,
+        index: usize,
+        job: &JobPlan,
+        attempt: &Attempt,
+    ) -> Result<(), Failure> {
+        let signal = attempt.signal;
+        let number = signal
+            .number()
+            .map_or_else(|| "-".to_owned(), |number| number.to_string());
+        let arguments = [
+            &index.to_string(),
+            &job.job_dir,
+            &attempt.claim,
+            &signal.name(),
+            &number,
+            &signal.wire(),
+            job.target.word(),
+            flag(attempt.wake),
+            flag(attempt.retry),
+        ];
         self.call(function, &arguments)
     }
 
@@ -344,7 +361,6 @@ impl Script {
     pub(super) fn forget_read(places: &[&str], read: Streams) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("forget"));
-        let flag = |on| if on { "1" } else { "0" };
         for (index, place) in places.iter().enumerate() {
             script.call(
                 "forget_read",
@@ -403,6 +419,11 @@ impl Script {
             .enumerate()
             .try_for_each(|(index, place)| self.call(function, &[&index.to_string(), place]))
     }
+}
+
+/// A yes or no for a script.
+fn flag(on: bool) -> &'static str {
+    if on { "1" } else { "0" }
 }
 
 /// A time as sleep(1) takes it: whole seconds wherever they are, since POSIX knows no others.

@@ -223,7 +223,7 @@ release() {
 
 # strike CLAIM NAME NUMBER ARGUMENT CONT RETRY : takes the job's lock, stops the tree, signals it, lets it go on. Runs apart
 # from the script, and nothing but KILL ends it: what was stopped goes on, whatever becomes of the script and its channel.
-# Says what came of it, and which processes the signal was sent to.
+# Says what came of it, and whether environments could not be read.
 strike() {
 	trap '' HUP INT QUIT TERM PIPE ALRM USR1 USR2
 	kin='' links=''
@@ -246,10 +246,12 @@ strike() {
 		fi
 		printf '%s %s\n' "$2" "$sent" >>"sig.$1"
 		[ "$2" = STOP ] || each release
+		# For the scripts that wait for all of them to end.
+		printf '%s\n' "$kin" >tree
 	fi
 	rs_unlock
 	rs_settle "$pid" "$rs_locked"
-	printf '%s %s%s\n' "$sent" "${links:-0}" "$kin"
+	echo "$sent" "${links:-0}"
 } 2>/dev/null
 
 # is_left PID STOPPED : nothing, for each of those that are there.
@@ -281,12 +283,11 @@ tree() {
 	fi
 	rs_flush
 	index=$1
+	eval "tree_$index=1"
 	# shellcheck disable=SC2046
 	set -- $(strike "$3" "$4" "$5" "$6" "$8" "$9" </dev/null)
 	sent=${1:-unconfirmed}
 	[ "${2:-0}" = 0 ] || rs_say links "$index"
-	shift "$(($# > 2 ? 2 : $#))"
-	eval "kin_$index=\$*"
 	set -- "$index"
 	[ "$sent" = denied ] || left="$left $1"
 	rs_say sent "$1" "$sent"

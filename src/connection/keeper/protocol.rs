@@ -97,8 +97,6 @@ pub struct End {
 pub enum Relayed {
     /// The relay has sent it.
     Sent,
-    /// The relay found the job gone.
-    Gone,
     /// The relay was not permitted to.
     Denied,
     /// No relay of the job is held; nothing was sent.

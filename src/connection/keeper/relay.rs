@@ -356,8 +356,7 @@ fn relayed(result: &str) -> Relayed {
     match result {
         "yes" => Relayed::Sent,
         "denied" => Relayed::Denied,
-        "unsent" => Relayed::NotHeld,
-        _ => Relayed::Gone,
+        _ => Relayed::NotHeld,
     }
 }
 
@@ -411,7 +410,7 @@ mod tests {
             ["1: Sent", "2: number 2, signal HUP"]
         );
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
-        assert_eq!(shown(relay.hear(b"W sent 2 gone\n", now)), ["2: Gone"]);
+        assert_eq!(shown(relay.hear(b"W sent 2 unsent\n", now)), ["2: NotHeld"]);
     }
 
     #[test]

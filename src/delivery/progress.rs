@@ -1,0 +1,261 @@
+//! One job's delivery: what was asked, what was answered, what follows from it. No I/O.
+
+use super::{Order, Outcome, Sent, Via, Ways};
+use crate::connection::keeper::protocol::End;
+use crate::error::{Failure, Kind};
+use crate::escape::printable;
+use crate::job::{self, Record, State, Target};
+use crate::remote::signal::{Answer, Attempt, AttemptResult};
+use crate::remote::{Seen, Standing};
+use crate::signal::Signal;
+
+/// The delivery of up to two signals to a job, and the wait for its end.
+pub struct Delivery {
+    pub signal: Option<Signal>,
+    pub then: Option<Signal>,
+    pub target: Target,
+    pub wake: bool,
+    pub ways: Ways,
+    /// What the first signal is claimed by on the host.
+    pub claim: String,
+    pub then_claim: String,
+    /// The first signal may have been sent, whatever came back.
+    pub asked: bool,
+    pub then_asked: bool,
+    pub outcome: Outcome,
+    /// The outcome is final.
+    pub settled: bool,
+    /// How many of its processes the host has counted.
+    pub processes: u32,
+    /// The host found nothing that could be signalled.
+    gone: bool,
+    /// A signal was sent, and the state of the job before that is still to come.
+    just_sent: bool,
+}
+
+impl Delivery {
+    pub fn new(order: Order, nonce: &str) -> Self {
+        Self {
+            signal: order.signal,
+            then: order.then,
+            target: order.target,
+            wake: order.wake,
+            ways: order.ways,
+            claim: nonce.to_owned(),
+            then_claim: format!("{nonce}-then"),
+            asked: false,
+            then_asked: false,
+            outcome: Outcome::of(order.record),
+            settled: false,
+            processes: 0,
+            gone: false,
+            just_sent: false,
+        }
+    }
+
+    /// The job's directory on its host, or its id if that is not known yet.
+    pub fn job_dir(&self) -> String {
+        let record = &self.outcome.record;
+        record.dir.clone().unwrap_or_else(|| record.id.to_string())
+    }
+
+    /// The first signal, if it still has to be sent.
+    pub fn unsent(&self) -> Option<Signal> {
+        self.signal.filter(|_| self.outcome.sent == Sent::No)
+    }
+
+    /// The second signal, if it still has to be sent.
+    pub fn then_unsent(&self) -> Option<Signal> {
+        self.then.filter(|_| self.outcome.then.is_none())
+    }
+
+    pub fn first_attempt(&self) -> Option<Attempt> {
+        let signal = self.unsent()?;
+        Some(self.attempt(signal, &self.claim, self.asked))
+    }
+
+    pub fn then_attempt(&self) -> Option<Attempt> {
+        let signal = self.then_unsent()?;
+        Some(self.attempt(signal, &self.then_claim, self.then_asked))
+    }
+
+    fn attempt(&self, signal: Signal, claim: &str, retry: bool) -> Attempt {
+        Attempt {
+            claim: claim.to_owned(),
+            signal,
+            wake: self.wake,
+            retry,
+        }
+    }
+
+    pub fn fail(&mut self, kind: Kind, what: &str) {
+        let label = self.outcome.record.label();
+        self.outcome.error = Some(Failure::new(kind, format!("{label}: {what}")));
+        self.settled = true;
+    }
+
+    /// Takes what a script says.
+    pub fn answer(&mut self, answer: Answer, waiting: bool) {
+        match answer {
+            Answer::Result(result) => self.result(Via::Pid, result, waiting),
+            Answer::State(seen) => self.state(&seen, waiting),
+            Answer::Processes(number) => self.processes = number,
+            Answer::LacksAwk => self.fail(
+                Kind::Failed,
+                "--target tree needs awk, which its host lacks; nothing was sent. Leave --target out to signal the \
+                 group",
+            ),
+            Answer::LinksOnly => {
+                self.outcome.note = Some(format!(
+                    "{}: its host does not show the environment of processes, so processes that left both its session \
+                     and their parent were not found",
+                    self.outcome.record.label()
+                ));
+            }
+        }
+    }
+
+    /// Takes what came of an attempt.
+    pub fn result(&mut self, via: Via, result: AttemptResult, waiting: bool) {
+        let sent = match result {
+            AttemptResult::Sent => Sent::Yes(via),
+            AttemptResult::Gone | AttemptResult::Denied => Sent::No,
+            AttemptResult::Unconfirmed => Sent::Unknown,
+        };
+        if self.unsent().is_some() {
+            self.outcome.sent = sent;
+        } else {
+            self.outcome.then = Some(sent);
+        }
+        match result {
+            AttemptResult::Sent => self.just_sent = true,
+            // The state of the job itself is still to come.
+            AttemptResult::Gone => self.gone = true,
+            AttemptResult::Denied => self.fail(
+                Kind::NotPermitted,
+                "its processes now belong to another user; permission denied",
+            ),
+            AttemptResult::Unconfirmed => self.fail(
+                Kind::Unconfirmed,
+                "an earlier attempt was cut short on its host, so whether the signal was sent is not known",
+            ),
+        }
+        // Only its state is missing, which nobody waits for.
+        if result == AttemptResult::Gone && !waiting && self.target != Target::Tree {
+            self.outcome.still_running = Some(false);
+            self.fail(Kind::NotRunning, "its process was gone; nothing was sent");
+        }
+    }
+
+    /// Takes what the host says of the job.
+    fn state(&mut self, seen: &Seen, waiting: bool) {
+        let state = seen.state(&self.outcome.record);
+        seen.update(&mut self.outcome.record);
+        let is_from_before = std::mem::take(&mut self.just_sent);
+        match (state, seen.standing) {
+            // What it had started may still run.
+            _ if is_from_before && waiting && self.target == Target::Tree => {}
+            (State::Exited | State::Lost, _) => {
+                let left = self.processes > 0 && self.target == Target::Tree;
+                self.outcome.still_running = Some(left);
+                if !waiting && !left && self.unsent().is_some() {
+                    self.outcome.error = Some(self.ended_failure());
+                }
+                self.settled = !(waiting && left);
+            }
+            (State::Unknown, Standing::Elsewhere) => {
+                let node = printable(seen.node.as_deref().unwrap_or("another machine"), 80);
+                let what = format!(
+                    "it runs on {node}, but another machine answers under the name of its host; nothing was sent"
+                );
+                self.fail(Kind::Unreachable, &what);
+            }
+            (State::Unknown, _) => self.fail(Kind::Failed, NOT_BELIEVED),
+            (State::Starting, _) if self.unsent().is_some() => self.fail(
+                Kind::Failed,
+                "it has not started yet; try again in a moment",
+            ),
+            _ if self.gone && !waiting => self.fail(
+                Kind::NotRunning,
+                "its processes were gone; nothing was sent",
+            ),
+            _ => {
+                self.outcome.still_running = Some(true);
+                self.settled = !waiting;
+                let unsent = self.unsent().filter(|signal| !signal.is_existence_check());
+                if !waiting && unsent.is_some() {
+                    self.outcome.sent = Sent::Unknown;
+                    let what = "its host does not say whether the signal was sent";
+                    self.fail(Kind::Unconfirmed, what);
+                }
+            }
+        }
+    }
+
+    /// The failure of a signal for this job, which has ended.
+    fn ended_failure(&self) -> Failure {
+        let record = &self.outcome.record;
+        let mut failure = ended_before(record);
+        if self.target == Target::Tree {
+            let left = ", and nothing that it started is left";
+            failure.message.push_str(left);
+        } else if self.processes > 0 {
+            let left = match self.processes {
+                1 => "a process of its group still runs",
+                _ => "its group still runs",
+            };
+            failure.message.push_str(&format!(
+                ". But {left}: `rsig kill --target tree {}` signals what a job has left behind",
+                record.id
+            ));
+        }
+        failure
+    }
+
+    /// Takes the job's end from its relay.
+    pub fn end(&mut self, end: End) {
+        let record = &mut self.outcome.record;
+        record.state = State::Exited;
+        record.exit_status = Some(end.status);
+        record.finished_at = Some(end.at);
+        record.timed_out = end.timed_out;
+        record.checked_at = Some(job::now());
+        self.outcome.still_running = Some(false);
+        self.settled = true;
+    }
+
+    /// The host can't be asked any more.
+    pub fn give_up(&mut self, failure: &Failure, waiting: bool) {
+        self.settled = true;
+        if !waiting && matches!(self.outcome.sent, Sent::Yes(_)) {
+            // Only the state of the job is missing.
+            return;
+        }
+        if self.unsent().is_some() && self.asked {
+            self.outcome.sent = Sent::Unknown;
+        } else if self.then_unsent().is_some() && self.then_asked {
+            self.outcome.then = Some(Sent::Unknown);
+        } else {
+            self.outcome.error = Some(failure.clone());
+            return;
+        }
+        let what = format!(
+            "the connection broke before the host confirmed the signal, and no new one can be made, so whether it was \
+             sent is not known ({failure})"
+        );
+        self.fail(Kind::Unconfirmed, &what);
+    }
+}
+
+/// What is said of a job whose directory is a link, or not its user's alone.
+pub const NOT_BELIEVED: &str = "its directory is writable by other users, so it is not trusted";
+
+/// The failure of a signal for a job that has ended.
+pub fn ended_before(record: &Record) -> Failure {
+    let end = match (record.state, record.exit_status) {
+        (State::Exited, Some(status)) => format!("it had already ended with status {status}"),
+        _ => "it is lost: gone, and nothing recorded its end".to_owned(),
+    };
+    let message = format!("{}: {end}; nothing was sent", record.label());
+    Failure::new(Kind::NotRunning, message)
+}
