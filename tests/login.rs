@@ -714,17 +714,13 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
 
 #[test]
 fn a_proxy_may_ask_on_the_terminal_and_gets_no_ctrl_c_from_it() {
-    let asks =
-        "printf 'May I? ' >/dev/tty; read -r answer </dev/tty; test \"$answer\" = yes || exit 9";
     let server = Server::openssh(Login::User).start();
-    let f = with_lines(
-        server,
-        &format!(
-            "ProxyCommand bash -c '{}; exec 3<>/dev/tcp/%%h/%%p; cat <&3 & cat >&3; kill $!'",
-            asks.replace('\'', "\"")
-        )
-        .replace("%%", "%"),
-    );
+    let asked = server.dir().join("asked");
+    // Only once: `run` may connect a second time.
+    let asks = "test -e {dir}/asked || { printf \"May I? \" >/dev/tty; read -r answer </dev/tty; \
+                test \"$answer\" = yes || exit 9; touch {dir}/asked; }";
+    let copies = "exec 3<>/dev/tcp/%h/%p; cat <&3 & cat >&3; kill $!";
+    let f = with_lines(server, &format!("ProxyCommand bash -c '{asks}; {copies}'"));
     let job = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.05; done";
     let words = f.words("run", &[], &["sh", "-c", job]);
     let mut terminal = f.rsig.command(&words).tty(200, 50);
@@ -740,6 +736,7 @@ fn a_proxy_may_ask_on_the_terminal_and_gets_no_ctrl_c_from_it() {
         "{text}"
     );
     // Ctrl-C at its question ends the command.
+    fs::remove_file(asked).expect("it was made");
     let words = f.words("spawn", &[], &["true"]);
     let mut terminal = f.rsig.command(&words).tty(200, 50);
     terminal.wait_for("May I?");
