@@ -35,9 +35,7 @@ impl Spinner {
             let bar = ProgressBar::new_spinner().with_message(text);
             while matches!(stopped.recv_timeout(TICK), Err(RecvTimeoutError::Timeout)) {
                 // A question on the terminal must not be drawn over.
-                if prompt::is_asking() {
-                    bar.finish_and_clear();
-                } else {
+                if !prompt::is_asking() {
                     bar.tick();
                 }
             }

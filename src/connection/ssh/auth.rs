@@ -516,26 +516,20 @@ impl Login<'_> {
 
     /// The connection is gone, or the server stopped answering.
     fn lost(&self, error: &Error) -> Failure {
-        if error.code() == TIMEOUT {
-            return Failure::new(
-                Kind::Unreachable,
-                format!(
-                    "the server stopped answering during authentication (waited {} s)",
-                    ANSWER_LIMIT.as_secs()
-                ),
-            );
-        }
-        if self.failures > 0 {
-            let message = format!(
-                "the server ended the session after {} failed tries; {}",
-                self.failures,
-                self.refusal()
-            );
-            return Failure::new(Kind::Auth, message);
-        }
-        let reason = printable(error.message(), 200);
-        let message = format!("the connection broke during authentication: {reason}");
-        Failure::new(Kind::Unreachable, message)
+        let seconds = ANSWER_LIMIT.as_secs();
+        let failures = self.failures;
+        let (kind, message) = if error.code() == TIMEOUT {
+            let what = "the server stopped answering during authentication";
+            (Kind::Unreachable, format!("{what} (waited {seconds} s)"))
+        } else if failures > 0 {
+            let what = format!("the server ended the session after {failures} failed tries");
+            (Kind::Auth, format!("{what}; {}", self.refusal()))
+        } else {
+            let reason = printable(error.message(), 200);
+            let what = "the connection broke during authentication";
+            (Kind::Unreachable, format!("{what}: {reason}"))
+        };
+        Failure::new(kind, message)
     }
 
     /// Who was refused, what the server takes, what was tried and what was not, what to do.
@@ -579,25 +573,16 @@ impl Login<'_> {
                 items.push(format!("{method} ({error})"));
             }
         }
-        let offers = |name: &str| server.iter().any(|offered| offered.starts_with(name));
-        let is_on = |key: &str| self.config.is_on(key, false);
-        let pkcs11 = self.config.text("pkcs11provider");
-        for (option, matters) in [
-            (
-                "GSSAPIAuthentication".to_owned(),
-                is_on("gssapiauthentication") && offers("gssapi"),
-            ),
-            (
-                "HostbasedAuthentication".to_owned(),
-                is_on("hostbasedauthentication") && offers("hostbased"),
-            ),
-            (
-                format!("PKCS11Provider {}", pkcs11.unwrap_or_default()),
-                pkcs11.is_some(),
-            ),
-            ("ProxyUseFdpass".to_owned(), is_on("proxyusefdpass")),
+        // Each option with the method of the server that it would serve; the empty one is every server's.
+        for (option, method) in [
+            ("GSSAPIAuthentication", "gssapi"),
+            ("HostbasedAuthentication", "hostbased"),
+            ("PKCS11Provider", ""),
+            ("ProxyUseFdpass", ""),
         ] {
-            if matters {
+            let key = option.to_ascii_lowercase();
+            let is_set = self.config.text(&key).is_some() && self.config.is_on(&key, false);
+            if is_set && server.iter().any(|offered| offered.starts_with(method)) {
                 items.push(format!("{option} (not supported by rsig)"));
             }
         }

@@ -1,8 +1,8 @@
 //! Asking the user for passphrases, passwords and a yes or no.
 //!
 //! As in ssh(1): on the terminal with the echo off, or through `SSH_ASKPASS`, by the rules of
-//! `SSH_ASKPASS_REQUIRE` and `DISPLAY` (or `WAYLAND_DISPLAY`). Only one question is asked at a time,
-//! however many hosts are being connected to.
+//! `SSH_ASKPASS_REQUIRE` and `DISPLAY` (or `WAYLAND_DISPLAY`). Only one question is asked at a time on
+//! a terminal, however many keepers connect to hosts.
 //!
 //! Not handled: memory that held a secret is not wiped (the SSH library below keeps copies too).
 
@@ -10,13 +10,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Mutex, PoisonError};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{
     LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
 };
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, ttyname};
 
 /// Where OpenSSH's default askpass program is on most systems.
 const DEFAULT_ASKPASS: &str = "/usr/bin/ssh-askpass";
@@ -25,13 +26,22 @@ const MAX_ANSWER_BYTES: usize = 4096;
 const CTRL_C: u8 = 0x03;
 const CTRL_Z: u8 = 0x1a;
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// How the terminal was before the question that is being asked.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// Whether a question is being asked, and the terminal is not to be written to by others.
+/// Whether the terminal is being asked on, by whatever process, or is not ours: others must not write to it then.
 pub fn is_asking() -> bool {
-    matches!(ONE_AT_A_TIME.try_lock(), Err(TryLockError::WouldBlock))
+    let usual = LocalFlags::ECHO | LocalFlags::ISIG;
+    open_terminal().is_ok_and(|terminal| {
+        tcgetattr(&terminal).is_ok_and(|now| !now.local_flags.contains(usual))
+            || tcgetpgrp(&terminal).is_ok_and(|group| group != getpgrp())
+    })
+}
+
+/// Held during a question, so that no other process asks on the same terminal.
+fn lock_terminal() -> Option<Flock<File>> {
+    let name = ttyname(io::stderr()).ok()?;
+    Flock::lock(File::open(name).ok()?, FlockArg::LockExclusive).ok()
 }
 
 /// Puts the terminal back to how it was before a question. For a process that exits during one.
@@ -96,8 +106,7 @@ impl Prompter {
 
     /// Asks; none where the user gives no answer. An error says why nobody can be asked.
     pub fn ask(self, question: &str, echo: bool) -> Result<Option<String>, String> {
-        // A panic while a question was open leaves nothing behind that could be wrong.
-        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = lock_terminal();
         match self.place()? {
             Place::Terminal => ask_on_terminal(question, echo)
                 .map_err(|error| format!("can't ask on the terminal: {error}")),
@@ -147,7 +156,8 @@ fn ask_on_terminal(question: &str, echo: bool) -> io::Result<Option<String>> {
         *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before.clone());
         let answer = tcsetattr(terminal.as_fd(), when, &asking)
             .map_err(io::Error::from)
-            .and_then(|()| (&terminal).write_all(question.as_bytes()))
+            // A spinner may have left something on the line.
+            .and_then(|()| write!(&terminal, "\r\x1b[K{question}"))
             .and_then(|()| read_line(&terminal));
         restore_terminal();
         let mut answer = answer?;
