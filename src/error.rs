@@ -16,6 +16,8 @@ pub enum Kind {
     Ambiguous,
     /// The job had ended before.
     NotRunning,
+    /// The job is lost: whether it has ended is not known.
+    Lost,
     /// The job's host has no such signal.
     BadSignal,
     /// The host could not be reached, or broke off.
@@ -53,6 +55,7 @@ impl Kind {
             Self::Usage | Self::BadSignal | Self::HostDenied => exit::USAGE,
             Self::NotFound | Self::Ambiguous => exit::NO_JOB,
             Self::NotRunning => exit::NOT_RUNNING,
+            Self::Lost => exit::LOST,
             Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
             Self::TimedOut => exit::TIMED_OUT,
             _ => exit::FAILED,
@@ -67,6 +70,7 @@ impl Kind {
             Self::NotFound => ("not_found", 404, "not_found", "not_found"),
             Self::Ambiguous => ("ambiguous", 409, "ambiguous", "not_found"),
             Self::NotRunning => ("not_running", 409, "not_running", "unexpected"),
+            Self::Lost => ("lost", 409, "not_running", "unexpected"),
             Self::BadSignal => ("bad_signal", 400, "bad_value", "bad_param"),
             Self::Unreachable => ("unreachable", 502, "unreachable", "delivery_failed"),
             Self::Auth => ("auth", 502, "auth", "delivery_failed"),
@@ -120,7 +124,7 @@ pub mod exit {
     pub const COMMAND_DENIED: u8 = 126;
     /// `run`: the command is not there.
     pub const COMMAND_MISSING: u8 = 127;
-    /// `wait`: the job is lost, or rsig failed itself.
+    /// The job is lost; or, in `wait` and `run`, rsig itself failed.
     pub const LOST: u8 = 125;
     /// The host could not be reached, or refused the login or was refused for its key.
     pub const UNREACHABLE: u8 = 255;
@@ -142,6 +146,21 @@ impl Failure {
             kind,
             message: message.into(),
         }
+    }
+}
+
+impl Failure {
+    /// The command line is wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    /// The job with this label is lost.
+    pub fn lost(label: &str) -> Self {
+        Self::new(
+            Kind::Lost,
+            format!("{label}: it is lost: gone, and nothing recorded its end"),
+        )
     }
 }
 

@@ -6,6 +6,7 @@
 //! refuses in them for that reason are refused here too.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -245,20 +246,21 @@ pub struct Connect {
 }
 
 impl Connect {
-    /// The same options with the paths of `-i` and `-F` made absolute, so that they mean the same
-    /// from another directory. Paths inside `-o` stay as typed.
-    pub fn absolute(mut self, cwd: &Path) -> Self {
-        for identity in &mut self.identities {
-            *identity = absolute_path(cwd, identity);
+    /// The same options with the paths of `-i` and `-F` made absolute, so that they mean the same from another directory.
+    /// Paths inside `-o` stay as typed.
+    pub fn absolute(mut self, cwd: impl Fn() -> io::Result<PathBuf>) -> io::Result<Self> {
+        let paths = self.identities.iter_mut().chain(&mut self.config);
+        // `none` is a word of its own to ssh; what begins with one of these characters is expanded later.
+        let is_relative = |path: &Path| {
+            let bytes = path.as_os_str().as_encoded_bytes();
+            path.is_relative()
+                && bytes != b"none"
+                && !matches!(bytes.first(), Some(b'~' | b'%' | b'$'))
+        };
+        for path in paths.filter(|path| is_relative(path)) {
+            *path = cwd()?.join(&path);
         }
-        self.config = self.config.map(|config| {
-            if config == Path::new("none") {
-                config
-            } else {
-                absolute_path(cwd, &config)
-            }
-        });
-        self
+        Ok(self)
     }
 
     /// Holds `-l`'s user against the same rules as one in the HOST word.
@@ -268,19 +270,6 @@ impl Connect {
             Some(user) => check_name("user", user, REFUSED_IN_USER),
             None => Ok(()),
         }
-    }
-}
-
-/// `path` under `cwd`, unless it is absolute already or begins with something that is expanded
-/// later (`~`, `%d`, `${HOME}`).
-fn absolute_path(cwd: &Path, path: &Path) -> PathBuf {
-    let expanded_later = path
-        .to_str()
-        .is_some_and(|text| text.starts_with(['~', '%', '$']));
-    if expanded_later {
-        path.to_owned()
-    } else {
-        cwd.join(path)
     }
 }
 
@@ -444,7 +433,8 @@ mod tests {
             options: vec!["IdentityFile=rel".into()],
             ..Connect::default()
         }
-        .absolute(Path::new("/home/ada"));
+        .absolute(|| Ok("/home/ada".into()))
+        .unwrap();
         let identities = [
             "/home/ada/key",
             "/abs/key",
@@ -456,12 +446,13 @@ mod tests {
         assert_eq!(connect.identities, identities);
         assert_eq!(connect.config.as_deref(), Some(Path::new("/home/ada/conf")));
         assert_eq!(connect.options, ["IdentityFile=rel"]);
-        assert_eq!(connect.clone().absolute(Path::new("/other")), connect);
+        let nowhere = || Err(io::Error::other("no directory"));
+        assert_eq!(connect.clone().absolute(nowhere).unwrap(), connect);
         let none = Connect {
             config: Some("none".into()),
             ..Connect::default()
         };
-        assert_eq!(none.clone().absolute(Path::new("/home/ada")), none);
+        assert_eq!(none.clone().absolute(nowhere).unwrap(), none);
     }
 
     #[test]

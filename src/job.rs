@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Destination, Host};
+use crate::host::{Destination, Host, HostError};
 use crate::signal::Os;
 
 /// Crockford's base32 in lower case: no `i`, `l`, `o` or `u`.
@@ -51,7 +51,7 @@ pub fn is_id_text(text: &str) -> bool {
     text.bytes().all(|byte| ALPHABET.contains(&byte))
 }
 
-/// The word is no job id.
+/// The word is not a job id.
 #[derive(Debug, thiserror::Error)]
 #[error("not a job id: 8 characters of 0-9 and a-z without i, l, o and u")]
 pub struct BadJobId;
@@ -76,37 +76,54 @@ impl TryFrom<String> for JobId {
     }
 }
 
-/// `HOST/ID`: a job that its host is asked about, whatever this machine knows.
+/// A JOB word of the command line: an id, a name, an id prefix, or `HOST/ID`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobThere {
-    /// The host, as typed.
-    pub host: Host,
-    /// The job's id.
-    pub id: JobId,
+pub struct JobWord {
+    text: String,
+    there: Option<(Host, JobId)>,
 }
 
-/// A word with a `/` that names no job on any host.
-#[derive(Debug, thiserror::Error)]
-pub enum BadJobThere {
-    /// What stands behind the last `/`.
-    #[error("{0}")]
-    Id(#[from] BadJobId),
-    /// What stands before it.
-    #[error("{0}")]
-    Host(#[from] crate::host::HostError),
-}
-
-impl JobThere {
-    /// Splits a word at its last `/`; none is there in an id or a name.
-    pub fn parse(word: &str) -> Option<Result<Self, BadJobThere>> {
-        let (host, id) = word.rsplit_once('/')?;
-        let parse = || {
-            Ok(Self {
-                id: id.parse()?,
-                host: host.parse()?,
-            })
+impl JobWord {
+    /// `HOST/ID` is split at the last `/`, which no id and no name holds.
+    pub fn parse(word: impl AsRef<std::ffi::OsStr>) -> Result<Self, HostError> {
+        let text = word.as_ref().to_string_lossy().into_owned();
+        let there = match text.rsplit_once('/') {
+            Some((host, id)) => match id.parse() {
+                Ok(id) => Some((host.parse()?, id)),
+                // No job has such an id, whatever the host.
+                Err(BadJobId) => None,
+            },
+            None => None,
         };
-        Some(parse())
+        Ok(Self { text, there })
+    }
+
+    /// The word as typed.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The host and the id of `HOST/ID`.
+    pub fn there(&self) -> Option<&(Host, JobId)> {
+        self.there.as_ref()
+    }
+}
+
+impl From<&Record> for JobWord {
+    fn from(record: &Record) -> Self {
+        let id = record.id.clone();
+        if record.is_unmet() {
+            let host = record.host().clone();
+            let text = format!("{host}/{id}");
+            return Self {
+                text,
+                there: Some((host, id)),
+            };
+        }
+        Self {
+            text: id.0,
+            there: None,
+        }
     }
 }
 
@@ -226,12 +243,12 @@ impl FromStr for State {
 /// Which of a job's processes a signal is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Target {
-    /// Every process of the job's group, as Ctrl-C would
+    /// Every process of the job's process group, as Ctrl-C would
     #[default]
     Group,
-    /// The job's first process alone
+    /// The job's first process only
     Process,
-    /// The group and every other descendant: daemons and new sessions too, also when the first process has ended
+    /// The group and all other descendants, daemons and new sessions included, even if the first process has ended
     Tree,
 }
 
@@ -463,15 +480,18 @@ mod tests {
                 "abcdefgh",
             ),
         ] {
-            let there = JobThere::parse(word).unwrap().unwrap();
+            let word = JobWord::parse(word).unwrap();
+            let (there, job) = word.there().unwrap();
             assert_eq!(
-                (there.host.to_string().as_str(), there.id.as_str()),
+                (there.to_string().as_str(), job.as_str()),
                 (host, id),
-                "{word}"
+                "{word:?}"
             );
         }
-        assert!(JobThere::parse("abcdefgh").is_none());
         for word in [
+            "abcdefgh",
+            "train",
+            "",
             "/",
             "web1/",
             "web1/..",
@@ -480,10 +500,7 @@ mod tests {
             "web1/abcdefgh/",
             "$(id)/$(id)",
         ] {
-            assert!(
-                matches!(JobThere::parse(word), Some(Err(BadJobThere::Id(_)))),
-                "{word}"
-            );
+            assert_eq!(JobWord::parse(word).unwrap().there(), None, "{word}");
         }
         for word in [
             "/abcdefgh",
@@ -492,10 +509,7 @@ mod tests {
             "a/../abcdefgh",
             "-x/abcdefgh",
         ] {
-            assert!(
-                matches!(JobThere::parse(word), Some(Err(BadJobThere::Host(_)))),
-                "{word}"
-            );
+            assert!(JobWord::parse(word).is_err(), "{word}");
         }
     }
 

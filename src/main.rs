@@ -18,9 +18,35 @@ mod state;
 mod sys;
 mod terminal;
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
+
+use cmd::{Command, complete};
+use connection::keeper;
 
 fn main() -> ExitCode {
     sys::process::be_waiting_parent();
-    cmd::dispatch::main(std::env::args_os())
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if let Some(shell) = std::env::var_os(complete::VARIABLE) {
+        return complete::run(&shell, words).into();
+    }
+    if let [_, verb, socket] = words.as_slice()
+        && verb == keeper::SERVE
+    {
+        let served = keeper::serve(
+            Path::new(socket),
+            remote::primer(),
+            terminal::warn,
+            terminal::warn,
+        );
+        return ExitCode::from(u8::from(served.is_err()));
+    }
+    let command = Command::parse(words);
+    let status_of_failure = command.status_of_failure();
+    let status = command.run().unwrap_or_else(|failure| {
+        terminal::warn(&failure.message);
+        status_of_failure(failure.kind)
+    });
+    status.into()
 }

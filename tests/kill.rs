@@ -231,9 +231,9 @@ on_two_sites! {
             }
             // A relay of the job's goes by what it saw itself when the job began, not by these files.
             let output = f.rsig.run(&["kill", "--no-keeper", "--json", &job]);
-            let told = json_lines(output.code(4)).remove(0);
-            assert_eq!(pick(&told, ["sent", "still_running"]), json!([false, false]));
-            assert_eq!(told["error"]["kind"], "not_running");
+            let told = json_lines(output.code(125)).remove(0);
+            assert_eq!(pick(&told, ["sent", "still_running"]), json!([false, null]));
+            assert_eq!(told["error"]["kind"], "lost");
             assert!(process.runs());
             assert_eq!(f.state(&job), "lost");
             // The relay of a job whose supervisor lives waits for its end, and rightly so.

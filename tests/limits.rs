@@ -1,11 +1,11 @@
-//! `rsig spawn --timeout` and `--rm`: jobs that end by themselves, and that are forgotten by themselves.
+//! `--timeout`: jobs that end by themselves.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Fixture, on_two_sites, poll_until};
+use crate::harness::{on_two_sites, poll_until};
 use crate::jobs::{SOON, keys};
 use crate::kit;
 
@@ -15,14 +15,6 @@ const STUBBORN: [&str; 3] = [
     "-e",
     "$| = 1; $SIG{TERM} = 'IGNORE'; print qq(ready\n); sleep 1 while 1",
 ];
-
-/// Whether the files of a job are on its host, and its record is here.
-fn is_known(f: &Fixture, job: &str) -> (bool, bool) {
-    (
-        f.file(job, "").exists(),
-        kit::recorded(&f.rsig).iter().any(|id| id == job),
-    )
-}
 
 on_two_sites! {
     fn a_job_is_ended_when_its_time_is_over(f: &Fixture) {
@@ -81,48 +73,13 @@ on_two_sites! {
     }
 
     fn a_limit_and_its_files_in_the_foreground(f: &Fixture) {
-        f.rsig.run(&f.words("run", &["--timeout", "2s"], &["sh", "-c", "echo begun; exec sleep 1000"])).code(124).stdout_is("begun\n");
-        f.rsig.run(&f.words("run", &["--timeout", "1h", "--rm"], &["sh", "-c", "echo done; exit 4"])).code(4).stdout_is("done\n");
+        f.rsig.run(&f.words("run", &["--keep", "--timeout", "2s"], &["sh", "-c", "echo begun; exec sleep 1000"])).code(124).stdout_is("begun\n");
+        f.rsig.run(&f.words("run", &["--timeout", "1h"], &["sh", "-c", "echo done; exit 4"])).code(4).stdout_is("done\n");
         f.await_no_processes();
-        let (records, files) = (kit::recorded(&f.rsig), f.on_host());
-        assert_eq!((records.len(), &files), (1, &records));
+        let records = kit::recorded(&f.rsig);
+        assert_eq!(records.len(), 1);
+        assert!(f.on_host().contains(&records[0]));
         f.rsig.run(&["ps", "-a"]).ok().stdout_has("exited 143 (TERM), timed out");
-    }
-
-    fn an_ephemeral_job_is_forgotten_once_it_has_ended_and_is_read(f: &Fixture) {
-        // Nothing to read: whoever sees its end.
-        let job = f.spawn(&["--rm"], &["true"]);
-        f.rsig.run(&["wait", &job]).ok().stdout_has("ended with status 0");
-        assert_eq!(is_known(f, &job), (false, false));
-        let job = f.spawn(&["--rm"], &["sh", "-c", "exit 3"]);
-        poll_until("ps has seen its end", SOON, || {
-            let listed = f.rsig.run(&["ps", "--json", &job]);
-            listed.stdout().contains(r#""exit_status":3"#)
-        });
-        assert_eq!(is_known(f, &job), (false, false));
-
-        // Unread output stays until both of its streams are read.
-        let job = f.spawn(&["--rm"], &["sh", "-c", "echo one; echo two >&2"]);
-        f.rsig.run(&["wait", &job]).ok();
-        assert_eq!(is_known(f, &job), (true, true));
-        f.rsig.run(&["tail", "--stdout", &job]).ok().stdout_is("one\n");
-        assert_eq!(is_known(f, &job), (true, true));
-        let output = f.rsig.run(&["tail", "--stderr", &job]);
-        assert_eq!(output.ok().stderr(), "two\n");
-        assert_eq!(is_known(f, &job), (false, false));
-        f.rsig.run(&["tail", &job]).code(3);
-
-        // Followed to its end; what was read before the end does not count.
-        let (job, gate) = f.spawn_gated(&["--rm"], 5);
-        f.rsig.run(&["tail", &job]).ok();
-        assert_eq!(is_known(f, &job), (true, true));
-        let follow = f.rsig.spawn_process(&["tail", "-f", &job]);
-        gate.open();
-        follow.wait().ok();
-        assert_eq!(is_known(f, &job), (false, false));
-        let events: Vec<String> = f.json(&["history", "--json", &job]).iter().map(|event| event["event"].to_string()).collect();
-        assert_eq!(events, ["\"spawn\"", "\"end\"", "\"removal\""]);
-        f.await_no_processes();
     }
 }
 

@@ -99,7 +99,7 @@ on_two_sites! {
     }
 
     fn it_is_a_job_like_any_other(f: &Fixture) {
-        let run = f.start_run(&["-n", "front"], STUBBORN);
+        let run = f.start_run(&["--keep", "-n", "front"], STUBBORN);
         run.wait_for_stdout("up\n");
         assert_eq!(f.state("front"), "running");
         f.rsig.run(&["tail", "front"]).ok().stdout_is("up\n");
@@ -107,6 +107,19 @@ on_two_sites! {
         run.wait().code(9).stdout_has("int");
         f.rsig.run(&["rm", "front"]).ok();
         f.await_no_jobs();
+    }
+
+    fn leaves_nothing_behind_unless_it_is_to_be_kept(f: &Fixture) {
+        f.rsig.run(&f.run_words(&[], "echo out; echo err >&2; exit 3")).code(3).stdout_is("out\n");
+        f.rsig.run(&f.run_words(&[], "kill -KILL $$")).code(137);
+        f.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
+        // A tombstone stays for a minute.
+        assert!(f.on_host().iter().all(|job| !f.file(job, "out").exists()));
+        f.rsig.run(&f.run_words(&["--keep"], "echo out; exit 3")).code(3);
+        let job = f.rsig.run(&["ps", "-aq"]).ok().line();
+        assert!(f.on_host().contains(&job));
+        f.rsig.run(&["wait", &job]).code(3);
+        f.await_no_processes();
     }
 
     fn a_job_ends_when_its_rsig_is_killed_unless_it_is_to_run_on(f: &Fixture) {
@@ -267,7 +280,7 @@ fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it
 fn output_that_nobody_reads_is_bounded_and_what_is_read_is_deleted() {
     let f = Site::OpenSshUser.start();
     let mut run = f.start_run(
-        &["--backlog", "32"],
+        &["--keep", "--backlog", "32"],
         "head -c 150000000 /dev/zero; echo >&2 written",
     );
     run.close_stdin();

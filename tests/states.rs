@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::{Process, on_two_sites, poll_until};
-use crate::jobs::{SOON, pick};
+use crate::jobs::{SOON, json_lines, pick};
 
 /// Waits in clone(2) for a child that has its program still to become (`CLONE_VFORK`), as a shell does after vfork(2).
 const STARTS: &str = r#"use POSIX;
@@ -73,9 +73,22 @@ on_two_sites! {
         gate.open();
         f.rsig.run(&["wait", &job]).code(125);
         assert_eq!(f.state(&job), "lost");
-        f.rsig.run(&["kill", &job]).code(4).stderr_has("lost");
-        f.rsig.run(&["kill", &job, "-w", "1s"]).code(0);
-        f.rsig.run(&["rm", &job]).ok();
+        for words in [&["kill", "--json", &job][..], &["kill", "--json", &job, "-w", "1s"], &["stop", "--json", &job]] {
+            let told = &json_lines(f.rsig.run(words).code(125).stderr_is_empty())[0];
+            assert_eq!(pick(told, ["sent", "still_running", "exit_status"]), json!([false, null, null]), "{told}");
+            assert_eq!(told["error"]["kind"], "lost");
+        }
+        f.rsig.run(&["kill", &job]).code(125).stderr_has("lost");
+        // It is shown, and asked about again; only its name or --lost removes it.
+        f.rsig.run(&["ps", "-q"]).ok().stdout_is(&format!("{job}\n"));
+        f.rsig.run(&["rm", "--finished"]).ok().stdout_is("");
+        f.rsig.run(&["rm", "--older-than", "0s"]).ok().stdout_is("");
+        let (again, gate) = f.spawn_gated(&[], 0);
+        f.supervisor(&again).signal(Signal::SIGKILL);
+        gate.open();
+        f.rsig.run(&["wait", &again]).code(125);
+        f.rsig.run(&["rm", &again]).ok();
+        f.rsig.run(&["rm", "--lost"]).ok().stdout_is(&format!("{job}\n"));
     }
 
     fn nothing_is_left_when_both_are_gone(f: &Fixture) {

@@ -12,14 +12,17 @@ use std::path::PathBuf;
 use clap::{ArgMatches, ValueHint};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate as Candidate, complete};
 
-use super::args::{OsWord, definition, definition_of};
+use super::definition;
+use super::kill::OsWord;
 use super::values::Hosts;
 use super::words::arrange;
+use crate::error::exit;
 use crate::escape::printable;
 use crate::host::Host;
 use crate::job::{Record, State};
 use crate::signal::{self, Os};
 use crate::state::{Store, Which};
+use crate::terminal::{print_bytes, warn};
 
 /// The variable that makes rsig answer a shell: its value is the shell's name.
 pub const VARIABLE: &str = "RSIG_COMPLETE";
@@ -77,8 +80,27 @@ impl Shell {
     }
 }
 
+/// Answers a shell at the TAB key, or gives it the script to source. Gives the exit status.
+pub fn run(shell: &OsStr, words: Vec<OsString>) -> u8 {
+    let Some(shell) = Shell::of(shell) else {
+        warn(&format!(
+            "{VARIABLE} names no shell that rsig completes for: bash, zsh or fish"
+        ));
+        return exit::USAGE;
+    };
+    let words: Vec<OsString> = words.into_iter().skip(1).collect();
+    let text = if words.is_empty() {
+        shell.script().to_owned()
+    } else {
+        answer(shell, words)
+    };
+    // A shell that has gone needs no answer.
+    drop(print_bytes(false, text.as_bytes()));
+    exit::DONE
+}
+
 /// What fits the last of the words behind `rsig`, a line each.
-pub fn answer(shell: Shell, words: Vec<OsString>) -> String {
+fn answer(shell: Shell, words: Vec<OsString>) -> String {
     let candidates = candidates(words);
     let whole = |candidate: &&Candidate| !candidate.get_value().to_string_lossy().contains('\n');
     candidates
@@ -96,11 +118,12 @@ fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
         .chain(words)
         .collect();
     if let Some(verb) = before.get(1) {
-        // Nothing but a command may stand there.
-        let Some(verb) = definition_of(verb) else {
+        let definition = definition();
+        // Only a command can be the first word.
+        if definition.find_subcommand(verb).is_none() {
             return Vec::new();
-        };
-        arrange(&verb, &mut before);
+        }
+        arrange(&definition, &mut before);
     }
     let given = Given::of(&before);
     if let Some(dashed) = given.dashed_signals(&current) {
@@ -158,10 +181,10 @@ impl Given {
         // Every command has its jobs under one of these names.
         let jobs = ["jobs", "words"]
             .into_iter()
-            .find_map(|id| given.try_get_many::<OsString>(id).ok().flatten());
+            .find_map(|id| given.try_get_raw(id).ok().flatten());
         Self {
             verb: verb.to_owned(),
-            jobs: jobs.into_iter().flatten().cloned().collect(),
+            jobs: jobs.into_iter().flatten().map(OsStr::to_owned).collect(),
             form: match (set("list"), given.try_contains_id("signal")) {
                 (true, _) => Form::List,
                 (false, Ok(true)) => Form::Jobs,

@@ -11,11 +11,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-
+use super::context::Context;
 use super::ephemeral::forget_read;
-use super::spawn::Flow;
-use super::{Context, spawn};
+use super::start::{self, Flow};
 use crate::connection::{Line, Policy, PrivateConnection, ShellInput};
 use crate::delivery::{self, Order, Ways};
 use crate::error::{Failure, Kind, exit};
@@ -30,7 +28,7 @@ use crate::state::{Signalled, Store};
 
 /// A job to run.
 pub struct Request {
-    pub spawn: spawn::Request,
+    pub spawn: start::Request,
     /// How long it may take to end after INT, TERM or HUP.
     pub grace: Duration,
     /// How long it may be without whoever runs it; `None`: for as long as it likes.
@@ -109,7 +107,7 @@ pub fn run(
     request: Request,
     outside: Outside,
     sink: &mut Sink<'_>,
-) -> Result<Ran> {
+) -> Result<Ran, Failure> {
     let destination = request.spawn.destination.clone();
     let policy = context.policy;
     let tether = request
@@ -135,8 +133,8 @@ pub fn run(
         shared: Mutex::default(),
         changed: Arc::default(),
     };
-    let order = spawn::Request {
-        foreground: Some(spawn::Foreground { spool, tether }),
+    let order = start::Request {
+        foreground: Some(start::Foreground { spool, tether }),
         ..request.spawn
     };
     std::thread::scope(|scope| {
@@ -147,7 +145,7 @@ pub fn run(
         let mut connection = Line::new(&destination, &policy);
         connection.connect()?;
         held.set_phase(Phase::Asked(connection.share()));
-        let (spawned, flow) = spawn::in_foreground(context, &connection, &order, &|id| {
+        let (spawned, flow) = start::in_foreground(context, &connection, &order, &|id| {
             held.shared().asked = Some(id.clone());
         })?;
         if let Some(warning) = &spawned.warning {
@@ -181,8 +179,8 @@ pub fn run(
 }
 
 /// What ends the job when this process is gone: on this machine the process itself, elsewhere the heartbeats.
-fn tether(destination: &Destination, patience: Duration) -> Result<Tether> {
-    let holder = destination.is_plain_local().then(|| -> Result<_> {
+fn tether(destination: &Destination, patience: Duration) -> Result<Tether, Failure> {
+    let holder = destination.is_plain_local().then(|| -> Result<_, Failure> {
         let pid = std::process::id();
         Ok((pid, birth(pid)?))
     });
@@ -193,7 +191,7 @@ fn tether(destination: &Destination, patience: Duration) -> Result<Tether> {
 }
 
 /// When a process started, as the scripts read it: field 22 of proc(5)'s stat, else what ps says.
-fn birth(pid: u32) -> Result<String> {
+fn birth(pid: u32) -> Result<String, Failure> {
     if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat"))
         && let Some((_, fields)) = stat.rsplit_once(") ")
         && let Some(birth) = fields.split(' ').nth(19)
@@ -204,7 +202,8 @@ fn birth(pid: u32) -> Result<String> {
         .args(["-o", "lstart=", "-p", &pid.to_string()])
         .env("LC_ALL", "C")
         .env("TZ", "UTC0")
-        .output()?;
+        .output()
+        .map_err(|error| Failure::new(Kind::Failed, format!("ps can't be run: {error}")))?;
     Ok(String::from_utf8_lossy(&output.stdout)
         .split_whitespace()
         .collect::<Vec<_>>()

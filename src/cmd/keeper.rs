@@ -1,52 +1,124 @@
-//! `keeper`: how the background connections stand, and their end.
+//! `keeper`: shows and ends the background connections.
 
-use anyhow::{Context as _, Result};
+use std::path::PathBuf;
 
-use crate::connection::keeper::{self, protocol::Status};
-use crate::error::{Failure, Kind};
+use clap::{Args, Subcommand};
+use clap_complete::engine::ArgValueCompleter;
+
+use super::complete;
+use crate::connection::keeper::{client, place, protocol::Status};
+use crate::error::{Failure, Kind, exit};
+use crate::escape::printable;
 use crate::host::Host;
+use crate::job::{Epoch, now};
+use crate::terminal::{Output, Table, age};
 
-/// Which keepers to end.
-pub enum Which {
-    /// Those of one host, whatever options they connect with.
-    Of(Host),
-    /// All.
-    All,
+/// Show the background connections to hosts, and end them
+#[derive(Args, Debug)]
+pub struct Keeper {
+    #[command(subcommand)]
+    command: KeeperCommand,
 }
 
-/// How this user's keepers stand, on this machine.
-pub fn status() -> Result<Vec<Status>> {
-    Ok(keepers()?.into_iter().map(|(_, status)| status).collect())
+#[derive(Debug, Subcommand)]
+enum KeeperCommand {
+    /// List the keepers of this machine
+    Status {
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// End keepers; jobs run on, and the next command starts another keeper
+    Stop {
+        /// The keepers of one host
+        #[arg(
+            required_unless_present = "all",
+            conflicts_with = "all",
+            add = ArgValueCompleter::new(complete::recorded_host)
+        )]
+        host: Option<Host>,
+        /// All keepers
+        #[arg(long)]
+        all: bool,
+    },
 }
 
-/// Ends keepers, and says which. Their jobs run on.
-pub fn stop(which: &Which) -> Result<Vec<Status>> {
-    let mut stopped = Vec::new();
+impl Keeper {
+    pub fn run(self) -> Result<u8, Failure> {
+        let mut out = Output::default();
+        match self.command {
+            KeeperCommand::Status { json } => {
+                let keepers: Vec<Status> =
+                    keepers()?.into_iter().map(|(_, status)| status).collect();
+                if json {
+                    out.json(&keepers);
+                } else {
+                    out.line(table(&keepers));
+                }
+            }
+            KeeperCommand::Stop { host, .. } => stop(host.as_ref(), &mut out)?,
+        }
+        out.finish()?;
+        Ok(exit::DONE)
+    }
+}
+
+/// Ends the keepers of a host, whatever options they connect with, or all keepers.
+fn stop(host: Option<&Host>, out: &mut Output) -> Result<(), Failure> {
+    let mut any = false;
     for (socket, status) in keepers()? {
-        let is_meant = match which {
-            Which::Of(host) => status.host == host.to_string(),
-            Which::All => true,
-        };
-        if is_meant {
-            keeper::client::stop(&socket)
-                .with_context(|| format!("the keeper of {} can't be ended", status.host))?;
-            stopped.push(status);
+        if host.is_some_and(|host| status.host != host.to_string()) {
+            continue;
         }
+        client::stop(&socket).map_err(|error| {
+            let message = format!("the keeper of {} can't be ended: {error}", status.host);
+            Failure::new(Kind::Failed, message)
+        })?;
+        out.line(format_args!("{}: keeper {} ended", status.host, status.pid));
+        any = true;
     }
-    match which {
-        Which::Of(host) if stopped.is_empty() => {
-            let message =
-                format!("no keeper of {host} runs; `rsig keeper status` lists those that do");
-            Err(Failure::new(Kind::Failed, message).into())
+    match host {
+        Some(host) if !any => {
+            let message = format!("{host} has no keeper; `rsig keeper status` lists the keepers");
+            Err(Failure::new(Kind::Failed, message))
         }
-        _ => Ok(stopped),
+        _ => Ok(()),
     }
 }
 
-fn keepers() -> Result<Vec<(std::path::PathBuf, Status)>> {
-    let sockets = keeper::place::all().context("the directory of the keepers can't be read")?;
-    // One that does not answer is gone, or another version's.
-    let status =
-        |socket: std::path::PathBuf| keeper::client::status(&socket).map(|status| (socket, status));
+/// This user's keepers on this machine. One that does not answer is gone, or of another version.
+fn keepers() -> Result<Vec<(PathBuf, Status)>, Failure> {
+    let sockets = place::all().map_err(|error| {
+        let message = format!("the directory of the keepers can't be read: {error}");
+        Failure::new(Kind::Failed, message)
+    })?;
+    let status = |socket: PathBuf| client::status(&socket).map(|status| (socket, status));
     Ok(sockets.into_iter().filter_map(status).collect())
+}
+
+fn table(keepers: &[Status]) -> Table {
+    let mut table = Table::new([
+        "HOST", "PID", "SINCE", "RELAYS", "CHANNELS", "COMMANDS", "IDLE",
+    ]);
+    for keeper in keepers {
+        let taking = keeper
+            .relays
+            .iter()
+            .filter(|(_, takes_signals)| *takes_signals)
+            .count();
+        let relays = match keeper.relays.len() {
+            held if held == taking => held.to_string(),
+            held => format!("{held} ({taking} take signals)"),
+        };
+        table.row([
+            printable(&keeper.host, 255),
+            keeper.pid.to_string(),
+            age(now() - keeper.since),
+            relays,
+            keeper.channels.to_string(),
+            keeper.commands.to_string(),
+            age(keeper.idle.try_into().unwrap_or(Epoch::MAX)),
+        ]);
+    }
+    table
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::Command;
 use clap_mangen::Man;
 
-use super::args::definition;
+use super::definition;
 
 /// Set to anything, it makes the test write the pages instead.
 const RENEW: &str = "RSIG_RENEW_PAGES";

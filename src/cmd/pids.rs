@@ -1,34 +1,29 @@
-//! Which processes a job has, as its host says. No verb of the command line: `ps` shows the first of them.
+//! The processes of a job, as its host lists them. No verb of the command line: `ps` shows the first of them.
 
-use std::ffi::OsStr;
-
-use anyhow::Result;
-
-use super::{Context, meet, resolve_one};
+use super::context::Context;
+use super::jobs::{Job, meet};
 use crate::connection::Line;
+use crate::error::Failure;
+use crate::job::{JobWord, State};
 use crate::remote;
 
 /// The numbers of the processes of a job's group on its host; none once its first process has ended.
-pub fn pids(context: &mut Context, word: &OsStr) -> Result<Vec<u32>> {
-    let record = resolve_one(context, word)?;
-    if record.state.is_finished() {
+pub fn pids(context: &mut Context, word: &JobWord) -> Result<Vec<u32>, Failure> {
+    let record = context.resolve(word)?;
+    if record.state == State::Exited {
         return Ok(Vec::new());
     }
     let (destination, policy) = (record.destination.clone(), context.policy);
     let mut line = Line::new(&destination, &policy);
-    let mut unmet = None;
-    let mut met = meet(
-        &mut line,
-        vec![record],
-        |record| record,
-        |_, failure| unmet = Some(failure),
-    );
-    let Some(mut record) = met.pop() else {
-        return unmet.map_or(Ok(Vec::new()), |failure| Err(failure.into()));
+    let (jobs, missing) = meet(&mut line, vec![Job::from(record)]);
+    if let Some((_, failure)) = missing.into_iter().next() {
+        return Err(failure);
+    }
+    let Some(Job { mut record, .. }) = jobs.into_iter().next() else {
+        return Ok(Vec::new());
     };
-    let place = record.job_dir();
-    let host = line.host();
-    let (seen, pids) = line.ask(|shell| remote::pids::pids(&host, shell, &place))?;
+    let (host, dir) = (line.host(), record.job_dir());
+    let (seen, pids) = line.ask(|shell| remote::pids::pids(&host, shell, &dir))?;
     seen.update(&mut record);
     context.store.update([&record]);
     Ok(pids)

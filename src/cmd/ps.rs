@@ -1,212 +1,371 @@
-//! `ps`: how jobs stand, as their hosts say.
+//! `ps`: lists jobs with the states that their hosts report, and finds jobs that were started elsewhere.
 
-use std::ffi::OsString;
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::mpsc::Sender;
 
-use anyhow::Result;
+use clap::Args;
+use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 
-use super::discover::discover;
-use super::ephemeral::forget_read;
-use super::{Context, Named, by_host, meet, on_each_host, resolve};
+use super::args::{ConnectArgs, Parallel, Reach, job_word};
+use super::complete;
+use super::context::Context;
+use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
 use crate::connection::Line;
-use crate::error::{Failure, Kind};
-use crate::host::{Destination, Host};
-use crate::job::{Record, State};
-use crate::remote::Seen;
-use crate::remote::look::{self, Streams};
+use crate::error::{Failure, Kind, exit};
+use crate::host::{Connect, Destination, Host};
+use crate::job::{JobId, JobName, JobWord, Record, State, now};
+use crate::remote::{Seen, Standing, look, meet as remote};
 use crate::state::Which;
+use crate::terminal::{self, JobJson, Output, Spinner, Table, warn};
 
-/// Which jobs to list.
-pub struct Request {
-    /// These, in any state; else all that fit.
-    pub jobs: Vec<OsString>,
-    /// Finished ones too.
+/// Which jobs are listed.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Filter {
+    /// Exited jobs too
+    #[arg(short, long)]
     pub all: bool,
-    /// Those of one host.
-    pub host: Option<Host>,
-    /// All that this host knows, whoever started them; those without a record get one.
-    pub discover: Option<Destination>,
-    /// Those in one of these states; none given is any.
-    pub states: Vec<State>,
-    /// Ask no host.
+    /// Jobs started on these hosts (spelled as in `spawn`)
+    #[arg(long, value_name = "HOST[,HOST]", value_delimiter = ',', add = ArgValueCompleter::new(complete::recorded_host))]
+    pub host: Vec<Host>,
+    /// Jobs in one of these states
+    #[arg(long, value_name = "STATE", value_delimiter = ',', add = ArgValueCandidates::new(complete::states))]
+    pub state: Vec<State>,
+    /// All of your jobs that the hosts themselves know, exited ones and those started elsewhere included; this machine
+    /// remembers them from then on (one whose name is in use here goes by its id only)
+    #[arg(long, requires = "host", conflicts_with_all = ["cached", "jobs"])]
+    pub discover: bool,
+    /// Show the last known states without asking any host
+    #[arg(long)]
     pub cached: bool,
+    /// Ids, names, unique id prefixes, or HOST/ID, shown in any state
+    #[arg(value_name = "JOB", value_parser = job_word(), add = ArgValueCompleter::new(complete::any))]
+    pub jobs: Vec<JobWord>,
 }
 
-/// A job, and how it stands now.
+/// List jobs with the states that their hosts report
+#[derive(Args, Debug)]
+pub struct Ps {
+    #[command(flatten)]
+    filter: Filter,
+    /// Print ids only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print a JSON array
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+    #[command(flatten)]
+    parallel: Parallel,
+    #[command(flatten, next_help_heading = "Connecting (for --discover and HOST/ID)")]
+    connect: ConnectArgs,
+}
+
+impl Ps {
+    pub fn run(self) -> Result<u8, Failure> {
+        let connect = if self.filter.discover {
+            self.connect.connect()
+        } else {
+            self.connect.for_jobs(&self.filter.jobs)
+        }?;
+        let mut context = self.parallel.context(self.reach, connect)?;
+        let is_slow = !self.quiet && !self.reach.verbose && !self.filter.cached;
+        let mut spinner = Spinner::new("asking the hosts", is_slow);
+        let Listing { jobs, failures } = ps(&mut context, &self.filter)?;
+        spinner.stop();
+        let mut status = exit::DONE;
+        for failure in &failures {
+            warn(&failure.message);
+            if self.filter.discover || matches!(failure.kind, Kind::NotFound | Kind::Ambiguous) {
+                status = status.max(failure.kind.exit_status());
+            }
+        }
+        let mut out = Output::default();
+        if self.json {
+            let jobs = jobs.iter().map(|job| JobJson::new(&job.record, job.state));
+            out.json(&jobs.collect::<Vec<_>>());
+        } else if self.quiet {
+            jobs.iter().for_each(|job| out.line(&job.record.id));
+        } else {
+            out.line(table(&jobs));
+        }
+        out.finish()?;
+        Ok(status)
+    }
+}
+
+/// A job, and its state now: unlike the record's, it may be unknown.
+#[derive(Debug)]
 pub struct Listed {
-    /// What is known of it.
     pub record: Record,
-    /// Its state now: unlike the record's, it may be unknown.
     pub state: State,
 }
 
-/// The jobs, and what went wrong on the way.
+impl From<Record> for Listed {
+    fn from(record: Record) -> Self {
+        let state = record.state;
+        Self { record, state }
+    }
+}
+
+#[derive(Debug, Default)]
 pub struct Listing {
-    /// The jobs, the oldest first, or in the order in which they were named.
+    /// The oldest first, or in the order in which they were named.
     pub jobs: Vec<Listed>,
     /// Words that name no job, and hosts that could not be asked.
     pub failures: Vec<Failure>,
 }
 
-/// Lists jobs.
-pub fn ps(context: &mut Context, request: &Request) -> Result<Listing> {
-    let mut listing = Listing {
-        jobs: Vec::new(),
-        failures: Vec::new(),
-    };
-    if let Some(destination) = &request.discover {
-        listing.jobs = discover(context, destination)?;
+/// Lists jobs. What has exited just now is shown: that is news.
+pub fn ps(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
+    let mut listing = Listing::default();
+    if filter.discover {
+        discover(context, &filter.host, &mut listing)?;
     } else {
-        listing.jobs = recorded(context, request, &mut listing.failures)?;
-        if !request.cached {
+        recorded(context, filter, &mut listing)?;
+        if !filter.cached {
             ask(context, &mut listing);
         }
     }
-    // What turned out to be finished just now is what a person who looks wants to see; the next time it is gone.
     listing
         .jobs
-        .retain(|job| request.states.is_empty() || request.states.contains(&job.state));
+        .retain(|job| filter.state.is_empty() || filter.state.contains(&job.state));
     Ok(listing)
 }
 
-/// The jobs that the request means, as they were last known.
-fn recorded(
-    context: &Context,
-    request: &Request,
-    failures: &mut Vec<Failure>,
-) -> Result<Vec<Listed>> {
+/// The jobs that the filter means, as they were last known.
+fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Result<(), Failure> {
     let mut records = Vec::new();
-    if request.jobs.is_empty() {
-        let finished_too = request.all
-            || (!request.states.is_empty()
-                && request.states.iter().any(|state| state.is_finished()));
-        records = context.store.list(if finished_too {
-            Which::All
-        } else {
-            Which::Unfinished
-        })?;
+    if filter.jobs.is_empty() {
+        let all = filter.all || filter.state.contains(&State::Exited);
+        records = context.store.list(Which::All)?;
+        records.retain(|record| all || record.state != State::Exited);
     } else {
-        for Named { record, .. } in resolve(context, &request.jobs) {
-            match record {
-                Ok(record) if record.is_unmet() && request.cached => {
-                    let message = format!(
-                        "{}: nothing is known of it here; leave --cached out",
-                        record.label()
-                    );
-                    failures.push(Failure::new(Kind::NotFound, message));
-                }
-                Ok(record) => records.push(record),
-                Err(failure) => failures.push(failure),
+        let jobs = Jobs::named(context, &filter.jobs);
+        listing
+            .failures
+            .extend(jobs.unknown.into_iter().map(|(_, failure)| failure));
+        for Job { record, .. } in jobs.found {
+            if record.is_unmet() && filter.cached {
+                let message = format!(
+                    "{}: nothing is known of it here; omit --cached",
+                    record.label()
+                );
+                listing.failures.push(Failure::new(Kind::NotFound, message));
+            } else {
+                records.push(record);
             }
         }
     }
     records.retain(|record| {
-        context.allowed.has(record.host())
-            && request
-                .host
-                .as_ref()
-                .is_none_or(|host| host == record.host())
+        let host = record.host();
+        context.allowed.has(host) && (filter.host.is_empty() || filter.host.contains(host))
     });
-    Ok(records
-        .into_iter()
-        .map(|record| Listed {
-            state: record.state,
-            record,
-        })
-        .collect())
+    listing.jobs = records.into_iter().map(Listed::from).collect();
+    Ok(())
 }
 
-/// Asks the hosts of all unfinished jobs, all at once, one script each.
+/// What the hosts say of jobs, or why one could not be asked.
+type Answer = (Vec<Job>, Result<Vec<Seen>, Failure>);
+
+/// Asks the hosts of all jobs that have not exited, all at once, one script each.
 fn ask(context: &mut Context, listing: &mut Listing) {
-    let unfinished = listing
+    let asked = listing
         .jobs
         .iter()
         .enumerate()
-        .filter(|(_, job)| !job.state.is_finished());
-    let asks: Vec<(usize, Record)> = unfinished
-        .map(|(index, job)| (index, job.record.clone()))
-        .collect();
-    let policy = context.policy;
-    let Listing { jobs, failures } = listing;
-    let mut forgotten = Vec::new();
-    on_each_host(
-        &policy,
-        by_host(asks, |(_, record)| record),
-        |line, asks, sender| {
-            let on_failure = |ask, failure| drop(sender.send(Event::Seen(vec![ask], Err(failure))));
-            let asks = meet(line, asks, |(_, record)| record, on_failure);
-            if asks.is_empty() {
-                return;
+        .filter(|(_, job)| job.state != State::Exited)
+        .map(|(place, job)| Job {
+            // The place in the listing, where an answer belongs.
+            word: place.to_string(),
+            record: job.record.clone(),
+        });
+    let hosts = by_host(asked.collect());
+    for (asked, answer) in on_each_host(&context.policy, Limit::Work, hosts, see) {
+        let mut answers = match answer {
+            Ok(seen) => seen.into_iter(),
+            Err(failure) => {
+                listing.failures.push(failure);
+                Vec::new().into_iter()
             }
-            let host = line.host();
-            let places: Vec<String> = asks.iter().map(|(_, record)| record.job_dir()).collect();
-            let places: Vec<&str> = places.iter().map(String::as_str).collect();
-            let answer = line.ask(|shell| look::see(&host, shell, &places));
-            let over: Vec<Record> = answer
-                .iter()
-                .flatten()
-                .zip(&asks)
-                .filter_map(over_and_ephemeral)
-                .collect();
-            drop(sender.send(Event::Seen(asks, answer)));
-            forget(line, over, &mut |record| {
-                drop(sender.send(Event::Forgotten(Box::new(record))));
-            });
-        },
-        |event| match event {
-            Event::Forgotten(record) => forgotten.push(record),
-            Event::Seen(asks, Ok(answers)) => {
-                for ((index, record), seen) in asks.into_iter().zip(answers) {
-                    let Some(job) = jobs.get_mut(index) else {
-                        continue;
-                    };
-                    job.record = record;
-                    job.state = seen.state(&job.record);
-                    seen.update(&mut job.record);
-                }
+        };
+        for Job { word, record } in asked {
+            let place = word.parse::<usize>().ok();
+            let Some(job) = place.and_then(|place| listing.jobs.get_mut(place)) else {
+                continue;
+            };
+            job.record = record;
+            job.state = State::Unknown;
+            if let Some(seen) = answers.next() {
+                job.state = seen.state(&job.record);
+                seen.update(&mut job.record);
             }
-            Event::Seen(asks, Err(failure)) => {
-                for (index, _) in asks {
-                    if let Some(job) = jobs.get_mut(index) {
-                        job.state = State::Unknown;
-                    }
-                }
-                failures.push(failure);
-            }
-        },
-    );
-    // What is known by its id alone is no job unless its host says so.
-    jobs.retain(|job| !job.record.is_unmet() || job.state != State::Unknown);
-    let checked = jobs
+        }
+    }
+    // A job of which only the id is known is none unless its host says so.
+    listing
+        .jobs
+        .retain(|job| !job.record.is_unmet() || job.state != State::Unknown);
+    let answered = listing
+        .jobs
         .iter()
         .filter(|job| job.state != State::Unknown)
         .map(|job| &job.record);
-    context.store.update(checked);
-    for record in &forgotten {
-        context.store.remove(record);
+    context.store.update(answered);
+}
+
+fn see(line: &mut Line<'_>, jobs: Vec<Job>, sender: &Sender<Answer>) {
+    // The receiver is dropped only at the end, so a failed send is harmless.
+    let tell = |answer: Answer| drop(sender.send(answer));
+    let (jobs, missing) = meet(line, jobs);
+    for (job, failure) in missing {
+        tell((vec![job], Err(failure)));
     }
-}
-
-/// What a host's part of the work tells.
-enum Event {
-    /// How its jobs stand.
-    Seen(Vec<(usize, Record)>, Result<Vec<Seen>, Failure>),
-    /// A job that was to be forgotten after its end is.
-    Forgotten(Box<Record>),
-}
-
-fn over_and_ephemeral((seen, (_, record)): (&Seen, &(usize, Record))) -> Option<Record> {
-    (record.ephemeral && seen.state(record).is_finished()).then(|| record.clone())
-}
-
-/// Forgets those jobs whose output is read; the others wait for that.
-fn forget(line: &mut Line<'_>, mut over: Vec<Record>, on_forgotten: &mut dyn FnMut(Record)) {
-    if over.is_empty() {
+    if jobs.is_empty() {
         return;
     }
-    // A host that can't be asked is asked by the next command that looks.
-    let gone = forget_read(line, &mut over, Streams::default()).unwrap_or_default();
-    over.into_iter()
-        .zip(gone)
-        .filter(|(_, gone)| *gone)
-        .for_each(|(record, _)| on_forgotten(record));
+    let host = line.host();
+    let dirs: Vec<String> = jobs.iter().map(|job| job.record.job_dir()).collect();
+    let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
+    let seen = line.ask(|shell| look::see(&host, shell, &dirs));
+    tell((jobs, seen));
+}
+
+/// Lists all jobs that the hosts know, and the unfinished ones recorded here as theirs that they do not know. Jobs
+/// without a record here get one; a record that is here keeps what it says about the job and the way there.
+fn discover(context: &mut Context, hosts: &[Host], listing: &mut Listing) -> Result<(), Failure> {
+    let connect = context.connect.clone();
+    let way = |host: &Host| Destination {
+        host: host.clone(),
+        connect: Connect::clone(&connect),
+    };
+    let asked = hosts.len();
+    let hosts = hosts.iter().map(|host| (way(host), way(host))).collect();
+    let found = on_each_host(
+        &context.policy,
+        Limit::Work,
+        hosts,
+        |line, destination: Destination, sender| {
+            let host = line.host();
+            let found = line
+                .shell()
+                .and_then(|mut shell| remote::discover(&host, shell.as_mut()));
+            drop(sender.send((destination, found)));
+        },
+    );
+    for (destination, found) in found {
+        match found {
+            Ok(found) => adopt(context, &destination, found, &mut listing.jobs)?,
+            Err(failure) => listing.failures.push(failure),
+        }
+    }
+    listing.jobs.sort_by_key(|job| job.record.created_at);
+    // Without any answer, there is no list to show.
+    match listing.failures.pop() {
+        Some(failure) if listing.failures.len() + 1 == asked => Err(failure),
+        failure => {
+            listing.failures.extend(failure);
+            Ok(())
+        }
+    }
+}
+
+fn adopt(
+    context: &mut Context,
+    destination: &Destination,
+    found: Vec<remote::Met>,
+    listed: &mut Vec<Listed>,
+) -> Result<(), Failure> {
+    // Another way to get there may be one to another machine.
+    let mut recorded: HashMap<JobId, Record> = context
+        .store
+        .list(Which::All)?
+        .into_iter()
+        .filter(|record| record.destination == *destination)
+        .map(|record| (record.id.clone(), record))
+        .collect();
+    let mut adopted = Vec::new();
+    for met in found {
+        let known = recorded.remove(&met.id);
+        let is_new = known.is_none();
+        if is_new && met.seen.standing == Standing::Foreign {
+            continue;
+        }
+        let mut record =
+            known.unwrap_or_else(|| Record::unmet(met.id.clone(), destination.clone()));
+        let state = met.seen.state(&record);
+        if is_new {
+            met.tell(&mut record);
+            adopted.push(record.clone());
+        } else {
+            met.seen.update(&mut record);
+        }
+        listed.push(Listed { record, state });
+    }
+    for mut record in recorded.into_values() {
+        if record.state != State::Exited {
+            let seen = Seen::absent();
+            let state = seen.state(&record);
+            seen.update(&mut record);
+            listed.push(Listed { record, state });
+        }
+    }
+    // The first of a name gets it: a job that can still be signalled, else the newest.
+    adopted.sort_by_key(|record| (record.state.is_finished(), Reverse(record.created_at)));
+    context.store.adopt(&adopted);
+    context.store.update(listed.iter().map(|job| &job.record));
+    Ok(())
+}
+
+fn table(jobs: &[Listed]) -> Table {
+    let mut table = Table::new(["ID", "NAME", "HOST", "STATE", "PID", "SINCE", "COMMAND"]);
+    for Listed { record, state } in jobs {
+        table.row([
+            record.id.to_string(),
+            record.name.as_ref().map_or("-", JobName::as_str).to_owned(),
+            record.host().to_string(),
+            coloured(*state, state_text(record, *state)),
+            record
+                .pid
+                .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            since(record, *state),
+            terminal::command_line(&record.command),
+        ]);
+    }
+    table
+}
+
+fn state_text(record: &Record, state: State) -> String {
+    match (state, record.exit_status) {
+        (State::Exited, Some(status)) => {
+            terminal::exited(status, record.exit_signal().as_deref(), record.timed_out)
+        }
+        (State::Unknown, _) => format!("unknown (was {})", record.state),
+        _ => state.to_string(),
+    }
+}
+
+fn coloured(state: State, text: String) -> String {
+    let code = match state {
+        State::Running => "32",
+        State::Starting | State::Stopped | State::Unknown => "33",
+        State::Lost => "31",
+        State::Exited => "2",
+    };
+    if terminal::is_coloured() {
+        format!("\x1b[{code}m{text}\x1b[0m")
+    } else {
+        text
+    }
+}
+
+/// How long ago the job started, or ended when it has; by two clocks that may differ.
+fn since(record: &Record, state: State) -> String {
+    let when = if state.is_finished() {
+        record.finished_at
+    } else {
+        record.started_at
+    };
+    when.map_or_else(|| "-".to_owned(), |when| terminal::age(now() - when))
 }

@@ -1,270 +1,299 @@
 //! `rm`: forgets finished jobs, and removes their files from their hosts.
 
-use std::ffi::OsString;
+use std::collections::HashMap;
+use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::Result;
+use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 
-use super::select::Selection;
-use super::{Context, Named, by_host, meet, on_each_host, resolve};
+use super::args::{Common, ConnectArgs, FOR_HOST_ID, Parallel, job_word};
+use super::context::Context;
+use super::deliver::{self, Report, Sending};
+use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::select::Picking;
+use super::{complete, values};
 use crate::connection::Line;
-use crate::delivery::{self, Order, Outcome, Ways};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, exit};
 use crate::escape::printable;
-use crate::job::{Record, Target, now};
+use crate::job::{JobWord, Record, State, Target, now};
 use crate::remote::Standing;
 use crate::remote::look::{self, Removal};
-use crate::signal::{Signal, SignalWord};
-use crate::state::{Signalled, Store, Which};
-
-/// Which jobs to forget.
-pub struct Request {
-    /// These.
-    pub jobs: Vec<OsString>,
-    /// And all that are finished, for at least so long, and that are picked.
-    pub finished: Option<(Duration, Selection)>,
-    /// Stop those first that still run.
-    pub force: bool,
-    /// The records only; no host is asked.
-    pub forget: bool,
-}
+use crate::signal::SignalWord;
+use crate::state::Which;
+use crate::terminal::{Output, warn};
 
 /// How long a job that is stopped first may take to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What became of one job.
-pub enum Removed {
-    /// It is forgotten. The text says what stays behind, if anything does.
-    Gone(Box<Record>, Option<String>),
-    /// It is not.
-    Kept(Failure),
-}
-
-/// Forgets jobs, all hosts at once.
-pub fn rm(
-    context: &mut Context,
-    request: &Request,
-    mut on_removed: impl FnMut(Removed),
-) -> Result<()> {
-    let mut records: Vec<Record> = Vec::new();
-    for Named { record, .. } in resolve(context, &request.jobs) {
-        match record {
-            Ok(record) => records.push(record),
-            Err(failure) => on_removed(Removed::Kept(failure)),
-        }
-    }
-    if let Some((age, selection)) = &request.finished {
-        let old = |record: &Record| {
-            let ended = record
-                .finished_at
-                .or(record.checked_at)
-                .unwrap_or(record.created_at);
-            u64::try_from(now().saturating_sub(ended)).is_ok_and(|seconds| seconds >= age.as_secs())
-        };
-        let finished = selection.of(&context.store, Which::Finished)?;
-        records.extend(finished.into_iter().filter(old));
-        let mut ids = std::collections::HashSet::new();
-        records.retain(|record| ids.insert(record.id.clone()));
-    }
-    if request.forget {
-        for record in records {
-            if !context.store.forget(&record)? {
-                let message = format!(
-                    "{}: there is no record of it here that could be forgotten",
-                    record.label()
-                );
-                on_removed(Removed::Kept(Failure::new(Kind::NotFound, message)));
-                continue;
-            }
-            let dir = printable(record.dir.as_deref().unwrap_or("its directory"), 300);
-            let label = record.label();
-            let what = if record.state.is_finished() {
-                "its files stay"
-            } else {
-                "it may still run, and its files stay"
-            };
-            let note = format!("{label}: {what} in {dir}");
-            on_removed(Removed::Gone(Box::new(record), Some(note)));
-        }
-        return Ok(());
-    }
-    let policy = context.policy;
-    let store = &mut context.store;
-    on_each_host(
-        &policy,
-        by_host(records, |record| record),
-        |line, records, sender| {
-            on_host(line, records, request.force, &mut |event| {
-                drop(sender.send(event));
-            });
-        },
-        |event| {
-            match &event {
-                Event::Stopped(stopped) => stopped.record(store),
-                Event::Removed(Removed::Gone(record, _)) => store.remove(record),
-                Event::Removed(Removed::Kept(_)) => {}
-            }
-            if let Event::Removed(removed) = event {
-                on_removed(removed);
-            }
-        },
-    );
-    Ok(())
-}
-
-/// What a host's part of the work tells.
-enum Event {
-    /// A job was stopped first, or was to be.
-    Stopped(Box<Stopped>),
-    /// What became of a job in the end.
-    Removed(Removed),
-}
-
-/// The signals that a job was to be stopped by, and what became of them.
-struct Stopped {
-    outcome: Outcome,
-    signals: Option<(Signal, Signal)>,
-}
-
-impl Stopped {
-    fn record(&self, store: &mut Store) {
-        let Self { outcome, signals } = self;
-        let first = signals.map(|(signal, _)| Signalled {
-            signal,
-            sent: outcome.sent,
-        });
-        let second = signals
-            .zip(outcome.then)
-            .map(|((_, signal), sent)| Signalled { signal, sent });
-        store.signalled(&outcome.record, Target::Group, first.iter().chain(&second));
-    }
-}
-
-/// Removes the files of one host's jobs.
-fn on_host(
-    line: &mut Line<'_>,
-    records: Vec<Record>,
+/// Forget finished jobs, and remove their files from their hosts
+#[derive(Args, Debug)]
+pub struct Rm {
+    /// All jobs that have exited; with --host and --name, those of them that match both
+    #[arg(long, visible_alias = "all")]
+    finished: bool,
+    /// All lost jobs, which may still run; with --finished, these too
+    #[arg(long)]
+    lost: bool,
+    #[command(flatten)]
+    picking: Picking,
+    /// Jobs that ended at least DURATION ago
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    older_than: Option<Duration>,
+    /// Stop a job that still runs first
+    #[arg(long, conflicts_with_all = ["finished", "lost", "host", "name_pattern", "older_than", "forget"])]
     force: bool,
-    on_event: &mut dyn FnMut(Event),
-) {
-    let records = meet(
-        line,
-        records,
-        |record| record,
-        |_, failure| on_event(Event::Removed(Removed::Kept(failure))),
-    );
-    let records = if force {
-        stop(line, records, on_event)
+    /// Forget the record only, for a host that is gone
+    #[arg(long)]
+    forget: bool,
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    parallel: Parallel,
+    #[command(flatten, next_help_heading = FOR_HOST_ID)]
+    connect: ConnectArgs,
+    /// Ids, names, unique id prefixes, or HOST/ID
+    #[arg(
+        value_name = "JOB",
+        required_unless_present_any = ["finished", "lost", "older_than", "host", "name_pattern"],
+        value_parser = job_word(),
+        add = ArgValueCompleter::new(complete::finished)
+    )]
+    jobs: Vec<JobWord>,
+}
+
+impl Rm {
+    pub fn run(self) -> Result<u8, Failure> {
+        let connect = self.connect.clone().for_jobs(&self.jobs)?;
+        let mut context = self.parallel.context(self.common.reach(), connect)?;
+        let mut jobs = Jobs::named(&context, &self.jobs);
+        for record in self.picked(&context)? {
+            if !jobs.found.iter().any(|job| job.record.id == record.id) {
+                jobs.found.push(record.into());
+            }
+        }
+        if jobs.found.is_empty() && jobs.unknown.is_empty() {
+            self.common.note(&format!(
+                "no finished jobs{}; nothing was done",
+                self.picking
+            ));
+        }
+        let mut spinner = self.common.spinner("asking the hosts");
+        let (mut out, mut status) = (Output::default(), exit::DONE);
+        let removals: Box<dyn Iterator<Item = Result<Record, Failure>>> = if self.forget {
+            Box::new(forget(&mut context, jobs))
+        } else {
+            Box::new(remove(&mut context, jobs, self.force))
+        };
+        for removal in removals {
+            spinner.stop();
+            match removal {
+                Ok(record) => {
+                    if self.forget {
+                        warn(&left_behind(&record));
+                    }
+                    out.line(&record.id);
+                }
+                Err(failure) => {
+                    warn(&failure.message);
+                    status = status.max(failure.kind.exit_status());
+                }
+            }
+        }
+        out.finish()?;
+        Ok(status)
+    }
+
+    /// The finished jobs that are selected; lost ones only when they are asked for.
+    fn picked(&self, context: &Context) -> Result<Vec<Record>, Failure> {
+        let picks =
+            self.finished || self.lost || self.older_than.is_some() || self.picking.is_given();
+        if !picks {
+            return Ok(Vec::new());
+        }
+        let age = self.older_than.unwrap_or_default();
+        let mut records = self.picking.pick(&context.store, Which::Finished)?;
+        records.retain(|record| {
+            let is_asked_for = match record.state {
+                State::Lost => self.lost,
+                _ => self.finished || !self.lost,
+            };
+            is_asked_for && is_older(record, age)
+        });
+        Ok(records)
+    }
+}
+
+fn is_older(record: &Record, age: Duration) -> bool {
+    let ended = record
+        .finished_at
+        .or(record.checked_at)
+        .unwrap_or(record.created_at);
+    u64::try_from(now().saturating_sub(ended)).is_ok_and(|seconds| seconds >= age.as_secs())
+}
+
+/// Drops records, and asks no host.
+fn forget(context: &mut Context, jobs: Jobs) -> impl Iterator<Item = Result<Record, Failure>> {
+    let unknown = jobs.unknown.into_iter().map(|(_, failure)| Err(failure));
+    unknown.chain(jobs.found.into_iter().map(|Job { record, .. }| {
+        if context.store.forget(&record)? {
+            return Ok(record);
+        }
+        let message = format!("{}: no local record to remove", record.label());
+        Err(Failure::new(Kind::NotFound, message))
+    }))
+}
+
+fn left_behind(record: &Record) -> String {
+    let what = if record.state == State::Exited {
+        "its files stay"
     } else {
-        records
+        "it may still run, and its files stay"
     };
-    let on_removed = &mut |removed| on_event(Event::Removed(removed));
-    if records.is_empty() {
-        return;
+    let dir = printable(record.dir.as_deref().unwrap_or("its directory"), 300);
+    format!("{}: {what} in {dir}", record.label())
+}
+
+/// What became of a job, and of the signals that were to end it first.
+struct Removed {
+    stopped: Option<Report>,
+    result: Result<Record, Failure>,
+}
+
+/// Forgets jobs and removes their files, all hosts at once. `force` stops those first that still run.
+pub fn remove(
+    context: &mut Context,
+    jobs: Jobs,
+    force: bool,
+) -> impl Iterator<Item = Result<Record, Failure>> {
+    let unknown = jobs.unknown.into_iter().map(|(_, failure)| Err(failure));
+    let removed = on_each_host(
+        &context.policy,
+        Limit::Work,
+        by_host(jobs.found),
+        move |line, jobs, sender| {
+            for removed in on_host(line, jobs, force) {
+                // The receiver is dropped only at the end, so a failed send is harmless.
+                drop(sender.send(removed));
+            }
+        },
+    );
+    let store = &mut context.store;
+    unknown.chain(removed.into_iter().map(|Removed { stopped, result }| {
+        if let Some(report) = stopped {
+            deliver::write_down(store, &report, Target::Group);
+        }
+        let record = result?;
+        store.remove(&record);
+        Ok(record)
+    }))
+}
+
+fn on_host(line: &mut Line<'_>, jobs: Vec<Job>, force: bool) -> Vec<Removed> {
+    let mut results = Vec::new();
+    let (jobs, missing) = meet(line, jobs);
+    let kept = |failure| Removed {
+        stopped: None,
+        result: Err(failure),
+    };
+    results.extend(missing.into_iter().map(|(_, failure)| kept(failure)));
+    let (running, mut over): (Vec<Job>, Vec<Job>) = jobs
+        .into_iter()
+        .partition(|job| force && job.record.state != State::Exited);
+    let mut stopped = HashMap::new();
+    for report in stop(line, running) {
+        match end(&report) {
+            Ok(record) => {
+                over.push(Job::from(record.clone()));
+                stopped.insert(record.id, report);
+            }
+            Err(failure) => results.push(Removed {
+                stopped: Some(report),
+                result: Err(failure),
+            }),
+        }
+    }
+    if over.is_empty() {
+        return results;
     }
     let host = line.host();
-    let places: Vec<String> = records.iter().map(Record::job_dir).collect();
-    let places: Vec<&str> = places.iter().map(String::as_str).collect();
+    let dirs: Vec<String> = over.iter().map(|job| job.record.job_dir()).collect();
+    let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
     let removals = line
         .shell()
-        .and_then(|mut shell| look::forget(&host, shell.as_mut(), &places));
-    match removals {
-        Ok(removals) => {
-            for (record, removal) in records.into_iter().zip(removals) {
-                on_removed(removed(&record, removal));
-            }
-        }
-        Err(failure) => {
-            for record in records {
+        .and_then(|mut shell| look::forget(&host, shell.as_mut(), &dirs));
+    let mut removals = removals.map(Vec::into_iter);
+    for Job { record, .. } in over {
+        let stopped = stopped.remove(&record.id);
+        let result = match &mut removals {
+            Ok(removals) => match removals.next() {
+                Some(removal) => removed(record, removal),
+                None => Err(not_removed(&record, "its host did not answer for it")),
+            },
+            Err(failure) => {
                 let message = format!(
-                    "{}: not forgotten: {failure}; --forget drops the record alone",
+                    "{}: not removed: {failure}; --forget drops the record alone",
                     record.label()
                 );
-                on_removed(Removed::Kept(Failure::new(failure.kind, message)));
+                Err(Failure::new(failure.kind, message))
             }
+        };
+        results.push(Removed { stopped, result });
+    }
+    results
+}
+
+fn stop(line: &mut Line<'_>, running: Vec<Job>) -> Vec<Report> {
+    if running.is_empty() {
+        return Vec::new();
+    }
+    let (sender, reports) = mpsc::channel();
+    let sending = Sending::stop(GRACE, Target::Group);
+    deliver::on_host(line, running, SignalWord::TERM, &sending, &sender);
+    drop(sender);
+    reports.into_iter().collect()
+}
+
+/// The job, if it has ended.
+fn end(report: &Report) -> Result<Record, Failure> {
+    let outcome = report.outcome.as_ref().map_err(Clone::clone)?;
+    match (&outcome.error, outcome.still_running) {
+        (Some(failure), _) => Err(failure.clone()),
+        (None, Some(false)) => Ok(outcome.record.clone()),
+        (None, _) => {
+            let message = format!(
+                "{}: still running after KILL; not removed",
+                outcome.record.label()
+            );
+            Err(Failure::new(Kind::TimedOut, message))
         }
     }
 }
 
-fn removed(record: &Record, removal: Removal) -> Removed {
-    let kept = |what: &str| {
-        Removed::Kept(Failure::new(
-            Kind::Failed,
-            format!("{}: {what}", record.label()),
-        ))
-    };
+fn removed(record: Record, removal: Removal) -> Result<Record, Failure> {
     match removal {
-        Removal::Gone => Removed::Gone(Box::new(record.clone()), None),
-        Removal::Kept(why) => kept(&format!("its files can't be removed: {why}")),
-        Removal::Refused(seen) => match seen.standing {
-            Standing::Elsewhere => kept("it is another machine's, and that one has to be asked"),
-            Standing::Away => kept(
-                "the directory of all jobs is missing on its host: is the file system mounted?",
+        Removal::Gone => Ok(record),
+        Removal::Kept(why) => Err(not_removed(
+            &record,
+            &format!("its files can't be removed: {why}"),
+        )),
+        Removal::Refused(seen) => Err(match seen.standing {
+            Standing::Elsewhere => not_removed(&record, "it is on another machine; ask that one"),
+            Standing::Foreign => not_removed(
+                &record,
+                "its job directory is writable by other users, so nothing in it is touched",
             ),
-            Standing::Foreign => kept(
-                "others could have written to its directory there, so nothing in it is touched",
-            ),
-            _ => {
-                let message = format!(
+            _ => Failure::new(
+                Kind::StillRunning,
+                format!(
                     "{}: it has not ended; stop it first, or use --force",
                     record.label()
-                );
-                Removed::Kept(Failure::new(Kind::StillRunning, message))
-            }
-        },
+                ),
+            ),
+        }),
     }
 }
 
-/// Stops what still runs, and gives those back that are over.
-fn stop(line: &mut Line<'_>, records: Vec<Record>, on_event: &mut dyn FnMut(Event)) -> Vec<Record> {
-    let (mut over, running): (Vec<Record>, Vec<Record>) = records
-        .into_iter()
-        .partition(|record| record.state.is_finished());
-    let mut orders = Vec::new();
-    let mut sent = std::collections::HashMap::new();
-    for record in running {
-        let os = record.system().unwrap_or(crate::signal::Os::Other);
-        match (SignalWord::TERM.on(os), SignalWord::KILL.on(os)) {
-            (Ok(term), Ok(kill)) => {
-                sent.insert(record.id.clone(), (term, kill));
-                orders.push(Order {
-                    record,
-                    signal: Some(term),
-                    then: Some(kill),
-                    target: Target::Group,
-                    wake: true,
-                    ways: Ways::Pid,
-                });
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                let failure = Failure::new(Kind::BadSignal, format!("{}: {error}", record.label()));
-                on_event(Event::Removed(Removed::Kept(failure)));
-            }
-        }
-    }
-    if orders.is_empty() {
-        return over;
-    }
-    delivery::deliver(line, orders, Some(GRACE), &mut |outcome| {
-        let signals = sent.get(&outcome.record.id).copied();
-        on_event(Event::Stopped(Box::new(Stopped {
-            outcome: outcome.clone(),
-            signals,
-        })));
-        match (outcome.error, outcome.still_running) {
-            (Some(failure), _) => on_event(Event::Removed(Removed::Kept(failure))),
-            (None, Some(false)) => over.push(outcome.record),
-            (None, _) => {
-                let message = format!(
-                    "{}: it has not ended, not even by KILL; not forgotten",
-                    outcome.record.label()
-                );
-                on_event(Event::Removed(Removed::Kept(Failure::new(
-                    Kind::TimedOut,
-                    message,
-                ))));
-            }
-        }
-    });
-    over
+fn not_removed(record: &Record, why: &str) -> Failure {
+    Failure::new(Kind::Failed, format!("{}: {why}", record.label()))
 }

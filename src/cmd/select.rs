@@ -1,10 +1,13 @@
-//! Picking jobs by what they have in common, in place of naming each.
+//! Selecting jobs by what they have in common instead of naming each.
 
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::Result;
+use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 
+use super::complete;
+use crate::error::Failure;
 use crate::host::Host;
 use crate::job::Record;
 use crate::state::{Store, Which};
@@ -13,65 +16,85 @@ use crate::state::{Store, Which};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePattern(String);
 
-/// The word is no pattern that a name could fit.
-#[derive(Debug, thiserror::Error)]
-#[error("a pattern for names is made of letters, digits, '.', '_', '-', '*', '?' and [...]")]
-pub struct BadPattern;
-
 impl FromStr for NamePattern {
-    type Err = BadPattern;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, BadPattern> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let good = text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-*?[]!^".contains(&byte));
         if good && !text.is_empty() && text.len() <= 64 {
             Ok(Self(text.to_owned()))
         } else {
-            Err(BadPattern)
+            Err(
+                "a pattern for names consists of letters, digits, '.', '_', '-', '*', '?' and [...]",
+            )
         }
     }
 }
 
 impl NamePattern {
-    /// As SQLite's GLOB has it, which negates with `^`.
+    /// The pattern for SQLite's GLOB, which negates with `^`.
     fn glob(&self) -> String {
         self.0.replace("[!", "[^")
     }
 }
 
-/// What the jobs have in common. Without any of it: all of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selection {
-    /// They are on one of these hosts, named as when they were started.
-    pub hosts: Vec<Host>,
-    /// Their names fit this.
-    pub name: Option<NamePattern>,
+/// What selected jobs have in common.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Picking {
+    /// Jobs started on these hosts (spelled as in `spawn`)
+    #[arg(long, value_name = "HOST[,HOST]", value_delimiter = ',', add = ArgValueCompleter::new(complete::recorded_host))]
+    pub host: Vec<Host>,
+    /// Jobs whose name matches a pattern: *, ?, [a-z]
+    #[arg(long = "name", value_name = "GLOB")]
+    pub name_pattern: Option<NamePattern>,
 }
 
-impl Selection {
-    /// The jobs of the state file that fit, the oldest first.
-    pub fn of(&self, store: &Store, which: Which) -> Result<Vec<Record>> {
-        let mut records = match &self.name {
+impl Picking {
+    pub fn is_given(&self) -> bool {
+        !self.host.is_empty() || self.name_pattern.is_some()
+    }
+
+    /// The jobs of the state file that match, the oldest first.
+    pub fn pick(&self, store: &Store, which: Which) -> Result<Vec<Record>, Failure> {
+        let mut records = match &self.name_pattern {
             Some(pattern) => store.named_like(which, &pattern.glob())?,
             None => store.list(which)?,
         };
-        records.retain(|record| self.hosts.is_empty() || self.hosts.contains(record.host()));
+        records.retain(|record| self.host.is_empty() || self.host.contains(record.host()));
         Ok(records)
     }
 }
 
-impl fmt::Display for Selection {
-    /// What comes behind "jobs".
+impl fmt::Display for Picking {
+    /// What follows "jobs" in a message.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
+        let hosts: Vec<String> = self.host.iter().map(Host::to_string).collect();
         if !hosts.is_empty() {
             write!(formatter, " on {}", hosts.join(" or "))?;
         }
-        if let Some(pattern) = &self.name {
+        if let Some(pattern) = &self.name_pattern {
             write!(formatter, " with a name like {}", pattern.0)?;
         }
         Ok(())
+    }
+}
+
+/// The selectors of commands for unfinished jobs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Selecting jobs (instead of JOB)")]
+pub struct Selectors {
+    /// All unfinished jobs; with --host and --name, those of them that match both
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub picking: Picking,
+}
+
+impl Selectors {
+    pub fn is_given(&self) -> bool {
+        self.all || self.picking.is_given()
     }
 }
 

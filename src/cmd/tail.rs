@@ -1,19 +1,88 @@
 //! `tail`: passes a job's output on.
 
-use std::ffi::OsStr;
 use std::time::Duration;
 
-use anyhow::Result;
+use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 
-use super::ephemeral::forget_read;
-use super::{Context, meet, not_there, resolve_one};
+use super::args::{Common, ConnectArgs, FOR_HOST_ID, job_word};
+use super::context::Context;
+use super::jobs::not_there;
+use super::{complete, values};
 use crate::connection::{Line, Policy, PrivateConnection, keep_trying};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
-use crate::job::Record;
-use crate::remote::look::Streams;
+use crate::job::{JobWord, Record};
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
-use crate::remote::{Note, Seen, Standing, Stream};
+use crate::remote::{Seen, Standing, Stream};
+use crate::terminal::{self, Spinner};
+
+/// Show what a job has written
+#[derive(Args, Debug)]
+pub struct Tail {
+    /// The last N lines of each stream, from line N on, or all
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N|+N|all",
+        default_value = "10",
+        conflicts_with = "bytes",
+        allow_hyphen_values = true,
+        value_parser = values::lines
+    )]
+    lines: From,
+    /// The last N bytes of each stream, or from byte N on
+    #[arg(short = 'c', long, value_name = "N|+N", allow_hyphen_values = true, value_parser = values::bytes)]
+    bytes: Option<From>,
+    /// Go on until the job ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Standard output only
+    #[arg(long, conflicts_with = "stderr")]
+    stdout: bool,
+    /// Standard error only
+    #[arg(long)]
+    stderr: bool,
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten, next_help_heading = FOR_HOST_ID)]
+    connect: ConnectArgs,
+    /// An id, a name, a unique id prefix, or HOST/ID: a job that this machine need not know
+    #[arg(value_parser = job_word(), add = ArgValueCompleter::new(complete::any))]
+    job: JobWord,
+}
+
+impl Tail {
+    pub fn run(self) -> Result<u8, Failure> {
+        let connect = self.connect.for_jobs(std::slice::from_ref(&self.job))?;
+        let request = Request {
+            out: !self.stderr,
+            err: !self.stdout,
+            from: self.bytes.unwrap_or(self.lines),
+            follow: self.follow,
+            brief: false,
+            enough: None,
+        };
+        let mut context = Context {
+            connect,
+            ..self.common.reach().context()?
+        };
+        let mut spinner = Spinner::new("asking the host", !self.follow && !self.common.quiet);
+        let mut broken = None;
+        let result = tail(&mut context, &self.job, &request, &mut |stream, bytes| {
+            spinner.stop();
+            terminal::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
+                let failure = Failure::new(Kind::Failed, error.to_string());
+                broken = Some(error);
+                failure
+            })
+        });
+        match broken {
+            Some(error) => Err(terminal::unprinted(&error)),
+            None => result.map(|_| exit::DONE),
+        }
+    }
+}
 
 /// The pause after a connection that broke.
 const AFTER_A_BREAK: Duration = Duration::from_millis(200);
@@ -55,11 +124,11 @@ pub struct Tailed {
 /// Passes a job's output on to `sink`.
 pub fn tail(
     context: &mut Context,
-    word: &OsStr,
+    word: &JobWord,
     request: &Request<'_>,
     sink: &mut Sink<'_>,
-) -> Result<Tailed> {
-    let mut record = resolve_one(context, word)?;
+) -> Result<Tailed, Failure> {
+    let mut record = context.resolve(word)?;
     let destination = record.destination.clone();
     let place = record.job_dir();
     let wanted = Wanted {
@@ -87,10 +156,10 @@ pub fn tail(
     };
     let label = record.label();
     if record.is_unmet() && read.seen.standing == Standing::Absent {
-        return Err(not_there(&record).into());
+        return Err(not_there(&record));
     }
     if let Some(failure) = unreadable(&label, &read.seen) {
-        return Err(failure.into());
+        return Err(failure);
     }
     read.seen.update(&mut record);
     context.store.update([&record]);
@@ -98,37 +167,11 @@ pub fn tail(
     if request.is_enough() {
         return Ok(Tailed { record, begin });
     }
-    if record.is_unmet() && !read.cut && record.state.is_finished() {
-        // Only its host knows whether it is to be forgotten now; one that can't be asked is asked by the next look.
-        let line = &mut Line::new(&destination, &context.policy);
-        meet(line, vec![&mut record], |record| record, |_, _| ());
-    }
-    // What was shown to the end of a job that was over then has been read.
-    if record.ephemeral && !read.cut && (request.follow || record.state.is_finished()) {
-        let mut records = [record];
-        let streams = Streams {
-            out: request.out,
-            err: request.err,
-        };
-        // A host that can't be asked is asked by the next command that looks.
-        let gone = forget_read(
-            &mut Line::new(&destination, &context.policy),
-            &mut records,
-            streams,
-        )
-        .unwrap_or_default();
-        context.store.update(&records);
-        if gone == [true] {
-            context.store.remove(&records[0]);
-        }
-        let [record] = records;
-        return Ok(Tailed { record, begin });
-    }
     if read.cut {
         let message = format!(
             "{label}: its log was cut short or replaced while it was followed; what was written since is not shown"
         );
-        return Err(Failure::new(Kind::Failed, message).into());
+        return Err(Failure::new(Kind::Failed, message));
     }
     Ok(Tailed { record, begin })
 }
@@ -205,14 +248,6 @@ fn unreadable(label: &str, seen: &Seen) -> Option<Failure> {
         Standing::Absent => (
             Kind::Failed,
             "its files are not on the host; it never started, or they were removed",
-        ),
-        Standing::Away => (
-            Kind::Unreachable,
-            "the directory of all jobs is missing on its host: is the file system mounted?",
-        ),
-        Standing::Running | Standing::Stopped if seen.note == Some(Note::NoDirectory) => (
-            Kind::Failed,
-            "it runs, but its files are gone from its host, and its output with them",
         ),
         Standing::Foreign => (
             Kind::Failed,

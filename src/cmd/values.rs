@@ -1,4 +1,4 @@
-//! The values of options: what is written in them, as types.
+//! Readers of option values.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -8,12 +8,11 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::cmd::spawn::is_variable;
 use crate::host::{Host, HostError};
 use crate::remote::output::From as Start;
 
-/// The longest time that is taken: a clock can't be set further than it goes.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// A hundred years: no clock can be set beyond its range.
+pub const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The words of a command in front of a shell.
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         ));
     }
     match humantime::parse_duration(text) {
-        Ok(duration) if duration <= LONGEST => Ok(duration),
+        Ok(duration) if duration <= DURATION_MAX => Ok(duration),
         Ok(_) => Err("longer than a hundred years".to_owned()),
         Err(error) => Err(format!("{error}; write it as 5s, 500ms or '1m 30s'")),
     }
@@ -59,7 +58,15 @@ pub fn ssh_option(text: &str) -> Result<String, String> {
     }
 }
 
-/// Reads `-e`'s value: bytes, since an environment is.
+/// Whether a word can name a variable.
+pub fn is_variable(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Reads `-e`'s value, which may be any bytes.
 #[derive(Clone, Debug)]
 pub struct Variables;
 
@@ -103,7 +110,7 @@ impl TypedValueParser for Variables {
     }
 }
 
-/// The hosts of `spawn`.
+/// Hosts that are separated by commas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hosts(pub Vec<Host>);
 
@@ -118,65 +125,42 @@ impl FromStr for Hosts {
     }
 }
 
-/// The value of `tail -n`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lines(pub Start);
-
-impl FromStr for Lines {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.strip_prefix('+')) {
-            ("all", _) => Ok(Self(Start::Byte(1))),
-            (_, Some(number)) => Ok(Self(Start::Line(count(number)?))),
-            (number, None) => Ok(Self(Start::LastLines(count(
-                number.strip_prefix('-').unwrap_or(number),
-            )?))),
-        }
+/// Reads the value of `tail -n`.
+pub fn lines(text: &str) -> Result<Start, String> {
+    match (text, text.strip_prefix('+')) {
+        ("all", _) => Ok(Start::Byte(1)),
+        (_, Some(number)) => count(number).map(Start::Line),
+        (number, None) => count(number.strip_prefix('-').unwrap_or(number)).map(Start::LastLines),
     }
 }
 
-/// The value of `tail -c`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place(pub Start);
-
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix('+') {
-            Some(number) => Ok(Self(Start::Byte(count(number)?))),
-            None => Ok(Self(Start::LastBytes(count(
-                text.strip_prefix('-').unwrap_or(text),
-            )?))),
-        }
+/// Reads the value of `tail -c`.
+pub fn bytes(text: &str) -> Result<Start, String> {
+    match text.strip_prefix('+') {
+        Some(number) => count(number).map(Start::Byte),
+        None => count(text.strip_prefix('-').unwrap_or(text)).map(Start::LastBytes),
     }
 }
 
-/// The value of `serve --listen`: a port of this machine that no other can reach.
+/// Reads the value of `serve --listen`: a port of this machine that no other machine can reach.
 #[cfg(feature = "serve")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen(pub std::net::SocketAddr);
-
-#[cfg(feature = "serve")]
-impl FromStr for Listen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse::<std::net::SocketAddr>() {
-            Ok(address) if [[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()].contains(&address.ip()) => {
-                Ok(Self(address))
-            }
-            _ => {
-                Err("it listens on 127.0.0.1:PORT or [::1]:PORT alone; to reach it from another machine, forward the \
-                      port: ssh -L 5000:127.0.0.1:5000 HOST, or the socket: ssh -L 5000:SOCKET HOST"
-                    .to_owned())
-            }
+pub fn listen(text: &str) -> Result<std::net::SocketAddr, String> {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+    match text.parse::<SocketAddr>() {
+        Ok(address)
+            if address.ip() == Ipv4Addr::LOCALHOST || address.ip() == Ipv6Addr::LOCALHOST =>
+        {
+            Ok(address)
         }
+        _ => Err(
+            "it listens on 127.0.0.1:PORT or [::1]:PORT only; to reach it from another machine, forward the port: \
+             ssh -L 5000:127.0.0.1:5000 HOST, or the socket: ssh -L 5000:SOCKET HOST"
+                .to_owned(),
+        ),
     }
 }
 
-/// A count that the arithmetic of every shell can hold.
+/// Reads a count within the arithmetic of every shell.
 fn count(text: &str) -> Result<u64, String> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse::<u64>() {
@@ -207,18 +191,15 @@ mod tests {
     }
 
     #[test]
-    fn places_in_a_log() {
-        assert_eq!("all".parse(), Ok(Lines(Start::Byte(1))));
-        assert_eq!("+3".parse(), Ok(Lines(Start::Line(3))));
-        assert_eq!("3".parse(), Ok(Lines(Start::LastLines(3))));
-        assert_eq!("-3".parse(), Ok(Lines(Start::LastLines(3))));
-        assert_eq!("+3".parse(), Ok(Place(Start::Byte(3))));
-        assert_eq!("3".parse(), Ok(Place(Start::LastBytes(3))));
+    fn starts_in_a_log() {
+        assert_eq!(lines("all"), Ok(Start::Byte(1)));
+        assert_eq!(lines("+3"), Ok(Start::Line(3)));
+        assert_eq!(lines("3"), Ok(Start::LastLines(3)));
+        assert_eq!(lines("-3"), Ok(Start::LastLines(3)));
+        assert_eq!(bytes("+3"), Ok(Start::Byte(3)));
+        assert_eq!(bytes("3"), Ok(Start::LastBytes(3)));
         for bad in ["", "+", "x", "+-3", "1e3", "99999999999999999999"] {
-            assert!(
-                bad.parse::<Lines>().is_err() && bad.parse::<Place>().is_err(),
-                "{bad:?}"
-            );
+            assert!(lines(bad).is_err() && bytes(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -1,181 +1,170 @@
 //! `wait`: waits for jobs to end.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use super::ephemeral::forget_read;
-use super::{Context, Named, by_host, meet, resolve};
-use crate::connection::{Line, Permits};
-use crate::delivery::{self, Order, Outcome, Ways};
-use crate::error::{Failure, Kind};
-use crate::job::{JobId, Record, Target};
-use crate::remote::look::Streams;
+use clap::Args;
 
-/// For as long as it takes.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// How soon those that wait for other jobs find out that one was enough.
+use super::args::{Common, JobsArgs, Parallel};
+use super::context::Context;
+use super::deliver::Report;
+use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::values::{self, DURATION_MAX};
+use crate::connection::Line;
+use crate::delivery::{self, Order, Outcome, Ways};
+use crate::error::{Failure, Kind, exit};
+use crate::job::{JobId, Record, State, Target};
+use crate::terminal::{self, JobJson, Output, warn};
+
+/// How long the other hosts go on waiting after one end was enough.
 const SLICE: Duration = Duration::from_secs(10);
 
-/// What to wait for.
-pub struct Request {
-    /// The jobs, as typed.
-    pub jobs: Vec<OsString>,
-    /// They are ids that a selector picked: one that is forgotten meanwhile is passed over.
-    pub selected: bool,
-    /// For how long.
+/// How long is waited.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct Until {
+    /// Give up after DURATION and exit with 124
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub timeout: Option<Duration>,
-    /// The first end is enough.
+    /// Return when the first of them ends, with its status
+    #[arg(long)]
     pub any: bool,
 }
 
-/// How the waiting for one job came out, and the word that stood for it.
-pub struct Waited {
-    /// The word as typed.
-    pub word: String,
-    /// How it came out; an error alone when there is no such job.
-    pub outcome: Result<Outcome, Failure>,
+/// Wait for jobs to end, and exit as they do
+#[derive(Args, Debug)]
+pub struct Wait {
+    #[command(flatten)]
+    until: Until,
+    /// Print one JSON object per job
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    parallel: Parallel,
+    #[command(flatten)]
+    jobs: JobsArgs,
 }
 
-impl Waited {
-    /// Whether the job is over.
-    pub fn has_ended(&self) -> bool {
-        self.outcome
-            .as_ref()
-            .is_ok_and(|outcome| outcome.error.is_none() && outcome.record.state.is_finished())
-    }
-}
-
-/// What a host's part of the work tells.
-enum Event {
-    Waited(Waited),
-    /// A job that was to be forgotten after its end is.
-    Forgotten(Box<Record>),
-}
-
-/// Waits for jobs, all hosts at once. Each is passed on as it ends.
-pub fn wait(context: &mut Context, request: &Request, mut on_waited: impl FnMut(Waited)) {
-    let mut asks: Vec<(String, Record)> = Vec::new();
-    let mut enough = false;
-    for Named { word, record } in resolve(context, &request.jobs) {
-        match record {
-            Ok(record) if record.state.is_finished() => {
-                if !enough {
-                    let outcome = Outcome {
-                        still_running: Some(false),
-                        ..Outcome::of(record)
-                    };
-                    on_waited(Waited {
-                        word,
-                        outcome: Ok(outcome),
-                    });
-                }
-                enough = request.any;
-            }
-            Ok(record) => asks.push((word, record)),
-            Err(failure) if request.selected && failure.kind == Kind::NotFound => {}
-            Err(failure) => on_waited(Waited {
-                word,
-                outcome: Err(failure),
-            }),
-        }
-    }
-    if enough {
-        return;
-    }
-    let until = Instant::now() + request.timeout.unwrap_or(FOREVER);
-    let (sender, receiver) = mpsc::channel();
-    let (slots, over) = (
-        Arc::new(Permits::new(context.policy.parallel)),
-        Arc::new(AtomicBool::new(false)),
-    );
-    for group in by_host(asks, |(_, record)| record) {
-        let words = group.jobs.iter().map(|(word, _)| word.clone()).collect();
-        let (policy, any, sender) = (context.policy, request.any, sender.clone());
-        let watch = Watch {
-            until,
-            any,
-            over: Arc::clone(&over),
-            sender: sender.clone(),
+impl Wait {
+    pub fn run(self) -> Result<u8, Failure> {
+        let connect = self.jobs.connect.clone().for_jobs(&self.jobs.jobs)?;
+        let mut context = self.parallel.context(self.common.reach(), connect)?;
+        let jobs = self.jobs.find(&context, self.common, None)?;
+        let words = self.jobs.jobs.iter().map(|word| word.as_str().to_owned());
+        let named: Vec<String> = if jobs.selected {
+            jobs.words()
+        } else {
+            words.collect()
         };
-        let slots = Arc::clone(&slots);
-        // Not waited for: where the first end is enough, the other hosts may still be asked about theirs.
-        let thread = std::thread::Builder::new().spawn(move || {
-            watch.on_host(
-                &mut Line::new(&group.destination, &policy).with_permits(slots),
-                group.jobs,
-            );
-        });
-        if let Err(error) = thread {
-            fail(words, &error, &sender);
-        }
-    }
-    drop(sender);
-    for event in receiver {
-        match event {
-            Event::Forgotten(record) => context.store.remove(&record),
-            Event::Waited(waited) => {
-                if let Ok(outcome) = &waited.outcome {
-                    context.store.update([&outcome.record]);
-                }
-                let enough = request.any && waited.has_ended();
-                on_waited(waited);
-                if enough {
-                    over.store(true, Ordering::Relaxed);
-                    break;
-                }
+        let mut out = Output::default();
+        let mut reports = Vec::new();
+        for report in wait(&mut context, jobs, self.until) {
+            if let Some(failure) = report.failure() {
+                warn(&failure.message);
             }
+            match &report.outcome {
+                Ok(outcome) if self.json => {
+                    out.json(&JobJson::new(&outcome.record, state(outcome)));
+                }
+                Ok(outcome) if outcome.error.is_none() && !self.common.quiet => {
+                    out.line(line(&outcome.record));
+                }
+                _ => {}
+            }
+            reports.push(report);
         }
+        out.finish()?;
+        if self.until.any && reports.last().is_some_and(has_ended) {
+            reports.drain(..reports.len() - 1);
+        }
+        reports.sort_by_key(|report| named.iter().position(|word| *word == report.word));
+        Ok(status(&reports))
     }
 }
 
-fn fail(words: Vec<String>, error: &std::io::Error, sender: &Sender<Event>) {
-    for word in words {
-        let failure = Failure::new(
-            Kind::Failed,
-            format!("{word}: no thread can be started to wait for it: {error}"),
-        );
-        drop(sender.send(Event::Waited(Waited {
-            word,
-            outcome: Err(failure),
-        })));
-    }
+/// Waits for jobs, all hosts at once. The reports come as the jobs end.
+pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<Item = Report> {
+    let (over, running): (Vec<Job>, Vec<Job>) = jobs
+        .found
+        .into_iter()
+        .partition(|job| job.record.state == State::Exited);
+    let enough = Arc::new(AtomicBool::new(until.any && !over.is_empty()));
+    let running = if enough.load(Ordering::Relaxed) {
+        Vec::new()
+    } else {
+        by_host(running)
+    };
+    let unknown = jobs
+        .unknown
+        .into_iter()
+        .map(|(word, failure)| Report::new(word, Err(failure)));
+    let known = over.into_iter().map(|job| {
+        let outcome = Outcome {
+            still_running: Some(false),
+            ..Outcome::of(job.record)
+        };
+        Report::new(job.word, Ok(outcome))
+    });
+    let watch = Watch {
+        end: Instant::now() + until.timeout.unwrap_or(DURATION_MAX),
+        any: until.any,
+        enough: Arc::clone(&enough),
+    };
+    let waited = on_each_host(
+        &context.policy,
+        Limit::Connecting,
+        running,
+        move |line, jobs, sender| watch.on_host(line, jobs, sender),
+    );
+    let mut reports = unknown.chain(known).chain(waited);
+    let mut done = false;
+    std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        let report = reports.next()?;
+        if let Ok(outcome) = &report.outcome {
+            context.store.update([&outcome.record]);
+        }
+        done = until.any && has_ended(&report);
+        if done {
+            enough.store(true, Ordering::Relaxed);
+        }
+        Some(report)
+    })
+}
+
+fn has_ended(report: &Report) -> bool {
+    matches!(&report.outcome, Ok(outcome) if outcome.error.is_none() && outcome.record.state.is_finished())
 }
 
 /// The waiting for one host's jobs.
 struct Watch {
-    until: Instant,
+    end: Instant,
     any: bool,
-    over: Arc<AtomicBool>,
-    sender: Sender<Event>,
+    enough: Arc<AtomicBool>,
 }
 
 impl Watch {
-    fn on_host(&self, line: &mut Line<'_>, asks: Vec<(String, Record)>) {
-        let asks = meet(
-            line,
-            asks,
-            |(_, record)| record,
-            |(word, record), failure| {
-                let outcome = Ok(Outcome {
-                    error: Some(failure),
-                    ..Outcome::of(record)
-                });
-                drop(self.sender.send(Event::Waited(Waited { word, outcome })));
-            },
-        );
+    fn on_host(&self, line: &mut Line<'_>, jobs: Vec<Job>, sender: &Sender<Report>) {
+        // The receiver is dropped only at the end, so a failed send is harmless.
+        let report = |report: Report| drop(sender.send(report));
+        let (jobs, missing) = meet(line, jobs);
+        for (job, failure) in missing {
+            report(Report::failed(job, failure));
+        }
         let mut words: HashMap<JobId, String> = HashMap::new();
         let mut records = Vec::new();
-        for (word, record) in asks {
+        for Job { word, record } in jobs {
             words.insert(record.id.clone(), word);
             records.push(record);
         }
-        let mut ended = Vec::new();
-        while !records.is_empty() && !self.over.load(Ordering::Relaxed) {
-            let left = self.until.saturating_duration_since(Instant::now());
+        while !records.is_empty() && !self.enough.load(Ordering::Relaxed) {
+            let left = self.end.saturating_duration_since(Instant::now());
             let (time, last) = if self.any && left > SLICE {
                 (SLICE, false)
             } else {
@@ -187,29 +176,9 @@ impl Watch {
                     records.push(outcome.record);
                     return;
                 }
-                if outcome.record.ephemeral
-                    && outcome.error.is_none()
-                    && outcome.record.state.is_finished()
-                {
-                    ended.push(outcome.record.clone());
-                }
                 let word = words.remove(&outcome.record.id).unwrap_or_default();
-                // Nobody listens any more only when all is over, or one end was enough.
-                drop(self.sender.send(Event::Waited(Waited {
-                    word,
-                    outcome: Ok(outcome),
-                })));
+                report(Report::new(word, Ok(outcome)));
             });
-        }
-        if ended.is_empty() || self.over.load(Ordering::Relaxed) {
-            return;
-        }
-        // A host that can't be asked is asked by the next command that looks.
-        let forgotten = forget_read(line, &mut ended, Streams::default()).unwrap_or_default();
-        for (record, forgotten) in ended.into_iter().zip(forgotten) {
-            if forgotten {
-                drop(self.sender.send(Event::Forgotten(Box::new(record))));
-            }
         }
     }
 }
@@ -222,5 +191,65 @@ fn order(record: Record) -> Order {
         target: Target::Group,
         wake: false,
         ways: Ways::Any,
+    }
+}
+
+/// The state to show: nothing can be said of a job whose host could not be asked.
+fn state(outcome: &Outcome) -> State {
+    match outcome.error {
+        Some(_) => State::Unknown,
+        None => outcome.record.state,
+    }
+}
+
+fn line(record: &Record) -> String {
+    let label = record.label();
+    match record.state {
+        State::Exited => format!("{label}: {}", terminal::ended(record)),
+        State::Lost => format!("{label}: lost: gone without a recorded end"),
+        _ => format!("{label}: still running"),
+    }
+}
+
+/// 124 if any job still runs, else 255, else 125, else the status of the last one.
+fn status(reports: &[Report]) -> u8 {
+    let statuses: Vec<Status> = reports.iter().map(status_of).collect();
+    [exit::TIMED_OUT, exit::UNREACHABLE, exit::LOST]
+        .into_iter()
+        .map(Status::Ours)
+        .find(|worst| statuses.contains(worst))
+        .or(statuses.last().copied())
+        .map_or(
+            exit::DONE,
+            |(Status::Ours(status) | Status::Jobs(status))| status,
+        )
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Status {
+    /// What the waiting came to.
+    Ours(u8),
+    /// What the job exited with.
+    Jobs(u8),
+}
+
+fn status_of(report: &Report) -> Status {
+    match (&report.outcome, report.failure()) {
+        (Ok(outcome), None) => match (outcome.record.state, outcome.record.exit_status) {
+            (State::Exited, Some(status)) => Status::Jobs(status),
+            (State::Lost, _) => Status::Ours(exit::LOST),
+            _ => Status::Ours(exit::TIMED_OUT),
+        },
+        (_, failure) => {
+            Status::Ours(failure.map_or(exit::LOST, |failure| status_of_failure(failure.kind)))
+        }
+    }
+}
+
+/// The status for a failure of rsig itself in `wait` and `run`, where 1 and 3 could be the job's.
+pub fn status_of_failure(kind: Kind) -> u8 {
+    match kind.exit_status() {
+        exit::FAILED | exit::NO_JOB | exit::NOT_RUNNING => exit::LOST,
+        status => status,
     }
 }

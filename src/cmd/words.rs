@@ -23,8 +23,12 @@ enum Word {
 /// Where the words behind the verb begin.
 const BEHIND_VERB: usize = 2;
 
-/// Makes the words of a command line with a verb what clap is to see.
-pub fn arrange(verb: &clap::Command, words: &mut Vec<OsString>) {
+/// Rewrites the words of a command line for clap.
+pub fn arrange(definition: &clap::Command, words: &mut Vec<OsString>) {
+    let verb = words
+        .get(1)
+        .and_then(|verb| definition.find_subcommand(verb));
+    let Some(verb) = verb else { return };
     let kinds = classify(verb, words);
     match verb.get_name() {
         "spawn" | "run" => separate_command(&kinds, words),
@@ -117,10 +121,7 @@ mod tests {
 
     fn arranged(line: &str) -> String {
         let mut words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-        arrange(
-            &super::super::args::definition_of(&words[1]).expect("a verb"),
-            &mut words,
-        );
+        arrange(&super::super::definition(), &mut words);
         words
             .iter()
             .map(|word| word.to_string_lossy())

@@ -77,15 +77,16 @@ pub struct Order {
     pub ways: Ways,
 }
 
-/// Which ways a signal may take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How a signal may be delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Ways {
-    /// By the job's relay where one is held, else by pid.
+    /// By the SSH channel if one is held, else by pid
     #[default]
+    #[value(name = "auto")]
     Any,
-    /// By the relay alone.
+    /// By the SSH channel's signal request only
     Channel,
-    /// By pid alone.
+    /// By a kill on the host only
     Pid,
 }
 

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::cmd::Context;
+use crate::cmd::context::Context;
 use crate::error::{Failure, Kind};
 use crate::state::Store;
 
@@ -26,11 +26,11 @@ const STACK_BYTES: usize = 2 << 20;
 
 /// What a request may do, and how hosts are reached: the same for all requests.
 pub struct Limits {
-    make: Box<dyn Fn() -> Result<Context> + Send + Sync>,
+    make: Box<dyn Fn() -> Result<Context, Failure> + Send + Sync>,
 }
 
 impl Limits {
-    pub fn new(make: impl Fn() -> Result<Context> + Send + Sync + 'static) -> Self {
+    pub fn new(make: impl Fn() -> Result<Context, Failure> + Send + Sync + 'static) -> Self {
         Self {
             make: Box::new(make),
         }

@@ -1,104 +1,98 @@
-//! What both faces do with the one job that a request is about: a command's request, and its one outcome.
+//! The commands for the one job that a request is about.
 
-use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::cmd::{Context, kill, ps, resolve_one, rm, wait};
+use crate::cmd::context::Context;
+use crate::cmd::deliver::{Report, Sending, send};
+use crate::cmd::jobs::Jobs;
+use crate::cmd::ps::{self, Filter, Listed, Listing};
+use crate::cmd::rm;
+use crate::cmd::wait::{self, Until};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
-use crate::job::Record;
+use crate::job::{JobWord, Record};
+use crate::signal::SignalWord;
 
-/// How long one wait for a job lasts; in between it is seen whether anybody still wants to know.
+/// How long one wait for a job lasts; after it, the server looks whether the client is still there.
 pub const SLICE: Duration = Duration::from_secs(5);
 
-/// A job that a client has named, and the word that means this very job to every command from now on: a name may be
-/// another job's a moment later.
-pub fn job(context: &Context, word: &str) -> Result<(Record, OsString), Failure> {
-    let record = resolve_one(context, OsStr::new(word))?;
-    let word = if record.is_unmet() {
-        word.into()
-    } else {
-        record.id.as_str().into()
-    };
+/// A job that a client has named, and the word that means this very job from now on: a name may be another job's a
+/// moment later.
+pub fn job(context: &Context, word: &str) -> Result<(Record, JobWord), Failure> {
+    let word = JobWord::parse(word).map_err(|error| {
+        let shown = crate::escape::printable(word, 80);
+        Failure::usage(format!("no job {shown:?}: {error}"))
+    })?;
+    let record = context.resolve(&word)?;
+    let word = JobWord::from(&record);
     Ok((record, word))
 }
 
-/// How jobs stand: these, or those that there are.
-pub fn ask(context: &mut Context, jobs: Vec<OsString>, all: bool) -> Result<ps::Listing, Failure> {
-    let request = ps::Request {
-        jobs,
-        all,
-        host: None,
-        discover: None,
-        states: Vec::new(),
-        cached: false,
-    };
-    Ok(ps::ps(context, &request)?)
+fn only(context: &Context, word: &JobWord) -> Jobs {
+    Jobs::named(context, std::slice::from_ref(word))
 }
 
-/// How one job stands.
-pub fn ask_one(context: &mut Context, word: &OsStr) -> Result<ps::Listed, Failure> {
-    let mut listing = ask(context, vec![word.to_owned()], true)?;
-    let unknown = || Failure::new(Kind::NotFound, format!("no job {}", word.display()));
+/// The states of all jobs, or of the unfinished ones.
+pub fn ask(context: &mut Context, jobs: Vec<JobWord>, all: bool) -> Result<Listing, Failure> {
+    let filter = Filter {
+        all,
+        jobs,
+        ..Filter::default()
+    };
+    ps::ps(context, &filter)
+}
+
+/// The state of one job.
+pub fn ask_one(context: &mut Context, word: &JobWord) -> Result<Listed, Failure> {
+    let mut listing = ask(context, vec![word.clone()], true)?;
+    let unknown = || Failure::new(Kind::NotFound, format!("no job {}", word.as_str()));
     listing
         .jobs
         .pop()
         .ok_or_else(|| listing.failures.pop().unwrap_or_else(unknown))
 }
 
-/// Sends what a request says to its one job.
-pub fn deliver(context: &mut Context, request: &kill::Request) -> Result<kill::Report, Failure> {
-    let mut reports = Vec::new();
-    kill::kill(context, request, |report| reports.push(report));
-    reports
-        .pop()
+/// Sends a signal to a job.
+pub fn deliver(
+    context: &mut Context,
+    word: &JobWord,
+    signal: SignalWord,
+    sending: &Sending,
+) -> Result<Report, Failure> {
+    let jobs = only(context, word);
+    send(context, jobs, signal, sending)
+        .last()
         .ok_or_else(|| Failure::new(Kind::Failed, "nothing is known of the signal"))
 }
 
-/// Forgets a job, with its files.
-pub fn remove(context: &mut Context, word: OsString, force: bool) -> Result<(), Failure> {
-    let mut kept = None;
-    let request = rm::Request {
-        jobs: vec![word],
-        finished: None,
-        force,
-        forget: false,
-    };
-    rm::rm(context, &request, |removed| {
-        if let rm::Removed::Kept(failure) = removed {
-            kept = Some(failure);
-        }
-    })?;
-    kept.map_or(Ok(()), Err)
+/// Forgets a job, and removes its files.
+pub fn remove(context: &mut Context, word: &JobWord, force: bool) -> Result<(), Failure> {
+    let jobs = only(context, word);
+    rm::remove(context, jobs, force).try_for_each(|removed| removed.map(drop))
 }
 
-/// Waits for a job to end: until the time is up, or nobody waits for the answer any more.
+/// Waits for a job to end, until the time is up or the client has gone.
 pub fn await_end(
     context: &mut Context,
-    word: &OsStr,
+    word: &JobWord,
     until: Instant,
     gone: &CancellationToken,
 ) -> Result<Outcome, Failure> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let timeout = Some(left.min(SLICE));
-        let request = wait::Request {
-            jobs: vec![word.to_owned()],
-            selected: false,
-            timeout,
+        let slice = Until {
+            timeout: Some(left.min(SLICE)),
             any: false,
         };
-        let mut waited = None;
-        wait::wait(context, &request, |one| waited = Some(one.outcome));
+        let jobs = only(context, word);
         let unknown = || {
-            Failure::new(
-                Kind::Failed,
-                format!("{}: nothing is known of its end", word.display()),
-            )
+            let message = format!("{}: nothing is known of its end", word.as_str());
+            Failure::new(Kind::Failed, message)
         };
-        let outcome = waited.ok_or_else(unknown)??;
+        let report = wait::wait(context, jobs, slice).last();
+        let outcome = report.ok_or_else(unknown)?.outcome?;
         match outcome.error {
             Some(failure) => return Err(failure),
             None if outcome.record.state.is_finished() || left <= SLICE || gone.is_cancelled() => {

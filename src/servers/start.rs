@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::time::Duration;
 
-use crate::cmd::Context;
-use crate::cmd::spawn::{Request, is_variable};
+use crate::cmd::args::JobArgs;
+use crate::cmd::context::Context;
+use crate::cmd::start::Request;
+use crate::cmd::values::is_variable;
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 
@@ -29,7 +32,7 @@ pub fn shell_line(line: String) -> Vec<String> {
 
 impl Start {
     /// The command's request.
-    pub fn request(self, context: &Context) -> Result<Request, Failure> {
+    pub fn request(self, context: &Context, timeout: Option<Duration>) -> Result<Request, Failure> {
         let bad =
             |what: &str, error: &dyn Display| Failure::new(Kind::Usage, format!("{what}: {error}"));
         let nothing = |text: &String| text.is_empty() || text.contains('\0');
@@ -56,22 +59,21 @@ impl Start {
             host,
             connect: context.connect.clone(),
         };
-        Ok(Request {
-            name: self
-                .name
-                .map(|name| name.parse())
-                .transpose()
-                .map_err(|error| bad("name", &error))?,
+        let name = self.name.map(|name| name.parse()).transpose();
+        let env = self.env.into_iter();
+        let job = JobArgs {
+            name: name.map_err(|error| bad("name", &error))?,
             cwd: self.cwd.map(Into::into),
-            env: self
-                .env
-                .into_iter()
-                .map(|(name, value)| (name, value.into()))
+            env: env
+                .map(|(name, value)| (name, Some(value.into())))
                 .collect(),
-            ..Request::new(
-                destination,
-                self.command.into_iter().map(Into::into).collect(),
-            )
+            timeout,
+            ..JobArgs::default()
+        };
+        let command = self.command.into_iter().map(Into::into).collect();
+        Ok(Request {
+            job,
+            ..Request::new(destination, command)
         })
     }
 }

@@ -1,70 +1,60 @@
-//! The edge of the command line: outcomes as tables, lines and JSON, messages on standard error, exit statuses.
+//! What people and programs see: lines, tables and JSON on standard output, messages on standard error.
 
 mod json;
-mod line;
 mod print;
 mod spinner;
 mod table;
 
-#[cfg(feature = "serve")]
-pub use json::Job as JobJson;
-pub use json::{job as job_json, report as report_json, waited as waited_json};
-pub use line::{report as report_line, waited as waited_line};
-pub use print::{ask, die_of_broken_pipe, is_on_terminal, note, print, print_bytes, warn};
+pub use json::{FailureJson, JobJson};
+pub use print::{Output, ask, is_coloured, is_on_terminal, print_bytes, unprinted, warn};
 pub use spinner::Spinner;
-pub use table::{
-    command as command_line, history as history_table, jobs as job_table, keepers as keeper_table,
-    signals as signal_table,
-};
+pub use table::Table;
 
-use crate::cmd::kill::Report;
-use crate::cmd::wait::Waited;
-use crate::error::{Kind, exit};
-use crate::job::State;
+use crate::escape::printable;
+use crate::job::{Epoch, Record};
 
-/// The exit status of one job's part of `kill` and `stop`.
-pub fn report_status(report: &Report, waiting: bool) -> u8 {
-    match (report.failure(), &report.outcome) {
-        (Some(failure), _) => failure.kind.exit_status(),
-        (None, Ok(outcome)) if waiting && outcome.still_running == Some(true) => exit::TIMED_OUT,
-        _ => exit::DONE,
-    }
+/// The longest command that is shown, in characters.
+const COMMAND_MAX: usize = 4096;
+
+/// A command line as a person would type it, on one line.
+pub fn command_line(words: &[String]) -> String {
+    let joined =
+        shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "));
+    printable(joined, COMMAND_MAX)
 }
 
-/// The exit status of `wait`: 124 if any job still runs, else 255, else 125, else the status of the last named. The
-/// jobs come in the order in which they were named.
-pub fn wait_status(waited: &[Waited]) -> u8 {
-    let statuses: Vec<(u8, bool)> = waited.iter().map(one_wait_status).collect();
-    let worst = [exit::TIMED_OUT, exit::UNREACHABLE, exit::LOST];
-    worst
-        .into_iter()
-        .find(|worst| statuses.iter().any(|(status, own)| !own && status == worst))
-        .or(statuses.last().map(|(status, _)| *status))
-        .unwrap_or(exit::DONE)
+/// How a job ended, as part of a sentence.
+pub fn ended(record: &Record) -> String {
+    let status = record
+        .exit_status
+        .map_or_else(|| "?".to_owned(), |status| status.to_string());
+    let signal = record.exit_signal();
+    format!(
+        "ended with status {}",
+        with_reason(&status, signal.as_deref(), record.timed_out)
+    )
 }
 
-/// The exit status for one job, and whether it is the job's own.
-fn one_wait_status(waited: &Waited) -> (u8, bool) {
-    let outcome = match &waited.outcome {
-        Ok(outcome) => outcome,
-        Err(failure) => return (wait_failure(failure.kind), false),
-    };
-    match (
-        &outcome.error,
-        outcome.record.state,
-        outcome.record.exit_status,
-    ) {
-        (Some(failure), ..) => (wait_failure(failure.kind), false),
-        (None, State::Exited, Some(status)) => (status, true),
-        (None, State::Lost, _) => (exit::LOST, false),
-        _ => (exit::TIMED_OUT, false),
-    }
+/// The same for a table.
+pub fn exited(status: u8, signal: Option<&str>, timed_out: bool) -> String {
+    format!(
+        "exited {}",
+        with_reason(&status.to_string(), signal, timed_out)
+    )
 }
 
-/// What `wait` makes of rsig's own failures: 1 and 3 could be the job's.
-pub fn wait_failure(kind: Kind) -> u8 {
-    match kind.exit_status() {
-        exit::FAILED | exit::NO_JOB | exit::NOT_RUNNING => exit::LOST,
-        status => status,
+fn with_reason(status: &str, signal: Option<&str>, timed_out: bool) -> String {
+    let signal = signal.map_or_else(String::new, |signal| format!(" ({signal})"));
+    let timed_out = if timed_out { ", timed out" } else { "" };
+    format!("{status}{signal}{timed_out}")
+}
+
+/// A time span in its largest unit.
+pub fn age(seconds: Epoch) -> String {
+    match seconds.max(0) {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3600 => format!("{}m", seconds / 60),
+        seconds @ 3600..86400 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86400),
     }
 }

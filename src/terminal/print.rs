@@ -1,16 +1,67 @@
 //! Writing to standard output and standard error.
 
+use std::fmt::Display;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::os::fd::AsFd;
 
-use anyhow::Result;
 use nix::errno::Errno;
+use serde::Serialize;
 
-/// Prints a line to standard output.
-pub fn print(text: impl std::fmt::Display) -> Result<()> {
+use crate::error::{Failure, Kind};
+use crate::sys;
+
+/// Standard output. An error is kept until the end, so that a command whose reader has gone still does its work.
+#[derive(Default)]
+pub struct Output {
+    error: Option<io::Error>,
+}
+
+impl Output {
+    pub fn line(&mut self, text: impl Display) {
+        if self.error.is_none() {
+            self.error = write_line(&text).err();
+        }
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.error.is_some()
+    }
+
+    pub fn json(&mut self, value: &impl Serialize) {
+        match serde_json::to_string(value) {
+            Ok(text) => self.line(text),
+            Err(error) => self.error = self.error.take().or(Some(error.into())),
+        }
+    }
+
+    /// Says what could not be printed. Whoever closed the pipe gets the end that cat(1) has then: by SIGPIPE.
+    pub fn finish(self) -> Result<(), Failure> {
+        self.error.map_or(Ok(()), |error| Err(unprinted(&error)))
+    }
+}
+
+fn write_line(text: &impl Display) -> io::Result<()> {
+    // The standard library puts /dev/null in the place of a closed standard output.
+    if sys::process::is_stdout_closed() {
+        return Err(Errno::EBADF.into());
+    }
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
-    Ok(out.flush()?)
+    out.flush()
+}
+
+/// The failure of output that can't be written.
+pub fn unprinted(error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        // Rust ignores PIPE; by its default it ends the process quietly.
+        drop(signal_hook::low_level::emulate_default_handler(
+            signal_hook::consts::SIGPIPE,
+        ));
+    }
+    Failure::new(
+        Kind::Failed,
+        format!("standard output can't be written: {error}"),
+    )
 }
 
 /// Passes bytes on as they are, with nothing held back: the standard library's own stdout would write each piece in two,
@@ -34,7 +85,7 @@ fn write_all(stream: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Tells the user something on standard error. Where that is closed there is nobody to tell.
+/// Tells the user something on standard error. Nobody reads a closed one.
 pub fn warn(text: &str) {
     drop(writeln!(io::stderr().lock(), "rsig: {text}"));
 }
@@ -44,37 +95,15 @@ pub fn is_on_terminal() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks for a yes; everything else is a no.
-pub fn ask(question: &str) -> io::Result<bool> {
+/// Asks for a yes; everything else is a no, an unreadable terminal included.
+pub fn ask(question: &str) -> bool {
     let mut terminal = io::stderr().lock();
-    terminal.write_all(question.as_bytes())?;
-    terminal.flush()?;
     let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(
-        answer.trim().to_ascii_lowercase().as_str(),
-        "y" | "yes"
-    ))
-}
-
-/// A step on the way, for `-v`.
-pub fn note(text: &str) {
-    warn(text);
-}
-
-/// Ends rsig as cat ends whose reader has gone, if that is what the error says.
-pub fn die_of_broken_pipe(error: &anyhow::Error) {
-    let broken = error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    });
-    if broken {
-        // Rust ignores PIPE; by its default it ends the process quietly.
-        drop(signal_hook::low_level::emulate_default_handler(
-            signal_hook::consts::SIGPIPE,
-        ));
-    }
+    let asked = terminal
+        .write_all(question.as_bytes())
+        .and_then(|()| terminal.flush())
+        .and_then(|()| io::stdin().lock().read_line(&mut answer));
+    asked.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
 /// Whether standard output takes colour: only a terminal does, and never with `NO_COLOR` (no-color.org).

@@ -1,4 +1,4 @@
-//! A sign of life on standard error, where a host keeps a person waiting.
+//! A spinner on standard error, shown when a host takes long to answer.
 
 use std::io::IsTerminal as _;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -13,7 +13,7 @@ use crate::connection::ssh::prompt;
 const PATIENCE: Duration = Duration::from_millis(600);
 const TICK: Duration = Duration::from_millis(100);
 
-/// Turns until it is dropped, once the wait has lasted.
+/// Turns until it is dropped, once the wait has lasted [`PATIENCE`].
 pub struct Spinner {
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -50,7 +50,7 @@ impl Spinner {
     pub fn stop(&mut self) {
         if let Some((stop, thread)) = self.thread.take() {
             drop(stop);
-            // A spinner that fell over is no loss.
+            // Ignore a panicked spinner.
             drop(thread.join());
         }
     }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
 use super::{Call, Class, Tool};
-use crate::cmd::{spawn, tail};
-use crate::job::Record;
+use crate::cmd::{start, tail};
+use crate::job::{JobWord, Record};
 use crate::remote::Stream;
 use crate::remote::output::From as Place;
 use crate::servers::one::{await_end, remove};
@@ -91,19 +91,16 @@ impl Tool for Exec {
             command: shell_line(params.command),
             ..Start::default()
         };
-        let request = spawn::Request {
-            timeout: Some(timeout),
-            ..start.request(&call.context)?
-        };
+        let request = start.request(&call.context, Some(timeout))?;
         let until = Instant::now() + timeout + ENDING;
-        let spawned = spawn::spawn(&mut call.context, &request)?;
+        let spawned = start::spawn(&mut call.context, request)?;
         answer.job_id = Some(spawned.record.id.to_string());
         let record = ended(call, &spawned.record, until)?;
         answer.exit_status = record.exit_status;
         answer.timed_out = record.timed_out;
         answer.read(call, &record)?;
         if !answer.stdout_cut && !answer.stderr_cut {
-            remove(&mut call.context, record.id.as_str().into(), false)?;
+            remove(&mut call.context, &JobWord::from(&record), false)?;
             answer.job_id = None;
         }
         Ok(())
@@ -112,13 +109,7 @@ impl Tool for Exec {
 
 /// The job once it has ended.
 fn ended(call: &mut Call, record: &Record, until: Instant) -> Result<Record, Problem> {
-    let ended = await_end(
-        &mut call.context,
-        record.id.as_str().as_ref(),
-        until,
-        &call.gone,
-    )?
-    .record;
+    let ended = await_end(&mut call.context, &JobWord::from(record), until, &call.gone)?.record;
     if ended.state.is_finished() {
         return Ok(ended);
     }
@@ -141,7 +132,7 @@ impl Answer {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         tail::tail(
             &mut call.context,
-            record.id.as_str().as_ref(),
+            &JobWord::from(record),
             &request,
             &mut |stream, bytes| {
                 let all = if stream == Stream::Out {

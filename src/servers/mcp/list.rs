@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::answer::Problem;
 use super::{Call, Tool};
-use crate::cmd::ps::{Request, ps};
-use crate::terminal::job_json;
+use crate::cmd::ps::{Filter, ps};
+use crate::terminal::JobJson;
 
 /// How many jobs an answer holds at most, the newest.
 const MOST: usize = 500;
@@ -61,22 +61,20 @@ impl Tool for List {
 
     fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {
         let host = params.host.map(|host| host.parse()).transpose();
-        let request = Request {
-            jobs: Vec::new(),
+        let host = host.map_err(|error| Problem::bad_param(format!("host: {error}")))?;
+        let filter = Filter {
             all: params.include_finished,
-            host: host.map_err(|error| Problem::bad_param(format!("host: {error}")))?,
-            discover: None,
-            states: Vec::new(),
-            cached: false,
+            host: host.into_iter().collect(),
+            ..Filter::default()
         };
-        let mut listing = ps(&mut call.context, &request)?;
+        let mut listing = ps(&mut call.context, &filter)?;
         // What has ended a moment ago is finished too.
         listing
             .jobs
             .retain(|job| params.include_finished || !job.state.is_finished());
         answer.omitted = listing.jobs.len().saturating_sub(MOST);
         for job in listing.jobs.iter().skip(answer.omitted) {
-            let job = serde_json::to_value(job_json(&job.record, job.state));
+            let job = serde_json::to_value(JobJson::new(&job.record, job.state));
             answer
                 .jobs
                 .push(job.map_err(|error| Problem::unexpected(error.to_string()))?);

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::answer::{Answer, Problem};
 use super::{Class, Limits, WorkerPool};
-use crate::cmd::Context;
+use crate::cmd::context::Context;
 
 const INSTRUCTIONS: &str = "\
 rsig runs jobs on other machines over SSH. A job outlives this server and the connection: keep its job_id, and any later \

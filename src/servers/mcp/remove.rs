@@ -50,6 +50,6 @@ impl Tool for Remove {
         let (record, word) = job(&call.context, &params.job_id)?;
         answer.job_id = Some(record.id.to_string());
         answer.host = Some(record.host().to_string());
-        Ok(remove(&mut call.context, word, params.force)?)
+        Ok(remove(&mut call.context, &word, params.force)?)
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::answer::Problem;
 use super::{Call, Class, Tool};
-use crate::cmd::kill::{Report, Request};
+use crate::cmd::deliver::{Report, Sending};
 use crate::delivery::{Sent, Via, Ways};
 use crate::error::Kind;
 use crate::servers::one::{deliver, job};
@@ -129,12 +129,12 @@ impl Tool for Signal {
         let (record, job) = job(&call.context, &params.job_id)?;
         answer.host = Some(record.host().to_string());
         let wait = waits.then(|| super::wait(params.wait_ms));
-        let request = Request {
+        let sending = Sending {
             wait,
-            ways,
-            ..Request::new(vec![job], signal)
+            via: ways,
+            ..Sending::default()
         };
-        answer.tell(deliver(&mut call.context, &request)?)
+        answer.tell(deliver(&mut call.context, &job, signal, &sending)?)
     }
 }
 
@@ -160,7 +160,7 @@ impl Answer {
             .still_running
             .or(record.state.is_finished().then_some(false));
         match outcome.error {
-            Some(failure) if failure.kind == Kind::NotRunning => {
+            Some(failure) if matches!(failure.kind, Kind::NotRunning | Kind::Lost) => {
                 self.still_running = Some(false);
                 Ok(())
             }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
 use super::{Call, Tool};
-use crate::cmd::spawn::{Spawned, spawn};
+use crate::cmd::start::{Spawned, spawn};
 use crate::servers::start::{Start, shell_line};
 
 pub struct Spawn;
@@ -63,8 +63,8 @@ impl Tool for Spawn {
             cwd: params.cwd,
             env: params.env,
         };
-        let request = start.request(&call.context)?;
-        let Spawned { record, warning } = spawn(&mut call.context, &request)?;
+        let request = start.request(&call.context, None)?;
+        let Spawned { record, warning } = spawn(&mut call.context, request)?;
         answer.job_id = Some(record.id.to_string());
         answer.pid = record.pid;
         answer.warning = warning;

@@ -4,7 +4,6 @@
 //! that output without line ends can be read too.
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
 use std::time::Instant;
 
 use base64::Engine as _;
@@ -16,7 +15,7 @@ use super::answer::Problem;
 use super::{Call, Class, Tool};
 use crate::cmd::tail::{Request, Tailed, tail};
 use crate::error::Failure;
-use crate::job::{JobId, Record};
+use crate::job::{JobId, JobWord, Record};
 use crate::remote::Stream;
 use crate::remote::output::From as Start;
 use crate::servers::one::job;
@@ -184,7 +183,7 @@ fn parse_cursor(job: &JobId, text: &str) -> Option<[u64; 2]> {
 
 struct Reader<'a> {
     call: &'a mut Call,
-    word: &'a OsStr,
+    word: &'a JobWord,
     streams: Streams,
     out: Text,
     err: Text,
@@ -254,7 +253,7 @@ impl Reader<'_> {
             }
             Ok(())
         };
-        Ok(tail(&mut self.call.context, self.word, &request, sink)?)
+        tail(&mut self.call.context, self.word, &request, sink)
     }
 
     fn end(&self) -> Start {

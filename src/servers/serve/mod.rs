@@ -31,7 +31,7 @@ use self::guard::Guard;
 use self::listen::Listener;
 use super::{Limits, WorkerPool};
 use crate::clock;
-use crate::terminal::note;
+use crate::terminal::warn;
 
 /// How many connections there are at a time; the next ones wait.
 const CONNECTIONS_MAX: usize = 256;
@@ -63,14 +63,14 @@ pub fn serve(limits: Limits, address: Option<SocketAddr>) -> Result<()> {
         let (listener, guard) = match address {
             None => {
                 let (listener, path) = listen::on_socket()?;
-                note(&format!("listening on the socket {}", path.display()));
+                warn(&format!("listening on the socket {}", path.display()));
                 (listener, Guard::of_socket())
             }
             Some(address) => {
                 let (token, path) = token::load()?;
                 let (listener, address) = listen::on_port(address).await?;
                 let path = path.display();
-                note(&format!(
+                warn(&format!(
                     "listening on http://{address}; the token is in {path}"
                 ));
                 (listener, Guard::of_port(address.port(), token))

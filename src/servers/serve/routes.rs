@@ -22,14 +22,17 @@ use super::guard::{Guard, guard};
 use super::problem::{BAD_METHOD, BAD_VALUE, BUSY, NOT_FOUND, Problem};
 use super::request::{Body, Path, Query, flag, wait};
 use super::{App, log};
+use crate::cmd::context::Context;
+use crate::cmd::deliver::Sending;
 use crate::cmd::values::duration;
-use crate::cmd::{self, Context, kill, spawn};
+use crate::cmd::{self, start as starting};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
+use crate::job::{JobWord, Target};
 use crate::servers::start::{Start, shell_line};
 use crate::servers::{Class, one};
 use crate::signal::{BadSignal, SignalWord};
-use crate::terminal::{JobJson, job_json};
+use crate::terminal::JobJson;
 
 /// The largest body of a request, in bytes.
 const BODY_MAX: usize = 1 << 20;
@@ -157,7 +160,7 @@ async fn list(
         Ok(listing)
     });
     let jobs = listing.await?.jobs;
-    let jobs = jobs.iter().map(|job| job_json(&job.record, job.state));
+    let jobs = jobs.iter().map(|job| JobJson::new(&job.record, job.state));
     Ok(Json(jobs.collect::<Vec<_>>()).into_response())
 }
 
@@ -180,7 +183,7 @@ async fn show(State(app): State<Arc<App>>, Path(path): Path<JobPath>) -> Result<
         one::ask_one(context, &job)
     });
     let listed = listed.await?;
-    Ok(Json(job_json(&listed.record, listed.state)).into_response())
+    Ok(Json(JobJson::new(&listed.record, listed.state)).into_response())
 }
 
 #[derive(Serialize, ToSchema)]
@@ -200,7 +203,7 @@ async fn pids(
 ) -> Result<Json<Pids>, Problem> {
     let pids = work(app, Class::Short, move |context, _| {
         let (_, job) = one::job(context, &path.job)?;
-        Ok(cmd::pids::pids(context, &job)?)
+        cmd::pids::pids(context, &job)
     });
     let pids = pids.await?;
     Ok(Json(Pids { ok: true, pids }))
@@ -270,7 +273,7 @@ fn env_schema() -> Schema {
 }
 
 impl NewJob {
-    fn request(self, context: &Context) -> Result<spawn::Request, Failure> {
+    fn request(self, context: &Context) -> Result<starting::Request, Failure> {
         let command = match self.command {
             Command::Line(line) => shell_line(line),
             Command::Words(words) => words,
@@ -283,11 +286,11 @@ impl NewJob {
             cwd: self.cwd,
             env: self.env,
         };
-        Ok(spawn::Request {
+        let timeout =
+            timeout.map_err(|error| Failure::new(Kind::Usage, format!("timeout: {error}")))?;
+        Ok(starting::Request {
             merge: self.merge,
-            timeout: timeout
-                .map_err(|error| Failure::new(Kind::Usage, format!("timeout: {error}")))?,
-            ..start.request(context)?
+            ..start.request(context, timeout)?
         })
     }
 }
@@ -300,11 +303,11 @@ impl NewJob {
 async fn start(State(app): State<Arc<App>>, Body(job): Body<NewJob>) -> Result<Response, Problem> {
     let spawned = work(app, Class::Short, move |context, _| {
         let request = job.request(context)?;
-        Ok(spawn::spawn(context, &request)?)
+        starting::spawn(context, request)
     });
     let record = spawned.await?.record;
     let location = [(LOCATION, format!("/processes/{}", record.id))];
-    let job = Json(job_json(&record, record.state));
+    let job = Json(JobJson::new(&record, record.state));
     Ok((StatusCode::CREATED, location, job).into_response())
 }
 
@@ -336,7 +339,7 @@ async fn remove(
     let class = if force { Class::Long } else { Class::Short };
     let removed = work(app, class, move |context, _| {
         let (_, job) = one::job(context, &path.job)?;
-        one::remove(context, job, force)
+        one::remove(context, &job, force)
     });
     removed.await?;
     Ok(Json(Done { ok: true }))
@@ -418,11 +421,11 @@ async fn signal(
         let (_, job) = one::job(context, &path.job)?;
         let until = wait.map(|wait| Instant::now() + wait);
         // The first part of the wait is the command's own; a client that goes ends the rest.
-        let request = kill::Request {
+        let sending = Sending {
             wait: wait.map(|wait| wait.min(one::SLICE)),
-            ..kill::Request::new(vec![job.clone()], signal)
+            ..Sending::default()
         };
-        let outcome = deliver(context, &request)?;
+        let outcome = deliver(context, &job, signal, &sending)?;
         Ok(match until {
             None => Signalled::Sent(Done { ok: true }),
             Some(until) if outcome.still_running == Some(true) => {
@@ -434,10 +437,17 @@ async fn signal(
     answer.await.map(Json)
 }
 
-/// Sends what a request says to its one job, and gives how that stands then.
-fn deliver(context: &mut Context, request: &kill::Request) -> Result<Outcome, Failure> {
-    let outcome = one::deliver(context, request)?.outcome?;
-    match outcome.error {
+/// Sends a signal to a job, and returns the job's state after it.
+fn deliver(
+    context: &mut Context,
+    job: &JobWord,
+    signal: SignalWord,
+    sending: &Sending,
+) -> Result<Outcome, Failure> {
+    let mut outcome = one::deliver(context, job, signal, sending)?.outcome?;
+    match outcome.error.take() {
+        // Who waits for the end learns it from the answer.
+        Some(failure) if failure.kind == Kind::Lost && sending.wait.is_some() => Ok(outcome),
         Some(failure) => Err(failure),
         None => Ok(outcome),
     }
@@ -465,8 +475,13 @@ async fn stop(
 ) -> Result<Json<Ended>, Problem> {
     let ended = work(app, Class::Long, move |context, _| {
         let (_, job) = one::job(context, &path.job)?;
-        let request = kill::Request::stop(vec![job], grace.unwrap_or(GRACE));
-        Ok(Ended::of(&deliver(context, &request)?))
+        let sending = Sending::stop(grace.unwrap_or(GRACE), Target::Group);
+        Ok(Ended::of(&deliver(
+            context,
+            &job,
+            SignalWord::TERM,
+            &sending,
+        )?))
     });
     ended.await.map(Json)
 }

@@ -1,0 +1,59 @@
+//! What every command works with.
+
+use super::allowed::AllowedHosts;
+use crate::connection::Policy;
+use crate::error::{Failure, Kind};
+use crate::escape::printable;
+use crate::host::{Connect, Destination};
+use crate::job::{BadJobId, JobWord, Record};
+use crate::state::Store;
+
+pub struct Context {
+    pub store: Store,
+    pub policy: Policy,
+    /// How to connect to a host that is named as `HOST/ID`.
+    pub connect: Connect,
+    /// The hosts that may be used.
+    pub allowed: AllowedHosts,
+}
+
+impl Context {
+    /// The job that a word stands for. For `HOST/ID` without a record here, [`super::jobs::meet`] asks the host.
+    pub fn resolve(&self, word: &JobWord) -> Result<Record, Failure> {
+        let record = match word.there() {
+            None if word.as_str().contains('/') => {
+                let shown = printable(word.as_str(), 80);
+                let message = format!("no job {shown:?}: {BadJobId}");
+                return Err(Failure::new(Kind::NotFound, message));
+            }
+            None => self.store.resolve(word.as_str())?,
+            Some((host, id)) => {
+                let destination = Destination {
+                    host: host.clone(),
+                    connect: self.connect.clone(),
+                };
+                // Without options, the record knows the way; with others, it may be another machine's job.
+                let is_same = |record: &Record| {
+                    if self.connect == Connect::default() {
+                        record.host() == host
+                    } else {
+                        record.destination == destination
+                    }
+                };
+                self.store
+                    .get(id)?
+                    .filter(is_same)
+                    .unwrap_or_else(|| Record::unmet(id.clone(), destination))
+            }
+        };
+        if self.allowed.has(record.host()) {
+            return Ok(record);
+        }
+        let message = format!(
+            "no job {:?} on a host that is allowed here: {}",
+            word.as_str(),
+            self.allowed
+        );
+        Err(Failure::new(Kind::NotFound, message))
+    }
+}

@@ -1,0 +1,325 @@
+//! Signals for jobs on any number of hosts: what `kill`, `stop` and `rm --force` have in common.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
+
+use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
+
+use super::context::Context;
+use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::{complete, values};
+use crate::connection::{Line, Policy};
+use crate::delivery::{self, Order, Outcome, Sent, Ways, ended_before};
+use crate::error::{Failure, Kind};
+use crate::job::{Record, State, Target};
+use crate::remote::{Standing, look};
+use crate::signal::{Os, Signal, SignalWord};
+use crate::state::{Signalled, Store};
+
+/// How a signal is sent, and what is waited for.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Sending {
+    /// Wait up to DURATION for the jobs to end
+    #[arg(short, long, value_name = "DURATION", value_parser = values::duration)]
+    pub wait: Option<Duration>,
+    /// If a job still runs after the wait, send this signal too and wait as long again
+    #[arg(long, value_name = "SIGNAL", requires = "wait", add = ArgValueCompleter::new(complete::signal))]
+    pub then: Option<SignalWord>,
+    /// How the signal may be delivered
+    #[arg(long, value_enum, default_value_t)]
+    pub via: Ways,
+    /// Which of a job's processes get the signal
+    #[arg(long, value_enum, default_value_t)]
+    pub target: Target,
+    /// A stopped job gets CONT after the signal, so that it can die of it.
+    #[arg(skip)]
+    pub wake: bool,
+}
+
+impl Sending {
+    /// How TERM ends a job: KILL follows after the grace.
+    pub fn stop(grace: Duration, target: Target) -> Self {
+        Self {
+            wait: Some(grace),
+            then: Some(SignalWord::KILL),
+            via: Ways::Any,
+            target,
+            wake: true,
+        }
+    }
+}
+
+/// What became of one job's signals, or of waiting for its end.
+pub struct Report {
+    /// The word that stood for the job.
+    pub word: String,
+    /// The signals as they are on the job's host, where that is known.
+    pub signal: Option<Signal>,
+    pub then_signal: Option<Signal>,
+    /// A failure alone when there is no such job.
+    pub outcome: Result<Outcome, Failure>,
+}
+
+impl Report {
+    pub fn new(word: String, outcome: Result<Outcome, Failure>) -> Self {
+        Self {
+            word,
+            signal: None,
+            then_signal: None,
+            outcome,
+        }
+    }
+
+    pub fn failed(job: Job, failure: Failure) -> Self {
+        let outcome = Outcome {
+            error: Some(failure),
+            ..Outcome::of(job.record)
+        };
+        Self::new(job.word, Ok(outcome))
+    }
+
+    pub fn failure(&self) -> Option<&Failure> {
+        match &self.outcome {
+            Ok(outcome) => outcome.error.as_ref(),
+            Err(failure) => Some(failure),
+        }
+    }
+
+    fn is_failure(&self, kind: Kind) -> bool {
+        self.failure().is_some_and(|failure| failure.kind == kind)
+    }
+
+    /// A lost job is not known to have ended: that is a failure of its own.
+    fn mark_lost(&mut self) {
+        if let Ok(outcome) = &mut self.outcome
+            && outcome.record.state == State::Lost
+            && outcome.still_running != Some(true)
+            && outcome
+                .error
+                .as_ref()
+                .is_none_or(|error| error.kind == Kind::NotRunning)
+        {
+            outcome.still_running = None;
+            outcome.error = Some(Failure::lost(&outcome.record.label()));
+        }
+    }
+}
+
+/// Sends a signal to jobs and waits for them, all hosts at once. The reports come as they are known.
+pub fn send<'a>(
+    context: &'a mut Context,
+    jobs: Jobs,
+    signal: SignalWord,
+    sending: &Sending,
+) -> impl Iterator<Item = Report> + use<'a> {
+    let selected = jobs.selected;
+    // What is left of a tree is the signal's target even when the job itself has ended.
+    let (over, running): (Vec<Job>, Vec<Job>) = jobs
+        .found
+        .into_iter()
+        .partition(|job| job.record.state == State::Exited && sending.target != Target::Tree);
+    // A job that had ended is worth a hint on what it left behind, unless its end is all that is asked for.
+    let (asked, known) = if sending.wait.is_none() && !selected {
+        (over, Vec::new())
+    } else {
+        (Vec::new(), over)
+    };
+    let unknown = jobs
+        .unknown
+        .into_iter()
+        .map(|(word, failure)| Report::new(word, Err(failure)));
+    let of_known = {
+        let sending = sending.clone();
+        move |job| of_ended(job, signal, &sending, selected)
+    };
+    let limit = match sending.wait {
+        Some(_) => Limit::Connecting,
+        None => Limit::Work,
+    };
+    let work = {
+        let sending = sending.clone();
+        move |line: &mut Line<'_>, jobs, sender: &Sender<Report>| {
+            on_host(line, jobs, signal, &sending, sender);
+        }
+    };
+    let sent = on_each_host(&context.policy, limit, by_host(running), work);
+    let again = {
+        let (policy, sending) = (context.policy, sending.clone());
+        std::iter::once_with(move || ask_ended(policy, asked, signal, sending)).flatten()
+    };
+    let target = sending.target;
+    let store = &mut context.store;
+    unknown
+        .chain(known.into_iter().map(of_known))
+        .chain(sent)
+        .chain(again)
+        .map(move |mut report| {
+            write_down(store, &report, target);
+            report.mark_lost();
+            if selected && report.is_failure(Kind::NotRunning) {
+                report.outcome = report.outcome.map(|outcome| Outcome {
+                    error: None,
+                    ..outcome
+                });
+            }
+            report
+        })
+}
+
+/// Asks the hosts of jobs that had ended what they left behind. These are asked last, and without a password prompt:
+/// where a host can't be asked, the end is known all the same.
+fn ask_ended(
+    policy: Policy,
+    jobs: Vec<Job>,
+    signal: SignalWord,
+    sending: Sending,
+) -> impl Iterator<Item = Report> {
+    let policy = Policy {
+        batch: true,
+        ..policy
+    };
+    on_each_host(
+        &policy,
+        Limit::Work,
+        by_host(jobs),
+        move |line, jobs: Vec<Job>, sender| {
+            let (reports, received) = mpsc::channel();
+            on_host(line, jobs.clone(), signal, &sending, &reports);
+            drop(reports);
+            let mut reports: HashMap<String, Report> = received
+                .into_iter()
+                .map(|report| (report.word.clone(), report))
+                .collect();
+            for job in jobs {
+                // A host that has more to say than "not reached" is believed.
+                let told = reports.remove(&job.word).filter(|report| {
+                    report.is_failure(Kind::NotRunning)
+                        || report.is_failure(Kind::BadSignal)
+                        || matches!(&report.outcome, Ok(outcome) if outcome.sent != Sent::No)
+                });
+                let report = told.unwrap_or_else(|| of_ended(job, signal, &sending, false));
+                // The receiver is dropped only at the end, so a failed send is harmless.
+                drop(sender.send(report));
+            }
+        },
+    )
+    .into_iter()
+}
+
+/// The report of a job whose end is known here.
+fn of_ended(job: Job, signal: SignalWord, sending: &Sending, selected: bool) -> Report {
+    let record = job.record;
+    let error = (sending.wait.is_none() && !selected).then(|| ended_before(&record));
+    let on = |signal: SignalWord| record.system().and_then(|os| signal.on(os).ok());
+    Report {
+        signal: on(signal),
+        then_signal: sending.then.and_then(on),
+        ..Report::new(
+            job.word,
+            Ok(Outcome {
+                still_running: Some(false),
+                error,
+                ..Outcome::of(record)
+            }),
+        )
+    }
+}
+
+/// Keeps what was learned of a job.
+pub fn write_down(store: &mut Store, report: &Report, target: Target) {
+    let Ok(outcome) = &report.outcome else {
+        return;
+    };
+    let first = report.signal.map(|signal| (signal, outcome.sent));
+    let second = report.then_signal.zip(outcome.then);
+    let signals: Vec<Signalled> = [first, second]
+        .into_iter()
+        .flatten()
+        .filter(|(signal, _)| !signal.is_existence_check())
+        .map(|(signal, sent)| Signalled { signal, sent })
+        .collect();
+    store.signalled(&outcome.record, target, signals.iter());
+}
+
+/// Signals the jobs of one host.
+pub fn on_host(
+    line: &mut Line<'_>,
+    jobs: Vec<Job>,
+    signal: SignalWord,
+    sending: &Sending,
+    sender: &Sender<Report>,
+) {
+    // The receiver is dropped only at the end, so a failed send is harmless.
+    let report = |report: Report| drop(sender.send(report));
+    let (jobs, missing) = meet(line, jobs);
+    for (job, failure) in missing {
+        report(Report::failed(job, failure));
+    }
+    let mut orders = Vec::new();
+    let mut asked = HashMap::new();
+    for mut job in jobs {
+        let signals = learn_system(line, &mut job.record)
+            .and_then(|()| signals(&job.record, signal, sending.then));
+        match signals {
+            Ok((signal, then)) => {
+                asked.insert(job.record.id.clone(), (job.word, signal, then));
+                orders.push(Order {
+                    record: job.record,
+                    signal: Some(signal),
+                    then,
+                    target: sending.target,
+                    wake: sending.wake,
+                    ways: sending.via,
+                });
+            }
+            Err(failure) => report(Report::failed(job, failure)),
+        }
+    }
+    if orders.is_empty() {
+        return;
+    }
+    delivery::deliver(line, orders, sending.wait, &mut |outcome| {
+        if let Some((word, signal, then)) = asked.remove(&outcome.record.id) {
+            report(Report {
+                signal: Some(signal),
+                then_signal: then,
+                ..Report::new(word, Ok(outcome))
+            });
+        }
+    });
+}
+
+/// Asks for the operating system of a job whose host has not told it yet.
+fn learn_system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
+    if record.os.is_some() {
+        return Ok(());
+    }
+    let host = line.host();
+    let seen = line.ask(|shell| look::see(&host, shell, &[record.id.as_str()]))?;
+    seen.iter().for_each(|seen| seen.update(record));
+    let failed = |what: &str| Failure::new(Kind::Failed, format!("{}: {what}", record.label()));
+    if seen.iter().any(|seen| seen.standing == Standing::Foreign) {
+        return Err(failed(delivery::NOT_BELIEVED));
+    }
+    match (record.state.is_finished(), &record.os) {
+        (true, None) => Err(ended_before(record)),
+        (_, Some(_)) => Ok(()),
+        (false, None) => Err(failed("it has not started yet; try again in a moment")),
+    }
+}
+
+/// The signals on the job's host.
+fn signals(
+    record: &Record,
+    signal: SignalWord,
+    then: Option<SignalWord>,
+) -> Result<(Signal, Option<Signal>), Failure> {
+    let os = record.system().unwrap_or(Os::Other);
+    let on = |word: SignalWord| {
+        word.on(os)
+            .map_err(|error| Failure::new(Kind::BadSignal, format!("{}: {error}", record.label())))
+    };
+    Ok((on(signal)?, then.map(on).transpose()?))
+}

@@ -1,0 +1,469 @@
+//! Starts jobs: what `spawn`, `run` and the servers have in common.
+//!
+//! A job is recorded before its host is asked for it. Where the answer is lost, the host is asked whether the job runs.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::args::JobArgs;
+use super::context::Context;
+use super::jobs::{Limit, on_each_host};
+use crate::connection::{Line, Shell};
+use crate::error::{Failure, Kind};
+use crate::host::Destination;
+use crate::job::{self, JobId, JobName, Record, State};
+use crate::remote::meet::Meta;
+use crate::remote::start::{
+    Input, Order, Spool, Started, Tether, keep_relay, start, start_and_hear,
+};
+use crate::remote::{Hearing, Seen, Standing, look};
+
+/// A job to start.
+#[derive(Clone)]
+pub struct Request {
+    pub destination: Destination,
+    pub command: Vec<OsString>,
+    pub job: JobArgs,
+    /// What the job reads; else nothing.
+    pub input: Option<Arc<Input>>,
+    pub merge: bool,
+    /// The job is removed once its output has been delivered.
+    pub ephemeral: bool,
+    pub foreground: Option<Foreground>,
+}
+
+impl Request {
+    /// A command in its user's home, with a login's environment only.
+    pub fn new(destination: Destination, command: Vec<OsString>) -> Self {
+        Self {
+            destination,
+            command,
+            job: JobArgs::default(),
+            input: None,
+            merge: false,
+            ephemeral: false,
+            foreground: None,
+        }
+    }
+}
+
+/// How a job in the foreground is held.
+#[derive(Clone)]
+pub struct Foreground {
+    /// How its streams are passed on.
+    pub spool: Spool,
+    /// What ends it when nobody holds it any more.
+    pub tether: Option<Tether>,
+}
+
+/// A job that was started.
+pub struct Spawned {
+    pub record: Record,
+    /// What the user should know.
+    pub warning: Option<String>,
+}
+
+/// How often the host is asked about a start whose answer was lost.
+const LOOKS_MAX: u32 = 5;
+const LOOK_PAUSE: Duration = Duration::from_millis(300);
+/// No further look begins after this time: a silent host takes long to give no answer.
+const LOOKING_MAX: Duration = Duration::from_secs(10);
+/// How long ids are held back to print them in the order of their hosts.
+const ORDER_WAIT: Duration = Duration::from_secs(1);
+/// More input than this, in bytes, gets a connection of its own: the keeper's is for short scripts.
+const KEEPER_INPUT_MAX: u64 = 1 << 20;
+
+/// Starts a job.
+pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned, Failure> {
+    let none = || Failure::new(Kind::Failed, "nothing is known of the start");
+    spawn_each(context, vec![request])
+        .next()
+        .unwrap_or_else(|| Err(none()))
+}
+
+/// Starts jobs on several hosts at once.
+pub fn spawn_each(
+    context: &mut Context,
+    requests: Vec<Request>,
+) -> impl Iterator<Item = Result<Spawned, Failure>> {
+    let mut refused = Vec::new();
+    let mut hosts = Vec::new();
+    let mut policy = context.policy;
+    for (place, request) in requests.into_iter().enumerate() {
+        let size = request.input.as_ref().map_or(0, |input| input.size());
+        policy.keeper &= size <= KEEPER_INPUT_MAX;
+        match prepare(context, &request) {
+            Ok(job) => hosts.push((request.destination.clone(), (place, request, job))),
+            Err(failure) => refused.push(Err(failure)),
+        }
+    }
+    let launched = on_each_host(
+        &policy,
+        Limit::Work,
+        hosts,
+        |line, (place, request, job): (usize, Request, Job), sender| {
+            // The receiver is dropped only at the end, so a failed send is harmless.
+            drop(sender.send((place, launch(line, job, &request, &mut detached))));
+        },
+    );
+    refused
+        .into_iter()
+        .chain(in_order(launched).map(|launched| settle(context, launched)))
+}
+
+/// What comes within [`ORDER_WAIT`] after the first, in order; the rest as it comes, since a slow host must not hold back
+/// the others.
+fn in_order<T>(results: Receiver<(usize, T)>) -> impl Iterator<Item = T> {
+    let mut early: Vec<(usize, T)> = results.recv().into_iter().collect();
+    let until = Instant::now() + ORDER_WAIT;
+    while let Ok(result) = results.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        early.push(result);
+    }
+    early.sort_by_key(|(place, _)| *place);
+    early.into_iter().chain(results).map(|(_, result)| result)
+}
+
+/// The streams of a job in the foreground, which the script that has started it passes on.
+pub struct Flow {
+    /// Where that script runs.
+    pub shell: Box<dyn Shell>,
+    /// How far it was heard.
+    pub hearing: Hearing,
+}
+
+/// Starts a job in the foreground. Its streams come with it, unless that connection broke.
+pub fn in_foreground(
+    context: &mut Context,
+    connection: &Line<'_>,
+    request: &Request,
+    on_asked: &dyn Fn(&JobId),
+) -> Result<(Spawned, Option<Flow>), Failure> {
+    let job = prepare(context, request)?;
+    let mut flow = None;
+    let launched = launch(&mut connection.share(), job, request, &mut |line, order| {
+        let mut shell = line.shell()?;
+        on_asked(order.id);
+        let answer = start_and_hear(&line.host(), shell.as_mut(), order);
+        Ok(answer.map(|told| {
+            told.map(|(started, hearing)| {
+                flow = Some(Flow { shell, hearing });
+                started
+            })
+        }))
+    });
+    Ok((settle(context, launched)?, flow))
+}
+
+/// A job that is recorded and about to be asked for.
+struct Job {
+    record: Record,
+    directory: Option<OsString>,
+}
+
+/// What came of asking a host for a job.
+enum Launched {
+    /// It runs.
+    Runs(Spawned),
+    /// It was not started.
+    NotStarted(Record, Failure),
+    /// That can't be found out.
+    Unsure(Failure),
+}
+
+/// Records a job before anything is asked of its host.
+fn prepare(context: &mut Context, request: &Request) -> Result<Job, Failure> {
+    if !context.allowed.has(&request.destination.host) {
+        let message = format!(
+            "host {} is not allowed (see --allow-host): {}",
+            request.destination, context.allowed
+        );
+        return Err(Failure::new(Kind::HostDenied, message));
+    }
+    let text = |word: &OsString| word.to_string_lossy().into_owned();
+    let command: Vec<String> = request.command.iter().map(text).collect();
+    let mut record = Record::new(
+        JobId::random()?,
+        request.job.name.clone(),
+        request.destination.clone(),
+        command,
+    );
+    let directory = directory(&request.destination, request.job.cwd.clone())?;
+    record.cwd = directory.as_ref().map(text);
+    record.ephemeral = request.ephemeral;
+    reserve(context, &record)?;
+    Ok(Job { record, directory })
+}
+
+/// What a host says of an order: what it has started or why it has not, or that its answer was lost. The outer failure: it
+/// did not leave.
+type Asked = Result<Result<Result<Started, Failure>, Failure>, Failure>;
+
+/// Asks a host for a job, by what sends the order.
+fn launch(
+    line: &mut Line<'_>,
+    job: Job,
+    request: &Request,
+    send: &mut dyn FnMut(&mut Line<'_>, &Order<'_>) -> Asked,
+) -> Launched {
+    let Job {
+        mut record,
+        directory,
+    } = job;
+    let id = record.id.clone();
+    let words = || -> anyhow::Result<(String, String)> {
+        Ok((
+            job::random_hex::<16>()?,
+            Meta::of(&record)
+                .line()
+                .context("the job can't be described")?,
+        ))
+    };
+    let (cookie, meta) = match words() {
+        Ok(both) => both,
+        Err(error) => return Launched::NotStarted(record, error.into()),
+    };
+    let env: Vec<(String, OsString)> = request
+        .job
+        .env
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), value.clone()?)))
+        .collect();
+    let foreground = request.foreground.as_ref();
+    let order = Order {
+        id: &id,
+        cookie: &cookie,
+        meta: &meta,
+        command: &request.command,
+        env: &env,
+        directory,
+        input: request.input.as_deref(),
+        merge: request.merge,
+        timeout: request.job.timeout,
+        spool: foreground.map(|foreground| foreground.spool),
+        tether: foreground.and_then(|foreground| foreground.tether.clone()),
+    };
+    if let Err(failure) = line.connect() {
+        return Launched::NotStarted(record, failure);
+    }
+    let stale = line.may_be_stale();
+    let (mut again, mut wordless) = (false, 0);
+    let started = loop {
+        let answer = match send(line, &order) {
+            Ok(answer) => answer,
+            Err(failure) => return Launched::NotStarted(record, failure),
+        };
+        match answer {
+            Ok(Ok(started)) => break started,
+            Ok(Err(failure)) if again || wordless > 0 => {
+                return after_a_break(line, record, failure);
+            }
+            Ok(Err(failure)) => return Launched::NotStarted(record, failure),
+            // It may have been killed before it read anything, or in the middle; where there is none a second time, there
+            // was none the first time.
+            Err(failure) if failure.kind == Kind::NoShell => {
+                wordless += 1;
+                if !line.gives_another(wordless) {
+                    return Launched::NotStarted(record, failure);
+                }
+            }
+            // A connection that another command made may have been broken for long: then nothing has reached the host.
+            // Should it have after all, the id is taken there, and that job is found.
+            Err(failure)
+                if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) =>
+            {
+                again = true;
+            }
+            Err(failure) => return after_a_break(line, record, failure),
+        }
+    };
+    record.state = State::Running;
+    record.pid = Some(started.pid);
+    record.pgid = Some(started.pgid);
+    record.os = Some(started.os);
+    record.dir = Some(started.dir);
+    record.started_at = Some(started.started_at);
+    record.checked_at = Some(job::now());
+    let warning = started.ends_at_logout.then(|| {
+        format!(
+            "{}: logind there ends what a login leaves behind (KillUserProcesses), and `systemd-run --user --scope` does \
+             not work: the job ends when your last session there does",
+            record.label()
+        )
+    });
+    Launched::Runs(Spawned { record, warning })
+}
+
+/// Keeps what came of it.
+fn settle(context: &mut Context, launched: Launched) -> Result<Spawned, Failure> {
+    match launched {
+        Launched::Runs(spawned) => {
+            context.store.update([&spawned.record]);
+            Ok(spawned)
+        }
+        Launched::NotStarted(record, failure) => {
+            context.store.not_started(&record, failure.kind);
+            Err(failure)
+        }
+        Launched::Unsure(failure) => Err(failure),
+    }
+}
+
+/// Whether the host, asked over a new connection, knows nothing of a job.
+fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
+    line.hang_up();
+    let host = line.host();
+    let seen = line
+        .shell()
+        .and_then(|mut shell| look::see(&host, shell.as_mut(), &[id.as_str()]));
+    seen.is_ok_and(|seen| {
+        matches!(
+            seen.as_slice(),
+            [Seen {
+                standing: Standing::Absent,
+                ..
+            }]
+        )
+    })
+}
+
+/// Sends the order for a job in the background.
+fn detached(line: &mut Line<'_>, order: &Order<'_>) -> Asked {
+    let host = line.host();
+    let mut shell = line.shell()?;
+    let answer = start(&host, shell.as_mut(), order);
+    if let Ok(Ok(started)) = &answer {
+        keep_relay(shell.as_mut(), order.id, started)?;
+    }
+    Ok(answer)
+}
+
+/// The directory to name to the host: on this machine a relative one is taken from here.
+fn directory(
+    destination: &Destination,
+    cwd: Option<OsString>,
+) -> Result<Option<OsString>, Failure> {
+    if !destination.is_local() {
+        return Ok(cwd);
+    }
+    let cwd = PathBuf::from(cwd.unwrap_or_default());
+    if cwd.is_absolute() || cwd.to_string_lossy().starts_with('~') {
+        return Ok(Some(cwd.into_os_string()));
+    }
+    let here = std::env::current_dir().map_err(|error| {
+        let message = format!("the current directory can't be read: {error}; use -C DIR");
+        Failure::new(Kind::Failed, message)
+    })?;
+    // `join` of nothing would add a slash.
+    let directory = if cwd.as_os_str().is_empty() {
+        here
+    } else {
+        here.join(cwd)
+    };
+    Ok(Some(directory.into_os_string()))
+}
+
+/// Records the job before anything is asked of its host.
+fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
+    let Err(error) = context.store.insert(record) else {
+        return Ok(());
+    };
+    if error.kind != Kind::NameTaken {
+        return Err(error);
+    }
+    let taken = |holder: &Record, why: &str| {
+        let name = record.name.as_ref().map_or("", JobName::as_str);
+        let id = &holder.id;
+        Failure::new(
+            Kind::NameTaken,
+            format!(
+                "the name {name} is taken by {}{why}; take another, or end that job: rsig stop {id}",
+                holder.label()
+            ),
+        )
+    };
+    let Some(name) = &record.name else {
+        return Err(error);
+    };
+    let Some(mut holder) = context.store.holder(name)? else {
+        return context.store.insert(record);
+    };
+    if !context.allowed.has(holder.host()) {
+        return Err(taken(&holder, " as far as is known"));
+    }
+    // What this machine knows may be old: only the host can say whether that job still runs.
+    let policy = context.policy;
+    let destination = holder.destination.clone();
+    let mut line = Line::new(&destination, &policy);
+    let host = line.host();
+    let place = holder.job_dir();
+    let seen = line
+        .shell()
+        .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
+    match seen {
+        Ok(seen) => seen.iter().for_each(|seen| seen.update(&mut holder)),
+        Err(failure) => {
+            return Err(taken(&holder, &format!(" as far as is known ({failure})")));
+        }
+    }
+    context.store.update([&holder]);
+    if holder.state.is_finished() {
+        context.store.insert(record)
+    } else {
+        Err(taken(&holder, ""))
+    }
+}
+
+/// The host gave no answer that tells: looks whether the job runs, or never started.
+fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> Launched {
+    let host = line.host();
+    let mut seen = None;
+    let began = Instant::now();
+    for attempt in 0..LOOKS_MAX {
+        line.hang_up();
+        let answer = line
+            .shell()
+            .and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
+        seen = match answer {
+            Ok(mut seen) => seen.pop(),
+            Err(failure) if failure.kind == Kind::Unreachable => None,
+            // It would say the same again.
+            Err(_) => break,
+        };
+        // What is about to start, or may still be on its way there, is given time.
+        match seen.as_ref().map(|seen| seen.standing) {
+            None | Some(Standing::Starting | Standing::Absent)
+                if attempt + 1 < LOOKS_MAX && began.elapsed() < LOOKING_MAX =>
+            {
+                std::thread::sleep(LOOK_PAUSE);
+            }
+            _ => break,
+        }
+    }
+    match seen {
+        Some(seen) if seen.standing == Standing::Absent => Launched::NotStarted(record, failure),
+        Some(seen)
+            if !matches!(
+                seen.standing,
+                Standing::Starting | Standing::Elsewhere | Standing::Foreign
+            ) =>
+        {
+            seen.update(&mut record);
+            Launched::Runs(Spawned {
+                record,
+                warning: None,
+            })
+        }
+        _ => {
+            let message = format!(
+                "{failure}. Whether the job started is not known: `rsig ps {}` will tell once {host} answers again",
+                record.id
+            );
+            Launched::Unsure(Failure::new(Kind::Unconfirmed, message))
+        }
+    }
+}
