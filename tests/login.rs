@@ -708,6 +708,42 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
 }
 
 #[test]
+fn a_proxy_may_ask_on_the_terminal_and_gets_no_ctrl_c_from_it() {
+    let asks =
+        "printf 'May I? ' >/dev/tty; read -r answer </dev/tty; test \"$answer\" = yes || exit 9";
+    let server = Server::openssh(Login::User).start();
+    let f = with_lines(
+        server,
+        &format!(
+            "ProxyCommand bash -c '{}; exec 3<>/dev/tcp/%%h/%%p; cat <&3 & cat >&3; kill $!'",
+            asks.replace('\'', "\"")
+        )
+        .replace("%%", "%"),
+    );
+    let job = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.05; done";
+    let words = f.words("run", &[], &["sh", "-c", job]);
+    let mut terminal = f.rsig.command(&words).tty(200, 50);
+    terminal.wait_for("May I?");
+    terminal.send("yes");
+    terminal.send(ENTER);
+    terminal.wait_for("ready");
+    terminal.send(CTRL_C);
+    assert_eq!(terminal.wait().code(), Some(7), "{}", terminal.text());
+    let text = terminal.text();
+    assert!(
+        text.contains("caught") && !text.contains("connect"),
+        "{text}"
+    );
+    // Ctrl-C at its question ends the command.
+    let words = f.words("spawn", &[], &["true"]);
+    let mut terminal = f.rsig.command(&words).tty(200, 50);
+    terminal.wait_for("May I?");
+    terminal.send(CTRL_C);
+    let status = terminal.wait();
+    assert!(interrupted(status), "{status}: {}", terminal.text());
+}
+
+#[test]
 fn a_busy_server_is_asked_again_and_given_up_at_last() {
     let server = Server::openssh(Login::User)
         .config("MaxStartups 1:100:1\nLoginGraceTime 60")

@@ -33,6 +33,20 @@ pub fn start_clean(command: &mut Command) {
     }
 }
 
+/// Has a child get TERM when the thread that starts it ends, as far as the system can do that.
+pub fn end_with_parent(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: as in `start_clean`; prctl is a bare system call that takes plain numbers.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
+}
+
 /// Leaves the terminal, the process group and the directory of whoever started this process.
 pub fn detach() -> io::Result<()> {
     nix::unistd::setsid()?;

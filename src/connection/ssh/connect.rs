@@ -134,7 +134,7 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
             config.typed, config.user
         ));
         let mut limit = config.connect_timeout();
-        let (link, deadline) = match &proxy {
+        let (mut link, deadline) = match &proxy {
             None => {
                 let (socket, deadline) = tcp::connect(config, limit).map_err(unreachable)?;
                 (Link::new(session, socket, None), deadline)
@@ -143,7 +143,7 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
                 if config.connect_timeout_set().is_none() && !config.batch_mode {
                     limit = PROXY_LIMIT;
                 }
-                let (socket, process) = proxy::start(proxy, config.batch_mode, policy.warn)
+                let (socket, process) = proxy::start(proxy, !config.batch_mode, policy.warn)
                     .map_err(|error| cannot_start(proxy, &error))?;
                 (
                     Link::new(session, socket, Some(process)),
@@ -151,7 +151,11 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
                 )
             }
         };
-        let stop = match handshake::run(&link, &Clock::until(deadline), &host_keys) {
+        let result = handshake::run(&link, &Clock::until(deadline), &host_keys);
+        if let Some(process) = &mut link.proxy {
+            process.take_terminal_back();
+        }
+        let stop = match result {
             Ok(()) => return Ok(link),
             Err(stop) => stop,
         };

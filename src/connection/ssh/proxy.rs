@@ -4,20 +4,23 @@
 //! a keeper must not hold the terminal or pipe of the command that started it. `ProxyUseFdpass` is
 //! not handled.
 
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::config::Proxy;
 use crate::escape::printable;
+use crate::sys;
 
 /// The longest line of a proxy's standard error.
 const MAX_LINE_BYTES: u64 = 4096;
@@ -26,9 +29,10 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// A running proxy; ended and reaped when dropped.
 pub(super) struct ProxyProcess {
+    /// It leads a process group of its own.
     child: Child,
-    /// Whether it leads a process group of its own.
-    leads_group: bool,
+    /// Whether it may be lent the terminal.
+    may_ask: Arc<AtomicBool>,
     /// The last line of its standard error, and the thread that passes them on.
     last_line: Arc<Mutex<String>>,
     listener: Option<JoinHandle<()>>,
@@ -36,11 +40,11 @@ pub(super) struct ProxyProcess {
 
 /// Starts `proxy`; the socket is our end of the connection.
 ///
-/// With `batch` it gets a process group of its own, out of reach of the terminal's Ctrl-C. Without,
-/// it stays in ours, since it may have to ask for a passphrase on the terminal itself.
+/// It gets a process group of its own, out of reach of the terminal's Ctrl-C. With `may_ask` it is lent
+/// the terminal when it has something to ask there.
 pub(super) fn start(
     proxy: &Proxy,
-    batch: bool,
+    may_ask: bool,
     warn: fn(&str),
 ) -> io::Result<(OwnedFd, ProxyProcess)> {
     let (ours, theirs) = UnixStream::pair()?;
@@ -50,11 +54,13 @@ pub(super) fn start(
         .args(&proxy.args)
         .stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)))
         .stdout(Stdio::from(OwnedFd::from(theirs)))
-        .stderr(Stdio::piped());
-    if batch {
-        command.process_group(0);
-    }
+        .stderr(Stdio::piped())
+        .process_group(0);
+    sys::process::end_with_parent(&mut command);
     let mut child = command.spawn()?;
+    let may_ask = Arc::new(AtomicBool::new(may_ask));
+    let (pid, lending) = (group_of(&child), Arc::clone(&may_ask));
+    thread::spawn(move || lend_terminal(pid, &lending));
     let last_line = Arc::new(Mutex::new(String::new()));
     let listener = child.stderr.take().map(|stderr| {
         let last_line = Arc::clone(&last_line);
@@ -78,14 +84,67 @@ pub(super) fn start(
     });
     let process = ProxyProcess {
         child,
-        leads_group: batch,
+        may_ask,
         last_line,
         listener,
     };
     Ok((ours.into(), process))
 }
 
+fn group_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+/// Makes a proxy the terminal's foreground process group when it was stopped for not being that
+/// (SIGTTIN, SIGTTOU), and lets it go on. Until it ends.
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+fn lend_terminal(pid: Pid, may_ask: &AtomicBool) {
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+    while let Ok(status) = waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED) {
+        let wants_terminal = matches!(
+            status,
+            WaitStatus::Stopped(_, Signal::SIGTTIN | Signal::SIGTTOU)
+        );
+        if wants_terminal && may_ask.load(Ordering::SeqCst) {
+            give_terminal_to(pid);
+            let _ = kill(Pid::from_raw(-pid.as_raw()), Signal::SIGCONT);
+        }
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+fn lend_terminal(_: Pid, _: &AtomicBool) {}
+
+fn give_terminal_to(group: Pid) {
+    let mut stop = SigSet::empty();
+    stop.add(Signal::SIGTTOU);
+    // Whoever takes the terminal back is in the background by then, and would be stopped.
+    let Ok(mask) = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK) else {
+        return;
+    };
+    if let Ok(terminal) = File::open("/dev/tty") {
+        let _ = tcsetpgrp(&terminal, group);
+    }
+    let _ = mask.thread_set_mask();
+}
+
 impl ProxyProcess {
+    /// To be called when the connection is made or given up: the terminal is ours again.
+    pub(super) fn take_terminal_back(&mut self) {
+        let may_ask = self.may_ask.swap(false, Ordering::SeqCst);
+        let foreground = File::open("/dev/tty")
+            .ok()
+            .and_then(|tty| tcgetpgrp(tty).ok());
+        if may_ask && foreground == Some(group_of(&self.child)) {
+            give_terminal_to(getpgrp());
+            // The Ctrl-C that ended it was meant for all of us.
+            let signal = self.ended().and_then(|status| status.signal());
+            if signal == Some(Signal::SIGINT as i32) {
+                let _ = kill(Pid::from_raw(0), Signal::SIGINT);
+            }
+        }
+    }
+
     /// The last line of its standard error, once it has ended; empty where it said nothing.
     pub(super) fn last_line(&self) -> String {
         let deadline = Instant::now() + GRACE;
@@ -112,10 +171,8 @@ impl ProxyProcess {
     }
 
     fn signal(&self, signal: Signal) {
-        let pid = self.child.id().cast_signed();
-        let target = if self.leads_group { -pid } else { pid };
         // ESRCH: it has just ended. The pid is ours until it is reaped.
-        let _ = kill(Pid::from_raw(target), signal);
+        let _ = kill(Pid::from_raw(-group_of(&self.child).as_raw()), signal);
     }
 }
 
