@@ -252,12 +252,17 @@ fn a_banner_is_shown_unless_the_log_level_hides_it() {
     // Two keys, the first of them unknown: the server is asked what it takes.
     let dir = f.server.as_ref().expect("a server").dir().to_owned();
     keys::generate(&dir.join("other"), Type::Ed25519, "", Format::OpenSsh);
-    for (level, is_shown) in [("INFO", true), ("ERROR", false), ("QUIET", false)] {
+    for (level, options, is_shown) in [
+        ("INFO", &[][..], true),
+        ("INFO", &["-q"], false),
+        ("ERROR", &[], false),
+        ("QUIET", &[], false),
+    ] {
         configure(
             &mut f,
             &format!("LogLevel {level}\nIdentityFile {}/other", dir.display()),
         );
-        let output = spawn(&f, &[]);
+        let output = spawn(&f, options);
         let said = output.ok().stderr();
         assert_eq!(said.contains("Authorized use only"), is_shown, "{output}");
     }

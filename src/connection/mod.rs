@@ -406,6 +406,8 @@ pub struct Policy {
     pub parallel: usize,
     /// The steps are wanted.
     pub verbose: bool,
+    /// The server's banner is not wanted.
+    pub quiet: bool,
     /// Takes a line for each step of connecting, for `-v`.
     pub step: fn(&str),
     /// Takes what the user should hear in any case.

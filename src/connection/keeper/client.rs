@@ -213,6 +213,7 @@ fn start(
         destination: destination.clone(),
         batch: policy.batch,
         verbose: policy.verbose,
+        quiet: policy.quiet,
         private,
     };
     // Held open until the keeper has said how it went: it must not go on asking the user once this command has gone.
@@ -256,6 +257,8 @@ pub struct Order {
     pub batch: bool,
     /// Say the steps of connecting.
     pub verbose: bool,
+    /// Leave out the server's banner.
+    pub quiet: bool,
     /// Be one command's own: end when the standard input does, and carry much.
     pub private: bool,
 }

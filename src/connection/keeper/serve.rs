@@ -103,6 +103,7 @@ fn begin(
         keeper: false,
         parallel: 1,
         verbose: order.verbose,
+        quiet: order.quiet,
         warn,
         step,
     };

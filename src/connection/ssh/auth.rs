@@ -10,11 +10,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use ssh2::{Error, ErrorCode, KeyboardInteractivePrompt, Prompt, Session};
+use ssh2::{Error, ErrorCode, Session};
 
 use super::agent::Agent;
 use super::config::Resolved;
 use super::identities::{self, Candidate};
+use super::interactive::Dialogue;
 use super::keyfile::PrivateKey;
 use super::link::{Clock, Link, TIMEOUT};
 use super::prompt::Prompter;
@@ -36,11 +37,6 @@ const MAX_BLIND_KEYS: usize = 4;
 const MAX_STEPS: u32 = 5;
 /// As in ssh(1).
 const MAX_PASSPHRASES: u32 = 3;
-/// More prompts than this in one round, or rounds in one try, are no login.
-const MAX_PROMPTS: usize = 10;
-const MAX_ROUNDS: usize = 20;
-/// How much of a server's question is shown.
-const QUESTION_SHOWN: usize = 500;
 
 const PUBLIC_KEY: &str = "publickey";
 const INTERACTIVE: &str = "keyboard-interactive";
@@ -318,7 +314,7 @@ impl Login<'_> {
         let is_quiet = ["SILENT", "QUIET", "FATAL", "ERROR"]
             .iter()
             .any(|quiet| level.eq_ignore_ascii_case(quiet));
-        if !is_quiet
+        if !(is_quiet || self.policy.quiet)
             && self.server.is_none()
             && let Ok(Some(banner)) = self.link.session.userauth_banner()
         {
@@ -587,57 +583,5 @@ impl Login<'_> {
             }
         }
         items
-    }
-}
-
-/// Answers the server's questions of one keyboard-interactive try (RFC 4256).
-struct Dialogue<'a> {
-    prompter: Prompter,
-    clock: &'a Clock,
-    who: String,
-    rounds: usize,
-    /// Why a question was not answered.
-    failed: Option<String>,
-    /// The server asked on after that.
-    is_endless: bool,
-}
-
-impl KeyboardInteractivePrompt for Dialogue<'_> {
-    fn prompt(&mut self, name: &str, instructions: &str, prompts: &[Prompt<'_>]) -> Vec<String> {
-        self.rounds += 1;
-        self.is_endless |= self.failed.is_some();
-        if self.rounds > MAX_ROUNDS || prompts.len() > MAX_PROMPTS {
-            let reason = "the server asks too many questions".to_owned();
-            self.failed.get_or_insert(reason);
-        }
-        let shown = |text: &str| format!("({}) {}", self.who, printable(text, QUESTION_SHOWN));
-        let mut before: String = [name, instructions]
-            .iter()
-            .flat_map(|text| text.lines())
-            .filter(|line| !line.trim().is_empty())
-            .take(10)
-            .map(|line| shown(line.trim_end()) + "\n")
-            .collect();
-        let questions: Vec<(String, bool)> = prompts
-            .iter()
-            .map(|prompt| {
-                let text = shown(prompt.text.trim_end_matches('\n'));
-                (std::mem::take(&mut before) + &text, prompt.echo)
-            })
-            .collect();
-        let mut answers = Vec::new();
-        for (question, echo) in questions {
-            // A round has to be answered; the server refuses an empty answer.
-            let mut answer = String::new();
-            if self.failed.is_none() {
-                match self.clock.paused(|| self.prompter.ask(&question, echo)) {
-                    Ok(Some(given)) => answer = given,
-                    Ok(None) => self.failed = Some("the question was not answered".to_owned()),
-                    Err(reason) => self.failed = Some(reason),
-                }
-            }
-            answers.push(answer);
-        }
-        answers
     }
 }

@@ -7,6 +7,7 @@ pub mod connect;
 mod handshake;
 mod hostkey;
 mod identities;
+mod interactive;
 mod key;
 mod keyfile;
 mod link;

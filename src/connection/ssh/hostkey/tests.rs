@@ -1031,6 +1031,7 @@ fn host_keys<'a>(
         keeper: false,
         parallel: 1,
         verbose: false,
+        quiet: false,
         step: |_| (),
         warn: |_| (),
     };
