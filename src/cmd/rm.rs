@@ -279,6 +279,10 @@ fn removed(record: Record, removal: Removal) -> Result<Record, Failure> {
         )),
         Removal::Refused(seen) => Err(match seen.standing {
             Standing::Elsewhere => not_removed(&record, "it is on another machine; ask that one"),
+            Standing::Away => not_removed(
+                &record,
+                "the directory of all jobs is missing on its host: is the file system mounted?",
+            ),
             Standing::Foreign => not_removed(
                 &record,
                 "its job directory is writable by other users, so nothing in it is touched",

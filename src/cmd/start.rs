@@ -285,6 +285,9 @@ fn launch(
     record.pid = Some(started.pid);
     record.pgid = Some(started.pgid);
     record.os = Some(started.os);
+    record.birth = Some(started.birth);
+    record.boot = Some(started.boot);
+    record.machine = Some(started.machine);
     record.dir = Some(started.dir);
     record.started_at = Some(started.started_at);
     record.checked_at = Some(job::now());
@@ -449,7 +452,7 @@ fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> L
         Some(seen)
             if !matches!(
                 seen.standing,
-                Standing::Starting | Standing::Elsewhere | Standing::Foreign
+                Standing::Starting | Standing::Elsewhere | Standing::Away | Standing::Foreign
             ) =>
         {
             seen.update(&mut record);

@@ -14,7 +14,7 @@ use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{JobWord, Record};
 use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
-use crate::remote::{Seen, Standing, Stream};
+use crate::remote::{Note, Seen, Standing, Stream};
 use crate::terminal::{self, Spinner};
 
 /// Show what a job has written
@@ -248,6 +248,14 @@ fn unreadable(label: &str, seen: &Seen) -> Option<Failure> {
         Standing::Absent => (
             Kind::Failed,
             "its files are not on the host; it never started, or they were removed",
+        ),
+        Standing::Away => (
+            Kind::Unreachable,
+            "the directory of all jobs is missing on its host: is the file system mounted?",
+        ),
+        Standing::Running | Standing::Stopped if seen.note == Some(Note::NoDirectory) => (
+            Kind::Failed,
+            "it runs, but its files are gone from its host, and its output with them",
         ),
         Standing::Foreign => (
             Kind::Failed,
