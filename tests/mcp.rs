@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::clients::Mcp;
-use crate::harness::{Fixture, Process, Scratch, Server, Site, on_two_sites, poll_until};
+use crate::harness::{Fixture, Process, Proxy, Scratch, Server, Site, on_two_sites, poll_until};
 use crate::jobs::{JOB_KEYS, LISTENER, SOON, pick};
 use crate::kit;
 
@@ -563,6 +563,30 @@ fn a_hundred_calls_side_by_side() {
         assert_eq!(answer["stdout"], format!("{number}\n"));
     }
     mcp.close();
+}
+
+/// On a line that is stuck, the answer comes in time and has the id.
+#[test]
+fn a_stuck_line_is_answered_in_time() {
+    let mut f = Site::OpenSshUser.start_with_keeper();
+    let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
+    f.go_through(&proxy);
+    let mut mcp = Mcp::start(&f, &[]);
+    let arguments = |line: &str| json!({ "host": f.host, "command": line, "timeout_ms": 3000 });
+    mcp.call("ssh_exec", arguments("true"));
+    proxy.hold_both();
+    let begun = Instant::now();
+    let order = json!({ "do": "call", "tool": "ssh_exec", "arguments": arguments("sleep 1000") });
+    let answer = mcp.order(&order)["answer"].clone();
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(answer["error"]["kind"], "delivery_failed", "{answer}");
+    assert_eq!(answer["job_id"].as_str().map(str::len), Some(8), "{answer}");
+    proxy.release();
+    mcp.vanish();
 }
 
 #[test]

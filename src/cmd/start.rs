@@ -35,6 +35,10 @@ pub struct Request {
     /// The job is removed once its output has been delivered.
     pub ephemeral: bool,
     pub foreground: Option<Foreground>,
+    /// The id that the job gets; else a new one.
+    pub id: Option<JobId>,
+    /// The job is not started after this time.
+    pub start_by: Option<Instant>,
 }
 
 impl Request {
@@ -48,6 +52,8 @@ impl Request {
             merge: false,
             ephemeral: false,
             foreground: None,
+            id: None,
+            start_by: None,
         }
     }
 }
@@ -187,7 +193,7 @@ fn prepare(context: &mut Context, request: &Request) -> Result<Job, Failure> {
     let text = |word: &OsString| word.to_string_lossy().into_owned();
     let command: Vec<String> = request.command.iter().map(text).collect();
     let mut record = Record::new(
-        JobId::random()?,
+        request.id.clone().map_or_else(JobId::random, Ok)?,
         request.job.name.clone(),
         request.destination.clone(),
         command,
@@ -248,6 +254,10 @@ fn launch(
         tether: foreground.and_then(|foreground| foreground.tether.clone()),
     };
     if let Err(failure) = line.connect() {
+        return Launched::NotStarted(record, failure);
+    }
+    if request.start_by.is_some_and(|time| Instant::now() > time) {
+        let failure = Failure::new(Kind::Unreachable, "the host did not answer in time");
         return Launched::NotStarted(record, failure);
     }
     let stale = line.may_be_stale();

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::Problem;
 use super::{Call, Class, Tool};
 use crate::cmd::{start, tail};
-use crate::job::{JobWord, Record};
+use crate::job::{JobId, JobWord, Record};
 use crate::remote::Stream;
 use crate::remote::output::From as Place;
 use crate::servers::one::{await_end, remove};
@@ -19,8 +19,10 @@ use crate::servers::start::{Start, shell_line};
 
 /// How much of each stream an answer holds, in bytes.
 const OUTPUT: usize = 64 << 10;
-/// The longest time limit.
-const LONGEST: u64 = 24 * 3600 * 1000;
+/// How long a host may take to answer beyond the time limit: `ConnectTimeout` where no configuration sets one.
+const ANSWER_WAIT: Duration = Duration::from_secs(15);
+/// The longest time limit, in milliseconds.
+const TIMEOUT_MAX: u64 = 24 * 3600 * 1000;
 /// How long a job may take to end once its time is up: its host sends KILL after ten seconds.
 const ENDING: Duration = Duration::from_secs(20);
 
@@ -37,6 +39,10 @@ pub struct Params {
     /// How long it may run, in milliseconds; then its whole process group is ended
     #[serde(default = "timeout")]
     timeout_ms: u64,
+    /// The id of the job: known before it starts, so that every answer can tell it.
+    #[serde(skip, default = "JobId::random")]
+    #[schemars(skip)]
+    id: anyhow::Result<JobId>,
 }
 
 fn timeout() -> u64 {
@@ -78,11 +84,23 @@ impl Tool for Exec {
         Class::Long
     }
 
+    fn late(params: &Params) -> Option<(Duration, Answer)> {
+        let answer = Answer {
+            host: Some(params.host.clone()),
+            job_id: params.id.as_ref().ok().map(JobId::to_string),
+            ..Answer::default()
+        };
+        Some((
+            Duration::from_millis(params.timeout_ms) + ANSWER_WAIT,
+            answer,
+        ))
+    }
+
     fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {
         answer.host = Some(params.host.clone());
-        if params.timeout_ms == 0 || params.timeout_ms > LONGEST {
+        if params.timeout_ms == 0 || params.timeout_ms > TIMEOUT_MAX {
             return Err(Problem::bad_param(format!(
-                "timeout_ms: from 1 to {LONGEST}; for longer ones use ssh_spawn"
+                "timeout_ms: from 1 to {TIMEOUT_MAX}; for longer ones use ssh_spawn"
             )));
         }
         let timeout = Duration::from_millis(params.timeout_ms);
@@ -91,10 +109,15 @@ impl Tool for Exec {
             command: shell_line(params.command),
             ..Start::default()
         };
-        let request = start.request(&call.context, Some(timeout))?;
+        let id = params.id?;
+        answer.job_id = Some(id.to_string());
+        let request = start::Request {
+            id: Some(id),
+            start_by: Some(Instant::now() + timeout + ANSWER_WAIT),
+            ..start.request(&call.context, Some(timeout))?
+        };
         let until = Instant::now() + timeout + ENDING;
         let spawned = start::spawn(&mut call.context, request)?;
-        answer.job_id = Some(spawned.record.id.to_string());
         let record = ended(call, &spawned.record, until)?;
         answer.exit_status = record.exit_status;
         answer.timed_out = record.timed_out;

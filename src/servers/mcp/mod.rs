@@ -13,6 +13,7 @@ mod tail;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rmcp::model::{
@@ -92,6 +93,11 @@ trait Tool: 'static {
         Class::Short
     }
 
+    /// How long the client waits at most, and the answer that it gets then.
+    fn late(_params: &Self::Params) -> Option<(Duration, Self::Answer)> {
+        None
+    }
+
     /// Does it. What is known by the time that it fails stays in the answer.
     fn call(
         call: &mut Call,
@@ -132,6 +138,7 @@ impl Server {
             Ok(params) => params,
             Err(problem) => return result(Answer::failed(T::Answer::default(), problem)),
         };
+        let late = T::late(&params);
         let gone = request.ct.child_token();
         let _guard = gone.clone().drop_guard();
         let work = async {
@@ -161,8 +168,23 @@ impl Server {
         };
         tokio::select! {
             answer = work => result(answer.unwrap_or_else(nobody)),
+            answer = late_answer(late) => result(Answer::failed(
+                answer,
+                Problem::new("delivery_failed", "the host did not answer in time; ssh_list_jobs tells whether the job started"),
+            )),
             () = request.ct.cancelled() => result(nobody()),
         }
+    }
+}
+
+/// Waits until an answer is late, and gives what is told then.
+async fn late_answer<T>(late: Option<(Duration, T)>) -> T {
+    match late {
+        Some((wait, answer)) => {
+            tokio::time::sleep(wait).await;
+            answer
+        }
+        None => std::future::pending().await,
     }
 }
 
@@ -243,10 +265,10 @@ impl ServerHandler for Server {
 }
 
 /// As many milliseconds as were asked for, and no more than a call may wait.
-fn wait(milliseconds: u64) -> std::time::Duration {
+fn wait(milliseconds: u64) -> Duration {
     /// How long a call waits at most.
     const LONGEST: u64 = 30_000;
-    std::time::Duration::from_millis(milliseconds.min(LONGEST))
+    Duration::from_millis(milliseconds.min(LONGEST))
 }
 
 /// A JSON object that stands for itself in a schema.
