@@ -3,16 +3,19 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::directory::{self, LOCK, open_private};
 use super::failure::{failure, is_damage};
+use crate::clock;
 use crate::error::{Failure, Kind};
 
 /// `rsig` in ASCII: marks a state file as ours (PRAGMA application_id).
@@ -55,6 +58,13 @@ const FILE: &str = "jobs.db";
 /// How long to wait for other writers where the work can't go on without the write.
 pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
 
+/// Whether the last wait of this process for other writers was in vain.
+static LOCK_STAYED: AtomicBool = AtomicBool::new(false);
+
+/// The state file that this process has open. To read its head once more would, at the close, drop the locks that
+/// SQLite holds on it (POSIX locks are the process's).
+static OPENED: Mutex<Option<(u64, u64)>> = Mutex::new(None);
+
 /// An open state file.
 pub struct StateFile {
     pub connection: Connection,
@@ -72,7 +82,11 @@ impl StateFile {
             return Self::empty(path, why);
         }
         directory::check(directory)?;
-        let content = content(&path).map_err(|error| failure(&path, error))?;
+        let content = if identity(&path).is_some_and(|file| *opened() == Some(file)) {
+            Content::Ours
+        } else {
+            content(&path).map_err(|error| failure(&path, error))?
+        };
         directory::check_locks(directory)?;
         let connection = match content {
             Content::Ours => open_ours(&path),
@@ -85,6 +99,7 @@ impl StateFile {
             },
         };
         let connection = connection.map_err(|error| failure(&path, error))?;
+        *opened() = identity(&path);
         Ok(Self {
             connection,
             path,
@@ -124,7 +139,7 @@ impl StateFile {
         failure(&self.path, error)
     }
 
-    /// Makes a change as a whole or not at all, and waits so long for other writers.
+    /// Makes a change as a whole or not at all. Waits for other writers, but not again after it waited in vain.
     pub fn change<T>(
         &mut self,
         wait: Duration,
@@ -133,6 +148,11 @@ impl StateFile {
         if let Some(why) = &self.missing {
             return Err(Failure::new(Kind::Failed, why));
         }
+        let wait = if LOCK_STAYED.load(Ordering::Relaxed) {
+            Duration::ZERO
+        } else {
+            clock::long(wait)
+        };
         let connection = &mut self.connection;
         let changed = connection
             .busy_timeout(wait)
@@ -141,8 +161,23 @@ impl StateFile {
                 let made = make(&transaction)?;
                 transaction.commit().map(|()| made)
             });
+        let code = changed
+            .as_ref()
+            .err()
+            .and_then(rusqlite::Error::sqlite_error_code);
+        LOCK_STAYED.store(code == Some(ErrorCode::DatabaseBusy), Ordering::Relaxed);
         changed.map_err(|error| self.failure(error))
     }
+}
+
+fn opened() -> MutexGuard<'static, Option<(u64, u64)>> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The device and the number of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 enum Content {

@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
-use crate::clock;
 use crate::delivery::Sent;
 use crate::error::{Failure, Kind};
 use crate::job::{JobName, Record, State, Target};
@@ -35,8 +34,6 @@ const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
 
 /// Whether the user was told that writing fails: one warning per process is enough.
 static WARNED: AtomicBool = AtomicBool::new(false);
-/// Whether the last write after the fact failed: then the next one does not wait for the lock again.
-static LAST_WRITE_FAILED: AtomicBool = AtomicBool::new(false);
 
 /// An open state file.
 ///
@@ -80,7 +77,7 @@ impl Store {
     /// Adds a new record, so that it is on the disk when this returns. A name in use is of kind [`Kind::NameTaken`].
     pub fn insert(&mut self, record: &Record) -> Result<(), Failure> {
         self.sync("FULL")?;
-        let inserted = self.file.change(clock::long(LOCK_WAIT_MAX), |transaction| {
+        let inserted = self.file.change(LOCK_WAIT_MAX, |transaction| {
             transaction.execute("INSERT INTO jobs (record) VALUES (?1)", [json(record)?])?;
             history::write(transaction, record, Action::spawn(record))
         });
@@ -166,19 +163,15 @@ impl Store {
 
     /// Drops the record of a job whose files stay, and says whether there was one.
     pub fn forget(&mut self, record: &Record) -> Result<bool, Failure> {
-        self.file.change(clock::long(LOCK_WAIT_MAX), |transaction| {
+        self.file.change(LOCK_WAIT_MAX, |transaction| {
             delete(transaction, record, Action::Forget)
         })
     }
 
     fn write_after(&mut self, make: impl FnOnce(&Connection) -> rusqlite::Result<()>) {
-        let wait = if LAST_WRITE_FAILED.load(Ordering::Relaxed) {
-            Duration::ZERO
-        } else {
-            clock::long(LOCK_WAIT_AFTER)
-        };
-        let written = self.file.change(wait, |transaction| make(transaction));
-        LAST_WRITE_FAILED.store(written.is_err(), Ordering::Relaxed);
+        let written = self
+            .file
+            .change(LOCK_WAIT_AFTER, |transaction| make(transaction));
         if let Err(failure) = written
             && !WARNED.swap(true, Ordering::Relaxed)
         {
