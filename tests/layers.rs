@@ -38,6 +38,7 @@ const CIRCLES: [&[&str]; 5] = [
         "remote/seen.rs",
         "remote/signal.rs",
         "remote/start.rs",
+        "remote/stream.rs",
     ],
     &["servers/serve/log.rs", "servers/serve/routes.rs"],
 ];
