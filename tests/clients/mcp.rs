@@ -1,4 +1,4 @@
-//! A client of `rsig mcp`: the SDK for Python, by a script that does what it is told.
+//! A client of `rsig mcp`: a script on the Python SDK that takes orders on its standard input.
 
 use serde_json::{Value, json};
 

@@ -76,8 +76,7 @@ pub fn new_counter(f: &Fixture) -> String {
     job
 }
 
-/// Asserts that a job has counted so many, and that no more come: whatever was on its way has been counted by the time
-/// that the job has ended.
+/// Asserts that a job counts to this number and no further: what was on its way has been counted when the job ends.
 #[track_caller]
 pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
     poll_until(

@@ -119,7 +119,7 @@ pub fn lines(file: &Path) -> usize {
     fs::read(file).map_or(0, |text| text.split(|byte| *byte == b'\n').count() - 1)
 }
 
-/// A server that is none: it says what it is told to, to whoever connects, and keeps the connection open or not.
+/// A port that speaks no SSH: it sends fixed bytes to every client.
 pub struct Sayer {
     port: u16,
     closing: Arc<AtomicBool>,

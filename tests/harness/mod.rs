@@ -10,7 +10,7 @@
 //! - [`poll_until`]: instead of any sleep.
 //!
 //! Nothing stays behind. Everything a test makes lies below one directory in /tmp, and every process it starts
-//! bears a mark of it (see [`procs`]): a guard's `Drop` kills and removes what is its own, also when the test
+//! bears a mark of it (see [`procs`]): a guard's `Drop` kills and removes what is its own, even if the test
 //! panics, and fails the test when that does not work. When the whole test process is killed, the warden does it
 //! (see `warden.rs`), within about a second. The exceptions: SIGKILL to the warden as well, and a process that
 //! has shed every mark on purpose.

@@ -56,7 +56,7 @@ impl Rsig {
         self
     }
 
-    /// The home of whoever runs it, and of jobs on `local`.
+    /// The home of its user, and of jobs on `local`.
     pub fn home(&self) -> &Path {
         &self.home
     }

@@ -1,4 +1,4 @@
-//! Starting programs with a clean environment, talking to them, and asserting what came of it.
+//! Programs with a clean environment: started, talked to, and their output and status asserted.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
