@@ -52,3 +52,50 @@ pub fn carry_out(line: &mut Line, batch: &mut Batch, plan: &Plan) -> Result<(), 
     batch.update_all(|_, delivery, _| delivery.outcome.waited = elapsed);
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::{Order, Ways};
+    use crate::host::Destination;
+    use crate::job::{JobId, Record, Target};
+    use crate::signal::{Os, SignalWord};
+
+    #[test]
+    fn the_second_signal_goes_into_the_script_in_which_the_time_runs_out() {
+        let destination = Destination {
+            host: "local".parse().unwrap(),
+            connect: <_>::default(),
+        };
+        let order = Order {
+            record: Record::new(JobId::random().unwrap(), None, destination, Vec::new()),
+            signal: SignalWord::TERM.on(Os::Linux).ok(),
+            then: SignalWord::KILL.on(Os::Linux).ok(),
+            target: Target::Group,
+            wake: false,
+            ways: Ways::Any,
+        };
+        let deliveries = [Delivery::new(order, "nonce")];
+        let now = Instant::now();
+        // What is left of the time in ms, whether the second signal is sent; whether it is now, and the waits of the script.
+        for (left, second, then, wait, then_wait) in [
+            (5000, false, false, 1000, 0),
+            (1001, false, false, 1000, 0),
+            (1000, false, true, 1000, 0),
+            (300, false, true, 300, 700),
+            (0, false, true, 0, 1000),
+            (300, true, false, 300, 0),
+        ] {
+            let ms = Duration::from_millis;
+            let deadlines = Deadlines {
+                wait: ms(5000),
+                until: now + ms(left),
+                second,
+            };
+            let plan = plan(&deliveries, Some(&deadlines), now);
+            assert_eq!(plan.jobs[0].then.is_some(), then, "{left} ms left");
+            assert_eq!((plan.wait, plan.then_wait), (Some(ms(wait)), ms(then_wait)));
+        }
+        assert_eq!(plan(&deliveries, None, now).wait, None);
+    }
+}

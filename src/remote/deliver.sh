@@ -93,7 +93,7 @@ deliver() {
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		[ "$state" = stopped ] || rs_await "$pid" "$5"
+		[ "$state" = stopped ] || rs_await "$pid" "$5" 400
 		# Once more, with nothing between the look and the builtin that could take time.
 		if ! rs_holds "$pid" && ! alive "$pid" "$birth" "$boot"; then
 			sent=gone
@@ -130,12 +130,12 @@ settle() {
 	locks=
 }
 
-# deliver_if_left INDEX ... : the same for a job that has not ended yet; it stays among those that are left.
-deliver_if_left() {
+# if_left FUNCTION INDEX ... : deliver or tree, for a job that has not ended yet; it stays among those that are left.
+if_left() {
 	case "$left " in
-	*" $1 "*)
+	*" $2 "*)
 		others=$left
-		deliver "$@"
+		"$@"
 		left=$others
 		;;
 	esac

@@ -69,13 +69,13 @@ rs_lock() {
 	done
 } 2>/dev/null
 
-# rs_await PID NUMBER : with the lock, waits until the process has taken a signal of that number that came before: two that
-# come together count as one. Not for long if the process sleeps or is stopped, since it may not take any; longer if it
-# only waits for a processor.
+# rs_await PID NUMBER LOOKS : with the lock, waits until the process has taken an earlier signal of that number, since two
+# that come together count as one. Looks up to LOOKS times if the process only waits for a processor; gives up earlier if
+# it sleeps or is stopped, since it may never take the signal.
 rs_await() {
 	rs_waited=0
 	[ -n "$rs_taken" ] || while rs_pending "$1" "$2"; do
-		[ "$rs_waited" -lt 100 ] || { [ "$rs_doing" = R ] && [ "$rs_waited" -lt 400 ]; } || break
+		[ "$rs_waited" -lt 100 ] || { [ "$rs_doing" = R ] && [ "$rs_waited" -lt "$3" ]; } || break
 		sleep 0.002 2>/dev/null || break
 		rs_waited=$((rs_waited + 1))
 	done

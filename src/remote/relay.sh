@@ -12,10 +12,11 @@
 rs_send() {
 	rs_sent=unsent
 	rs_lock 300 || return 0
+	# The claim comes last: a script that has become impatient must not find one that is not made use of at once.
+	rs_await "$rs_pid" "$3" 150
 	if ! rs_holds "$rs_pid" && ! rs_is_job "$rs_pid" "$rs_born"; then
 		:
 	elif rs_create "sig.$1"; then
-		rs_await "$rs_pid" "$3"
 		rs_sent=denied
 		! kill "-$2" "-$rs_pgid" || rs_sent=yes
 		printf '%s %s\n' "$2" "$rs_sent" >>"sig.$1"

@@ -259,13 +259,12 @@ impl Script {
             file!("see")
         });
         for (index, job) in plan.jobs.iter().enumerate() {
-            match (&job.first, plan.wait, job.target) {
-                (Some(attempt), _, Target::Tree) => script.send("tree", index, job, attempt)?,
-                (Some(attempt), _, _) => script.send("deliver", index, job, attempt)?,
+            match (&job.first, plan.wait) {
+                (Some(attempt), _) => script.send(&[], index, job, attempt)?,
                 // Nothing to send, since it was confirmed before the connection broke.
-                (None, None, _) => script.call("see", &[&index.to_string(), &job.job_dir])?,
-                (None, Some(_), target) => {
-                    let tree = flag(target == Target::Tree);
+                (None, None) => script.call("see", &[&index.to_string(), &job.job_dir])?,
+                (None, Some(_)) => {
+                    let tree = flag(job.target == Target::Tree);
                     script.call("watch", &[&index.to_string(), &job.job_dir, tree])?;
                 }
             }
@@ -278,12 +277,8 @@ impl Script {
         script.call("await", &[&wait.as_millis().to_string()])?;
         if plan.jobs.iter().any(|job| job.then.is_some()) {
             for (index, job) in plan.jobs.iter().enumerate() {
-                match (&job.then, job.target) {
-                    (Some(attempt), Target::Tree) => {
-                        script.send("tree_if_left", index, job, attempt)?;
-                    }
-                    (Some(attempt), _) => script.send("deliver_if_left", index, job, attempt)?,
-                    (None, _) => {}
+                if let Some(attempt) = &job.then {
+                    script.send(&["if_left"], index, job, attempt)?;
                 }
             }
             script.call("settle", &[])?;
@@ -293,18 +288,24 @@ impl Script {
         Ok(script)
     }
 
+    /// Adds a call that sends a signal, with these words before it.
     fn send(
         &mut self,
-        function: &str,
+        before: &[&str],
         index: usize,
         job: &JobPlan,
         attempt: &Attempt,
     ) -> Result<(), Failure> {
+        let function = match job.target {
+            Target::Tree => "tree",
+            Target::Group | Target::Process => "deliver",
+        };
         let signal = attempt.signal;
         let number = signal
             .number()
             .map_or_else(|| "-".to_owned(), |number| number.to_string());
-        let arguments = [
+        let words = [
+            function,
             &index.to_string(),
             &job.job_dir,
             &attempt.claim,
@@ -315,7 +316,8 @@ impl Script {
             flag(attempt.wake),
             flag(attempt.retry),
         ];
-        self.call(function, &arguments)
+        let words = [before, &words].concat();
+        self.call(words[0], &words[1..])
     }
 
     /// Says how jobs stand.

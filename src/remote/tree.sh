@@ -231,7 +231,7 @@ strike() {
 	rs_lock 10000
 	claim "$1" "$6" 10000
 	if [ -z "$sent" ]; then
-		[ "$state" = stopped ] || rs_await "$pid" "$3"
+		[ "$state" = stopped ] || rs_await "$pid" "$3" 400
 		argument=$4 wake=$5 holding=1
 		gather
 		# These would be taken back by CONT.
@@ -301,20 +301,11 @@ tree() {
 # count INDEX : answers how many of kin there are.
 count() {
 	number=0
-	for one in $kin; do
-		rest=${one#*,}
-		! rs_lives "${one%%,*}" "${rest%,*}" || number=$((number + 1))
-	done
+	each add
 	rs_say kin "$1" "$number"
 }
 
-# tree_if_left INDEX ... : the same for a job of which something is left.
-tree_if_left() {
-	case "$left " in
-	*" $1 "*)
-		others=$left
-		tree "$@"
-		left=$others
-		;;
-	esac
+# add PID STOPPED : counts it.
+add() {
+	number=$((number + 1))
 }

@@ -130,7 +130,7 @@ impl FromStr for SignalWord {
         }
         Err(BadSignal::Unknown {
             word: shown(word),
-            near: table::names().find(|known| one_slip_apart(known, name)),
+            near: table::names().find(|known| strsim::osa_distance(known, name) <= 1),
         })
     }
 }
@@ -263,25 +263,6 @@ pub fn dashed(argument: &str) -> Option<SignalWord> {
 /// `u8::from_str` alone would take `+9` too.
 fn is_number(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// One letter too many, too few or another, or two neighbours swapped.
-fn one_slip_apart(a: &str, b: &str) -> bool {
-    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
-    while let ([first, a_rest @ ..], [other, b_rest @ ..]) = (a, b)
-        && first == other
-    {
-        (a, b) = (a_rest, b_rest);
-    }
-    while let ([a_rest @ .., last], [b_rest @ .., other]) = (a, b)
-        && last == other
-    {
-        (a, b) = (a_rest, b_rest);
-    }
-    match (a, b) {
-        (&[one, two], _) => b == [two, one],
-        _ => a.len() <= 1 && b.len() <= 1,
-    }
 }
 
 /// A word to be shown in a message: bounded, control characters escaped.

@@ -1,7 +1,4 @@
 use std::fmt;
-use std::str::FromStr;
-
-use thiserror::Error;
 
 /// An operating system, as far as its signals differ from another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,21 +64,5 @@ impl fmt::Display for Os {
             Self::Bsd => "a BSD other than FreeBSD",
             Self::Other => "a system unknown to rsig",
         })
-    }
-}
-
-/// A value of `--os` that names no table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the systems with a signal table are linux, darwin and freebsd")]
-pub struct BadOs;
-
-impl FromStr for Os {
-    type Err = BadOs;
-
-    fn from_str(word: &str) -> Result<Self, BadOs> {
-        [Self::Linux, Self::Darwin, Self::FreeBSD]
-            .into_iter()
-            .find(|os| os.option() == Some(word))
-            .ok_or(BadOs)
     }
 }
