@@ -447,6 +447,37 @@ pub fn random_hex<const N: usize>() -> anyhow::Result<String> {
         }))
 }
 
+/// The way that a signal took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// By the SSH channel's own signal request.
+    Channel,
+    /// By a `kill` on the host.
+    Pid,
+}
+
+impl Via {
+    /// The word of the JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Channel => "channel",
+            Self::Pid => "pid",
+        }
+    }
+}
+
+/// What became of a signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing was sent.
+    #[default]
+    No,
+    /// The host confirmed it.
+    Yes(Via),
+    /// The connection broke, and the host can't be asked.
+    Unknown,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::programs::program_path;
-use crate::harness::{Fixture, Invocation, Output, Process, Site, on_two_sites, poll_until};
+use crate::harness::{Fixture, Output, Process, Site, on_two_sites, poll_until, tool};
 use crate::jobs::{SOON, json_lines, pick};
 use crate::kit;
 
@@ -60,7 +60,7 @@ impl Machine {
             "{1} && exec setpriv --reuid={0} --regid={0} --clear-groups \"$@\"",
             self.user, self.setup
         );
-        let unshare = Invocation::of("unshare")
+        let unshare = tool("unshare")
             .args([
                 "--mount",
                 "--uts",

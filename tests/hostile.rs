@@ -180,7 +180,7 @@ fn a_login_that_runs_no_shell_starts_nothing_and_shows_its_words() {
     let server = Server::openssh(Login::User).start();
     let rsig = Rsig::new();
     for (name, script, said) in [
-        ("silent", "exit 0", "does not run /bin/sh"),
+        ("silent", "exit 0", "did not start /bin/sh"),
         (
             "polite",
             "echo 'Only git is served here'; exit 3",
@@ -196,18 +196,18 @@ fn a_login_that_runs_no_shell_starts_nothing_and_shows_its_words() {
             r"printf '\033]0;owned\007\033[2J\233\342\200\256'; exit 1",
             "\\x1b]0;owned",
         ),
-        ("echo", "head -c 3000", "does not run /bin/sh"),
+        ("echo", "head -c 3000", "did not start /bin/sh"),
         (
             "long",
             "head -c 900000 /dev/zero | tr '\\0' x",
-            "does not run /bin/sh",
+            "did not start /bin/sh",
         ),
         (
             "forged",
             r"printf '\001%s begin\nstarted 7 7 1 b Linux 5 m n\ndirectory /x\n' $(head -c 40 | tail -c 32)x",
             "does not run",
         ),
-        ("killed", "kill -9 $$", "does not run /bin/sh"),
+        ("killed", "kill -9 $$", "did not start /bin/sh"),
     ] {
         nothing_works(&rsig, name, &forced(&server, name, script), said);
     }
@@ -218,8 +218,8 @@ fn a_login_that_runs_no_shell_starts_nothing_and_shows_its_words() {
 fn a_login_shell_that_is_none_starts_nothing() {
     for (shell, said, code) in [
         ("/usr/sbin/nologin", "not available", 1),
-        ("/bin/true", "does not run /bin/sh", 1),
-        ("/bin/false", "does not run /bin/sh", 1),
+        ("/bin/true", "did not start /bin/sh", 1),
+        ("/bin/false", "did not start /bin/sh", 1),
         ("/nonexistent", "refused the login", 255),
     ] {
         let server = Server::openssh(Login::User).shell(Shell::Bash).start();
@@ -310,8 +310,8 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
             "neither started nor refused",
             255,
         ),
-        ("mark", "m dance", "makes no sense: dance", 255),
-        ("twice", "m begin; m begin", "makes no sense: begin", 255),
+        ("mark", "m dance", "unexpected reply: dance", 255),
+        ("twice", "m begin; m begin", "unexpected reply: begin", 255),
         (
             "data",
             "m begin; m data; x 2000000; m end",
@@ -327,19 +327,19 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
         (
             "fields",
             "m begin; echo started 1; m end",
-            "makes no sense",
+            "unexpected reply",
             255,
         ),
         (
             "numbers",
             "m begin; echo started -1 99999999999 1 b L 5 m n; m end",
-            "makes no sense",
+            "unexpected reply",
             255,
         ),
         (
             "relative",
             "m begin; echo directory ../..; m end",
-            "makes no sense",
+            "unexpected reply",
             255,
         ),
         (
@@ -360,7 +360,7 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
             "far more than an answer",
             255,
         ),
-        ("cut", "m begin", "broke in mid-answer", 255),
+        ("cut", "m begin", "connection lost", 255),
         (
             "refusal",
             r"m begin; printf 'refused missing \033]0;owned\007\n'; m end",

@@ -269,7 +269,7 @@ on_two_sites! {
         fs::set_permissions(f.jobs_dir(), fs::Permissions::from_mode(0o777)).expect("ours");
         let kill = ["kill", "--no-keeper", &job, "KILL"];
         f.rsig.run(&kill).code(1).stdout_is("").stderr_has("writable by other users");
-        f.rsig.run(&["tail", &job]).code(1).stdout_is("").stderr_has("others could have written");
+        f.rsig.run(&["tail", &job]).code(1).stdout_is("").stderr_has("writable by other users");
         assert_eq!(f.state(&job), "unknown");
         f.rsig.run(&f.words("spawn", &[], &["true"])).code(1).stderr_has("other users can write");
         fs::set_permissions(f.jobs_dir(), fs::Permissions::from_mode(0o700)).expect("ours");

@@ -13,8 +13,7 @@ use clap::{ArgMatches, ValueHint};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate as Candidate, complete};
 
 use super::definition;
-use super::kill::OsWord;
-use super::values::Hosts;
+use super::values::{Hosts, OsWord};
 use super::words::arrange;
 use crate::error::exit;
 use crate::escape::printable;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
 use serde_json::json;
 
@@ -12,28 +12,11 @@ use super::deliver::{Sending, send};
 use super::jobs::Jobs;
 use super::report::report;
 use super::select::Selectors;
+use super::values::OsWord;
 use crate::error::{Failure, exit};
 use crate::job::JobWord;
 use crate::signal::{self, Os, SignalWord};
 use crate::terminal::{Output, Table};
-
-/// An operating system with a signal table of its own.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum OsWord {
-    Linux,
-    Darwin,
-    Freebsd,
-}
-
-impl From<OsWord> for Os {
-    fn from(word: OsWord) -> Self {
-        match word {
-            OsWord::Linux => Self::Linux,
-            OsWord::Darwin => Self::Darwin,
-            OsWord::Freebsd => Self::FreeBSD,
-        }
-    }
-}
 
 /// Send a signal to jobs, each exactly once
 #[derive(Args, Debug)]

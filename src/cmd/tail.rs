@@ -259,7 +259,7 @@ fn unreadable(label: &str, seen: &Seen) -> Option<Failure> {
         ),
         Standing::Foreign => (
             Kind::Failed,
-            "others could have written to its directory there, so it is not read",
+            "its directory is writable by other users, so it is not read",
         ),
         _ => return None,
     };

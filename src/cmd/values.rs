@@ -5,14 +5,34 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::host::{Host, HostError};
 use crate::remote::output::From as Start;
+use crate::signal::Os;
 
 /// A hundred years: no clock can be set beyond its range.
 pub const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// An operating system with a signal table of its own.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OsWord {
+    Linux,
+    Darwin,
+    Freebsd,
+}
+
+impl From<OsWord> for Os {
+    fn from(word: OsWord) -> Self {
+        match word {
+            OsWord::Linux => Self::Linux,
+            OsWord::Darwin => Self::Darwin,
+            OsWord::Freebsd => Self::FreeBSD,
+        }
+    }
+}
 
 /// The words of a command in front of a shell.
 #[derive(Clone, Debug)]

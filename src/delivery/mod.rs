@@ -18,6 +18,7 @@ use crate::clock;
 use crate::connection::Line;
 use crate::error::{Failure, Kind};
 use crate::job::{self, Record, Target};
+pub use crate::job::{Sent, Via};
 use crate::signal::Signal;
 
 /// The shortest time from one script of a wait to the next.
@@ -28,37 +29,6 @@ const RETRIES: u32 = 2;
 const SILENCE: Duration = Duration::from_secs(25);
 /// How long a wait outlives its host: a server that is restarted takes less.
 const OUTAGE_MAX: Duration = Duration::from_secs(30);
-
-/// The way that a signal took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Via {
-    /// By the SSH channel's own signal request.
-    Channel,
-    /// By a `kill` on the host.
-    Pid,
-}
-
-impl Via {
-    /// The word of the JSON.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Channel => "channel",
-            Self::Pid => "pid",
-        }
-    }
-}
-
-/// What became of a signal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sent {
-    /// Nothing was sent.
-    #[default]
-    No,
-    /// The host confirmed it.
-    Yes(Via),
-    /// The connection broke, and the host can't be asked.
-    Unknown,
-}
 
 /// What is to happen to one job.
 #[derive(Clone)]

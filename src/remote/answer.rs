@@ -33,6 +33,11 @@ pub fn patience() -> Duration {
 /// The buffer that output is read into.
 const BUFFER: usize = 256 << 10;
 
+/// How often a reading that may be called off looks whether it was.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
+/// Ends the stream and leaves the shell to others.
+pub(super) const QUIT: &str = "quit\n";
+
 /// Where a stream stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -302,7 +307,7 @@ pub fn garbage(host: &str, what: &[u8]) -> Failure {
     let said = printable(what, SHOWN);
     Failure::new(
         Kind::Failed,
-        format!("{host} gave an answer that makes no sense: {said}"),
+        format!("{host} sent an unexpected reply: {said}"),
     )
 }
 
@@ -437,7 +442,7 @@ impl Hearing {
             }
             Chunk::Nothing => {
                 let said = words(&out.said, said);
-                let message = format!("{host} accepts the login, and then gives no answer{said}");
+                let message = format!("{host} accepted the login but did not respond{said}");
                 Err(Failure::new(Kind::Unreachable, message))
             }
             Chunk::End if out.phase == Phase::Noise => {
@@ -446,15 +451,14 @@ impl Hearing {
                     .map(|error| format!(" ({error})"))
                     .unwrap_or_default();
                 let message = format!(
-                    "{host} does not run /bin/sh for this login{why}: a forced command or a login that is not allowed \
-                     a shell{}",
+                    "{host} did not start /bin/sh for this user{why} (forced command, or no shell access?){}",
                     words(&out.said, said)
                 );
                 Err(Failure::new(Kind::NoShell, message))
             }
             Chunk::End => {
                 let message = format!(
-                    "{host}: the connection broke in mid-answer{}",
+                    "{host}: connection lost while waiting for the reply{}",
                     words(&[], said)
                 );
                 Err(Failure::new(Kind::Unreachable, message))

@@ -1,7 +1,7 @@
 //! The scripts that look at jobs, and that remove the files of finished ones.
 
 use super::answer::{garbage, hear, patience};
-use super::script::Script;
+use super::script::{Script, file, flag};
 use super::seen::{Seen, Standing, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
@@ -110,5 +110,36 @@ fn of_each<T>(
 fn put<T>(answers: &mut [Option<T>], index: usize, answer: T) {
     if let Some(slot) = answers.get_mut(index) {
         *slot = Some(answer);
+    }
+}
+
+impl Script {
+    /// Says how jobs stand.
+    pub(super) fn see(places: &[&str]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("see"));
+        script.call_each("see", places)?;
+        Ok(script)
+    }
+
+    /// Removes the files of finished jobs.
+    pub(super) fn forget(places: &[&str]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("forget"));
+        script.call_each("forget", places)?;
+        Ok(script)
+    }
+
+    /// Removes the files of finished jobs whose output has been read.
+    pub(super) fn forget_read(places: &[&str], read: Streams) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("forget"));
+        for (index, place) in places.iter().enumerate() {
+            script.call(
+                "forget_read",
+                &[&index.to_string(), place, flag(read.out), flag(read.err)],
+            )?;
+        }
+        Ok(script)
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Standing;
 use super::answer::{garbage, hear, patience};
-use super::script::Script;
+use super::script::{Script, file};
 use super::seen::{Seen, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
@@ -170,7 +170,7 @@ fn ask(
                 Some(("found", index, id)) if index == ids.len() => {
                     ids.push(id.parse().map_err(|_| nonsense())?);
                 }
-                // A description that makes no sense is none.
+                // An unreadable description is ignored.
                 Some(("meta", _, text)) => meta = serde_json::from_str(text).ok(),
                 Some(("job", index, _)) => {
                     let (_, seen) = job_line(host, line, index + 1)?;
@@ -191,10 +191,28 @@ fn ask(
         None => Ok(met),
         Some(path) => {
             let message = format!(
-                "{host}: others could have written to {path} there, so nothing in it is believed"
+                "{host}: {path} is writable by other users there, so nothing in it is trusted"
             );
             Err(Failure::new(Kind::Failed, message))
         }
+    }
+}
+
+impl Script {
+    /// Tells of some jobs all that the host knows.
+    pub(super) fn meet(ids: &[JobId]) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("meet"));
+        script.call_each("meet", &ids.iter().map(JobId::as_str).collect::<Vec<_>>())?;
+        Ok(script)
+    }
+
+    /// Tells of all jobs.
+    pub(super) fn discover() -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("meet"));
+        script.call("discover", &[])?;
+        Ok(script)
     }
 }
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use super::answer::{Ending, Listener, Stream, garbage, hear};
-use super::script::Script;
+use super::answer::{Ending, LOOK, Listener, QUIT, Stream, garbage, hear};
+use super::script::{Form, Script, file};
 use super::seen::{Seen, job_line};
-use super::stream::QUIT;
 use crate::connection::Shell;
 use crate::error::Failure;
 
@@ -82,9 +81,6 @@ impl Wanted<'_> {
         self.enough.is_some_and(|enough| enough())
     }
 }
-
-/// How often a reading that may be called off looks whether it was.
-pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// What is left out of a stream before its first byte, since it was not written yet when the script looked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -276,4 +272,33 @@ pub fn read(
         cut: ending == Ending::Cut,
         begin: reading.progress.begin,
     })
+}
+
+impl Script {
+    /// Passes a job's output on.
+    pub(super) fn tail(wanted: &Wanted, resume: Option<&At>) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        let streams = match (wanted.out, wanted.err) {
+            (true, false) => "out",
+            (false, true) => "err",
+            _ => "out err",
+        };
+        let (from, count) = wanted.from.words();
+        let from = if resume.is_some() { "resume" } else { from };
+        let at = resume.copied().unwrap_or_default();
+        script.set("out_from", at.out.to_string())?;
+        script.set("err_from", at.err.to_string())?;
+        script.set("inodes", format!("{} {}", at.inodes[0], at.inodes[1]))?;
+        script.set("place", wanted.place)?;
+        script.set("streams", streams)?;
+        script.set("from", from)?;
+        script.set("count", count.to_string())?;
+        script.set("follow", if wanted.follow { "1" } else { "0" })?;
+        if wanted.follow {
+            script.form = Form::Stream;
+        }
+        script.include(file!("stream"));
+        script.include(file!("tail"));
+        Ok(script)
+    }
 }

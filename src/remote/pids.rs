@@ -1,7 +1,7 @@
 //! The script that tells which processes a job has.
 
 use super::answer::{garbage, hear, patience};
-use super::script::Script;
+use super::script::{Script, file};
 use super::seen::{Seen, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
@@ -26,4 +26,15 @@ pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec
     )?;
     let seen = seen.ok_or_else(|| garbage(host, b"nothing about the job"))?;
     Ok((seen, pids))
+}
+
+impl Script {
+    /// Says which processes a job has.
+    #[cfg(feature = "serve")]
+    pub(super) fn pids(place: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("pids"));
+        script.call_each("pids", &[place])?;
+        Ok(script)
+    }
 }

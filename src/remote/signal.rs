@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::answer::{Listener, garbage, hear, patience};
-use super::script::Script;
+use super::script::{Script, TO_SIGNAL, file, flag};
 use super::seen::{Seen, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
@@ -125,4 +125,80 @@ fn result(word: &str) -> Option<AttemptResult> {
         "unconfirmed" => AttemptResult::Unconfirmed,
         _ => return None,
     })
+}
+
+impl Script {
+    /// Signals jobs and waits for them.
+    pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.needs = TO_SIGNAL;
+        if plan.jobs.iter().any(|job| job.target == Target::Tree) {
+            script.include(file!("tree"));
+        }
+        script.include(if plan.wait.is_some() {
+            file!("await")
+        } else {
+            file!("see")
+        });
+        for (index, job) in plan.jobs.iter().enumerate() {
+            match (&job.first, plan.wait) {
+                (Some(attempt), _) => script.send(&[], index, job, attempt)?,
+                // Nothing to send, since it was confirmed before the connection broke.
+                (None, None) => script.call("see", &[&index.to_string(), &job.job_dir])?,
+                (None, Some(_)) => {
+                    let tree = flag(job.target == Target::Tree);
+                    script.call("watch", &[&index.to_string(), &job.job_dir, tree])?;
+                }
+            }
+        }
+        let Some(wait) = plan.wait else {
+            script.set("rs_last", "settle")?;
+            return Ok(script);
+        };
+        script.call("settle", &[])?;
+        script.call("await", &[&wait.as_millis().to_string()])?;
+        if plan.jobs.iter().any(|job| job.then.is_some()) {
+            for (index, job) in plan.jobs.iter().enumerate() {
+                if let Some(attempt) = &job.then {
+                    script.send(&["if_left"], index, job, attempt)?;
+                }
+            }
+            script.call("settle", &[])?;
+            script.call("await", &[&plan.then_wait.as_millis().to_string()])?;
+        }
+        script.call("remaining", &[])?;
+        Ok(script)
+    }
+
+    /// Adds a call that sends a signal, with these words before it.
+    fn send(
+        &mut self,
+        before: &[&str],
+        index: usize,
+        job: &JobPlan,
+        attempt: &Attempt,
+    ) -> Result<(), Failure> {
+        let function = match job.target {
+            Target::Tree => "tree",
+            Target::Group | Target::Process => "deliver",
+        };
+        let signal = attempt.signal;
+        let number = signal
+            .number()
+            .map_or_else(|| "-".to_owned(), |number| number.to_string());
+        let words = [
+            function,
+            &index.to_string(),
+            &job.job_dir,
+            &attempt.claim,
+            &signal.name(),
+            &number,
+            &signal.wire(),
+            job.target.word(),
+            flag(attempt.wake),
+            flag(attempt.retry),
+        ];
+        let words = [before, &words].concat();
+        self.call(words[0], &words[1..])
+    }
 }

@@ -1,12 +1,13 @@
 //! The script that starts a job.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use super::answer::{Hearing, Listener, garbage, patience};
-use super::script::Script;
+use super::script::{ABOUT_JOBS, Form, Script, TO_SIGNAL, TO_START, file, quoted};
 use super::seen::mark;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
@@ -302,5 +303,173 @@ fn refused(host: &str, rest: &str) -> Failure {
             Kind::Failed,
             format!("{host}: the job did not start: {why}"),
         ),
+    }
+}
+
+impl Script {
+    /// Starts a job.
+    pub(super) fn start(order: &Order) -> Result<Self, Failure> {
+        let mut script = Self::begin(if order.spool.is_some() {
+            ABOUT_JOBS
+        } else {
+            TO_START
+        })?;
+        script.set("rs_id", order.id.as_str())?;
+        script.set("rs_meta", order.meta)?;
+        script.set("rs_cookie", order.cookie)?;
+        script.set("rs_more", if order.spool.is_some() { "next" } else { "" })?;
+        script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
+        script.set(
+            "rs_size",
+            order
+                .input
+                .map(|input| input.size().to_string())
+                .unwrap_or_default(),
+        )?;
+        let given: Vec<&str> = order.env.iter().map(|(name, _)| name.as_str()).collect();
+        script.set("rs_given", given.join(" "))?;
+        script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
+        script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
+        script.include(file!("spawn"));
+        script.form = match (order.input.is_some(), order.spool.is_some()) {
+            (true, _) => Form::Last,
+            (false, true) => Form::Stream,
+            (false, false) => Form::Pooled,
+        };
+        if order.spool.is_some() {
+            script.call("about_jobs", &[])?;
+            script.include(file!("stream"));
+            script
+                .body
+                .extend_from_slice(b"place=$rs_made\nrun_along 0 0\n");
+        }
+        Ok(script)
+    }
+
+    /// Prevents a start, or ends its job.
+    pub(super) fn cancel(id: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.include(file!("cancel"));
+        script.call("cancel", &[id])?;
+        Ok(script)
+    }
+
+    /// Becomes the relay of the job in that directory. Its keeper sets rs_number.
+    pub(super) fn relay(dir: &str, word: &str) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.needs = TO_SIGNAL;
+        script.form = Form::Last;
+        script.set("rs_relay", word)?;
+        script.call("place", &[dir])?;
+        script
+            .body
+            .extend_from_slice(b"enter \"$dir\" && [ -p ended ] || rs_end\n");
+        script.include(file!("relay"));
+        Ok(script)
+    }
+}
+
+/// A time as sleep(1) takes it: whole seconds wherever they are, since POSIX knows no others.
+fn seconds(time: Duration) -> String {
+    match time.subsec_millis() {
+        0 if time.as_secs() > 0 => time.as_secs().to_string(),
+        milliseconds => format!("{}.{:03}", time.as_secs(), milliseconds.max(1)),
+    }
+}
+
+/// The script of a job's supervisor.
+fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
+    let mut script = Script::file_of_its_own();
+    let (output, errors) = match (order.spool.is_some(), order.merge) {
+        (true, _) => ("out.pipe", "err.pipe"),
+        (false, true) => ("out", "out"),
+        (false, false) => ("out", "err"),
+    };
+    let input = match (order.input, order.spool) {
+        (Some(_), _) => "input",
+        (None, Some(Spool { input: true, .. })) => "in.pipe",
+        (None, _) => "/dev/null",
+    };
+    let mut beside = Vec::new();
+    script.set("rs_input", input)?;
+    script.set("rs_output", output)?;
+    script.set("rs_errors", errors)?;
+    script.include(file!("host"));
+    script.include(file!("process"));
+    if order.timeout.is_some() {
+        beside.push("rs_guard");
+        script.include(file!("watch"));
+    }
+    if let Some(spool) = &order.spool {
+        beside.push("rs_spool");
+        script.set("rs_limit", spool.limit.to_string())?;
+        script.include(file!("spool"));
+    }
+    if let Some(tether) = &order.tether {
+        beside.push("rs_tie");
+        let (holder, birth) = tether
+            .holder
+            .clone()
+            .map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
+        script.set("rs_tether", tether.patience.as_secs().max(1).to_string())?;
+        script.set("rs_holder", holder)?;
+        script.set("rs_holder_birth", birth)?;
+        script.include(file!("tether"));
+    }
+    script.set("rs_beside", beside.join(" "))?;
+    script.include(file!("supervise"));
+    script.body.extend_from_slice(b"exit\n}");
+    Ok(script.body)
+}
+
+/// The script that becomes the job.
+fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
+    let mut script = Script::file_of_its_own();
+    script.set(
+        "rs_directory",
+        order.directory.as_deref().unwrap_or_default(),
+    )?;
+    script.include(file!("host"));
+    script.include(file!("process"));
+    script.include(file!("job"));
+    let own = [
+        ("RSIG_JOB", OsStr::new(order.id.as_str())),
+        ("RSIG_COOKIE", OsStr::new(order.cookie)),
+    ];
+    let given = order
+        .env
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_os_str()));
+    for (name, value) in given.chain(own) {
+        script.set(name, value)?;
+        script
+            .body
+            .extend_from_slice(format!("export {name}\n").as_bytes());
+    }
+    script.body.extend_from_slice(b"rs_start");
+    for word in order.command {
+        script.body.push(b' ');
+        script.body.extend_from_slice(&quoted(word)?);
+    }
+    script.body.extend_from_slice(b"\n}");
+    Ok(script.body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_for_sleep() {
+        for (milliseconds, text) in [
+            (0, "0.001"),
+            (1, "0.001"),
+            (250, "0.250"),
+            (1000, "1"),
+            (61_500, "61.500"),
+        ] {
+            assert_eq!(seconds(Duration::from_millis(milliseconds)), text);
+        }
+        assert_eq!(seconds(Duration::from_nanos(1)), "0.001");
     }
 }

@@ -1,8 +1,8 @@
 //! The script that stays with a job in the foreground: its output as it comes, its input, and its heartbeats, all over one
 //! shell.
 
-use super::answer::{Ending, Hearing, Listener, Stream, garbage};
-use super::script::Script;
+use super::answer::{Ending, Hearing, LOOK, Listener, QUIT, Stream, garbage};
+use super::script::{Form, Script, file};
 use super::seen::job_line;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
@@ -63,8 +63,6 @@ pub fn end_of_input(total: u64) -> Vec<u8> {
 
 /// Asks how much input is there, and how much more may come.
 pub const ROOM: &[u8] = b"room\n";
-/// Ends the stream and leaves the shell to others.
-pub(super) const QUIT: &str = "quit\n";
 
 struct Streaming<'a> {
     host: &'a str,
@@ -106,7 +104,7 @@ impl Listener for Streaming<'_> {
     }
 
     fn pace(&self) -> Option<std::time::Duration> {
-        Some(super::output::LOOK)
+        Some(LOOK)
     }
 
     fn farewell(&mut self, ending: &Ending) -> Option<&'static str> {
@@ -181,4 +179,16 @@ fn end(words: &str) -> Option<End> {
         timed_out,
         disk_full,
     })
+}
+
+impl Script {
+    /// Passes a spooled job's output on.
+    pub(super) fn stream(place: &str, out_at: u64, err_at: u64) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.form = Form::Stream;
+        script.set("place", place)?;
+        script.include(file!("stream"));
+        script.call("run_along", &[&out_at.to_string(), &err_at.to_string()])?;
+        Ok(script)
+    }
 }

@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{from_json, id_range, json};
-use crate::delivery::Sent;
 use crate::error::Kind;
+use crate::job::Sent;
 use crate::job::{Epoch, JobId, JobName, Record, Target, now, rfc3339};
 use crate::signal::Signal;
 

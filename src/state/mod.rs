@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
-use crate::delivery::Sent;
 use crate::error::{Failure, Kind};
+use crate::job::Sent;
 use crate::job::{JobName, Record, State, Target};
 use file::{LOCK_WAIT_MAX, StateFile};
 use history::Action;

@@ -17,9 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use utoipa::{IntoParams, ToSchema};
 
 use super::App;
-use super::problem::{BAD_VALUE, Problem};
-use super::request::{Path, Query, flag};
-use super::routes::{JobPath, busy};
+use super::problem::{BAD_VALUE, Problem, busy};
+use super::request::{JobPath, Path, Query, flag};
 use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
 use crate::remote::Stream as Log;

@@ -109,3 +109,10 @@ impl IntoResponses for Problem {
         STATUSES.into_iter().filter_map(response).collect()
     }
 }
+
+pub fn busy() -> Problem {
+    Problem::new(
+        BUSY,
+        "too many requests wait for jobs or follow logs; try again in a moment",
+    )
+}

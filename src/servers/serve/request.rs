@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
+use utoipa::IntoParams;
 
 use super::problem::{Problem, TOO_SLOW};
 use crate::clock;
@@ -15,6 +16,14 @@ use crate::cmd::values::duration;
 const BODY_WAIT: Duration = Duration::from_secs(20);
 /// The longest time that a request may wait for a job.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct JobPath {
+    /// A job's id, its name, a unique prefix of its id, or HOST/ID with its slash written as %2F
+    #[param(min_length = 1)]
+    pub job: String,
+}
 
 /// The parameters in the path.
 #[derive(FromRequestParts)]

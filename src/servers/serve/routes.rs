@@ -19,8 +19,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::guard::{Guard, guard};
-use super::problem::{BAD_METHOD, BAD_VALUE, BUSY, NOT_FOUND, Problem};
-use super::request::{Body, Path, Query, flag, wait};
+use super::problem::{BAD_METHOD, BAD_VALUE, NOT_FOUND, Problem, busy};
+use super::request::{Body, JobPath, Path, Query, flag, wait};
 use super::{App, log};
 use crate::cmd::context::Context;
 use crate::cmd::deliver::Sending;
@@ -105,13 +105,6 @@ async fn work<T: Send + 'static>(
     Ok(done.await??)
 }
 
-pub fn busy() -> Problem {
-    Problem::new(
-        BUSY,
-        "too many requests wait for jobs or follow logs; try again in a moment",
-    )
-}
-
 #[derive(Serialize, ToSchema)]
 struct Version {
     name: &'static str,
@@ -162,14 +155,6 @@ async fn list(
     let jobs = listing.await?.jobs;
     let jobs = jobs.iter().map(|job| JobJson::new(&job.record, job.state));
     Ok(Json(jobs.collect::<Vec<_>>()).into_response())
-}
-
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Path)]
-pub struct JobPath {
-    /// A job's id, its name, a unique prefix of its id, or HOST/ID with its slash written as %2F
-    #[param(min_length = 1)]
-    pub job: String,
 }
 
 /// Show how a job stands
