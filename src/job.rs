@@ -413,6 +413,11 @@ impl Record {
         }
     }
 
+    /// What ended it, if that was not its own doing or a signal.
+    pub fn cause(&self) -> Option<EndedBy> {
+        self.ended_by.or(self.timed_out.then_some(EndedBy::Timeout))
+    }
+
     /// The host that the job is on.
     pub fn host(&self) -> &Host {
         &self.destination.host

@@ -97,7 +97,7 @@ fn check(site: Site) {
             assert!(!output.status().success() || own, "{what}: {output}");
             if !own {
                 clear_message(output.code(1));
-                output.stderr_has("could have written");
+                output.stderr_has("writable by other users");
             }
         }
         let state = kit::state(&f.rsig, &job);
@@ -107,11 +107,16 @@ fn check(site: Site) {
                 f.rsig
                     .run(&["tail", &job])
                     .code(1)
-                    .stderr_has("could have written"),
+                    .stderr_has("writable by other users"),
             );
             clear_message(f.rsig.run(&["wait", "--timeout", "200ms", &job]).code(125));
             for words in [&["rm", &job][..], &["rm", "--force", &job]] {
-                clear_message(f.rsig.run(words).code(1).stderr_has("could have written"));
+                clear_message(
+                    f.rsig
+                        .run(words)
+                        .code(1)
+                        .stderr_has("writable by other users"),
+                );
             }
             untamper(what, &f, &job, &aside);
             assert_eq!(

@@ -332,3 +332,24 @@ fn where_no_process_can_be_made_nothing_is_left() {
     }
     assert!(failures > 2, "{failures}");
 }
+
+#[test]
+fn what_its_tether_ended_says_so() {
+    let f = Site::Local.start();
+    let run = f.rsig.spawn_process(&f.words(
+        "run",
+        &["--tether", "1s"],
+        &["perl", "-e", "$| = 1; print 1; sleep 1000"],
+    ));
+    run.wait_for_stdout("1");
+    let job = f.on_host().remove(0);
+    // SIGKILL: it can't end its job itself.
+    drop(run);
+    poll_until("its tether has ended it", SOON, || {
+        f.job(&job)["state"] == "exited"
+    });
+    assert_eq!(
+        pick(&f.job(&job), ["exit_status", "ended_by"]),
+        json!([143, "tether"])
+    );
+}

@@ -205,7 +205,7 @@ fn a_login_that_runs_no_shell_starts_nothing_and_shows_its_words() {
         (
             "forged",
             r"printf '\001%s begin\nstarted 7 7 1 b Linux 5 m n\ndirectory /x\n' $(head -c 40 | tail -c 32)x",
-            "does not run",
+            "did not start",
         ),
         ("killed", "kill -9 $$", "did not start /bin/sh"),
     ] {
@@ -294,7 +294,8 @@ fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
 }
 
 /// Speaks as a script that rsig sent would, up to a point.
-const SPEAKER: &str = "read -r brace; read -r nonce; nonce=${nonce#rs_nonce=}
+const SPEAKER: &str = "while read -r nonce; do case $nonce in rs_nonce=*) break ;; esac; done
+nonce=${nonce#rs_nonce=}
 m() { printf '\\001%s %s\\n' \"$nonce\" \"$1\"; }
 x() { head -c \"$1\" /dev/zero | tr '\\0' x; }
 ";

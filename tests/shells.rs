@@ -173,7 +173,7 @@ fn main_flow(f: &Fixture) {
     let many = f.rsig.run(&["ps", "-aq"]).ok().stdout().lines().count();
     assert_eq!(
         f.rsig
-            .run(&["rm", "--finished"])
+            .run(&["rm", "--finished", "--lost"])
             .ok()
             .stdout()
             .lines()
@@ -443,7 +443,7 @@ fn main_flow_where_perl_is_elsewhere(f: &Fixture) {
     f.rsig
         .run(&["kill", "--target", "tree", &job, "INT"])
         .code(1)
-        .stderr_has("no awk");
+        .stderr_has("needs awk");
     f.rsig
         .run(&["kill", &job, "INT", "-w", "20s"])
         .ok()

@@ -18,7 +18,7 @@ use crate::connection::{Line, Policy, PrivateConnection, ShellInput};
 use crate::delivery::{self, Order, Ways};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
-use crate::job::{JobId, Record, State, Target, now};
+use crate::job::{EndedBy, JobId, Record, State, Target, now};
 use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether, cancel};
 use crate::remote::stream::{self, End, Positions, Runner};
@@ -165,7 +165,8 @@ pub fn run(
         record.state = end.state;
         record.exit_status = end.exit_status;
         record.finished_at = end.finished_at;
-        record.timed_out = end.timed_out;
+        record.ended_by = end.ended_by;
+        record.timed_out = end.ended_by == Some(EndedBy::Timeout);
         record.checked_at = Some(now());
         context.store.update([&record]);
         if forgotten {
@@ -238,6 +239,8 @@ struct Held<'a> {
 #[derive(Default)]
 struct Shared<'a> {
     phase: Phase<'a>,
+    /// The connection of the stream, for whoever needs a shell beside it.
+    connection: Option<Line<'a>>,
     /// The job that the host was asked for.
     asked: Option<JobId>,
     /// The way to the script that passes the job's streams on, while there is one.
@@ -343,6 +346,7 @@ impl<'a> Held<'a> {
         let (host, place) = (connection.host(), record.job_dir());
         let mut pause = RECONNECT_PAUSE.0;
         loop {
+            self.shared().connection = Some(connection.share());
             let private = PrivateConnection::prepare(&connection);
             let mut passing = Passing {
                 held: self,
@@ -376,7 +380,7 @@ impl<'a> Held<'a> {
             match result {
                 Ok(Some(end)) => {
                     let forgotten =
-                        forgotten || record.ephemeral && forget(&mut connection, record);
+                        forgotten || passing.forgets(&end) && forget(&mut connection, record);
                     return Ok((end, forgotten));
                 }
                 Ok(None) => {
@@ -580,7 +584,8 @@ impl<'a> Held<'a> {
             .on(os)
             .and_then(|signal| Ok((signal, then.map(|then| then.on(os)).transpose()?)));
         let Ok((signal, then)) = signals else { return };
-        let mut line = Line::new(self.destination, self.policy);
+        let connection = self.shared().connection.as_ref().map(Line::share);
+        let mut line = connection.unwrap_or_else(|| Line::new(self.destination, self.policy));
         let (target, wake) = (Target::Group, then.is_some());
         let order = Order {
             record: record.clone(),
@@ -691,7 +696,9 @@ impl Runner for Passing<'_, '_, '_, '_> {
     }
 
     fn forgets(&mut self, end: &End) -> bool {
-        self.forgotten = self.forgets && end.state == State::Exited;
+        // A job that its tether has ended stays for those who look for it.
+        let is_over = end.state == State::Exited && end.ended_by != Some(EndedBy::Tether);
+        self.forgotten = self.forgets && is_over;
         self.forgotten
     }
 }

@@ -7,7 +7,7 @@ use super::args::job_word;
 use super::complete;
 use crate::error::{Failure, Kind, exit};
 use crate::escape::printable;
-use crate::job::{JobName, JobWord};
+use crate::job::{EndedBy, JobName, JobWord};
 use crate::state::Store;
 use crate::state::history::{Action, Entry};
 use crate::terminal::{self, Output, Table, warn};
@@ -97,7 +97,10 @@ fn done(action: &Action) -> String {
             exit_signal,
             timed_out,
             ..
-        } if state == "exited" => terminal::exited(*status, exit_signal.as_deref(), *timed_out),
+        } if state == "exited" => {
+            let cause = timed_out.then_some(EndedBy::Timeout);
+            terminal::exited(*status, exit_signal.as_deref(), cause)
+        }
         Action::End { state, .. } => state.clone(),
         Action::Removal => "removed".to_owned(),
         Action::Forget => "record dropped, files left".to_owned(),

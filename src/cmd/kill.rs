@@ -93,10 +93,13 @@ impl Kill {
         let name = signal.to_string();
         let asked = (!self.yes && !signal.is_existence_check()).then_some(name.as_str());
         let jobs = Jobs::of(&context, &self.selectors, &words, self.common, asked)?;
+        let spinner = self.common.spinner("asking the host");
+        let reports = send(&mut context, jobs, signal, &self.sending);
         report(
-            send(&mut context, jobs, signal, &self.sending),
+            reports,
             signal,
             &self.sending,
+            spinner,
             self.common,
             self.json,
         )

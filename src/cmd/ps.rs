@@ -339,7 +339,7 @@ fn table(jobs: &[Listed]) -> Table {
 fn state_text(record: &Record, state: State) -> String {
     match (state, record.exit_status) {
         (State::Exited, Some(status)) => {
-            terminal::exited(status, record.exit_signal().as_deref(), record.timed_out)
+            terminal::exited(status, record.exit_signal().as_deref(), record.cause())
         }
         (State::Unknown, _) => format!("unknown (was {})", record.state),
         _ => state.to_string(),

@@ -10,17 +10,17 @@ use crate::delivery::{Outcome, Sent, Via};
 use crate::error::{Failure, exit};
 use crate::job::{JobName, Record, State, Target};
 use crate::signal::{Signal, SignalWord};
-use crate::terminal::{self, FailureJson, Output, warn};
+use crate::terminal::{self, FailureJson, Output, Spinner, warn};
 
 /// Prints the reports of `kill` and `stop`, and gives the highest of their statuses.
 pub fn report(
     reports: impl Iterator<Item = Report>,
     signal: SignalWord,
     sending: &Sending,
+    mut spinner: Spinner,
     common: Common,
     json: bool,
 ) -> Result<u8, Failure> {
-    let mut spinner = common.spinner("asking the host");
     let mut out = Output::default();
     let mut status = exit::DONE;
     for report in reports {

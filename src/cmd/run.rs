@@ -18,6 +18,7 @@ use super::args::{Common, ConnectArgs, JobArgs, KEPT};
 use super::{complete, foreground, start, values};
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Destination, Host};
+use crate::job::EndedBy;
 use crate::remote::Stream;
 use crate::signal::SignalWord;
 use crate::sys;
@@ -102,6 +103,12 @@ impl Run {
         if ran.disk_full {
             warn(&format!(
                 "{label}: the disk there was full, and some of the output is lost"
+            ));
+        }
+        if ran.record.ended_by == Some(EndedBy::Tether) {
+            let patience = humantime::format_duration(self.tether);
+            warn(&format!(
+                "{label}: ended by its tether: no contact for {patience}"
             ));
         }
         match foreground::status(&ran) {

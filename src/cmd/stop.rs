@@ -42,7 +42,8 @@ impl Stop {
         let asked = (!self.yes).then_some("TERM, then KILL");
         let jobs = self.jobs.find(&context, self.common, asked)?;
         let (signal, sending) = (SignalWord::TERM, Sending::stop(self.grace, self.target));
+        let spinner = self.common.spinner("asking the host");
         let reports = send(&mut context, jobs, signal, &sending);
-        report(reports, signal, &sending, self.common, self.json)
+        report(reports, signal, &sending, spinner, self.common, self.json)
     }
 }

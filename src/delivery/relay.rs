@@ -24,6 +24,8 @@ struct Asked {
     relayed: Option<Relayed>,
     watch: bool,
     watched: Option<bool>,
+    /// Its relay has said something of the job.
+    answered: bool,
 }
 
 impl Asked {
@@ -60,7 +62,7 @@ pub fn deliver(line: &mut Line, batch: &mut Batch, until: Option<Instant>) -> bo
             delivery.outcome.still_running = (delivery.settled && waiting).then_some(true);
         }
     });
-    asked.iter().any(|asked| asked.watched == Some(true))
+    asked.iter().any(|asked| asked.answered)
 }
 
 fn converse(
@@ -141,7 +143,10 @@ fn take(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
         Reply::Signalled { relayed, .. } => {
             asked.relayed = Some(*relayed);
             match relayed {
-                Relayed::Sent => delivery.result(Via::Channel, AttemptResult::Sent, waiting),
+                Relayed::Sent => {
+                    asked.answered = true;
+                    delivery.result(Via::Channel, AttemptResult::Sent, waiting);
+                }
                 Relayed::Denied => delivery.result(Via::Channel, AttemptResult::Denied, waiting),
                 Relayed::NotHeld | Relayed::NotHonoured | Relayed::Retired => {
                     delivery.asked = false;
@@ -156,7 +161,7 @@ fn take(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
                 delivery.end(*end);
             }
         }
-        Reply::Watching { .. } => asked.watched = Some(true),
+        Reply::Watching { .. } => (asked.watched, asked.answered) = (Some(true), true),
         _ => asked.watched = Some(false),
     });
 }

@@ -83,7 +83,7 @@ deliver() {
 		return
 	fi
 	if [ -n "$bare" ]; then
-		sent=unconfirmed
+		sent=unconfirmed rs_locked=
 		[ "$9" = 1 ] || sent=
 	else
 		# One that holds the lock for longer has been stopped: better without the lock than never.
@@ -93,7 +93,7 @@ deliver() {
 	if [ -z "$sent" ]; then
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
-		[ "$state" = stopped ] || rs_await "$pid" "$5" 400
+		[ -n "$bare" ] || [ "$state" = stopped ] || rs_await "$pid" "$5" 400
 		# Once more, with nothing between the look and the builtin that could take time.
 		if ! rs_holds "$pid" && ! alive "$pid" "$birth" "$boot"; then
 			sent=gone

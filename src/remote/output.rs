@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::answer::{Ending, LOOK, Listener, QUIT, Stream, garbage, hear};
 use super::script::{Form, Script, file};
-use super::seen::{Seen, job_line};
+use super::seen::{Note, Seen, Standing, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 
@@ -266,6 +266,13 @@ pub fn read(
     let seen = reading
         .seen
         .ok_or_else(|| garbage(host, b"nothing about the job"))?;
+    let has_log = !matches!(
+        seen.standing,
+        Standing::Absent | Standing::Foreign | Standing::Away
+    ) && seen.note != Some(Note::NoDirectory);
+    if has_log && reading.progress.at.is_none() {
+        return Err(garbage(host, b"nothing about the job's output"));
+    }
     Ok(Read {
         seen,
         paused: ending == Ending::Paused,

@@ -94,6 +94,15 @@ exec /usr/bin/env$rs_words$rs_reset "\$@"
 END
 } >/dev/null 2>&1
 
+# rs_monitors : succeeds where `set -m` has an effect: without a terminal some shells only warn, in a subshell not even that.
+rs_monitors() {
+	sleep 1 &
+	rs_process $! && [ "$rs_group" = $! ]
+	set -- $?
+	kill -KILL $!
+	return "$1"
+} >/dev/null 2>&1
+
 # rs_detach ARG... : runs sh in a session of its own, and is not its parent.
 # shellcheck disable=SC2086,SC2016
 rs_detach() {
@@ -194,8 +203,7 @@ elif command -v perl >/dev/null 2>&1 && perl -MPOSIX -e 1 2>/dev/null; then
 	rs_how=perl
 elif command -v python3 >/dev/null 2>&1; then
 	rs_how=python3
-# Without a terminal some shells say no more than a warning and go on without; in a subshell not even that.
-elif { set -m; } 2>/dev/null && case $- in *m*) ;; *) false ;; esac; then
+elif { set -m; } 2>/dev/null && rs_monitors; then
 	set +m
 	rs_how=monitor
 else

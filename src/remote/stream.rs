@@ -6,7 +6,7 @@ use super::script::{Form, Script, file};
 use super::seen::job_line;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
-use crate::job::{Epoch, State};
+use crate::job::{EndedBy, Epoch, State};
 
 /// How far the two streams have been passed on, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,8 +22,7 @@ pub struct End {
     pub exit_status: Option<u8>,
     /// By the host's clock.
     pub finished_at: Option<Epoch>,
-    /// The job ran into its time limit.
-    pub timed_out: bool,
+    pub ended_by: Option<EndedBy>,
     /// The host's disk was full: some of the output is lost.
     pub disk_full: bool,
 }
@@ -166,9 +165,13 @@ fn end(words: &str) -> Option<End> {
         [state, code, at, "full"] => (state, code, at, true),
         _ => return None,
     };
-    let timed_out = *state == "expired";
+    let ended_by = match *state {
+        "expired" => Some(EndedBy::Timeout),
+        "untied" => Some(EndedBy::Tether),
+        _ => None,
+    };
     let state = match *state {
-        "exited" | "expired" => State::Exited,
+        "exited" | "expired" | "untied" => State::Exited,
         "lost" => State::Lost,
         _ => State::Unknown,
     };
@@ -176,7 +179,7 @@ fn end(words: &str) -> Option<End> {
         state,
         exit_status: code.parse().ok(),
         finished_at: at.parse().ok(),
-        timed_out,
+        ended_by,
         disk_full,
     })
 }

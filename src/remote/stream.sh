@@ -293,7 +293,10 @@ stream() {
 	elif [ -n "$over" ] && [ "$patience" -le 0 ]; then
 		full=
 		[ ! -e out.full ] && [ ! -e err.full ] || full=" full"
-		[ "$expired" != timeout ] || state=expired
+		case $expired in
+		timeout) state=expired ;;
+		tether) state=untied ;;
+		esac
 		rs_mark "ended $state $code $ended$full"
 	else
 		rs_mark paused

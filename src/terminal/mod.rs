@@ -11,7 +11,7 @@ pub use spinner::Spinner;
 pub use table::Table;
 
 use crate::escape::printable;
-use crate::job::{Epoch, Record};
+use crate::job::{EndedBy, Epoch, Record};
 
 /// The longest command that is shown, in characters.
 const COMMAND_MAX: usize = 4096;
@@ -31,22 +31,23 @@ pub fn ended(record: &Record) -> String {
     let signal = record.exit_signal();
     format!(
         "ended with status {}",
-        with_reason(&status, signal.as_deref(), record.timed_out)
+        with_reason(&status, signal.as_deref(), record.cause())
     )
 }
 
 /// The same for a table.
-pub fn exited(status: u8, signal: Option<&str>, timed_out: bool) -> String {
-    format!(
-        "exited {}",
-        with_reason(&status.to_string(), signal, timed_out)
-    )
+pub fn exited(status: u8, signal: Option<&str>, cause: Option<EndedBy>) -> String {
+    format!("exited {}", with_reason(&status.to_string(), signal, cause))
 }
 
-fn with_reason(status: &str, signal: Option<&str>, timed_out: bool) -> String {
+fn with_reason(status: &str, signal: Option<&str>, cause: Option<EndedBy>) -> String {
     let signal = signal.map_or_else(String::new, |signal| format!(" ({signal})"));
-    let timed_out = if timed_out { ", timed out" } else { "" };
-    format!("{status}{signal}{timed_out}")
+    let cause = match cause {
+        Some(EndedBy::Timeout) => ", timed out",
+        Some(EndedBy::Tether) => ", ended by its tether",
+        None => "",
+    };
+    format!("{status}{signal}{cause}")
 }
 
 /// A time span in its largest unit.

@@ -20,6 +20,8 @@ pub type ChannelId = u64;
 
 /// The largest piece that is written at once.
 const PIECE: usize = 32 << 10;
+/// How much is kept of what an unused shell says.
+const NOISE_MAX: usize = 4 << 10;
 /// How many scripts a shell runs, and for how long it is kept.
 const SCRIPTS_MAX: u32 = 1000;
 const AGE_MAX: Duration = Duration::from_secs(600);
@@ -85,6 +87,8 @@ pub struct ShellChannel {
     is_last: bool,
     /// The end of what it has printed, as far as it may be the beginning of that.
     tail: Vec<u8>,
+    /// What it has said before anybody used it, for the first command: a login may say why it gives no shell.
+    noise: Vec<(bool, Vec<u8>)>,
     /// By when it has to be ready, once its command has checked it in.
     pub ready_by: Option<Instant>,
     /// How many scripts it has run.
@@ -115,6 +119,7 @@ impl ShellChannel {
             done: None,
             is_last: false,
             tail: Vec::new(),
+            noise: Vec::new(),
             ready_by: None,
             scripts: 0,
             opened: Instant::now(),
@@ -165,6 +170,20 @@ impl ShellChannel {
         if self.is_last || self.done.is_some() {
             self.finish();
         }
+    }
+
+    /// Keeps the first of what it says while it is nobody's.
+    pub fn keep_noise(&mut self, error_stream: bool, bytes: &[u8]) {
+        let kept: usize = self.noise.iter().map(|(_, bytes)| bytes.len()).sum();
+        let room = NOISE_MAX.saturating_sub(kept).min(bytes.len());
+        if self.scripts == 0 && room > 0 {
+            let bytes = bytes.get(..room).unwrap_or_default().to_vec();
+            self.noise.push((error_stream, bytes));
+        }
+    }
+
+    pub fn take_noise(&mut self) -> Vec<(bool, Vec<u8>)> {
+        std::mem::take(&mut self.noise)
     }
 
     /// Looks for the end of the script in what the shell has printed.

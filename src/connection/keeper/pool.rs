@@ -66,8 +66,14 @@ impl Keeper {
             channel.given = Some(Instant::now());
             client.channel = Some(channel_id);
             (client.waits, client.told_wanted) = (None, false);
-            let primed = self.primer.mark;
+            let (primed, noise) = (self.primer.mark, channel.take_noise());
             self.tell(client_id, &Reply::Shell { primed });
+            if let Some(client) = self.clients.get_mut(&client_id) {
+                for (error_stream, bytes) in noise {
+                    // What it does not take now is written when it can.
+                    drop(client.pass_on(error_stream, &bytes));
+                }
+            }
         }
         // Relays get what is left, and never the last shell.
         while self.relays_to_be.front().is_some() {

@@ -173,6 +173,8 @@ impl Keeper {
             self.failures = 0;
             // What it does not take now is written when it can.
             drop(client.pass_on(error_stream, bytes));
+        } else if channel.relay.is_none() {
+            channel.keep_noise(error_stream, bytes);
         }
         self.act(id, actions);
     }

@@ -29,6 +29,10 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     io::stdin().lock().take(1 << 20).read_line(&mut order)?;
     let lifeline = io::stdin().as_fd().try_clone_to_owned()?;
     let order: Order = serde_json::from_str(&order)?;
+    if order.private && order.batch {
+        // Made beside a connection that is there: no proxy may ask on the terminal either.
+        sys::process::detach()?;
+    }
     let born = Arc::new(AtomicBool::new(false));
     end_with_caller(&born)?;
     let begun = begin(
@@ -48,7 +52,9 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     let Ok(mut keeper) = begun else {
         return say(&birth);
     };
-    sys::process::detach()?;
+    if !(order.private && order.batch) {
+        sys::process::detach()?;
+    }
     born.store(true, Ordering::Release);
     say(&birth)?;
     sys::process::close_standard_streams()?;
