@@ -133,6 +133,8 @@ measure() {
 sizes() {
 	# shellcheck disable=SC2046
 	set -- $(LC_ALL=C TIME_STYLE=locale ls -lni err out 2>/dev/null)
+	# An ls that was ended by a signal says nothing of the files.
+	[ $# -gt 0 ] || [ ! -e out ] || [ -z "${out_size-}" ] || return 0
 	err_inode=${1:-0} err_size=${6:-0}
 	shift $(($# < 10 ? $# : 10))
 	out_inode=${1:-0} out_size=${6:-0}
