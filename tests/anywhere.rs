@@ -243,7 +243,7 @@ on_two_sites! {
         // Where others can write, nothing is believed.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("we are root");
         let output = other.discover(&[]);
-        clear_message(output.code(1).stdout_is("").stderr_has("nothing in it is believed"));
+        clear_message(output.code(1).stdout_is("").stderr_has("nothing in it is trusted"));
     }
 }
 
