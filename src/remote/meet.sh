@@ -44,6 +44,8 @@ discover() {
 		case ${dir##*/} in
 		*[!0-9abcdefghjkmnpqrstvwxyz]*) continue ;;
 		esac
+		# What a job in the foreground has left for those who wait for it.
+		[ ! -e "$dir/gone" ] || continue
 		if enter "$dir"; then
 			look
 			rs_say found "$index" "${dir##*/}"
