@@ -294,3 +294,29 @@ fn output_that_nobody_reads_is_bounded_and_what_is_read_is_deleted() {
         .sum();
     assert!(left < 64 << 20, "{left} bytes are left on the host");
 }
+
+#[test]
+fn no_input_is_ever_taken_for_commands() {
+    let f = Site::OpenSshUser.start_with_keeper();
+    let pwned = f.job_home().join("pwned");
+    let input = format!("touch {}\n", pwned.display()).repeat(100_000);
+    // Ends while input is on its way, early and late, and while the stream moves to a connection of its own.
+    for line in [
+        "exit 3",
+        "head -n 1 >/dev/null; exit 3",
+        "head -c 2000000 >/dev/null; exit 3",
+        "sleep 3; head -n 1 >/dev/null; exit 3",
+    ] {
+        for _ in 0..3 {
+            let words = f.run_words(&[], line);
+            f.rsig
+                .command(&words)
+                .stdin(input.as_bytes())
+                .run()
+                .code(3);
+        }
+    }
+    f.rsig.run(&["ps"]).ok();
+    f.rsig.run(&f.run_words(&[], "true")).ok();
+    assert!(!pwned.exists());
+}

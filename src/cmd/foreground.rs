@@ -638,7 +638,7 @@ struct Passing<'s, 'h, 'a, 'k> {
     held: &'h Held<'a>,
     sink: &'s mut Sink<'k>,
     private: Option<&'s PrivateConnection>,
-    /// The way to the script, until it has begun.
+    /// The way to the script.
     input: Option<Arc<ShellInput>>,
     forgets: bool,
     forgotten: bool,
@@ -648,7 +648,7 @@ struct Passing<'s, 'h, 'a, 'k> {
 
 impl Runner for Passing<'_, '_, '_, '_> {
     fn begun(&mut self) {
-        let Some(input) = self.input.take() else {
+        let Some(input) = self.input.clone() else {
             return;
         };
         if let Some(every) = self.held.heartbeat {
@@ -689,6 +689,17 @@ impl Runner for Passing<'_, '_, '_, '_> {
         shared.room = room;
         drop(shared);
         self.held.changed.notify_all();
+    }
+
+    fn finish(&mut self, line: &str, now: bool) -> bool {
+        let Some(input) = &self.input else {
+            return true;
+        };
+        if now {
+            return input.try_finish(line);
+        }
+        input.finish(line);
+        true
     }
 
     fn wants_pause(&self) -> bool {

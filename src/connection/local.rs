@@ -63,9 +63,9 @@ impl Shell for LocalShell {
 
     fn input(&self) -> io::Result<ShellInput> {
         let (input, beaten) = (Arc::clone(&self.input), Arc::clone(&self.input));
-        Ok(ShellInput {
-            write: Box::new(move |bytes| write(&input, bytes)),
-            beat: Box::new(move |every| {
+        Ok(ShellInput::new(
+            Box::new(move |bytes| write(&input, bytes)),
+            Box::new(move |every| {
                 let input = Arc::clone(&beaten);
                 std::thread::spawn(move || {
                     loop {
@@ -76,7 +76,7 @@ impl Shell for LocalShell {
                     }
                 });
             }),
-        })
+        ))
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {

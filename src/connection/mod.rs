@@ -82,13 +82,48 @@ type Write = dyn Fn(&[u8]) -> std::io::Result<()> + Send + Sync;
 
 /// The way into a shell for other threads than the one that reads. Each write arrives in one piece.
 pub struct ShellInput {
-    write: Box<Write>,
+    /// None after the last line: what follows would be taken for commands.
+    write: Mutex<Option<Box<Write>>>,
     beat: Box<dyn Fn(Duration) + Send + Sync>,
 }
 
 impl ShellInput {
+    fn new(write: Box<Write>, beat: Box<dyn Fn(Duration) + Send + Sync>) -> Self {
+        Self {
+            write: Mutex::new(Some(write)),
+            beat,
+        }
+    }
+
+    /// Fails after [`ShellInput::finish`].
     pub fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
-        (self.write)(bytes)
+        let write = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        write
+            .as_ref()
+            .ok_or(std::io::ErrorKind::BrokenPipe)
+            .map_err(std::io::Error::from)
+            .and_then(|write| write(bytes))
+    }
+
+    /// The same, unless another thread is just writing: who reads must not wait for one that may wait for the reading.
+    pub fn try_finish(&self, line: &str) -> bool {
+        let Ok(mut write) = self.write.try_lock() else {
+            return false;
+        };
+        if let Some(write) = write.take() {
+            // Who reads will find the connection broken.
+            drop(write(line.as_bytes()));
+        }
+        true
+    }
+
+    /// Writes the last line: nothing comes behind it.
+    pub fn finish(&self, line: &str) {
+        let mut write = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(write) = write.take() {
+            // Who reads will find the connection broken.
+            drop(write(line.as_bytes()));
+        }
     }
 
     /// Has the pool send the shell an empty line every so often, even while this process is stopped.

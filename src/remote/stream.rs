@@ -41,6 +41,10 @@ pub trait Runner {
     /// Whether the stream is to go on over another connection.
     fn wants_pause(&self) -> bool;
 
+    /// Says the last line to the script, behind whatever other threads say; with `now`, unless one is just saying
+    /// something. Returns whether it was said.
+    fn finish(&mut self, line: &str, now: bool) -> bool;
+
     /// Whether the host may forget the job, which has ended, and all of whose output was taken.
     fn forgets(&mut self, end: &End) -> bool;
 }
@@ -94,8 +98,8 @@ impl Listener for Streaming<'_> {
         if self.pausing || !(self.wanted || self.runner.wants_pause()) {
             return None;
         }
-        self.pausing = true;
-        Some(QUIT.as_bytes().to_vec())
+        self.pausing = self.runner.finish(QUIT, true);
+        None
     }
 
     fn wanted(&mut self) {
@@ -107,13 +111,15 @@ impl Listener for Streaming<'_> {
     }
 
     fn farewell(&mut self, ending: &Ending) -> Option<&'static str> {
-        match ending {
-            _ if self.pausing => None,
-            Ending::Ended(words) if end(words).is_some_and(|end| self.runner.forgets(&end)) => {
-                Some("forget\n")
-            }
-            _ => Some(QUIT),
+        if !self.pausing {
+            let forgets = match ending {
+                Ending::Ended(words) => end(words).is_some_and(|end| self.runner.forgets(&end)),
+                _ => false,
+            };
+            let line = if forgets { "forget\n" } else { QUIT };
+            self.runner.finish(line, false);
         }
+        None
     }
 }
 

@@ -122,6 +122,11 @@ err_flow() {
 measure() {
 	if [ -p out.pipe ]; then
 		now=$(LC_ALL=C ls -ln "$out_file" "$err_file" 2>/dev/null)
+		# A file that is whole grows no more, and has a next one.
+		after out "$out_at"
+		now=$now,$next
+		after err "$err_at"
+		now=$now,$next
 	else
 		sizes
 		now="$out_size $err_size"

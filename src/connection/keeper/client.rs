@@ -530,14 +530,14 @@ impl Shell for KeeperShell {
             (&*stream).write_all(frames)
         });
         let beat = Arc::clone(&send);
-        Ok(ShellInput {
-            write: Box::new(move |bytes| send(&protocol::bytes(false, bytes))),
-            beat: Box::new(move |every| {
+        Ok(ShellInput::new(
+            Box::new(move |bytes| send(&protocol::bytes(false, bytes))),
+            Box::new(move |every| {
                 let seconds = every.as_secs().max(1);
                 // A keeper that is gone is noticed by who reads.
                 drop(beat(&protocol::message(&Request::Beat { seconds })));
             }),
-        })
+        ))
     }
 
     fn write(&mut self, bytes: &[u8], until: Instant) -> io::Result<()> {
