@@ -309,11 +309,7 @@ fn no_input_is_ever_taken_for_commands() {
     ] {
         for _ in 0..3 {
             let words = f.run_words(&[], line);
-            f.rsig
-                .command(&words)
-                .stdin(input.as_bytes())
-                .run()
-                .code(3);
+            f.rsig.command(&words).stdin(input.as_bytes()).run().code(3);
         }
     }
     f.rsig.run(&["ps"]).ok();
