@@ -5,26 +5,26 @@
 //! connection that breaks is made anew, and all goes on at the right byte both ways. A run begins on the connection that
 //! the host's commands share, and moves to one of its own when it lasts or carries much.
 
+mod signals;
+
 use std::collections::VecDeque;
 use std::io::Read;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::context::Context;
-use super::ephemeral::forget_read;
-use super::start::{self, Flow};
+use crate::cmd::context::Context;
+use crate::cmd::ephemeral::forget_read;
+use crate::cmd::start::{self, Flow};
 use crate::connection::{Line, Policy, PrivateConnection, ShellInput};
-use crate::delivery::{self, Order, Ways};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
-use crate::job::{EndedBy, JobId, Record, State, Target, now};
+use crate::job::{EndedBy, JobId, Record, State, now};
 use crate::remote::look::Streams;
-use crate::remote::start::{Spool, Tether, cancel};
+use crate::remote::start::{Spool, Tether};
 use crate::remote::stream::{self, End, Positions, Runner};
 use crate::remote::{Sink, Stream};
-use crate::signal::{Os, SignalWord};
-use crate::state::{Signalled, Store};
+use crate::signal::SignalWord;
 
 /// A job to run.
 pub struct Request {
@@ -86,20 +86,10 @@ const ROOM_PAUSE: Duration = Duration::from_millis(100);
 const ACK_EVERY: u64 = 8 << 20;
 /// How often the host hears that the job is still held, at most.
 const HEARTBEAT: Duration = Duration::from_secs(3);
-/// How long this process waits for the heartbeats to be another process's before it stops itself.
-const HELD_MAX: Duration = Duration::from_secs(10);
-/// How long a job may take to end whose output nobody takes any more.
-const END_GRACE: Duration = Duration::from_secs(10);
 /// How long a connection may take to be made, where nothing else says so.
 const CONNECT_MAX: Duration = Duration::from_secs(15);
 /// The pause after a connection that broke: the first, and the longest.
 const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// A signal that follows another one within this time is passed on and not counted.
-const ECHO: Duration = Duration::from_millis(500);
-/// How many INT kill the job at once.
-const INTERRUPTS_MAX: u32 = 3;
-/// How long a start that is given up may take to be cancelled.
-const CANCEL_MAX: Duration = Duration::from_millis(800);
 
 /// Runs a job to its end.
 pub fn run(
@@ -453,170 +443,7 @@ impl<'a> Held<'a> {
             }
         }
     }
-
-    /// Stops this process, which sees to the job's tether no more then.
-    fn stop(&self) {
-        if self.heartbeat.is_some() {
-            let unheld = |shared: &mut Shared<'a>| shared.input.is_none() && !shared.over;
-            drop(
-                self.changed
-                    .wait_timeout_while(self.shared(), HELD_MAX, unheld),
-            );
-        }
-        (self.stop)();
-    }
-
-    /// Passes the user's signals on to the job, and sees to it that it ends when it is told to, and this process too.
-    fn pass_signals(&self, signals: &Receiver<Pass>) {
-        let (mut kill_at, mut give_up): (Option<Instant>, Option<(Instant, u8)>) = (None, None);
-        let (mut interrupts, mut last) = (0, None::<Instant>);
-        while !self.shared().over {
-            let now = Instant::now();
-            let next = kill_at.into_iter().chain(give_up.map(|(at, _)| at)).min();
-            let wait = next.map_or(ROOM_PAUSE, |at| {
-                at.saturating_duration_since(now).min(ROOM_PAUSE)
-            });
-            let pass = match signals.recv_timeout(wait) {
-                Ok(pass) => Some(pass),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => {
-                    std::thread::sleep(wait);
-                    None
-                }
-            };
-            let now = Instant::now();
-            let record = match &self.shared().phase {
-                Phase::Runs(record) => Some(record.clone()),
-                _ => None,
-            };
-            let Some(record) = record else {
-                if let Some(pass) = pass.filter(|pass| pass.quits) {
-                    self.quit(pass.status);
-                }
-                continue;
-            };
-            if let Some(pass) = pass {
-                self.deliver(&record, pass.signal, None, None);
-                if pass.stops {
-                    self.stop();
-                }
-                let counts = pass.ends && last.is_none_or(|last| now - last >= ECHO);
-                if counts {
-                    last = Some(now);
-                    interrupts += u32::from(pass.interrupts);
-                    give_up.get_or_insert((now + self.grace + CONNECT_MAX, pass.status));
-                    if kill_at.is_none() {
-                        kill_at = Some(now + self.grace);
-                    }
-                    if interrupts == INTERRUPTS_MAX {
-                        kill_at = Some(now);
-                    }
-                }
-            }
-            if kill_at.is_some_and(|at| now >= at) {
-                kill_at = Some(now + self.grace);
-                self.deliver(&record, SignalWord::KILL, None, None);
-            }
-            if let Some((_, status)) = give_up.filter(|(at, _)| now >= *at) {
-                (self.note)(&format!(
-                    "{}: its end can't be found out; `rsig wait {}` asks again",
-                    record.label(),
-                    record.id
-                ));
-                (self.exit)(status);
-            }
-        }
-    }
-
-    /// Gives a run up whose job does not run yet: a start that was asked for is cancelled.
-    fn quit(&self, status: u8) {
-        let (connection, asked) = {
-            let shared = self.shared();
-            let connection = match &shared.phase {
-                Phase::Asked(connection) => Some(connection.share()),
-                _ => None,
-            };
-            (connection, shared.asked.clone())
-        };
-        if let (Some(mut connection), Some(id)) = (connection, asked) {
-            let (sender, receiver) = std::sync::mpsc::channel();
-            let host = connection.host();
-            let job = id.clone();
-            std::thread::scope(|scope| {
-                scope.spawn(move || {
-                    let cancelled = connection
-                        .shell()
-                        .and_then(|mut shell| cancel(&host, shell.as_mut(), &job));
-                    // The receiver is dropped only when time is over.
-                    let _ = sender.send(cancelled.is_ok());
-                });
-                if !receiver.recv_timeout(CANCEL_MAX).unwrap_or(false) {
-                    (self.note)(&format!(
-                        "{}: job {id} may still start; its tether ends it then",
-                        self.destination
-                    ));
-                }
-                (self.exit)(status);
-            });
-        }
-        (self.exit)(status);
-    }
-
-    /// TERM, and after a while KILL: nobody takes the output any more.
-    fn end_job(&self, record: &Record) {
-        self.deliver(
-            record,
-            SignalWord::TERM,
-            Some(SignalWord::KILL),
-            Some(END_GRACE),
-        );
-    }
-
-    fn deliver(
-        &self,
-        record: &Record,
-        signal: SignalWord,
-        then: Option<SignalWord>,
-        wait: Option<Duration>,
-    ) {
-        let os = record.system().unwrap_or(Os::Other);
-        let signals = signal
-            .on(os)
-            .and_then(|signal| Ok((signal, then.map(|then| then.on(os)).transpose()?)));
-        let Ok((signal, then)) = signals else { return };
-        let connection = self.shared().connection.as_ref().map(Line::share);
-        let mut line = connection.unwrap_or_else(|| Line::new(self.destination, self.policy));
-        let (target, wake) = (Target::Group, then.is_some());
-        let order = Order {
-            record: record.clone(),
-            signal: Some(signal),
-            then,
-            target,
-            wake,
-            ways: Ways::Pid,
-        };
-        delivery::deliver(&mut line, vec![order], wait, &mut |outcome| {
-            let sent = [
-                Some(Signalled {
-                    signal,
-                    sent: outcome.sent,
-                }),
-                then.zip(outcome.then)
-                    .map(|(signal, sent)| Signalled { signal, sent }),
-            ];
-            if let Ok(mut store) = Store::open(self.note) {
-                store.signalled(&outcome.record, target, sent.iter().flatten());
-            }
-            if let Some(failure) = outcome
-                .error
-                .filter(|failure| failure.kind != Kind::NotRunning)
-            {
-                (self.note)(&failure.message);
-            }
-        });
-    }
 }
-
 /// Has the host forget the job, all of whose output has been passed on.
 fn forget(connection: &mut Line<'_>, record: &Record) -> bool {
     let read = Streams {

@@ -1,0 +1,188 @@
+//! The user's signals on their way to a job in the foreground, and what they do to the run itself.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::{CONNECT_MAX, Held, Pass, Phase, ROOM_PAUSE, Shared};
+use crate::connection::Line;
+use crate::delivery::{self, Order, Ways};
+use crate::error::Kind;
+use crate::job::{Record, Target};
+use crate::remote::start::cancel;
+use crate::signal::{Os, SignalWord};
+use crate::state::{Signalled, Store};
+
+/// How long this process waits for the heartbeats to be another process's before it stops itself.
+const HELD_MAX: Duration = Duration::from_secs(10);
+/// How long a job may take to end whose output nobody takes any more.
+const END_GRACE: Duration = Duration::from_secs(10);
+/// A signal that follows another one within this time is passed on and not counted.
+const ECHO: Duration = Duration::from_millis(500);
+/// How many INT kill the job at once.
+const INTERRUPTS_MAX: u32 = 3;
+/// How long a start that is given up may take to be cancelled.
+const CANCEL_MAX: Duration = Duration::from_millis(800);
+
+impl<'a> Held<'a> {
+    /// Stops this process, which sees to the job's tether no more then.
+    pub(super) fn stop(&self) {
+        if self.heartbeat.is_some() {
+            let unheld = |shared: &mut Shared<'a>| shared.input.is_none() && !shared.over;
+            drop(
+                self.changed
+                    .wait_timeout_while(self.shared(), HELD_MAX, unheld),
+            );
+        }
+        (self.stop)();
+    }
+
+    /// Passes the user's signals on to the job, and sees to it that it ends when it is told to, and this process too.
+    pub(super) fn pass_signals(&self, signals: &Receiver<Pass>) {
+        let (mut kill_at, mut give_up): (Option<Instant>, Option<(Instant, u8)>) = (None, None);
+        let (mut interrupts, mut last) = (0, None::<Instant>);
+        while !self.shared().over {
+            let now = Instant::now();
+            let next = kill_at.into_iter().chain(give_up.map(|(at, _)| at)).min();
+            let wait = next.map_or(ROOM_PAUSE, |at| {
+                at.saturating_duration_since(now).min(ROOM_PAUSE)
+            });
+            let pass = match signals.recv_timeout(wait) {
+                Ok(pass) => Some(pass),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    std::thread::sleep(wait);
+                    None
+                }
+            };
+            let now = Instant::now();
+            let record = match &self.shared().phase {
+                Phase::Runs(record) => Some(record.clone()),
+                _ => None,
+            };
+            let Some(record) = record else {
+                if let Some(pass) = pass.filter(|pass| pass.quits) {
+                    self.quit(pass.status);
+                }
+                continue;
+            };
+            if let Some(pass) = pass {
+                self.deliver(&record, pass.signal, None, None);
+                if pass.stops {
+                    self.stop();
+                }
+                let counts = pass.ends && last.is_none_or(|last| now - last >= ECHO);
+                if counts {
+                    last = Some(now);
+                    interrupts += u32::from(pass.interrupts);
+                    give_up.get_or_insert((now + self.grace + CONNECT_MAX, pass.status));
+                    if kill_at.is_none() {
+                        kill_at = Some(now + self.grace);
+                    }
+                    if interrupts == INTERRUPTS_MAX {
+                        kill_at = Some(now);
+                    }
+                }
+            }
+            if kill_at.is_some_and(|at| now >= at) {
+                kill_at = Some(now + self.grace);
+                self.deliver(&record, SignalWord::KILL, None, None);
+            }
+            if let Some((_, status)) = give_up.filter(|(at, _)| now >= *at) {
+                (self.note)(&format!(
+                    "{}: its end can't be found out; `rsig wait {}` asks again",
+                    record.label(),
+                    record.id
+                ));
+                (self.exit)(status);
+            }
+        }
+    }
+
+    /// Gives a run up whose job does not run yet: a start that was asked for is cancelled.
+    pub(super) fn quit(&self, status: u8) {
+        let (connection, asked) = {
+            let shared = self.shared();
+            let connection = match &shared.phase {
+                Phase::Asked(connection) => Some(connection.share()),
+                _ => None,
+            };
+            (connection, shared.asked.clone())
+        };
+        if let (Some(mut connection), Some(id)) = (connection, asked) {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let host = connection.host();
+            let job = id.clone();
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    let cancelled = connection
+                        .shell()
+                        .and_then(|mut shell| cancel(&host, shell.as_mut(), &job));
+                    // The receiver is dropped only when time is over.
+                    let _ = sender.send(cancelled.is_ok());
+                });
+                if !receiver.recv_timeout(CANCEL_MAX).unwrap_or(false) {
+                    (self.note)(&format!(
+                        "{}: job {id} may still start; its tether ends it then",
+                        self.destination
+                    ));
+                }
+                (self.exit)(status);
+            });
+        }
+        (self.exit)(status);
+    }
+
+    /// TERM, and after a while KILL: nobody takes the output any more.
+    pub(super) fn end_job(&self, record: &Record) {
+        self.deliver(
+            record,
+            SignalWord::TERM,
+            Some(SignalWord::KILL),
+            Some(END_GRACE),
+        );
+    }
+
+    pub(super) fn deliver(
+        &self,
+        record: &Record,
+        signal: SignalWord,
+        then: Option<SignalWord>,
+        wait: Option<Duration>,
+    ) {
+        let os = record.system().unwrap_or(Os::Other);
+        let signals = signal
+            .on(os)
+            .and_then(|signal| Ok((signal, then.map(|then| then.on(os)).transpose()?)));
+        let Ok((signal, then)) = signals else { return };
+        let connection = self.shared().connection.as_ref().map(Line::share);
+        let mut line = connection.unwrap_or_else(|| Line::new(self.destination, self.policy));
+        let (target, wake) = (Target::Group, then.is_some());
+        let order = Order {
+            record: record.clone(),
+            signal: Some(signal),
+            then,
+            target,
+            wake,
+            ways: Ways::Pid,
+        };
+        delivery::deliver(&mut line, vec![order], wait, &mut |outcome| {
+            let sent = [
+                Some(Signalled {
+                    signal,
+                    sent: outcome.sent,
+                }),
+                then.zip(outcome.then)
+                    .map(|(signal, sent)| Signalled { signal, sent }),
+            ];
+            if let Ok(mut store) = Store::open(self.note) {
+                store.signalled(&outcome.record, target, sent.iter().flatten());
+            }
+            if let Some(failure) = outcome
+                .error
+                .filter(|failure| failure.kind != Kind::NotRunning)
+            {
+                (self.note)(&failure.message);
+            }
+        });
+    }
+}
