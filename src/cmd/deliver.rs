@@ -10,8 +10,8 @@ use clap_complete::engine::ArgValueCompleter;
 use super::context::Context;
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
 use super::{complete, values};
-use crate::connection::{Line, Policy};
-use crate::delivery::{self, Order, Outcome, Sent, Ways, ended_before};
+use crate::connection::{HostConnection, Policy};
+use crate::delivery::{self, Outcome, Sent, SignalRequest, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, State, Target};
 use crate::remote::{Standing, look};
@@ -140,7 +140,7 @@ pub fn send<'a>(
     };
     let work = {
         let sending = sending.clone();
-        move |line: &mut Line<'_>, jobs, sender: &Sender<Report>| {
+        move |line: &mut HostConnection<'_>, jobs, sender: &Sender<Report>| {
             on_host(line, jobs, signal, &sending, sender);
         }
     };
@@ -245,7 +245,7 @@ pub fn write_down(store: &mut Store, report: &Report, target: Target) {
 
 /// Signals the jobs of one host.
 pub fn on_host(
-    line: &mut Line<'_>,
+    line: &mut HostConnection<'_>,
     jobs: Vec<Job>,
     signal: SignalWord,
     sending: &Sending,
@@ -265,7 +265,7 @@ pub fn on_host(
         match signals {
             Ok((signal, then)) => {
                 asked.insert(job.record.id.clone(), (job.word, signal, then));
-                orders.push(Order {
+                orders.push(SignalRequest {
                     record: job.record,
                     signal: Some(signal),
                     then,
@@ -292,7 +292,7 @@ pub fn on_host(
 }
 
 /// Asks for the operating system of a job whose host has not told it yet.
-fn learn_system(line: &mut Line<'_>, record: &mut Record) -> Result<(), Failure> {
+fn learn_system(line: &mut HostConnection<'_>, record: &mut Record) -> Result<(), Failure> {
     if record.os.is_some() {
         return Ok(());
     }

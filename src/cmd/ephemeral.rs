@@ -1,6 +1,6 @@
 //! The clean-up of `run`: the job's files are removed once it has ended and its output has been delivered.
 
-use crate::connection::Line;
+use crate::connection::HostConnection;
 use crate::error::Failure;
 use crate::job::Record;
 use crate::remote::look::{self, Streams};
@@ -8,7 +8,7 @@ use crate::remote::look::{self, Streams};
 /// Removes the files of jobs of the line's host that have ended and whose output has been read, and says of which. `read`
 /// is what has just been delivered to its end.
 pub fn forget_read(
-    line: &mut Line<'_>,
+    line: &mut HostConnection<'_>,
     records: &mut [Record],
     read: Streams,
 ) -> Result<Vec<bool>, Failure> {

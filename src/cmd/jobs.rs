@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::args::{Common, JobsArgs};
 use super::context::Context;
 use super::select::Selectors;
-use crate::connection::{Line, Permits, Policy};
+use crate::connection::{HostConnection, Permits, Policy};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{JobId, JobWord, Record};
@@ -145,7 +145,7 @@ fn confirm(signals: &str, records: &[Record]) -> Result<(), Failure> {
 
 /// Asks the host about those jobs of which only the id is known. Returns the jobs that are there, and the others with
 /// the reason.
-pub fn meet(line: &mut Line<'_>, jobs: Vec<Job>) -> (Vec<Job>, Vec<(Job, Failure)>) {
+pub fn meet(line: &mut HostConnection<'_>, jobs: Vec<Job>) -> (Vec<Job>, Vec<(Job, Failure)>) {
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     let ids: Vec<JobId> = jobs
         .iter()
@@ -226,7 +226,7 @@ pub fn on_each_host<T: Send + 'static, R: Send + 'static>(
     policy: &Policy,
     limit: Limit,
     hosts: Vec<(Destination, T)>,
-    work: impl Fn(&mut Line<'_>, T, &Sender<R>) + Send + Sync + 'static,
+    work: impl Fn(&mut HostConnection<'_>, T, &Sender<R>) + Send + Sync + 'static,
 ) -> Receiver<R> {
     let (sender, receiver) = mpsc::channel();
     let policy = *policy;
@@ -244,7 +244,7 @@ pub fn on_each_host<T: Send + 'static, R: Send + 'static>(
             let Some((destination, task)) = next else {
                 return;
             };
-            let line = Line::new(&destination, &policy);
+            let line = HostConnection::new(&destination, &policy);
             let mut line = match &permits {
                 Some(permits) => line.with_permits(Arc::clone(permits)),
                 None => line,

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 
 use super::complete;
-use crate::connection::keeper::{client, place, protocol::Status};
+use crate::connection::keeper::{client, path, protocol::Status};
 use crate::error::{Failure, Kind, exit};
 use crate::escape::printable;
 use crate::host::Host;
@@ -88,7 +88,7 @@ fn stop(host: Option<&Host>, out: &mut Output) -> Result<(), Failure> {
 
 /// This user's keepers on this machine. One that does not answer is gone, or of another version.
 fn keepers() -> Result<Vec<(PathBuf, Status)>, Failure> {
-    let sockets = place::all().map_err(|error| {
+    let sockets = path::all().map_err(|error| {
         let message = format!("the directory of the keepers can't be read: {error}");
         Failure::new(Kind::Failed, message)
     })?;

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::jobs::{Job, meet};
-use crate::connection::Line;
+use crate::connection::HostConnection;
 use crate::error::Failure;
 use crate::job::{JobWord, State};
 use crate::remote;
@@ -14,7 +14,7 @@ pub fn pids(context: &mut Context, word: &JobWord) -> Result<Vec<u32>, Failure> 
         return Ok(Vec::new());
     }
     let (destination, policy) = (record.destination.clone(), context.policy);
-    let mut line = Line::new(&destination, &policy);
+    let mut line = HostConnection::new(&destination, &policy);
     let (jobs, missing) = meet(&mut line, vec![Job::from(record)]);
     if let Some((_, failure)) = missing.into_iter().next() {
         return Err(failure);

@@ -11,7 +11,7 @@ use super::args::{ConnectArgs, Parallel, Reach, job_word};
 use super::complete;
 use super::context::Context;
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
-use crate::connection::Line;
+use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination, Host};
 use crate::job::{JobId, JobName, JobWord, Record, State, now};
@@ -215,7 +215,7 @@ fn ask(context: &mut Context, listing: &mut Listing) {
     context.store.update(answered);
 }
 
-fn see(line: &mut Line<'_>, jobs: Vec<Job>, sender: &Sender<Answer>) {
+fn see(line: &mut HostConnection<'_>, jobs: Vec<Job>, sender: &Sender<Answer>) {
     // The receiver is dropped only at the end, so a failed send is harmless.
     let tell = |answer: Answer| drop(sender.send(answer));
     let (jobs, missing) = meet(line, jobs);

@@ -13,7 +13,7 @@ use super::deliver::{self, Report, Sending};
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
 use super::select::Picking;
 use super::{complete, values};
-use crate::connection::Line;
+use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
 use crate::escape::printable;
 use crate::job::{JobWord, Record, State, Target, now};
@@ -189,7 +189,7 @@ pub fn remove(
     }))
 }
 
-fn on_host(line: &mut Line<'_>, jobs: Vec<Job>, force: bool) -> Vec<Removed> {
+fn on_host(line: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> Vec<Removed> {
     let mut results = Vec::new();
     let (jobs, missing) = meet(line, jobs);
     let kept = |failure| Removed {
@@ -243,7 +243,7 @@ fn on_host(line: &mut Line<'_>, jobs: Vec<Job>, force: bool) -> Vec<Removed> {
     results
 }
 
-fn stop(line: &mut Line<'_>, running: Vec<Job>) -> Vec<Report> {
+fn stop(line: &mut HostConnection<'_>, running: Vec<Job>) -> Vec<Report> {
     if running.is_empty() {
         return Vec::new();
     }

@@ -13,13 +13,13 @@ use anyhow::Context as _;
 use super::args::JobArgs;
 use super::context::Context;
 use super::jobs::{Limit, on_each_host};
-use crate::connection::{Line, Shell};
+use crate::connection::{HostConnection, Shell};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
 use crate::remote::start::{
-    Input, Order, Spool, Started, Tether, keep_relay, start, start_and_hear,
+    Input, Spool, StartRequest, Started, Tether, keep_relay, start, start_and_hear,
 };
 use crate::remote::{Hearing, Seen, Standing, look};
 
@@ -145,7 +145,7 @@ pub struct Flow {
 /// Starts a job in the foreground. Its streams come with it, unless that connection broke.
 pub fn in_foreground(
     context: &mut Context,
-    connection: &Line<'_>,
+    connection: &HostConnection<'_>,
     request: &Request,
     on_asked: &dyn Fn(&JobId),
 ) -> Result<(Spawned, Option<Flow>), Failure> {
@@ -211,10 +211,10 @@ type Asked = Result<Result<Result<Started, Failure>, Failure>, Failure>;
 
 /// Asks a host for a job, by what sends the order.
 fn launch(
-    line: &mut Line<'_>,
+    line: &mut HostConnection<'_>,
     job: Job,
     request: &Request,
-    send: &mut dyn FnMut(&mut Line<'_>, &Order<'_>) -> Asked,
+    send: &mut dyn FnMut(&mut HostConnection<'_>, &StartRequest<'_>) -> Asked,
 ) -> Launched {
     let Job {
         mut record,
@@ -240,7 +240,7 @@ fn launch(
         .filter_map(|(name, value)| Some((name.clone(), value.clone()?)))
         .collect();
     let foreground = request.foreground.as_ref();
-    let order = Order {
+    let order = StartRequest {
         id: &id,
         cookie: &cookie,
         meta: &meta,
@@ -261,7 +261,7 @@ fn launch(
         return Launched::NotStarted(record, failure);
     }
     let stale = line.may_be_stale();
-    let (mut again, mut wordless) = (false, 0);
+    let (mut again, mut silent_shells) = (false, 0);
     let started = loop {
         let answer = match send(line, &order) {
             Ok(answer) => answer,
@@ -269,15 +269,15 @@ fn launch(
         };
         match answer {
             Ok(Ok(started)) => break started,
-            Ok(Err(failure)) if again || wordless > 0 => {
+            Ok(Err(failure)) if again || silent_shells > 0 => {
                 return after_a_break(line, record, failure);
             }
             Ok(Err(failure)) => return Launched::NotStarted(record, failure),
             // It may have been killed before it read anything, or in the middle; where there is none a second time, there
             // was none the first time.
             Err(failure) if failure.kind == Kind::NoShell => {
-                wordless += 1;
-                if !line.gives_another(wordless) {
+                silent_shells += 1;
+                if !line.gives_another(silent_shells) {
                     return Launched::NotStarted(record, failure);
                 }
             }
@@ -327,7 +327,7 @@ fn settle(context: &mut Context, launched: Launched) -> Result<Spawned, Failure>
 }
 
 /// Whether the host, asked over a new connection, knows nothing of a job.
-fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
+fn is_absent(line: &mut HostConnection<'_>, id: &JobId) -> bool {
     line.hang_up();
     let host = line.host();
     let seen = line
@@ -345,7 +345,7 @@ fn is_absent(line: &mut Line<'_>, id: &JobId) -> bool {
 }
 
 /// Sends the order for a job in the background.
-fn detached(line: &mut Line<'_>, order: &Order<'_>) -> Asked {
+fn detached(line: &mut HostConnection<'_>, order: &StartRequest<'_>) -> Asked {
     let host = line.host();
     let mut shell = line.shell()?;
     let answer = start(&host, shell.as_mut(), order);
@@ -411,7 +411,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     // What this machine knows may be old: only the host can say whether that job still runs.
     let policy = context.policy;
     let destination = holder.destination.clone();
-    let mut line = Line::new(&destination, &policy);
+    let mut line = HostConnection::new(&destination, &policy);
     let host = line.host();
     let place = holder.job_dir();
     let seen = line
@@ -432,7 +432,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
 }
 
 /// The host gave no answer that tells: looks whether the job runs, or never started.
-fn after_a_break(line: &mut Line<'_>, mut record: Record, failure: Failure) -> Launched {
+fn after_a_break(line: &mut HostConnection<'_>, mut record: Record, failure: Failure) -> Launched {
     let host = line.host();
     let mut seen = None;
     let began = Instant::now();

@@ -9,7 +9,7 @@ use super::args::{Common, ConnectArgs, FOR_HOST_ID, job_word};
 use super::context::Context;
 use super::jobs::not_there;
 use super::{complete, values};
-use crate::connection::{Line, Policy, PrivateConnection, keep_trying};
+use crate::connection::{HostConnection, Policy, PrivateConnection, keep_trying};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{JobWord, Record};
@@ -150,7 +150,7 @@ pub fn tail(
     } else {
         // Gone on with behind what was passed on, should an old connection turn out to be broken.
         let mut progress = Progress::default();
-        let mut line = Line::new(&destination, &policy);
+        let mut line = HostConnection::new(&destination, &policy);
         let host = line.host();
         line.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
     };
@@ -186,7 +186,7 @@ fn follow(
     let host = destination.to_string();
     let mut progress = Progress::default();
     // The first connection is to be had at once, or not at all.
-    let mut line = Line::new(destination, policy);
+    let mut line = HostConnection::new(destination, policy);
     line.connect()?;
     loop {
         let private = PrivateConnection::prepare(&line);

@@ -13,8 +13,8 @@ use super::context::Context;
 use super::deliver::Report;
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
 use super::values::{self, DURATION_MAX};
-use crate::connection::Line;
-use crate::delivery::{self, Order, Outcome, Ways};
+use crate::connection::HostConnection;
+use crate::delivery::{self, Outcome, SignalRequest, Ways};
 use crate::error::{Failure, Kind, exit};
 use crate::job::{JobId, Record, State, Target};
 use crate::terminal::{self, JobJson, Output, warn};
@@ -150,7 +150,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn on_host(&self, line: &mut Line<'_>, jobs: Vec<Job>, sender: &Sender<Report>) {
+    fn on_host(&self, line: &mut HostConnection<'_>, jobs: Vec<Job>, sender: &Sender<Report>) {
         // The receiver is dropped only at the end, so a failed send is harmless.
         let report = |report: Report| drop(sender.send(report));
         let (jobs, missing) = meet(line, jobs);
@@ -183,8 +183,8 @@ impl Watch {
     }
 }
 
-fn order(record: Record) -> Order {
-    Order {
+fn order(record: Record) -> SignalRequest {
+    SignalRequest {
         record,
         signal: None,
         then: None,

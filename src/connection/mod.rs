@@ -158,7 +158,7 @@ const SHARED_BYTES_MAX: u64 = 2 << 20;
 
 impl PrivateConnection {
     /// Prepares one for what goes over a line; none where that is private already.
-    pub fn prepare(line: &Line<'_>) -> Option<Self> {
+    pub fn prepare(line: &HostConnection<'_>) -> Option<Self> {
         if !line.may_be_stale() {
             return None;
         }
@@ -206,7 +206,7 @@ impl PrivateConnection {
     }
 
     /// Has a line go on over the new connection.
-    pub fn take_over(&self, line: &mut Line<'_>) {
+    pub fn take_over(&self, line: &mut HostConnection<'_>) {
         if let Some(connection) = self.shared.lock().connection.take() {
             line.way = Some(Way::Keeper(connection));
         }
@@ -271,7 +271,7 @@ pub fn keep_trying<T>(
 }
 
 /// The connection to one host, made when it is first needed and again after it broke.
-pub struct Line<'a> {
+pub struct HostConnection<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
     permits: Option<Arc<Permits>>,
@@ -284,7 +284,7 @@ enum Way {
     Keeper(KeeperConnection),
 }
 
-impl<'a> Line<'a> {
+impl<'a> HostConnection<'a> {
     /// Nothing is connected yet.
     pub fn new(destination: &'a Destination, policy: &'a Policy) -> Self {
         Self {

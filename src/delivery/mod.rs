@@ -15,7 +15,7 @@ use progress::Delivery;
 pub use progress::{NOT_BELIEVED, ended_before};
 
 use crate::clock;
-use crate::connection::Line;
+use crate::connection::HostConnection;
 use crate::error::{Failure, Kind};
 use crate::job::{self, Record, Target};
 pub use crate::job::{Sent, Via};
@@ -32,7 +32,7 @@ const OUTAGE_MAX: Duration = Duration::from_secs(30);
 
 /// What is to happen to one job.
 #[derive(Clone)]
-pub struct Order {
+pub struct SignalRequest {
     /// The job.
     pub record: Record,
     /// What is sent at once; nothing when the job is only waited for.
@@ -139,8 +139,8 @@ struct Deadlines {
 /// Sends signals to jobs of one host, and waits for the jobs for `wait` after each of the two signals. Each job's outcome
 /// is passed on as soon as it is known.
 pub fn deliver(
-    line: &mut Line,
-    orders: Vec<Order>,
+    line: &mut HostConnection,
+    orders: Vec<SignalRequest>,
     wait: Option<Duration>,
     on_outcome: &mut dyn FnMut(Outcome),
 ) {
@@ -165,7 +165,11 @@ pub fn deliver(
     }
 }
 
-fn carry_out(line: &mut Line, batch: &mut Batch, wait: Option<Duration>) -> Result<(), Failure> {
+fn carry_out(
+    line: &mut HostConnection,
+    batch: &mut Batch,
+    wait: Option<Duration>,
+) -> Result<(), Failure> {
     let started = Instant::now();
     batch.started = started;
     // A keeper may hold no more than the memory of a connection.

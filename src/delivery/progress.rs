@@ -1,6 +1,6 @@
 //! One job's delivery: what was asked, what was answered, what follows from it. No I/O.
 
-use super::{Order, Outcome, Sent, Via, Ways};
+use super::{Outcome, Sent, SignalRequest, Via, Ways};
 use crate::connection::keeper::protocol::End;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -34,7 +34,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub fn new(order: Order, nonce: &str) -> Self {
+    pub fn new(order: SignalRequest, nonce: &str) -> Self {
         Self {
             signal: order.signal,
             then: order.then,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::progress::Delivery;
 use super::{Batch, Sent, Via, Ways};
 use crate::connection::keeper::protocol::{Relayed, Reply};
-use crate::connection::{Line, Relays};
+use crate::connection::{HostConnection, Relays};
 use crate::error::Kind;
 use crate::job::Target;
 use crate::remote::signal::AttemptResult;
@@ -36,7 +36,7 @@ impl Asked {
 
 /// Sends what can go by relay. If the relays of all jobs tell of their ends, waits for those until then. Returns whether a
 /// relay has answered.
-pub fn deliver(line: &mut Line, batch: &mut Batch, until: Option<Instant>) -> bool {
+pub fn deliver(line: &mut HostConnection, batch: &mut Batch, until: Option<Instant>) -> bool {
     let mut asked = vec![Asked::default(); batch.deliveries.len()];
     let goes_by_channel = |delivery: &Delivery| channel_name(delivery).is_some();
     if (until.is_some() || batch.deliveries.iter().any(goes_by_channel))

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::Delivery;
 use super::{Batch, Deadlines};
-use crate::connection::Line;
+use crate::connection::HostConnection;
 use crate::error::Failure;
 use crate::remote::signal::{self, JobPlan, Plan};
 
@@ -37,7 +37,7 @@ pub fn plan(deliveries: &[Delivery], deadlines: Option<&Deadlines>, now: Instant
 }
 
 /// Carries out one script, and settles what it settles.
-pub fn carry_out(line: &mut Line, batch: &mut Batch, plan: &Plan) -> Result<(), Failure> {
+pub fn carry_out(line: &mut HostConnection, batch: &mut Batch, plan: &Plan) -> Result<(), Failure> {
     let host = line.host();
     let mut shell = line.shell()?;
     for (delivery, job) in batch.deliveries.iter_mut().zip(&plan.jobs) {
@@ -56,7 +56,7 @@ pub fn carry_out(line: &mut Line, batch: &mut Batch, plan: &Plan) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::{Order, Ways};
+    use crate::delivery::{SignalRequest, Ways};
     use crate::host::Destination;
     use crate::job::{JobId, Record, Target};
     use crate::signal::{Os, SignalWord};
@@ -67,7 +67,7 @@ mod tests {
             host: "local".parse().unwrap(),
             connect: <_>::default(),
         };
-        let order = Order {
+        let order = SignalRequest {
             record: Record::new(JobId::random().unwrap(), None, destination, Vec::new()),
             signal: SignalWord::TERM.on(Os::Linux).ok(),
             then: SignalWord::KILL.on(Os::Linux).ok(),

@@ -19,7 +19,7 @@ const PIECE: usize = 64 << 10;
 
 /// A job to start.
 #[derive(Clone)]
-pub struct Order<'a> {
+pub struct StartRequest<'a> {
     /// Its id.
     pub id: &'a JobId,
     /// The secret that marks its processes.
@@ -112,7 +112,7 @@ pub struct Started {
 pub fn start(
     host: &str,
     shell: &mut dyn Shell,
-    order: &Order,
+    order: &StartRequest,
 ) -> Result<Result<Started, Failure>, Failure> {
     Ok(start_and_hear(host, shell, order)?.map(|(started, _)| started))
 }
@@ -145,7 +145,7 @@ pub fn keep_relay(shell: &mut dyn Shell, id: &JobId, started: &Started) -> Resul
 pub fn start_and_hear(
     host: &str,
     shell: &mut dyn Shell,
-    order: &Order,
+    order: &StartRequest,
 ) -> Result<Result<(Started, Hearing), Failure>, Failure> {
     let script = Script::start(order)?;
     let mut starting = Starting::new(host, order.input);
@@ -308,7 +308,7 @@ fn refused(host: &str, rest: &str) -> Failure {
 
 impl Script {
     /// Starts a job.
-    pub(super) fn start(order: &Order) -> Result<Self, Failure> {
+    pub(super) fn start(order: &StartRequest) -> Result<Self, Failure> {
         let mut script = Self::begin(if order.spool.is_some() {
             ABOUT_JOBS
         } else {
@@ -378,7 +378,7 @@ fn seconds(time: Duration) -> String {
 }
 
 /// The script of a job's supervisor.
-fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
+fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
     let mut script = Script::file_of_its_own();
     let (output, errors) = match (order.spool.is_some(), order.merge) {
         (true, _) => ("out.pipe", "err.pipe"),
@@ -423,7 +423,7 @@ fn supervisor(order: &Order) -> Result<Vec<u8>, Failure> {
 }
 
 /// The script that becomes the job.
-fn job_script(order: &Order) -> Result<Vec<u8>, Failure> {
+fn job_script(order: &StartRequest) -> Result<Vec<u8>, Failure> {
     let mut script = Script::file_of_its_own();
     script.set(
         "rs_directory",

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::cmd::context::Context;
 use crate::cmd::ephemeral::forget_read;
 use crate::cmd::start::{self, Flow};
-use crate::connection::{Line, Policy, PrivateConnection, ShellInput};
+use crate::connection::{HostConnection, Policy, PrivateConnection, ShellInput};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{EndedBy, JobId, Record, State, now};
@@ -132,7 +132,7 @@ pub fn run(
         // Ends when the run is over, however that comes.
         let _over = Over(held);
         scope.spawn(move || held.pass_signals(&signals));
-        let mut connection = Line::new(&destination, &policy);
+        let mut connection = HostConnection::new(&destination, &policy);
         connection.connect()?;
         held.set_phase(Phase::Asked(connection.share()));
         let (spawned, flow) = start::in_foreground(context, &connection, &order, &|id| {
@@ -207,7 +207,7 @@ enum Phase<'a> {
     #[default]
     Connecting,
     /// The host is about to be asked for the job, over this connection.
-    Asked(Line<'a>),
+    Asked(HostConnection<'a>),
     Runs(Box<Record>),
 }
 
@@ -230,7 +230,7 @@ struct Held<'a> {
 struct Shared<'a> {
     phase: Phase<'a>,
     /// The connection of the stream, for whoever needs a shell beside it.
-    connection: Option<Line<'a>>,
+    connection: Option<HostConnection<'a>>,
     /// The job that the host was asked for.
     asked: Option<JobId>,
     /// The way to the script that passes the job's streams on, while there is one.
@@ -329,7 +329,7 @@ impl<'a> Held<'a> {
     fn stream(
         &self,
         record: &Record,
-        mut connection: Line<'a>,
+        mut connection: HostConnection<'a>,
         mut flow: Option<Flow>,
         sink: &mut Sink<'_>,
     ) -> Result<(End, bool), Failure> {
@@ -394,7 +394,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    fn reconnect(&self, connection: &mut Line<'a>) -> Result<(), Failure> {
+    fn reconnect(&self, connection: &mut HostConnection<'a>) -> Result<(), Failure> {
         let begun = Instant::now();
         let left = || match self.patience {
             Some(patience) => patience.saturating_sub(begun.elapsed()),
@@ -445,7 +445,7 @@ impl<'a> Held<'a> {
     }
 }
 /// Has the host forget the job, all of whose output has been passed on.
-fn forget(connection: &mut Line<'_>, record: &Record) -> bool {
+fn forget(connection: &mut HostConnection<'_>, record: &Record) -> bool {
     let read = Streams {
         out: true,
         err: true,

@@ -4,8 +4,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::{CONNECT_MAX, Held, Pass, Phase, ROOM_PAUSE, Shared};
-use crate::connection::Line;
-use crate::delivery::{self, Order, Ways};
+use crate::connection::HostConnection;
+use crate::delivery::{self, SignalRequest, Ways};
 use crate::error::Kind;
 use crate::job::{Record, Target};
 use crate::remote::start::cancel;
@@ -154,10 +154,11 @@ impl<'a> Held<'a> {
             .on(os)
             .and_then(|signal| Ok((signal, then.map(|then| then.on(os)).transpose()?)));
         let Ok((signal, then)) = signals else { return };
-        let connection = self.shared().connection.as_ref().map(Line::share);
-        let mut line = connection.unwrap_or_else(|| Line::new(self.destination, self.policy));
+        let connection = self.shared().connection.as_ref().map(HostConnection::share);
+        let mut line =
+            connection.unwrap_or_else(|| HostConnection::new(self.destination, self.policy));
         let (target, wake) = (Target::Group, then.is_some());
-        let order = Order {
+        let order = SignalRequest {
             record: record.clone(),
             signal: Some(signal),
             then,

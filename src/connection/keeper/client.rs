@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::place::{Place, is_ours};
+use super::path::{KeeperPath, is_ours};
 use super::protocol::{self, Frame, Reply, Request, Status, VERSION};
 use crate::connection::{Chunk, Policy, Relays, Shell, ShellInput};
 use crate::error::{Failure, Kind};
@@ -18,7 +18,7 @@ use crate::job::JobId;
 use crate::sys;
 
 /// How long a keeper may take to greet: it has nothing else to do that takes long.
-const GREETING: Duration = Duration::from_secs(3);
+const GREETING_MAX: Duration = Duration::from_secs(3);
 /// How long it may take to give a shell: a little longer than it lets anybody wait for one.
 const SHELL: Duration = Duration::from_secs(5);
 /// How long another command may take to start the keeper that this one needs too.
@@ -32,7 +32,7 @@ pub const SERVE: &str = "keeper-serve";
 
 /// What a keeper that is being started says to the command that starts it.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Birth {
+pub enum StartupReport {
     /// It listens.
     Ready,
     /// It could not connect.
@@ -40,14 +40,14 @@ pub enum Birth {
 }
 
 /// One connection to a keeper.
-pub struct Talk {
+pub struct KeeperClient {
     stream: UnixStream,
     input: Vec<u8>,
     /// The jobs whose relays the keeper held at the greeting.
     jobs: Vec<String>,
 }
 
-impl Talk {
+impl KeeperClient {
     /// Connects and greets. `None`: nobody listens there. Another version's keeper is an error: its socket must stay.
     pub fn open(place: &std::path::Path) -> io::Result<Option<Self>> {
         let stream = match UnixStream::connect(place) {
@@ -67,7 +67,7 @@ impl Talk {
                 "another user's process listens on the keeper's socket",
             ));
         }
-        stream.set_write_timeout(Some(GREETING))?;
+        stream.set_write_timeout(Some(GREETING_MAX))?;
         let mut talk = Self {
             stream,
             input: Vec::new(),
@@ -76,7 +76,7 @@ impl Talk {
         talk.say(&Request::Hello {
             version: VERSION.to_owned(),
         })?;
-        match talk.hear(Instant::now() + GREETING) {
+        match talk.hear(Instant::now() + GREETING_MAX) {
             Ok(Frame::Message(Reply::Hello { version, jobs })) if version == VERSION => {
                 talk.jobs = jobs;
                 Ok(Some(talk))
@@ -125,9 +125,9 @@ pub fn status(socket: &std::path::Path) -> Option<Status> {
 
 /// Ends the keeper at a socket, and waits until it has gone.
 pub fn stop(socket: &std::path::Path) -> io::Result<()> {
-    let mut talk = Talk::open(socket)?.ok_or(ErrorKind::NotFound)?;
+    let mut talk = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
     talk.say(&Request::Stop)?;
-    let until = Instant::now() + GREETING;
+    let until = Instant::now() + GREETING_MAX;
     loop {
         match talk.hear(until) {
             Ok(_) => {}
@@ -138,9 +138,9 @@ pub fn stop(socket: &std::path::Path) -> io::Result<()> {
 }
 
 fn ask(socket: &std::path::Path, request: &Request) -> io::Result<Status> {
-    let mut talk = Talk::open(socket)?.ok_or(ErrorKind::NotFound)?;
+    let mut talk = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
     talk.say(request)?;
-    match talk.hear(Instant::now() + GREETING)? {
+    match talk.hear(Instant::now() + GREETING_MAX)? {
         Frame::Message(Reply::Status(status)) => Ok(status),
         _ => Err(ErrorKind::InvalidData.into()),
     }
@@ -151,7 +151,7 @@ fn shared(
     destination: &Destination,
     policy: &Policy,
 ) -> io::Result<Result<KeeperConnection, Failure>> {
-    let place = Place::of(destination)?;
+    let place = KeeperPath::of(destination)?;
     let connection = |ready, place| {
         Ok(Ok(KeeperConnection {
             place,
@@ -159,7 +159,7 @@ fn shared(
             ready: Some(ready),
         }))
     };
-    if let Some(ready) = Talk::open(&place.socket)? {
+    if let Some(ready) = KeeperClient::open(&place.socket)? {
         return connection(ready, place);
     }
     let until = Instant::now() + STARTING;
@@ -174,7 +174,7 @@ fn shared(
         }
         std::thread::sleep(LOOK);
     };
-    if let Some(ready) = Talk::open(&place.socket)? {
+    if let Some(ready) = KeeperClient::open(&place.socket)? {
         return connection(ready, place);
     }
     if waited {
@@ -185,7 +185,7 @@ fn shared(
         return Ok(Err(failure));
     }
     drop(lock);
-    match Talk::open(&place.socket)? {
+    match KeeperClient::open(&place.socket)? {
         Some(ready) => connection(ready, place),
         None => Err(io::Error::other(
             "the keeper that was just started does not answer",
@@ -196,7 +196,7 @@ fn shared(
 /// Starts a keeper, and waits until it listens. It asks what it has to ask on this command's terminal.
 fn start(
     destination: &Destination,
-    place: &Place,
+    place: &KeeperPath,
     policy: &Policy,
     private: bool,
 ) -> io::Result<Result<Child, Failure>> {
@@ -209,7 +209,7 @@ fn start(
         .stderr(Stdio::inherit());
     sys::process::start_clean(&mut command);
     let mut child = command.spawn()?;
-    let order = Order {
+    let order = KeeperSettings {
         destination: destination.clone(),
         batch: policy.batch,
         verbose: policy.verbose,
@@ -231,11 +231,11 @@ fn start(
         .transpose()?
         .unwrap_or_default();
     match serde_json::from_str(&answer) {
-        Ok(Birth::Ready) => {
+        Ok(StartupReport::Ready) => {
             child.stdin = input.filter(|_| private);
             Ok(Ok(child))
         }
-        Ok(Birth::Failed { kind, message }) => {
+        Ok(StartupReport::Failed { kind, message }) => {
             child.wait()?;
             Ok(Err(Failure::new(kind, message)))
         }
@@ -250,7 +250,7 @@ fn start(
 
 /// What a keeper is told on its standard input: nothing of it shows in a list of processes.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Order {
+pub struct KeeperSettings {
     /// Where to connect.
     pub destination: Destination,
     /// Ask nobody.
@@ -265,7 +265,7 @@ pub struct Order {
 
 /// A private keeper's process: it ends when its standard input does.
 struct PrivateKeeper {
-    place: Place,
+    place: KeeperPath,
     child: Mutex<Child>,
     _directory: Option<TempDir>,
 }
@@ -287,10 +287,10 @@ impl Drop for PrivateKeeper {
 
 /// A host's keeper: the one that its commands share, or a private one, which ends when nobody uses it any more.
 pub struct KeeperConnection {
-    place: Place,
+    place: KeeperPath,
     private: Option<Arc<PrivateKeeper>>,
     /// Greeted, and not used yet.
-    ready: Option<Talk>,
+    ready: Option<KeeperClient>,
 }
 
 impl Clone for KeeperConnection {
@@ -319,7 +319,7 @@ impl KeeperConnection {
     }
 
     fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
-        let started = Place::private().and_then(|(place, directory)| {
+        let started = KeeperPath::private().and_then(|(place, directory)| {
             let keeper = start(destination, &place, policy, true)?;
             Ok(keeper.map(|child| PrivateKeeper {
                 place,
@@ -350,10 +350,10 @@ impl KeeperConnection {
         self.private.is_none()
     }
 
-    fn talk(&mut self) -> io::Result<Talk> {
+    fn talk(&mut self) -> io::Result<KeeperClient> {
         match self.ready.take() {
             Some(talk) => Ok(talk),
-            None => Talk::open(&self.place.socket)?
+            None => KeeperClient::open(&self.place.socket)?
                 .ok_or_else(|| io::Error::other("the connection is gone")),
         }
     }
@@ -377,7 +377,7 @@ impl KeeperConnection {
                     format!("{destination}: {why}"),
                 ));
             }
-            if !matches!(Talk::open(&self.place.socket), Ok(None)) {
+            if !matches!(KeeperClient::open(&self.place.socket), Ok(None)) {
                 break;
             }
             match shared(destination, policy) {
@@ -403,7 +403,7 @@ impl KeeperConnection {
     }
 }
 
-impl Relays for Talk {
+impl Relays for KeeperClient {
     fn holds(&self, job: &JobId) -> bool {
         self.jobs.iter().any(|held| held == job.as_str())
     }
@@ -444,7 +444,7 @@ impl Relays for Talk {
 
 /// A shell of a keeper's pool.
 struct KeeperShell {
-    talk: Talk,
+    talk: KeeperClient,
     primed: u64,
     /// Another command waits for a shell.
     wanted: bool,
@@ -453,7 +453,7 @@ struct KeeperShell {
 }
 
 impl KeeperShell {
-    fn check_out(mut talk: Talk) -> io::Result<Self> {
+    fn check_out(mut talk: KeeperClient) -> io::Result<Self> {
         talk.say(&Request::Shell)?;
         match talk.hear(Instant::now() + SHELL)? {
             Frame::Message(Reply::Shell { primed }) => Ok(Self {
@@ -510,7 +510,7 @@ impl Shell for KeeperShell {
     fn check_in(&mut self) {
         // A keeper that is gone has no pool either.
         let frame = protocol::message(&Request::CheckIn);
-        drop(self.send(&frame, Instant::now() + GREETING));
+        drop(self.send(&frame, Instant::now() + GREETING_MAX));
     }
 
     fn keep_relay(&mut self, job: &JobId, word: String, script: String) {

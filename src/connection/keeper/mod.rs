@@ -7,10 +7,10 @@
 mod channel;
 pub mod client;
 mod client_stream;
-pub mod place;
+mod keepalive;
+pub mod path;
 mod pool;
 pub mod protocol;
-mod pulse;
 mod pump;
 mod quirks;
 mod relay;

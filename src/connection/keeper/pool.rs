@@ -11,22 +11,22 @@ use super::relay::{Action, ClientId, RELAYS_MAX};
 use super::server::Keeper;
 
 /// How many channels stay free of relays at least: the ready one, and one that is at work.
-const FREE: usize = 2;
+const SPARE_CHANNELS: usize = 2;
 /// How long a command waits for a shell before others are asked for theirs, and how long those have had them by then.
 const WANTED_AFTER: Duration = Duration::from_millis(100);
 const HELD_LONG: Duration = Duration::from_millis(500);
 /// How long a shell beyond the first is kept that nobody uses.
-const POOLED: Duration = Duration::from_secs(20);
+const IDLE_SHELL_MAX: Duration = Duration::from_secs(20);
 /// How long a script runs at most that is worth waiting for.
-const SHORT: Duration = Duration::from_secs(2);
+const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
 /// How soon after a script that has signalled a job the job's relay ends.
-const FOLLOWS: Duration = Duration::from_millis(50);
-use super::pump::LAG;
+const RELAY_END_LAG: Duration = Duration::from_millis(50);
+use super::pump::CLOSE_LAG;
 
 impl Keeper {
     /// Gives free channels to the commands that wait for one, and sees to it that one more is ready.
     pub(super) fn assign(&mut self) {
-        if self.pulse.is_doubted() {
+        if self.keepalive.is_doubted() {
             return;
         }
         let mut waiting: Vec<(Instant, ClientId)> = self
@@ -53,7 +53,7 @@ impl Keeper {
         let held_back = self.must_hold_back(Duration::ZERO);
         for (since, client_id) in waiting {
             let Some((channel_id, _)) = free.next() else {
-                wanted += usize::from(!held_back || since.elapsed() >= LAG);
+                wanted += usize::from(!held_back || since.elapsed() >= CLOSE_LAG);
                 continue;
             };
             let (Some(client), Some(channel)) = (
@@ -97,7 +97,7 @@ impl Keeper {
         wanted += usize::from(
             free.next().is_none()
                 && self.leaves_by.is_none()
-                && !self.must_hold_back(SHORT)
+                && !self.must_hold_back(SHORT_SCRIPT_MAX)
                 // A private keeper's command seldom needs a second shell.
                 && (self.lifeline.is_none() || self.channels.is_empty()),
         );
@@ -116,8 +116,12 @@ impl Keeper {
     /// Whether a channel is not to be opened yet, because of a shell that is ending, or that will end in a moment: one that
     /// was given a script less than `short` ago, or the relay of a job that a script may just have ended.
     pub(super) fn must_hold_back(&self, short: Duration) -> bool {
-        let follows =
-            || self.relays() > 0 && self.freed.is_some_and(|freed| freed.elapsed() < FOLLOWS);
+        let follows = || {
+            self.relays() > 0
+                && self
+                    .freed
+                    .is_some_and(|freed| freed.elapsed() < RELAY_END_LAG)
+        };
         self.breaks_on_open
             && (self
                 .channels
@@ -135,7 +139,7 @@ impl Keeper {
 
     /// How many relays there may be, so that scripts have channels too.
     pub(super) fn relays_allowed(&self) -> usize {
-        RELAYS_MAX.min(self.sessions.saturating_sub(FREE))
+        RELAYS_MAX.min(self.sessions.saturating_sub(SPARE_CHANNELS))
     }
 
     /// From now on a channel is a relay no more. A command whose script runs there is served to the end.
@@ -239,7 +243,8 @@ impl Keeper {
             let late = channel.ready_by.is_some_and(|by| now >= by);
             let unused = channel.is_free() && channel.stage == Stage::Open;
             free += usize::from(unused);
-            let surplus = free > 1 && now.saturating_duration_since(channel.idle_since) >= POOLED;
+            let surplus =
+                free > 1 && now.saturating_duration_since(channel.idle_since) >= IDLE_SHELL_MAX;
             if late || unused && (channel.is_old() || surplus) {
                 channel.finish();
             }

@@ -11,12 +11,12 @@ use super::server::Keeper;
 use crate::sys::channel::{Channel, is_of_channel};
 
 /// How many rounds of calls are made before the commands are looked after again: a server can always have more to say.
-const ROUNDS: usize = 32;
+const ROUNDS_MAX: usize = 32;
 /// The pause after a refused channel, doubled with each further one up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(25);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// How long a server may take to count a channel that was closed as closed.
-pub(super) const LAG: Duration = Duration::from_secs(1);
+pub(super) const CLOSE_LAG: Duration = Duration::from_secs(1);
 
 /// What came of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ enum Called {
 impl Keeper {
     /// Makes every call that does not have to wait, and says whether there may be more.
     pub(super) fn pump(&mut self) -> io::Result<bool> {
-        for _ in 0..ROUNDS {
+        for _ in 0..ROUNDS_MAX {
             if let Some((id, op)) = self.owed.take()
                 && self.call(id, op)? == Called::Owes
             {
@@ -219,7 +219,7 @@ impl Keeper {
         self.pause();
         let all_relays =
             !self.channels.is_empty() && self.channels.values().all(ShellChannel::is_relay_alone);
-        let lags = self.freed.is_some_and(|freed| freed.elapsed() < LAG) && !all_relays;
+        let lags = self.freed.is_some_and(|freed| freed.elapsed() < CLOSE_LAG) && !all_relays;
         let closing = self
             .channels
             .values()

@@ -13,11 +13,11 @@ pub type ClientId = u64;
 /// How many relays a keeper holds: some channels must stay free for scripts.
 pub const RELAYS_MAX: usize = 6;
 /// How long a relay may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// The longest line that makes sense.
 const LINE_MAX: usize = 512;
 /// How long a relay may take to get ready.
-const GETTING_READY: Duration = Duration::from_secs(10);
+const READY_MAX: Duration = Duration::from_secs(10);
 /// How many signals may wait for one relay.
 const QUEUE_MAX: usize = 1024;
 /// The probe's signal: any of those that servers take.
@@ -107,7 +107,7 @@ impl Relay {
             number: 0,
             pending: None,
             probe_until: None,
-            ready_until: Some(now + GETTING_READY),
+            ready_until: Some(now + READY_MAX),
             trust,
             queue: VecDeque::new(),
             watchers: Vec::new(),
@@ -234,7 +234,7 @@ impl Relay {
             ["ready"] if self.stage == Stage::Starting => {
                 self.stage = Stage::Probing;
                 self.ready_until = None;
-                self.probe_until = Some(now + ANSWER);
+                self.probe_until = Some(now + ANSWER_MAX);
                 vec![Action::Signal(PROBE)]
             }
             // A late one too: what it says of the server is as true.
@@ -287,7 +287,7 @@ impl Relay {
         self.pending = Some(Pending {
             client,
             number: self.number,
-            until: now + ANSWER,
+            until: now + ANSWER_MAX,
         });
         // Told before it is sent: whoever hears nothing of a number knows that nothing was sent.
         vec![Action::Send(client, self.number, name)]
@@ -423,7 +423,7 @@ mod tests {
         relay.signal(2, "TERM", now);
         assert_eq!(shown(relay.tick(now)), [""; 0]);
         assert_eq!(
-            shown(relay.tick(now + ANSWER)),
+            shown(relay.tick(now + ANSWER_MAX)),
             ["1: Unanswered", "2: Retired"]
         );
         assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
         relay.hear(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
-        assert_eq!(shown(relay.tick(now + ANSWER)), ["1: NotHonoured"]);
+        assert_eq!(shown(relay.tick(now + ANSWER_MAX)), ["1: NotHonoured"]);
         assert_eq!(shown(relay.signal(2, "TERM", now)), ["2: NotHonoured"]);
         relay.watch(1);
         assert_eq!(shown(relay.end(None)), ["1: NotWatching { job: \"job\" }"]);
@@ -481,7 +481,7 @@ mod tests {
         let now = Instant::now();
         let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped, now);
         assert_eq!(shown(relay.tick(now)), [""; 0]);
-        assert_eq!(shown(relay.tick(now + GETTING_READY)), ["give up"]);
+        assert_eq!(shown(relay.tick(now + READY_MAX)), ["give up"]);
         let relay = taking(now);
         assert_eq!(relay.deadline(), None);
     }

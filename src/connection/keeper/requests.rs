@@ -5,22 +5,22 @@ use std::time::{Duration, Instant};
 
 use super::channel::ChannelId;
 use super::client_stream::Client;
-use super::place::is_ours;
+use super::path::is_ours;
 use super::protocol::{self, Frame, Relayed, Reply, Request, Status, VERSION};
 use super::relay::{ClientId, RELAYS_MAX, Relay, channel_signal};
 use super::server::Keeper;
 
 /// How many commands are served at once.
-const CLIENTS: usize = 128;
+const CLIENTS_MAX: usize = 128;
 /// How long a shell may take to be ready again once its script has answered.
-const RETURNING: Duration = Duration::from_secs(2);
+const RETURN_MAX: Duration = Duration::from_secs(2);
 /// How long the commands at work have when the keeper is told to end.
-const LEAVING: Duration = Duration::from_secs(2);
+const STOP_GRACE: Duration = Duration::from_secs(2);
 
 impl Keeper {
     pub(super) fn accept(&mut self, now: Instant) {
         // Whatever accept says, the next turn tries again.
-        while self.clients.len() < CLIENTS
+        while self.clients.len() < CLIENTS_MAX
             && let Ok((stream, _)) = self.listener.accept()
         {
             if !is_ours(&stream) || stream.set_nonblocking(true).is_err() {
@@ -144,7 +144,7 @@ impl Keeper {
             Request::CheckIn => {
                 let channel = client.channel.take();
                 if let Some(channel) = channel.and_then(|channel| self.channels.get_mut(&channel)) {
-                    channel.check_in(now + RETURNING);
+                    channel.check_in(now + RETURN_MAX);
                 }
             }
             Request::Relay { job, word, script } => {
@@ -175,7 +175,7 @@ impl Keeper {
                 self.tell(id, &Reply::Status(status));
             }
             Request::Stop => {
-                self.leaves_by.get_or_insert(now + LEAVING);
+                self.leaves_by.get_or_insert(now + STOP_GRACE);
                 // The next command starts another.
                 if self.is_found() {
                     drop(std::fs::remove_file(&self.socket.0));
@@ -214,7 +214,7 @@ impl Keeper {
         let mut channels = self
             .channels
             .iter_mut()
-            .filter(|_| !self.pulse.is_doubted());
+            .filter(|_| !self.keepalive.is_doubted());
         channels.find_map(|(id, channel)| {
             channel
                 .relay

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::client::{Birth, Order};
+use super::client::{KeeperSettings, StartupReport};
 use super::server::{End, Keeper};
 use crate::connection::{Policy, Primer, ssh};
 use crate::error::{Failure, Kind};
@@ -28,7 +28,7 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     let mut order = String::new();
     io::stdin().lock().take(1 << 20).read_line(&mut order)?;
     let lifeline = io::stdin().as_fd().try_clone_to_owned()?;
-    let order: Order = serde_json::from_str(&order)?;
+    let order: KeeperSettings = serde_json::from_str(&order)?;
     if order.private && order.batch {
         // Made beside a connection that is there: no proxy may ask on the terminal either.
         sys::process::detach()?;
@@ -43,8 +43,8 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
         if order.verbose { step } else { |_| () },
     );
     let birth = match &begun {
-        Ok(_) => Birth::Ready,
-        Err(failure) => Birth::Failed {
+        Ok(_) => StartupReport::Ready,
+        Err(failure) => StartupReport::Failed {
             kind: failure.kind,
             message: failure.message.clone(),
         },
@@ -91,7 +91,7 @@ fn end_with_caller(born: &Arc<AtomicBool>) -> io::Result<()> {
         .map(drop)
 }
 
-fn say(birth: &Birth) -> io::Result<()> {
+fn say(birth: &StartupReport) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(&serde_json::to_vec(birth)?)?;
     out.flush()
@@ -99,7 +99,7 @@ fn say(birth: &Birth) -> io::Result<()> {
 
 fn begin(
     socket: &Path,
-    order: &Order,
+    order: &KeeperSettings,
     primer: Primer,
     warn: fn(&str),
     step: fn(&str),

@@ -16,8 +16,8 @@ use nix::poll::{PollFd, PollFlags};
 
 use super::channel::{ChannelId, Op, ShellChannel, Stage};
 use super::client_stream::Client;
+use super::keepalive::{self, Keepalive, Liveness, Urgency};
 use super::protocol::Reply;
-use super::pulse::{self, Pulse, Stake, Verdict};
 use super::quirks::{breaks_on_open, refuses_signals};
 use super::relay::{ClientId, Relay, Trust};
 use crate::connection::Primer;
@@ -27,38 +27,38 @@ use crate::sys::channel::Channel;
 use crate::sys::inflow;
 
 /// How many sessions a server allows on a connection, until it says otherwise (`MaxSessions` of `sshd_config(5)`).
-const SESSIONS: usize = 10;
+const SESSIONS_DEFAULT: usize = 10;
 /// How much may wait for a command that does not read; then its channel is not read either.
 const BACKLOG: usize = 64 << 10;
 /// The same where much is to be carried.
-const BACKLOG_OF_MUCH: usize = 256 << 10;
+const BULK_BACKLOG: usize = 256 << 10;
 /// How many commands are served at once.
-const CLIENTS: usize = 128;
+const CLIENTS_MAX: usize = 128;
 /// How often an idle connection is asked for a sign of life, where `ServerAliveInterval` does not say.
-const ALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// The least that libssh2 lets pass between two questions for a sign of life, in seconds.
-const ALIVE_LEAST: u32 = 2;
+const KEEPALIVE_SECONDS_MIN: u32 = 2;
 /// How long a command waits for a channel before it is told to find another way.
-const BUSY: Duration = Duration::from_secs(2);
+const SHELL_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long a command may take to greet.
-const GREETING: Duration = Duration::from_secs(10);
+const GREETING_MAX: Duration = Duration::from_secs(10);
 /// How long a command waits for a shell before others are asked for theirs, and how long those have had them by then.
 const WANTED_AFTER: Duration = Duration::from_millis(100);
 /// How long a script runs at most that is worth waiting for.
-const SHORT: Duration = Duration::from_secs(2);
+const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
 /// How long the commands at work have when the keeper is told to end.
-const LEAVING: Duration = Duration::from_secs(2);
+const STOP_GRACE: Duration = Duration::from_secs(2);
 /// The window of a channel that carries short answers.
 const WINDOW: u32 = 256 << 10;
 /// The window of one that carries much. 100 ms of round trip let 40 MB/s through, and a larger one costs OpenSSH more
 /// than it gives.
-const WINDOW_OF_MUCH: u32 = 4 << 20;
+const BULK_WINDOW: u32 = 4 << 20;
 /// How soon is looked again where bytes are here that no reading took.
-const TAKEN_IN: Duration = Duration::from_millis(2);
+const BUFFERED_RECHECK: Duration = Duration::from_millis(2);
 /// The same while the server has a request to answer, or a shell of it is about to end.
-const UNTOLD: Duration = Duration::from_millis(50);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often the keeper looks whether its socket is still there.
-const SOCKET: Duration = Duration::from_secs(20);
+const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(20);
 
 /// The keeper of one host.
 pub struct Keeper {
@@ -97,7 +97,7 @@ pub struct Keeper {
     pub(super) breaks_on_open: bool,
     /// Whether the server is thought to pass signals on.
     pub(super) trust: Trust,
-    pub(super) pulse: Pulse,
+    pub(super) keepalive: Keepalive,
     pub(super) idle_since: Instant,
     pub(super) idle_max: Duration,
     pub(super) since: i64,
@@ -135,12 +135,14 @@ impl Keeper {
         listener.set_nonblocking(true)?;
         connection.session().set_blocking(false);
         // Without it, nothing is sent.
-        connection.session().set_keepalive(true, ALIVE_LEAST);
+        connection
+            .session()
+            .set_keepalive(true, KEEPALIVE_SECONDS_MIN);
         let now = Instant::now();
         let alive = connection
             .resolved()
             .server_alive_interval
-            .unwrap_or(ALIVE)
+            .unwrap_or(KEEPALIVE_INTERVAL)
             .max(Duration::from_secs(5));
         let banner = connection.session().banner().unwrap_or_default().to_owned();
         Ok(Self {
@@ -152,7 +154,7 @@ impl Keeper {
                 Trust::Hoped
             },
             breaks_on_open: breaks_on_open(&banner),
-            pulse: Pulse::new(alive, now, pulse::asleep()),
+            keepalive: Keepalive::new(alive, now, keepalive::asleep()),
             connection,
             listener,
             socket: (socket.to_owned(), std::fs::symlink_metadata(socket)?.ino()),
@@ -166,7 +168,7 @@ impl Keeper {
             channels: BTreeMap::new(),
             next_id: 0,
             owed: None,
-            sessions: SESSIONS,
+            sessions: SESSIONS_DEFAULT,
             not_before: now,
             failures: 0,
             freed: None,
@@ -181,9 +183,9 @@ impl Keeper {
     /// Makes it one command's own: it ends when `lifeline` does, and its channels carry much.
     pub fn be_private(&mut self, lifeline: OwnedFd) {
         self.lifeline = Some(lifeline);
-        self.window = WINDOW_OF_MUCH;
-        self.backlog = BACKLOG_OF_MUCH;
-        self.buffer = vec![0; BACKLOG_OF_MUCH];
+        self.window = BULK_WINDOW;
+        self.backlog = BULK_BACKLOG;
+        self.buffer = vec![0; BULK_BACKLOG];
     }
 
     /// Serves until there is nothing more to serve.
@@ -227,7 +229,7 @@ impl Keeper {
         let more = self.pump()?;
         if inflow::has_come() {
             // The answer to a question, say: any call may have taken it in, and poll says nothing of it then.
-            self.pulse.hear(Instant::now());
+            self.keepalive.hear(Instant::now());
         }
         let until = if more {
             Instant::now()
@@ -237,7 +239,7 @@ impl Keeper {
         let (ssh_ready, new_clients, ready) = self.poll(until)?;
         let now = Instant::now();
         if ssh_ready {
-            self.pulse.hear(now);
+            self.keepalive.hear(now);
         }
         // Before the commands are heard: after a sleep they must not be served by a connection that is gone.
         self.look_alive(now)?;
@@ -273,7 +275,7 @@ impl Keeper {
             Channel::owes_output(self.connection.session()),
         );
         let socket: BorrowedFd<'_> = self.connection.as_fd();
-        let full = self.clients.len() >= CLIENTS;
+        let full = self.clients.len() >= CLIENTS_MAX;
         let lifeline = self
             .lifeline
             .as_ref()
@@ -358,8 +360,8 @@ impl Keeper {
 
     fn next_deadline(&self) -> Instant {
         let mut until = self
-            .pulse
-            .next(self.stake())
+            .keepalive
+            .next(self.urgency())
             .min(self.idle_since + self.idle_max);
         let relays = self
             .channels
@@ -369,7 +371,7 @@ impl Keeper {
             .clients
             .values()
             .filter(|client| !client.greeted)
-            .map(|client| client.since + GREETING);
+            .map(|client| client.since + GREETING_MAX);
         let returns = self
             .channels
             .values()
@@ -383,7 +385,7 @@ impl Keeper {
                 if now < since + WANTED_AFTER {
                     since + WANTED_AFTER
                 } else {
-                    (now + WANTED_AFTER).min(since + BUSY)
+                    (now + WANTED_AFTER).min(since + SHELL_WAIT_MAX)
                 }
             });
         let beats = self
@@ -408,24 +410,24 @@ impl Keeper {
         let untold = |channel: &ShellChannel| {
             !matches!(channel.stage, Stage::Open | Stage::Draining) || channel.waiting() > 0
         };
-        if self.must_hold_back(SHORT) {
-            until = until.min(now + UNTOLD);
+        if self.must_hold_back(SHORT_SCRIPT_MAX) {
+            until = until.min(now + RECHECK_INTERVAL);
         }
         if self
             .channels
             .values()
             .any(|channel| channel.has_more(self.listens(channel)))
         {
-            until = until.min(now + TAKEN_IN);
-        } else if matches!(self.stake(), Stake::Waited) && self.channels.values().any(untold) {
-            until = until.min(now + UNTOLD);
+            until = until.min(now + BUFFERED_RECHECK);
+        } else if matches!(self.urgency(), Urgency::Waited) && self.channels.values().any(untold) {
+            until = until.min(now + RECHECK_INTERVAL);
         }
         // The machine may have slept through a deadline: look now and then.
-        until.min(Instant::now() + SOCKET)
+        until.min(Instant::now() + SOCKET_CHECK_INTERVAL)
     }
 
     /// What depends on the server's next word.
-    fn stake(&self) -> Stake {
+    fn urgency(&self) -> Urgency {
         let relays = || {
             self.channels
                 .values()
@@ -437,11 +439,11 @@ impl Keeper {
             .any(|client| client.channel.is_some() || client.waits.is_some())
             || relays().any(Relay::is_asked)
         {
-            Stake::Waited
+            Urgency::Waited
         } else if relays().any(Relay::is_watched) {
-            Stake::Watched
+            Urgency::Watched
         } else {
-            Stake::Idle
+            Urgency::Idle
         }
     }
 
@@ -474,31 +476,37 @@ impl Keeper {
                     channel.write(b"\n");
                 }
             }
-            if client.waits.is_some_and(|since| now >= since + BUSY) {
+            if client
+                .waits
+                .is_some_and(|since| now >= since + SHELL_WAIT_MAX)
+            {
                 (client.waits, client.done) = (None, true);
                 self.tell(id, &Reply::Busy);
-            } else if !client.greeted && now >= client.since + GREETING {
+            } else if !client.greeted && now >= client.since + GREETING_MAX {
                 self.clients.remove(&id);
             }
         }
-        if now.saturating_duration_since(self.socket_seen) >= SOCKET {
+        if now.saturating_duration_since(self.socket_seen) >= SOCKET_CHECK_INTERVAL {
             self.socket_seen = now;
             if !self.is_found() {
-                self.leaves_by.get_or_insert(now + LEAVING);
+                self.leaves_by.get_or_insert(now + STOP_GRACE);
             }
         }
     }
 
     /// Asks a silent server for a sign of life, and gives one up that gives none.
     fn look_alive(&mut self, now: Instant) -> io::Result<()> {
-        match self.pulse.check(now, pulse::asleep(), self.stake()) {
-            Verdict::Fine => Ok(()),
-            Verdict::Dead => Err(io::Error::new(
+        match self
+            .keepalive
+            .check(now, keepalive::asleep(), self.urgency())
+        {
+            Liveness::Fine => Ok(()),
+            Liveness::Dead => Err(io::Error::new(
                 ErrorKind::TimedOut,
                 "the server no longer answers",
             )),
-            Verdict::Ask => {
-                self.pulse.ask(now);
+            Liveness::Ask => {
+                self.keepalive.ask(now);
                 // The library forgets what it can't send whole, so it is asked only where there is room.
                 let mut fds = [PollFd::new(self.connection.as_fd(), PollFlags::POLLOUT)];
                 let writable = crate::connection::wait(&mut fds, now)?;

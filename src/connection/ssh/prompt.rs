@@ -55,13 +55,13 @@ pub fn restore_terminal() {
 
 /// Where a question goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum Medium {
     Terminal,
     Askpass(String),
 }
 
 /// As in OpenSSH's readpass.c.
-fn place(env: impl Fn(&str) -> Option<String>, has_terminal: bool) -> Option<Place> {
+fn place(env: impl Fn(&str) -> Option<String>, has_terminal: bool) -> Option<Medium> {
     let set = |name: &str| env(name).filter(|value| !value.is_empty());
     let has_display = set("DISPLAY").or_else(|| set("WAYLAND_DISPLAY")).is_some();
     let require = set("SSH_ASKPASS_REQUIRE").map(|value| value.to_ascii_lowercase());
@@ -72,10 +72,10 @@ fn place(env: impl Fn(&str) -> Option<String>, has_terminal: bool) -> Option<Pla
         _ => (has_display, false),
     };
     if has_terminal && !preferred {
-        return Some(Place::Terminal);
+        return Some(Medium::Terminal);
     }
     let program = set("SSH_ASKPASS").unwrap_or_else(|| DEFAULT_ASKPASS.to_owned());
-    allowed.then_some(Place::Askpass(program))
+    allowed.then_some(Medium::Askpass(program))
 }
 
 fn open_terminal() -> io::Result<File> {
@@ -89,7 +89,7 @@ pub struct Prompter {
 }
 
 impl Prompter {
-    fn place(self) -> Result<Place, String> {
+    fn place(self) -> Result<Medium, String> {
         if self.batch {
             return Err("nothing is asked in BatchMode".to_owned());
         }
@@ -108,9 +108,9 @@ impl Prompter {
     pub fn ask(self, question: &str, echo: bool) -> Result<Option<String>, String> {
         let _lock = lock_terminal();
         match self.place()? {
-            Place::Terminal => ask_on_terminal(question, echo)
+            Medium::Terminal => ask_on_terminal(question, echo)
                 .map_err(|error| format!("can't ask on the terminal: {error}")),
-            Place::Askpass(program) => ask_program(&program, question)
+            Medium::Askpass(program) => ask_program(&program, question)
                 .map_err(|error| format!("can't run {program:?} (SSH_ASKPASS): {error}")),
         }
     }
@@ -209,8 +209,8 @@ mod tests {
 
     #[test]
     fn the_place_of_a_question_is_that_of_ssh() {
-        let askpass = || Some(Place::Askpass("/ask".into()));
-        let terminal = || Some(Place::Terminal);
+        let askpass = || Some(Medium::Askpass("/ask".into()));
+        let terminal = || Some(Medium::Terminal);
         for (display, require, has_terminal, expected) in [
             (false, None, true, terminal()),
             (false, None, false, None),
@@ -238,7 +238,7 @@ mod tests {
             );
         }
         let bare = |name: &str| (name == "WAYLAND_DISPLAY").then(|| "w".to_owned());
-        let default = Some(Place::Askpass(DEFAULT_ASKPASS.into()));
+        let default = Some(Medium::Askpass(DEFAULT_ASKPASS.into()));
         assert_eq!(place(bare, false), default);
     }
 

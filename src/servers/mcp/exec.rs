@@ -13,7 +13,7 @@ use super::{Call, Class, Tool};
 use crate::cmd::{start, tail};
 use crate::job::{JobId, JobWord, Record};
 use crate::remote::Stream;
-use crate::remote::output::From as Place;
+use crate::remote::output::From as TailStart;
 use crate::servers::one::{await_end, remove};
 use crate::servers::start::{Start, shell_line};
 
@@ -147,7 +147,7 @@ impl Answer {
             out: true,
             err: true,
             // One more than is given, to see whether there is more.
-            from: Place::LastBytes(OUTPUT as u64 + 1),
+            from: TailStart::LastBytes(OUTPUT as u64 + 1),
             follow: false,
             brief: true,
             enough: None,

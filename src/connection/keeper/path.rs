@@ -18,14 +18,14 @@ const PATH_MAX: usize = 90;
 
 /// The place of one keeper's socket.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct KeeperPath {
     /// The socket.
     pub socket: PathBuf,
     /// Held while a keeper is started.
     pub lock: PathBuf,
 }
 
-impl Place {
+impl KeeperPath {
     /// Where the keeper of a destination is: found by what was typed, so that nothing has to be resolved, and by the
     /// machine, since home directories are shared.
     pub fn of(destination: &Destination) -> io::Result<Self> {

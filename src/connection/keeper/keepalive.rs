@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// What a server's silence keeps from going on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stake {
+pub enum Urgency {
     /// Nothing.
     Idle,
     /// Somebody wants to hear of a job's end, which may be far off.
@@ -19,7 +19,7 @@ pub enum Stake {
 
 /// What is to be done about a silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Liveness {
     /// Nothing yet.
     Fine,
     /// Ask for a sign of life.
@@ -34,7 +34,7 @@ const NAP: Duration = Duration::from_secs(3);
 const WAKING: Duration = Duration::from_secs(3);
 
 /// The silence of one connection.
-pub struct Pulse {
+pub struct Keepalive {
     /// How often an idle connection is asked.
     alive: Duration,
     heard: Instant,
@@ -42,13 +42,13 @@ pub struct Pulse {
     /// The first question since something was heard.
     unanswered: Option<Instant>,
     /// What depended on the server's word when last checked.
-    stake: Stake,
+    urgency: Urgency,
     /// How long this machine has slept in all.
     asleep: Duration,
     doubted: Option<Instant>,
 }
 
-impl Pulse {
+impl Keepalive {
     /// A connection that has just been made, on a machine that has slept for `asleep` since its boot.
     pub fn new(alive: Duration, now: Instant, asleep: Duration) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Pulse {
             heard: now,
             asked: None,
             unanswered: None,
-            stake: Stake::Idle,
+            urgency: Urgency::Idle,
             asleep,
             doubted: None,
         }
@@ -79,44 +79,44 @@ impl Pulse {
     }
 
     /// After how much silence it is asked, and how long it may take to answer.
-    fn patience(&self, stake: Stake) -> (Duration, Duration) {
-        match stake {
-            Stake::Waited => (Duration::from_secs(3), Duration::from_secs(6)),
-            Stake::Watched => (Duration::from_secs(10), Duration::from_secs(15)),
-            Stake::Idle => (self.alive, self.alive * 2),
+    fn patience(&self, urgency: Urgency) -> (Duration, Duration) {
+        match urgency {
+            Urgency::Waited => (Duration::from_secs(3), Duration::from_secs(6)),
+            Urgency::Watched => (Duration::from_secs(10), Duration::from_secs(15)),
+            Urgency::Idle => (self.alive, self.alive * 2),
         }
     }
 
     /// What the silence means.
-    pub fn check(&mut self, now: Instant, asleep: Duration, stake: Stake) -> Verdict {
+    pub fn check(&mut self, now: Instant, asleep: Duration, urgency: Urgency) -> Liveness {
         if asleep > self.asleep + NAP {
             self.asleep = asleep;
             self.doubted = Some(now);
             // What was asked before the sleep says nothing.
             self.unanswered = None;
-            return Verdict::Ask;
+            return Liveness::Ask;
         }
-        if stake > self.stake {
+        if urgency > self.urgency {
             // A question of quieter times had longer to be answered: it is asked anew before its silence counts.
             (self.asked, self.unanswered) = (None, None);
         }
-        self.stake = stake;
-        let (silence, answer) = self.patience(stake);
+        self.urgency = urgency;
+        let (silence, answer) = self.patience(urgency);
         let since = |then: Instant| now.saturating_duration_since(then);
         if self.doubted.is_some_and(|then| since(then) >= WAKING)
             || self.unanswered.is_some_and(|then| since(then) >= answer)
         {
-            return Verdict::Dead;
+            return Liveness::Dead;
         }
         if since(self.heard) >= silence && self.asked.is_none_or(|then| since(then) >= silence) {
-            return Verdict::Ask;
+            return Liveness::Ask;
         }
-        Verdict::Fine
+        Liveness::Fine
     }
 
-    /// When [`Pulse::check`] will next have something to say.
-    pub fn next(&self, stake: Stake) -> Instant {
-        let (silence, answer) = self.patience(stake);
+    /// When [`Keepalive::check`] will next have something to say.
+    pub fn next(&self, urgency: Urgency) -> Instant {
+        let (silence, answer) = self.patience(urgency);
         let ask = self.asked.map_or(self.heard, |asked| asked.max(self.heard)) + silence;
         let dead = self.unanswered.map(|then| then + answer);
         let doubt = self.doubted.map(|then| then + WAKING);
@@ -152,79 +152,82 @@ mod tests {
 
     #[test]
     fn silence_is_asked_about_and_then_believed() {
-        for (stake, ask, dead) in [
-            (Stake::Waited, 3, 9),
-            (Stake::Watched, 10, 25),
-            (Stake::Idle, 60, 180),
+        for (urgency, ask, dead) in [
+            (Urgency::Waited, 3, 9),
+            (Urgency::Watched, 10, 25),
+            (Urgency::Idle, 60, 180),
         ] {
             let start = Instant::now();
-            let mut pulse = Pulse::new(seconds(60), start, seconds(5));
+            let mut keepalive = Keepalive::new(seconds(60), start, seconds(5));
             let mut asked = None;
             let end = (0..400).find(|second| {
                 let now = start + seconds(*second);
-                match pulse.check(now, seconds(5), stake) {
-                    Verdict::Ask => {
+                match keepalive.check(now, seconds(5), urgency) {
+                    Liveness::Ask => {
                         asked.get_or_insert(*second);
-                        pulse.ask(now);
+                        keepalive.ask(now);
                         false
                     }
-                    verdict => verdict == Verdict::Dead,
+                    verdict => verdict == Liveness::Dead,
                 }
             });
-            assert_eq!((asked, end), (Some(ask), Some(dead)), "{stake:?}");
+            assert_eq!((asked, end), (Some(ask), Some(dead)), "{urgency:?}");
         }
     }
 
     #[test]
     fn a_command_that_comes_after_a_long_silence_does_not_end_it() {
         let start = Instant::now();
-        let mut pulse = Pulse::new(seconds(60), start, seconds(0));
+        let mut keepalive = Keepalive::new(seconds(60), start, seconds(0));
         let now = start + seconds(50);
-        assert_eq!(pulse.check(now, seconds(0), Stake::Waited), Verdict::Ask);
-        pulse.ask(now);
         assert_eq!(
-            pulse.check(now + seconds(1), seconds(0), Stake::Waited),
-            Verdict::Fine
+            keepalive.check(now, seconds(0), Urgency::Waited),
+            Liveness::Ask
         );
-        pulse.hear(now + seconds(2));
+        keepalive.ask(now);
         assert_eq!(
-            pulse.check(now + seconds(3), seconds(0), Stake::Waited),
-            Verdict::Fine
+            keepalive.check(now + seconds(1), seconds(0), Urgency::Waited),
+            Liveness::Fine
+        );
+        keepalive.hear(now + seconds(2));
+        assert_eq!(
+            keepalive.check(now + seconds(3), seconds(0), Urgency::Waited),
+            Liveness::Fine
         );
     }
 
     #[test]
     fn a_question_of_quieter_times_is_asked_anew() {
         for (before, after, answer) in [
-            (Stake::Idle, Stake::Waited, 6),
-            (Stake::Idle, Stake::Watched, 15),
-            (Stake::Watched, Stake::Waited, 6),
+            (Urgency::Idle, Urgency::Waited, 6),
+            (Urgency::Idle, Urgency::Watched, 15),
+            (Urgency::Watched, Urgency::Waited, 6),
         ] {
             let start = Instant::now();
-            let mut pulse = Pulse::new(seconds(10), start, seconds(0));
+            let mut keepalive = Keepalive::new(seconds(10), start, seconds(0));
             let asked = start + seconds(10);
-            assert_eq!(pulse.check(asked, seconds(0), before), Verdict::Ask);
-            pulse.ask(asked);
+            assert_eq!(keepalive.check(asked, seconds(0), before), Liveness::Ask);
+            keepalive.ask(asked);
             let now = asked + seconds(9);
             assert_eq!(
-                pulse.check(now, seconds(0), before),
-                Verdict::Fine,
+                keepalive.check(now, seconds(0), before),
+                Liveness::Fine,
                 "{before:?}"
             );
             assert_eq!(
-                pulse.check(now, seconds(0), after),
-                Verdict::Ask,
+                keepalive.check(now, seconds(0), after),
+                Liveness::Ask,
                 "{before:?} {after:?}"
             );
-            pulse.ask(now);
+            keepalive.ask(now);
             assert_ne!(
-                pulse.check(now + seconds(answer - 1), seconds(0), after),
-                Verdict::Dead,
+                keepalive.check(now + seconds(answer - 1), seconds(0), after),
+                Liveness::Dead,
                 "{before:?} {after:?}"
             );
             assert_eq!(
-                pulse.check(now + seconds(answer), seconds(0), after),
-                Verdict::Dead,
+                keepalive.check(now + seconds(answer), seconds(0), after),
+                Liveness::Dead,
                 "{before:?} {after:?}"
             );
         }
@@ -233,24 +236,27 @@ mod tests {
     #[test]
     fn after_a_sleep_it_has_seconds_to_answer() {
         let start = Instant::now();
-        let mut pulse = Pulse::new(seconds(60), start, seconds(0));
-        assert_eq!(pulse.check(start, seconds(3600), Stake::Idle), Verdict::Ask);
-        pulse.ask(start);
-        assert!(pulse.is_doubted());
-        assert!(pulse.next(Stake::Idle) <= start + seconds(3));
+        let mut keepalive = Keepalive::new(seconds(60), start, seconds(0));
         assert_eq!(
-            pulse.check(start + seconds(2), seconds(3600), Stake::Idle),
-            Verdict::Fine
+            keepalive.check(start, seconds(3600), Urgency::Idle),
+            Liveness::Ask
+        );
+        keepalive.ask(start);
+        assert!(keepalive.is_doubted());
+        assert!(keepalive.next(Urgency::Idle) <= start + seconds(3));
+        assert_eq!(
+            keepalive.check(start + seconds(2), seconds(3600), Urgency::Idle),
+            Liveness::Fine
         );
         assert_eq!(
-            pulse.check(start + seconds(3), seconds(3600), Stake::Idle),
-            Verdict::Dead
+            keepalive.check(start + seconds(3), seconds(3600), Urgency::Idle),
+            Liveness::Dead
         );
-        pulse.hear(start + seconds(2));
-        assert!(!pulse.is_doubted());
+        keepalive.hear(start + seconds(2));
+        assert!(!keepalive.is_doubted());
         assert_eq!(
-            pulse.check(start + seconds(3), seconds(3600), Stake::Idle),
-            Verdict::Fine
+            keepalive.check(start + seconds(3), seconds(3600), Urgency::Idle),
+            Liveness::Fine
         );
     }
 }
