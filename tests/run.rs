@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Fixture, Running, Site, on_every_site, on_two_sites, poll_until, tool};
+use crate::harness::{
+    Fixture, Login, Running, Server, Site, on_every_site, on_two_sites, poll_until, tool,
+};
 use crate::jobs::SOON;
 
 impl Fixture {
@@ -315,4 +317,27 @@ fn no_input_is_ever_taken_for_commands() {
     f.rsig.run(&["ps"]).ok();
     f.rsig.run(&f.run_words(&[], "true")).ok();
     assert!(!pwned.exists());
+}
+
+#[test]
+fn one_session_is_enough() {
+    for keeper in [true, false] {
+        let server = Server::openssh(Login::User).config("MaxSessions 1").start();
+        let mut f = Fixture::with(Some(server));
+        f.rsig.keeper = keeper;
+        let input: Vec<u8> = (0..3_000_000_u32)
+            .map(|number| number.to_le_bytes()[1])
+            .collect();
+        let words = f.run_words(&[], "cat; echo done >&2");
+        let output = f.rsig.command(&words).stdin(input.clone()).run();
+        assert!(output.ok().stdout_bytes() == input);
+        assert_eq!(output.stderr(), "done\n");
+        // Others come to their turn beside it.
+        let run = f.start_run(&[], STUBBORN);
+        run.wait_for_stdout("up\n");
+        let job = f.only_job();
+        assert_eq!(f.state(&job), "running");
+        f.rsig.run(&["kill", &job, "INT", "--wait", "20s"]).ok();
+        run.wait().code(9).stdout_has("int");
+    }
 }
