@@ -105,7 +105,16 @@ impl ShellInput {
             .and_then(|write| write(bytes))
     }
 
-    /// The same, unless another thread is just writing: who reads must not wait for one that may wait for the reading.
+    /// Writes the last line: nothing comes behind it.
+    pub fn finish(&self, line: &str) {
+        let mut write = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(write) = write.take() {
+            // Who reads will find the connection broken.
+            drop(write(line.as_bytes()));
+        }
+    }
+
+    /// The same, unless another thread is writing: the reader must not wait for a writer that may wait for the reader.
     pub fn try_finish(&self, line: &str) -> bool {
         let Ok(mut write) = self.write.try_lock() else {
             return false;
@@ -115,15 +124,6 @@ impl ShellInput {
             drop(write(line.as_bytes()));
         }
         true
-    }
-
-    /// Writes the last line: nothing comes behind it.
-    pub fn finish(&self, line: &str) {
-        let mut write = self.write.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(write) = write.take() {
-            // Who reads will find the connection broken.
-            drop(write(line.as_bytes()));
-        }
     }
 
     /// Has the pool send the shell an empty line every so often, even while this process is stopped.
