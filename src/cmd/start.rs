@@ -85,6 +85,7 @@ const ORDER_WAIT: Duration = Duration::from_secs(1);
 const KEEPER_INPUT_MAX: u64 = 1 << 20;
 
 /// Starts a job.
+#[cfg(any(feature = "mcp", feature = "serve"))]
 pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned, Failure> {
     let none = || Failure::new(Kind::Failed, "nothing is known of the start");
     spawn_each(context, vec![request])

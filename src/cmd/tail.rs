@@ -112,6 +112,10 @@ impl Request<'_> {
 /// A job whose output was passed on.
 pub struct Tailed {
     /// The job as it stood before the first byte was read.
+    #[cfg_attr(
+        not(feature = "mcp"),
+        allow(dead_code, reason = "an agent is told how the job stands")
+    )]
     pub record: Record,
     /// The positions in both streams of the first bytes that were wanted.
     #[cfg_attr(

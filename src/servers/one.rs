@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cmd::context::Context;
 use crate::cmd::deliver::{Report, Sending, send};
 use crate::cmd::jobs::Jobs;
+#[cfg(feature = "serve")]
 use crate::cmd::ps::{self, Filter, Listed, Listing};
 use crate::cmd::rm;
 use crate::cmd::wait::{self, Until};
@@ -35,6 +36,7 @@ fn only(context: &Context, word: &JobWord) -> Jobs {
 }
 
 /// The states of all jobs, or of the unfinished ones.
+#[cfg(feature = "serve")]
 pub fn ask(context: &mut Context, jobs: Vec<JobWord>, all: bool) -> Result<Listing, Failure> {
     let filter = Filter {
         all,
@@ -45,6 +47,7 @@ pub fn ask(context: &mut Context, jobs: Vec<JobWord>, all: bool) -> Result<Listi
 }
 
 /// The state of one job.
+#[cfg(feature = "serve")]
 pub fn ask_one(context: &mut Context, word: &JobWord) -> Result<Listed, Failure> {
     let mut listing = ask(context, vec![word.clone()], true)?;
     let unknown = || Failure::new(Kind::NotFound, format!("no job {}", word.as_str()));
