@@ -28,7 +28,7 @@ pub fn round_trips(session: &Session) -> Vec<Row> {
             },
         }
     };
-    vec![row(&[]), row(&["--rm"])]
+    vec![row(&[]), row(&["--keep"])]
 }
 
 pub fn on_loopback(session: &Session) -> Vec<Row> {
@@ -77,5 +77,5 @@ fn throughput(place: &Place, size: u64, runs: usize, network: &str, target: Targ
 }
 
 fn words<'a>(place: &'a Place, line: &'a str) -> Vec<&'a str> {
-    place.fixture.words("run", &["--rm", "-c"], &[line])
+    place.fixture.words("run", &["-c"], &[line])
 }
