@@ -22,6 +22,9 @@ const ECHO: Duration = Duration::from_millis(500);
 const INTERRUPTS_MAX: u32 = 3;
 /// How long a start that is given up may take to be cancelled.
 const CANCEL_MAX: Duration = Duration::from_millis(800);
+/// How often a run looks whether it is over while it is a short one.
+const SHORT_RUN_MAX: Duration = Duration::from_secs(1);
+const SHORT_RUN_PAUSE: Duration = Duration::from_millis(3);
 
 impl<'a> Held<'a> {
     /// Stops this process, which sees to the job's tether no more then.
@@ -39,13 +42,18 @@ impl<'a> Held<'a> {
     /// Passes the user's signals on to the job, and sees to it that it ends when it is told to, and this process too.
     pub(super) fn pass_signals(&self, signals: &Receiver<Pass>) {
         let (mut kill_at, mut give_up): (Option<Instant>, Option<(Instant, u8)>) = (None, None);
+        let begun = Instant::now();
         let (mut interrupts, mut last) = (0, None::<Instant>);
         while !self.shared().over {
             let now = Instant::now();
             let next = kill_at.into_iter().chain(give_up.map(|(at, _)| at)).min();
-            let wait = next.map_or(ROOM_PAUSE, |at| {
-                at.saturating_duration_since(now).min(ROOM_PAUSE)
-            });
+            // The end of a short run must not wait for this thread.
+            let pause = if begun.elapsed() < SHORT_RUN_MAX {
+                SHORT_RUN_PAUSE
+            } else {
+                ROOM_PAUSE
+            };
+            let wait = next.map_or(pause, |at| at.saturating_duration_since(now).min(pause));
             let pass = match signals.recv_timeout(wait) {
                 Ok(pass) => Some(pass),
                 Err(RecvTimeoutError::Timeout) => None,
