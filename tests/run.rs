@@ -314,6 +314,10 @@ fn no_input_is_ever_taken_for_commands() {
             f.rsig.command(&words).stdin(input.as_bytes()).run().code(3);
         }
     }
+    // The stream moves, and finds no job's directory any more.
+    let line = "rm -rf .local/state/rsig/jobs/$RSIG_JOB; sleep 4";
+    let words = f.run_words(&["--tether", "5s"], line);
+    f.rsig.command(&words).stdin(input.as_bytes()).run();
     f.rsig.run(&["ps"]).ok();
     f.rsig.run(&f.run_words(&[], "true")).ok();
     assert!(!pwned.exists());

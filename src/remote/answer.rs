@@ -86,6 +86,9 @@ pub trait Listener {
         ))
     }
 
+    /// The script takes lines from now on.
+    fn begun(&mut self) {}
+
     /// How much of a job's input its host has.
     fn have(&mut self, words: &str) -> Result<(), Failure> {
         Err(Failure::new(
@@ -191,7 +194,10 @@ impl Framed {
             let (word, after) = word.split_at(end);
             self.phase = match (self.phase, word) {
                 (Phase::Noise, b"begin") => Phase::Lines,
-                (Phase::Noise | Phase::Lines, b"data") => Phase::Data,
+                (Phase::Noise | Phase::Lines, b"data") => {
+                    listener.begun();
+                    Phase::Data
+                }
                 (Phase::Lines | Phase::Data, b"end") => Phase::Over,
                 (Phase::Lines, b"next") => {
                     self.paused = true;

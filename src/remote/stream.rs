@@ -76,9 +76,12 @@ struct Streaming<'a> {
 
 impl Listener for Streaming<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
-        job_line(self.host, line, 1)?;
+        job_line(self.host, line, 1).map(drop)
+    }
+
+    fn begun(&mut self) {
+        // Not before: a script that found no job would leave what is said to it to its shell, as commands.
         self.runner.begun();
-        Ok(())
     }
 
     fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
