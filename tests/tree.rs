@@ -331,40 +331,45 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
     let f = Site::Local.start();
     let job = spawn_crowd(&f, CROWD);
     let first = f.process(&job);
-    // The command; its script; and the part of that which does the work, by what can be sent to it short of KILL.
-    for signals in 0..3 {
-        let running = f
-            .rsig
-            .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
-        let command = running.pid();
-        poll_until("it is being stopped", SOON, || is_stopped(&first));
-        let shells_of = |parent: i32| {
-            let is_one =
-                move |process: &Process| process.ppid == parent && process.cmdline == "/bin/sh -s";
-            crate::harness::procs::all()
-                .into_iter()
-                .filter(is_one)
-                .map(|process| process.pid)
-                .collect::<Vec<_>>()
-        };
-        let send = |pid: i32, signal| kill(Pid::from_raw(pid), signal).expect("it runs");
-        match signals {
-            0 => send(command, Signal::SIGKILL),
-            1 => send(shells_of(command)[0], Signal::SIGKILL),
-            _ => {
-                let worker = shells_of(shells_of(command)[0])[0];
-                for signal in [
-                    Signal::SIGHUP,
-                    Signal::SIGINT,
-                    Signal::SIGTERM,
-                    Signal::SIGPIPE,
-                ] {
-                    send(worker, signal);
-                }
-            }
-        }
-        drop(running.wait());
-        assert_crowd_goes_on(&f, CROWD, signals + 1);
+    let shells_of = |parent: i32| {
+        crate::harness::procs::all()
+            .into_iter()
+            .find(|process| process.ppid == parent && process.cmdline == "/bin/sh -s")
+            .map(|process| process.pid)
+    };
+    let send = |pid: i32, signal| kill(Pid::from_raw(pid), signal).is_ok();
+    // Each fails if what it would kill has done its work by then.
+    let kill_command = |command: i32| send(command, Signal::SIGKILL);
+    let kill_script =
+        |command: i32| shells_of(command).is_some_and(|script| send(script, Signal::SIGKILL));
+    // The part of the script which does the work, by what can be sent to it short of KILL.
+    let signal_worker = |command: i32| {
+        let worker = shells_of(command).and_then(shells_of);
+        worker.is_some_and(|worker| {
+            let signals = [
+                Signal::SIGHUP,
+                Signal::SIGINT,
+                Signal::SIGTERM,
+                Signal::SIGPIPE,
+            ];
+            signals.into_iter().all(|signal| send(worker, signal))
+        })
+    };
+    let victims: [&dyn Fn(i32) -> bool; 3] = [&kill_command, &kill_script, &signal_worker];
+    let mut sent = 0;
+    for (index, victim) in victims.into_iter().enumerate() {
+        let hit = (0..10).any(|_| {
+            let running = f
+                .rsig
+                .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
+            poll_until("it is being stopped", SOON, || is_stopped(&first));
+            let hit = victim(running.pid());
+            drop(running.wait());
+            sent += 1;
+            assert_crowd_goes_on(&f, CROWD, sent);
+            hit
+        });
+        assert!(hit, "victim {index} was never met in the middle");
     }
 }
 
