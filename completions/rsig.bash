@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Completion of rsig for bash. It knows no words itself: rsig answers by its own definitions and its state file.
+# Completion of rsig for bash. rsig itself knows the words: it answers from its definitions and its state file.
 
 _rsig() {
-    # Readline takes ":", "=" and "@" for ends of words; put together again what was typed without blanks.
+    # Readline splits words at ":", "=" and "@"; join what was typed without blanks.
     local rest=${COMP_LINE:0:COMP_POINT} words=() last=-1 i unblanked
     for ((i = 0; i <= COMP_CWORD; i++)); do
         unblanked=${rest#"${rest%%[![:space:]]*}"}
@@ -17,11 +17,12 @@ _rsig() {
         fi
     done
 
-    # What readline will replace is only the end of the word.
+    # Readline replaces only the end of the word.
     local word=${words[last]} candidate paths=
     local kept=${word%"$2"}
     COMPREPLY=()
     while IFS= read -r candidate; do
+        candidate=${candidate%%$'\t'*}
         COMPREPLY+=("${candidate#"$kept"}")
         [[ $candidate != *[/[:space:]]* ]] || paths=1
     done < <(RSIG_COMPLETE=bash command rsig "${words[@]:1}" 2>/dev/null)

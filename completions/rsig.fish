@@ -1,4 +1,4 @@
-# Completion of rsig for fish. It knows no words itself: rsig answers by its own definitions and its state file.
+# Completion of rsig for fish. rsig itself knows the words: it answers from its definitions and its state file.
 
 function __rsig_complete
     set -l words (commandline --current-process --tokenize --cut-at-cursor)

@@ -41,10 +41,9 @@ impl Jobs {
 
     /// The first word of each line.
     fn offered(&self, words: &[&str]) -> Vec<String> {
-        self.answer("bash", words)
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        let answer = self.answer("bash", words);
+        let values = answer.lines().map(|line| line.split('\t').next());
+        values.flatten().map(str::to_owned).collect()
     }
 
     /// A shell with our rsig in its PATH.
@@ -139,9 +138,9 @@ fn hosts_of_the_users_configuration_are_offered() {
             .ok()
             .stdout()
     };
-    assert_eq!(offer(&["spawn", ""]), "local\nweb1\n");
-    assert_eq!(offer(&["spawn", "bob@w"]), "bob@web1\n");
-    assert_eq!(offer(&["spawn", "-J", "a,w"]), "a,web1\n");
+    assert_eq!(offer(&["spawn", ""]), "local\t\nweb1\t\n");
+    assert_eq!(offer(&["spawn", "bob@w"]), "bob@web1\t\n");
+    assert_eq!(offer(&["spawn", "-J", "a,w"]), "a,web1\t\n");
 }
 
 /// Lines that are typed, and the words of rsig's that stand there then. Each shell's own way to complete takes part.

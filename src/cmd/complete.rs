@@ -1,19 +1,21 @@
 //! What a shell offers at the TAB key.
 //!
-//! The scripts in `completions/` hold no words of their own, so they can't drift from what rsig takes: they hand over
-//! the words up to the cursor, the one being typed last, with [`VARIABLE`] naming the shell, and show what comes back.
-//! Options and commands come from clap's definitions, jobs and hosts from the state file, which is only read. Nothing
-//! here asks a host, and what goes wrong offers nothing.
+//! The scripts in `completions/` hold no words of their own: they pass the words up to the cursor, the last being the one
+//! that is typed, with [`VARIABLE`] naming the shell, and show the answer: a value, a tab and a description on each line.
+//! Options and commands come from clap's definitions, jobs and hosts from the state file, which is only read. No host is
+//! asked, and where something fails, nothing is offered.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::PathBuf;
 
-use clap::{ArgMatches, ValueHint};
-use clap_complete::engine::{ArgValueCompleter, CompletionCandidate as Candidate, complete};
+use clap::ArgMatches;
+use clap_complete::engine::{
+    ArgValueCompleter, CompletionCandidate as Candidate, PathCompleter, complete,
+};
 
 use super::definition;
-use super::values::{Hosts, OsWord};
+use super::values::OsWord;
 use super::words::arrange;
 use crate::error::exit;
 use crate::escape::printable;
@@ -23,284 +25,199 @@ use crate::signal::{self, Os};
 use crate::state::{Store, Which};
 use crate::terminal::{print_bytes, warn};
 
-/// The variable that makes rsig answer a shell: its value is the shell's name.
+/// Names the shell that asks.
 pub const VARIABLE: &str = "RSIG_COMPLETE";
-/// How many jobs are offered at most, the newest first.
-const MOST_JOBS: u32 = 1000;
-/// How much of a job's command its description shows.
-const COMMAND: usize = 60;
-/// The longest `~/.ssh/config` that is read for its hosts.
-const LONGEST_CONFIG: u64 = 1 << 20;
+/// At most this many jobs are offered, the newest first.
+const JOBS_MAX: u32 = 1000;
+/// The part of a job's command that its description shows, in characters.
+const COMMAND_MAX: usize = 60;
 
-/// A shell that rsig completes for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shell {
-    Bash,
-    Zsh,
-    Fish,
-}
-
-impl Shell {
-    /// The shell of that name.
-    pub fn of(name: &OsStr) -> Option<Self> {
-        match name.to_str()? {
-            "bash" => Some(Self::Bash),
-            "zsh" => Some(Self::Zsh),
-            "fish" => Some(Self::Fish),
-            _ => None,
-        }
-    }
-
-    /// What the shell has to source once.
-    pub fn script(self) -> &'static str {
-        match self {
-            Self::Bash => include_str!("../../completions/rsig.bash"),
-            Self::Zsh => include_str!("../../completions/_rsig"),
-            Self::Fish => include_str!("../../completions/rsig.fish"),
-        }
-    }
-
-    /// One candidate as the shell's script reads it: a line, with the description where the shell shows one.
-    fn line(self, candidate: &Candidate) -> String {
-        let value = candidate.get_value().to_string_lossy();
-        let help = candidate
-            .get_help()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let help = help.lines().next().unwrap_or_default();
-        match self {
-            Self::Bash => format!("{value}\n"),
-            Self::Fish => format!("{value}\t{help}\n"),
-            Self::Zsh => {
-                let value = value.replace('\\', "\\\\").replace(':', "\\:");
-                format!("{value}:{}\n", help.replace('\\', "\\\\"))
-            }
-        }
-    }
-}
-
-/// Answers a shell at the TAB key, or gives it the script to source. Gives the exit status.
+/// Answers a shell at the TAB key, or prints the script to source if there are no words.
 pub fn run(shell: &OsStr, words: Vec<OsString>) -> u8 {
-    let Some(shell) = Shell::of(shell) else {
-        warn(&format!(
-            "{VARIABLE} names no shell that rsig completes for: bash, zsh or fish"
-        ));
-        return exit::USAGE;
+    let script = match shell.to_str() {
+        Some("bash") => include_str!("../../completions/rsig.bash"),
+        Some("zsh") => include_str!("../../completions/_rsig"),
+        Some("fish") => include_str!("../../completions/rsig.fish"),
+        _ => {
+            warn(&format!("{VARIABLE} must be bash, zsh or fish"));
+            return exit::USAGE;
+        }
     };
-    let words: Vec<OsString> = words.into_iter().skip(1).collect();
-    let text = if words.is_empty() {
-        shell.script().to_owned()
+    let text = if words.len() < 2 {
+        script.to_owned()
     } else {
-        answer(shell, words)
+        candidates(words).iter().filter_map(line).collect()
     };
-    // A shell that has gone needs no answer.
+    // A shell that is gone needs no answer.
     drop(print_bytes(false, text.as_bytes()));
     exit::DONE
 }
 
-/// What fits the last of the words behind `rsig`, a line each.
-fn answer(shell: Shell, words: Vec<OsString>) -> String {
-    let candidates = candidates(words);
-    let whole = |candidate: &&Candidate| !candidate.get_value().to_string_lossy().contains('\n');
-    candidates
-        .iter()
-        .filter(whole)
-        .map(|candidate| shell.line(candidate))
-        .collect()
+fn line(candidate: &Candidate) -> Option<String> {
+    let value = candidate.get_value().to_string_lossy();
+    let help = candidate.get_help().map(ToString::to_string);
+    let help = help.as_deref().and_then(|help| help.lines().next());
+    let is_one_word = !value.contains(['\n', '\t']);
+    is_one_word.then(|| format!("{value}\t{}\n", help.unwrap_or_default()))
 }
 
+/// The candidates for the last of the words, of which the first is `rsig`.
 fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
-    let Some(current) = words.pop() else {
-        return Vec::new();
-    };
-    let mut before: Vec<OsString> = std::iter::once(OsString::from("rsig"))
-        .chain(words)
-        .collect();
-    if let Some(verb) = before.get(1) {
-        let definition = definition();
+    let mut definition = definition();
+    let current = words.pop().unwrap_or_default();
+    let is_option = current.as_encoded_bytes().starts_with(b"-");
+    let mut named = Vec::new();
+    if let Some(verb) = words.get(1) {
         // Only a command can be the first word.
         if definition.find_subcommand(verb).is_none() {
             return Vec::new();
         }
-        arrange(&definition, &mut before);
+        arrange(&definition, &mut words);
+        let parser = definition.clone().ignore_errors(true);
+        let matches = parser.try_get_matches_from(&words).unwrap_or_default();
+        if let Some((verb, given)) = matches.subcommand() {
+            // Jobs are an argument of one of these names.
+            named.extend(["jobs", "words"].iter().flat_map(|id| raw(given, id)));
+            let signals = dashed_signals(verb, given, &named, &current);
+            if !signals.is_empty() {
+                return signals;
+            }
+            if let Some((argument, completer)) = by_context(verb, given, &named) {
+                definition = definition.mut_subcommand(verb, |command| {
+                    command.mut_arg(argument, |argument| argument.add(completer))
+                });
+            }
+        }
     }
-    let given = Given::of(&before);
-    if let Some(dashed) = given.dashed_signals(&current) {
-        return dashed;
-    }
-    // A dash alone: the long forms say more.
-    let is_option = current.as_encoded_bytes().starts_with(b"-");
-    before.push(if current == "-" { "--".into() } else { current });
-    let here = std::env::current_dir().ok();
-    let last = before.len() - 1;
-    let mut candidates =
-        complete(&mut given.definition(), before, last, here.as_deref()).unwrap_or_default();
-    candidates.retain(|candidate| {
+    // After a dash alone, only long options are offered: they say more.
+    words.push(if current == "-" { "--".into() } else { current });
+    let (here, last) = (std::env::current_dir().ok(), words.len() - 1);
+    let found = complete(&mut definition, words, last, here.as_deref());
+    let is_wanted = |candidate: &Candidate| {
         let value = candidate.get_value();
         (is_option || !value.as_encoded_bytes().starts_with(b"-"))
-            && !given.jobs.iter().any(|job| job == value)
-    });
-    candidates
+            && !named.iter().any(|job| job == value)
+    };
+    let found = found.unwrap_or_default().into_iter();
+    found.filter(is_wanted).collect()
 }
 
-/// What the words of `kill` stand for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Form {
-    /// A job, and perhaps a signal behind it.
-    #[default]
-    JobAndSignal,
-    /// Jobs: the signal is an option, or a word such as `-TERM`.
-    Jobs,
-    /// `-l`: a signal.
-    List,
+fn raw(given: &ArgMatches, argument: &str) -> Vec<OsString> {
+    let values = given.try_get_raw(argument).ok().flatten();
+    values.into_iter().flatten().map(OsString::from).collect()
 }
 
-/// What the words before the cursor say.
-#[derive(Debug, Default)]
-struct Given {
-    verb: String,
-    /// The jobs named so far; with `kill`, the signal behind the job too.
-    jobs: Vec<OsString>,
-    form: Form,
-    /// `kill --os`.
-    os: Option<Os>,
-    /// `rm --force` and `rm --forget` take unfinished jobs too.
-    any_state: bool,
-    /// `spawn local`.
-    local: bool,
+fn is_set(given: &ArgMatches, flag: &str) -> bool {
+    matches!(given.try_get_one(flag), Ok(Some(true)))
 }
 
-impl Given {
-    fn of(words: &[OsString]) -> Self {
-        let matches = definition().ignore_errors(true).try_get_matches_from(words);
-        let Some((verb, given)) = matches.as_ref().ok().and_then(ArgMatches::subcommand) else {
-            return Self::default();
-        };
-        let set = |id: &str| matches!(given.try_get_one::<bool>(id), Ok(Some(true)));
-        // Every command has its jobs under one of these names.
-        let jobs = ["jobs", "words"]
-            .into_iter()
-            .find_map(|id| given.try_get_raw(id).ok().flatten());
-        Self {
-            verb: verb.to_owned(),
-            jobs: jobs.into_iter().flatten().map(OsStr::to_owned).collect(),
-            form: match (set("list"), given.try_contains_id("signal")) {
-                (true, _) => Form::List,
-                (false, Ok(true)) => Form::Jobs,
-                _ => Form::JobAndSignal,
-            },
-            os: given
-                .try_get_one::<OsWord>("os")
-                .ok()
-                .flatten()
-                .map(|os| Os::from(*os)),
-            any_state: set("force") || set("forget"),
-            local: given
-                .try_get_one::<Hosts>("host")
-                .ok()
-                .flatten()
-                .is_some_and(|Hosts(hosts)| hosts.iter().all(Host::is_local)),
+/// What is offered for an argument that depends on the words before.
+fn by_context(
+    verb: &str,
+    given: &ArgMatches,
+    named: &[OsString],
+) -> Option<(&'static str, ArgValueCompleter)> {
+    Some(match verb {
+        "kill" => {
+            let completer = match signal_place(given) {
+                Some(place) if place == named.len() => {
+                    let os = system(given, named);
+                    ArgValueCompleter::new(move |current: &OsStr| signals(os, current))
+                }
+                Some(place) if place < named.len() => {
+                    ArgValueCompleter::new(|_: &OsStr| Vec::new())
+                }
+                _ => ArgValueCompleter::new(unfinished),
+            };
+            ("words", completer)
         }
-    }
-
-    /// The definition of the command line, with what depends on the words before the cursor.
-    fn definition(&self) -> clap::Command {
-        let definition = definition();
-        match self.verb.as_str() {
-            "kill" => {
-                let os = self.os();
-                let words = match (self.form, self.jobs.len()) {
-                    (Form::List, 0) | (Form::JobAndSignal, 1) => {
-                        ArgValueCompleter::new(move |current: &OsStr| signals(os, current))
-                    }
-                    (Form::Jobs, _) | (Form::JobAndSignal, 0) => ArgValueCompleter::new(unfinished),
-                    _ => ArgValueCompleter::new(|_: &OsStr| Vec::new()),
-                };
-                definition.mut_subcommand("kill", |kill| {
-                    kill.mut_arg("words", |argument| argument.add(words))
-                })
-            }
-            "rm" if self.any_state => definition.mut_subcommand("rm", |rm| {
-                rm.mut_arg("jobs", |argument| argument.add(ArgValueCompleter::new(any)))
-            }),
-            // What is on this machine means something only here.
-            "spawn" if self.local => definition.mut_subcommand("spawn", |spawn| {
-                spawn.mut_arg("command", |argument| {
-                    argument.value_hint(ValueHint::AnyPath)
-                })
-            }),
-            _ => definition,
+        "rm" if is_set(given, "force") || is_set(given, "forget") => {
+            ("jobs", ArgValueCompleter::new(any))
         }
-    }
-
-    /// The system whose signals are asked for: that of `--os`, of the job, or of this machine.
-    fn os(&self) -> Os {
-        let of_job = || {
-            let word = self.jobs.first()?.to_str()?;
-            Store::peek()?.resolve(word).ok()?.system()
-        };
-        self.os.or_else(of_job).unwrap_or_else(Os::here)
-    }
-
-    /// `kill -TE`: a signal as kill(1) takes it.
-    fn dashed_signals(&self, current: &OsStr) -> Option<Vec<Candidate>> {
-        let name = current.to_str()?.strip_prefix('-')?;
-        let is_upper = name.starts_with(|letter: char| letter.is_ascii_uppercase());
-        if self.verb != "kill" || self.form != Form::JobAndSignal || !is_upper {
-            return None;
+        // The files of other hosts are not known here.
+        "spawn" | "run" if raw(given, "host") == [Host::LOCAL] => {
+            ("command", ArgValueCompleter::new(PathCompleter::any()))
         }
-        let offered = signals(self.os(), OsStr::new(name));
-        let offered: Vec<_> = offered
-            .into_iter()
-            .map(|candidate| candidate.add_prefix("-"))
-            .collect();
-        // Else it is an option of ours in upper case, -F say.
-        (!offered.is_empty()).then_some(offered)
+        _ => return None,
+    })
+}
+
+/// The index of the signal among the words of `kill`: `-l SIGNAL`, `JOB SIGNAL`, or none in `-s SIGNAL JOB...`.
+fn signal_place(given: &ArgMatches) -> Option<usize> {
+    match (is_set(given, "list"), given.try_contains_id("signal")) {
+        (true, _) => Some(0),
+        (false, Ok(true)) => None,
+        _ => Some(1),
     }
 }
 
-/// The unfinished jobs that fit: what can be signalled and waited for.
+/// The signals for `kill -TE`. There may be none: `-F` is an option.
+fn dashed_signals(
+    verb: &str,
+    given: &ArgMatches,
+    named: &[OsString],
+    current: &OsStr,
+) -> Vec<Candidate> {
+    match current.to_str().and_then(|text| text.strip_prefix('-')) {
+        Some(name)
+            if verb == "kill"
+                && name.starts_with(|letter: char| letter.is_ascii_uppercase())
+                && signal_place(given) == Some(1) =>
+        {
+            prefixed("-", signals(system(given, named), OsStr::new(name)))
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn prefixed(prefix: &str, candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let candidates = candidates.into_iter();
+    let prefixed = candidates.map(|candidate| candidate.add_prefix(prefix));
+    prefixed.collect()
+}
+
+/// The system whose signals are offered: that of `--os`, of the job, or of this machine.
+fn system(given: &ArgMatches, named: &[OsString]) -> Os {
+    let of_job = || {
+        let word = named.first()?.to_str()?;
+        Store::peek()?.resolve(word).ok()?.system()
+    };
+    match given.try_get_one::<OsWord>("os") {
+        Ok(Some(os)) => Os::from(*os),
+        _ => of_job().unwrap_or_else(Os::here),
+    }
+}
+
 pub fn unfinished(current: &OsStr) -> Vec<Candidate> {
-    jobs(Which::Unfinished, current)
+    jobs(Which::Unfinished, current).unwrap_or_default()
 }
 
-/// The finished jobs that fit.
 pub fn finished(current: &OsStr) -> Vec<Candidate> {
-    jobs(Which::Finished, current)
+    jobs(Which::Finished, current).unwrap_or_default()
 }
 
-/// All jobs that fit.
 pub fn any(current: &OsStr) -> Vec<Candidate> {
-    jobs(Which::All, current)
+    jobs(Which::All, current).unwrap_or_default()
 }
 
 /// Names first, then ids.
-fn jobs(which: Which, current: &OsStr) -> Vec<Candidate> {
-    let find = || -> Option<Vec<Candidate>> {
-        let beginning = current.to_str()?;
-        let store = Store::peek()?;
-        let records = store.fitting(which, beginning, MOST_JOBS).ok()?;
-        let names = records.iter().filter_map(|record| {
-            let name = record.name.as_ref()?;
-            // A name stands for one job only; the others that had it go by their ids.
-            let is_it = name.as_str().starts_with(beginning)
-                && store
-                    .named(name)
-                    .is_ok_and(|named| named.is_some_and(|named| named.id == record.id));
-            is_it.then(|| {
-                described(
-                    name.as_str(),
-                    format!("{} {}", record.id, description(record)),
-                )
-            })
-        });
-        let ids = records
-            .iter()
-            .filter(|record| record.id.as_str().starts_with(beginning));
-        let ids = ids.map(|record| described(record.id.as_str(), description(record)));
-        Some(names.chain(ids).collect())
-    };
-    find().unwrap_or_default()
+fn jobs(which: Which, current: &OsStr) -> Option<Vec<Candidate>> {
+    let prefix = current.to_str()?;
+    let store = Store::peek()?;
+    let records = store.fitting(which, prefix, JOBS_MAX).ok()?;
+    let names = records.iter().filter_map(|record| {
+        let name = record.name.as_ref()?;
+        // A name stands for one job; older jobs of that name are offered by id.
+        let named = store.named(name).ok()??;
+        let help = format!("{} {}", record.id, description(record));
+        let is_meant = name.as_str().starts_with(prefix) && named.id == record.id;
+        is_meant.then(|| described(name.as_str(), help))
+    });
+    let ids = records
+        .iter()
+        .filter(|record| record.id.as_str().starts_with(prefix))
+        .map(|record| described(record.id.as_str(), description(record)));
+    Some(names.chain(ids).collect())
 }
 
 fn description(record: &Record) -> String {
@@ -308,67 +225,50 @@ fn description(record: &Record) -> String {
         (State::Exited, Some(status)) => format!("exited {status}"),
         (state, _) => state.to_string(),
     };
-    format!(
-        "{} {state}: {}",
-        record.host(),
-        printable(record.command.join(" "), COMMAND)
-    )
+    let command = printable(record.command.join(" "), COMMAND_MAX);
+    format!("{} {state}: {command}", record.host())
 }
 
-fn described(value: &str, help: impl Into<String>) -> Candidate {
-    Candidate::new(value).help(Some(help.into().into()))
+fn described(value: &str, help: String) -> Candidate {
+    Candidate::new(value).help(Some(help.into()))
 }
 
-/// The signals of this machine's system that fit.
 pub fn signal(current: &OsStr) -> Vec<Candidate> {
     signals(Os::here(), current)
 }
 
-/// Written as the beginning is: with SIG or without, in upper case or lower.
+/// Spelled like the prefix: with or without SIG, in upper or lower case.
 fn signals(os: Os, current: &OsStr) -> Vec<Candidate> {
-    let Some(typed) = current.to_str() else {
-        return Vec::new();
-    };
-    let beginning = typed.to_ascii_uppercase();
-    let (prefix, beginning) = match beginning.strip_prefix("SIG") {
-        Some(rest) => ("SIG", rest),
-        None => ("", beginning.as_str()),
-    };
-    let lower = typed.starts_with(|letter: char| letter.is_ascii_lowercase());
-    let rows = signal::table(os).into_iter().filter(|row| {
-        // There are too many real-time ones to show them unasked.
-        row.name.starts_with(beginning) && (!beginning.is_empty() || !row.name.starts_with("RTM"))
+    let typed = current.to_string_lossy();
+    let upper = typed.to_ascii_uppercase();
+    let sig = if upper.starts_with("SIG") { "SIG" } else { "" };
+    let is_lower = typed.starts_with(|letter: char| letter.is_ascii_lowercase());
+    let fitting = signal::table(os).into_iter().filter_map(|row| {
+        let mut name = format!("{sig}{}", row.name);
+        // There are too many real-time signals to offer them unasked.
+        if !name.starts_with(&upper) || (upper == sig && row.name.starts_with("RTM")) {
+            return None;
+        }
+        if is_lower {
+            name.make_ascii_lowercase();
+        }
+        let help = format!("{} {}: {}", row.number, row.action, row.description);
+        Some(described(&name, help))
     });
-    rows.map(|row| {
-        let name = format!("{prefix}{}", row.name);
-        let name = if lower {
-            name.to_ascii_lowercase()
-        } else {
-            name
-        };
-        described(
-            &name,
-            format!("{} {}: {}", row.number, row.action, row.description),
-        )
-    })
-    .collect()
+    fitting.collect()
 }
 
-/// The states.
 pub fn states() -> Vec<Candidate> {
-    State::ALL
-        .into_iter()
-        .map(|state| Candidate::new(state.word()))
-        .collect()
+    State::ALL.map(|state| Candidate::new(state.word())).into()
 }
 
-/// The hosts that jobs were started on, as they were typed.
+/// The hosts of recorded jobs, as they were typed.
 pub fn recorded_host(current: &OsStr) -> Vec<Candidate> {
-    let hosts = || Store::peek()?.hosts().ok();
-    fitting_hosts(hosts().unwrap_or_default(), current)
+    let hosts = Store::peek().and_then(|store| store.hosts().ok());
+    fitting_hosts(hosts.unwrap_or_default(), current)
 }
 
-/// The hosts of `~/.ssh/config`, this machine, and those that jobs were started on.
+/// This machine, the hosts of recorded jobs, and those of `~/.ssh/config`.
 pub fn host(current: &OsStr) -> Vec<Candidate> {
     let mut candidates = recorded_host(current);
     candidates.extend(fitting_hosts(vec![Host::LOCAL.to_owned()], current));
@@ -378,85 +278,59 @@ pub fn host(current: &OsStr) -> Vec<Candidate> {
     candidates
 }
 
-/// The last of the hosts that are separated by commas.
+/// The last host of a list.
 pub fn hosts(current: &OsStr) -> Vec<Candidate> {
-    let Some(typed) = current.to_str() else {
-        return Vec::new();
-    };
-    let (before, last) = typed
-        .rfind(',')
-        .map_or(("", typed), |comma| typed.split_at(comma + 1));
-    host(OsStr::new(last))
-        .into_iter()
-        .map(|candidate| candidate.add_prefix(before))
-        .collect()
+    last_part(',', current, host)
 }
 
-/// The last of the hosts in `-J`'s value.
+/// The last host of a list of jump hosts.
 pub fn jump(current: &OsStr) -> Vec<Candidate> {
-    let Some(typed) = current.to_str() else {
-        return Vec::new();
-    };
-    let (before, last) = typed
-        .rfind(',')
-        .map_or(("", typed), |comma| typed.split_at(comma + 1));
-    let candidates = configured_host(OsStr::new(last)).into_iter();
-    candidates
-        .map(|candidate| candidate.add_prefix(before))
-        .collect()
+    last_part(',', current, configured_host)
 }
 
-/// The hosts of `~/.ssh/config`, behind the user that was typed.
+/// The hosts of `~/.ssh/config`, after the user that is typed.
 fn configured_host(current: &OsStr) -> Vec<Candidate> {
-    let Some(typed) = current.to_str() else {
-        return Vec::new();
-    };
-    let (user, name) = typed
-        .rfind('@')
-        .map_or(("", typed), |at| typed.split_at(at + 1));
-    let read = || -> Option<String> {
+    let read = || {
         let path = PathBuf::from(std::env::var_os("HOME")?).join(".ssh/config");
-        let metadata = fs::metadata(&path).ok()?;
-        let readable = metadata.is_file() && metadata.len() <= LONGEST_CONFIG;
-        readable
-            .then(|| fs::read(path).ok())
-            .flatten()
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        let config = fs::read(path).ok()?;
+        Some(aliases(&String::from_utf8_lossy(&config)))
     };
-    let hosts = read().map(|config| aliases(&config)).unwrap_or_default();
-    let candidates = fitting_hosts(hosts, OsStr::new(name)).into_iter();
-    candidates
-        .map(|candidate| candidate.add_prefix(user))
-        .collect()
+    last_part('@', current, |name| {
+        fitting_hosts(read().unwrap_or_default(), name)
+    })
 }
 
-/// Those that fit and that rsig would take.
+/// Completes what follows the last separator.
+fn last_part(
+    separator: char,
+    current: &OsStr,
+    complete: impl Fn(&OsStr) -> Vec<Candidate>,
+) -> Vec<Candidate> {
+    let typed = current.to_str().unwrap_or_default();
+    let start = typed.rfind(separator).map_or(0, |at| at + 1);
+    let (before, last) = typed.split_at(start);
+    prefixed(before, complete(OsStr::new(last)))
+}
+
+/// The hosts with this prefix that rsig accepts.
 fn fitting_hosts(hosts: Vec<String>, current: &OsStr) -> Vec<Candidate> {
-    let Some(beginning) = current.to_str() else {
-        return Vec::new();
-    };
-    let fits = |host: &String| host.starts_with(beginning) && host.parse::<Host>().is_ok();
+    let prefix = current.to_string_lossy();
+    let fits = |host: &String| host.starts_with(&*prefix) && host.parse::<Host>().is_ok();
     hosts.into_iter().filter(fits).map(Candidate::new).collect()
 }
 
-/// The names behind `Host` in a configuration of ssh (`ssh_config(5)`), patterns left out. Files that it includes are
-/// not read.
+/// The names after `Host` in an `ssh_config(5)`, without patterns. Included files are not read.
 fn aliases(config: &str) -> Vec<String> {
-    let words = config.lines().filter_map(|line| {
-        let line = line.trim_start();
-        let end = line.find(|letter: char| letter.is_whitespace() || letter == '=')?;
-        let (keyword, rest) = line.split_at(end);
-        keyword.eq_ignore_ascii_case("host").then_some(rest)
-    });
     let is_separator = |letter: char| letter.is_whitespace() || matches!(letter, '=' | '"');
-    let names = words.flat_map(|rest| {
-        rest.split(is_separator)
-            .take_while(|word| !word.starts_with('#'))
+    let names = config.lines().flat_map(|line| {
+        let mut words = line.split(is_separator).filter(|word| !word.is_empty());
+        let is_host = words
+            .next()
+            .is_some_and(|word| word.eq_ignore_ascii_case("host"));
+        let names = words.take_while(move |word| is_host && !word.starts_with('#'));
+        names.filter(|name| !name.contains(['*', '?', '!']))
     });
-    names
-        .filter(|name| !name.is_empty() && !name.contains(['*', '?', '!']))
-        .map(str::to_owned)
-        .collect()
+    names.map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -471,9 +345,10 @@ mod tests {
             .join(" ")
     }
 
-    /// What is offered behind `rsig`, the last word being the one that is typed.
+    /// What is offered after `rsig`, the last word being the one that is typed.
     fn offered(line: &str) -> String {
-        values(&candidates(line.split(' ').map(OsString::from).collect()))
+        let words = std::iter::once("rsig").chain(line.split(' '));
+        values(&candidates(words.map(OsString::from).collect()))
     }
 
     #[test]
@@ -572,15 +447,9 @@ mod tests {
     }
 
     #[test]
-    fn a_line_for_each_shell() {
-        let candidate = described("a:b", "web1: x\nmore");
-        for (shell, expected) in [
-            (Shell::Bash, "a:b\n"),
-            (Shell::Zsh, "a\\:b:web1: x\n"),
-            (Shell::Fish, "a:b\tweb1: x\n"),
-        ] {
-            assert_eq!(shell.line(&candidate), expected);
-            assert!(shell.script().contains(VARIABLE));
-        }
+    fn a_candidate_is_a_line() {
+        let candidate = described("a:b", "web1: x\nmore".to_owned());
+        assert_eq!(line(&candidate).as_deref(), Some("a:b\tweb1: x\n"));
+        assert_eq!(line(&Candidate::new("a\nb")), None);
     }
 }
