@@ -9,6 +9,7 @@ mod error;
 mod escape;
 mod glob;
 mod host;
+mod hosts;
 mod job;
 mod remote;
 #[cfg(any(feature = "mcp", feature = "serve"))]

@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 9] = [
     &["remote"],
     &["connection"],
     &["state"],
-    &["job", "host", "signal"],
+    &["job", "host", "hosts", "signal"],
     &["clock", "error", "escape", "glob", "sys"],
 ];
 

@@ -107,11 +107,21 @@ fn a_job_is_started_on_several_hosts() {
     );
 
     farm.rsig
-        .run(&["spawn", "-n", "one", "local,local", "true"])
+        .run(&["spawn", "-n", "one", "local,w[1-2]", "true"])
         .code(2)
         .stdout_is("")
         .stderr_has("-n");
-    for hosts in ["local,", ",", "local,,local", "local,-x", "local,a;b"] {
+    for hosts in [
+        "local,",
+        ",",
+        "local,,local",
+        "local,-x",
+        "local,a;b",
+        "w[1-",
+        "w[2-1]",
+        "w[1-99999]",
+        "@none",
+    ] {
         farm.rsig
             .run(&["spawn", hosts, "true"])
             .code(2)
@@ -148,7 +158,7 @@ fn a_dead_host_holds_nobody() {
         &farm.config,
         "-o",
         "ConnectTimeout=4",
-        "dead,s0,s1",
+        "dead,s[0-1],s1",
         "sleep",
         "1000",
     ]);
@@ -187,7 +197,7 @@ fn a_dead_host_holds_nobody() {
     ));
     farm.rsig.run(&["keeper", "stop", "--all"]);
     for words in [
-        &["kill", "--host", "s0,s1", "-s", "WINCH"][..],
+        &["kill", "--host", "s[0-1]", "-s", "WINCH"][..],
         &["kill", "-s", "WINCH", "--wait", "100ms", &jobs[0], &jobs[1]],
         &["kill", "--parallel", "1", "-s", "WINCH", &jobs[0], &jobs[1]],
     ] {
@@ -204,7 +214,7 @@ fn a_dead_host_holds_nobody() {
         .stdout_has(&jobs[1])
         .stderr_has("s0");
     farm.rsig
-        .run(&["rm", "--host", "s0,s1"])
+        .run(&["rm", "--host", "s[1,0]"])
         .ok()
         .stdout_has(&jobs[1]);
     farm.configure("");

@@ -6,10 +6,11 @@ use clap::{Args, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 
 use super::complete;
+use super::values::Hosts;
 use crate::connection::keeper::{client, path, protocol::Status};
 use crate::error::{Failure, Kind, exit};
 use crate::escape::printable;
-use crate::host::Host;
+use crate::hosts;
 use crate::job::{Epoch, now};
 use crate::terminal::{Output, Table, age};
 
@@ -30,13 +31,14 @@ enum KeeperCommand {
     },
     /// End keepers; jobs run on, and the next command starts another keeper
     Stop {
-        /// The keepers of one host
+        /// The keepers of these hosts
         #[arg(
             required_unless_present = "all",
             conflicts_with = "all",
+            value_name = "HOST[,HOST]",
             add = ArgValueCompleter::new(complete::recorded_host)
         )]
-        host: Option<Host>,
+        host: Option<Hosts>,
         /// All keepers
         #[arg(long)]
         all: bool,
@@ -63,11 +65,16 @@ impl Keeper {
     }
 }
 
-/// Ends the keepers of a host, whatever options they connect with, or all keepers.
-fn stop(host: Option<&Host>, out: &mut Output) -> Result<(), Failure> {
-    let mut any = false;
+/// Ends the keepers of hosts, whatever options they connect with, or all keepers.
+fn stop(hosts: Option<&Hosts>, out: &mut Output) -> Result<(), Failure> {
+    let wanted: Option<Vec<String>> =
+        hosts.map(|hosts| hosts.0.iter().map(ToString::to_string).collect());
+    let mut missing = wanted.clone().unwrap_or_default();
     for (socket, status) in keepers()? {
-        if host.is_some_and(|host| status.host != host.to_string()) {
+        if wanted
+            .as_ref()
+            .is_some_and(|wanted| !wanted.contains(&status.host))
+        {
             continue;
         }
         client::stop(&socket).map_err(|error| {
@@ -75,15 +82,14 @@ fn stop(host: Option<&Host>, out: &mut Output) -> Result<(), Failure> {
             Failure::new(Kind::Failed, message)
         })?;
         out.line(format_args!("{}: keeper {} ended", status.host, status.pid));
-        any = true;
+        missing.retain(|host| *host != status.host);
     }
-    match host {
-        Some(host) if !any => {
-            let message = format!("{host} has no keeper; `rsig keeper status` lists the keepers");
-            Err(Failure::new(Kind::Failed, message))
-        }
-        _ => Ok(()),
+    if missing.is_empty() {
+        return Ok(());
     }
+    let missing = hosts::fold(missing.iter().map(String::as_str));
+    let message = format!("{missing} has no keeper; `rsig keeper status` lists the keepers");
+    Err(Failure::new(Kind::Failed, message))
 }
 
 /// This user's keepers on this machine. One that does not answer is gone, or of another version.

@@ -11,6 +11,7 @@ use super::args::{ConnectArgs, Parallel, Reach, job_word};
 use super::complete;
 use super::context::Context;
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::values::Hosts;
 use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination, Host};
@@ -26,8 +27,8 @@ pub struct Filter {
     #[arg(short, long)]
     pub all: bool,
     /// Jobs started on these hosts (spelled as in `spawn`)
-    #[arg(long, value_name = "HOST[,HOST]", value_delimiter = ',', add = ArgValueCompleter::new(complete::recorded_host))]
-    pub host: Vec<Host>,
+    #[arg(long, value_name = "HOST[,HOST]", add = ArgValueCompleter::new(complete::recorded_host))]
+    pub host: Vec<Hosts>,
     /// Jobs in one of these states
     #[arg(long, value_name = "STATE", value_delimiter = ',', add = ArgValueCandidates::new(complete::states))]
     pub state: Vec<State>,
@@ -121,7 +122,7 @@ pub struct Listing {
 pub fn ps(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
     let mut listing = Listing::default();
     if filter.discover {
-        discover(context, &filter.host, &mut listing)?;
+        discover(context, &Hosts::all(&filter.host), &mut listing)?;
     } else {
         recorded(context, filter, &mut listing)?;
         if !filter.cached {
@@ -158,9 +159,10 @@ fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Result
             }
         }
     }
+    let hosts = Hosts::all(&filter.host);
     records.retain(|record| {
         let host = record.host();
-        context.allowed.has(host) && (filter.host.is_empty() || filter.host.contains(host))
+        context.allowed.has(host) && (filter.host.is_empty() || hosts.contains(host))
     });
     listing.jobs = records.into_iter().map(Listed::from).collect();
     Ok(())

@@ -7,8 +7,9 @@ use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
 
 use super::complete;
+use super::values::Hosts;
 use crate::error::Failure;
-use crate::host::Host;
+use crate::hosts;
 use crate::job::Record;
 use crate::state::{Store, Which};
 
@@ -44,8 +45,8 @@ impl NamePattern {
 #[derive(Args, Clone, Debug, Default)]
 pub struct Picking {
     /// Jobs started on these hosts (spelled as in `spawn`)
-    #[arg(long, value_name = "HOST[,HOST]", value_delimiter = ',', add = ArgValueCompleter::new(complete::recorded_host))]
-    pub host: Vec<Host>,
+    #[arg(long, value_name = "HOST[,HOST]", add = ArgValueCompleter::new(complete::recorded_host))]
+    pub host: Vec<Hosts>,
     /// Jobs whose name matches a pattern: *, ?, [a-z]
     #[arg(long = "name", value_name = "GLOB")]
     pub name_pattern: Option<NamePattern>,
@@ -62,7 +63,8 @@ impl Picking {
             Some(pattern) => store.named_like(which, &pattern.glob())?,
             None => store.list(which)?,
         };
-        records.retain(|record| self.host.is_empty() || self.host.contains(record.host()));
+        let hosts = Hosts::all(&self.host);
+        records.retain(|record| self.host.is_empty() || hosts.contains(record.host()));
         Ok(records)
     }
 }
@@ -70,9 +72,11 @@ impl Picking {
 impl fmt::Display for Picking {
     /// What follows "jobs" in a message.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hosts: Vec<String> = self.host.iter().map(Host::to_string).collect();
+        let hosts = Hosts::all(&self.host);
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         if !hosts.is_empty() {
-            write!(formatter, " on {}", hosts.join(" or "))?;
+            let folded = hosts::fold(hosts.iter().map(String::as_str));
+            write!(formatter, " on {folded}")?;
         }
         if let Some(pattern) = &self.name_pattern {
             write!(formatter, " with a name like {}", pattern.0)?;

@@ -41,8 +41,9 @@ pub struct Spawn {
     parallel: Parallel,
     #[command(flatten, next_help_heading = KEPT)]
     connect: ConnectArgs,
-    /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]; several are separated by commas. The ids are
-    /// printed in their order, except for hosts that answer a second later than the first
+    /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]; several are separated by commas or
+    /// written as a range: web[01-40,50]. The ids are printed in their order, except for hosts that answer a second
+    /// later than the first
     #[arg(value_name = "HOST[,HOST]...", add = ArgValueCompleter::new(complete::hosts))]
     host: Hosts,
     /// The command and its arguments: everything after HOST

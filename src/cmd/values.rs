@@ -9,7 +9,9 @@ use clap::ValueEnum;
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::host::{Host, HostError};
+use crate::escape::printable;
+use crate::host::Host;
+use crate::hosts;
 use crate::remote::output::From as Start;
 use crate::signal::Os;
 
@@ -124,24 +126,35 @@ impl TypedValueParser for Variables {
             );
         }
         // Only the name: the value may be a secret.
-        let shown = crate::escape::printable(name, 80);
+        let shown = printable(name, 80);
         error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
         Err(error)
     }
 }
 
-/// Hosts that are separated by commas.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The hosts that a HOST word stands for: see [`hosts::expand`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hosts(pub Vec<Host>);
 
 impl FromStr for Hosts {
-    type Err = HostError;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, HostError> {
-        text.split(',')
-            .map(str::parse)
-            .collect::<Result<_, _>>()
-            .map(Self)
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words = hosts::expand(text, &|_| None)?;
+        let host = |word: &String| {
+            word.parse().map_err(|error| match error {
+                error if word == text => format!("{error}"),
+                error => format!("{}: {error}", printable(word, 80)),
+            })
+        };
+        words.iter().map(host).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Hosts {
+    /// The hosts of an option that may be given several times.
+    pub fn all(options: &[Self]) -> Vec<Host> {
+        options.iter().flat_map(|hosts| hosts.0.clone()).collect()
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::answer::Problem;
 use super::{Call, Tool};
 use crate::cmd::ps::{Filter, ps};
+use crate::cmd::values::Hosts;
 use crate::terminal::JobJson;
 
 /// How many jobs an answer holds at most, the newest.
@@ -64,7 +65,7 @@ impl Tool for List {
         let host = host.map_err(|error| Problem::bad_param(format!("host: {error}")))?;
         let filter = Filter {
             all: params.include_finished,
-            host: host.into_iter().collect(),
+            host: host.into_iter().map(|host| Hosts(vec![host])).collect(),
             ..Filter::default()
         };
         let mut listing = ps(&mut call.context, &filter)?;
