@@ -85,7 +85,7 @@ fn split(text: &str) -> Result<Vec<&str>, String> {
     // A control character is worth a message of its own: the word is no host.
     if in_brackets && !text.contains(char::is_control) {
         let shown = crate::escape::printable(text, 80);
-        return Err(format!("a '[' is not closed in {shown}"));
+        return Err(format!("the brackets are not closed in {shown}"));
     }
     Ok(parts)
 }
