@@ -20,13 +20,18 @@ rs_clean() {
 
 # rs_restores : succeeds where a job can be given the login's environment back, after rs_clean.
 rs_restores() {
-	[ -r "/proc/$$/environ" ] && [ -x /usr/bin/env ] && command -v awk >/dev/null
+	[ -n "$rs_restorable" ]
 }
 
-# rs_host : sets rs_system, rs_node, rs_boot and rs_base, where the directories of jobs are.
+# rs_host : sets rs_system, rs_node, rs_boot, rs_base (where the directories of jobs are) and rs_restorable. Once in a shell:
+# none of it changes while the shell lasts.
+rs_boot='' rs_machine='' rs_restorable=
 rs_host() {
-	! rs_restores || rs_clean
-	rs_boot='' rs_machine=''
+	[ -z "$rs_boot" ] || return 0
+	if [ -r "/proc/$$/environ" ] && [ -x /usr/bin/env ] && command -v awk >/dev/null; then
+		rs_restorable=1
+		rs_clean
+	fi
 	if [ -r /proc/sys/kernel/random/boot_id ]; then
 		# Read, not asked of uname: a fork costs more than all of this.
 		read -r rs_boot </proc/sys/kernel/random/boot_id

@@ -13,11 +13,23 @@ rs_private=
 private() {
 	[ "$1" != "$rs_private" ] || return 0
 	[ -O "$1" ] || return 1
-	case $(ls -ldn "$1/.") in
+	case $(rs_clean && ls -ldn "$1/.") in
 	?????w* | ????????w* | '') return 1 ;;
 	esac
 	rs_private=$1
 } 2>/dev/null
+
+# rs_prepare : in a shell that stays, before each script: finds out what holds for all of them. rs_trusted is the directory of
+# jobs if it was private: only a fork can tell, which takes a signal longer than all the rest.
+rs_trusted=
+rs_prepare() {
+	rs_host
+	rs_identify
+	if [ -z "$rs_trusted" ] && [ -d "$rs_base" ] && private "$rs_base"; then
+		rs_trusted=$rs_base
+	fi
+	rs_private=
+}
 
 # place PLACE : sets dir to a job's directory, given by the job's id or by its path. What the client has on record about
 # the job may stand before the path, for the case that the directory is gone: PID PGID BIRTH BOOT MACHINE.

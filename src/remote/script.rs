@@ -46,7 +46,7 @@ pub(super) const TO_SIGNAL: usize = 6;
 /// What a shell is given while it waits for its script.
 pub fn primer() -> Primer {
     let files = SHARED.iter().copied().flat_map(stripped);
-    let text = b"{\n".iter().copied().chain(files).chain(*b"}\n").collect();
+    let text = b"{\n".iter().copied().chain(files).chain(*b"rs_prepare\n}\n").collect();
     Primer { text, mark: PRIMED }
 }
 
@@ -145,9 +145,13 @@ impl Script {
     /// rest of it from standard input.
     pub fn text(&self, primed: Option<u64>) -> Vec<u8> {
         let nonce = self.nonce.as_str();
+        let primed = primed == Some(PRIMED);
         let begin = match self.form {
             Form::Last => format!("{{\nrs_nonce={nonce}\n"),
-            Form::Pooled | Form::Stream => format!("{{\nrs_nonce={nonce}\n(\n{OWN_PROCESS}\n"),
+            Form::Pooled | Form::Stream => {
+                let prepare = if primed { "rs_prepare\n" } else { "" };
+                format!("{{\n{prepare}rs_nonce={nonce}\n(\n{OWN_PROCESS}\n")
+            }
         };
         let end = match self.form {
             Form::Last => "rs_end\n}\n".to_owned(),
@@ -155,7 +159,7 @@ impl Script {
             Form::Stream => format!("rs_end\n) || exit\nprintf '\\001{nonce} done\\n'\n}}\n"),
         };
         let mut text = format!("{begin}set +efuxCv\n").into_bytes();
-        if primed != Some(PRIMED) {
+        if !primed {
             text.extend(SHARED.iter().take(self.needs).copied().flat_map(stripped));
         }
         text.extend_from_slice(&self.body);
