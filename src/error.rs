@@ -22,6 +22,8 @@ pub enum Kind {
     BadSignal,
     /// The host could not be reached, or broke off.
     Unreachable,
+    /// The host's name can't be resolved.
+    Unresolved,
     /// The host refused every key and password.
     Auth,
     /// The host's key is not the one that is known.
@@ -56,10 +58,19 @@ impl Kind {
             Self::NotFound | Self::Ambiguous => exit::NO_JOB,
             Self::NotRunning => exit::NOT_RUNNING,
             Self::Lost => exit::LOST,
-            Self::Unreachable | Self::Auth | Self::HostKey | Self::Unconfirmed => exit::UNREACHABLE,
+            Self::Unreachable
+            | Self::Unresolved
+            | Self::Auth
+            | Self::HostKey
+            | Self::Unconfirmed => exit::UNREACHABLE,
             Self::TimedOut => exit::TIMED_OUT,
             _ => exit::FAILED,
         }
+    }
+
+    /// Whether the host may be reached at another time.
+    pub fn is_outage(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Unresolved)
     }
 
     /// The word in `kill --json`, the status and word of `rsig serve`, and the word of `rsig mcp`.
@@ -72,7 +83,9 @@ impl Kind {
             Self::NotRunning => ("not_running", 409, "not_running", "unexpected"),
             Self::Lost => ("lost", 409, "not_running", "unexpected"),
             Self::BadSignal => ("bad_signal", 400, "bad_value", "bad_param"),
-            Self::Unreachable => ("unreachable", 502, "unreachable", "delivery_failed"),
+            Self::Unreachable | Self::Unresolved => {
+                ("unreachable", 502, "unreachable", "delivery_failed")
+            }
             Self::Auth => ("auth", 502, "auth", "delivery_failed"),
             Self::HostKey => ("host_key", 502, "host_key", "delivery_failed"),
             Self::NotPermitted => ("not_permitted", 403, "not_permitted", "delivery_failed"),

@@ -109,7 +109,7 @@ fn check(site: Site) {
                     .code(1)
                     .stderr_has("writable by other users"),
             );
-            clear_message(f.rsig.run(&["wait", "--timeout", "200ms", &job]).code(125));
+            clear_message(f.rsig.run(&["wait", "--timeout", "200ms", &job]).code(124));
             for words in [&["rm", &job][..], &["rm", "--force", &job]] {
                 clear_message(
                     f.rsig

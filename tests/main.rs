@@ -20,6 +20,7 @@ mod login;
 mod many;
 #[cfg(feature = "mcp")]
 mod mcp;
+mod outage;
 mod ps;
 mod rm;
 mod run;

@@ -209,8 +209,8 @@ fn a_dead_host_holds_nobody() {
     }
     farm.rsig.run(&["stop", "--host", "s1"]).ok();
     farm.rsig
-        .run(&["wait", &jobs[0], &jobs[1]])
-        .code(255)
+        .run(&["wait", "--timeout", "3s", &jobs[0], &jobs[1]])
+        .code(124)
         .stdout_has(&jobs[1])
         .stderr_has("s0");
     farm.rsig

@@ -78,25 +78,6 @@ on_two_sites! {
     }
 }
 
-#[test]
-fn a_host_that_is_gone_is_said_to_be() {
-    let mut f = Site::OpenSshUser.start();
-    let (job, gate) = f.spawn_gated(&[], 0);
-    let lost = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
-    f.rsig.run(&["kill", "-9", "-w", "20s", &lost]).ok();
-    f.server.as_mut().expect("a server").stop();
-    f.rsig
-        .run(&["wait", &job, &lost])
-        .code(255)
-        .stdout_has(&lost)
-        .stderr_has("server");
-    let output = f.rsig.run(&["wait", "--json", &job]);
-    assert_eq!(json_lines(output.code(255))[0]["state"], "unknown");
-    f.server.as_mut().expect("a server").restart();
-    gate.open();
-    f.rsig.run(&["wait", &job]).code(0);
-}
-
 /// Waits until the shells of the last command have gone.
 #[track_caller]
 fn await_no_script(f: &Fixture) {
@@ -153,11 +134,13 @@ fn outlasts_its_server(keeper: bool) {
         shells > 0 && (!keeper || asked())
     });
     f.server.as_mut().expect("a server").stop();
-    wait.wait_for_stderr("connecting again");
-    f.rsig.run(&["wait", "--timeout", "1s", &job]).code(255);
+    wait.wait_for_stderr("still waiting");
+    f.rsig.run(&["wait", "--timeout", "1s", &job]).code(124);
     f.server.as_mut().expect("a server").restart();
     gate.open();
-    wait.wait().code(9);
+    let output = wait.wait();
+    output.code(9).stderr_has("server: in contact again");
+    assert_eq!(output.stderr().matches("still waiting").count(), 1);
 }
 
 #[test]

@@ -284,9 +284,7 @@ fn launch(
             }
             // A connection that another command made may have been broken for long: then nothing has reached the host.
             // Should it have after all, the id is taken there, and that job is found.
-            Err(failure)
-                if failure.kind == Kind::Unreachable && stale && !again && is_absent(line, &id) =>
-            {
+            Err(failure) if failure.kind.is_outage() && stale && !again && is_absent(line, &id) => {
                 again = true;
             }
             Err(failure) => return after_a_break(line, record, failure),
@@ -444,7 +442,7 @@ fn after_a_break(line: &mut HostConnection<'_>, mut record: Record, failure: Fai
             .and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
         seen = match answer {
             Ok(mut seen) => seen.pop(),
-            Err(failure) if failure.kind == Kind::Unreachable => None,
+            Err(failure) if failure.kind.is_outage() => None,
             // It would say the same again.
             Err(_) => break,
         };

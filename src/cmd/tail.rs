@@ -217,7 +217,7 @@ fn follow(
                 }
                 continue;
             }
-            Err(failure) if failure.kind == Kind::Unreachable && !wanted.is_enough() => {
+            Err(failure) if failure.kind.is_outage() && !wanted.is_enough() => {
                 (policy.warn)(&format!("{failure}; connecting again"));
             }
             other => return other,

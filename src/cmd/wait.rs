@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -13,7 +13,7 @@ use super::context::Context;
 use super::deliver::Report;
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
 use super::values::{self, DURATION_MAX};
-use crate::connection::HostConnection;
+use crate::connection::{Backoff, HostConnection};
 use crate::delivery::{self, Outcome, SignalRequest, Ways};
 use crate::error::{Failure, Kind, exit};
 use crate::job::{JobId, Record, State, Target};
@@ -21,6 +21,12 @@ use crate::terminal::{self, JobJson, Output, warn};
 
 /// How long the other hosts go on waiting after one end was enough.
 const SLICE: Duration = Duration::from_secs(10);
+/// How soon a host is asked again about jobs of which it could say nothing.
+const UNKNOWN_SLICE: Duration = Duration::from_secs(1);
+/// How many connections may break one after the other before the user is told.
+const QUIET_BREAKS_MAX: u32 = 2;
+/// How long a host may take to answer once the time is over.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// How long is waited.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -31,6 +37,9 @@ pub struct Until {
     /// Return when the first of them ends, with its status
     #[arg(long)]
     pub any: bool,
+    /// Go on while a host that was never reached is unreachable, or a job unknown.
+    #[arg(skip)]
+    pub patient: bool,
 }
 
 /// Wait for jobs to end, and exit as they do
@@ -62,7 +71,11 @@ impl Wait {
         };
         let mut out = Output::default();
         let mut reports = Vec::new();
-        for report in wait(&mut context, jobs, self.until) {
+        let until = Until {
+            patient: true,
+            ..self.until
+        };
+        for report in wait(&mut context, jobs, until) {
             if let Some(failure) = report.failure() {
                 warn(&failure.message);
             }
@@ -96,8 +109,9 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
     let running = if enough.load(Ordering::Relaxed) {
         Vec::new()
     } else {
-        by_host(running)
+        running
     };
+    let mut awaited = running.clone();
     let unknown = jobs
         .unknown
         .into_iter()
@@ -109,17 +123,35 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
         };
         Report::new(job.word, Ok(outcome))
     });
+    let end = Instant::now() + until.timeout.unwrap_or(DURATION_MAX);
     let watch = Watch {
-        end: Instant::now() + until.timeout.unwrap_or(DURATION_MAX),
-        any: until.any,
+        end,
+        until,
         enough: Arc::clone(&enough),
+        note: context.policy.warn,
     };
     let waited = on_each_host(
         &context.policy,
         Limit::Connecting,
-        running,
+        by_host(running),
         move |line, jobs, sender| watch.on_host(line, jobs, sender),
     );
+    let patience = if until.patient {
+        ANSWER_MAX
+    } else {
+        DURATION_MAX
+    };
+    let waited = std::iter::from_fn(move || {
+        let left = end.saturating_duration_since(Instant::now()) + patience;
+        let report = match waited.recv_timeout(left) {
+            Ok(report) => report,
+            // Who asks that host may be in the middle of connecting.
+            Err(RecvTimeoutError::Timeout) => timed_out(awaited.pop()?, None),
+            Err(RecvTimeoutError::Disconnected) => return None,
+        };
+        awaited.retain(|job| job.word != report.word);
+        Some(report)
+    });
     let mut reports = unknown.chain(known).chain(waited);
     let mut done = false;
     std::iter::from_fn(move || {
@@ -138,6 +170,14 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
     })
 }
 
+/// The report of a job of which nothing is known when the time is over.
+fn timed_out(job: Job, why: Option<&Failure>) -> Report {
+    let label = job.record.label();
+    let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+    let message = format!("{label}: it is not known whether it still runs{why}");
+    Report::failed(job, Failure::new(Kind::TimedOut, message))
+}
+
 fn has_ended(report: &Report) -> bool {
     matches!(&report.outcome, Ok(outcome) if outcome.error.is_none() && outcome.record.state.is_finished())
 }
@@ -145,41 +185,160 @@ fn has_ended(report: &Report) -> bool {
 /// The waiting for one host's jobs.
 struct Watch {
     end: Instant,
-    any: bool,
+    until: Until,
     enough: Arc<AtomicBool>,
+    note: fn(&str),
 }
 
 impl Watch {
-    fn on_host(&self, line: &mut HostConnection<'_>, jobs: Vec<Job>, sender: &Sender<Report>) {
+    fn on_host(&self, line: &mut HostConnection<'_>, mut jobs: Vec<Job>, sender: &Sender<Report>) {
         // The receiver is dropped only at the end, so a failed send is harmless.
         let report = |report: Report| drop(sender.send(report));
+        let mut outage = Outage::default();
+        while !jobs.is_empty() && !self.enough.load(Ordering::Relaxed) {
+            let round = self.round(line, jobs, &outage, &report);
+            jobs = round.open;
+            let Some(failure) = round.failure else {
+                outage.end(&line.host(), self.note);
+                continue;
+            };
+            let pause = outage.lasts(&failure, round.connected, self.note);
+            let left = self.end.saturating_duration_since(Instant::now());
+            if self.until.patient && left.is_zero() {
+                jobs.drain(..)
+                    .for_each(|job| report(timed_out(job, Some(&failure))));
+            } else if !self.until.patient && (left.is_zero() || !outage.had_contact) {
+                jobs.drain(..)
+                    .for_each(|job| report(Report::failed(job, failure.clone())));
+            } else if !round.answered {
+                line.hang_up();
+                std::thread::sleep(pause.min(left));
+            }
+        }
+    }
+
+    /// Waits for a while, and passes on what is final.
+    fn round(
+        &self,
+        line: &mut HostConnection<'_>,
+        jobs: Vec<Job>,
+        outage: &Outage,
+        report: &dyn Fn(Report),
+    ) -> Round {
+        let mut round = Round {
+            had_contact: outage.had_contact,
+            ..Round::default()
+        };
+        if let Err(failure) = line.connect() {
+            if round.goes_on(&failure) {
+                round.open = jobs;
+            } else {
+                jobs.into_iter()
+                    .for_each(|job| report(Report::failed(job, failure.clone())));
+            }
+            return round;
+        }
+        round.connected = true;
+        round.had_contact = true;
         let (jobs, missing) = meet(line, jobs);
         for (job, failure) in missing {
-            report(Report::failed(job, failure));
+            if round.goes_on(&failure) {
+                round.open.push(job);
+            } else {
+                report(Report::failed(job, failure));
+            }
         }
         let mut words: HashMap<JobId, String> = HashMap::new();
-        let mut records = Vec::new();
+        let mut orders = Vec::new();
         for Job { word, record } in jobs {
             words.insert(record.id.clone(), word);
-            records.push(record);
+            orders.push(order(record));
         }
-        while !records.is_empty() && !self.enough.load(Ordering::Relaxed) {
-            let left = self.end.saturating_duration_since(Instant::now());
-            let (time, last) = if self.any && left > SLICE {
-                (SLICE, false)
-            } else {
-                (left, true)
-            };
-            let orders = records.drain(..).map(order).collect();
-            delivery::deliver(line, orders, Some(time), &mut |outcome| {
-                if outcome.error.is_none() && !outcome.record.state.is_finished() && !last {
-                    records.push(outcome.record);
-                    return;
+        if orders.is_empty() {
+            return round;
+        }
+        let left = self.end.saturating_duration_since(Instant::now());
+        let slice = match (outage.failures > 0, self.until.any) {
+            (true, _) => left.min(UNKNOWN_SLICE),
+            (false, true) => left.min(SLICE),
+            (false, false) => left,
+        };
+        delivery::deliver(line, orders, Some(slice), &mut |outcome| {
+            let word = words.remove(&outcome.record.id).unwrap_or_default();
+            let is_open = match &outcome.error {
+                Some(failure) => round.goes_on(failure),
+                None => {
+                    round.answered = true;
+                    !outcome.record.state.is_finished() && slice < left
                 }
-                let word = words.remove(&outcome.record.id).unwrap_or_default();
+            };
+            if is_open {
+                let record = outcome.record;
+                round.open.push(Job { word, record });
+            } else {
                 report(Report::new(word, Ok(outcome)));
-            });
+            }
+        });
+        round
+    }
+}
+
+/// What came of a while of waiting.
+#[derive(Default)]
+struct Round {
+    /// The jobs that are still waited for.
+    open: Vec<Job>,
+    /// Why some of them are unknown.
+    failure: Option<Failure>,
+    connected: bool,
+    /// The host has said something of a job.
+    answered: bool,
+    /// There was a connection now or before.
+    had_contact: bool,
+}
+
+impl Round {
+    /// Whether a job is waited for in spite of a failure. A name that was never resolved may be a wrong one.
+    fn goes_on(&mut self, failure: &Failure) -> bool {
+        let goes_on = failure.kind == Kind::Unreachable
+            || failure.kind == Kind::Unresolved && self.had_contact;
+        if goes_on {
+            self.failure = Some(failure.clone());
         }
+        goes_on
+    }
+}
+
+/// The time in which a host can't be asked, or says nothing of a job.
+#[derive(Default)]
+struct Outage {
+    had_contact: bool,
+    failures: u32,
+    told: bool,
+    backoff: Backoff,
+}
+
+impl Outage {
+    /// Tells the user once. Gives the pause before the next attempt.
+    fn lasts(&mut self, failure: &Failure, connected: bool, note: fn(&str)) -> Duration {
+        self.had_contact |= connected;
+        self.failures += 1;
+        // What is over with the next attempt is not worth a message.
+        if !self.told && (!connected || self.failures > QUIET_BREAKS_MAX) {
+            self.told = true;
+            note(&format!("{failure}; still waiting"));
+        }
+        self.backoff.next()
+    }
+
+    fn end(&mut self, host: &str, note: fn(&str)) {
+        if self.told {
+            note(&format!("{host}: in contact again"));
+        }
+        *self = Self {
+            had_contact: true,
+            ..Self::default()
+        };
     }
 }
 

@@ -244,8 +244,24 @@ pub trait Relays {
     fn next(&mut self, until: Instant) -> std::io::Result<Reply>;
 }
 
-/// The pause between two attempts to connect: the first, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// The pauses between attempts to connect, each twice as long as the one before, up to a limit.
+pub struct Backoff(Duration);
+
+impl Backoff {
+    const MAX: Duration = Duration::from_secs(5);
+
+    pub fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(Self::MAX);
+        pause
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(Duration::from_millis(200))
+    }
+}
 
 /// How many shells in a row may end without a word before the host counts as having none: on a private connection, and on
 /// a shared one.
@@ -259,14 +275,13 @@ pub fn keep_trying<T>(
     left: impl Fn() -> Duration,
     mut connect: impl FnMut() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let mut pause = BACKOFF.0;
+    let mut backoff = Backoff::default();
     loop {
         match connect() {
-            Err(failure) if failure.kind == Kind::Unreachable && !left().is_zero() => {}
+            Err(failure) if failure.kind.is_outage() && !left().is_zero() => {}
             other => return other,
         }
-        std::thread::sleep(pause.min(left()));
-        pause = (pause * 2).min(BACKOFF.1);
+        std::thread::sleep(backoff.next().min(left()));
     }
 }
 
@@ -341,9 +356,7 @@ impl<'a> HostConnection<'a> {
         loop {
             let result = work(self.shell()?.as_mut());
             match &result {
-                Err(failure)
-                    if failure.kind == Kind::Unreachable && !broke && self.may_be_stale() =>
-                {
+                Err(failure) if failure.kind.is_outage() && !broke && self.may_be_stale() => {
                     broke = true;
                     self.hang_up();
                 }

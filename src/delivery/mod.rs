@@ -118,6 +118,12 @@ impl Batch<'_> {
         }
     }
 
+    fn sends_signals(&self) -> bool {
+        self.deliveries
+            .iter()
+            .any(|delivery| delivery.signal.is_some())
+    }
+
     fn update_all(&mut self, mut change: impl FnMut(usize, &mut Delivery, bool)) {
         for index in 0..self.deliveries.len() {
             self.update(index, |delivery, waiting| change(index, delivery, waiting));
@@ -212,7 +218,10 @@ fn carry_out(
                 }
                 return Err(failure);
             }
-            Err(failure) if failure.kind == Kind::Unreachable && breaks < RETRIES => {
+            // Nothing is lost with a wait alone: who waits may begin it anew.
+            Err(failure)
+                if failure.kind.is_outage() && breaks < RETRIES && batch.sends_signals() =>
+            {
                 // It takes long to find out that a host is silent: one more attempt, not two.
                 let is_silent = begun.elapsed() >= clock::long(SILENCE);
                 breaks += if is_silent { RETRIES } else { 1 };

@@ -166,11 +166,14 @@ impl Delivery {
             (State::Unknown, Standing::Elsewhere) => {
                 let node = printable(seen.node.as_deref().unwrap_or("another machine"), 80);
                 let what = format!(
-                    "it runs on {node}, but another machine answers under the name of its host; nothing was sent"
+                    "it runs on {node}, but another machine answers under the name of its host"
                 );
-                self.fail(Kind::Unreachable, &what);
+                self.unknown(&what);
             }
-            (State::Unknown, Standing::Away) => self.fail(Kind::Unreachable, AWAY),
+            (State::Unknown, Standing::Away) => self.unknown(
+                "the directory of all jobs is missing on its host: is the file system mounted?",
+            ),
+            (State::Unknown, _) if self.signal.is_none() => self.unknown(NOT_BELIEVED),
             (State::Unknown, _) => self.fail(Kind::Failed, NOT_BELIEVED),
             (State::Starting, _) if self.unsent().is_some() => self.fail(
                 Kind::Failed,
@@ -191,6 +194,16 @@ impl Delivery {
                 }
             }
         }
+    }
+
+    /// Nothing can be said of the job now.
+    fn unknown(&mut self, why: &str) {
+        let nothing_sent = if self.signal.is_some() {
+            "; nothing was sent"
+        } else {
+            ""
+        };
+        self.fail(Kind::Unreachable, &format!("{why}{nothing_sent}"));
     }
 
     /// The failure of a signal for this job, which has ended.
@@ -247,9 +260,6 @@ impl Delivery {
         self.fail(Kind::Unconfirmed, &what);
     }
 }
-
-/// What is said where nothing can be known.
-const AWAY: &str = "the directory of all jobs is missing on its host: is the file system mounted? Nothing was sent";
 
 /// What is said of a job whose directory is a link, or not its user's alone.
 pub const NOT_BELIEVED: &str = "its directory is writable by other users, so it is not trusted";

@@ -87,7 +87,7 @@ pub fn await_end(
         let left = until.saturating_duration_since(Instant::now());
         let slice = Until {
             timeout: Some(left.min(SLICE)),
-            any: false,
+            ..Until::default()
         };
         let jobs = only(context, word);
         let unknown = || {

@@ -378,7 +378,7 @@ impl<'a> Held<'a> {
                         private.take_over(&mut connection);
                     }
                 }
-                Err(failure) if failure.kind == Kind::Unreachable => {
+                Err(failure) if failure.kind.is_outage() => {
                     // A host that takes every connection and breaks it is not asked in a circle.
                     pause = if moved > 0 {
                         RECONNECT_PAUSE.0

@@ -32,6 +32,9 @@ const BACKOFF: Duration = Duration::from_millis(250);
 /// may have to ask the user something: sshd's own LoginGraceTime.
 const PROXY_LIMIT: Duration = Duration::from_secs(120);
 
+/// What ssh says, as a proxy, of a name that can't be resolved.
+const SSH_UNRESOLVED: &str = "ssh: Could not resolve hostname";
+
 fn unreachable(reason: impl Into<String>) -> Failure {
     Failure::new(Kind::Unreachable, reason)
 }
@@ -136,7 +139,7 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
         let mut limit = config.connect_timeout();
         let (mut link, deadline) = match &proxy {
             None => {
-                let (socket, deadline) = tcp::connect(config, limit).map_err(unreachable)?;
+                let (socket, deadline) = tcp::connect(config, limit)?;
                 (Link::new(session, socket, None), deadline)
             }
             Some(proxy) => {
@@ -175,10 +178,16 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
         if let Stop::TimedOut(_) = stop {
             reason.push_str(&format!(" (ConnectTimeout is {} s)", limit.as_secs()));
         }
-        return Err(unreachable(match proxy {
+        let reason = match proxy {
             Some(proxy) => proxy_failed(&proxy, link, &stop).unwrap_or(reason),
             None => reason,
-        }));
+        };
+        let kind = if reason.contains(SSH_UNRESOLVED) {
+            Kind::Unresolved
+        } else {
+            Kind::Unreachable
+        };
+        return Err(Failure::new(kind, reason));
     }
 }
 

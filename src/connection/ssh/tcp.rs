@@ -15,6 +15,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage,
 
 use super::config::Resolved;
 use crate::connection::wait;
+use crate::error::{Failure, Kind};
 
 /// The head start of one address over the next (RFC 8305 8).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -22,9 +23,17 @@ const MAX_ADDRESSES: usize = 16;
 /// The pause between two `ConnectionAttempts`, as in ssh.
 const PAUSE: Duration = Duration::from_secs(1);
 
+fn unreachable(why: impl Into<String>) -> Failure {
+    Failure::new(Kind::Unreachable, why)
+}
+
+fn unresolved(why: String) -> Failure {
+    Failure::new(Kind::Unresolved, why)
+}
+
 /// Connects to the first address that answers, and says until when the server may take to get ready.
 /// The socket does not block. An error is a sentence about the address that was tried last.
-pub(super) fn connect(config: &Resolved, limit: Duration) -> Result<(OwnedFd, Instant), String> {
+pub(super) fn connect(config: &Resolved, limit: Duration) -> Result<(OwnedFd, Instant), Failure> {
     let mut attempts = config.number("connectionattempts", 1).max(1);
     loop {
         let deadline = Instant::now() + limit;
@@ -36,7 +45,7 @@ pub(super) fn connect(config: &Resolved, limit: Duration) -> Result<(OwnedFd, In
     }
 }
 
-fn attempt(config: &Resolved, deadline: Instant) -> Result<OwnedFd, String> {
+fn attempt(config: &Resolved, deadline: Instant) -> Result<OwnedFd, Failure> {
     let (wanted, missing): (fn(&SocketAddr) -> bool, _) = match config.text("addressfamily") {
         Some("inet") => (SocketAddr::is_ipv4, "IPv4 address"),
         Some("inet6") => (SocketAddr::is_ipv6, "IPv6 address"),
@@ -45,26 +54,28 @@ fn attempt(config: &Resolved, deadline: Instant) -> Result<OwnedFd, String> {
     let mut addresses = look_up(&config.host_name, config.port, deadline)?;
     addresses.retain(wanted);
     if addresses.is_empty() {
-        return Err(format!("the name has no {missing}"));
+        return Err(unresolved(format!("the name has no {missing}")));
     }
     let sources = sources(config, deadline)?;
     if let Some(sources) = &sources {
         addresses.retain(|to| sources.iter().any(|from| from.is_ipv4() == to.is_ipv4()));
         if addresses.is_empty() {
-            return Err("no address of the host fits BindAddress or BindInterface".to_owned());
+            let why = "no address of the host fits BindAddress or BindInterface";
+            return Err(unreachable(why));
         }
     }
-    let socket = race(&addresses, sources.as_deref().unwrap_or_default(), deadline)?;
+    let sources = sources.as_deref().unwrap_or_default();
+    let socket = race(&addresses, sources, deadline).map_err(unreachable)?;
     let keep_alive = config.is_on("tcpkeepalive", true);
     socket::setsockopt(&socket, sockopt::TcpNoDelay, &true)
         .and_then(|()| socket::setsockopt(&socket, sockopt::KeepAlive, &keep_alive))
-        .map_err(|error| format!("can't set up the socket: {}", error.desc()))?;
+        .map_err(|error| unreachable(format!("can't set up the socket: {}", error.desc())))?;
     Ok(socket)
 }
 
 /// The name's addresses. getaddrinfo(3) has no timeout, so it runs in a thread that is left
 /// behind when it takes too long.
-fn look_up(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, String> {
+fn look_up(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, Failure> {
     if let Ok(address) = name.parse() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
@@ -77,17 +88,17 @@ fn look_up(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, 
     });
     receiver
         .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        .map_err(|_| "resolving the name took too long".to_owned())?
-        .map_err(|error| format!("the name can't be resolved: {error}"))
+        .map_err(|_| unreachable("resolving the name took too long"))?
+        .map_err(|error| unresolved(format!("the name can't be resolved: {error}")))
 }
 
 /// The addresses to connect from: `BindAddress`, else those of `BindInterface`.
-fn sources(config: &Resolved, deadline: Instant) -> Result<Option<Vec<SocketAddr>>, String> {
+fn sources(config: &Resolved, deadline: Instant) -> Result<Option<Vec<SocketAddr>>, Failure> {
     if let Some(address) = config.text("bindaddress") {
         let found = look_up(address, 0, deadline);
         return found
             .map(Some)
-            .map_err(|reason| format!("BindAddress {address}: {reason}"));
+            .map_err(|reason| unreachable(format!("BindAddress {address}: {reason}")));
     }
     let Some(interface) = config.text("bindinterface") else {
         return Ok(None);
@@ -99,14 +110,20 @@ fn sources(config: &Resolved, deadline: Instant) -> Result<Option<Vec<SocketAddr
         let v6 = address.as_sockaddr_in6()?;
         Some(SocketAddrV6::new(v6.ip(), 0, 0, v6.scope_id()).into())
     };
-    let all = nix::ifaddrs::getifaddrs()
-        .map_err(|error| format!("can't list the network interfaces: {}", error.desc()))?;
+    let all = nix::ifaddrs::getifaddrs().map_err(|error| {
+        unreachable(format!(
+            "can't list the network interfaces: {}",
+            error.desc()
+        ))
+    })?;
     let found: Vec<SocketAddr> = all
         .filter(|one| one.interface_name == interface)
         .filter_map(|one| ip(one.address?))
         .collect();
     if found.is_empty() {
-        return Err(format!("BindInterface {interface} has no address"));
+        return Err(unreachable(format!(
+            "BindInterface {interface} has no address"
+        )));
     }
     Ok(Some(found))
 }
@@ -200,7 +217,8 @@ mod tests {
     use std::net::TcpListener;
 
     fn connect(options: &str) -> Result<SocketAddr, String> {
-        let (socket, _) = super::connect(&plain(options), Duration::from_secs(5))?;
+        let (socket, _) = super::connect(&plain(options), Duration::from_secs(5))
+            .map_err(|failure| failure.message)?;
         Ok(std::net::TcpStream::from(socket).local_addr().unwrap())
     }
 

@@ -1,0 +1,166 @@
+//! `rsig wait` while its host can't be asked: it goes on, and says so once.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Fixture, Login, Rsig, Running, Server, Site, poll_until};
+
+use crate::jobs::{SOON, json_lines};
+use crate::kit::{Sayer, Says, config_for, interrupted, record_on};
+
+fn stopped(f: &mut Fixture) {
+    f.server.as_mut().expect("a server").stop();
+}
+
+fn restarted(f: &mut Fixture) {
+    f.server.as_mut().expect("a server").restart();
+}
+
+/// Says once that it waits, and once that the host is there again.
+#[track_caller]
+fn says_both_once(stderr: &str) {
+    for said in ["still waiting", "in contact again"] {
+        assert_eq!(stderr.matches(said).count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn a_wait_begins_before_its_host_is_there() {
+    let mut f = Site::OpenSshUser.start();
+    let (job, gate) = f.spawn_gated(&[], 5);
+    let here = f.rsig.run(&["spawn", "-c", "local", "exit 3"]).ok().line();
+    let there = format!("server/{job}");
+    stopped(&mut f);
+    let one = f.rsig.spawn_process(&["wait", &job]);
+    let both = f.rsig.spawn_process(&["wait", "--json", &here, &job]);
+    let by_host = f
+        .rsig
+        .command(&["wait", "--timeout", "60s"])
+        .args(&f.connect)
+        .arg(&there)
+        .env("RSIG_STATE_DIR", f.rsig.dir().join("other-state"))
+        .start();
+    // What can be known is told meanwhile, and one end is enough for --any.
+    both.wait_for_stdout(&here);
+    f.rsig.run(&["wait", "--any", &job, &here]).code(3);
+    for wait in [&one, &both, &by_host] {
+        wait.wait_for_stderr("still waiting");
+    }
+    restarted(&mut f);
+    gate.open();
+    for wait in [one, both, by_host] {
+        let output = wait.wait();
+        says_both_once(output.code(5).stderr());
+    }
+}
+
+#[test]
+fn the_time_runs_out_while_a_host_is_gone() {
+    let mut f = Site::OpenSshUser.start();
+    let (job, _gate) = f.spawn_gated(&[], 0);
+    let lost = f.spawn(&[], &["sleep", "1000"]);
+    for process in [f.supervisor(&lost), f.process(&lost)] {
+        process.kill();
+    }
+    f.rsig.run(&["wait", &lost]).code(125);
+    stopped(&mut f);
+    let output = f.rsig.run(&["wait", "--json", "--timeout", "1s", &job]);
+    assert_eq!(json_lines(output.code(124))[0]["state"], "unknown");
+    output.stderr_has("still waiting").stderr_has("not known");
+    for words in [&["--any"][..], &["-q"]] {
+        let wait = f.rsig.command(&["wait", "--timeout", "500ms", &job, &lost]);
+        wait.args(words).run().code(124).stdout_is("");
+    }
+}
+
+#[test]
+fn a_silent_host_keeps_no_wait_beyond_its_time() {
+    let rsig = Rsig::new();
+    let silent = Sayer::start(Says::Once(vec![]));
+    let config = config_for(&rsig, "silent", silent.port(), "");
+    record_on(&rsig, "00000000", "silent", &config);
+    let start = Instant::now();
+    rsig.run(&["wait", "--timeout", "500ms", "00000000"])
+        .code(124)
+        .stderr_has("not known");
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_login_that_is_refused_and_a_name_that_does_not_exist_end_a_wait() {
+    let server = Server::openssh(Login::User).start();
+    let rsig = Rsig::new();
+    let file = |name: &str, lines: &str| {
+        let path = rsig.dir().join(name);
+        let own = fs::read_to_string(server.ssh_config(name)).expect("a configuration");
+        fs::write(&path, format!("Host {name}\n{lines}\n{own}")).expect("a directory of ours");
+        path.into_os_string().into_string().expect("UTF-8")
+    };
+    let none = rsig.dir().join("none");
+    let cases = [
+        ("keyless", "User nobody-here".to_owned()),
+        ("strange", format!("UserKnownHostsFile {}", none.display())),
+        ("nameless", "HostName nowhere.invalid".to_owned()),
+        ("behind", "ProxyJump nowhere.invalid".to_owned()),
+    ];
+    for (number, (name, lines)) in cases.into_iter().enumerate() {
+        let id = format!("0000000{number}");
+        record_on(&rsig, &id, name, &file(name, &lines));
+        let output = rsig.run(&["wait", &id]);
+        output.code(255).stderr_has(name).stderr_lacks("waiting");
+    }
+}
+
+#[test]
+fn a_signal_ends_a_wait_for_a_host_that_is_gone() {
+    let rsig = Rsig::new();
+    let silent = Sayer::start(Says::Once(vec![]));
+    let config = config_for(&rsig, "silent", silent.port(), "");
+    record_on(&rsig, "00000000", "silent", &config);
+    let config = config_for(&rsig, "closed", 1, "");
+    record_on(&rsig, "00000001", "closed", &config);
+    let is_asked = |wait: &Running, job: &str| {
+        if job == "00000001" {
+            wait.wait_for_stderr("still waiting");
+        } else {
+            poll_until("it connects", SOON, || rsig.processes().len() > 1);
+        }
+    };
+    for (job, signal) in [
+        ("00000000", Signal::SIGINT),
+        ("00000001", Signal::SIGINT),
+        ("00000001", Signal::SIGTERM),
+    ] {
+        let wait = rsig.spawn_process(&["wait", job]);
+        is_asked(&wait, job);
+        let start = Instant::now();
+        wait.signal(signal);
+        let status = wait.wait().status();
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(signal != Signal::SIGINT || interrupted(status), "{status}");
+    }
+}
+
+#[test]
+fn a_wait_outlasts_a_home_that_is_not_mounted() {
+    let f = Site::Local.start();
+    let (job, gate) = f.spawn_gated(&[], 6);
+    let other = f.spawn(&["-c"], &["exit 2"]);
+    let (jobs, aside) = (f.jobs_dir(), f.job_home().join("aside"));
+    f.rsig.run(&["wait", &other]).code(2);
+    f.supervisor(&job);
+    let process = f.process(&job);
+    fs::rename(&jobs, &aside).expect("on one disk");
+    gate.open();
+    poll_until("it has ended", SOON, || !process.runs());
+    let output = f.rsig.run(&["wait", "--timeout", "300ms", &job]);
+    output.code(124).stderr_has("mounted");
+    let wait = f.rsig.spawn_process(&["wait", &job]);
+    wait.wait_for_stderr("still waiting");
+    let _ = fs::remove_dir_all(&jobs);
+    fs::rename(&aside, &jobs).expect("on one disk");
+    let output = wait.wait();
+    says_both_once(output.code(6).stderr());
+}
