@@ -74,6 +74,27 @@ fn what_64_processes_write_at_once_is_all_there() {
     assert_whole(&rsig);
 }
 
+/// Each command reads all of the write-ahead log, so it must not grow with what was ever done.
+#[test]
+fn the_log_of_the_state_file_stays_short() {
+    let rsig = Rsig::new();
+    let job = rsig
+        .run(&["spawn", "local", "--", "sleep", "1000"])
+        .ok()
+        .line();
+    let log = rsig.state().join("jobs.db-wal");
+    let mut len_max = 0;
+    for _ in 0..80 {
+        rsig.run(&["kill", &job, "WINCH"]).ok();
+        len_max = fs::metadata(&log).map_or(0, |log| log.len()).max(len_max);
+    }
+    assert!(
+        len_max > 50_000 && len_max < 300_000,
+        "{len_max} bytes in the log"
+    );
+    assert_whole(&rsig);
+}
+
 #[test]
 fn a_name_is_given_to_one_of_many_who_want_it_at_once() {
     let rsig = Rsig::new();

@@ -46,7 +46,12 @@ pub(super) const TO_SIGNAL: usize = 6;
 /// What a shell is given while it waits for its script.
 pub fn primer() -> Primer {
     let files = SHARED.iter().copied().flat_map(stripped);
-    let text = b"{\n".iter().copied().chain(files).chain(*b"rs_prepare\n}\n").collect();
+    let text = b"{\n"
+        .iter()
+        .copied()
+        .chain(files)
+        .chain(*b"rs_prepare\n}\n")
+        .collect();
     Primer { text, mark: PRIMED }
 }
 

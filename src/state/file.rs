@@ -51,8 +51,8 @@ const TABLES: &str = "
 ";
 /// The size of a page of a new file, in bytes: each change writes whole pages to the log.
 const PAGE_SIZE: u32 = 1024;
-/// How long the log may become, in pages, before it is written back: the next command reads all of it.
-const LOG_PAGES_MAX: u32 = 200;
+/// How long the log may become, in bytes, before it is written back: the next command reads all of it.
+const LOG_MAX: u64 = 200 << 10;
 /// The name of the file in the state directory.
 const FILE: &str = "jobs.db";
 /// How long to wait for other writers where the work can't go on without the write.
@@ -166,7 +166,24 @@ impl StateFile {
             .err()
             .and_then(rusqlite::Error::sqlite_error_code);
         LOCK_STAYED.store(code == Some(ErrorCode::DatabaseBusy), Ordering::Relaxed);
+        if changed.is_ok() && self.log_len() > LOG_MAX {
+            self.write_log_back();
+        }
         changed.map_err(|error| self.failure(error))
+    }
+
+    fn log_len(&self) -> u64 {
+        fs::metadata(self.path.with_extension("db-wal")).map_or(0, |log| log.len())
+    }
+
+    /// Empties the log. SQLite by itself would only copy it, again after each change: that the copy is there is noted in
+    /// the log's index, which the last command to leave takes with it.
+    fn write_log_back(&self) {
+        let connection = &self.connection;
+        // Where others read the log now, or the disk is full, a later change does it.
+        let _ = connection
+            .busy_timeout(Duration::ZERO)
+            .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
     }
 }
 
@@ -239,9 +256,9 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(LOCK_WAIT_MAX)?;
-    // The last command to leave need not write the log back: it is done when the log has grown.
+    // Neither a change nor the last command to leave need write the log back: it is done when the log has grown.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_MAX)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     Ok(connection)
 }
