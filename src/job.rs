@@ -472,7 +472,8 @@ impl Via {
 }
 
 /// What became of a signal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(into = "Option<bool>")]
 pub enum Sent {
     /// Nothing was sent.
     #[default]
@@ -481,6 +482,25 @@ pub enum Sent {
     Yes(Via),
     /// The connection broke, and the host can't be asked.
     Unknown,
+}
+
+impl Sent {
+    pub fn via(self) -> Option<Via> {
+        match self {
+            Self::Yes(via) => Some(via),
+            Self::No | Self::Unknown => None,
+        }
+    }
+}
+
+impl From<Sent> for Option<bool> {
+    fn from(sent: Sent) -> Self {
+        match sent {
+            Sent::No => Some(false),
+            Sent::Yes(_) => Some(true),
+            Sent::Unknown => None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -91,7 +91,9 @@ fn a_server_says_what_it_can() {
                     ["cwd", null],
                     ["env", {}],
                     ["host", null],
-                    ["name", null]
+                    ["merge", false],
+                    ["name", null],
+                    ["timeout", null]
                 ],
                 [false, false]
             ]),

@@ -59,7 +59,7 @@ fn status_of(report: &Report, sending: &Sending) -> u8 {
 #[derive(Serialize)]
 struct ThenJson {
     signal: String,
-    sent: Option<bool>,
+    sent: Sent,
     via: Option<&'static str>,
 }
 
@@ -73,7 +73,7 @@ struct ReportJson<'a> {
     signal: String,
     signal_number: Option<u8>,
     target: &'static str,
-    sent: Option<bool>,
+    sent: Sent,
     via: Option<&'static str>,
     then: Option<ThenJson>,
     still_running: Option<bool>,
@@ -106,33 +106,18 @@ fn json_of<'a>(report: &'a Report, asked: SignalWord, sending: &Sending) -> Repo
             .map_or_else(|| asked.to_string(), |signal| signal.name()),
         signal_number: report.signal.as_ref().and_then(Signal::number),
         target: sending.target.word(),
-        sent: is_sent(sent),
-        via: via(sent),
+        sent,
+        via: sent.via().map(Via::word),
         then: then.map(|(sent, signal)| ThenJson {
             signal: signal.name(),
-            sent: is_sent(sent),
-            via: via(sent),
+            sent,
+            via: sent.via().map(Via::word),
         }),
         still_running: outcome.and_then(|outcome| outcome.still_running),
         exit_status: record.and_then(|record| record.exit_status),
         exit_signal: record.and_then(Record::exit_signal),
         waited_ms: waited.map(|waited| u64::try_from(waited).unwrap_or(u64::MAX)),
         error: report.failure().map(FailureJson::from),
-    }
-}
-
-fn is_sent(sent: Sent) -> Option<bool> {
-    match sent {
-        Sent::No => Some(false),
-        Sent::Yes(_) => Some(true),
-        Sent::Unknown => None,
-    }
-}
-
-fn via(sent: Sent) -> Option<&'static str> {
-    match sent {
-        Sent::Yes(via) => Some(Via::word(via)),
-        Sent::No | Sent::Unknown => None,
     }
 }
 

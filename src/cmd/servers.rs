@@ -6,7 +6,7 @@ use super::allowed::{AllowedHosts, HostPattern};
 use super::args::{ConnectArgs, Reach};
 use super::context::Context;
 use crate::error::{Failure, exit};
-use crate::servers::{self, Limits};
+use crate::servers::{self, Workers};
 
 /// What a server may do for its clients, and how it reaches hosts.
 #[derive(Args, Clone, Debug)]
@@ -25,11 +25,11 @@ pub struct ServerArgs {
 }
 
 impl ServerArgs {
-    fn limits(self) -> Result<Limits, Failure> {
+    fn workers(self) -> Result<Workers, Failure> {
         let connect = self.connect.connect()?;
         let allowed = AllowedHosts::new(self.allow_host);
         let reach = self.reach;
-        Ok(Limits::new(move || {
+        Ok(Workers::new(move || {
             Ok(Context {
                 connect: connect.clone(),
                 allowed: allowed.clone(),
@@ -56,7 +56,7 @@ impl Mcp {
                 "this speaks the Model Context Protocol, to a client that starts it; see rsig-mcp(1)",
             );
         }
-        servers::mcp::serve(self.server.limits()?)?;
+        servers::mcp::serve(self.server.workers()?)?;
         Ok(exit::DONE)
     }
 }
@@ -76,7 +76,7 @@ pub struct Serve {
 #[cfg(feature = "serve")]
 impl Serve {
     pub fn run(self) -> Result<u8, Failure> {
-        servers::serve::serve(self.server.limits()?, self.listen)?;
+        servers::serve::serve(self.server.workers()?, self.listen)?;
         Ok(exit::DONE)
     }
 }

@@ -1,8 +1,8 @@
-//! The servers: they call the same commands as the command line does, for agents and for programs.
+//! The servers: what the verbs do, for agents (MCP) and for programs (HTTP).
 //!
-//! Here is what they share: which hosts may be used and how, and how many requests are worked on at a time. Commands
-//! block, so each request that calls one has a thread for that long; the rest is tokio, which nothing outside of this
-//! directory knows of. A server never prompts, and keeps nothing about jobs.
+//! Here is what they share: which hosts may be used and how, and how many requests run at once. Verbs block, so each
+//! request that runs one gets a thread for that time; the rest is tokio, which nothing outside this directory uses. A
+//! server never prompts, and keeps nothing about jobs.
 
 #[cfg(feature = "mcp")]
 pub mod mcp;
@@ -16,111 +16,75 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::cmd::context::Context;
 use crate::error::{Failure, Kind};
+use crate::escape::printable;
 use crate::state::Store;
 
+/// At most this many requests wait for a host at once.
+const SHORT_MAX: usize = 16;
+/// At most this many requests wait for a job at once.
+const LONG_MAX: usize = 64;
 /// The stack of a worker: that of every thread that the standard library starts.
 const STACK_BYTES: usize = 2 << 20;
+/// The longest message of an error, in characters: part of it may come from a host.
+const MESSAGE_MAX: usize = 2000;
 
-/// What a request may do, and how hosts are reached: the same for all requests.
-pub struct Limits {
-    make: Box<dyn Fn() -> Result<Context, Failure> + Send + Sync>,
+/// Runs the requests.
+pub struct Workers {
+    context: Box<dyn Fn() -> Result<Context, Failure> + Send + Sync>,
+    short: Arc<Semaphore>,
+    long: Arc<Semaphore>,
 }
 
-impl Limits {
-    pub fn new(make: impl Fn() -> Result<Context, Failure> + Send + Sync + 'static) -> Self {
+impl Workers {
+    /// `context` is called for each request.
+    pub fn new(context: impl Fn() -> Result<Context, Failure> + Send + Sync + 'static) -> Self {
         Self {
-            make: Box::new(make),
+            context: Box::new(context),
+            short: Arc::new(Semaphore::new(SHORT_MAX)),
+            long: Arc::new(Semaphore::new(LONG_MAX)),
         }
     }
 
-    /// What a command works with, for one request.
-    pub fn context(&self) -> Result<Context, Failure> {
-        let mut context = (self.make)()?;
-        context.policy.batch = true;
-        Ok(context)
+    /// The permits of requests that wait for a job, or of those that only ask a host.
+    fn permits(&self, long: bool) -> Arc<Semaphore> {
+        Arc::clone(if long { &self.long } else { &self.short })
     }
+
+    /// Has a worker carry out a request. If this future is dropped, the worker's token is cancelled; the worker keeps the
+    /// permit until it ends.
+    async fn run<T: Send + 'static>(
+        self: Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        work: impl FnOnce(&mut Context, &CancellationToken) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let gone = CancellationToken::new();
+        let _guard = gone.clone().drop_guard();
+        let done = tokio::task::spawn_blocking(move || {
+            let mut context = (self.context)()?;
+            context.policy.batch = true;
+            let done = work(&mut context, &gone);
+            drop(permit);
+            Ok(done)
+        });
+        let panicked = "internal error; the server goes on";
+        done.await
+            .map_err(|_| Failure::new(Kind::Failed, panicked))?
+    }
+}
+
+/// The message of an error as clients see it.
+fn message(text: &str) -> String {
+    printable(text.as_bytes(), MESSAGE_MAX)
 }
 
 /// Fails early if the state file can't be used.
 fn check_state() -> Result<()> {
     Store::open(crate::terminal::warn)?;
     Ok(())
-}
-
-/// How long a request may occupy a worker. The numbers are how many may do so at a time.
-#[derive(Clone, Copy)]
-pub enum Class {
-    /// As long as a host takes to answer.
-    Short = 16,
-    /// As long as a job takes.
-    Long = 64,
-    /// As long as a client follows a log.
-    #[cfg(feature = "serve")]
-    Follow = 32,
-}
-
-/// The permits of each class.
-pub struct WorkerPool {
-    short: Arc<Semaphore>,
-    long: Arc<Semaphore>,
-    #[cfg(feature = "serve")]
-    follow: Arc<Semaphore>,
-}
-
-impl Default for WorkerPool {
-    fn default() -> Self {
-        let permits = |class| Arc::new(Semaphore::new(class as usize));
-        Self {
-            short: permits(Class::Short),
-            long: permits(Class::Long),
-            #[cfg(feature = "serve")]
-            follow: permits(Class::Follow),
-        }
-    }
-}
-
-impl WorkerPool {
-    fn permits(&self, class: Class) -> Arc<Semaphore> {
-        Arc::clone(match class {
-            Class::Short => &self.short,
-            Class::Long => &self.long,
-            #[cfg(feature = "serve")]
-            Class::Follow => &self.follow,
-        })
-    }
-
-    /// Waits for a permit.
-    pub async fn permit(&self, class: Class) -> Option<Permit> {
-        self.permits(class).acquire_owned().await.ok().map(Permit)
-    }
-
-    /// A permit, if one is free.
-    #[cfg(feature = "serve")]
-    pub fn try_permit(&self, class: Class) -> Option<Permit> {
-        self.permits(class).try_acquire_owned().ok().map(Permit)
-    }
-}
-
-/// The right to a worker.
-pub struct Permit(#[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit);
-
-impl Permit {
-    /// Has a worker do what blocks. If this is dropped, the work goes on to its end, and keeps its permit until then.
-    pub async fn work<T: Send + 'static>(
-        self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Failure> {
-        let done = tokio::task::spawn_blocking(move || {
-            let done = work();
-            drop(self);
-            done
-        });
-        let panicked = "rsig failed at this request; the server goes on";
-        done.await.map_err(|_| Failure::new(Kind::Failed, panicked))
-    }
 }
 
 fn runtime() -> Result<Runtime> {

@@ -1,4 +1,4 @@
-//! The commands for the one job that a request is about.
+//! What the requests of both servers do.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +7,18 @@ use tokio_util::sync::CancellationToken;
 use crate::cmd::context::Context;
 use crate::cmd::deliver::{Report, Sending, send};
 use crate::cmd::jobs::Jobs;
-#[cfg(feature = "serve")]
-use crate::cmd::ps::{self, Filter, Listed, Listing};
+use crate::cmd::ps::{Filter, Listing, ps};
 use crate::cmd::rm;
-use crate::cmd::wait::{self, Until};
+use crate::cmd::wait::{Until, wait};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::job::{JobWord, Record};
 use crate::signal::SignalWord;
 
-/// How long one wait for a job lasts; after it, the server looks whether the client is still there.
+/// After this time, the server checks whether the client still waits.
 pub const SLICE: Duration = Duration::from_secs(5);
 
-/// A job that a client has named, and the word that means this very job from now on: a name may be another job's a
-/// moment later.
+/// The job that a client names, and a word that stands for this job only: another job may get the name.
 pub fn job(context: &Context, word: &str) -> Result<(Record, JobWord), Failure> {
     let word = JobWord::parse(word).map_err(|error| {
         let shown = crate::escape::printable(word, 80);
@@ -35,26 +33,14 @@ fn only(context: &Context, word: &JobWord) -> Jobs {
     Jobs::named(context, std::slice::from_ref(word))
 }
 
-/// The states of all jobs, or of the unfinished ones.
-#[cfg(feature = "serve")]
-pub fn ask(context: &mut Context, jobs: Vec<JobWord>, all: bool) -> Result<Listing, Failure> {
-    let filter = Filter {
-        all,
-        jobs,
-        ..Filter::default()
-    };
-    ps::ps(context, &filter)
-}
-
-/// The state of one job.
-#[cfg(feature = "serve")]
-pub fn ask_one(context: &mut Context, word: &JobWord) -> Result<Listed, Failure> {
-    let mut listing = ask(context, vec![word.clone()], true)?;
-    let unknown = || Failure::new(Kind::NotFound, format!("no job {}", word.as_str()));
+/// Lists jobs; without `all`, those that ended a moment ago are left out too.
+pub fn list(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
+    let mut listing = ps(context, filter)?;
+    let is_listed = |finished: bool| filter.all || !finished;
     listing
         .jobs
-        .pop()
-        .ok_or_else(|| listing.failures.pop().unwrap_or_else(unknown))
+        .retain(|job| is_listed(job.state.is_finished()));
+    Ok(listing)
 }
 
 /// Sends a signal to a job.
@@ -65,18 +51,17 @@ pub fn deliver(
     sending: &Sending,
 ) -> Result<Report, Failure> {
     let jobs = only(context, word);
-    send(context, jobs, signal, sending)
-        .last()
-        .ok_or_else(|| Failure::new(Kind::Failed, "nothing is known of the signal"))
+    let report = send(context, jobs, signal, sending).last();
+    report.ok_or_else(|| no_result(word))
 }
 
-/// Forgets a job, and removes its files.
+/// Removes a job.
 pub fn remove(context: &mut Context, word: &JobWord, force: bool) -> Result<(), Failure> {
     let jobs = only(context, word);
     rm::remove(context, jobs, force).try_for_each(|removed| removed.map(drop))
 }
 
-/// Waits for a job to end, until the time is up or the client has gone.
+/// Waits for a job to end, until the time is up or the client is gone.
 pub fn await_end(
     context: &mut Context,
     word: &JobWord,
@@ -90,18 +75,18 @@ pub fn await_end(
             ..Until::default()
         };
         let jobs = only(context, word);
-        let unknown = || {
-            let message = format!("{}: nothing is known of its end", word.as_str());
-            Failure::new(Kind::Failed, message)
-        };
-        let report = wait::wait(context, jobs, slice).last();
-        let outcome = report.ok_or_else(unknown)?.outcome?;
+        let report = wait(context, jobs, slice).last();
+        let outcome = report.ok_or_else(|| no_result(word))?.outcome?;
+        let is_over = left <= SLICE || gone.is_cancelled();
         match outcome.error {
             Some(failure) => return Err(failure),
-            None if outcome.record.state.is_finished() || left <= SLICE || gone.is_cancelled() => {
-                return Ok(outcome);
-            }
+            None if outcome.record.state.is_finished() || is_over => return Ok(outcome),
             None => {}
         }
     }
+}
+
+fn no_result(word: &JobWord) -> Failure {
+    let message = format!("{}: the request gave no result", word.as_str());
+    Failure::new(Kind::Failed, message)
 }

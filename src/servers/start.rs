@@ -1,79 +1,156 @@
-//! A job that a client wants started, held against what a command line would be held against.
+//! A job that a client wants started, checked as a command line would be.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::time::Duration;
+
+use serde::Deserialize;
 
 use crate::cmd::args::JobArgs;
 use crate::cmd::context::Context;
 use crate::cmd::start::Request;
-use crate::cmd::values::is_variable;
-use crate::error::{Failure, Kind};
-use crate::host::Destination;
+use crate::cmd::values::{duration, is_variable};
+use crate::error::Failure;
+use crate::host::{Destination, Host};
+use crate::job::JobName;
 
-/// What a client says of a job.
-#[derive(Default)]
-pub struct Start {
-    pub host: String,
-    pub command: Vec<String>,
-    pub name: Option<String>,
-    pub cwd: Option<String>,
-    pub env: BTreeMap<String, String>,
+/// A job to start
+#[derive(Deserialize)]
+#[cfg_attr(feature = "mcp", derive(rmcp::schemars::JsonSchema))]
+#[cfg_attr(feature = "mcp", schemars(crate = "rmcp::schemars"))]
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewJob {
+    /// `local`, an alias of the server's ssh configuration, or [user@]host[:port]
+    #[cfg_attr(feature = "mcp", schemars(with = "String"))]
+    #[cfg_attr(feature = "serve", schema(value_type = String, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,60}(:[1-9][0-9]{0,3})?$|^[A-Za-z0-9][A-Za-z0-9._-]{0,30}@[A-Za-z0-9][A-Za-z0-9._-]{0,60}$"))]
+    pub host: Host,
+    /// A line for /bin/sh, or an array of words
+    #[cfg_attr(feature = "serve", schema(schema_with = schema::command))]
+    pub command: Command,
+    /// A name to use instead of the id, unique among unfinished jobs: letters, digits, '.', '_', '-'
+    #[cfg_attr(feature = "mcp", schemars(with = "Option<String>"))]
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"))]
+    name: Option<JobName>,
+    /// The directory to start in, relative to the home directory
+    #[cfg_attr(feature = "serve", schema(pattern = "^[^\\u0000]+$"))]
+    cwd: Option<String>,
+    /// Variables for the job's environment
+    #[serde(default)]
+    #[cfg_attr(feature = "serve", schema(schema_with = schema::env))]
+    env: BTreeMap<String, String>,
+    /// Send standard error to standard output, in order
+    #[serde(default)]
+    merge: bool,
+    /// Terminate the job after this time, such as 90s or 1h 30m
+    #[cfg_attr(feature = "serve", schema(pattern = "^[1-9][0-9]{0,5}(ms|s|m)$"))]
+    pub timeout: Option<String>,
 }
 
-/// The words of a job that is one line for a shell; none where the line is empty.
-pub fn shell_line(line: String) -> Vec<String> {
-    if line.trim().is_empty() {
-        Vec::new()
-    } else {
-        vec!["/bin/sh".to_owned(), "-c".to_owned(), line]
-    }
+#[derive(Deserialize)]
+#[cfg_attr(feature = "mcp", derive(rmcp::schemars::JsonSchema))]
+#[cfg_attr(feature = "mcp", schemars(crate = "rmcp::schemars", inline))]
+#[serde(
+    untagged,
+    expecting = "expected a line for /bin/sh, or an array of words"
+)]
+pub enum Command {
+    Line(String),
+    Words(Vec<String>),
 }
 
-impl Start {
-    /// The command's request.
-    pub fn request(self, context: &Context, timeout: Option<Duration>) -> Result<Request, Failure> {
-        let bad =
-            |what: &str, error: &dyn Display| Failure::new(Kind::Usage, format!("{what}: {error}"));
-        let nothing = |text: &String| text.is_empty() || text.contains('\0');
-        if self.command.first().is_none_or(String::is_empty)
-            || self.command.iter().any(|word| word.contains('\0'))
-        {
-            return Err(bad("command", &"it is empty, or holds a NUL character"));
-        }
-        if self.cwd.as_ref().is_some_and(nothing) {
-            return Err(bad("cwd", &"it is empty, or holds a NUL character"));
-        }
-        if let Some((name, _)) = self
-            .env
-            .iter()
-            .find(|(name, value)| !is_variable(name) || value.contains('\0'))
-        {
-            return Err(bad(
-                "env",
-                &format!("{name:?} can't name a variable, or its value holds a NUL character"),
-            ));
-        }
-        let host = self.host.parse().map_err(|error| bad("host", &error))?;
-        let destination = Destination {
+impl NewJob {
+    #[cfg(feature = "mcp")]
+    pub fn new(host: Host, line: String) -> Self {
+        Self {
             host,
+            command: Command::Line(line),
+            name: None,
+            cwd: None,
+            env: BTreeMap::new(),
+            merge: false,
+            timeout: None,
+        }
+    }
+
+    /// The request of `spawn`.
+    pub fn request(self, context: &Context) -> Result<Request, Failure> {
+        let (shell, command) = match self.command {
+            Command::Line(line) => (true, vec![line]),
+            Command::Words(words) => (false, words),
+        };
+        let has_nul = |text: &String| text.contains('\0');
+        let wrong = if command.first().is_none_or(|word| word.trim().is_empty())
+            || command.iter().any(has_nul)
+        {
+            Some("command: empty, or contains a NUL character".to_owned())
+        } else if self
+            .cwd
+            .as_ref()
+            .is_some_and(|cwd| cwd.is_empty() || has_nul(cwd))
+        {
+            Some("cwd: empty, or contains a NUL character".to_owned())
+        } else {
+            let wrong = |(name, value): &(&String, &String)| !is_variable(name) || has_nul(value);
+            let variable = self.env.iter().find(wrong);
+            variable.map(|(name, _)| {
+                format!(
+                    "env: {name:?} is not a variable's name, or its value contains a NUL character"
+                )
+            })
+        };
+        if let Some(wrong) = wrong {
+            return Err(Failure::usage(wrong));
+        }
+        let timeout = self.timeout.map(|time| duration(&time)).transpose();
+        let timeout = timeout.map_err(|error| Failure::usage(format!("timeout: {error}")))?;
+        let destination = Destination {
+            host: self.host,
             connect: context.connect.clone(),
         };
-        let name = self.name.map(|name| name.parse()).transpose();
         let env = self.env.into_iter();
-        let job = JobArgs {
-            name: name.map_err(|error| bad("name", &error))?,
+        let mut job = JobArgs {
+            name: self.name,
             cwd: self.cwd.map(Into::into),
             env: env
                 .map(|(name, value)| (name, Some(value.into())))
                 .collect(),
+            shell,
             timeout,
             ..JobArgs::default()
         };
-        let command = self.command.into_iter().map(Into::into).collect();
+        let command = job.check(command.into_iter().map(Into::into).collect())?;
         Ok(Request {
             job,
+            merge: self.merge,
             ..Request::new(destination, command)
         })
+    }
+}
+
+/// The parts of the OpenAPI document that are not derived.
+#[cfg(feature = "serve")]
+mod schema {
+    use utoipa::openapi::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
+
+    fn text(pattern: &str) -> ObjectBuilder {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some(pattern))
+    }
+
+    pub fn command() -> Schema {
+        let words = ArrayBuilder::new()
+            .min_items(Some(1))
+            .prefix_items([text("^[^\\u0000]*[!-~][^\\u0000]*$")])
+            .items(text("^[^\\u0000]*$"));
+        let line = text("^[^\\u0000]*[!-~][^\\u0000]*$");
+        OneOfBuilder::new().item(line).item(words).build().into()
+    }
+
+    pub fn env() -> Schema {
+        ObjectBuilder::new()
+            .property_names(Some(text("^[A-Za-z_][A-Za-z0-9_]*$")))
+            .additional_properties(Some(text("^[^\\u0000]*$")))
+            .build()
+            .into()
     }
 }

@@ -92,16 +92,11 @@ impl Action {
     }
 
     pub fn signal(signalled: &Signalled, target: Target) -> Self {
-        let (via, sent) = match signalled.sent {
-            Sent::No => (None, Some(false)),
-            Sent::Yes(via) => (Some(via.word().to_owned()), Some(true)),
-            Sent::Unknown => (None, None),
-        };
         Self::Signal {
             signal: signalled.signal.name(),
             target: target.word().to_owned(),
-            via,
-            sent,
+            via: signalled.sent.via().map(|via| via.word().to_owned()),
+            sent: signalled.sent.into(),
         }
     }
 

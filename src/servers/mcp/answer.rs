@@ -1,47 +1,32 @@
-//! What every tool's answer has in common: whether it went well, and if not, why.
+//! What the answers of all tools have in common: whether the call succeeded, and the error if not.
 
 use rmcp::model::JsonObject;
 use rmcp::schemars::JsonSchema;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Tool;
-use crate::error::{Failure, Kind};
-use crate::escape::printable;
+use crate::cmd::context::Context;
+use crate::error::Failure;
+use crate::job::{JobWord, Record};
+use crate::servers::{message, one};
 
-/// How much of a message is shown, in characters: some of it may be a host's.
-const MESSAGE_MAX: usize = 2000;
-
-/// Why a call came out badly.
+/// Why a call failed.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars", inline)]
 pub struct Problem {
     #[schemars(extend("enum" = ["bad_param", "not_found", "no_pid", "delivery_failed", "unexpected"]))]
-    kind: &'static str,
+    pub kind: &'static str,
     /// What happened, to which job or host, and what to do next
-    message: String,
-}
-
-impl Problem {
-    pub fn new(kind: &'static str, message: impl AsRef<str>) -> Self {
-        Self {
-            kind,
-            message: printable(message.as_ref().as_bytes(), MESSAGE_MAX),
-        }
-    }
-
-    pub fn bad_param(message: impl AsRef<str>) -> Self {
-        Self::new(Kind::Usage.mcp(), message)
-    }
-
-    pub fn unexpected(message: impl AsRef<str>) -> Self {
-        Self::new(Kind::Failed.mcp(), message)
-    }
+    pub message: String,
 }
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        Self::new(failure.kind.mcp(), failure.message)
+        Self {
+            kind: failure.kind.mcp(),
+            message: message(&failure.message),
+        }
     }
 }
 
@@ -51,50 +36,57 @@ impl From<anyhow::Error> for Problem {
     }
 }
 
+/// The job that an answer is about.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+pub struct JobAnswer {
+    /// The job's id, or the word that the client used
+    pub job_id: Option<String>,
+    host: Option<String>,
+}
+
+impl JobAnswer {
+    /// Finds the job that a client names, as [`one::job`] does.
+    pub fn find(&mut self, context: &Context, word: &str) -> Result<(Record, JobWord), Failure> {
+        self.job_id = Some(word.to_owned());
+        let found = one::job(context, word)?;
+        self.job_id = Some(found.0.id.to_string());
+        self.host = Some(found.0.host().to_string());
+        Ok(found)
+    }
+}
+
 /// A tool's answer.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars")]
 pub struct Answer<T> {
-    /// Whether what was asked for was done
+    /// Whether the call succeeded
     ok: bool,
     #[serde(flatten)]
     content: T,
-    /// Why not, or null
-    error: Option<Problem>,
+    /// Why the call failed, or null
+    pub error: Option<Problem>,
 }
 
 impl<T> Answer<T> {
-    pub fn done(content: T) -> Self {
+    pub fn new(content: T, result: Result<(), Problem>) -> Self {
+        let error = result.err();
         Self {
-            ok: true,
+            ok: error.is_none(),
             content,
-            error: None,
+            error,
         }
-    }
-
-    pub fn failed(content: T, problem: Problem) -> Self {
-        Self {
-            ok: false,
-            content,
-            error: Some(problem),
-        }
-    }
-
-    pub fn is_error(&self) -> bool {
-        self.error.is_some()
     }
 }
 
-/// Reads a tool's parameters. One that is null is as good as absent.
-pub fn params<T: Tool>(mut arguments: JsonObject) -> Result<T::Params, Problem> {
+/// Reads a tool's parameters. Null counts as absent.
+pub fn params<T: DeserializeOwned>(mut arguments: JsonObject) -> Result<T, Failure> {
     arguments.retain(|_, value| !value.is_null());
     serde_path_to_error::deserialize(Value::Object(arguments)).map_err(|error| {
-        let path = error.path().to_string();
-        let place = if path == "." {
-            String::new()
-        } else {
-            format!("{path}: ")
+        let message = match error.path().to_string().as_str() {
+            "." => error.inner().to_string(),
+            _ => error.to_string(),
         };
-        Problem::bad_param(format!("{place}{}", error.into_inner()))
+        Failure::usage(message)
     })
 }

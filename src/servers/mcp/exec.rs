@@ -1,45 +1,48 @@
-//! `ssh_exec`: runs a command to its end, and gives what it has written.
+//! `ssh_exec`: runs a command to its end, and gives what it wrote.
 //!
-//! It is a job like any other: the time limit is its host's to keep, so it is kept whatever becomes of this server. Where
-//! the answer has all of it, the job is forgotten at once.
+//! It is a job like any other: its host enforces the time limit, even if this server dies. If the answer holds the whole
+//! output, the job is removed at once.
 
 use std::time::{Duration, Instant};
 
 use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
+use super::Tool;
 use super::answer::Problem;
-use super::{Call, Class, Tool};
+use crate::cmd::context::Context;
 use crate::cmd::{start, tail};
-use crate::job::{JobId, JobWord, Record};
+use crate::error::{Failure, Kind};
+use crate::host::Host;
+use crate::job::{JobId, JobWord};
 use crate::remote::Stream;
 use crate::remote::output::From as TailStart;
 use crate::servers::one::{await_end, remove};
-use crate::servers::start::{Start, shell_line};
+use crate::servers::start::NewJob;
 
-/// How much of each stream an answer holds, in bytes.
-const OUTPUT: usize = 64 << 10;
-/// How long a host may take to answer beyond the time limit: `ConnectTimeout` where no configuration sets one.
+/// The part of each stream that an answer holds, in bytes.
+const OUTPUT_MAX: usize = 64 << 10;
+/// How long a host may take to answer beyond the time limit: the default ConnectTimeout.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
 /// The longest time limit, in milliseconds.
 const TIMEOUT_MAX: u64 = 24 * 3600 * 1000;
-/// How long a job may take to end once its time is up: its host sends KILL after ten seconds.
-const ENDING: Duration = Duration::from_secs(20);
-
-pub struct Exec;
+/// How long a job may take to end after its time limit: its host sends KILL after ten seconds.
+const END_WAIT: Duration = Duration::from_secs(20);
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "rmcp::schemars")]
-pub struct Params {
+pub struct Exec {
     /// Where: `local`, an alias of the server's ssh configuration, or [user@]host[:port]
-    host: String,
-    /// One line for /bin/sh
+    #[schemars(with = "String")]
+    host: Host,
+    /// A line for /bin/sh
     command: String,
-    /// How long it may run, in milliseconds; then its whole process group is ended
+    /// Terminate the command and its process group after this many milliseconds
     #[serde(default = "timeout")]
     timeout_ms: u64,
-    /// The id of the job: known before it starts, so that every answer can tell it.
+    /// The id of the job, chosen before it starts so that every answer has it.
     #[serde(skip, default = "JobId::random")]
     #[schemars(skip)]
     id: anyhow::Result<JobId>,
@@ -57,130 +60,105 @@ pub struct Answer {
     stdout: String,
     /// The end of its standard error
     stderr: String,
-    /// Whether what came before that is left out
+    /// Whether earlier output is left out
     stdout_cut: bool,
     stderr_cut: bool,
     /// 128+n when signal n ended it
     exit_status: Option<u8>,
-    /// Whether it was ended because its time was up
+    /// Whether it was terminated at the time limit
     timed_out: bool,
-    /// The job, where it was not forgotten at once: its output was cut, or it is not known to have ended. Read it with
-    /// ssh_tail, then remove it with ssh_remove_job
+    /// The job, if it was not removed at once: its output was cut, or it may still run. Read it with ssh_tail, then
+    /// remove it with ssh_remove_job
     job_id: Option<String>,
 }
 
 impl Tool for Exec {
-    type Params = Params;
     type Answer = Answer;
     const NAME: &'static str = "ssh_exec";
     const TITLE: &'static str = "Run a command";
     const DESCRIPTION: &'static str = "Run a command on a host to its end, and get its output and exit status. Use it \
-        for what takes up to a minute or so: looking around, editing files, checking something. For all that takes longer \
-        use ssh_spawn. A command that exits with something else than 0 is no error: look at exit_status. Of long output \
-        the end is given.";
+        for what takes up to a minute: looking around, editing files, checking something. For anything longer use \
+        ssh_spawn. A command that exits with a status other than 0 is not an error: look at exit_status. Of long output, \
+        only the end is given.";
     const DESTRUCTIVE: bool = true;
 
-    fn class(_params: &Params) -> Class {
-        Class::Long
+    fn is_long(&self) -> bool {
+        true
     }
 
-    fn late(params: &Params) -> Option<(Duration, Answer)> {
+    fn late(&self) -> (Duration, Answer) {
         let answer = Answer {
-            host: Some(params.host.clone()),
-            job_id: params.id.as_ref().ok().map(JobId::to_string),
+            host: Some(self.host.to_string()),
+            job_id: self.id.as_ref().ok().map(JobId::to_string),
             ..Answer::default()
         };
-        Some((
-            Duration::from_millis(params.timeout_ms) + ANSWER_WAIT,
-            answer,
-        ))
+        (Duration::from_millis(self.timeout_ms) + ANSWER_WAIT, answer)
     }
 
-    fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {
-        answer.host = Some(params.host.clone());
-        if params.timeout_ms == 0 || params.timeout_ms > TIMEOUT_MAX {
-            return Err(Problem::bad_param(format!(
-                "timeout_ms: from 1 to {TIMEOUT_MAX}; for longer ones use ssh_spawn"
-            )));
+    fn call(
+        self,
+        context: &mut Context,
+        gone: &CancellationToken,
+        answer: &mut Answer,
+    ) -> Result<(), Problem> {
+        answer.host = Some(self.host.to_string());
+        if self.timeout_ms == 0 || self.timeout_ms > TIMEOUT_MAX {
+            let message =
+                format!("timeout_ms: from 1 to {TIMEOUT_MAX}; for longer jobs use ssh_spawn");
+            return Err(Failure::usage(message).into());
         }
-        let timeout = Duration::from_millis(params.timeout_ms);
-        let start = Start {
-            host: params.host,
-            command: shell_line(params.command),
-            ..Start::default()
-        };
-        let id = params.id?;
+        let (now, timeout) = (Instant::now(), Duration::from_millis(self.timeout_ms));
+        let id = self.id?;
         answer.job_id = Some(id.to_string());
-        let request = start::Request {
-            id: Some(id),
-            start_by: Some(Instant::now() + timeout + ANSWER_WAIT),
-            ..start.request(&call.context, Some(timeout))?
-        };
-        let until = Instant::now() + timeout + ENDING;
-        let spawned = start::spawn(&mut call.context, request)?;
-        let record = ended(call, &spawned.record, until)?;
+        let mut request = NewJob::new(self.host, self.command).request(context)?;
+        request.job.timeout = Some(timeout);
+        request.id = Some(id);
+        request.start_by = Some(now + timeout + ANSWER_WAIT);
+        let started = start::spawn(context, request)?.record;
+        let job = JobWord::from(&started);
+        let until = Instant::now() + timeout + END_WAIT;
+        let record = await_end(context, &job, until, gone)?.record;
+        if !record.state.is_finished() {
+            let message = "still running, even after KILL: look at it with ssh_list_jobs";
+            let message = format!("{}: {message}", record.label());
+            return Err(Failure::new(Kind::Failed, message).into());
+        }
         answer.exit_status = record.exit_status;
         answer.timed_out = record.timed_out;
-        answer.read(call, &record)?;
+        answer.read(context, &job)?;
         if !answer.stdout_cut && !answer.stderr_cut {
-            remove(&mut call.context, &JobWord::from(&record), false)?;
+            remove(context, &job, false)?;
             answer.job_id = None;
         }
         Ok(())
     }
 }
 
-/// The job once it has ended.
-fn ended(call: &mut Call, record: &Record, until: Instant) -> Result<Record, Problem> {
-    let ended = await_end(&mut call.context, &JobWord::from(record), until, &call.gone)?.record;
-    if ended.state.is_finished() {
-        return Ok(ended);
-    }
-    let hint = "it has not ended, not even by KILL: look at it with ssh_list_jobs";
-    Err(Problem::unexpected(format!("{}: {hint}", record.label())))
-}
-
 impl Answer {
-    /// The ends of both streams.
-    fn read(&mut self, call: &mut Call, record: &Record) -> Result<(), Problem> {
+    /// Reads the ends of both streams.
+    fn read(&mut self, context: &mut Context, job: &JobWord) -> Result<(), Failure> {
         let request = tail::Request {
             out: true,
             err: true,
-            // One more than is given, to see whether there is more.
-            from: TailStart::LastBytes(OUTPUT as u64 + 1),
+            from: TailStart::LastBytes(OUTPUT_MAX as u64),
             follow: false,
             brief: true,
             enough: None,
         };
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        tail::tail(
-            &mut call.context,
-            &JobWord::from(record),
-            &request,
-            &mut |stream, bytes| {
-                let all = if stream == Stream::Out {
-                    &mut out
-                } else {
-                    &mut err
-                };
-                all.extend_from_slice(bytes);
-                // What is written while it is read may be more than was asked for.
-                let excess = all.len().saturating_sub(2 * OUTPUT);
-                all.drain(..excess);
-                Ok(())
-            },
-        )?;
-        (self.stdout, self.stdout_cut) = end(&out);
-        (self.stderr, self.stderr_cut) = end(&err);
+        let mut cut = [false; 2];
+        let mut texts = [Vec::new(), Vec::new()];
+        let read = tail::tail(context, job, &request, &mut |stream, bytes| {
+            let index = usize::from(stream == Stream::Err);
+            texts[index].extend_from_slice(bytes);
+            // What is written meanwhile comes too.
+            let excess = texts[index].len().saturating_sub(OUTPUT_MAX);
+            texts[index].drain(..excess);
+            cut[index] |= excess > 0;
+            Ok(())
+        })?;
+        [self.stdout_cut, self.stderr_cut] =
+            [0, 1].map(|index| cut[index] || read.begin[index] > 0);
+        [self.stdout, self.stderr] = texts.map(|text| String::from_utf8_lossy(&text).into_owned());
         Ok(())
     }
-}
-
-/// The end of what was written, and whether more was.
-fn end(bytes: &[u8]) -> (String, bool) {
-    let at = bytes.len().saturating_sub(OUTPUT);
-    (
-        String::from_utf8_lossy(bytes.get(at..).unwrap_or_default()).into_owned(),
-        at > 0,
-    )
 }

@@ -1,28 +1,30 @@
-//! `ssh_list_jobs`: how jobs stand, as their hosts say.
+//! `ssh_list_jobs`: the states of jobs, as their hosts report them.
 
 use rmcp::schemars::{self, JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
+use super::Tool;
 use super::answer::Problem;
-use super::{Call, Tool};
-use crate::cmd::ps::{Filter, ps};
+use crate::cmd::context::Context;
+use crate::cmd::ps::Filter;
 use crate::cmd::values::Hosts;
+use crate::host::Host;
+use crate::servers::one;
 use crate::terminal::JobJson;
 
-/// How many jobs an answer holds at most, the newest.
-const MOST: usize = 500;
-
-pub struct List;
+/// An answer holds at most this many jobs, the newest.
+const JOBS_MAX: usize = 500;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "rmcp::schemars")]
-pub struct Params {
-    /// The jobs of this host only, written as when they were started
-    #[serde(default)]
-    host: Option<String>,
-    /// Those too that have ended
+pub struct List {
+    /// Only the jobs of this host, spelled as when they were started
+    #[schemars(with = "Option<String>")]
+    host: Option<Host>,
+    /// Jobs that have ended too
     #[serde(default = "yes")]
     include_finished: bool,
 }
@@ -35,56 +37,52 @@ fn yes() -> bool {
 #[schemars(crate = "rmcp::schemars")]
 pub struct Answer {
     /// The jobs, the oldest first: id, name, host, command, state (starting, running, stopped, exited, lost, or unknown
-    /// where the host can't be asked), pid, exit_status, and more
+    /// if the host can't be asked), pid, exit_status, and more
     #[schemars(schema_with = "jobs_schema")]
     jobs: Vec<Value>,
-    /// How many older ones are left out
+    /// How many older jobs are left out
     omitted: usize,
     /// Hosts that could not be asked, and why
     warnings: Vec<String>,
 }
 
-fn jobs_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let object = super::any_object(generator);
-    schemars::json_schema!({ "type": "array", "items": object })
+fn jobs_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "array", "items": { "type": "object" } })
 }
 
 impl Tool for List {
-    type Params = Params;
     type Answer = Answer;
     const NAME: &'static str = "ssh_list_jobs";
     const TITLE: &'static str = "List jobs";
-    const DESCRIPTION: &'static str = "List jobs with their states and exit statuses, freshly asked of their hosts: also \
-        those of earlier sessions, of other servers and of the command line. Use it to find a job_id again, or to see \
-        what runs where.";
+    const DESCRIPTION: &'static str = "List jobs with their states and exit statuses as their hosts report them now, \
+        including jobs of earlier sessions, of other servers and of the command line. Use it to find a job_id again, or \
+        to see what runs where.";
     const READ_ONLY: bool = true;
-    const IDEMPOTENT: bool = true;
 
-    fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {
-        let host = params.host.map(|host| host.parse()).transpose();
-        let host = host.map_err(|error| Problem::bad_param(format!("host: {error}")))?;
+    fn call(
+        self,
+        context: &mut Context,
+        _gone: &CancellationToken,
+        answer: &mut Answer,
+    ) -> Result<(), Problem> {
         let filter = Filter {
-            all: params.include_finished,
-            host: host.into_iter().map(|host| Hosts(vec![host])).collect(),
+            all: self.include_finished,
+            host: self
+                .host
+                .map(|host| Hosts(vec![host]))
+                .into_iter()
+                .collect(),
             ..Filter::default()
         };
-        let mut listing = ps(&mut call.context, &filter)?;
-        // What has ended a moment ago is finished too.
-        listing
-            .jobs
-            .retain(|job| params.include_finished || !job.state.is_finished());
-        answer.omitted = listing.jobs.len().saturating_sub(MOST);
-        for job in listing.jobs.iter().skip(answer.omitted) {
-            let job = serde_json::to_value(JobJson::new(&job.record, job.state));
-            answer
-                .jobs
-                .push(job.map_err(|error| Problem::unexpected(error.to_string()))?);
-        }
-        answer.warnings = listing
-            .failures
-            .into_iter()
-            .map(|failure| failure.message)
-            .collect();
+        let listing = one::list(context, &filter)?;
+        answer.omitted = listing.jobs.len().saturating_sub(JOBS_MAX);
+        let jobs = listing.jobs.iter().skip(answer.omitted);
+        let jobs = jobs.map(|job| serde_json::to_value(JobJson::new(&job.record, job.state)));
+        answer.jobs = jobs
+            .collect::<Result<_, _>>()
+            .map_err(anyhow::Error::from)?;
+        let warnings = listing.failures.into_iter().map(|failure| failure.message);
+        answer.warnings = warnings.collect();
         Ok(())
     }
 }

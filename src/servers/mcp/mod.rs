@@ -1,7 +1,7 @@
 //! `rsig mcp`: a server of the Model Context Protocol over standard input and output, for agents.
 //!
-//! A tool a file. Each reads its own parameters and fills its own answer, in which what went wrong is a part like any
-//! other; the protocol's own errors are for what is no call of a tool at all. Nothing here keeps anything of a job.
+//! One tool, one file: its parameters, its answer and what it does. A call that fails is an answer too; the protocol's own
+//! errors are for requests that call no tool.
 
 mod answer;
 mod exec;
@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, Implementation,
-    JsonObject, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
-    Tool as Described, ToolAnnotations,
+    CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, JsonObject,
+    ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool as Described,
+    ToolAnnotations,
 };
 use rmcp::schemars::JsonSchema;
 use rmcp::service::{RequestContext, ServerInitializeError};
@@ -27,178 +27,140 @@ use rmcp::transport::stdio;
 use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::{Answer, Problem};
-use super::{Class, Limits, WorkerPool};
+use super::Workers;
+use super::start::NewJob;
 use crate::cmd::context::Context;
+use crate::error::{Failure, Kind};
+
+/// The longest wait of a call.
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 const INSTRUCTIONS: &str = "\
 rsig runs jobs on other machines over SSH. A job outlives this server and the connection: keep its job_id, and any later \
-session, other server or the command line (`rsig ps`) can follow, signal and await it.\n\
+session, other server or the command line (`rsig ps`) can follow it, signal it and wait for it.\n\
 - A command that ends within a minute or so: ssh_exec, which gives its output and exit status at once.\n\
 - Anything longer, or that you want to watch or stop: ssh_spawn, then ssh_tail with wait_ms to follow its output \
 (pass each answer's cursor on), ssh_signal to stop it (TERM first, KILL only if that does not help), and \
 ssh_remove_job when you are done with a finished job.\n\
-- What runs, and where: ssh_list_jobs.\n\
+- What runs where: ssh_list_jobs.\n\
 A host is `local` (the machine of this server), an alias of its ssh configuration, or [user@]host[:port]. Each answer \
 has `ok` and `error`; `error.message` says what to do next.";
 
 /// Serves until the client closes standard input. Jobs run on.
-pub fn serve(limits: Limits) -> Result<()> {
+pub fn serve(workers: Workers) -> Result<()> {
     super::check_state()?;
     let runtime = super::runtime()?;
     let served = runtime.block_on(async {
-        let server = Server {
-            limits: Arc::new(limits),
-            workers: WorkerPool::default(),
-        };
+        let server = Server(Arc::new(workers));
         match server.serve(stdio()).await {
-            Ok(service) => service
-                .waiting()
-                .await
-                .map(drop)
-                .context("the server failed"),
-            // A client that goes without a word is no failure.
+            Ok(service) => {
+                let ended = service.waiting().await;
+                ended.map(drop).context("the server failed")
+            }
+            // A client may leave without a word.
             Err(ServerInitializeError::ConnectionClosed(_)) => Ok(()),
             Err(error) => {
                 Err(error).context("the client does not speak the Model Context Protocol")
             }
         }
     });
-    // What still waits for a host is not waited for: nobody listens any more, and jobs need nobody.
+    // Workers that wait for a host are left behind: the client is gone, and jobs run on.
     runtime.shutdown_background();
     served
 }
 
-/// One of the tools.
-trait Tool: 'static {
-    /// What a client gives.
-    type Params: DeserializeOwned + JsonSchema + Send + 'static;
+/// One of the tools: what a client gives.
+trait Tool: DeserializeOwned + JsonSchema + Send + 'static {
     /// What it gets beside `ok` and `error`.
     type Answer: Serialize + JsonSchema + Default + Send + 'static;
     const NAME: &'static str;
     const TITLE: &'static str;
     const DESCRIPTION: &'static str;
-    /// Whether it changes nothing.
     const READ_ONLY: bool = false;
     /// Whether it can end or remove something.
     const DESTRUCTIVE: bool = false;
-    /// Whether doing it twice is as good as once.
-    const IDEMPOTENT: bool = false;
 
-    /// Whether it will wait for a job.
-    fn class(_params: &Self::Params) -> Class {
-        Class::Short
+    /// Whether the call waits for a job.
+    fn is_long(&self) -> bool {
+        false
     }
 
     /// How long the client waits at most, and the answer that it gets then.
-    fn late(_params: &Self::Params) -> Option<(Duration, Self::Answer)> {
-        None
+    fn late(&self) -> (Duration, Self::Answer) {
+        (Duration::MAX, Self::Answer::default())
     }
 
-    /// Does it. What is known by the time that it fails stays in the answer.
+    /// Carries the call out. What is known when it fails stays in the answer.
     fn call(
-        call: &mut Call,
-        params: Self::Params,
+        self,
+        context: &mut Context,
+        gone: &CancellationToken,
         answer: &mut Self::Answer,
     ) -> Result<(), Problem>;
 }
 
-/// What a tool works with.
-struct Call {
-    context: Context,
-    gone: CancellationToken,
-}
-
-struct Server {
-    limits: Arc<Limits>,
-    workers: WorkerPool,
-}
+struct Server(Arc<Workers>);
 
 impl Server {
-    /// Calls a tool in a thread of its own; ends early when the client has no use for the answer any more.
+    /// Calls a tool. Returns early when the answer is late, or the client wants it no longer.
     async fn run<T: Tool>(
         &self,
         arguments: JsonObject,
-        request: RequestContext<RoleServer>,
-    ) -> CallToolResult {
-        let result = |answer: Answer<T::Answer>| match serde_json::to_value(&answer) {
-            Ok(value) => {
-                let mut result = CallToolResult::structured(value);
-                result.is_error = Some(answer.is_error());
-                result
-            }
-            Err(error) => CallToolResult::error(vec![ContentBlock::text(format!(
-                "the answer can't be told: {error}"
-            ))]),
+        cancelled: &CancellationToken,
+    ) -> Answer<T::Answer> {
+        let failed = |failure: Failure| Answer::new(T::Answer::default(), Err(failure.into()));
+        let tool: T = match answer::params(arguments) {
+            Ok(tool) => tool,
+            Err(failure) => return failed(failure),
         };
-        let params = match answer::params::<T>(arguments) {
-            Ok(params) => params,
-            Err(problem) => return result(Answer::failed(T::Answer::default(), problem)),
-        };
-        let late = T::late(&params);
-        let gone = request.ct.child_token();
-        let _guard = gone.clone().drop_guard();
+        let (limit, late) = tool.late();
+        let permits = self.0.permits(tool.is_long());
         let work = async {
-            let permit = self.workers.permit(T::class(&params)).await?;
-            let limits = Arc::clone(&self.limits);
-            let work = permit.work(move || {
+            let permit = permits.acquire_owned().await.map_err(anyhow::Error::from)?;
+            let work = |context: &mut Context, gone: &CancellationToken| {
                 let mut answer = T::Answer::default();
-                let called = limits.context().map_err(Problem::from).and_then(|context| {
-                    let mut call = Call { context, gone };
-                    T::call(&mut call, params, &mut answer)
-                });
-                match called {
-                    Ok(()) => Answer::done(answer),
-                    Err(problem) => Answer::failed(answer, problem),
-                }
-            });
-            Some(
-                work.await
-                    .unwrap_or_else(|failure| Answer::failed(T::Answer::default(), failure.into())),
-            )
+                let result = tool.call(context, gone, &mut answer);
+                Answer::new(answer, result)
+            };
+            Arc::clone(&self.0).run(permit, work).await
         };
-        let nobody = || {
-            Answer::failed(
-                T::Answer::default(),
-                Problem::unexpected("the call was cancelled"),
-            )
-        };
+        let too_late =
+            "the host did not answer in time; ssh_list_jobs shows whether the job started";
         tokio::select! {
-            answer = work => result(answer.unwrap_or_else(nobody)),
-            answer = late_answer(late) => result(Answer::failed(
-                answer,
-                Problem::new("delivery_failed", "the host did not answer in time; ssh_list_jobs tells whether the job started"),
-            )),
-            () = request.ct.cancelled() => result(nobody()),
+            answer = work => answer.unwrap_or_else(failed),
+            () = tokio::time::sleep(limit) => {
+                Answer::new(late, Err(Failure::new(Kind::Unreachable, too_late).into()))
+            }
+            () = cancelled.cancelled() => {
+                failed(Failure::new(Kind::Failed, "the call was cancelled"))
+            }
         }
     }
 }
 
-/// Waits until an answer is late, and gives what is told then.
-async fn late_answer<T>(late: Option<(Duration, T)>) -> T {
-    match late {
-        Some((wait, answer)) => {
-            tokio::time::sleep(wait).await;
-            answer
-        }
-        None => std::future::pending().await,
-    }
+fn result<T: Serialize>(answer: &Answer<T>) -> Result<CallToolResult, ErrorData> {
+    let value = serde_json::to_value(answer);
+    let value = value.map_err(|error| ErrorData::internal_error(error.to_string(), None))?;
+    let mut result = CallToolResult::structured(value);
+    result.is_error = Some(answer.error.is_some());
+    Ok(result)
 }
 
 /// A tool as a client sees it.
 fn described<T: Tool>() -> Result<Described, ErrorData> {
-    let broken = |error: String| ErrorData::internal_error(error, None);
-    let input = rmcp::handler::server::tool::schema_for_input::<T::Params>().map_err(broken)?;
+    let input = rmcp::handler::server::tool::schema_for_input::<T>();
+    let input = input.map_err(|error| ErrorData::internal_error(error, None))?;
     let output = rmcp::handler::server::tool::schema_for_output::<Answer<T::Answer>>();
     let annotations = ToolAnnotations::from_raw(
         Some(T::TITLE.to_owned()),
         Some(T::READ_ONLY),
         Some(T::DESTRUCTIVE),
-        Some(T::IDEMPOTENT),
-        // Whatever runs on a host may do anything.
+        // What only reads can be repeated.
+        Some(T::READ_ONLY),
+        // What runs on a host may do anything.
         Some(true),
     );
     let tool = Described::new(T::NAME, T::DESCRIPTION, input).with_title(T::TITLE);
@@ -217,20 +179,21 @@ macro_rules! tools {
             server: &Server,
             name: &str,
             arguments: JsonObject,
-            request: RequestContext<RoleServer>,
+            cancelled: &CancellationToken,
         ) -> Result<CallToolResult, ErrorData> {
             $(if name == <$tool>::NAME {
-                return Ok(server.run::<$tool>(arguments, request).await);
+                return result(&server.run::<$tool>(arguments, cancelled).await);
             })+
             let names = [$(<$tool>::NAME),+].join(", ");
-            Err(ErrorData::invalid_params(format!("there is no tool {name:?}: {names}"), None))
+            let message = format!("no tool {name:?}; the tools are {names}");
+            Err(ErrorData::invalid_params(message, None))
         }
     };
 }
 
 tools!(
-    signal::Signal,
-    spawn::Spawn,
+    signal::SendSignal,
+    NewJob,
     tail::Tail,
     list::List,
     remove::Remove,
@@ -258,22 +221,11 @@ impl ServerHandler for Server {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let arguments = request.arguments.unwrap_or_default();
-        call(self, &request.name, arguments, context)
-            .await
-            .map(CallToolResponse::from)
+        let result = call(self, &request.name, arguments, &context.ct).await;
+        result.map(CallToolResponse::from)
     }
 }
 
-/// As many milliseconds as were asked for, and no more than a call may wait.
 fn wait(milliseconds: u64) -> Duration {
-    /// How long a call waits at most.
-    const LONGEST: u64 = 30_000;
-    Duration::from_millis(milliseconds.min(LONGEST))
-}
-
-/// A JSON object that stands for itself in a schema.
-fn any_object(_: &mut rmcp::schemars::SchemaGenerator) -> rmcp::schemars::Schema {
-    let mut schema = rmcp::schemars::Schema::default();
-    schema.insert("type".to_owned(), Value::String("object".to_owned()));
-    schema
+    Duration::from_millis(milliseconds).min(WAIT_MAX)
 }

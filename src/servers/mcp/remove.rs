@@ -1,55 +1,45 @@
-//! `ssh_remove_job`: forgets a finished job, with its files.
+//! `ssh_remove_job`: forgets a finished job and removes its files.
 
 use rmcp::schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
-use super::answer::Problem;
-use super::{Call, Class, Tool};
-use crate::servers::one::{job, remove};
-
-pub struct Remove;
+use super::Tool;
+use super::answer::{JobAnswer, Problem};
+use crate::cmd::context::Context;
+use crate::servers::one::remove;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "rmcp::schemars")]
-pub struct Params {
-    /// The job: its id, its name, the unique beginning of its id, or HOST/ID
+pub struct Remove {
+    /// The job: its id, its name, a unique prefix of its id, or HOST/ID
     job_id: String,
-    /// Stop a job first that still runs: TERM, and KILL ten seconds later
+    /// Stop the job first if it still runs: TERM, and KILL ten seconds later
     #[serde(default)]
     force: bool,
 }
 
-#[derive(Default, Serialize, JsonSchema)]
-#[schemars(crate = "rmcp::schemars")]
-pub struct Answer {
-    job_id: Option<String>,
-    host: Option<String>,
-}
-
 impl Tool for Remove {
-    type Params = Params;
-    type Answer = Answer;
+    type Answer = JobAnswer;
     const NAME: &'static str = "ssh_remove_job";
     const TITLE: &'static str = "Remove a job";
     const DESCRIPTION: &'static str = "Forget a job that has ended, and remove its output from its host. Do it when you \
-        have read what you need: nothing is ever removed by itself. A job that runs is refused unless force is true, \
-        which ends it first.";
+        have read what you need: nothing is ever removed by itself. A running job is refused unless force is true, which \
+        ends it first.";
     const DESTRUCTIVE: bool = true;
 
-    fn class(params: &Params) -> Class {
-        if params.force {
-            Class::Long
-        } else {
-            Class::Short
-        }
+    fn is_long(&self) -> bool {
+        self.force
     }
 
-    fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {
-        answer.job_id = Some(params.job_id.clone());
-        let (record, word) = job(&call.context, &params.job_id)?;
-        answer.job_id = Some(record.id.to_string());
-        answer.host = Some(record.host().to_string());
-        Ok(remove(&mut call.context, &word, params.force)?)
+    fn call(
+        self,
+        context: &mut Context,
+        _gone: &CancellationToken,
+        answer: &mut JobAnswer,
+    ) -> Result<(), Problem> {
+        let (_, job) = answer.find(context, &self.job_id)?;
+        Ok(remove(context, &job, self.force)?)
     }
 }

@@ -1,7 +1,7 @@
-//! `ssh_tail`: the last lines of a job's output, or those behind a cursor, and waiting for new ones.
+//! `ssh_tail`: reads the last lines of a job's output, or those after a cursor, and may wait for new ones.
 //!
-//! A line is complete once its end is written, or the job has ended. One longer than [`LINE_MAX`] is given in parts, so
-//! that output without line ends can be read too.
+//! A line is complete once its newline is written, or the job has ended. A line longer than [`LINE_MAX`] is given in
+//! parts, so that output without newlines can be read too.
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -10,24 +10,23 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
-use super::answer::Problem;
-use super::{Call, Class, Tool};
+use super::answer::{JobAnswer, Problem};
+use super::{Tool, wait};
+use crate::cmd::context::Context;
 use crate::cmd::tail::{Request, Tailed, tail};
 use crate::error::Failure;
-use crate::job::{JobId, JobWord, Record};
+use crate::job::{JobWord, Record};
 use crate::remote::Stream;
 use crate::remote::output::From as Start;
-use crate::servers::one::job;
 
 /// The longest line, in bytes.
 const LINE_MAX: usize = 16 << 10;
-/// How much of each stream is read for one answer, in bytes.
+/// The part of each stream that is read for one answer, in bytes.
 const STREAM_MAX: usize = 32 << 10;
 /// The most lines that can be asked for at once.
 const LINES_MAX: usize = 5000;
-
-pub struct Tail;
 
 #[derive(Clone, Copy, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -42,10 +41,10 @@ enum Streams {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(crate = "rmcp::schemars")]
-pub struct Params {
+pub struct Tail {
     /// The job: its id, its name, a unique prefix of its id, or HOST/ID
     job_id: String,
-    /// Give the lines behind this place: the cursor of the previous answer, or "start" for the beginning of the output.
+    /// Give the lines after this position: the cursor of the previous answer, or "start" for the beginning of the output.
     /// Without it, the last lines are given
     cursor: Option<String>,
     /// If there is no such line yet, wait up to this many milliseconds for one, 30000 at most
@@ -68,22 +67,22 @@ fn max_lines() -> usize {
 struct OutputLine {
     /// stdout or stderr
     stream: &'static str,
-    /// Without its line end
+    /// Without its newline
     text: String,
 }
 
 #[derive(Default, Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars")]
 pub struct Answer {
-    job_id: Option<String>,
-    host: Option<String>,
+    #[serde(flatten)]
+    job: JobAnswer,
     /// The lines of standard output, then those of standard error
     lines: Vec<OutputLine>,
-    /// What to pass as cursor next time to get the lines behind these
+    /// What to pass as cursor next time to get the lines after these
     cursor: Option<String>,
     /// How many bytes of output before these lines were left out
     omitted_bytes: u64,
-    /// Whether there are more lines behind these: call again with the cursor
+    /// Whether there are more lines after these: call again with the cursor
     more: bool,
     /// Whether the job was running when its output was read
     still_running: Option<bool>,
@@ -92,7 +91,6 @@ pub struct Answer {
 }
 
 impl Tool for Tail {
-    type Params = Params;
     type Answer = Answer;
     const NAME: &'static str = "ssh_tail";
     const TITLE: &'static str = "Read a job's output";
@@ -102,113 +100,105 @@ impl Tool for Tail {
         the job has ended, or the time is up. If more is true, call again at once. To read all of a long output, begin \
         with the cursor \"start\".";
     const READ_ONLY: bool = true;
-    const IDEMPOTENT: bool = true;
 
-    fn class(params: &Params) -> Class {
-        if params.wait_ms > 0 {
-            Class::Long
-        } else {
-            Class::Short
-        }
+    fn is_long(&self) -> bool {
+        self.wait_ms > 0
     }
 
-    fn call(call: &mut Call, params: Params, answer: &mut Answer) -> Result<(), Problem> {
-        let until = Instant::now() + super::wait(params.wait_ms);
-        answer.job_id = Some(params.job_id.clone());
-        let (record, word) = job(&call.context, &params.job_id)?;
-        answer.job_id = Some(record.id.to_string());
-        answer.host = Some(record.host().to_string());
-        answer.cursor.clone_from(&params.cursor);
-        let cursor = match params.cursor.as_deref() {
+    fn call(
+        self,
+        context: &mut Context,
+        gone: &CancellationToken,
+        answer: &mut Answer,
+    ) -> Result<(), Problem> {
+        let until = Instant::now() + wait(self.wait_ms);
+        let (record, word) = answer.job.find(context, &self.job_id)?;
+        let id = record.id.as_str();
+        let cursor = match self.cursor.as_deref() {
             None => None,
             Some("start") => Some([0, 0]),
-            Some(cursor) => Some(parse_cursor(&record.id, cursor).ok_or_else(|| {
-                Problem::bad_param("cursor: it is not from an answer of ssh_tail about this job")
+            Some(cursor) => Some(parse_cursor(id, cursor).ok_or_else(|| {
+                Failure::usage("cursor: not from an answer of ssh_tail about this job")
             })?),
         };
+        answer.cursor = self.cursor;
         let mut reader = Reader {
-            call,
+            context,
+            gone,
             word: &word,
-            streams: params.stream,
-            out: Text::default(),
-            err: Text::default(),
+            streams: self.stream,
+            texts: Default::default(),
         };
         let record = reader.read(cursor, until)?;
         let ended = record.state.is_finished();
         answer.still_running = Some(!ended);
         answer.exit_status = record.exit_status;
-        let max = params.max_lines.clamp(1, LINES_MAX);
-        let Reader {
-            mut out, mut err, ..
-        } = reader;
+        let mut texts = reader.texts;
         // Each stream gets half of the lines, and what the other leaves of its half.
-        let (out_lines, err_lines) = (out.lines(ended).len(), err.lines(ended).len());
-        let out_max = max - err_lines.min(max / 2);
-        let err_max = max - out_lines.min(max - max / 2);
-        if cursor.is_none() {
-            out.skip_lines(out_lines.saturating_sub(out_max), ended);
-            err.skip_lines(err_lines.saturating_sub(err_max), ended);
-            answer.omitted_bytes = out.begin + err.begin;
+        let max = self.max_lines.clamp(1, LINES_MAX);
+        let [out, err] = texts.each_ref().map(|text| text.lines(ended).len());
+        let maxima = [max - err.min(max / 2), max - out.min(max - max / 2)];
+        let mut next = [0, 0];
+        for (index, stream) in ["stdout", "stderr"].into_iter().enumerate() {
+            let (text, max) = (&mut texts[index], maxima[index]);
+            if cursor.is_none() {
+                text.skip_lines([out, err][index].saturating_sub(max), ended);
+                answer.omitted_bytes += text.begin;
+            }
+            let lines = text.lines(ended);
+            answer.more |= text.cut || lines.len() > max;
+            next[index] = text.begin;
+            for line in lines.into_iter().take(max) {
+                next[index] += line.len() as u64;
+                let line = line.strip_suffix(b"\n").unwrap_or(line);
+                let text = String::from_utf8_lossy(line).into_owned();
+                answer.lines.push(OutputLine { stream, text });
+            }
         }
-        let next =
-            [("stdout", out, out_max), ("stderr", err, err_max)].map(|(stream, text, max)| {
-                let lines = text.lines(ended);
-                answer.more |= text.cut || lines.len() > max;
-                let mut next = text.begin;
-                for line in lines.into_iter().take(max) {
-                    next += line.len() as u64;
-                    let line = line.strip_suffix(b"\n").unwrap_or(line);
-                    let text = String::from_utf8_lossy(line).into_owned();
-                    answer.lines.push(OutputLine { stream, text });
-                }
-                next
-            });
-        answer.cursor = Some(cursor_text(&record.id, next));
+        answer.cursor = Some(cursor_text(id, next));
         Ok(())
     }
 }
 
-fn cursor_text(job: &JobId, [out, err]: [u64; 2]) -> String {
+fn cursor_text(job: &str, [out, err]: [u64; 2]) -> String {
     URL_SAFE_NO_PAD.encode(format!("{job} {out} {err}"))
 }
 
-fn parse_cursor(job: &JobId, text: &str) -> Option<[u64; 2]> {
+fn parse_cursor(job: &str, text: &str) -> Option<[u64; 2]> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
-    let (out, err) = text
-        .strip_prefix(job.as_str())?
-        .strip_prefix(' ')?
-        .split_once(' ')?;
+    let positions = text.strip_prefix(job)?.strip_prefix(' ')?;
+    let (out, err) = positions.split_once(' ')?;
     Some([out.parse().ok()?, err.parse().ok()?])
 }
 
 struct Reader<'a> {
-    call: &'a mut Call,
+    context: &'a mut Context,
+    gone: &'a CancellationToken,
     word: &'a JobWord,
     streams: Streams,
-    out: Text,
-    err: Text,
+    /// Standard output and standard error.
+    texts: [Text; 2],
 }
 
 impl Reader<'_> {
-    /// Reads until there is a line, the job has ended, the time is up or the client has gone.
+    /// Reads until there is a line, the job has ended, the time is up or the client is gone.
     fn read(&mut self, cursor: Option<[u64; 2]>, until: Instant) -> Result<Record, Failure> {
         let mut start = Start::LastBytes(STREAM_MAX as u64);
         if let Some(cursor) = cursor {
-            [self.out.begin, self.err.begin] = cursor;
+            self.begin(cursor);
             start = self.end();
         }
         loop {
             let Tailed { record, begin } = self.pass(self.streams, start, None)?;
             if let Start::LastBytes(_) = start {
-                [self.out.begin, self.err.begin] = begin;
-                self.out.skip_partial_line();
-                self.err.skip_partial_line();
-            } else if self.out.cut && self.streams == Streams::Both {
-                // Standard error comes behind standard output, so it was cut off too.
-                self.err.bytes.clear();
+                self.begin(begin);
+                self.texts.iter_mut().for_each(Text::skip_partial_line);
+            } else if self.texts[0].cut && self.streams == Streams::Both {
+                // Standard error comes after standard output, so it was cut off too.
+                self.texts[1].bytes.clear();
                 self.pass(Streams::Stderr, self.end(), None)?;
             }
-            let is_over = || Instant::now() >= until || self.call.gone.is_cancelled();
+            let is_over = || Instant::now() >= until || self.gone.is_cancelled();
             if self.has_line() || record.state.is_finished() || is_over() {
                 return Ok(record);
             }
@@ -227,15 +217,11 @@ impl Reader<'_> {
         from: Start,
         until: Option<Instant>,
     ) -> Result<Tailed, Failure> {
-        let texts = RefCell::new([&mut self.out, &mut self.err]);
-        let gone = self.call.gone.clone();
+        let texts = RefCell::new(&mut self.texts);
         let enough = || {
-            let texts = texts.borrow();
-            let over = |until| Instant::now() >= until || gone.is_cancelled();
-            texts
-                .iter()
-                .any(|text| text.cut || until.is_some() && text.has_line())
-                || until.is_some_and(over)
+            let is_full = |text: &Text| text.cut || until.is_some() && text.has_line();
+            let is_over = |until| Instant::now() >= until || self.gone.is_cancelled();
+            texts.borrow().iter().any(is_full) || until.is_some_and(is_over)
         };
         let request = Request {
             out: streams != Streams::Stderr,
@@ -245,26 +231,25 @@ impl Reader<'_> {
             brief: true,
             enough: Some(&enough),
         };
-        let sink = &mut |stream: Stream, bytes: &[u8]| -> Result<(), Failure> {
-            let [out, err] = &mut *texts.borrow_mut();
-            match stream {
-                Stream::Out => out.take(bytes),
-                Stream::Err => err.take(bytes),
-            }
+        tail(self.context, self.word, &request, &mut |stream, bytes| {
+            texts.borrow_mut()[usize::from(stream == Stream::Err)].take(bytes);
             Ok(())
-        };
-        tail(&mut self.call.context, self.word, &request, sink)
+        })
     }
 
-    fn end(&self) -> Start {
-        Start::Behind {
-            out: self.out.end(),
-            err: self.err.end(),
+    fn begin(&mut self, begin: [u64; 2]) {
+        for (text, begin) in self.texts.iter_mut().zip(begin) {
+            text.begin = begin;
         }
     }
 
+    fn end(&self) -> Start {
+        let [out, err] = self.texts.each_ref().map(Text::end);
+        Start::Behind { out, err }
+    }
+
     fn has_line(&self) -> bool {
-        self.out.has_line() || self.err.has_line()
+        self.texts.iter().any(Text::has_line)
     }
 }
 
@@ -274,7 +259,7 @@ struct Text {
     /// The position in the stream of the first byte.
     begin: u64,
     bytes: Vec<u8>,
-    /// There is more in the stream than fits.
+    /// The stream has more than fits.
     cut: bool,
 }
 
@@ -310,7 +295,7 @@ impl Text {
         self.skip(size);
     }
 
-    /// Skips what is left of the line that the text begins in.
+    /// Skips the rest of the line that the text begins in.
     fn skip_partial_line(&mut self) {
         let end = self.bytes.iter().position(|byte| *byte == b'\n');
         if self.begin > 0 {
@@ -344,12 +329,12 @@ mod tests {
 
     #[test]
     fn a_cursor_is_of_one_job() {
-        let job: JobId = "abcdefgh".parse().unwrap();
-        let text = cursor_text(&job, [7, 1 << 53]);
-        assert_eq!(parse_cursor(&job, &text), Some([7, 1 << 53]));
-        assert_eq!(parse_cursor(&"abcdefgj".parse().unwrap(), &text), None);
+        let job = "abcdefgh";
+        let text = cursor_text(job, [7, 1 << 53]);
+        assert_eq!(parse_cursor(job, &text), Some([7, 1 << 53]));
+        assert_eq!(parse_cursor("abcdefgj", &text), None);
         for bad in ["", "12", "é", &text[1..], &text[..text.len() - 3]] {
-            assert_eq!(parse_cursor(&job, bad), None, "{bad}");
+            assert_eq!(parse_cursor(job, bad), None, "{bad}");
         }
     }
 }

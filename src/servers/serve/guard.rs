@@ -1,8 +1,8 @@
-//! Who may ask at all: what is decided from the head of a request, before anything else is done.
+//! Who may send requests: decided from the head of a request, before anything else.
 //!
-//! A page in a browser on this machine can have requests sent to any port, under a name that its owner points at
-//! 127.0.0.1 (DNS rebinding). So the host that a request names must be this machine's own, and no answer ever lets a page
-//! of another origin read it (no CORS). On a port the token is asked for too; the socket's mode says who may use it.
+//! A web page in a browser on this machine can send requests to any port, under a name that its owner points at 127.0.0.1
+//! (DNS rebinding). So the Host header must name this machine, and no answer allows a page of another origin to read it
+//! (no CORS). On a port, the token is required too; the socket is protected by its mode.
 
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, HOST};
@@ -15,22 +15,22 @@ use std::sync::Arc;
 use super::problem::{BAD_HOST, Problem, UNAUTHORIZED};
 use super::token::Token;
 
-/// The names of this machine to itself.
+/// The names of this machine.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// What a request must bring.
+/// What a request must have.
 pub struct Guard {
-    /// The port that it must name, and the token.
+    /// The port that it must name, and the token; none on a socket.
     port: Option<(u16, Token)>,
 }
 
 impl Guard {
-    /// For those who can open the socket: they are this user. What forwards it may have any port.
+    /// Only this user can open the socket. A forwarded one may have any port.
     pub fn of_socket() -> Self {
         Self { port: None }
     }
 
-    /// For those who can connect to a port: anybody on this machine.
+    /// Any user of this machine can connect to a port.
     pub fn of_port(port: u16, token: Token) -> Self {
         Self {
             port: Some((port, token)),
@@ -44,19 +44,19 @@ impl Guard {
             _ => None,
         };
         let is_ours = |host: &Authority| self.is_ours(host);
-        // A request to a proxy names the host in its first line, which counts more than the header.
+        // A request to a proxy names the host in its first line, which overrides the header.
         if !host.as_ref().is_some_and(is_ours) || !uri.authority().is_none_or(is_ours) {
             let wanted = match &self.port {
                 Some((port, _)) => format!("localhost:{port}, 127.0.0.1:{port} or [::1]:{port}"),
                 None => "localhost".to_owned(),
             };
-            let message = format!("the request's Host header has to be {wanted}");
+            let message = format!("the Host header must be {wanted}");
             return Err(Problem::new(BAD_HOST, message));
         }
         let given = || bearer(headers.get(AUTHORIZATION)?.as_bytes());
         match &self.port {
             Some((_, token)) if !given().is_some_and(|given| token.is(given)) => {
-                let message = "send the header `Authorization: Bearer TOKEN`; the token is in serve.token in rsig's state directory";
+                let message = "send the header `Authorization: Bearer TOKEN`; the token is in `serve.token` in the state directory";
                 Err(Problem::new(UNAUTHORIZED, message))
             }
             _ => Ok(()),
@@ -64,7 +64,7 @@ impl Guard {
     }
 
     fn is_ours(&self, host: &Authority) -> bool {
-        // A user in it is no part of a Host header.
+        // A Host header has no user.
         let plain = !host.as_str().contains('@');
         let name = NAMES
             .iter()
@@ -77,7 +77,7 @@ impl Guard {
     }
 }
 
-/// What stands behind `Bearer`, which is written in any case (RFC 9110 11.1).
+/// The token after `Bearer`, a word in any case (RFC 9110, 11.1).
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = value.split_at_checked(7)?;
     scheme
@@ -85,7 +85,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
         .then(|| rest.trim_ascii())
 }
 
-/// Lets a request through, or not.
+/// Passes a request on, or refuses it.
 pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     match guard.check(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,

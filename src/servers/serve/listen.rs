@@ -1,7 +1,7 @@
-//! What is listened on: a Unix socket in the state directory, or a port of the loopback interface.
+//! The listening socket: a Unix socket in the state directory, or a port of the loopback interface.
 //!
-//! A lock, which ends with its process, makes sure that there is one server on the socket at a time. Its holder may
-//! remove a socket that an earlier server has left behind.
+//! A lock, which ends with its process, ensures that one server at a time uses the Unix socket. Its holder may remove a
+//! socket that an earlier server left behind.
 
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
@@ -17,7 +17,7 @@ use crate::state::state_directory;
 
 /// The socket in the state directory.
 const SOCKET: &str = "serve.sock";
-/// The file whose lock the server on it holds.
+/// The file that the server on the socket locks.
 const LOCK: &str = "serve.lock";
 
 pub enum Listener {
@@ -43,7 +43,7 @@ impl Listener {
     }
 }
 
-/// The socket, which is removed in the end.
+/// The Unix socket, removed when dropped.
 pub struct OwnSocket {
     listener: UnixListener,
     path: PathBuf,
@@ -57,7 +57,7 @@ impl Drop for OwnSocket {
     }
 }
 
-/// Listens on the Unix socket of the state directory, and says where that is.
+/// Listens on the Unix socket of the state directory, and returns its path.
 pub fn on_socket() -> Result<(Listener, PathBuf)> {
     let directory = state_directory()?;
     let path = directory.join(SOCKET);
@@ -72,7 +72,7 @@ pub fn on_socket() -> Result<(Listener, PathBuf)> {
         .with_context(|| format!("{} can't be opened", lock_path.display()))?;
     match lock.try_lock() {
         Err(TryLockError::WouldBlock) => bail!(
-            "another `rsig serve` listens on {} already: use that one, or end it first; one with --listen can run beside it",
+            "another `rsig serve` is listening on {}: use it, or end it first; one with --listen can run beside it",
             path.display()
         ),
         locked => locked.with_context(|| format!("{} can't be locked", lock_path.display()))?,
@@ -80,7 +80,7 @@ pub fn on_socket() -> Result<(Listener, PathBuf)> {
     remove_stale(&path)?;
     let listener = bind(&directory, &path).with_context(|| {
         let shown = path.display();
-        format!("the socket {shown} can't be made (if its path is too long, set RSIG_STATE_DIR to a shorter one)")
+        format!("the socket {shown} can't be created (if its path is too long, set RSIG_STATE_DIR to a shorter one)")
     })?;
     let own = OwnSocket {
         listener,
@@ -90,7 +90,7 @@ pub fn on_socket() -> Result<(Listener, PathBuf)> {
     Ok((Listener::Socket(own), path))
 }
 
-/// Removes the socket that an earlier server has left behind.
+/// Removes the socket that an earlier server left behind.
 fn remove_stale(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -98,13 +98,13 @@ fn remove_stale(path: &Path) -> Result<()> {
         Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path)
             .with_context(|| format!("the stale socket {} can't be removed", path.display())),
         Ok(_) => bail!(
-            "{} is where the server's socket belongs, but is not a socket: move it away",
+            "{} is in the place of the server's socket, but is not a socket: move it away",
             path.display()
         ),
     }
 }
 
-/// Binds under another name and moves the socket into its place, so that it is never there with another mode.
+/// Binds under another name and moves the socket into place, so that it never has a wider mode there.
 fn bind(directory: &Path, path: &Path) -> io::Result<UnixListener> {
     let new = directory.join(format!("{SOCKET}.{}", std::process::id()));
     drop(fs::remove_file(&new));
@@ -117,11 +117,11 @@ fn bind(directory: &Path, path: &Path) -> io::Result<UnixListener> {
     placed.map(|()| listener)
 }
 
-/// Listens on a port of this machine alone, and says which: port 0 is any that is free.
+/// Listens on a loopback port, and returns its address: port 0 means any free port.
 pub async fn on_port(address: SocketAddr) -> Result<(Listener, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("{address} can't be listened on"))?;
+        .with_context(|| format!("can't listen on {address}"))?;
     let address = listener.local_addr()?;
     Ok((Listener::Port(listener), address))
 }

@@ -1,8 +1,8 @@
-//! `GET /processes/JOB/_log`: the bytes that a job has written, as they are.
+//! `GET /processes/JOB/_log`: the bytes that a job has written, unchanged.
 //!
-//! A few chunks at most wait for a client. One that takes them slowly holds its job's reader back, and the reader the
-//! host, so nothing piles up anywhere but in the log. What goes wrong after the first byte can't be said any more: the
-//! answer is broken off, so that no client takes it for whole.
+//! At most a few chunks wait for a client. A slow client slows down the reader of the log, and that the host, so nothing
+//! accumulates. An error after the first byte can't be reported: the answer is cut off, so that no client takes it for
+//! complete.
 
 use std::sync::Arc;
 
@@ -19,15 +19,15 @@ use utoipa::{IntoParams, ToSchema};
 use super::App;
 use super::problem::{BAD_VALUE, Problem, busy};
 use super::request::{JobPath, Path, Query, flag};
+use crate::cmd::context::Context;
 use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
-use crate::remote::Stream as Log;
 use crate::remote::output::From as Start;
-use crate::servers::Class;
-use crate::servers::one::job;
+use crate::servers::one;
 
-/// How many chunks wait for a client, and how large they are at most.
-const CHUNKS: usize = 4;
+/// At most this many chunks wait for a client.
+const CHUNKS_MAX: usize = 4;
+/// The largest chunk, in bytes.
 const CHUNK_MAX: usize = 64 << 10;
 /// The largest position in a log that every shell can count to.
 const OFFSET_MAX: u64 = 1 << 53;
@@ -36,15 +36,15 @@ const OFFSET_MAX: u64 = 1 << 53;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Wanted {
-    /// Which of its streams
+    /// Which of the job's streams
     #[serde(default)]
     #[param(inline)]
     stream: Stream,
-    /// Leave out this many bytes
+    /// Skip this many bytes
     #[serde(default)]
     #[param(maximum = 9_007_199_254_740_992_i64)]
     offset: u64,
-    /// Go on until the job ends; an answer that breaks off before its end is not whole
+    /// Go on until the job ends; an answer that is cut off is not complete
     #[serde(default, deserialize_with = "flag")]
     follow: bool,
 }
@@ -57,7 +57,7 @@ enum Stream {
     Stderr,
 }
 
-/// Read what a job has written, byte by byte
+/// Read what a job has written
 #[utoipa::path(get, path = "/processes/{job}/_log", params(JobPath, Wanted), responses(
     (status = OK, description = "The bytes", content_type = "application/octet-stream"),
     Problem,
@@ -73,24 +73,27 @@ pub async fn log(
             format!("offset: {OFFSET_MAX} at most"),
         ));
     }
-    let class = if wanted.follow {
-        Class::Follow
+    let permits = if wanted.follow {
+        Arc::clone(&app.follow)
     } else {
-        Class::Long
+        app.workers.permits(true)
     };
-    let permit = app.workers.try_permit(class).ok_or_else(busy)?;
-    let (sender, mut chunks) = mpsc::channel(CHUNKS);
-    tokio::spawn(permit.work(move || {
-        let stopped = || Failure::new(Kind::Failed, "the server stops");
-        let sent = send(&app, &path.job, &wanted, &sender);
-        if let Some(failure) = sent
-            .err()
-            .or_else(|| app.stopping.is_cancelled().then(stopped))
-        {
-            // A client that has gone does not hear of it.
-            drop(sender.blocking_send(Err(failure)));
-        }
-    }));
+    let permit = permits.try_acquire_owned().map_err(|_| busy())?;
+    let (sender, mut chunks) = mpsc::channel(CHUNKS_MAX);
+    tokio::spawn(async move {
+        let (last, workers) = (sender.clone(), Arc::clone(&app.workers));
+        let stopping = app.stopping.clone();
+        let send =
+            move |context: &mut Context, _: &_| send(&app, context, &path.job, &wanted, &sender);
+        let sent = workers.run(permit, send).await.and_then(|sent| sent);
+        let failure = match sent {
+            Ok(()) if stopping.is_cancelled() => Failure::new(Kind::Failed, "the server stops"),
+            Ok(()) => return,
+            Err(failure) => failure,
+        };
+        // A client that is gone does not need it.
+        drop(last.send(Err(failure)).await);
+    });
     let first = match chunks.recv().await {
         Some(Err(failure)) => return Err(failure.into()),
         first => first,
@@ -103,50 +106,40 @@ type Chunk = Result<Bytes, Failure>;
 
 fn send(
     app: &App,
-    word: &str,
+    context: &mut Context,
+    job: &str,
     wanted: &Wanted,
     sender: &mpsc::Sender<Chunk>,
 ) -> Result<(), Failure> {
+    let (_, job) = one::job(context, job)?;
     let send = |bytes| {
         let sent = sender.blocking_send(Ok(bytes));
-        sent.map_err(|_| Failure::new(Kind::Failed, "the client has gone"))
+        sent.map_err(|_| Failure::new(Kind::Failed, "the client is gone"))
     };
-    if wanted.follow {
-        // Fails before the first byte, however long that takes to come. Nothing is read, and not to the end: a job whose
-        // output was read may be forgotten.
-        let nothing = Wanted {
-            offset: OFFSET_MAX,
-            follow: false,
-            ..*wanted
-        };
-        read(app, word, &nothing, &|| true, &mut |_| Ok(()))?;
-        send(Bytes::new())?;
-    }
     let over = || sender.is_closed() || app.stopping.is_cancelled();
-    read(app, word, wanted, &over, &mut |bytes| {
-        let mut chunks = bytes.chunks(CHUNK_MAX);
-        chunks.try_for_each(|chunk| send(Bytes::copy_from_slice(chunk)))
-    })
-}
-
-fn read(
-    app: &App,
-    word: &str,
-    wanted: &Wanted,
-    over: &dyn Fn() -> bool,
-    sink: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let mut context = app.limits.context()?;
-    let (_, word) = job(&context, word)?;
     let request = Request {
         out: wanted.stream == Stream::Stdout,
         err: wanted.stream == Stream::Stderr,
         from: Start::Byte(wanted.offset + 1),
         follow: wanted.follow,
         brief: wanted.offset == OFFSET_MAX,
-        enough: Some(over),
+        enough: Some(&over),
     };
-    let sink = &mut |_: Log, bytes: &[u8]| sink(bytes);
-    tail(&mut context, &word, &request, sink)?;
+    if wanted.follow {
+        // The first byte may take long to come; what can fail should fail now. Nothing is read.
+        let check = Request {
+            from: Start::Byte(OFFSET_MAX + 1),
+            follow: false,
+            brief: true,
+            enough: Some(&|| true),
+            ..request
+        };
+        tail(context, &job, &check, &mut |_, _| Ok(()))?;
+        send(Bytes::new())?;
+    }
+    tail(context, &job, &request, &mut |_, bytes| {
+        let mut chunks = bytes.chunks(CHUNK_MAX);
+        chunks.try_for_each(|chunk| send(Bytes::copy_from_slice(chunk)))
+    })?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `rsig serve`: jobs over HTTP, for programs on this machine.
 //!
-//! `listen` has the sockets, `guard` decides who may ask at all, `routes` and `log` answer what `request` has read,
-//! `problem` says what went wrong. There is no TLS and no other address than this machine's: from elsewhere, ssh forwards
+//! `listen` opens the sockets, `guard` decides who may send requests, `request` parses them, `routes` and `log` answer
+//! them, `problem` describes errors. There is no TLS and no address but this machine's: from elsewhere, let ssh forward
 //! the port or the socket.
 
 mod guard;
@@ -29,30 +29,33 @@ use tokio_util::sync::CancellationToken;
 
 use self::guard::Guard;
 use self::listen::Listener;
-use super::{Limits, WorkerPool};
+use super::Workers;
 use crate::clock;
 use crate::terminal::warn;
 
-/// How many connections there are at a time; the next ones wait.
+/// At most this many connections are open at once; further ones wait.
 const CONNECTIONS_MAX: usize = 256;
-/// How long a client may take to send the head of a request, and how long a connection may be idle.
+/// How long a client may take to send the head of a request, and a connection may be idle.
 const HEAD_WAIT: Duration = Duration::from_secs(10);
 /// The largest head of a request, in bytes.
 const HEAD_MAX: usize = 32 << 10;
-/// How long a client may take nothing of what is there for it.
+/// How long a client may read nothing of an answer.
 const WRITE_WAIT: Duration = Duration::from_secs(30);
-/// How long requests may take to finish once the server is to stop.
+/// How long requests may take to finish when the server stops.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
+/// At most this many logs are followed at once.
+const FOLLOW_MAX: usize = 32;
 
 /// What every request works with.
 struct App {
-    limits: Limits,
-    workers: WorkerPool,
+    workers: Arc<Workers>,
+    /// The permits of followed logs.
+    follow: Arc<Semaphore>,
     stopping: CancellationToken,
 }
 
 /// Serves until TERM, INT or HUP. Jobs run on.
-pub fn serve(limits: Limits, address: Option<SocketAddr>) -> Result<()> {
+pub fn serve(workers: Workers, address: Option<SocketAddr>) -> Result<()> {
     super::check_state()?;
     let runtime = super::runtime()?;
     let served = runtime.block_on(async {
@@ -78,8 +81,8 @@ pub fn serve(limits: Limits, address: Option<SocketAddr>) -> Result<()> {
         };
         let stopping = CancellationToken::new();
         let app = App {
-            limits,
-            workers: WorkerPool::default(),
+            workers: Arc::new(workers),
+            follow: Arc::new(Semaphore::new(FOLLOW_MAX)),
             stopping: stopping.clone(),
         };
         let connections = GracefulShutdown::new();
@@ -91,21 +94,21 @@ pub fn serve(limits: Limits, address: Option<SocketAddr>) -> Result<()> {
             _ = hup.recv() => {}
         }
         stopping.cancel();
-        // What takes longer is broken off.
+        // Requests that take longer are cut off.
         drop(tokio::time::timeout(SHUTDOWN_WAIT, connections.shutdown()).await);
         Ok(())
     });
-    // Workers that wait for a host are not waited for.
+    // Workers that wait for a host are left behind.
     runtime.shutdown_background();
     served
 }
 
-/// Takes connections, and serves each in a task.
+/// Accepts connections, and serves each in a task.
 async fn accept(listener: &Listener, router: Router, connections: &GracefulShutdown) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         let Ok(stream) = listener.accept().await else {
-            // There are no more descriptors, say: that passes.
+            // Out of file descriptors, for example: that passes.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -123,7 +126,7 @@ async fn accept(listener: &Listener, router: Router, connections: &GracefulShutd
             );
         let connection = connections.watch(connection);
         tokio::spawn(async move {
-            // A connection that breaks concerns nobody but its client.
+            // A broken connection concerns its client only.
             drop(connection.await);
             drop(permit);
         });

@@ -1,4 +1,4 @@
-//! What went wrong with a request: a status, a word for programs, and a message for people.
+//! Errors of requests: a status, a word for programs, and a message for people.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,7 @@ use utoipa::openapi::{Content, RefOr, ResponseBuilder};
 use utoipa::{IntoResponses, PartialSchema as _, ToSchema};
 
 use crate::error::Failure;
-use crate::escape::printable;
-
-/// How much of a message is shown, in characters: some of it may be a host's.
-const MESSAGE_MAX: usize = 2000;
+use crate::servers::message as shown;
 
 /// A status, and the word that goes with it.
 type Terms = (u16, &'static str);
@@ -38,7 +35,7 @@ const STATUSES: [u16; 12] = [400, 401, 403, 404, 405, 408, 409, 413, 415, 500, 5
 pub struct Problem {
     #[serde(skip)]
     status: u16,
-    /// What a program tells apart
+    /// The kind of error
     error: &'static str,
     /// What happened, to which job or host, and what to do next
     message: String,
@@ -49,7 +46,7 @@ impl Problem {
         Self {
             status,
             error,
-            message: printable(message.as_ref().as_bytes(), MESSAGE_MAX),
+            message: shown(message.as_ref()),
         }
     }
 }
@@ -113,6 +110,6 @@ impl IntoResponses for Problem {
 pub fn busy() -> Problem {
     Problem::new(
         BUSY,
-        "too many requests wait for jobs or follow logs; try again in a moment",
+        "too many requests are waiting for jobs or following logs; try again in a moment",
     )
 }

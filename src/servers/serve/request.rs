@@ -1,4 +1,4 @@
-//! What a request brings, read from its path, its query and its body.
+//! What a request says, read from its path, its query and its body.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::cmd::values::duration;
 
 /// How long a client may take to send a body.
 const BODY_WAIT: Duration = Duration::from_secs(20);
-/// The longest time that a request may wait for a job.
+/// The longest wait for a job.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 #[derive(Deserialize, IntoParams)]
@@ -30,12 +30,12 @@ pub struct JobPath {
 #[from_request(via(axum::extract::Path), rejection(Problem))]
 pub struct Path<T>(pub T);
 
-/// The parameters behind the question mark.
+/// The parameters in the query.
 #[derive(FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Problem))]
 pub struct Query<T>(pub T);
 
-/// A body of JSON, if it comes soon.
+/// A body of JSON that arrives in time.
 pub struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
@@ -50,7 +50,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// Reads a yes or no.
+/// Reads a boolean.
 pub fn flag<'a, D: Deserializer<'a>>(value: D) -> Result<bool, D::Error> {
     match String::deserialize(value)?.as_str() {
         "true" | "1" => Ok(true),
@@ -59,7 +59,7 @@ pub fn flag<'a, D: Deserializer<'a>>(value: D) -> Result<bool, D::Error> {
     }
 }
 
-/// Reads how long to wait.
+/// Reads a duration to wait.
 pub fn wait<'a, D: Deserializer<'a>>(value: D) -> Result<Option<Duration>, D::Error> {
     let wait = duration(&String::deserialize(value)?).map_err(D::Error::custom)?;
     if wait > WAIT_MAX {

@@ -1,4 +1,4 @@
-//! The secret that a request to a port has to bring: any user of this machine can connect to a port.
+//! The secret that a request to a port must have: any user of this machine can connect to a port.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -11,41 +11,41 @@ use subtle::ConstantTimeEq as _;
 use crate::job::random_hex;
 use crate::state::state_directory;
 
-/// The file in the state directory where it stands alone.
+/// The file in the state directory that holds it.
 const FILE: &str = "serve.token";
-/// The shortest one that is taken, in characters.
-const SHORTEST: usize = 32;
-/// The longest.
-const LONGEST: usize = 1024;
+/// The shortest token, in characters.
+const TOKEN_MIN: usize = 32;
+/// The longest token, in characters.
+const TOKEN_MAX: usize = 1024;
 
-/// A secret, which no message shows.
+/// No message shows it.
 pub struct Token(Vec<u8>);
 
 impl Token {
-    /// Whether what a client brings is this one, in a time that says nothing of how much of it is right.
-    pub fn is(&self, brought: &[u8]) -> bool {
-        self.0.ct_eq(brought).into()
+    /// Compares in constant time.
+    pub fn is(&self, given: &[u8]) -> bool {
+        self.0.ct_eq(given).into()
     }
 }
 
-/// The token of the state directory, made of 256 random bits when there is none; and where it is.
+/// Reads the token of the state directory, or creates one of 256 random bits; returns its path too.
 pub fn load() -> Result<(Token, PathBuf)> {
     let path = state_directory()?.join(FILE);
     if let Err(error) = fs::symlink_metadata(&path)
         && error.kind() == io::ErrorKind::NotFound
     {
-        make(&path).with_context(|| format!("the token {} can't be made", path.display()))?;
+        make(&path).with_context(|| format!("the token {} can't be created", path.display()))?;
     }
     let token = read(&path).with_context(|| {
         format!(
-            "the token {} can't be used; remove it, and the next `rsig serve --listen` makes another",
+            "the token {} can't be used; remove it, and `rsig serve --listen` creates another",
             path.display()
         )
     })?;
     Ok((token, path))
 }
 
-/// Writes it to a file that is nobody's yet, and links that into place: no other server finds half of one.
+/// Writes a new file and links it into place, so that no other server reads half of it.
 fn make(path: &Path) -> Result<()> {
     let secret = random_hex::<32>()?;
     let new = path.with_extension(format!("token.{}", std::process::id()));
@@ -60,7 +60,7 @@ fn make(path: &Path) -> Result<()> {
         .and_then(|()| fs::hard_link(&new, path));
     fs::remove_file(&new)?;
     match linked {
-        // Another server was faster: its token is as good.
+        // Another server was faster: its token will do.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => Ok(linked?),
     }
@@ -83,15 +83,15 @@ fn read(path: &Path) -> Result<Token> {
     }
     if metadata.mode() & 0o077 != 0 {
         bail!(
-            "others have access to it, so it may be known to them (mode {:o}, not 600)",
+            "other users have access to it and may know it (mode {:o}, not 600)",
             metadata.mode() & 0o777
         );
     }
     let mut text = Vec::new();
-    file.take(LONGEST as u64 + 1).read_to_end(&mut text)?;
+    file.take(TOKEN_MAX as u64 + 1).read_to_end(&mut text)?;
     let token = text.trim_ascii();
-    if !(SHORTEST..=LONGEST).contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {
-        bail!("it does not hold {SHORTEST} to {LONGEST} printable characters alone");
+    if !(TOKEN_MIN..=TOKEN_MAX).contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {
+        bail!("it must hold one word of {TOKEN_MIN} to {TOKEN_MAX} printable characters");
     }
     Ok(Token(token.to_vec()))
 }
