@@ -548,7 +548,7 @@ fn the_scripts_are_clean() {
     let about_jobs = ["frame", "host", "process", "lock", "look"];
     let scripts: [(&[&str], &str); 6] = [
         (
-            &["frame", "host", "process", "spawn"],
+            &["frame", "host", "environ", "process", "spawn"],
             "rs_given= rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout=",
         ),
         (

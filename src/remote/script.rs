@@ -28,20 +28,21 @@ impl Nonce {
 
 /// The files that scripts share, each behind those that it uses. They define functions, and set nothing but names with
 /// `rs_`, so that a shell can be given all of them before there is a script.
-const SHARED: [&str; 6] = [
+const SHARED: [&str; 7] = [
     file!("frame"),
     file!("host"),
+    file!("environ"),
     file!("process"),
     file!("lock"),
     file!("look"),
     file!("deliver"),
 ];
 /// How many of them a script needs that starts a job.
-pub(super) const TO_START: usize = 4;
+pub(super) const TO_START: usize = 5;
 /// How many of them one about jobs needs.
-pub(super) const ABOUT_JOBS: usize = 5;
+pub(super) const ABOUT_JOBS: usize = 6;
 /// And one that signals them.
-pub(super) const TO_SIGNAL: usize = 6;
+pub(super) const TO_SIGNAL: usize = 7;
 
 /// What a shell is given while it waits for its script.
 pub fn primer() -> Primer {
@@ -87,6 +88,8 @@ pub struct Script {
     pub(super) body: Vec<u8>,
     nonce: Nonce,
     pub(super) form: Form,
+    /// What its shell does before it, and remembers for later ones.
+    pub(super) ahead: &'static str,
 }
 
 /// `( ... )` is no process of its own in ksh93 until a limit is set: a signal to the script would end the shell.
@@ -100,6 +103,7 @@ impl Script {
             body: Vec::new(),
             nonce: Nonce(job::random_hex::<16>()?),
             form: Form::Pooled,
+            ahead: "rs_prepare",
         };
         script.call("rs_host", &[])?;
         Ok(script)
@@ -136,6 +140,7 @@ impl Script {
             body: b"{\n".to_vec(),
             nonce: Nonce(String::new()),
             form: Form::Last,
+            ahead: "",
         }
     }
 
@@ -154,8 +159,8 @@ impl Script {
         let begin = match self.form {
             Form::Last => format!("{{\nrs_nonce={nonce}\n"),
             Form::Pooled | Form::Stream => {
-                let prepare = if primed { "rs_prepare\n" } else { "" };
-                format!("{{\n{prepare}rs_nonce={nonce}\n(\n{OWN_PROCESS}\n")
+                let ahead = if primed { self.ahead } else { "" };
+                format!("{{\n{ahead}\nrs_nonce={nonce}\n(\n{OWN_PROCESS}\n")
             }
         };
         let end = match self.form {

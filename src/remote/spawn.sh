@@ -27,66 +27,14 @@ rs_give_up() {
 	cd / && exec rm -rf "${rs_made:-$rs_base/$rs_id}"
 }
 
-# rs_environ BYTE : the words for env(1) that make of what this shell passes on the environment that it was given itself,
-# but for the client's rs_given. Line ends in values are BYTE (octal) until the end.
-rs_environ() {
-	{
-		/usr/bin/env cat /proc/self/environ | tr '\0\n' "\n\\$1"
-		echo '='
-		tr '\0\n' "\n\\$1" <"/proc/$$/environ"
-	} | awk -v "line=\\$1" -v given="$rs_given" '
-		BEGIN { quote = sprintf("%c", 39); split(given, names, " "); for (i in names) own[names[i]] }
-		$0 == "=" { before = 1; next }
-		{ name = substr($0, 1, index($0, "=") - 1) }
-		!before { passed[$0]; left[name]; next }
-		{ delete left[name] }
-		name in own { next }
-		name == "PWD" { words = words " PWD=\"$PWD\""; next }
-		!($0 in passed) {
-			gsub(quote, quote "\\" quote quote)
-			gsub(line, "\n")
-			words = words " " quote $0 quote
-		}
-		END {
-			for (name in left) if (!(name in own)) printf " -u %s", name
-			print words
-		}'
-}
-
-# rs_restore : writes a function that becomes a program, with the environment that the login gave this shell and all signals
-# at their default, as far as the host has the means: a shell can't do either itself.
+# rs_restore : writes a function that becomes a program, with what environ.sh is for. What the job is given by the client
+# stays as it is by then.
 rs_restore() {
 	rs_restores || return
-	rs_words=$(rs_environ 1)
-	case $rs_words in
-	*"$rs_newline"*)
-		for rs_byte in 1 2 3 4 5 6 16 17 20 21 22 23; do
-			[ -n "$(tr -dc "\\$rs_byte" <"/proc/$$/environ" | tr '\001-\037' x)" ] || break
-		done
-		rs_words=$(rs_environ "$rs_byte")
-		;;
-	esac
-	# That shell adds it further down.
-	case ${KSH_VERSION-} in
-	*93*) rs_words=" -u _AST_FEATURES$rs_words" ;;
-	esac
-	rs_reset='' rs_ignored=''
-	while read -r rs_key rs_bits; do
-		[ "$rs_key" != SigIgn: ] || rs_ignored=$rs_bits
-	done <"/proc/$$/status"
-	case $rs_ignored in
-	*[!0]*)
-		if /usr/bin/env --default-signal true; then
-			rs_words=" --default-signal$rs_words"
-		elif perl -e 1; then
-			rs_reset=" perl -e '\$SIG{\$_} = \"DEFAULT\" for keys %SIG; exec { \$ARGV[0] } @ARGV'"
-		elif python3 -c 1; then
-			rs_reset=" python3 -c 'import os, signal, sys
-for s in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}: signal.signal(s, signal.SIG_DFL)
-os.execvp(sys.argv[1], sys.argv[1:])'"
-		fi
-		;;
-	esac
+	rs_remember
+	for rs_name in $rs_given; do
+		rs_words="$rs_words $rs_name=\"\$$rs_name\""
+	done
 	cat >become <<END
 rs_become() {
 exec /usr/bin/env$rs_words$rs_reset "\$@"

@@ -314,6 +314,7 @@ impl Script {
         } else {
             TO_START
         })?;
+        script.ahead = "rs_prepare; rs_remember";
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;

@@ -1,0 +1,64 @@
+# The environment of a job: the one that the login gave this shell, whatever the scripts have changed of it, and every signal
+# at its default. A shell can't do either itself.
+
+# rs_environ BYTE : the words for env(1) that make of what this shell passes on the environment that it was given itself.
+# Line ends in values are BYTE (octal) until the end. To be asked elsewhere than where the shell is: a job is, too.
+rs_environ() {
+	{
+		/usr/bin/env cat /proc/self/environ | tr '\0\n' "\n\\$1"
+		echo '='
+		tr '\0\n' "\n\\$1" <"/proc/$$/environ"
+	} | awk -v "line=\\$1" '
+		BEGIN { quote = sprintf("%c", 39) }
+		$0 == "=" { before = 1; next }
+		{ name = substr($0, 1, index($0, "=") - 1) }
+		!before { passed[$0]; left[name]; next }
+		{ delete left[name] }
+		name == "PWD" { words = words " PWD=\"$PWD\""; next }
+		!($0 in passed) {
+			gsub(quote, quote "\\" quote quote)
+			gsub(line, "\n")
+			words = words " " quote $0 quote
+		}
+		END {
+			for (name in left) printf " -u %s", name
+			print words
+		}'
+}
+
+# rs_remember : sets rs_words to these words, and rs_reset to those of a program that resets signals where env(1) does not.
+# Once in a shell, since neither changes while it lasts.
+rs_words='' rs_reset=
+rs_remember() {
+	[ -z "$rs_words" ] && rs_restores || return 0
+	rs_words=$(cd / && rs_environ 1)
+	case $rs_words in
+	*"$rs_newline"*)
+		for rs_byte in 1 2 3 4 5 6 16 17 20 21 22 23; do
+			[ -n "$(tr -dc "\\$rs_byte" <"/proc/$$/environ" | tr '\001-\037' x)" ] || break
+		done
+		rs_words=$(cd / && rs_environ "$rs_byte")
+		;;
+	esac
+	# That shell adds it further down.
+	case ${KSH_VERSION-} in
+	*93*) rs_words=" -u _AST_FEATURES$rs_words" ;;
+	esac
+	rs_ignored=''
+	while read -r rs_key rs_bits; do
+		[ "$rs_key" != SigIgn: ] || rs_ignored=$rs_bits
+	done <"/proc/$$/status"
+	case $rs_ignored in
+	*[!0]*)
+		if /usr/bin/env --default-signal true; then
+			rs_words=" --default-signal$rs_words"
+		elif perl -e 1; then
+			rs_reset=" perl -e '\$SIG{\$_} = \"DEFAULT\" for keys %SIG; exec { \$ARGV[0] } @ARGV'"
+		elif python3 -c 1; then
+			rs_reset=" python3 -c 'import os, signal, sys
+for s in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}: signal.signal(s, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])'"
+		fi
+		;;
+	esac
+} >/dev/null 2>&1
