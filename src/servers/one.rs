@@ -36,10 +36,8 @@ fn only(context: &Context, word: &JobWord) -> Jobs {
 /// Lists jobs; without `all`, those that ended a moment ago are left out too.
 pub fn list(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
     let mut listing = ps(context, filter)?;
-    let is_listed = |finished: bool| filter.all || !finished;
-    listing
-        .jobs
-        .retain(|job| is_listed(job.state.is_finished()));
+    let jobs = &mut listing.jobs;
+    jobs.retain(|job| filter.all || !job.state.is_finished());
     Ok(listing)
 }
 

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
-use super::Tool;
 use super::answer::Problem;
+use super::{Call, Tool};
 use crate::cmd::context::Context;
 use crate::cmd::{start, tail};
 use crate::error::{Failure, Kind};
@@ -95,12 +94,7 @@ impl Tool for Exec {
         (Duration::from_millis(self.timeout_ms) + ANSWER_WAIT, answer)
     }
 
-    fn call(
-        self,
-        context: &mut Context,
-        gone: &CancellationToken,
-        answer: &mut Answer,
-    ) -> Result<(), Problem> {
+    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
         answer.host = Some(self.host.to_string());
         if self.timeout_ms == 0 || self.timeout_ms > TIMEOUT_MAX {
             let message =
@@ -110,14 +104,14 @@ impl Tool for Exec {
         let (now, timeout) = (Instant::now(), Duration::from_millis(self.timeout_ms));
         let id = self.id?;
         answer.job_id = Some(id.to_string());
-        let mut request = NewJob::new(self.host, self.command).request(context)?;
+        let mut request = NewJob::new(self.host, self.command).request(call.context)?;
         request.job.timeout = Some(timeout);
         request.id = Some(id);
         request.start_by = Some(now + timeout + ANSWER_WAIT);
-        let started = start::spawn(context, request)?.record;
+        let started = start::spawn(call.context, request)?.record;
         let job = JobWord::from(&started);
         let until = Instant::now() + timeout + END_WAIT;
-        let record = await_end(context, &job, until, gone)?.record;
+        let record = await_end(call.context, &job, until, call.gone)?.record;
         if !record.state.is_finished() {
             let message = "still running, even after KILL: look at it with ssh_list_jobs";
             let message = format!("{}: {message}", record.label());
@@ -125,9 +119,9 @@ impl Tool for Exec {
         }
         answer.exit_status = record.exit_status;
         answer.timed_out = record.timed_out;
-        answer.read(context, &job)?;
+        answer.read(call.context, &job)?;
         if !answer.stdout_cut && !answer.stderr_cut {
-            remove(context, &job, false)?;
+            remove(call.context, &job, false)?;
             answer.job_id = None;
         }
         Ok(())

@@ -3,11 +3,9 @@
 use rmcp::schemars::{self, JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
-use super::Tool;
 use super::answer::Problem;
-use crate::cmd::context::Context;
+use super::{Call, Tool};
 use crate::cmd::ps::Filter;
 use crate::cmd::values::Hosts;
 use crate::host::Host;
@@ -59,22 +57,13 @@ impl Tool for List {
         to see what runs where.";
     const READ_ONLY: bool = true;
 
-    fn call(
-        self,
-        context: &mut Context,
-        _gone: &CancellationToken,
-        answer: &mut Answer,
-    ) -> Result<(), Problem> {
+    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
         let filter = Filter {
             all: self.include_finished,
-            host: self
-                .host
-                .map(|host| Hosts(vec![host]))
-                .into_iter()
-                .collect(),
+            host: Vec::from_iter(self.host.map(|host| Hosts(vec![host]))),
             ..Filter::default()
         };
-        let listing = one::list(context, &filter)?;
+        let listing = one::list(call.context, &filter)?;
         answer.omitted = listing.jobs.len().saturating_sub(JOBS_MAX);
         let jobs = listing.jobs.iter().skip(answer.omitted);
         let jobs = jobs.map(|job| serde_json::to_value(JobJson::new(&job.record, job.state)));

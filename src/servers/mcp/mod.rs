@@ -94,12 +94,14 @@ trait Tool: DeserializeOwned + JsonSchema + Send + 'static {
     }
 
     /// Carries the call out. What is known when it fails stays in the answer.
-    fn call(
-        self,
-        context: &mut Context,
-        gone: &CancellationToken,
-        answer: &mut Self::Answer,
-    ) -> Result<(), Problem>;
+    fn call(self, call: &mut Call<'_>, answer: &mut Self::Answer) -> Result<(), Problem>;
+}
+
+/// What a call works with.
+struct Call<'a> {
+    context: &'a mut Context,
+    /// The client wants no answer any longer.
+    gone: &'a CancellationToken,
 }
 
 struct Server(Arc<Workers>);
@@ -122,7 +124,7 @@ impl Server {
             let permit = permits.acquire_owned().await.map_err(anyhow::Error::from)?;
             let work = |context: &mut Context, gone: &CancellationToken| {
                 let mut answer = T::Answer::default();
-                let result = tool.call(context, gone, &mut answer);
+                let result = tool.call(&mut Call { context, gone }, &mut answer);
                 Answer::new(answer, result)
             };
             Arc::clone(&self.0).run(permit, work).await

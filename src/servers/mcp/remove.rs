@@ -2,11 +2,9 @@
 
 use rmcp::schemars::JsonSchema;
 use serde::Deserialize;
-use tokio_util::sync::CancellationToken;
 
-use super::Tool;
 use super::answer::{JobAnswer, Problem};
-use crate::cmd::context::Context;
+use super::{Call, Tool};
 use crate::servers::one::remove;
 
 #[derive(Deserialize, JsonSchema)]
@@ -33,13 +31,8 @@ impl Tool for Remove {
         self.force
     }
 
-    fn call(
-        self,
-        context: &mut Context,
-        _gone: &CancellationToken,
-        answer: &mut JobAnswer,
-    ) -> Result<(), Problem> {
-        let (_, job) = answer.find(context, &self.job_id)?;
-        Ok(remove(context, &job, self.force)?)
+    fn call(self, call: &mut Call<'_>, answer: &mut JobAnswer) -> Result<(), Problem> {
+        let (_, job) = answer.find(call.context, &self.job_id)?;
+        Ok(remove(call.context, &job, self.force)?)
     }
 }

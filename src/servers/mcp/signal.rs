@@ -3,11 +3,9 @@
 use rmcp::schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 use super::answer::{JobAnswer, Problem};
-use super::{Tool, wait};
-use crate::cmd::context::Context;
+use super::{Call, Tool, wait};
 use crate::cmd::deliver::{Report, Sending};
 use crate::delivery::{Sent, Via, Ways};
 use crate::error::{Failure, Kind};
@@ -83,12 +81,7 @@ impl Tool for SendSignal {
         self.wait_ms > 0
     }
 
-    fn call(
-        self,
-        context: &mut Context,
-        _gone: &CancellationToken,
-        answer: &mut Answer,
-    ) -> Result<(), Problem> {
+    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
         answer.job.job_id = Some(self.job_id.clone());
         let word = self.signal.as_str().map(str::to_owned);
         let signal = word.unwrap_or_else(|| self.signal.to_string()).parse();
@@ -109,13 +102,13 @@ impl Tool for SendSignal {
                 "signal 0 does not end a job: omit wait_ms, or follow the job with ssh_tail";
             return Err(Failure::usage(message).into());
         }
-        let (_, job) = answer.job.find(context, &self.job_id)?;
+        let (_, job) = answer.job.find(call.context, &self.job_id)?;
         let sending = Sending {
             wait: self.is_long().then(|| wait(self.wait_ms)),
             via,
             ..Sending::default()
         };
-        answer.tell(deliver(context, &job, signal, &sending)?)
+        answer.tell(deliver(call.context, &job, signal, &sending)?)
     }
 }
 

@@ -2,11 +2,9 @@
 
 use rmcp::schemars::JsonSchema;
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
-use super::Tool;
 use super::answer::Problem;
-use crate::cmd::context::Context;
+use super::{Call, Tool};
 use crate::cmd::start::{Spawned, spawn};
 use crate::servers::start::NewJob;
 
@@ -31,15 +29,10 @@ impl Tool for NewJob {
         takes longer than a minute, or that you want to watch or signal. For short commands use ssh_exec. Follow the job \
         with ssh_tail, end it with ssh_signal. Its standard input is /dev/null and it has no terminal.";
 
-    fn call(
-        self,
-        context: &mut Context,
-        _gone: &CancellationToken,
-        answer: &mut Answer,
-    ) -> Result<(), Problem> {
+    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
         answer.host = Some(self.host.to_string());
-        let request = self.request(context)?;
-        let Spawned { record, warning } = spawn(context, request)?;
+        let request = self.request(call.context)?;
+        let Spawned { record, warning } = spawn(call.context, request)?;
         answer.job_id = Some(record.id.to_string());
         answer.pid = record.pid;
         answer.warning = warning;

@@ -10,11 +10,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
 use super::answer::{JobAnswer, Problem};
-use super::{Tool, wait};
-use crate::cmd::context::Context;
+use super::{Call, Tool, wait};
 use crate::cmd::tail::{Request, Tailed, tail};
 use crate::error::Failure;
 use crate::job::{JobWord, Record};
@@ -105,14 +103,9 @@ impl Tool for Tail {
         self.wait_ms > 0
     }
 
-    fn call(
-        self,
-        context: &mut Context,
-        gone: &CancellationToken,
-        answer: &mut Answer,
-    ) -> Result<(), Problem> {
+    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
         let until = Instant::now() + wait(self.wait_ms);
-        let (record, word) = answer.job.find(context, &self.job_id)?;
+        let (record, word) = answer.job.find(call.context, &self.job_id)?;
         let id = record.id.as_str();
         let cursor = match self.cursor.as_deref() {
             None => None,
@@ -123,8 +116,7 @@ impl Tool for Tail {
         };
         answer.cursor = self.cursor;
         let mut reader = Reader {
-            context,
-            gone,
+            call,
             word: &word,
             streams: self.stream,
             texts: Default::default(),
@@ -171,16 +163,15 @@ fn parse_cursor(job: &str, text: &str) -> Option<[u64; 2]> {
     Some([out.parse().ok()?, err.parse().ok()?])
 }
 
-struct Reader<'a> {
-    context: &'a mut Context,
-    gone: &'a CancellationToken,
+struct Reader<'a, 'b> {
+    call: &'a mut Call<'b>,
     word: &'a JobWord,
     streams: Streams,
     /// Standard output and standard error.
     texts: [Text; 2],
 }
 
-impl Reader<'_> {
+impl Reader<'_, '_> {
     /// Reads until there is a line, the job has ended, the time is up or the client is gone.
     fn read(&mut self, cursor: Option<[u64; 2]>, until: Instant) -> Result<Record, Failure> {
         let mut start = Start::LastBytes(STREAM_MAX as u64);
@@ -198,7 +189,7 @@ impl Reader<'_> {
                 self.texts[1].bytes.clear();
                 self.pass(Streams::Stderr, self.end(), None)?;
             }
-            let is_over = || Instant::now() >= until || self.gone.is_cancelled();
+            let is_over = || Instant::now() >= until || self.call.gone.is_cancelled();
             if self.has_line() || record.state.is_finished() || is_over() {
                 return Ok(record);
             }
@@ -220,7 +211,7 @@ impl Reader<'_> {
         let texts = RefCell::new(&mut self.texts);
         let enough = || {
             let is_full = |text: &Text| text.cut || until.is_some() && text.has_line();
-            let is_over = |until| Instant::now() >= until || self.gone.is_cancelled();
+            let is_over = |until| Instant::now() >= until || self.call.gone.is_cancelled();
             texts.borrow().iter().any(is_full) || until.is_some_and(is_over)
         };
         let request = Request {
@@ -231,10 +222,15 @@ impl Reader<'_> {
             brief: true,
             enough: Some(&enough),
         };
-        tail(self.context, self.word, &request, &mut |stream, bytes| {
-            texts.borrow_mut()[usize::from(stream == Stream::Err)].take(bytes);
-            Ok(())
-        })
+        tail(
+            self.call.context,
+            self.word,
+            &request,
+            &mut |stream, bytes| {
+                texts.borrow_mut()[usize::from(stream == Stream::Err)].take(bytes);
+                Ok(())
+            },
+        )
     }
 
     fn begin(&mut self, begin: [u64; 2]) {
