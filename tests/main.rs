@@ -11,6 +11,7 @@ mod harness;
 mod hidden;
 mod history;
 mod hostile;
+mod interrupt;
 mod keeper;
 mod keeper_faults;
 mod kill;

@@ -10,6 +10,7 @@ pub mod deliver;
 mod ephemeral;
 pub mod foreground;
 mod history;
+mod interrupt;
 pub mod jobs;
 mod keeper;
 mod kill;
@@ -83,6 +84,9 @@ impl Command {
 
     /// Runs the command, and gives its exit status.
     pub fn run(self) -> Result<u8, Failure> {
+        if !self.handles_signals() {
+            interrupt::end_first_process()?;
+        }
         match self {
             Self::Spawn(spawn) => spawn.run(),
             Self::Run(run) => run.run(),
@@ -99,6 +103,14 @@ impl Command {
             #[cfg(feature = "serve")]
             Self::Serve(serve) => serve.run(),
         }
+    }
+
+    fn handles_signals(&self) -> bool {
+        #[cfg(feature = "serve")]
+        if matches!(self, Self::Serve(_)) {
+            return true;
+        }
+        matches!(self, Self::Run(_) | Self::Spawn(_))
     }
 
     /// The exit status for a failure of this command; `wait` and `run` pass on the job's own.

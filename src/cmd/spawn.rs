@@ -12,6 +12,7 @@ use clap_complete::engine::ArgValueCompleter;
 
 use super::args::{Common, ConnectArgs, JobArgs, KEPT, Parallel};
 use super::complete;
+use super::interrupt::{Starts, on_signal};
 use super::start::{Request, Spawned, spawn_each};
 use super::values::Hosts;
 use crate::error::{Failure, Kind, exit};
@@ -60,6 +61,9 @@ impl Spawn {
             ));
         }
         let command = self.job.check(self.command)?;
+        let starts = Arc::new(Starts::default());
+        let given_up = Arc::clone(&starts);
+        on_signal(move || given_up.give_up())?;
         let connect = self.connect.connect()?;
         let input = self
             .stdin
@@ -86,18 +90,20 @@ impl Spawn {
         let mut spinner = self.common.spinner("starting the job");
         let (mut out, mut status) = (Output::default(), exit::DONE);
         let mut ids = Vec::new();
-        for result in spawn_each(&mut context, requests) {
+        for result in spawn_each(&mut context, requests, &starts) {
             spinner.stop();
             match result {
                 Ok(Spawned { record, warning }) => {
                     if let Some(warning) = warning {
                         self.common.note(&warning);
                     }
-                    if self.json {
-                        out.json(&JobJson::new(&record, record.state));
-                    } else {
-                        out.line(&record.id);
-                    }
+                    starts.end(&record.id, || {
+                        if self.json {
+                            out.json(&JobJson::new(&record, record.state));
+                        } else {
+                            out.line(&record.id);
+                        }
+                    });
                     ids.push(record.label());
                 }
                 Err(failure) => {

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 
 use super::args::JobArgs;
 use super::context::Context;
+use super::interrupt::Starts;
 use super::jobs::{Limit, on_each_host};
 use crate::connection::{HostConnection, Shell};
 use crate::error::{Failure, Kind};
@@ -88,7 +89,7 @@ const KEEPER_INPUT_MAX: u64 = 1 << 20;
 #[cfg(any(feature = "mcp", feature = "serve"))]
 pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned, Failure> {
     let none = || Failure::new(Kind::Failed, "nothing is known of the start");
-    spawn_each(context, vec![request])
+    spawn_each(context, vec![request], &Arc::default())
         .next()
         .unwrap_or_else(|| Err(none()))
 }
@@ -97,6 +98,7 @@ pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned, Failure
 pub fn spawn_each(
     context: &mut Context,
     requests: Vec<Request>,
+    starts: &Arc<Starts>,
 ) -> impl Iterator<Item = Result<Spawned, Failure>> {
     let mut refused = Vec::new();
     let mut hosts = Vec::new();
@@ -105,22 +107,35 @@ pub fn spawn_each(
         let size = request.input.as_ref().map_or(0, |input| input.size());
         policy.keeper &= size <= KEEPER_INPUT_MAX;
         match prepare(context, &request) {
-            Ok(job) => hosts.push((request.destination.clone(), (place, request, job))),
+            Ok(job) => {
+                starts.begin(&job.record);
+                hosts.push((request.destination.clone(), (place, request, job)));
+            }
             Err(failure) => refused.push(Err(failure)),
         }
     }
+    let asked = Arc::clone(starts);
     let launched = on_each_host(
         &policy,
         Limit::Work,
         hosts,
-        |line, (place, request, job): (usize, Request, Job), sender| {
+        move |line, (place, request, job): (usize, Request, Job), sender| {
+            let launched = launch(line, job, &request, &mut |line, order| {
+                detached(line, order, &asked)
+            });
             // The receiver is dropped only at the end, so a failed send is harmless.
-            drop(sender.send((place, launch(line, job, &request, &mut detached))));
+            drop(sender.send((place, launched)));
         },
     );
+    let starts = Arc::clone(starts);
     refused
         .into_iter()
-        .chain(in_order(launched).map(|launched| settle(context, launched)))
+        .chain(in_order(launched).map(move |launched| {
+            if let Launched::NotStarted(record, _) = &launched {
+                starts.end(&record.id, || ());
+            }
+            settle(context, launched)
+        }))
 }
 
 /// What comes within [`ORDER_WAIT`] after the first, in order; the rest as it comes, since a slow host must not hold back
@@ -344,9 +359,10 @@ fn is_absent(line: &mut HostConnection<'_>, id: &JobId) -> bool {
 }
 
 /// Sends the order for a job in the background.
-fn detached(line: &mut HostConnection<'_>, order: &StartRequest<'_>) -> Asked {
+fn detached(line: &mut HostConnection<'_>, order: &StartRequest<'_>, starts: &Starts) -> Asked {
     let host = line.host();
     let mut shell = line.shell()?;
+    starts.asked(order.id, line.detach());
     let answer = start(&host, shell.as_mut(), order);
     if let Ok(Ok(started)) = &answer {
         keep_relay(shell.as_mut(), order.id, started)?;

@@ -16,6 +16,27 @@ use crate::sys;
 
 /// A new shell.
 pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
+    let mut child = start(destination, Stdio::piped)?;
+    let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    Ok(Box::new(LocalShell {
+        child,
+        input: Arc::new(Mutex::new(input)),
+        out,
+        err,
+    }))
+}
+
+/// Starts a shell for a script whose answer nobody reads, whatever becomes of this process.
+pub fn leave_script(destination: &Destination, script: &str) {
+    if let Ok(mut child) = start(destination, Stdio::null)
+        && let Some(mut input) = child.stdin.take()
+    {
+        // A shell that is gone can run nothing.
+        let _ = input.write_all(script.as_bytes());
+    }
+}
+
+fn start(destination: &Destination, output: fn() -> Stdio) -> Result<Child, Failure> {
     let words = destination.shell();
     let program = words.first().copied().unwrap_or("/bin/sh");
     let failed = |error| {
@@ -28,17 +49,10 @@ pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
         // A terminal's Ctrl-C and Ctrl-Z are for rsig.
         .process_group(0)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stdout(output())
+        .stderr(output());
     sys::process::start_clean(&mut command);
-    let mut child = command.spawn().map_err(failed)?;
-    let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    Ok(Box::new(LocalShell {
-        child,
-        input: Arc::new(Mutex::new(input)),
-        out,
-        err,
-    }))
+    command.spawn().map_err(failed)
 }
 
 struct LocalShell {

@@ -337,6 +337,24 @@ impl<'a> HostConnection<'a> {
         }
     }
 
+    /// The same for a thread that may outlive this one.
+    pub fn detach(&self) -> DetachedConnection {
+        DetachedConnection {
+            destination: self.destination.clone(),
+            policy: *self.policy,
+            way: self.way.clone(),
+        }
+    }
+
+    /// Leaves a script to a shell of this machine, or to the shared keeper if there is one.
+    pub fn leave_script(&self, script: String) {
+        match &self.way {
+            Some(Way::Local) => local::leave_script(self.destination, &script),
+            Some(Way::Keeper(keeper)) => keeper.leave_script(script),
+            None => {}
+        }
+    }
+
     /// Checks a shell out of the pool.
     pub fn shell(&mut self) -> Result<Box<dyn Shell>, Failure> {
         let (destination, policy) = (self.destination, self.policy);
@@ -430,6 +448,24 @@ impl<'a> HostConnection<'a> {
                     Way::Keeper(KeeperConnection::open(self.destination, self.policy)?)
                 }))
             }
+        }
+    }
+}
+
+/// See [`HostConnection::detach`].
+pub struct DetachedConnection {
+    destination: Destination,
+    policy: Policy,
+    way: Option<Way>,
+}
+
+impl DetachedConnection {
+    pub fn connection(&self) -> HostConnection<'_> {
+        HostConnection {
+            destination: &self.destination,
+            policy: &self.policy,
+            permits: None,
+            way: self.way.clone(),
         }
     }
 }

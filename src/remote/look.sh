@@ -134,7 +134,7 @@ look() {
 		state=exited
 	elif [ "$pid" = - ] && [ "$boot" = "$rs_boot" ] && [ ! -e refused ] && [ -n "$(find made -prune -mmin -2)" ]; then
 		state=starting
-	elif [ "$boot" = - ] && [ -n "$(find . -prune -mmin -2)" ]; then
+	elif [ "$boot" = - ] && [ ! -e gone ] && [ -n "$(find . -prune -mmin -2)" ]; then
 		# Its directory was made a moment ago, and says nothing yet.
 		state=starting
 	else

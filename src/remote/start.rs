@@ -130,6 +130,12 @@ pub fn cancel(host: &str, shell: &mut dyn Shell, id: &JobId) -> Result<(), Failu
     .map(drop)
 }
 
+/// The same as text, for whoever runs it without reading an answer.
+pub fn cancelling_script(id: &JobId) -> Result<String, Failure> {
+    let text = Script::cancel(id.as_str())?.text(None);
+    String::from_utf8(text).map_err(|error| Failure::new(Kind::Failed, error.to_string()))
+}
+
 /// Asks a shell's pool to hold a relay for a job that has just been started by it.
 pub fn keep_relay(shell: &mut dyn Shell, id: &JobId, started: &Started) -> Result<(), Failure> {
     let word = format!("relay-{}", crate::job::random_hex::<8>()?);

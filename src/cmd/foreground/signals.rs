@@ -4,11 +4,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::{CONNECT_MAX, Held, Pass, Phase, ROOM_PAUSE, Shared};
+use crate::cmd::interrupt::give_up;
 use crate::connection::HostConnection;
 use crate::delivery::{self, SignalRequest, Ways};
 use crate::error::Kind;
 use crate::job::{Record, Target};
-use crate::remote::start::cancel;
 use crate::signal::{Os, SignalWord};
 use crate::state::{Signalled, Store};
 
@@ -20,8 +20,6 @@ const END_GRACE: Duration = Duration::from_secs(10);
 const ECHO: Duration = Duration::from_millis(500);
 /// How many INT kill the job at once.
 const INTERRUPTS_MAX: u32 = 3;
-/// How long a start that is given up may take to be cancelled.
-const CANCEL_MAX: Duration = Duration::from_millis(800);
 /// How often a run looks whether it is over while it is a short one.
 const SHORT_RUN_MAX: Duration = Duration::from_secs(1);
 const SHORT_RUN_PAUSE: Duration = Duration::from_millis(3);
@@ -111,31 +109,18 @@ impl<'a> Held<'a> {
         let (connection, asked) = {
             let shared = self.shared();
             let connection = match &shared.phase {
-                Phase::Asked(connection) => Some(connection.share()),
+                Phase::Asked(connection) => Some(connection.detach()),
                 _ => None,
             };
             (connection, shared.asked.clone())
         };
-        if let (Some(mut connection), Some(id)) = (connection, asked) {
-            let (sender, receiver) = std::sync::mpsc::channel();
-            let host = connection.host();
-            let job = id.clone();
-            std::thread::scope(|scope| {
-                scope.spawn(move || {
-                    let cancelled = connection
-                        .shell()
-                        .and_then(|mut shell| cancel(&host, shell.as_mut(), &job));
-                    // The receiver is dropped only when time is over.
-                    let _ = sender.send(cancelled.is_ok());
-                });
-                if !receiver.recv_timeout(CANCEL_MAX).unwrap_or(false) {
-                    (self.note)(&format!(
-                        "{}: job {id} may still start; its tether ends it then",
-                        self.destination
-                    ));
-                }
-                (self.exit)(status);
-            });
+        if let (Some(connection), Some(id)) = (connection, asked)
+            && !give_up(connection, &id)
+        {
+            (self.note)(&format!(
+                "{}: job {id} may still start; its tether ends it then",
+                self.destination
+            ));
         }
         (self.exit)(status);
     }

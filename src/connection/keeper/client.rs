@@ -392,6 +392,16 @@ impl KeeperConnection {
         self.shell(destination, policy)
     }
 
+    /// Leaves a script with the shared keeper, which runs it when it can, whatever becomes of this command.
+    pub fn leave_script(&self, script: String) {
+        if self.is_shared()
+            && let Ok(Some(mut talk)) = KeeperClient::open(&self.place.socket)
+        {
+            // A keeper that is gone can run nothing.
+            drop(talk.say(&Request::Cancel { script }));
+        }
+    }
+
     /// The relays that the keeper holds, if any: without them, signals go by pid.
     pub fn relays(&mut self) -> Option<Box<dyn Relays>> {
         let talk = self.talk().ok()?;

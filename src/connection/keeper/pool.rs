@@ -75,6 +75,18 @@ impl Keeper {
                 }
             }
         }
+        while !self.cancels.is_empty() {
+            let Some((channel, _)) = free.next() else {
+                wanted += 1;
+                break;
+            };
+            if let Some(script) = self.cancels.pop_front()
+                && let Some(channel) = self.channels.get_mut(&channel)
+            {
+                channel.write(script.as_bytes());
+                channel.finish();
+            }
+        }
         // Relays get what is left, and never the last shell.
         while self.relays_to_be.front().is_some() {
             if self.relays() >= self.relays_allowed() {

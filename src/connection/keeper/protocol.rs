@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/6");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/7");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -36,6 +36,8 @@ pub enum Request {
         word: String,
         script: String,
     },
+    /// Run a script whose answer nobody reads: it cancels a start that was given up.
+    Cancel { script: String },
     /// Send this connection's shell an empty line every so many seconds, whether the command says anything or not.
     Beat { seconds: u64 },
     /// Send a signal by a job's relay.

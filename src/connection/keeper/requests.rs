@@ -153,6 +153,11 @@ impl Keeper {
                     self.relays_to_be.push_back((relay, script));
                 }
             }
+            Request::Cancel { script } => {
+                if self.cancels.len() < CLIENTS_MAX {
+                    self.cancels.push_back(script);
+                }
+            }
             Request::Beat { seconds } => {
                 let every = Duration::from_secs(seconds.max(1));
                 client.beat = Some((every, now + every));

@@ -81,6 +81,8 @@ pub struct Keeper {
     pub(super) clients: BTreeMap<ClientId, Client>,
     /// Relays that get a channel when one is spare, and the scripts that start them.
     pub(super) relays_to_be: VecDeque<(Relay, String)>,
+    /// Scripts that cancel starts which were given up.
+    pub(super) cancels: VecDeque<String>,
     pub(super) channels: BTreeMap<ChannelId, ShellChannel>,
     pub(super) next_id: u64,
     /// A call that must be repeated before any other.
@@ -165,6 +167,7 @@ impl Keeper {
             primer,
             clients: BTreeMap::new(),
             relays_to_be: VecDeque::new(),
+            cancels: VecDeque::new(),
             channels: BTreeMap::new(),
             next_id: 0,
             owed: None,

@@ -1,0 +1,180 @@
+//! Signals that end a command: as the first process of a container too, and while a start is under way.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::procs::all;
+use crate::harness::{Direction, Fixture, Process, Proxy, Running, Site, poll_until, tool};
+use crate::jobs::SOON;
+use crate::kit::{Sayer, Says, config_for, interrupted, recorded};
+
+/// rsig as the first process of a PID namespace.
+fn as_first_process(f: &Fixture, words: &[&str]) -> Running {
+    let unshare = tool("unshare").args(["--fork", "--pid", "--mount-proc"]);
+    f.rsig
+        .within(unshare.arg(env!("CARGO_BIN_EXE_rsig")).args(words))
+        .stdin_open()
+        .start()
+}
+
+#[test]
+fn the_first_process_of_a_container_ends_by_signals() {
+    let f = Site::OpenSshUser.start();
+    let job = f.spawn(
+        &[],
+        &["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"],
+    );
+    f.server.as_ref().expect("a server").kill_connections();
+    let silent = Sayer::start(Says::Once(vec![]));
+    let config = config_for(&f.rsig, "silent", silent.port(), "");
+    let cases: [(&[&str], Signal, i32); 7] = [
+        (&["wait", &job], Signal::SIGINT, 130),
+        (&["wait", &job], Signal::SIGTERM, 143),
+        (&["tail", "-f", &job], Signal::SIGTERM, 143),
+        (&["kill", "--wait", "60s", &job], Signal::SIGINT, 130),
+        (
+            &["ps", "-F", &config, "--host", "silent", "--discover"],
+            Signal::SIGTERM,
+            143,
+        ),
+        (
+            &["spawn", "-F", &config, "silent", "true"],
+            Signal::SIGINT,
+            130,
+        ),
+        (&["mcp"], Signal::SIGTERM, 143),
+    ];
+    for (words, signal, status) in cases {
+        let mut running = as_first_process(&f, words);
+        let mut first = None;
+        poll_until("it handles signals", SOON, || {
+            first = all()
+                .into_iter()
+                .find(|process| process.ppid == running.pid() && process.name == "rsig");
+            let caught = |pid: i32| {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+                let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+                mask.is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
+            };
+            first.as_ref().is_some_and(|process| caught(process.pid))
+        });
+        assert!(!running.has_ended(), "{words:?}");
+        let begun = Instant::now();
+        first.expect("it was found").signal(signal);
+        poll_until("it ends", SOON, || running.has_ended());
+        running.wait().code(status);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{words:?}");
+    }
+}
+
+/// Starts a job over a line that is stuck from the moment at which the start is sent.
+fn stuck_spawn(f: &Fixture, proxy: &Proxy) -> Running {
+    let passed = proxy.bytes(Direction::ToServer);
+    proxy.hold_both();
+    let line = ": >started; exec sleep 1000";
+    let spawn = f
+        .rsig
+        .spawn_process(&f.words("spawn", &["-n", "stuck", "-c"], &[line]));
+    // What is sent waits in the proxy.
+    poll_until("the job is recorded", SOON, || {
+        !recorded(&f.rsig).is_empty()
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(passed, proxy.bytes(Direction::ToServer));
+    spawn
+}
+
+#[test]
+fn an_interrupted_spawn_says_what_may_still_start() {
+    let f = Site::OpenSshUser.start_with_keeper();
+    let (f, proxy) = f.through_proxy();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        f.rsig.run(&f.words("spawn", &[], &["true"])).ok();
+        f.rsig.run(&["rm", "--lost", "--force", "--all"]);
+        f.await_no_processes();
+        for id in recorded(&f.rsig) {
+            f.rsig.run(&["wait", &id]);
+            f.rsig.run(&["rm", &id]).ok();
+        }
+        let spawn = stuck_spawn(&f, &proxy);
+        let begun = Instant::now();
+        spawn.signal(signal);
+        let output = spawn.wait();
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(signal != Signal::SIGINT || interrupted(output.status()));
+        let id = recorded(&f.rsig).pop().expect("it may start");
+        output
+            .stdout_is("")
+            .stderr_has(&id)
+            .stderr_has("may still start")
+            .stderr_has("rsig stop");
+        // The keeper cancels it as soon as it can.
+        proxy.release();
+        poll_until("it has gone", Duration::from_secs(30), || {
+            ["lost", "exited"].contains(&f.state(&id).as_str())
+        });
+        f.await_no_processes();
+        f.rsig.run(&["rm", &id]).ok();
+    }
+}
+
+#[test]
+fn a_spawn_that_is_interrupted_while_it_connects_starts_nothing() {
+    let (f, proxy) = Site::OpenSshUser.start().through_proxy();
+    proxy.hold_both();
+    for (words, signal) in [
+        (&["-n", "a"][..], Signal::SIGINT),
+        (&["-n", "a"], Signal::SIGTERM),
+        (&[], Signal::SIGHUP),
+    ] {
+        let spawn = f
+            .rsig
+            .spawn_process(&f.words("spawn", words, &["touch", "started"]));
+        poll_until("the job is recorded", SOON, || {
+            !recorded(&f.rsig).is_empty()
+        });
+        spawn.signal(signal);
+        spawn.wait().stdout_is("").stderr_is_empty();
+        assert_eq!(recorded(&f.rsig), Vec::<String>::new());
+    }
+    proxy.release();
+    f.rsig.run(&f.words("spawn", &["-n", "a"], &["true"])).ok();
+    assert!(!f.job_home().join("started").exists());
+}
+
+#[test]
+fn a_start_behind_a_slow_prefix_is_cancelled() {
+    let f = Site::Local.start();
+    let slow = "sh -c 'sleep 2; exec \"$@\"' sh";
+    let words = ["spawn", "--prefix", slow, "local", "sleep", "1000"];
+    let spawn = f.rsig.spawn_process(&words);
+    poll_until("the prefix runs", SOON, || {
+        let sleeps = |process: &Process| process.cmdline == "sleep 2";
+        f.rsig.processes().iter().any(sleeps)
+    });
+    spawn.signal(Signal::SIGTERM);
+    let output = spawn.wait();
+    let id = recorded(&f.rsig).pop().expect("it may start");
+    output.stdout_is("").stderr_has(&id);
+    poll_until("it has gone", SOON, || {
+        ["lost", "exited"].contains(&f.state(&id).as_str())
+    });
+    f.await_no_processes();
+}
+
+#[test]
+fn an_id_that_can_not_be_printed_is_on_standard_error() {
+    let f = Site::Local.start();
+    let program = env!("CARGO_BIN_EXE_rsig");
+    for (to, status) in [(">/dev/full", 1), (">&-", 1), ("| true", 141)] {
+        let line = format!("set -o pipefail; {program} spawn local true {to}");
+        let output = f.rsig.within(tool("bash").args(["-c", &line])).run();
+        let id = recorded(&f.rsig).pop().expect("it was started");
+        output.code(status).stdout_is("").stderr_has(&id);
+        f.rsig.run(&["wait", &id]).ok();
+        f.rsig.run(&["rm", &id]).ok();
+    }
+}
