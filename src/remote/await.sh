@@ -1,18 +1,18 @@
 # Waits for jobs to end.
 
-# watch INDEX PLACE TREE : one more job to wait for; with TREE being 1, also for what it has started.
+# watch INDEX PLACE TREE : adds a job to wait for; if TREE is 1, also for what it has started.
 watch() {
 	place "$2"
 	eval "dir_$1=\$dir tree_$1=\$3"
 	left="$left $1"
 }
 
-# lingers INDEX : in a job's directory, succeeds while something is there of what a signal for the whole tree was sent to.
+# lingers INDEX : in a job's directory, succeeds while a process lives that a signal to the whole tree was sent to.
 lingers() {
 	eval "[ \"\${tree_$1-}\" = 1 ]" && [ -O tree ] && read -r kin <tree && each is_left
 }
 
-# await MILLISECONDS : until all that is left has ended, or the time is over; answers as each job ends.
+# await MILLISECONDS : waits until all jobs in `left` have ended, or the time is up; reports each job as it ends.
 await() {
 	elapsed=0 step=5 round=0
 	while [ -n "$left" ]; do
@@ -20,7 +20,7 @@ await() {
 		for index in $waiting; do
 			eval "dir=\$dir_$index"
 			state=running
-			# The whole look only now and then: it is for a job whose supervisor was killed.
+			# A full look only now and then, for a job whose supervisor was killed.
 			if [ -e "$dir/status" ] || [ $((round % 16)) -eq 0 ]; then
 				! enter "$dir" || look
 			fi
@@ -38,7 +38,7 @@ await() {
 	done
 }
 
-# remaining : how those stand that have not ended.
+# remaining : reports the jobs that have not ended.
 remaining() {
 	for index in $left; do
 		eval "dir=\$dir_$index"

@@ -1,6 +1,6 @@
 # Cancels a start that its client has given up.
 
-# cancel ID : takes the id, so that a start that is still to come is refused; or ends the job that has it.
+# cancel ID : takes the id, so that a later start is refused; or ends the job that already has it.
 cancel() {
 	place "$1"
 	if mkdir -p "${dir%/*}" && mkdir "$dir"; then

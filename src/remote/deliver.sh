@@ -1,21 +1,19 @@
-# Sends a signal to a job, once.
+# Sends a signal to a job exactly once. Under the job's lock (lock.sh), one signal after the other is claimed and sent.
 
-# With the job's lock (lock.sh), one signal after the other is claimed and sent.
-
-# trust : believes what this shell has found out about the directory of jobs before.
+# trust : relies on rs_prepare for the directory of all jobs.
 trust() {
 	rs_private=$rs_trusted
 }
 
-# outcome CLAIM : what an earlier try of the same delivery wrote down, in `sent`; empty while it has not.
+# outcome CLAIM : sets `sent` to what an earlier attempt of the same delivery recorded; empty if it has not yet.
 outcome() {
 	sent=
 	[ ! -O "sig.$1" ] || read -r _ sent <"sig.$1"
 } 2>/dev/null
 
-# claim CLAIM RETRY MILLISECONDS : takes the delivery. Sets sent to nothing if this script is the one that sends, else to
-# what came of an earlier try, which is waited for that long. The claim is a file that only one can create; where none can
-# be created (a full disk), a first try sends without, and a RETRY does not.
+# claim CLAIM RETRY MILLISECONDS : claims the delivery. Leaves `sent` empty if this script is to send, else sets it to the
+# result of an earlier attempt, after waiting up to that long for it. The claim is a file that only one attempt can create.
+# If none can be created (full disk), a first attempt sends anyway and a RETRY does not.
 claim() {
 	sent=
 	! rs_create "sig.$1" || return 0
@@ -32,7 +30,7 @@ claim() {
 	fi
 }
 
-# outlived : succeeds when the group of a job whose first process has gone has members, and sets number to how many.
+# outlived : succeeds if the group of a job whose first process has ended still has members, and sets number to how many.
 outlived() {
 	case $pgid in
 	'' | *[!0-9]* | 0 | 1) return 1 ;;
@@ -40,7 +38,7 @@ outlived() {
 	number=1
 	[ "$boot" = "$rs_boot" ] && kill -0 "-$pgid" || return 1
 	[ "$rs_system" = Linux ] || return 0
-	# Another process that leads a group of that number: the job's has been gone before.
+	# If another process leads a group of that number, the job's group is gone.
 	! rs_process "$pgid" || [ "$rs_birth" = "$birth" ] || return 1
 	number=0
 	for one in /proc/[0-9]*; do
@@ -49,9 +47,9 @@ outlived() {
 	[ "$number" -gt 0 ]
 } 2>/dev/null
 
-# approach INDEX PLACE : goes into the directory of the job there and looks at it; an end that is about to be recorded is
-# waited for. Where that can't be, it says how the job stands, and fails. Sets bare for a job that runs without a directory:
-# a signal for it can't be claimed, so a try that may not be the first does not send.
+# approach INDEX PLACE : changes to the job's directory and looks at the job; waits for an end that is about to be recorded.
+# On failure reports the job's state. Sets bare for a running job without a directory: no signal for it can be claimed, so
+# an attempt that may not be the first does not send.
 approach() {
 	place "$2"
 	eval "dir_$1=\$dir"
@@ -71,8 +69,8 @@ approach() {
 }
 
 # deliver INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of the
-# job there, unless CLAIM was taken before; then CONT if the job is stopped and CONT is 1. Answers what came of it, and how
-# the job stood before.
+# job, unless CLAIM was taken before; then CONT if the job is stopped and CONT is 1. Reports the result, and the state of
+# the job before.
 deliver() {
 	approach "$1" "$2" || return 0
 	case $state in
@@ -91,7 +89,7 @@ deliver() {
 		sent=unconfirmed rs_locked=
 		[ "$9" = 1 ] || sent=
 	else
-		# One that holds the lock for longer has been stopped: better without the lock than never.
+		# A holder that takes longer has been stopped. Then send without the lock.
 		rs_lock 0 || { rs_flush && rs_lock 5000; }
 		claim "$3" "$9" 1000
 	fi
@@ -99,12 +97,12 @@ deliver() {
 		to=-$pgid
 		[ "$7" = group ] || to=$pid
 		[ -n "$bare" ] || [ "$state" = stopped ] || rs_await "$pid" "$5" 400
-		# Once more, with nothing between the look and the builtin that could take time.
+		# Checked again, with nothing in between that takes time.
 		if ! rs_holds "$pid" && ! alive "$pid" "$birth" "$boot"; then
 			sent=gone
 		elif kill "-$6" "$to"; then
 			sent=yes
-			# Looked at again, for a STOP that was on its way.
+			# Checked again, since a STOP may have been on its way.
 			if [ "$8" = 1 ] && { [ "$state" = stopped ] || { alive "$pid" "$birth" "$boot" && [ "$rs_run" = T ]; }; }; then
 				kill -CONT "$to"
 			fi
@@ -124,8 +122,7 @@ deliver() {
 	report "$1"
 }
 
-# settle : what takes time, and is done when nobody waits for the answer: tells who signals these jobs next whether there is
-# anything to wait for.
+# settle : runs after the answer, since it takes time: records for the next sender whether these jobs have pending signals.
 settle() {
 	for one in $locks; do
 		eval "dir=\$dir_${one%%:*}"
@@ -135,7 +132,7 @@ settle() {
 	locks=
 }
 
-# if_left FUNCTION INDEX ... : deliver or tree, for a job that has not ended yet; it stays among those that are left.
+# if_left FUNCTION INDEX ... : runs deliver or tree for a job that has not ended; the job stays in `left`.
 if_left() {
 	case "$left " in
 	*" $2 "*)

@@ -1,8 +1,8 @@
-# The environment of a job: the one that the login gave this shell, whatever the scripts have changed of it, and every signal
-# at its default. A shell can't do either itself.
+# Gives a job the environment that the login gave this shell, without the changes of our scripts, and default signal
+# dispositions. A shell can do neither by itself.
 
-# rs_environ BYTE : the words for env(1) that make of what this shell passes on the environment that it was given itself.
-# Line ends in values are BYTE (octal) until the end. To be asked elsewhere than where the shell is: a job is, too.
+# rs_environ BYTE : prints the arguments for env(1) that turn the environment which this shell passes on into the one it was
+# given. BYTE (octal) stands for a newline within a value. Run it in another directory than the shell's, as a job is.
 rs_environ() {
 	{
 		/usr/bin/env cat /proc/self/environ | tr '\0\n' "\n\\$1"
@@ -26,8 +26,8 @@ rs_environ() {
 		}'
 }
 
-# rs_remember : sets rs_words to these words, and rs_reset to those of a program that resets signals where env(1) does not.
-# Once in a shell, since neither changes while it lasts.
+# rs_remember : sets rs_words to these arguments, and rs_reset to a command that resets signals if env(1) can't. Does so
+# once per shell: they don't change while it lives.
 rs_words='' rs_reset=
 rs_remember() {
 	[ -z "$rs_words" ] && rs_restores || return 0
@@ -40,7 +40,7 @@ rs_remember() {
 		rs_words=$(cd / && rs_environ "$rs_byte")
 		;;
 	esac
-	# That shell adds it further down.
+	# ksh93 adds this variable later.
 	case ${KSH_VERSION-} in
 	*93*) rs_words=" -u _AST_FEATURES$rs_words" ;;
 	esac

@@ -1,6 +1,6 @@
-# Where a script runs: on which boot of which machine, and in which environment.
+# The machine and the boot that a script runs on, and its environment.
 
-# The functions that the login exports to its shells, where that is bash: they would stand in for commands.
+# Functions that bash exports from the login: they would replace commands of the same name.
 rs_functions=
 [ -z "${BASH_VERSION-}" ] || rs_functions=$(
 	unset -f declare
@@ -8,7 +8,7 @@ rs_functions=
 	declare -Fx
 ) 2>/dev/null
 
-# rs_clean : makes our tools say what we expect of them, whatever the login's environment is.
+# rs_clean : removes variables and functions of the login that change what tools print.
 rs_clean() {
 	# shellcheck disable=SC2086
 	[ -z "$rs_functions" ] || unset -f $rs_functions
@@ -18,13 +18,13 @@ rs_clean() {
 	export LC_ALL
 } 2>/dev/null
 
-# rs_restores : succeeds where a job can be given the login's environment back, after rs_clean.
+# rs_restores : succeeds if a job can get the login's environment back after rs_clean.
 rs_restores() {
 	[ -n "$rs_restorable" ]
 }
 
-# rs_host : sets rs_system, rs_node, rs_boot, rs_base (where the directories of jobs are) and rs_restorable. Once in a shell:
-# none of it changes while the shell lasts.
+# rs_host : sets rs_system, rs_node, rs_boot, rs_base (the directory of all jobs) and rs_restorable. Does so once per
+# shell: they don't change while it lives.
 rs_boot='' rs_machine='' rs_restorable=
 rs_host() {
 	[ -z "$rs_boot" ] || return 0
@@ -51,8 +51,8 @@ rs_host() {
 	esac
 }
 
-# rs_identify : sets rs_machine to what stays the same over reboots, a colon, and the start time of process 1: a
-# container has the boot of its host, so that is what tells its own boots apart.
+# rs_identify : sets rs_machine to an identity that survives reboots, a colon, and the start time of process 1. A container
+# shares its host's boot id, so only that start time tells one start of the container from the next.
 rs_identify() {
 	[ -z "$rs_machine" ] || return 0
 	[ ! -r /etc/machine-id ] || read -r rs_machine </etc/machine-id
@@ -66,8 +66,8 @@ rs_identify() {
 	! rs_process 1 || rs_machine=$rs_machine$rs_birth
 } 2>/dev/null
 
-# rs_origin BOOT MACHINE : where something with this mark is from, in rs_from: here (this boot of this machine), before
-# (an earlier one) or elsewhere (another machine).
+# rs_origin BOOT MACHINE : sets rs_from to here (this boot of this machine), before (an earlier boot) or elsewhere (another
+# machine).
 rs_origin() {
 	rs_from=here
 	if [ "$1" = "$rs_boot" ]; then

@@ -1,15 +1,15 @@
-# Becomes the job: it leads a session of its own here, and ends in the job's exec.
+# Becomes the job: leads a session of its own, and ends in the job's exec.
 # Given by the client: rs_directory, exported variables, and the command in rs_command's definition.
 # $1: the supervisor's system, $2: boot, $3: machine, $4: node, $5: the login's umask, $6: its home directory.
 
-# rs_refuse KIND TEXT : the job can't start; the supervisor's starter says so. The FIFO takes it when the disk doesn't.
+# rs_refuse KIND TEXT : the job can't start. spawn.sh reports the reason; the FIFO carries it even if the disk is full.
 rs_refuse() {
 	printf '%s\n' "$*" >"$rs_here/refused"
 	[ ! -p "$rs_here/ended" ] || printf 'refused %s\n' "$*" 1<>"$rs_here/ended"
 	exit 126
 } 2>/dev/null
 
-# rs_find COMMAND : the file that exec will take, in rs_file.
+# rs_find COMMAND : sets rs_file to the file that exec will run.
 rs_find() {
 	case $1 in
 	*/*)
@@ -40,13 +40,13 @@ rs_system=$1 rs_boot=$2 rs_machine=$3 rs_node=$4 rs_mask=$5 rs_home=$6
 unset CDPATH
 rs_exec='exec'
 if [ -s become ]; then
-	# It puts right what is changed here.
+	# rs_become undoes the changes made here.
 	# shellcheck disable=SC1091
 	. ./become
 	rs_clean
 	rs_exec=rs_become
 fi
-# The shell must not expand the tilde: the home directory is the supervisor's to say.
+# Not expanded by the shell: the home directory comes from the supervisor.
 # shellcheck disable=SC2088
 case $rs_directory in
 '' | '~') rs_directory=$rs_home ;;
@@ -55,28 +55,28 @@ case $rs_directory in
 *) rs_directory=$rs_home/$rs_directory ;;
 esac
 [ -d "$rs_directory" ] || rs_refuse directory "there is no directory $rs_directory"
-# The subshell tries first: a failed cd ends some shells.
+# Tried in a subshell first: a failed cd ends some shells.
 (cd "$rs_directory") 2>/dev/null || rs_refuse directory "the directory $rs_directory can't be entered"
 cd "$rs_directory" || exit
 unset OLDPWD
 
-# rs_start COMMAND [ARG]... : records who the job is, empties what is not needed any more, and becomes it.
+# rs_start COMMAND [ARG]... : records the job's identity, empties files that are not needed any more, and becomes the job.
 rs_start() {
 	rs_find "$1"
 	rs_process $$ || rs_refuse start "its own process can't be read from /proc or ps"
-	# A signal to its group would reach whoever else is in it.
+	# A signal to the group would reach its other members.
 	[ "$rs_group" = $$ ] || rs_refuse start "it got no process group of its own"
 	rs_began=
 	[ ! -s "$rs_here/began" ] || read -r rs_began <"$rs_here/began"
 	rs_began="$$ $rs_group $rs_birth $rs_boot $rs_system ${rs_began:-$(date +%s)} $rs_machine $rs_node"
-	# What they hold goes now, without a process; the files themselves go with the job.
+	# Emptied with builtins; the files themselves are removed at the job's end.
 	{
 		: >"$rs_here/job" && : >"$rs_here/supervise" && { [ ! -s "$rs_here/become" ] || : >"$rs_here/become"; } &&
 			printf '%s\n' "$rs_began" >"$rs_here/pid"
 	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
 	[ ! -p "$rs_here/ended" ] || printf 'begun %s\n' "$rs_began" 1<>"$rs_here/ended"
 	umask "$rs_mask"
-	# What begins with a dash is no command to exec, and what holds a = is none to env(1).
+	# exec takes a leading dash for an option, and env(1) a word with = for a variable.
 	case $1 in
 	-* | *=*)
 		shift

@@ -1,11 +1,11 @@
-# One lock for each job: only its holder signals the job.
+# One lock per job. Only its holder signals the job.
 #
-# The lock is the last of the files lock/N. The first line in it names the holder, by process number and start time; `free`
-# says that the holder has sent its signal, `clean` that no signal waits for the job to take it any more. Contenders append
-# their names to the next file, and the first line wins: a file is never without an owner and yet taken. The lock of a
-# holder that is gone is free. Without contention only builtins run.
+# The lock is the last of the files lock/N. Its first line names the holder, by process number and start time. `free` means
+# that the holder has sent its signal, `clean` that the job has no pending signal left. Contenders append their names to
+# the next file, and the first line wins, so a lock is never taken without naming its holder. The lock of a dead holder is
+# free. Without contention only builtins run.
 
-# rs_create FILE : makes a file that is not there yet. Of several who try, one succeeds.
+# rs_create FILE : creates a file that must not exist. Of several callers, one succeeds.
 rs_create() {
 	set -C
 	true >"$1"
@@ -14,7 +14,7 @@ rs_create() {
 	return "$1"
 } 2>/dev/null
 
-# rs_nap : sleeps, the longer the more rs_waited says, and adds the milliseconds to that.
+# rs_nap : sleeps, longer as rs_waited grows, and adds the milliseconds to rs_waited.
 rs_nap() {
 	case $rs_waited in
 	? | ??) rs_time=005 ;;
@@ -25,8 +25,8 @@ rs_nap() {
 	rs_waited=$((rs_waited + 1$rs_time - 1000))
 }
 
-# rs_read_lock : sets rs_last_lock to the last file (to the one before the first if there is none), and rs_holder, rs_free
-# and rs_clean to what is in it.
+# rs_read_lock : sets rs_last_lock to the last file (if there is none, to the number before the first one), and rs_holder,
+# rs_free and rs_clean to its content.
 rs_read_lock() {
 	for rs_last_lock in lock/*; do :; done
 	rs_holder='' rs_free='' rs_clean=
@@ -43,8 +43,8 @@ rs_read_lock() {
 	done <"$rs_last_lock"
 }
 
-# rs_lock MILLISECONDS : waits up to that long for the lock of the job whose directory this is. Sets rs_locked to its file (to
-# nothing if none can be made, as on a full disk), and rs_taken if the job has taken all signals.
+# rs_lock MILLISECONDS : in a job's directory, waits up to that long for the job's lock. Sets rs_locked to its file (empty if
+# none can be created, as on a full disk), and rs_taken if the job has no pending signal.
 rs_lock() {
 	[ -n "$rs_me" ] || rs_self
 	rs_waited=0
@@ -58,20 +58,20 @@ rs_lock() {
 			continue
 		fi
 		rs_taken=$rs_clean
-		# One that died before it wrote its name has left an empty file.
+		# An empty file is left by a contender that died before it wrote its name.
 		[ -z "$rs_holder" ] || rs_last_lock=lock/$((${rs_last_lock#lock/} + 1))
 		rs_locked=$rs_last_lock
 		echo "$rs_me $rs_me_birth" >>"$rs_locked" || rs_locked=
 		[ -n "$rs_locked" ] || return 0
 		rs_read_lock
-		# If there is another one by now, this one had its time, and was swept away before it was made again.
+		# A later file means that this one had been used and swept away before it was created again.
 		[ "$rs_holder $rs_last_lock" != "$rs_me $rs_me_birth $rs_locked" ] || return 0
 	done
 } 2>/dev/null
 
-# rs_await PID NUMBER LOOKS : with the lock, waits until the process has taken an earlier signal of that number, since two
-# that come together count as one. Looks up to LOOKS times if the process only waits for a processor; gives up earlier if
-# it sleeps or is stopped, since it may never take the signal.
+# rs_await PID NUMBER LOOKS : with the lock held, waits until an earlier signal of that number is no longer pending, since two
+# pending ones merge. Looks up to LOOKS times while the process waits for a processor, fewer if it sleeps or is stopped:
+# it may never take the signal then.
 rs_await() {
 	rs_waited=0
 	[ -n "$rs_taken" ] || while rs_pending "$1" "$2"; do
@@ -81,20 +81,20 @@ rs_await() {
 	done
 }
 
-# rs_unlock : gives the lock back.
+# rs_unlock : releases the lock.
 rs_unlock() {
 	[ -z "$rs_locked" ] || echo free >>"$rs_locked"
 } 2>/dev/null
 
-# rs_settle PID FILE : looks whether the process has taken all signals, and if so notes it in the lock that was given back.
-# Also removes old files, but not the last few: a look at a directory may miss what is made meanwhile.
+# rs_settle PID FILE : notes in a released lock when the process has no pending signal left. Also removes old lock files,
+# but not the last few: a listing may miss files that are created meanwhile.
 rs_settle() {
 	for rs_try in 1 2 3 4 5 6 7 8; do
 		if ! rs_pending "$1" all; then
 			echo clean >>"$2"
 			break
 		fi
-		# A process that waits for a processor is about to take it.
+		# A runnable process is about to take it.
 		[ "$rs_doing" = R ] || break
 		sleep 0.01 || break
 	done

@@ -1,14 +1,14 @@
-# What scripts about jobs share: where a job is, whether it is this user's, what state it is in.
-# Per job only builtins run, so that one script can look at a thousand of them.
+# Finds a job, checks that it belongs to this user, and determines its state. Only builtins run per job, so one script can
+# look at a thousand jobs.
 
-# about_jobs : begins a script about jobs. Not done ahead of one: a job that is started would inherit some of it.
+# about_jobs : begins a script about jobs. Not part of rs_prepare: a started job would inherit the umask.
 about_jobs() {
 	umask 077
 	rs_clean
 	elapsed=0 left='' locks='' rs_me='' kept=$rs_newline
 }
 
-# private DIR : succeeds when DIR is this user's, and nobody else can write to it.
+# private DIR : succeeds if DIR belongs to this user and nobody else can write to it.
 rs_private=
 private() {
 	[ "$1" != "$rs_private" ] || return 0
@@ -19,8 +19,8 @@ private() {
 	rs_private=$1
 } 2>/dev/null
 
-# rs_prepare : in a shell that stays, before each script: finds out what holds for all of them. rs_trusted is the directory of
-# jobs if it was private: only a fork can tell, which takes a signal longer than all the rest.
+# rs_prepare : in a pooled shell, before each script: determines what holds for all scripts of the shell. rs_trusted is the
+# directory of all jobs, if it was private: checking that takes a fork, which costs more than the rest of a signal.
 rs_trusted=
 rs_prepare() {
 	rs_host
@@ -31,8 +31,8 @@ rs_prepare() {
 	rs_private=
 }
 
-# place PLACE : sets dir to a job's directory, given by the job's id or by its path. What the client has on record about
-# the job may stand before the path, for the case that the directory is gone: PID PGID BIRTH BOOT MACHINE.
+# place PLACE : sets dir to a job's directory, given by the job's id or by its path. The client's record of the job may
+# precede the path, in case the directory is gone: PID PGID BIRTH BOOT MACHINE.
 place() {
 	case $1 in
 	/*) dir=$1 ;;
@@ -41,8 +41,8 @@ place() {
 	esac
 }
 
-# enter DIR : goes into a job's directory. Else sets state: foreign (it can't be got at, is a link, or somebody else's, or
-# somebody else could have changed it) or what absent says.
+# enter DIR : changes to a job's directory. On failure sets state: foreign (not accessible, a link, owned or writable by
+# others), or as `absent` does.
 enter() {
 	unknown
 	if [ ! -d "$1" ] && [ ! -L "$1" ]; then
@@ -57,8 +57,8 @@ unknown() {
 	code=- ended=- expired=- pid=- pgid=- birth=- boot=- system=- began=- machine=- home=-
 }
 
-# absent DIR : the state of a job whose directory is not there: running or stopped by the client's record, none (the job is
-# gone), elsewhere, or away (nothing can be said: all jobs' directories are missing, as where the home is not mounted).
+# absent DIR : sets the state of a job whose directory is missing: running or stopped by the client's record, none (the job
+# is gone), elsewhere, or away (unknown: the directory of all jobs is missing, as when the home is not mounted).
 absent() {
 	if [ -d "${1%/*}" ] && [ ! -x "${1%/*}" ]; then
 		state=foreign
@@ -73,7 +73,7 @@ absent() {
 	dir_above=${1%/*}
 	# shellcheck disable=SC2086
 	set -- ${record%%"$rs_newline"*}
-	# The files in a directory are about its own job.
+	# The files in the current directory describe another job.
 	cd /
 	rs_origin "$4" "$5"
 	case $rs_from in
@@ -89,7 +89,7 @@ absent() {
 	esac
 }
 
-# alive PID BIRTH BOOT : succeeds when the very process that was recorded is there and has not ended.
+# alive PID BIRTH BOOT : succeeds if the recorded process has not ended.
 alive() {
 	case $1 in
 	'' | *[!0-9]* | 0 | 1) return 1 ;;
@@ -97,19 +97,19 @@ alive() {
 	[ "$3" = "$rs_boot" ] && rs_hold "$1" && rs_is_job "$1" "$2"
 }
 
-# is_running : after alive.
+# is_running : after `alive`, sets state.
 is_running() {
 	state=running
 	[ "$rs_run" != T ] || state=stopped
 }
 
-# has_end FILE : succeeds when the end of the job is recorded there, and sets code, ended and expired.
+# has_end FILE : succeeds if FILE records the end of the job, and sets code, ended and expired.
 has_end() {
 	[ -O "$1" ] && read -r code ended expired <"$1" && [ -n "$code" ]
 }
 
-# look : in a job's directory, sets state to exited, running, stopped, ending (gone, and its supervisor about to
-# record it), starting, lost or elsewhere (it is another machine's that shares this home), and all that is known.
+# look : in a job's directory, sets state to exited, running, stopped, ending (the supervisor is about to record the end),
+# starting, lost or elsewhere (a job of another machine that shares this home), and all that is known of the job.
 look() {
 	unknown
 	state=
@@ -129,13 +129,13 @@ look() {
 	elif [ "$rs_from" = here ] && rs_is_supervised; then
 		state=ending
 		[ "$pid" != - ] || state=starting
-	# Its time is not known where the supervisor has been killed before it said so.
+	# The time of the end is unknown if the supervisor was killed before it recorded it.
 	elif has_end status || has_end status.new; then
 		state=exited
 	elif [ "$pid" = - ] && [ "$boot" = "$rs_boot" ] && [ ! -e refused ] && [ -n "$(find made -prune -mmin -2)" ]; then
 		state=starting
 	elif [ "$boot" = - ] && [ ! -e gone ] && [ -n "$(find . -prune -mmin -2)" ]; then
-		# Its directory was made a moment ago, and says nothing yet.
+		# Its directory was created a moment ago.
 		state=starting
 	else
 		state=lost
@@ -143,7 +143,7 @@ look() {
 	[ "$state" = exited ] || code=- ended=-
 } 2>/dev/null
 
-# report INDEX : the line about the job that was looked at.
+# report INDEX : prints the line about the job.
 report() {
 	case $state in
 	running | stopped)
@@ -154,7 +154,8 @@ report() {
 		"$birth" "$boot" "$machine" "$home"
 }
 
-# nap MILLISECONDS : sleeps less than a second and counts it in `elapsed`; a whole one where sleep takes no fractions.
+# nap MILLISECONDS : sleeps for less than a second and adds the time to `elapsed`. Sleeps a whole second if sleep(1) takes no
+# fractions.
 nap() {
 	rs_flush
 	case $1 in

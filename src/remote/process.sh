@@ -1,7 +1,7 @@
-# Tells one process from every other that has had, or will have, its number.
+# Identifies processes beyond their number, which may be reused.
 
-# rs_process PID : sets rs_run to the process's state letter, rs_parent to its parent, rs_group to its process group and
-# rs_birth to the time it started at, in the host's own unit. Fails when no such process can be seen.
+# rs_process PID : sets rs_run to the state letter of the process, rs_parent to its parent, rs_group to its process group and
+# rs_birth to its start time in the host's unit. Fails if no such process is visible.
 rs_process() {
 	if [ "$rs_system" = Linux ]; then
 		[ -r "/proc/$1/stat" ] || return 1
@@ -15,8 +15,8 @@ rs_process() {
 		[ $# -ge 20 ] || return 1
 		rs_parent=$2 rs_group=$3 rs_birth=${20} rs_run=$1
 		case $1 in
-		# The kernel holds a parent until its child has become another program (vfork(2)), as shells are for each command,
-		# and it takes STOP only after that; a child that is stopped never gets there. So it is as good as stopped.
+		# A parent in vfork(2), which shells use for each command, takes STOP only after its child has called exec. A stopped
+		# child never does, so such a parent counts as stopped.
 		D) ! rs_pending "$rs_one" 19 || rs_run=T ;;
 		Z) [ "${18}" -le 1 ] || rs_thread "$rs_one" "$2" "$3" "${20}" ;;
 		esac
@@ -28,8 +28,8 @@ rs_process() {
 	fi
 } 2>/dev/null
 
-# rs_thread PID PARENT GROUP BIRTH : the first thread of that process has exited while others run on: takes the state of
-# one of those.
+# rs_thread PID PARENT GROUP BIRTH : for a process whose first thread has exited while others run: takes the state of
+# another thread.
 rs_thread() {
 	for rs_task in "/proc/$1/task"/*; do
 		[ "${rs_task##*/}" = "$1" ] || ! rs_process "$1/task/${rs_task##*/}" || break
@@ -38,18 +38,18 @@ rs_thread() {
 }
 
 # rs_is_job PID BIRTH : in a job's directory, succeeds while that process, the job's first one, has not ended. /proc may
-# hide it from its own user (hidepid, when it can't be dumped), but not from who asks its parent, the supervisor: that has
-# reaped what is not among its children. Where the supervisor has gone too, whatever has the number counts as the job.
+# hide a non-dumpable process from its own user (hidepid). The supervisor's list of children shows it until it is reaped.
+# If the supervisor is gone too, any process with that number counts as the job.
 rs_is_job() {
 	if rs_process "$1"; then
 		[ "$rs_birth" = "$2" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ]
 		return
 	fi
-	# A visible process 1 says that nothing is hidden.
+	# If process 1 is visible, nothing is hidden.
 	[ "$rs_system" = Linux ] && { [ -e "/proc/$1" ] || [ ! -e /proc/1 ]; } || return 1
 	rs_children=
 	if rs_is_supervised && [ -r "/proc/$rs_owner/task/$rs_owner/children" ]; then
-		# No line end follows it.
+		# The file has no newline at its end.
 		read -r rs_children <"/proc/$rs_owner/task/$rs_owner/children"
 		case " $rs_children " in
 		*" $1 "*) ;;
@@ -57,7 +57,7 @@ rs_is_job() {
 		esac
 	else
 		rs_why=$(LC_ALL=C && kill -0 "$1" 2>&1) || case $rs_why in
-		# Permitted, permission.
+		# "not permitted" or "permission denied"
 		*ermi*) ;;
 		*) return 1 ;;
 		esac
@@ -65,36 +65,33 @@ rs_is_job() {
 	rs_run=R rs_group=$1 rs_birth=$2
 } 2>/dev/null
 
-# rs_is_supervised : in a job's directory, succeeds while the job's supervisor, rs_owner, is there.
+# rs_is_supervised : in a job's directory, succeeds while the job's supervisor lives, and sets rs_owner to its number.
 rs_is_supervised() {
 	[ -O supervisor ] && read -r rs_owner rs_owner_birth rs_owner_boot <supervisor && [ "$rs_owner_boot" = "$rs_boot" ] &&
 		rs_process "$rs_owner" && [ "$rs_birth" = "$rs_owner_birth" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ]
 } 2>/dev/null
 
-# rs_lives PID BIRTH : succeeds when that very process is there and has not ended.
+# rs_lives PID BIRTH : succeeds if that process has not ended.
 rs_lives() {
 	rs_process "$1" && [ "$rs_birth" = "$2" ] && [ "$rs_run" != Z ] && [ "$rs_run" != X ]
 }
 
-# rs_hold PID : keeps hold of the process that has this number now, whatever may have it later, until the next one is held.
-# Elsewhere than on Linux nothing is held.
+# rs_hold PID : pins the process that has this number now, by its directory in /proc, until the next call. Linux only.
 rs_held=
 rs_hold() {
 	rs_held=
 	[ "$rs_system" != Linux ] || ! command exec 9<"/proc/$1" || rs_held=$1
 } 2>/dev/null
 
-# rs_holds PID : succeeds when the process that is held under that number is there and has not ended; to be asked after
-# rs_process has told which one it is. Where it fails, that tells nothing. A shell reads a file byte by byte, so this costs
-# a hundredth of rs_process: the directory that was opened never becomes another process's, and what has ended has no
-# program (proc(5)).
+# rs_holds PID : succeeds if the process pinned under that number has not ended. Call it after rs_process has identified it;
+# a failure says nothing. It costs a hundredth of rs_process, since a shell reads files byte by byte: an open directory in
+# /proc never becomes another process's, and an ended process has no program there (proc(5)).
 rs_holds() {
 	[ "$rs_held" = "$1" ] && [ -e /proc/self/fd/9/exe ]
 }
 
-# rs_pending PID NUMBER : succeeds while that signal (or any, with `all`) waits for the process to take it, and sets rs_doing
-# to the process's state. For the numbers that a shell's arithmetic holds on any machine; elsewhere than on Linux there is
-# no telling.
+# rs_pending PID NUMBER : succeeds while that signal (`all`: any signal) is pending for the process, and sets rs_doing to the
+# state of the process. Linux only, and only for numbers up to 31, which any shell's arithmetic can hold.
 rs_pending() {
 	case $2 in
 	all) rs_bits=0x7fffffff ;;
@@ -103,7 +100,7 @@ rs_pending() {
 	esac
 	[ "$rs_system" = Linux ] && [ -r "/proc/$1/status" ] || return 1
 	rs_waits=1
-	# To its end: of a file whose process ends meanwhile, bash would give the rest to the next read of any other file.
+	# Read to the end: if the process ends meanwhile, bash would return the rest at the next read of another file.
 	while read -r rs_key rs_mask; do
 		case $rs_key in
 		State:) rs_doing=${rs_mask%% *} ;;
@@ -113,7 +110,7 @@ rs_pending() {
 	return "$rs_waits"
 } 2>/dev/null
 
-# rs_self : sets rs_me to this shell's own number, rs_me_birth to the time it started at. In a subshell $$ is its parent's.
+# rs_self : sets rs_me to the number of this shell and rs_me_birth to its start time. In a subshell $$ is the parent.
 rs_self() {
 	if [ "$rs_system" = Linux ]; then
 		rs_process self

@@ -1,18 +1,18 @@
-# Goes on from spawn.sh where a keeper holds the channel: passes the channel's signals on to the job, and says when the
-# job has ended. Every line begins with rs_relay, a word of the keeper's.
+# Attaches a keeper's channel to a job: passes the channel's signals on to the job, and tells its end. Every line begins with
+# rs_relay, a word chosen by the keeper.
 #
-# Given by the client: rs_relay, and rs_number, which is empty where the server has to be probed.
+# Given by the client: rs_relay, and rs_number, which is empty if the server has to be probed.
 #
-# A channel's signal carries no number, so both sides count: the first is a probe that goes no further, unless the server
-# is known to pass signals on, and the one after it is number 1. Each is claimed before it is sent, by the same kind of file
-# as in a script, so that of this relay and a script that has become impatient only one sends.
+# A channel signal carries no number, so both sides count. Unless the server is known to pass signals on, the first one is a
+# probe that is not sent to the job; number 1 follows. Each is claimed before it is sent, by the same files as in a script,
+# so of this relay and a script that stopped waiting for it only one sends.
 
-# rs_send CLAIM NAME NUMBER : sends the signal to the job's group, and sets rs_sent to what came of it: to nothing if somebody
-# else has the claim, to `unsent` if this is not to be the one that sends.
+# rs_send CLAIM NAME NUMBER : sends the signal to the job's group, and sets rs_sent to the result: empty if a script has the
+# claim, `unsent` if a script should send it.
 rs_send() {
 	rs_sent=unsent
 	rs_lock 300 || return 0
-	# The claim comes last: a script that has become impatient must not find one that is not made use of at once.
+	# The claim comes last: a script that takes over must not find a claim that is not used at once.
 	rs_await "$rs_pid" "$3" 150
 	if ! rs_holds "$rs_pid" && ! rs_is_job "$rs_pid" "$rs_born"; then
 		:
@@ -26,14 +26,14 @@ rs_send() {
 	rs_unlock
 } 2>/dev/null
 
-# rs_pass NAME NUMBER : runs as the trap of a signal.
+# rs_pass NAME NUMBER : the trap of each signal.
 rs_pass() {
 	if [ -z "$rs_number" ]; then
 		rs_number=1
 		printf '%s probe\n' "$rs_relay"
 		return
 	fi
-	# Counted before the answer is given: the next signal may come once it is, and a trap must not meet another.
+	# Counted before the answer, since the next signal may come right after it.
 	rs_count=$rs_number rs_number=$((rs_number + 1))
 	rs_send "c$rs_count" "$1" "$2"
 	[ -z "$rs_sent" ] || printf '%s sent %s %s\n' "$rs_relay" "$rs_count" "$rs_sent"
@@ -44,10 +44,10 @@ rs_locked='' rs_settled=
 read -r rs_pid rs_pgid rs_born rs_rest <pid
 rs_hold "$rs_pid"
 rs_process "$rs_pid" && [ "$rs_birth" = "$rs_born" ] || rs_held=
-# Servers signal the whole group: the helpers must not mind, from their first moment on.
+# Servers signal the whole group: the helpers below must ignore that from the start.
 trap '' HUP INT QUIT TERM USR1 USR2
-# The supervisor holds the FIFO to the job's end. Opened for both first, since that does not wait for anybody, should the
-# job be over by now.
+# The supervisor holds the FIFO open until the job's end. Opened for both first, since that does not block if the job is
+# over.
 (
 	exec 5<>ended
 	exec 6<ended
@@ -55,15 +55,14 @@ trap '' HUP INT QUIT TERM USR1 USR2
 ) >/dev/null 2>&1 &
 rs_reader=$!
 exec 3<&0
-# The end of standard input is the end of the keeper. Told by the reader's death and not by a signal of its own: in dash,
-# a trap that runs within a trap changes the status of the command that it came upon (to that which the outer one found),
-# and a signal that was sent would be told as refused.
+# End of file on standard input means that the keeper is gone. The watcher kills the reader instead of signalling this shell:
+# in dash a nested trap changes the status of the interrupted command, and a sent signal would be reported as refused.
 (
 	while read -r rs_word; do :; done <&3
 	kill -KILL "$rs_reader"
 ) >/dev/null 2>&1 &
 rs_watcher=$!
-# Their numbers are those of Linux; elsewhere nobody asks for them.
+# Linux numbers; rs_pending ignores them elsewhere.
 trap 'rs_pass HUP 1' HUP
 trap 'rs_pass INT 2' INT
 trap 'rs_pass QUIT 3' QUIT
@@ -78,7 +77,7 @@ while
 	rs_ended=$?
 	kill -0 "$rs_reader"
 do
-	# In a process of its own, which no trap meets.
+	# In a process of its own, which no trap interrupts.
 	if [ "$rs_locked" != "$rs_settled" ]; then
 		rs_settled=$rs_locked
 		rs_settle "$rs_pid" "$rs_settled" &
@@ -90,7 +89,7 @@ while [ "$rs_ended" -ne 137 ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do
 	rs_tries=$((rs_tries + 1))
 	sleep 0.005 2>/dev/null || sleep 1
 done
-# The answer about a signal comes before the end that follows from it: by then, each claim says what came of it.
+# The answer about a signal comes before the end that follows from it, so wait until each claim has its result.
 rs_tries=0
 for rs_claim in sig.*; do
 	while [ -e "$rs_claim" ] && [ ! -s "$rs_claim" ] && [ "$rs_tries" -lt 100 ]; do

@@ -1,6 +1,6 @@
 # Looks at jobs.
 
-# see INDEX PLACE : how the job there stands.
+# see INDEX PLACE : reports the job.
 see() {
 	place "$2"
 	! enter "$dir" || look

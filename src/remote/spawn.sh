@@ -1,16 +1,15 @@
-# Starts a job: makes its directory, writes what it needs there, leaves a supervisor behind and says how it went.
-# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (how many bytes
-# of input the job gets; empty for none), rs_given (the names of the variables that the job is given), and rs_more (`next`
-# where stream.sh comes behind; else empty). Names begin with rs_, here and in what the job comes from, since an assignment
-# to a variable that the login exports would change the job's environment.
+# Starts a job: creates its directory and files, detaches its supervisor and reports the result.
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (the number of
+# bytes of input, or empty), rs_given (the names of the job's own variables), and rs_more (`next` if stream.sh follows, or
+# empty). All names begin with rs_: an assignment to a variable that the login exports would change the job's environment.
 
-# rs_refuse KIND TEXT : nothing was started, and nothing is left behind.
+# rs_refuse KIND TEXT : reports that nothing was started, and leaves nothing behind.
 rs_refuse() {
 	trap - EXIT
 	if [ -n "$rs_made" ]; then
 		cd /
 		[ -z "$rs_aside" ] || wait "$rs_aside"
-		# Where nothing tells of its supervisor's end, that may have a last word to write.
+		# The supervisor may still write a last file.
 		rm -rf "$rs_made" || { sleep 1 && rm -rf "$rs_made"; }
 	fi 2>/dev/null
 	set -f
@@ -20,15 +19,15 @@ rs_refuse() {
 	rs_end
 }
 
-# rs_give_up : the shell can't go on, as when it can't fork. What is done here needs no fork.
+# rs_give_up : runs when the shell dies, as when it can't fork. Nothing here needs a fork.
 rs_give_up() {
 	rs_say refused start "no further process could be started there"
 	rs_mark end
 	cd / && exec rm -rf "${rs_made:-$rs_base/$rs_id}"
 }
 
-# rs_restore : writes a function that becomes a program, with what environ.sh is for. What the job is given by the client
-# stays as it is by then.
+# rs_restore : writes rs_become, a function that executes a program in the restored environment (environ.sh). The job's own
+# variables keep their values.
 rs_restore() {
 	rs_restores || return
 	rs_remember
@@ -42,7 +41,7 @@ exec /usr/bin/env$rs_words$rs_reset "\$@"
 END
 } >/dev/null 2>&1
 
-# rs_monitors : succeeds where `set -m` has an effect: without a terminal some shells only warn, in a subshell not even that.
+# rs_monitors : succeeds if `set -m` has an effect: without a terminal some shells ignore it.
 rs_monitors() {
 	sleep 1 &
 	rs_process $! && [ "$rs_group" = $! ]
@@ -51,7 +50,7 @@ rs_monitors() {
 	return "$1"
 } >/dev/null 2>&1
 
-# rs_detach ARG... : runs sh in a session of its own, and is not its parent.
+# rs_detach ARG... : runs sh in a session of its own, as a process that is not a child of this shell.
 # shellcheck disable=SC2086,SC2016
 rs_detach() {
 	case $rs_how in
@@ -89,7 +88,7 @@ esac
 ) || [ -d "$rs_base" ] || rs_refuse home "$rs_why"
 [ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user: remove it, or give it to this one"
 trap rs_give_up EXIT
-# Two processes side by side. What could not be made is made again for the sake of what is said about it.
+# Two processes side by side. A mkdir that failed runs again for its error message.
 mkdir -m 700 "$rs_base/$rs_id" 2>/dev/null &
 rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
 wait "$!" || rs_why=$(mkdir -m 700 "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
@@ -105,7 +104,7 @@ case $rs_look in
 os.removexattr(".", "system.posix_acl_default")' || rs_shut=1
 	;;
 esac 2>/dev/null
-# Beside all that follows: the lock for signals has its place, and the job a time at which it began.
+# Runs beside all that follows.
 {
 	mkdir -m 700 lock
 	date +%s >began
@@ -114,7 +113,7 @@ esac 2>/dev/null
 rs_aside=$!
 
 rs_identify
-# The end of the job goes over the blanks of status.new, so that a disk that is full by then can't lose it.
+# The job's end will overwrite the blanks of status.new, so a full disk can't lose it.
 rs_why=$(
 	{
 		printf '%s\n' "$rs_meta" >meta &&
@@ -127,24 +126,24 @@ rs_why=$(
 			: >out && : >err && : >pid && : >supervisor
 	} 2>&1
 ) || rs_refuse disk "$rs_why"
-# All of the input is here before the job starts. It comes when it is asked for: the shell would take it for its own.
+# All input is here before the job starts. The client sends it when asked: the shell would read it as commands.
 if [ -n "$rs_size" ]; then
 	rs_say input
 	rs_flush
 	rs_why=$(head -c "$rs_size" 2>&1 >input) || rs_refuse disk "$rs_why"
 	[ "$(($(wc -c <input)))" -eq "$rs_size" ] || rs_refuse disk "not all of its input came"
 fi
-# A line in it will say that the job has begun, or why not, and the end of the file that there is no supervisor any more.
-# Korn shells don't pass on what they have opened, and keep copies of it; so there the files are looked at.
+# A line in the FIFO says that the job has begun, or why not; its end of file, that the supervisor is gone. Korn shells don't
+# pass on descriptors, and keep copies of them, so there the files are polled.
 rs_tells=
 if mkfifo -m 600 ended 2>/dev/null && [ -z "${KSH_VERSION-}" ]; then
 	rs_tells=1
-	# Open for writing until the supervisor holds it: the job may be over before this shell looks.
+	# Open for writing until the supervisor has it open: the job may end before this shell reads.
 	exec 5<>ended
 	exec 6<ended
 fi
 
-# A session of one's own without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
+# A session without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
 if command -v setsid >/dev/null 2>&1; then
 	rs_how=setsid
 elif command -v perl >/dev/null 2>&1 && perl -MPOSIX -e 1 2>/dev/null; then
@@ -158,7 +157,7 @@ else
 	rs_refuse session "it has no setsid, perl or python3, and its /bin/sh has no job control; one of them is needed"
 fi
 
-# Where logind ends what a login leaves behind, a scope of the user's own outlives it.
+# If logind kills processes that a login leaves behind, a scope of the user manager outlives it.
 rs_scope=
 if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 	case $(busctl get-property org.freedesktop.login1 /org/freedesktop/login1 \
@@ -173,12 +172,12 @@ if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 	esac
 fi
 
-# The job needs the words of its environment, and everybody a time and a place.
+# The job needs the environment, its time stamp and the lock's directory.
 wait "$rs_aside"
 rs_aside=
 [ -z "$rs_shut" ] || chmod go= ./*
 set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_machine" "$rs_node" "$rs_mask" "$rs_home"
-# Until the supervisor runs, what goes wrong is said on this standard error.
+# Until the supervisor runs, errors appear on this standard error.
 rs_trouble=$(rs_detach "$@" </dev/null 2>&1 >/dev/null 6<&-)
 
 rs_tries=0 rs_why=
@@ -187,7 +186,7 @@ if [ -n "$rs_tells" ]; then
 	read -r rs_why <&6 || rs_tries=10000
 	case $rs_why in
 	begun*) ;;
-	# One that starts nothing has its last word before its directory goes.
+	# Wait for the supervisor's end before its directory is removed.
 	*) while read -r rs_line <&6; do :; done ;;
 	esac
 	exec 6<&-

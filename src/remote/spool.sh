@@ -1,9 +1,8 @@
-# Between a job and whoever runs it in the foreground: takes its output as it comes, into files that go when they are
-# delivered, and gives it its input. A file's name ends in the position of its first byte in the stream. Runs in the
-# supervisor, before the job.
-# Given by the client: rs_limit, how many bytes of a stream may wait here; then the job blocks, as on a full pipe.
+# The spool of a foreground job: writes its output to files that are removed once delivered, and feeds its input. A file's
+# name ends in the position of its first byte in the stream. Runs in the supervisor, before the job.
+# Given by the client: rs_limit, the number of bytes of a stream that may wait here; then the job blocks as on a full pipe.
 
-# rs_sum FILE... : sets rs_total to how many bytes they hold.
+# rs_sum FILE... : sets rs_total to the total size of the files.
 rs_sum() {
 	rs_total=0
 	# shellcheck disable=SC2046
@@ -14,7 +13,7 @@ rs_sum() {
 	done
 }
 
-# rs_waiting STREAM : sets rs_total to how many bytes of the first rs_at of a stream have not gone yet.
+# rs_waiting STREAM : sets rs_total to how many of the first rs_at bytes of a stream are not delivered.
 rs_waiting() {
 	rs_total=0
 	for rs_file in "$1".[0-9]*; do
@@ -25,19 +24,19 @@ rs_waiting() {
 	done
 }
 
-# rs_go_on : a short sleep; the end when the job is over, or never began.
+# rs_go_on : sleeps shortly; exits when the job is over or never began.
 rs_go_on() {
 	[ -e made ] && [ ! -s status ] || exit
 	sleep 0.02 2>/dev/null || sleep 1
 }
 
-# rs_take STREAM : what comes by the pipe of that name. Its end is written to STREAM.end; STREAM.full says that the disk
-# took no more, and that what follows is lost.
+# rs_take STREAM : spools the pipe of that name. STREAM.end records where the stream ends; STREAM.full, that the disk was
+# full and the rest is lost.
 rs_take() {
 	rs_clean
 	exec <"$1.pipe"
 	rs_at=0
-	# Two of them stay for those who look, so they are small beside the limit.
+	# Two files stay for readers, so they are small compared to the limit.
 	rs_blocks=$((rs_limit / 4 / 65536))
 	[ "$rs_blocks" -le 256 ] || rs_blocks=256
 	rs_most=$rs_limit
@@ -50,8 +49,8 @@ rs_take() {
 			if [ ! -s status ]; then
 				sleep 0.02 2>/dev/null || sleep 1
 			elif [ "$rs_most" = "$rs_limit" ]; then
-				# The job's last bytes are in the pipe, which holds a megabyte at most (pipe(7)). What comes after those
-				# is not the job's.
+				# The job's last bytes are in the pipe, which holds a megabyte at most (pipe(7)). Later bytes are not the
+				# job's.
 				rs_most=$((rs_total + 1048576))
 			else
 				exit
@@ -68,8 +67,8 @@ rs_take() {
 	printf '%s\n' "$rs_at" >"$1.end"
 }
 
-# rs_give : the input that has come, until all of it has (in.end says how much that is). The job meets the end of its
-# input there, and nowhere else.
+# rs_give : feeds the input to the job as it arrives, up to the size in in.end. The job sees end of file there, and nowhere
+# else.
 rs_give() {
 	rs_clean
 	exec 7>in.pipe
@@ -80,7 +79,7 @@ rs_give() {
 	while [ -e "in.$rs_at" ]; do
 		exec 6<"in.$rs_at"
 		while :; do
-			# Asked before the reading: what was written before is read after it.
+			# Checked before the read, so that everything written before is read.
 			[ ! -s in.end ] || read -r rs_all <in.end
 			rs_sum "in.$rs_at"
 			rs_next=$((rs_at + rs_total))

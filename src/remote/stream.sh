@@ -1,22 +1,22 @@
-# Passes a job's output on as it comes, from given positions to the job's end. Both streams come on standard output, with
-# marks between them: a login's standard error may lead nowhere. A log is one file, `out`; the output of a job in the foreground is in files out.N, N being the position of their
-# first byte, which go when they are delivered.
+# Follows a job's output from given positions to the job's end. Both streams go to standard output, with marks between them:
+# the login may have closed standard error. The log of a spawned job is one file, `out`. The output of a foreground job is in
+# files out.N, N being the position of their first byte, which are removed once delivered.
 #
-# What the client says comes in lines on standard input:
+# The client's lines on standard input:
 #   (nothing)      a heartbeat for the job's tether
-#   ack OUT ERR    what lies before these positions is delivered
+#   ack OUT ERR    everything before these positions is delivered
 #   in SIZE        SIZE bytes of the job's input follow
-#   room           how much of the input is here, and how much more may come?
+#   room           asks how much input is here, and how much more fits
 #   eof TOTAL      the input ends after TOTAL bytes
 #   quit           the client goes on elsewhere, or knows the job's end
-#   forget         the same, and the job's files go
-# A background process takes them and ends with `quit`, so that nothing of them is left in the shell's input. Without
-# such an end, the shell is not used again.
+#   forget         the same, and the job's files are removed
+# A background process reads them up to `quit`, so that none is left in the shell's input. After any other end the shell is
+# not used again.
 
-# How much input may wait here for the job.
+# How many bytes of input may wait here for the job.
 rs_input_max=16777216
 
-# numbers STREAM : sets numbers to the positions that the names of a stream's files end in.
+# numbers STREAM : sets numbers to the positions in the names of a stream's files.
 numbers() {
 	numbers=
 	for file in "$1".[0-9]*; do
@@ -27,8 +27,8 @@ numbers() {
 	done
 }
 
-# behind STREAM POSITION : deletes the files of a stream that lie before a position, but for the one that it is in and
-# the one before that: tail shows them, and a reader may not have gone on from there yet.
+# behind STREAM POSITION : removes the files of a stream before a position, except the file with the position and the one
+# before: tail shows them, and a reader may still be there.
 behind() {
 	numbers "$1"
 	in=0 before=0 old=
@@ -48,8 +48,8 @@ behind() {
 	[ -z "$old" ] || rm -f $old
 }
 
-# after STREAM POSITION : sets next to the number of the first file of a stream behind a position, to nothing where there
-# is none. By the names, not by a size: the file that is being read may be deleted by now.
+# after STREAM POSITION : sets next to the number of a stream's first file after a position, or to nothing. Goes by names, not
+# sizes: the file that is being read may have been removed.
 after() {
 	numbers "$1"
 	next=
@@ -73,7 +73,7 @@ locate() {
 	file=$1.$at skip=$(($2 - at))
 }
 
-# sum FILE... : sets total to how many bytes they hold.
+# sum FILE... : sets total to the total size of the files.
 sum() {
 	total=0
 	# shellcheck disable=SC2046
@@ -84,12 +84,12 @@ sum() {
 	done
 }
 
-# seek POSITION : moves the file that is standard input there; the next reader of the same descriptor goes on at it.
+# seek POSITION : seeks in the file on standard input; the next reader of the descriptor starts there.
 seek() {
 	[ "$1" -gt 0 ] || return 0
 	case $(dd --version 2>/dev/null) in
 	*uutils*)
-		# Its dd reads all of a file when it only skips.
+		# This dd reads the whole file when it only skips.
 		dd bs=65536 count=$(($1 / 65536)) of=/dev/null
 		dd bs=$(($1 % 65536)) count=1 of=/dev/null
 		;;
@@ -97,8 +97,8 @@ seek() {
 	esac 2>/dev/null
 }
 
-# out_flow, err_flow : all that is there of a stream, file by file. The next file is asked for before the reading: once
-# it is there, the one before it is whole.
+# out_flow, err_flow : copy all that is there of a stream, file by file. They look for the next file before they read: once
+# it exists, the one before is complete.
 out_flow() {
 	while :; do
 		after out "$out_at"
@@ -118,11 +118,11 @@ err_flow() {
 	done
 }
 
-# measure : sets now to what changes when there is more to read.
+# measure : sets now to a value that changes when there is more to read.
 measure() {
 	if [ -p out.pipe ]; then
 		now=$(LC_ALL=C ls -ln "$out_file" "$err_file" 2>/dev/null)
-		# A file that is whole grows no more, and has a next one.
+		# A complete file no longer grows, but has a next one.
 		after out "$out_at"
 		now=$now,$next
 		after err "$err_at"
@@ -133,25 +133,25 @@ measure() {
 	fi
 }
 
-# sizes : sets err_size and out_size, and err_inode and out_inode, which another file in their place has not. ls sorts by
-# name; in this locale and style a line has ten fields.
+# sizes : sets err_size and out_size, and err_inode and out_inode, which tell if a file was replaced. ls sorts by name; in
+# this locale and style a line has ten fields.
 sizes() {
 	# shellcheck disable=SC2046
 	set -- $(LC_ALL=C TIME_STYLE=locale ls -lni err out 2>/dev/null)
-	# An ls that was ended by a signal says nothing of the files.
+	# If ls was killed, keep the earlier values.
 	[ $# -gt 0 ] || [ ! -e out ] || [ -z "${out_size-}" ] || return 0
 	err_inode=${1:-0} err_size=${6:-0}
 	shift $(($# < 10 ? $# : 10))
 	out_inode=${1:-0} out_size=${6:-0}
 }
 
-# is_cut OUT_SIZE ERR_SIZE INODES : succeeds when a log is shorter than it was, or another file than it was.
+# is_cut OUT_SIZE ERR_SIZE INODES : succeeds if a log was truncated or replaced.
 is_cut() {
 	[ ! -p out.pipe ] || return 1
 	[ "$out_size" -lt "$1" ] || [ "$err_size" -lt "$2" ] || [ "$out_inode $err_inode" != "$3" ]
 }
 
-# received : sets in_at to the number of the input's last file, and in_size to its size.
+# received : sets in_at to the number of the last file of the input, and in_size to its size.
 received() {
 	numbers in
 	in_at=0
@@ -162,13 +162,13 @@ received() {
 	in_size=$total
 }
 
-# tell_room : how much of the input is here, and how much more may come.
+# tell_room : tells the client how much input is here, and how much more fits.
 tell_room() {
 	sum in.[0-9]*
 	printf '\001%s have %s %s\n' "$rs_nonce" $((in_at + in_size)) $((rs_input_max - total))
 }
 
-# take SIZE : that many bytes of input. Each dd reads what is there, and never more than is left of them.
+# take SIZE : reads that many bytes of input. Each dd reads what is there, and never more than is left.
 take() {
 	wanted=$1
 	while [ "$wanted" -gt 0 ]; do
@@ -181,7 +181,7 @@ take() {
 	tell_room
 }
 
-# obey : does what the client says. Fails when the connection has gone.
+# obey : carries out the client's lines. Fails if the connection is gone.
 obey() {
 	beats=0 was=0
 	received
@@ -209,8 +209,8 @@ obey() {
 	return 1
 }
 
-# relieve : ends the process that took the client's lines before this one, and whatever it has started: a connection that
-# was cut may have left it behind, about to write to the job's input.
+# relieve : kills the previous reader of client lines, with what it has started: a cut connection may have left it behind,
+# about to write to the job's input.
 relieve() {
 	if [ -O reader ]; then
 		read -r one birth <reader
@@ -218,7 +218,7 @@ relieve() {
 	fi 2>/dev/null
 }
 
-# open_at OUT_AT ERR_AT : opens both streams there.
+# open_at OUT_AT ERR_AT : opens both streams at these positions.
 open_at() {
 	locate out "$1"
 	out_at=$at out_file=$file
@@ -230,7 +230,7 @@ open_at() {
 	seek "$skip" <&7
 }
 
-# flow : all that is there of the streams that are wanted.
+# flow : copies all that is there of the requested streams.
 flow() {
 	[ -z "$has_out" ] || out_flow
 	if [ -n "$has_err" ]; then
@@ -240,8 +240,8 @@ flow() {
 	fi
 }
 
-# stream OUT_AT ERR_AT : in the job's directory, after a look, to the job's end. has_out and has_err say which streams are
-# wanted, and inodes of which files the positions are.
+# stream OUT_AT ERR_AT : in the job's directory, after `look`, follows the output to the job's end. has_out and has_err say
+# which streams are requested, inodes which files the positions belong to.
 stream() {
 	measure
 	open_at "$1" "$2"
@@ -259,12 +259,12 @@ stream() {
 	rs_mark data
 	step=5 round=0 patience=1000 cut='' fresh=1
 	while :; do
-		# Asked before the reading: what was written before the end is read after it.
+		# Checked before the read, so that everything written before the end is read.
 		over=
 		case $state in
 		exited | lost | elsewhere)
 			over=1 fresh=1
-			# What still holds the pipes is not the job: it gets a moment to be read, no more.
+			# Other processes may still hold the pipes. Their output is read for a moment longer.
 			if [ ! -p out.pipe ] ||
 				{ { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; }; then
 				patience=0
@@ -313,7 +313,7 @@ stream() {
 	exit 0
 }
 
-# bury : removes what the job has left. A tombstone tells of its end for a minute; the next one removes it.
+# bury : removes the job's files. A tombstone keeps its end for a minute; a later bury removes that.
 bury() {
 	: >gone
 	for file in * .[!.]*; do
@@ -327,7 +327,7 @@ bury() {
 	done
 } 2>/dev/null
 
-# run_along OUT_AT ERR_AT : passes the streams of the job at place on, once they have begun.
+# run_along OUT_AT ERR_AT : follows the job at place, once its streams exist.
 run_along() {
 	place "$place"
 	if ! enter "$dir"; then

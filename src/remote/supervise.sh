@@ -1,9 +1,9 @@
-# Owns one job: runs it as its foreground child, in a session of the job's own, and records its end.
-# Given by the client: rs_input, rs_output and rs_errors, the job's standard files, and rs_beside, what is to run beside
-# it: functions that leave a background process behind. Those that rs_watchdogs names end with the job.
-# $1: how to make a session; $2 to $7 are the job's: system, boot, machine, node, umask, home directory.
+# Owns one job: runs it as its foreground child, in a session of its own, and records its end.
+# Given by the client: rs_input, rs_output and rs_errors, the job's standard files, and rs_beside, functions that start
+# background processes. Those in rs_watchdogs end with the job.
+# $1: how to make a session; $2 to $7 are passed to the job: system, boot, machine, node, umask, home directory.
 
-# rs_nap HUNDREDTHS : sleeps, whatever signals come (a trap cuts a wait short). Fails when it was not that long.
+# rs_nap HUNDREDTHS : sleeps through signals (a trap cuts a wait short). Fails if the sleep was cut short or can't start.
 rs_nap() {
 	rs_time=$(($1 / 100))
 	[ $(($1 % 100)) -eq 0 ] || rs_time=$rs_time.$(($1 / 10 % 10))$(($1 % 10))
@@ -16,7 +16,7 @@ rs_nap() {
 	return "$rs_slept"
 }
 
-# rs_clock : sets rs_now to a time in hundredths of a second, where the host has one that nobody sets.
+# rs_clock : sets rs_now to hundredths of a second, monotonic if the host has such a clock.
 rs_clock() {
 	if [ -r /proc/uptime ]; then
 		read -r rs_now rs_rest </proc/uptime
@@ -26,23 +26,23 @@ rs_clock() {
 	fi
 }
 
-# rs_pause HUNDREDTHS : the same, also where a sleep is killed or can't be started: that is not time that has passed.
+# rs_pause HUNDREDTHS : as rs_nap, but sleeps again after a sleep that was killed or could not start.
 rs_pause() {
 	rs_clock
 	rs_over=$((rs_now + $1)) rs_left=$1
 	until rs_nap "$rs_left"; do
 		rs_clock
-		# In whole seconds, in case this sleep takes no others.
+		# In whole seconds, in case sleep(1) takes no fractions.
 		rs_left=$(((rs_over - rs_now + 99) / 100 * 100))
 		[ "$rs_left" -gt 0 ] || break
 	done
 }
 
-# rs_beside_job FUNCTION : runs it in a process that ends with the job: nothing but KILL and rs_dismiss ends it.
+# rs_beside_job FUNCTION : runs it in a process that ends with the job. Only KILL and rs_dismiss end it.
 rs_beside_job() {
 	(
 		rs_clean
-		# What was started before is not this one's.
+		# An earlier background process is not this one's child.
 		rs_before=$!
 		trap '[ "$!" = "$rs_before" ] || kill -KILL $!; exit' ALRM
 		trap : HUP INT QUIT PIPE TERM USR1 USR2
@@ -51,8 +51,7 @@ rs_beside_job() {
 	rs_watchdogs="$rs_watchdogs $!"
 }
 
-# rs_dismiss : ends them and their sleeps. As often as it takes, since a shell can lose a signal that comes while it is
-# being forked.
+# rs_dismiss : ends these processes and their sleeps. Repeats, since a shell can lose a signal while it is being forked.
 rs_dismiss() {
 	for rs_one in $rs_watchdogs; do
 		while kill -ALRM "$rs_one"; do
@@ -61,8 +60,8 @@ rs_dismiss() {
 	done 2>/dev/null
 }
 
-# rs_end_job FILE REASON : TERM to the job's group, CONT so that a stopped job can die of it, KILL 10 s later. The file is
-# renamed to say why: a disk that is full has no room for a new one.
+# rs_end_job FILE REASON : sends TERM to the job's group, CONT so that a stopped job can act on it, and KILL 10 s later. The
+# file is renamed to record the reason: a full disk has no room for a new one.
 rs_end_job() {
 	until [ -s pid ] || [ ! -e "$1" ]; do
 		rs_nap 1 || rs_nap 100
@@ -76,11 +75,11 @@ rs_end_job() {
 		kill -KILL "-$rs_pgid"
 		rs_pause 100
 	fi
-	# It has become another user.
+	# The job has become another user.
 	! rs_is_job "$rs_pid" "$rs_born" || mv -f "$2" unkept
 }
 
-# Where it was started from hears no more of it.
+# The starting shell's standard error is not ours to keep.
 exec 2>/dev/null
 rs_how=$1 rs_system=$2 rs_boot=$3
 shift
@@ -90,8 +89,8 @@ trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
 	rs_clean
 	rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor
 )
-# A line in it tells whoever reads it that the job has begun, and its end of file that the job is over. Opened for both,
-# since that does not wait for a reader.
+# A line in the FIFO tells its reader that the job has begun; end of file, that the job is over. Opened for both, since that
+# does not wait for a reader.
 [ ! -p ended ] || exec 5<>ended
 
 rs_watchdogs=
@@ -99,9 +98,8 @@ for rs_part in $rs_beside; do
 	"$rs_part"
 done
 
-# With 5>&- behind each, since the job must not hold it. What a shell says of a child that a signal has ended
-# (`Terminated`) goes to its standard error: that is not the job's, which is 7 here. The parentheses, since some shells
-# redirect themselves for as long as a command runs.
+# 5>&- keeps the FIFO out of the job. The job's standard error is 7 here, since a shell reports a child that a signal has
+# ended (`Terminated`) on its own. In parentheses, since some shells redirect themselves while a command runs.
 case $rs_how in
 setsid) (exec setsid /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
 perl) (exec perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV' /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
@@ -123,7 +121,7 @@ monitor)
 	;;
 esac <"$rs_input" >>"$rs_output" 7>>"$rs_errors" 2>/dev/null
 rs_code=$?
-# At once and by builtins alone: the job has been reaped, so its number is free. ksh gives 256+n for a signal n.
+# At once, with builtins only: the job has been reaped, so its number is free. ksh gives 256+n for signal n.
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
 rs_clean
 echo "$rs_code" 1<>status.new
@@ -138,7 +136,7 @@ fi
 rs_why=
 [ ! -e untied ] || rs_why=tether
 [ ! -e expired ] || rs_why=timeout
-# Over the blanks that were set aside at the start; a disk that is full all the same gets more time.
+# Over the blanks that were written at the start. If the disk is full nevertheless, try again.
 until printf '%s %s %s\n' "$rs_code" "$(date +%s)" "$rs_why" 1<>status.new && mv -f status.new status; do
 	[ -d "$PWD" ] || exit
 	sleep 5

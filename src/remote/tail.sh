@@ -1,12 +1,11 @@
-# Passes a job's output on, every byte as it was written. What is little comes in one write.
-# Given by the client: place, out_from, err_from and inodes (the positions to go on at where from is resume, and of which
-# files), streams (out, err or
-# both words), from (lines, line, bytes or byte), count, follow (0 or 1).
-# The first line of the rs_say gives the position of each stream's first byte, and how many lines and bytes the
-# client has to leave out itself because they are not written yet.
+# Prints a job's output byte by byte as it was written. A small output leaves in one write.
+# Given by the client: place; streams (out, err or both words); from (lines, line, bytes, byte or resume); count; follow (0
+# or 1); and for resume out_from, err_from and inodes (the positions, and the files they belong to).
+# The `from` line of the answer gives the position of each stream's first byte, and how many lines and bytes the client has
+# to skip because they are not written yet.
 
-# first FILE SIZE : sets at to the position of the first byte that is asked for, lines and bytes to what is then
-# still to be left out.
+# first FILE SIZE : sets at to the position of the first requested byte, and lines and bytes to what the client has to skip
+# from there.
 first() {
 	at=0 lines=0 bytes=0
 	case $from in
@@ -32,7 +31,7 @@ first() {
 	lines)
 		at=$2
 		[ "$count" -gt 0 ] || return 0
-		# Backwards in windows that grow, each read by position: the file may grow meanwhile.
+		# Backwards in growing windows, each read by position, since the file may grow meanwhile.
 		window=65536
 		while :; do
 			[ "$window" -le "$2" ] || window=$2
@@ -50,13 +49,13 @@ first() {
 	esac
 }
 
-# copy SIZE : that many bytes of standard input.
+# copy SIZE : copies that many bytes of standard input.
 copy() {
 	[ "$1" -lt 65536 ] || dd bs=65536 count=$(($1 / 65536)) 2>/dev/null
 	head -c $(($1 % 65536))
 }
 
-# rest SIZE : what standard input still holds: of a job that goes on no more than that.
+# rest SIZE : copies the rest of standard input; while the job runs, no more than SIZE bytes.
 rest() {
 	if [ "$state" = exited ]; then
 		cat
@@ -65,7 +64,7 @@ rest() {
 	fi
 }
 
-# held STREAM : the files of a spooled stream that are still here, in order.
+# held STREAM : prints the remaining files of a spooled stream, in order.
 held() {
 	for file in "$1".[0-9]*; do
 		case ${file##*.} in
@@ -77,7 +76,7 @@ held() {
 	done
 }
 
-# asked STREAM : the position to begin at in a spooled stream, in at: of what is still here.
+# asked STREAM : sets at to the first requested byte of a spooled stream that is still here.
 asked() {
 	files=$(held "$1")
 	at=0 total=0
@@ -100,7 +99,7 @@ asked() {
 	[ $((end - wanted)) -le "$at" ] || at=$((end - wanted))
 }
 
-# spooled : where to begin in the output of a job that runs in the foreground: of what is still here.
+# spooled : sets the positions to begin at in the output of a foreground job.
 spooled() {
 	[ -e out.0 ] || [ -e out.end ] || : >>out.0
 	[ -e err.0 ] || [ -e err.end ] || : >>err.0
@@ -132,13 +131,13 @@ fi
 if [ "$from" = resume ]; then
 	out_at=$out_from err_at=$err_from
 fi
-# Positions that were written down long ago are of no certain files.
+# Old positions don't name their files.
 if [ "$from" != resume ] || [ "$inodes" = '0 0' ]; then
 	inodes="$out_inode $err_inode"
 fi
 report 0
 rs_say from "$out_at" "$out_skip" "$err_at" "$err_skip" "$inodes"
-# It was cut short meanwhile, or replaced.
+# A log was truncated or replaced meanwhile.
 if is_cut "$out_at" "$err_at" "$inodes"; then
 	rs_mark data
 	rs_mark cut

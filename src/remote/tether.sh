@@ -1,8 +1,8 @@
-# Ends a job that nobody holds on to any more. Runs in the supervisor, beside the job.
-# Given by the client: rs_tether, how many seconds may pass without a sign of life; rs_holder and rs_holder_birth, the
-# process that holds it where that is on this machine. Elsewhere the sign of life is a new word in the file beat.
+# Ends a job whose client is gone. Runs in the supervisor, beside the job.
+# Given by the client: rs_tether, the number of seconds without a heartbeat; rs_holder and rs_holder_birth, the client's
+# process if it is on this machine. Otherwise each heartbeat puts a new word into the file beat.
 
-# rs_is_held : succeeds when there was a sign of life since it was last asked.
+# rs_is_held : succeeds if there was a heartbeat since the last call.
 rs_is_held() {
 	if [ -n "$rs_holder" ]; then
 		rs_process "$rs_holder" && [ "$rs_birth" = "$rs_holder_birth" ] && [ "$rs_run" != Z ]
@@ -17,7 +17,7 @@ rs_is_held() {
 rs_lease() {
 	rs_beat='' rs_quiet=0
 	while [ "$rs_quiet" -lt "$rs_tether" ]; do
-		# A round is a second, whatever the clock says: the whole machine may have slept.
+		# A round counts as one second, whatever the clock says: the machine may have been suspended.
 		rs_pause 100
 		rs_quiet=$((rs_quiet + 1))
 		! rs_is_held || rs_quiet=0

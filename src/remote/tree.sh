@@ -1,13 +1,13 @@
-# Signals a job with all that it has started: the processes of its session, those that bear its cookie, and the children
-# of both, whatever group or session they have made for themselves.
+# Signals a job with everything it has started: the processes of its session, those with its cookie in their environment,
+# and the children of both, whatever group or session they have moved to.
 
-# survey : one look at all processes. Gives kin,PID,BIRTH,STATE for each of the job's that is not known yet, the oldest
-# first, and maybe,PID,BIRTH,NEAR for each that only its environment could tell about (NEAR is 1 in the job's session).
-# Uses pid, birth and pgid of the job's first process, `first` (1 when that is there), `kin` and `strangers`.
+# survey : one look at all processes. Prints kin,PID,BIRTH,STATE for each new process of the job, the oldest first, and
+# maybe,PID,BIRTH,NEAR for each process that only its environment could identify (NEAR is 1 in the job's session). Uses pid,
+# birth and pgid of the job's first process, `first` (1 while that lives), `kin` and `strangers`.
 #
-# Spared are this script and what it has started, whatever has started it, and the job's supervisor. The number of a
-# session stays taken as long as it has members, so those of the job's are the job's when its first process or anything
-# else of it is there. awk, since a shell reads /proc byte by byte.
+# Spares this script with its children and ancestors, and the job's supervisor. A session's number is not reused while the
+# session has members, so its members belong to the job while any known process of the job lives. awk, since a shell reads
+# /proc byte by byte.
 survey() {
 	{
 		# shellcheck disable=SC2086
@@ -76,13 +76,13 @@ survey() {
 	}' | sort -t, -k3n -k2n
 }
 
-# cookies PATH... : all cookies in these environments, a line each. Their entries end in NUL and may hold newlines.
+# cookies PATH... : prints all cookies in these environments, one per line. Entries end in NUL and may hold newlines.
 cookies() {
 	cat "$@" | tr '\000\012' '\012\001' | sed -n '/RSIG_COOKIE=/p'
 }
 
-# bears PID NEAR : succeeds when the process has the job's cookie in its environment; or, in the job's session (NEAR is 1),
-# writes to its log.
+# bears PID NEAR : succeeds if the process has the job's cookie in its environment, or is in the job's session (NEAR is 1)
+# and writes to its log.
 bears() {
 	case $rs_newline$(cookies "/proc/$1/environ")$rs_newline in
 	*"${rs_newline}RSIG_COOKIE=$cookie$rs_newline"*) return 0 ;;
@@ -91,17 +91,17 @@ bears() {
 	[ "$2" = 1 ] && { [ "/proc/$1/fd/1" -ef out ] || [ "/proc/$1/fd/2" -ef err ]; }
 }
 
-# recognise PID,BIRTH,NEAR... : sets new to those among them that are the job's, and adds the others to the strangers.
+# recognise PID,BIRTH,NEAR... : sets new to the processes that belong to the job, and adds the others to strangers.
 recognise() {
 	new='' paths='' hits=''
 	[ -n "$cookie" ] || return 0
 	for one; do
-		# Its owner, and whether it has an environment at all, are asked without a fork.
+		# Checks the owner, and that there is an environment, without a fork.
 		if [ -O "/proc/${one%%,*}" ] && [ -e "/proc/${one%%,*}/exe" ]; then
 			paths="$paths /proc/${one%%,*}/environ"
 		fi
 	done
-	# All at once first: mostly there is none.
+	# All at once first: usually none matches.
 	# shellcheck disable=SC2086
 	[ -z "$paths" ] || case $(cookies $paths) in
 	*"$cookie"*) hits=1 ;;
@@ -121,13 +121,12 @@ recognise() {
 	done
 }
 
-# hold PID,BIRTH... : takes these into kin, and with `holding` stops them. Marks with 1 what was stopped before.
+# hold PID,BIRTH... : adds these to kin, and with `holding` stops them. Marks with 1 those that were stopped before.
 hold() {
 	for one; do
 		rs_lives "${one%%,*}" "${one#*,}" || continue
 		was=0
-		# What is stopped later may have been so with the whole group, even if it has left that by now: it may have been
-		# about to.
+		# In later rounds a stopped process may have been stopped by hold_group, even if it has left the group since.
 		if [ "$rs_run" = T ] && [ "$round" -eq 1 ]; then
 			was=1
 		fi
@@ -136,9 +135,8 @@ hold() {
 	done
 }
 
-# gather : sets kin to the job's processes, each as PID,BIRTH,STOPPED, and links to 1 where environments can't be read.
-# With `holding` each is stopped as soon as it is found, and it goes on until no new one appears: what is stopped
-# starts nothing, and what has slipped away by then is found the next time.
+# gather : sets kin to the job's processes, each as PID,BIRTH,STOPPED, and links to 1 if environments can't be read. With
+# `holding` stops each process as it is found, and repeats until no new one appears: a stopped process starts nothing.
 gather() {
 	LC_ALL=C
 	export LC_ALL
@@ -182,8 +180,8 @@ gather() {
 	done
 } 2>/dev/null
 
-# hold_group : stops the job's whole group at once, which no fork can slip through; unless this script, or what has
-# started it, is in it.
+# hold_group : stops the job's whole group at once, so that no fork slips through. Does nothing if this script or one of its
+# ancestors is in the group.
 hold_group() {
 	case " $kin" in
 	*" $pid,$birth,"*) ;;
@@ -197,8 +195,8 @@ hold_group() {
 	! alive "$pid" "$birth" "$boot" || kill -STOP "-$pgid"
 }
 
-# each WORD... : carries the words out for each of kin that is still there, with its number and whether it was stopped
-# before; succeeds when they do for one.
+# each COMMAND... : runs the command for each living process of kin, with its number and whether it was stopped before;
+# succeeds if the command does for one.
 each() {
 	none=1
 	for one in $kin; do
@@ -209,21 +207,21 @@ each() {
 	return "$none"
 }
 
-# hit PID STOPPED : the signal.
+# hit PID STOPPED : sends the signal.
 hit() {
 	kill "-$argument" "$1"
 }
 
-# release PID STOPPED : lets what was stopped here go on; with `wake` also what was stopped before.
+# release PID STOPPED : continues a process that was stopped here; with `wake` also one that was stopped before.
 release() {
 	if [ "$2" = 0 ] || [ "$wake" = 1 ]; then
 		kill -CONT "$1"
 	fi
 }
 
-# strike CLAIM NAME NUMBER ARGUMENT CONT RETRY : takes the job's lock, stops the tree, signals it, lets it go on. Runs apart
-# from the script, and nothing but KILL ends it: what was stopped goes on, whatever becomes of the script and its channel.
-# Says what came of it, and whether environments could not be read.
+# strike CLAIM NAME NUMBER ARGUMENT CONT RETRY : takes the job's lock, stops the tree, signals it, continues it. Runs in a
+# process that only KILL ends, so that nothing stays stopped if the script or its channel dies. Prints the result, and
+# whether environments could not be read.
 strike() {
 	trap '' HUP INT QUIT TERM PIPE ALRM USR1 USR2
 	kin='' links=''
@@ -234,7 +232,7 @@ strike() {
 		[ "$state" = stopped ] || rs_await "$pid" "$3" 400
 		argument=$4 wake=$5 holding=1
 		gather
-		# These would be taken back by CONT.
+		# CONT would cancel these.
 		case $2 in
 		TSTP | TTIN | TTOU) each release ;;
 		esac
@@ -246,7 +244,7 @@ strike() {
 		fi
 		printf '%s %s\n' "$2" "$sent" >>"sig.$1"
 		[ "$2" = STOP ] || each release
-		# For the scripts that wait for all of them to end.
+		# For scripts that wait until all of them have ended.
 		printf '%s\n' "$kin" >tree
 	fi
 	rs_unlock
@@ -254,13 +252,13 @@ strike() {
 	echo "$sent" "${links:-0}"
 } 2>/dev/null
 
-# is_left PID STOPPED : nothing, for each of those that are there.
+# is_left PID STOPPED : succeeds, for `each` to test whether any process is left.
 is_left() {
 	:
 }
 
-# tree INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : as deliver, to the whole tree. The job's first process
-# may have ended; a signal 0 only looks.
+# tree INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : as deliver, for the whole tree. The job's first process may
+# have ended. Signal 0 only counts.
 tree() {
 	approach "$1" "$2" || return 0
 	if [ -n "$bare" ]; then
@@ -298,7 +296,7 @@ tree() {
 	report "$1"
 }
 
-# count INDEX : answers how many of kin there are.
+# count INDEX : reports how many processes of kin live.
 count() {
 	number=0
 	each add

@@ -1,9 +1,9 @@
-# Ends a job whose time is over, whether or not somebody is connected.
+# Ends a job at its time limit. Needs no connection.
 
 rs_watch() {
 	read -r rs_limit <limit
 	case $rs_limit in
-	# With milliseconds.
+	# Seconds with milliseconds.
 	*.*) rs_limit=$(((1${rs_limit#*.} - 991) / 10 + ${rs_limit%.*} * 100)) ;;
 	*) rs_limit=${rs_limit}00 ;;
 	esac
