@@ -78,27 +78,21 @@ impl NewJob {
             Command::Words(words) => (false, words),
         };
         let has_nul = |text: &String| text.contains('\0');
-        let wrong = if command.first().is_none_or(|word| word.trim().is_empty())
-            || command.iter().any(has_nul)
-        {
-            Some("command: empty, or contains a NUL character".to_owned())
-        } else if self
-            .cwd
-            .as_ref()
-            .is_some_and(|cwd| cwd.is_empty() || has_nul(cwd))
-        {
-            Some("cwd: empty, or contains a NUL character".to_owned())
-        } else {
-            let wrong = |(name, value): &(&String, &String)| !is_variable(name) || has_nul(value);
-            let variable = self.env.iter().find(wrong);
-            variable.map(|(name, _)| {
-                format!(
-                    "env: {name:?} is not a variable's name, or its value contains a NUL character"
-                )
-            })
-        };
-        if let Some(wrong) = wrong {
-            return Err(Failure::usage(wrong));
+        let is_blank = |word: &String| word.trim().is_empty();
+        if command.first().is_none_or(is_blank) || command.iter().any(has_nul) {
+            return Err(Failure::usage(
+                "command: empty, or contains a NUL character",
+            ));
+        }
+        let is_no_path = |path: &String| path.is_empty() || has_nul(path);
+        if self.cwd.as_ref().is_some_and(is_no_path) {
+            return Err(Failure::usage("cwd: empty, or contains a NUL character"));
+        }
+        for (name, value) in &self.env {
+            if !is_variable(name) || has_nul(value) {
+                let message = "can't name a variable, or its value contains a NUL character";
+                return Err(Failure::usage(format!("env: {name:?} {message}")));
+            }
         }
         let timeout = self.timeout.map(|time| duration(&time)).transpose();
         let timeout = timeout.map_err(|error| Failure::usage(format!("timeout: {error}")))?;

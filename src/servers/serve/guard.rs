@@ -18,25 +18,11 @@ use super::token::Token;
 /// The names of this machine.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// What a request must have.
-pub struct Guard {
-    /// The port that it must name, and the token; none on a socket.
-    port: Option<(u16, Token)>,
-}
+/// What a request must have: on a port, the port in its Host header and the token. Any user of this machine can connect
+/// to a port, only this user to the socket; a forwarded socket may have any port.
+pub struct Guard(pub Option<(u16, Token)>);
 
 impl Guard {
-    /// Only this user can open the socket. A forwarded one may have any port.
-    pub fn of_socket() -> Self {
-        Self { port: None }
-    }
-
-    /// Any user of this machine can connect to a port.
-    pub fn of_port(port: u16, token: Token) -> Self {
-        Self {
-            port: Some((port, token)),
-        }
-    }
-
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let mut hosts = headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
@@ -46,7 +32,7 @@ impl Guard {
         let is_ours = |host: &Authority| self.is_ours(host);
         // A request to a proxy names the host in its first line, which overrides the header.
         if !host.as_ref().is_some_and(is_ours) || !uri.authority().is_none_or(is_ours) {
-            let wanted = match &self.port {
+            let wanted = match &self.0 {
                 Some((port, _)) => format!("localhost:{port}, 127.0.0.1:{port} or [::1]:{port}"),
                 None => "localhost".to_owned(),
             };
@@ -54,7 +40,7 @@ impl Guard {
             return Err(Problem::new(BAD_HOST, message));
         }
         let given = || bearer(headers.get(AUTHORIZATION)?.as_bytes());
-        match &self.port {
+        match &self.0 {
             Some((_, token)) if !given().is_some_and(|given| token.is(given)) => {
                 let message = "send the header `Authorization: Bearer TOKEN`; the token is in `serve.token` in the state directory";
                 Err(Problem::new(UNAUTHORIZED, message))
@@ -69,7 +55,7 @@ impl Guard {
         let name = NAMES
             .iter()
             .any(|name| host.host().eq_ignore_ascii_case(name));
-        let port = match &self.port {
+        let port = match &self.0 {
             Some((port, _)) => host.port_u16().unwrap_or(80) == *port,
             None => true,
         };
@@ -107,7 +93,7 @@ mod tests {
 
     #[test]
     fn only_this_machine_is_named() {
-        let guard = Guard::of_socket();
+        let guard = Guard(None);
         for host in ["localhost", "LOCALHOST:6000", "127.0.0.1", "[::1]:1"] {
             assert!(hosts(&guard, "/", &[host]), "{host}");
         }

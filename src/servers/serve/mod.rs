@@ -67,7 +67,7 @@ pub fn serve(workers: Workers, address: Option<SocketAddr>) -> Result<()> {
             None => {
                 let (listener, path) = listen::on_socket()?;
                 warn(&format!("listening on the socket {}", path.display()));
-                (listener, Guard::of_socket())
+                (listener, Guard(None))
             }
             Some(address) => {
                 let (token, path) = token::load()?;
@@ -76,7 +76,7 @@ pub fn serve(workers: Workers, address: Option<SocketAddr>) -> Result<()> {
                 warn(&format!(
                     "listening on http://{address}; the token is in {path}"
                 ));
-                (listener, Guard::of_port(address.port(), token))
+                (listener, Guard(Some((address.port(), token))))
             }
         };
         let stopping = CancellationToken::new();
