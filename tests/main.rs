@@ -5,6 +5,7 @@
 mod anywhere;
 mod clients;
 mod completion;
+mod contrib;
 mod faults;
 mod foreign;
 mod harness;

@@ -1,0 +1,34 @@
+# What one types daily. `just` alone lists it.
+
+_list:
+    @just --list
+
+# Tests whose name contains FILTER, on the default hosts
+test FILTER='':
+    cargo test -- {{FILTER}}
+
+# The same on every kind of host
+test-all FILTER='':
+    RSIG_TEST_SITES=all cargo test -- {{FILTER}}
+
+# Formatting, clippy and shellcheck
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+    shellcheck src/remote/*.sh contrib/github/run
+
+# Manual pages and completions, from the definitions of the command line
+renew:
+    RSIG_RENEW_PAGES=1 cargo test --bin rsig pages
+
+# Timings against OpenSSH whose name contains FILTER
+bench FILTER='':
+    cargo bench -- --quick {{FILTER}}
+
+# Ten minutes of faults
+soak:
+    cargo test -- --ignored soak
+
+# All that has to pass
+ci:
+    .ci/run

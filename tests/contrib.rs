@@ -1,0 +1,95 @@
+//! What contrib/ has for CI systems, driven as these do.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Fixture, Invocation, Process, Site, poll_until};
+use crate::jobs::SOON;
+
+/// The action's script for this server, in an environment as GitHub's runner makes it.
+fn action(f: &Fixture, command: &str) -> Invocation {
+    let server = f.server.as_ref().expect("a server");
+    let address = format!("[127.0.0.1]:{}", server.port());
+    let known_hosts: Vec<String> = server
+        .host_keys()
+        .iter()
+        .map(|key| format!("{address} {key}"))
+        .collect();
+    let key = std::fs::read_to_string(&server.client_key().private).expect("a key");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/github/run");
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_rsig"));
+    let mut path = program.parent().expect("a folder").as_os_str().to_owned();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    f.rsig
+        .within(Invocation::of(script))
+        .env("PATH", path)
+        .env("RUNNER_TEMP", f.rsig.dir())
+        .env(
+            "INPUT_HOST",
+            format!("ssh://{}@127.0.0.1:{}", server.user(), server.port()),
+        )
+        .env("INPUT_KEY", key.trim_end())
+        .env("INPUT_KNOWN_HOSTS", known_hosts.join("\n"))
+        .env("INPUT_COMMAND", command)
+}
+
+#[test]
+fn the_action_gives_output_and_status() {
+    let f = Site::OpenSshUser.start();
+    let output = action(&f, "echo out; echo err >&2; exit 7").run();
+    output.code(7).stdout_has("\nout\n").stderr_has("err");
+    assert!(f.on_host().is_empty(), "{output}");
+    action(&f, "")
+        .run()
+        .code(2)
+        .stderr_has("the input 'COMMAND' is missing");
+    let mut strange = action(&f, "true");
+    strange = strange.env("INPUT_KNOWN_HOSTS", "[127.0.0.1]:1 ssh-ed25519 AAAA");
+    strange.run().code(255);
+}
+
+/// GitHub sends INT, TERM after 7.5 s and KILL after another 2.5 s to the step's process (actions/runner,
+/// ProcessInvoker).
+#[test]
+fn a_cancelled_step_ends_its_job() {
+    let f = Site::OpenSshUser.start();
+    for command in [
+        "echo begun; exec sleep 1000",
+        "trap '' INT TERM; echo begun; while :; do sleep 1; done",
+    ] {
+        let running = action(&f, command).start();
+        running.wait_for_stdout("\nbegun\n");
+        let jobs: Vec<Process> = f
+            .processes()
+            .into_iter()
+            .filter(|process| process.cmdline.contains("sleep") || process.cmdline.contains("trap"))
+            .collect();
+        assert!(!jobs.is_empty());
+        let cancelled = Instant::now();
+        let mut running = running;
+        for (signal, after) in [
+            (Signal::SIGINT, Duration::ZERO),
+            (Signal::SIGTERM, Duration::from_millis(7500)),
+            (Signal::SIGKILL, Duration::from_secs(10)),
+        ] {
+            while cancelled.elapsed() < after && !running.has_ended() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            if running.has_ended() {
+                break;
+            }
+            running.signal(signal);
+        }
+        let output = running.wait();
+        assert!(
+            matches!(output.status().code(), Some(130 | 137)),
+            "{output}"
+        );
+        poll_until("the job has ended", SOON, || {
+            !jobs.iter().any(Process::runs)
+        });
+    }
+}
