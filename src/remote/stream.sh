@@ -316,12 +316,14 @@ stream() {
 # bury : removes the job's files. A tombstone keeps its end for a minute; a later bury removes that.
 bury() {
 	: >gone
+	set --
 	for file in * .[!.]*; do
 		case $file in
 		gone | status | pid | made | meta | supervisor) ;;
-		*) rm -rf "./$file" ;;
+		*) set -- "$@" "./$file" ;;
 		esac
 	done
+	rm -rf "$@"
 	find .. -name gone -mmin +1 | while read -r file; do
 		rm -rf "${file%/gone}"
 	done
