@@ -5,7 +5,8 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
 use crate::harness::scratch::{make_dir, write_file};
-use crate::harness::{Output, Rsig, tool};
+use crate::harness::{Output, Rsig, poll_until, tool};
+use crate::jobs::SOON;
 use crate::kit::clear_message;
 
 /// Runs a script in a mount namespace of its own, where the state directory is a file system of 400 kB. In it, `r` is
@@ -71,6 +72,41 @@ fn what_cannot_be_written_down_changes_nothing() {
         assert_eq!(shown[1]["exit_status"], 3, "{what}: {shown}");
         assert!(!rsig.home().join("never").exists(), "{what}");
     }
+}
+
+/// The result comes first, and then what waits for the lock.
+#[test]
+fn a_locked_file_delays_no_result() {
+    let rsig = Rsig::new();
+    let job = rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
+    let other = rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
+    let lock = rsig
+        .within(tool("sh").args(["-c", &format!("{LOCKED}; wait")]))
+        .start();
+    poll_until("it is locked", SOON, || rsig.home().join("locked").exists());
+    for (words, said) in [
+        (&["kill", "-s", "WINCH", &job, &other][..], "WINCH sent"),
+        (&["stop", &job, &other], "ended"),
+        (&["wait", &job, &other], "ended"),
+        (&["ps", "-a"], "exited"),
+        (&["kill", &job], ""),
+    ] {
+        let mut running = rsig.spawn_process(words);
+        if said.is_empty() {
+            running.wait_for_stderr("had already ended");
+        } else {
+            poll_until("it is told", SOON, || {
+                let told = String::from_utf8_lossy(&running.stdout_so_far()).into_owned();
+                told.matches(said).count() >= words.iter().filter(|word| word.len() == 8).count()
+            });
+        }
+        assert!(!running.has_ended(), "{words:?}");
+        let output = running.wait();
+        assert_eq!(output.stderr().matches("not recorded").count(), 1);
+    }
+    write_file(&rsig.home().join("open"), "", 0o600);
+    lock.wait();
+    rsig.run(&["wait", &job]).code(143);
 }
 
 /// No file, and none can be made: no record is missing, and hosts can be asked.

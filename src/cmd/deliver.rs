@@ -234,13 +234,12 @@ pub fn write_down(store: &mut Store, report: &Report, target: Target) {
     };
     let first = report.signal.map(|signal| (signal, outcome.sent));
     let second = report.then_signal.zip(outcome.then);
-    let signals: Vec<Signalled> = [first, second]
+    let signals = [first, second]
         .into_iter()
         .flatten()
         .filter(|(signal, _)| !signal.is_existence_check())
-        .map(|(signal, sent)| Signalled { signal, sent })
-        .collect();
-    store.signalled(&outcome.record, target, signals.iter());
+        .map(|(signal, sent)| Signalled { signal, sent });
+    store.signalled(&outcome.record, target, signals);
 }
 
 /// Signals the jobs of one host.

@@ -153,23 +153,40 @@ impl StateFile {
         } else {
             clock::long(wait)
         };
-        let connection = &mut self.connection;
-        let changed = connection
-            .busy_timeout(wait)
-            .and_then(|()| connection.transaction_with_behavior(TransactionBehavior::Immediate))
-            .and_then(|transaction| {
-                let made = make(&transaction)?;
-                transaction.commit().map(|()| made)
-            });
-        let code = changed
-            .as_ref()
-            .err()
-            .and_then(rusqlite::Error::sqlite_error_code);
-        LOCK_STAYED.store(code == Some(ErrorCode::DatabaseBusy), Ordering::Relaxed);
-        if changed.is_ok() && self.log_len() > LOG_MAX {
+        let changed = self.attempt(wait, make);
+        LOCK_STAYED.store(is_busy(&changed), Ordering::Relaxed);
+        changed.map_err(|error| self.failure(error))
+    }
+
+    /// The same without waiting; `None`: another process is writing.
+    pub fn try_change<T>(
+        &mut self,
+        make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, Failure> {
+        if let Some(why) = &self.missing {
+            return Err(Failure::new(Kind::Failed, why));
+        }
+        match self.attempt(Duration::ZERO, make) {
+            changed if is_busy(&changed) => Ok(None),
+            changed => changed.map(Some).map_err(|error| self.failure(error)),
+        }
+    }
+
+    fn attempt<T>(
+        &mut self,
+        wait: Duration,
+        make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.connection.busy_timeout(wait)?;
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let made = make(&transaction)?;
+        transaction.commit()?;
+        if self.log_len() > LOG_MAX {
             self.write_log_back();
         }
-        changed.map_err(|error| self.failure(error))
+        Ok(made)
     }
 
     fn log_len(&self) -> u64 {
@@ -185,6 +202,14 @@ impl StateFile {
             .busy_timeout(Duration::ZERO)
             .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
     }
+}
+
+fn is_busy<T>(changed: &rusqlite::Result<T>) -> bool {
+    let code = changed
+        .as_ref()
+        .err()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    code == Some(ErrorCode::DatabaseBusy)
 }
 
 fn opened() -> MutexGuard<'static, Option<(u64, u64)>> {

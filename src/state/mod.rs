@@ -42,7 +42,11 @@ static WARNED: AtomicBool = AtomicBool::new(false);
 pub struct Store {
     file: StateFile,
     warn: fn(&str),
+    /// What is written at the end, in this order: another process was writing.
+    deferred: Vec<Change>,
 }
+
+type Change = Box<dyn Fn(&Connection) -> rusqlite::Result<()> + Send>;
 
 /// Which records to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,17 +69,27 @@ impl Which {
 impl Store {
     pub fn open(warn: fn(&str)) -> Result<Self, Failure> {
         let file = StateFile::open(&state_directory()?)?;
-        Ok(Self { file, warn })
+        Ok(Self::of(file, warn))
     }
 
     /// Opens the state file for a look, if there is one of this version: makes and changes nothing.
     pub fn peek() -> Option<Self> {
         let file = StateFile::peek(&state_directory().ok()?)?;
-        Some(Self { file, warn: |_| () })
+        Some(Self::of(file, |_| ()))
+    }
+
+    fn of(file: StateFile, warn: fn(&str)) -> Self {
+        let deferred = Vec::new();
+        Self {
+            file,
+            warn,
+            deferred,
+        }
     }
 
     /// Adds a new record, so that it is on the disk when this returns. A name in use is of kind [`Kind::NameTaken`].
     pub fn insert(&mut self, record: &Record) -> Result<(), Failure> {
+        self.write_deferred();
         self.sync("FULL")?;
         let inserted = self.file.change(LOCK_WAIT_MAX, |transaction| {
             transaction.execute("INSERT INTO jobs (record) VALUES (?1)", [json(record)?])?;
@@ -123,30 +137,33 @@ impl Store {
     /// somewhere else with the same id is left alone. An end that is recorded is not taken back by a command that
     /// looked earlier, and the last signal is kept.
     pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) {
-        self.write_after(|transaction| {
+        let records: Vec<Record> = records.into_iter().cloned().collect();
+        self.write_soon(move |transaction| {
             records
-                .into_iter()
+                .iter()
                 .try_for_each(|record| renew(transaction, record, None))
         });
     }
 
     /// Writes down what became of signals, and how the job stands then. What was not sent leaves no entry.
-    pub fn signalled<'a>(
+    pub fn signalled(
         &mut self,
         record: &Record,
         target: Target,
-        signals: impl Iterator<Item = &'a Signalled>,
+        signals: impl IntoIterator<Item = Signalled>,
     ) {
-        self.write_after(|transaction| {
+        let record = record.clone();
+        let signals: Vec<Signalled> = signals.into_iter().collect();
+        self.write_soon(move |transaction| {
             let mut last = None;
-            for signalled in signals.filter(|signalled| signalled.sent != Sent::No) {
-                history::write(transaction, record, Action::signal(signalled, target))?;
+            for signalled in signals.iter().filter(|one| one.sent != Sent::No) {
+                history::write(transaction, &record, Action::signal(signalled, target))?;
                 if signalled.sent != Sent::Unknown {
                     last = Some(signalled.signal.name());
                 }
             }
             // The signals first: an end follows from them.
-            renew(transaction, record, last)
+            renew(transaction, &record, last)
         });
     }
 
@@ -168,18 +185,50 @@ impl Store {
         })
     }
 
-    fn write_after(&mut self, make: impl FnOnce(&Connection) -> rusqlite::Result<()>) {
-        let written = self
-            .file
-            .change(LOCK_WAIT_AFTER, |transaction| make(transaction));
-        if let Err(failure) = written
-            && !WARNED.swap(true, Ordering::Relaxed)
-        {
+    /// Writes at once, or at the end where another process is writing: what was done is told first.
+    fn write_soon(&mut self, make: impl Fn(&Connection) -> rusqlite::Result<()> + Send + 'static) {
+        let written = if self.deferred.is_empty() {
+            self.file.try_change(|transaction| make(transaction))
+        } else {
+            Ok(None)
+        };
+        match written {
+            Ok(Some(())) => {}
+            Ok(None) => self.deferred.push(Box::new(make)),
+            Err(failure) => self.warn(&failure),
+        }
+    }
+
+    fn write_deferred(&mut self) {
+        let deferred = std::mem::take(&mut self.deferred);
+        if !deferred.is_empty() {
+            self.write_after(|transaction| deferred.iter().try_for_each(|make| make(transaction)));
+        }
+    }
+
+    fn warn(&self, failure: &Failure) {
+        if !WARNED.swap(true, Ordering::Relaxed) {
             (self.warn)(&format!(
                 "what was done is not recorded: {}",
                 failure.message
             ));
         }
+    }
+
+    fn write_after(&mut self, make: impl FnOnce(&Connection) -> rusqlite::Result<()>) {
+        self.write_deferred();
+        let written = self
+            .file
+            .change(LOCK_WAIT_AFTER, |transaction| make(transaction));
+        if let Err(failure) = written {
+            self.warn(&failure);
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.write_deferred();
     }
 }
 
@@ -242,7 +291,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = StateFile::open(&directory.path().join("state")).unwrap();
         let warn = |text: &str| panic!("{text}");
-        (directory, Store { file, warn })
+        (directory, Store::of(file, warn))
     }
 
     fn record(name: Option<&str>) -> Record {

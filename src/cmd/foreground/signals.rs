@@ -169,7 +169,7 @@ impl<'a> Held<'a> {
                     .map(|(signal, sent)| Signalled { signal, sent }),
             ];
             if let Ok(mut store) = Store::open(self.note) {
-                store.signalled(&outcome.record, target, sent.iter().flatten());
+                store.signalled(&outcome.record, target, sent.into_iter().flatten());
             }
             if let Some(failure) = outcome
                 .error
