@@ -562,7 +562,7 @@ fn a_hundred_calls_side_by_side() {
         })
         .collect();
     for (number, answer) in mcp.calls(&runs).iter().enumerate() {
-        assert_eq!(answer["stdout"], format!("{number}\n"));
+        assert_eq!(answer["stdout"], format!("{number}\n"), "{answer}");
     }
     mcp.close();
 }

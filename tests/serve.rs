@@ -153,18 +153,17 @@ fn token(f: &Fixture) -> String {
         .to_owned()
 }
 
-/// The script that follows a log: it naps every now and then.
+/// The script that follows the log of a job.
 #[track_caller]
-fn reader(f: &Fixture) -> Process {
+fn reader(f: &Fixture, job: &str) -> Process {
+    let log = f.file(job, "out");
+    let reads_log = |process: &Process| {
+        let opened = fs::read_link(format!("/proc/{}/fd/6", process.pid));
+        process.cmdline == "/bin/sh -s" && opened.is_ok_and(|file| file == log)
+    };
     let mut found = None;
     poll_until("a log is followed", SOON, || {
-        let all = f.processes();
-        let nap = all
-            .iter()
-            .find(|process| process.cmdline.starts_with("sleep 0."));
-        found = nap
-            .and_then(|nap| Process::find(nap.ppid))
-            .filter(|process| process.cmdline == "/bin/sh -s");
+        found = f.processes().into_iter().find(reads_log);
         found.is_some()
     });
     found.expect("it was found")
@@ -250,7 +249,7 @@ on_two_sites! {
         let path = format!("/processes/{silent}/_log?follow=1");
         let follower = http.curl(&["--no-buffer", "--verbose", &path]).start();
         follower.wait_for_stderr("200 OK");
-        let reader = reader(f);
+        let reader = reader(f, &silent);
         drop(follower);
         poll_until("nobody follows any more", SOON, || !reader.runs());
         // So does a server that stops, but not as if that were the end of the job.
