@@ -38,6 +38,8 @@ pub enum Kind {
     NoChannel,
     /// The login runs no shell, so that nothing that was sent to one can have been carried out.
     NoShell,
+    /// There is no such container, or it does not run: as [`Self::NoShell`], and it may come back.
+    NoContainer,
     /// The connection broke, and whether the signal was sent can't be found out.
     Unconfirmed,
     /// The job has not ended, as it would have to.
@@ -60,6 +62,7 @@ impl Kind {
             Self::Lost => exit::LOST,
             Self::Unreachable
             | Self::Unresolved
+            | Self::NoContainer
             | Self::Auth
             | Self::HostKey
             | Self::Unconfirmed => exit::UNREACHABLE,
@@ -70,7 +73,15 @@ impl Kind {
 
     /// Whether the host may be reached at another time.
     pub fn is_outage(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Unresolved)
+        matches!(
+            self,
+            Self::Unreachable | Self::Unresolved | Self::NoContainer
+        )
+    }
+
+    /// Whether nothing that was sent to a shell can have been carried out.
+    pub fn is_without_shell(self) -> bool {
+        matches!(self, Self::NoShell | Self::NoContainer)
     }
 
     /// The word in `kill --json`, the status and word of `rsig serve`, and the word of `rsig mcp`.
@@ -83,7 +94,7 @@ impl Kind {
             Self::NotRunning => ("not_running", 409, "not_running", "unexpected"),
             Self::Lost => ("lost", 409, "not_running", "unexpected"),
             Self::BadSignal => ("bad_signal", 400, "bad_value", "bad_param"),
-            Self::Unreachable | Self::Unresolved => {
+            Self::Unreachable | Self::Unresolved | Self::NoContainer => {
                 ("unreachable", 502, "unreachable", "delivery_failed")
             }
             Self::Auth => ("auth", 502, "auth", "delivery_failed"),

@@ -284,7 +284,6 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Whether this is the machine that rsig runs on.
     /// What runs there and then reads the scripts.
     pub fn shell(&self) -> Vec<&str> {
         let prefix = self.connect.prefix.iter().map(String::as_str);
@@ -303,8 +302,25 @@ impl Destination {
         self.is_local() && self.connect.prefix.is_empty()
     }
 
+    /// Whether what runs there is started by this process or a keeper of its own.
     pub fn is_local(&self) -> bool {
         self.host.is_local()
+    }
+
+    /// Whether jobs start where its shells do, and not in the home directory.
+    pub fn stays(&self) -> bool {
+        self.is_local() && !self.is_plain_local()
+    }
+
+    /// Whether its shells have the directory, the environment, the umask and the limits of the command that starts them.
+    pub fn inherits(&self) -> bool {
+        self.is_local()
+    }
+
+    /// Whether the prefix makes another user of a shell.
+    pub fn has_sudo(&self) -> bool {
+        let makes = |word: &String| matches!(word.rsplit('/').next(), Some("sudo" | "doas"));
+        self.connect.prefix.iter().any(makes)
     }
 }
 

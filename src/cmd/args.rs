@@ -45,6 +45,7 @@ impl Reach {
         let policy = Policy {
             batch: false,
             keeper,
+            starts: false,
             parallel: PARALLEL_DEFAULT,
             verbose: self.verbose,
             quiet: self.quiet,

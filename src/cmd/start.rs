@@ -103,6 +103,7 @@ pub fn spawn_each(
     let mut refused = Vec::new();
     let mut hosts = Vec::new();
     let mut policy = context.policy;
+    policy.starts = true;
     for (place, request) in requests.into_iter().enumerate() {
         let size = request.input.as_ref().map_or(0, |input| input.size());
         policy.keeper &= size <= KEEPER_INPUT_MAX;
@@ -263,6 +264,7 @@ fn launch(
         command: &request.command,
         env: &env,
         directory,
+        stays: request.destination.stays(),
         input: request.input.as_deref(),
         merge: request.merge,
         timeout: request.job.timeout,
@@ -291,7 +293,7 @@ fn launch(
             Ok(Err(failure)) => return Launched::NotStarted(record, failure),
             // It may have been killed before it read anything, or in the middle; where there is none a second time, there
             // was none the first time.
-            Err(failure) if failure.kind == Kind::NoShell => {
+            Err(failure) if failure.kind.is_without_shell() => {
                 silent_shells += 1;
                 if !line.gives_another(silent_shells) {
                     return Launched::NotStarted(record, failure);
@@ -370,12 +372,13 @@ fn detached(line: &mut HostConnection<'_>, order: &StartRequest<'_>, starts: &St
     Ok(answer)
 }
 
-/// The directory to name to the host: on this machine a relative one is taken from here.
+/// The directory to name to the host: on this machine a relative one is taken from here. Behind a prefix it may be another
+/// file system's.
 fn directory(
     destination: &Destination,
     cwd: Option<OsString>,
 ) -> Result<Option<OsString>, Failure> {
-    if !destination.is_local() {
+    if !destination.is_plain_local() {
         return Ok(cwd);
     }
     let cwd = PathBuf::from(cwd.unwrap_or_default());

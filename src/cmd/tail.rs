@@ -149,7 +149,7 @@ pub fn tail(
         keeper: context.policy.keeper && (request.follow || is_short(request)),
         ..context.policy
     };
-    let read = if request.follow && !request.brief && !destination.is_local() {
+    let read = if request.follow && !request.brief && !destination.is_plain_local() {
         follow(&destination, &policy, &wanted, sink)?
     } else {
         // Gone on with behind what was passed on, should an old connection turn out to be broken.

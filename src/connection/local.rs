@@ -1,13 +1,18 @@
-//! This machine as a host: the scripts go to a `/bin/sh -s` that is a child process.
+//! This machine as a host: the scripts go to a `/bin/sh -s` that is a child process, of the command or of a keeper.
 
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use memchr::memmem;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::stat::{Mode, umask};
 
 use super::{Chunk, Shell, ShellInput};
 use crate::error::{Failure, Kind};
@@ -16,7 +21,12 @@ use crate::sys;
 
 /// A new shell.
 pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
-    let mut child = start(destination, Stdio::piped)?;
+    let words = destination.shell();
+    let mut child = start(&mut command(&words), Stdio::piped).map_err(|error| {
+        let program = words.first().copied().unwrap_or_default();
+        let message = format!("{destination}: {program} can't be started: {error}");
+        Failure::new(Kind::Failed, message)
+    })?;
     let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     Ok(Box::new(LocalShell {
         child,
@@ -28,7 +38,7 @@ pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
 
 /// Starts a shell for a script whose answer nobody reads, whatever becomes of this process.
 pub fn leave_script(destination: &Destination, script: &str) {
-    if let Ok(mut child) = start(destination, Stdio::null)
+    if let Ok(mut child) = start(&mut command(&destination.shell()), Stdio::null)
         && let Some(mut input) = child.stdin.take()
     {
         // A shell that is gone can run nothing.
@@ -36,23 +46,176 @@ pub fn leave_script(destination: &Destination, script: &str) {
     }
 }
 
-fn start(destination: &Destination, output: fn() -> Stdio) -> Result<Child, Failure> {
-    let words = destination.shell();
-    let program = words.first().copied().unwrap_or("/bin/sh");
-    let failed = |error| {
-        let message = format!("{destination}: {program} can't be started: {error}");
-        Failure::new(Kind::Failed, message)
-    };
-    let mut command = Command::new(program);
+fn command(words: &[impl AsRef<OsStr>]) -> Command {
+    let mut words = words.iter();
+    let mut command = Command::new(words.next().map_or(OsStr::new("/bin/sh"), AsRef::as_ref));
+    command.args(words);
     command
-        .args(words.iter().skip(1))
+}
+
+fn start(command: &mut Command, output: fn() -> Stdio) -> io::Result<Child> {
+    command
         // A terminal's Ctrl-C and Ctrl-Z are for rsig.
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(output())
         .stderr(output());
-    sys::process::start_clean(&mut command);
-    command.spawn().map_err(failed)
+    sys::process::start_clean(command);
+    command.spawn()
+}
+
+/// Starts the shells of a keeper's pool, each as the command that started the keeper would have started it.
+pub struct Launcher {
+    words: Vec<String>,
+    directory: PathBuf,
+    mask: Mode,
+}
+
+/// What a process is sent last before it is used, and what its shell says then.
+pub const READY: (&[u8], &[u8]) = (b"printf '\\001%s\\n' rsig-ready\n", b"\x01rsig-ready\n");
+/// How much a prefix may say before its shell is there.
+const NOISE_MAX: usize = 64 << 10;
+
+impl Launcher {
+    /// For a process that is about to leave its directory and its umask.
+    pub fn new(destination: &Destination) -> io::Result<Self> {
+        let mask = umask(Mode::empty());
+        umask(mask);
+        Ok(Self {
+            words: destination.shell().into_iter().map(str::to_owned).collect(),
+            directory: std::env::current_dir()?,
+            mask,
+        })
+    }
+
+    pub fn start(&self) -> io::Result<Process> {
+        let mut command = command(&self.words);
+        command.current_dir(&self.directory);
+        sys::process::with_umask(&mut command, self.mask);
+        let mut child = start(&mut command, Stdio::piped)?;
+        let process = Process {
+            input: child.stdin.take(),
+            out: child.stdout.take(),
+            err: child.stderr.take(),
+            child: Some(child),
+            before: Vec::new(),
+            behind: Vec::new(),
+        };
+        for fd in process.fds().into_iter().flatten() {
+            let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
+            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        }
+        Ok(process)
+    }
+}
+
+/// A shell whose pipes do not block.
+pub struct Process {
+    child: Option<Child>,
+    input: Option<ChildStdin>,
+    out: Option<ChildStdout>,
+    err: Option<ChildStderr>,
+    /// What it said before its shell was there, and what came with the last of that.
+    before: Vec<u8>,
+    behind: Vec<u8>,
+}
+
+impl Process {
+    /// Its standard input, output and error, as far as they are open.
+    pub fn fds(&self) -> [Option<BorrowedFd<'_>>; 3] {
+        [
+            self.input.as_ref().map(AsFd::as_fd),
+            self.out.as_ref().map(AsFd::as_fd),
+            self.err.as_ref().map(AsFd::as_fd),
+        ]
+    }
+
+    /// Succeeds once the shell has said [`READY`].
+    pub fn await_shell(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        while self.read(true, buffer).is_ok_and(|size| size > 0) {}
+        loop {
+            let size = self.read(false, buffer)?;
+            self.before
+                .extend_from_slice(buffer.get(..size).unwrap_or_default());
+            if let Some(at) = memmem::find(&self.before, READY.1) {
+                self.behind = self.before.split_off(at + READY.1.len());
+                self.before = Vec::new();
+                return Ok(());
+            }
+            if size == 0 || self.before.len() > NOISE_MAX {
+                return Err(io::Error::other("no shell was started"));
+            }
+        }
+    }
+
+    /// As read(2): 0 is the end of the stream.
+    pub fn read(&mut self, error_stream: bool, buffer: &mut [u8]) -> io::Result<usize> {
+        if !error_stream && !self.behind.is_empty() {
+            let size = self.behind.len().min(buffer.len());
+            for (to, from) in buffer.iter_mut().zip(self.behind.drain(..size)) {
+                *to = from;
+            }
+            return Ok(size);
+        }
+        let result = match (&mut self.out, &mut self.err) {
+            (Some(out), _) if !error_stream => out.read(buffer),
+            (_, Some(err)) if error_stream => err.read(buffer),
+            _ => Ok(0),
+        };
+        match result {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                Err(ErrorKind::WouldBlock.into())
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(error),
+            Ok(1..) => result,
+            _ if error_stream => {
+                self.err = None;
+                Ok(0)
+            }
+            _ => {
+                self.out = None;
+                Ok(0)
+            }
+        }
+    }
+
+    /// Writes as much as the pipe takes. What a shell that has ended would have been given is dropped.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = match &mut self.input {
+            Some(input) => input.write(bytes),
+            None => Ok(bytes.len()),
+        };
+        match result {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {
+                Err(ErrorKind::WouldBlock.into())
+            }
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.input = None;
+                Ok(bytes.len())
+            }
+            other => other,
+        }
+    }
+
+    pub fn close_input(&mut self) {
+        self.input = None;
+    }
+
+    pub fn at_end(&self) -> bool {
+        self.out.is_none() && self.err.is_none() && self.behind.is_empty()
+    }
+
+    /// Has the process waited for, by a thread: it has closed its streams, and ends in its own time.
+    pub fn reap(&mut self) -> io::Result<()> {
+        self.input = None;
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        std::thread::Builder::new()
+            .stack_size(64 << 10)
+            .spawn(move || child.wait())
+            .map(drop)
+    }
 }
 
 struct LocalShell {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout};
 
-use crate::error::{Failure, Kind};
+use crate::error::Failure;
 use crate::host::Destination;
 use crate::job::JobId;
 use keeper::client::KeeperConnection;
@@ -149,7 +149,7 @@ struct Prepared {
     /// The stream carries much.
     hurries: bool,
     over: bool,
-    connection: Option<KeeperConnection>,
+    way: Option<Way>,
 }
 
 /// How long a stream stays on the shared connection, and how much it carries there.
@@ -184,10 +184,10 @@ impl PrivateConnection {
             if waited.is_ok_and(|(state, _)| state.over) {
                 return;
             }
-            let connection = KeeperConnection::open(&destination, &policy).ok();
+            let way = Way::private(&destination, &policy).ok();
             let mut state = shared.lock();
             if !state.over {
-                state.connection = connection;
+                state.way = way;
             }
         });
         Some(this)
@@ -202,13 +202,13 @@ impl PrivateConnection {
     }
 
     pub fn is_ready(&self) -> bool {
-        self.shared.lock().connection.is_some()
+        self.shared.lock().way.is_some()
     }
 
     /// Has a line go on over the new connection.
     pub fn take_over(&self, line: &mut HostConnection<'_>) {
-        if let Some(connection) = self.shared.lock().connection.take() {
-            line.way = Some(Way::Keeper(connection));
+        if let Some(way) = self.shared.lock().way.take() {
+            line.way = Some(way);
         }
     }
 }
@@ -295,8 +295,47 @@ pub struct HostConnection<'a> {
 
 #[derive(Clone)]
 enum Way {
+    /// Each shell is a child process.
     Local,
     Keeper(KeeperConnection),
+}
+
+impl Way {
+    /// One that no other command uses.
+    fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
+        if destination.is_local() {
+            return Ok(Self::Local);
+        }
+        (policy.step)(&format!("{destination}: starting a private keeper"));
+        KeeperConnection::private(destination, policy).map(Self::Keeper)
+    }
+
+    fn open(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
+        // A shell of this machine is there at once.
+        if !destination.is_plain_local()
+            && let Some(keeper) = KeeperConnection::shared(destination, policy)?
+        {
+            return Ok(Self::Keeper(keeper));
+        }
+        Self::private(destination, policy)
+    }
+
+    fn shell(
+        &mut self,
+        destination: &Destination,
+        policy: &Policy,
+    ) -> Result<Box<dyn Shell>, Failure> {
+        match self {
+            Self::Local => local::shell(destination),
+            Self::Keeper(keeper) => match keeper.shell(destination, policy)? {
+                Some(shell) => Ok(shell),
+                None => {
+                    *self = Self::private(destination, policy)?;
+                    self.shell(destination, policy)
+                }
+            },
+        }
+    }
 }
 
 impl<'a> HostConnection<'a> {
@@ -358,10 +397,7 @@ impl<'a> HostConnection<'a> {
     /// Checks a shell out of the pool.
     pub fn shell(&mut self) -> Result<Box<dyn Shell>, Failure> {
         let (destination, policy) = (self.destination, self.policy);
-        match self.way()? {
-            Way::Local => local::shell(destination),
-            Way::Keeper(keeper) => keeper.shell(destination, policy),
-        }
+        self.way()?.shell(destination, policy)
     }
 
     /// Has a shell do what may be done twice: where an old connection turns out to be broken, it is done again over a new
@@ -378,7 +414,7 @@ impl<'a> HostConnection<'a> {
                     broke = true;
                     self.hang_up();
                 }
-                Err(failure) if failure.kind == Kind::NoShell && self.may_be_stale() => {
+                Err(failure) if failure.kind.is_without_shell() && self.may_be_stale() => {
                     silent += 1;
                     if !self.gives_another(silent) {
                         return result;
@@ -442,11 +478,7 @@ impl<'a> HostConnection<'a> {
             Some(way) => Ok(way),
             none => {
                 let _permit = self.permits.as_ref().map(|permits| permits.take());
-                Ok(none.insert(if self.destination.is_local() {
-                    Way::Local
-                } else {
-                    Way::Keeper(KeeperConnection::open(self.destination, self.policy)?)
-                }))
+                Ok(none.insert(Way::open(self.destination, self.policy)?))
             }
         }
     }
@@ -486,6 +518,8 @@ pub struct Policy {
     pub batch: bool,
     /// Connect by way of the host's keeper, and start one where there is none.
     pub keeper: bool,
+    /// Jobs are started, with what this command has of the machine where the destination inherits it.
+    pub starts: bool,
     /// How many hosts are talked to at once, at most.
     pub parallel: usize,
     /// The steps are wanted.

@@ -206,7 +206,7 @@ fn carry_out(
             }
             // It may have been killed after it had sent something: only if a second one is silent too, neither was a
             // shell, and nothing was sent.
-            Err(failure) if failure.kind == Kind::NoShell => {
+            Err(failure) if failure.kind.is_without_shell() => {
                 silent_shells += 1;
                 asked_before.get_or_insert(asked);
                 if line.gives_another(silent_shells) {

@@ -456,11 +456,7 @@ impl Hearing {
                     .take()
                     .map(|error| format!(" ({error})"))
                     .unwrap_or_default();
-                let message = format!(
-                    "{host} did not start /bin/sh for this user{why} (forced command, or no shell access?){}",
-                    words(&out.said, said)
-                );
-                Err(Failure::new(Kind::NoShell, message))
+                Err(no_shell(host, &why, &words(&out.said, said)))
             }
             Chunk::End => {
                 let message = format!(
@@ -470,6 +466,85 @@ impl Hearing {
                 Err(Failure::new(Kind::Unreachable, message))
             }
         }
+    }
+}
+
+/// Why a prefix or a login gave no shell, by what the programs in question say, and whose words they are.
+const NO_SHELL: [(&str, Kind, &str); 14] = [
+    (
+        "no such container",
+        Kind::NoContainer,
+        "there is no such container",
+    ),
+    (
+        "no container with name",
+        Kind::NoContainer,
+        "there is no such container",
+    ),
+    (
+        "(notfound)",
+        Kind::NoContainer,
+        "there is no such pod or container",
+    ),
+    (
+        "container not found",
+        Kind::NoContainer,
+        "there is no such pod or container",
+    ),
+    (
+        "container is not valid for pod",
+        Kind::NoContainer,
+        "there is no such container in the pod",
+    ),
+    (
+        "is not running",
+        Kind::NoContainer,
+        "the container is not running",
+    ),
+    (
+        "on running containers",
+        Kind::NoContainer,
+        "the container is not running",
+    ),
+    (
+        "container state improper",
+        Kind::NoContainer,
+        "the container is not running",
+    ),
+    (
+        "cannot connect to",
+        Kind::NoContainer,
+        "what runs the containers can't be reached",
+    ),
+    (
+        "unable to connect to",
+        Kind::NoContainer,
+        "what runs the containers can't be reached",
+    ),
+    (
+        "connection to the server",
+        Kind::NoContainer,
+        "what runs the containers can't be reached",
+    ),
+    ("password is required", Kind::NoShell, NO_PASSWORD),
+    ("/bin/sh: no such file", Kind::NoShell, NO_SH),
+    ("\"/bin/sh\": ", Kind::NoShell, NO_SH),
+];
+const NO_PASSWORD: &str = "sudo wants a password, and can't ask for one here: it is run as `sudo -n`, which needs a \
+    NOPASSWD rule in sudoers(5)";
+const NO_SH: &str = "there is no /bin/sh, which rsig needs";
+
+/// A shell ended before it said anything of ours.
+fn no_shell(host: &str, why: &str, said: &str) -> Failure {
+    let lower = said.to_lowercase();
+    match NO_SHELL.iter().find(|(words, ..)| lower.contains(words)) {
+        Some((_, kind, meaning)) => Failure::new(*kind, format!("{host}: {meaning}{said}")),
+        None => Failure::new(
+            Kind::NoShell,
+            format!(
+                "{host} did not start /bin/sh for this user{why} (forced command, or no shell access?){said}"
+            ),
+        ),
     }
 }
 

@@ -1,6 +1,7 @@
 # Becomes the job: leads a session of its own, and ends in the job's exec.
 # Given by the client: rs_directory, exported variables, and the command in rs_command's definition.
-# $1: the supervisor's system, $2: boot, $3: machine, $4: node, $5: the login's umask, $6: its home directory.
+# $1: the supervisor's system, $2: boot, $3: machine, $4: node, $5: the login's umask, $6: its home directory, $7: where it
+# starts, and where relative directories do.
 
 # rs_refuse KIND TEXT : the job can't start. spawn.sh reports the reason; the FIFO carries it even if the disk is full.
 rs_refuse() {
@@ -36,7 +37,7 @@ rs_find() {
 }
 
 rs_here=$PWD
-rs_system=$1 rs_boot=$2 rs_machine=$3 rs_node=$4 rs_mask=$5 rs_home=$6
+rs_system=$1 rs_boot=$2 rs_machine=$3 rs_node=$4 rs_mask=$5 rs_home=$6 rs_from=$7
 unset CDPATH
 rs_exec='exec'
 if [ -s become ]; then
@@ -49,10 +50,11 @@ fi
 # Not expanded by the shell: the home directory comes from the supervisor.
 # shellcheck disable=SC2088
 case $rs_directory in
-'' | '~') rs_directory=$rs_home ;;
+'') rs_directory=$rs_from ;;
+'~') rs_directory=$rs_home ;;
 /*) ;;
 '~/'*) rs_directory=$rs_home/${rs_directory#??} ;;
-*) rs_directory=$rs_home/$rs_directory ;;
+*) rs_directory=$rs_from/$rs_directory ;;
 esac
 [ -d "$rs_directory" ] || rs_refuse directory "there is no directory $rs_directory"
 # Tried in a subshell first: a failed cd ends some shells.

@@ -1,7 +1,7 @@
 # Starts a job: creates its directory and files, detaches its supervisor and reports the result.
 # Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (the number of
-# bytes of input, or empty), rs_given (the names of the job's own variables), and rs_more (`next` if stream.sh follows, or
-# empty). All names begin with rs_: an assignment to a variable that the login exports would change the job's environment.
+# bytes of input, or empty), rs_given (the names of the job's own variables), rs_stays (not empty if the job starts in this shell's
+# directory), and rs_more (`next` if stream.sh follows, or empty). All names begin with rs_: an assignment to a variable that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : reports that nothing was started, and leaves nothing behind.
 rs_refuse() {
@@ -73,6 +73,7 @@ os.execv(sys.argv[1], sys.argv[1:])' /bin/sh "$@" ;;
 rs_made='' rs_aside='' rs_trouble=''
 rs_mask=$(umask)
 rs_home=${HOME-}
+rs_from=${rs_stays:+${PWD-}}
 umask 077
 case $rs_base in
 *"$rs_newline"*) rs_refuse home "the path of the home directory holds a line break" ;;
@@ -176,7 +177,7 @@ fi
 wait "$rs_aside"
 rs_aside=
 [ -z "$rs_shut" ] || chmod go= ./*
-set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_machine" "$rs_node" "$rs_mask" "$rs_home"
+set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_machine" "$rs_node" "$rs_mask" "$rs_home" "${rs_from:-$rs_home}"
 # Until the supervisor runs, errors appear on this standard error.
 rs_trouble=$(rs_detach "$@" </dev/null 2>&1 >/dev/null 6<&-)
 

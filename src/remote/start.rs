@@ -32,6 +32,8 @@ pub struct StartRequest<'a> {
     pub env: &'a [(String, OsString)],
     /// Where it starts; else in the home directory.
     pub directory: Option<OsString>,
+    /// The same where it starts in the shell's directory instead.
+    pub stays: bool,
     /// Standard error goes where standard output goes.
     pub merge: bool,
     /// How long it may run.
@@ -324,6 +326,7 @@ impl Script {
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
+        script.set("rs_stays", if order.stays { "1" } else { "" })?;
         script.set("rs_more", if order.spool.is_some() { "next" } else { "" })?;
         script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
         script.set(

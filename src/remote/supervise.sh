@@ -1,7 +1,8 @@
 # Owns one job: runs it as its foreground child, in a session of its own, and records its end.
 # Given by the client: rs_input, rs_output and rs_errors, the job's standard files, and rs_beside, functions that start
 # background processes. Those in rs_watchdogs end with the job.
-# $1: how to make a session; $2 to $7 are passed to the job: system, boot, machine, node, umask, home directory.
+# $1: how to make a session; $2 to $8 are passed to the job: system, boot, machine, node, umask, home directory,
+# starting directory.
 
 # rs_nap HUNDREDTHS : sleeps through signals (a trap cuts a wait short). Fails if the sleep was cut short or can't start.
 rs_nap() {

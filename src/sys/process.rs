@@ -33,6 +33,17 @@ pub fn start_clean(command: &mut Command) {
     }
 }
 
+/// Has a child start with a umask of its own.
+pub fn with_umask(command: &mut Command, mask: nix::sys::stat::Mode) {
+    // SAFETY: as in `start_clean`; umask is on that list.
+    unsafe {
+        command.pre_exec(move || {
+            libc::umask(mask.bits());
+            Ok(())
+        });
+    }
+}
+
 /// Has a child get TERM when the thread that starts it ends, as far as the system can do that.
 pub fn end_with_parent(command: &mut Command) {
     #[cfg(target_os = "linux")]

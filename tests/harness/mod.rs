@@ -34,6 +34,7 @@
 pub mod accounts;
 pub mod agent;
 mod claim;
+pub mod container;
 mod daemon;
 pub mod jobs;
 pub mod keepers;

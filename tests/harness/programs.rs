@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 46] = [
+const PROGRAMS: [(&str, &str); 49] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
@@ -26,17 +26,20 @@ const PROGRAMS: [(&str, &str); 46] = [
     ("grep", "grep"),
     ("head", "coreutils"),
     ("install", "coreutils"),
+    ("ldd", "libc-bin"),
     ("ls", "coreutils"),
     ("mkdir", "coreutils"),
     ("mkfifo", "coreutils"),
     ("mksh", "mksh"),
     ("mv", "coreutils"),
     ("perl", "perl"),
+    ("podman", "podman"),
     ("printf", "coreutils"),
     ("ps", "procps"),
     ("python3", "python3"),
     ("readlink", "coreutils"),
     ("rm", "coreutils"),
+    ("runc", "runc"),
     ("sed", "sed"),
     ("setpriv", "util-linux"),
     ("sh", "dash"),

@@ -15,6 +15,8 @@ const SHELL: &str = "/bin/sh -s";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
     Local,
+    /// This machine behind a prefix that changes nothing.
+    Prefix,
     OpenSshRoot,
     OpenSshUser,
     DropbearRoot,
@@ -33,8 +35,9 @@ pub struct Fixture {
 }
 
 impl Site {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Local,
+        Self::Prefix,
         Self::OpenSshRoot,
         Self::OpenSshUser,
         Self::DropbearRoot,
@@ -43,7 +46,7 @@ impl Site {
     #[track_caller]
     pub fn start(self) -> Fixture {
         let server = match self {
-            Self::Local => None,
+            Self::Local | Self::Prefix => None,
             Self::OpenSshRoot => Some(Server::openssh(Login::Root).start()),
             Self::OpenSshUser => Some(Server::openssh(Login::User).start()),
             Self::DropbearRoot => Some(Server::dropbear(Login::Root).start()),
@@ -74,7 +77,10 @@ impl Fixture {
     fn of(site: Site, server: Option<Server>) -> Self {
         let host = if server.is_some() { "server" } else { "local" };
         let config = server.as_ref().map(|server| server.ssh_config(host));
-        let connect = config.map_or_else(Vec::new, options);
+        let mut connect = config.map_or_else(Vec::new, options);
+        if site == Site::Prefix {
+            connect.extend(["--prefix", "env"].map(str::to_owned));
+        }
         Self {
             rsig: Rsig::new(),
             server,
@@ -177,7 +183,7 @@ impl Fixture {
             .as_ref()
             .map_or_else(|| self.rsig.processes(), Server::processes);
         found.retain(|process| process.name != "rsig");
-        if self.rsig.keeper && self.server.is_some() {
+        if self.rsig.keeper {
             let idle = idle_shells(&found);
             found.retain(|process| !idle.contains(&process.pid));
         }
@@ -236,6 +242,7 @@ macro_rules! on_every_site {
         $crate::harness::on_sites! {
             {
                 on_local: Local.start;
+                on_local_by_a_keeper: Prefix.start_with_keeper;
                 on_openssh_as_root: OpenSshRoot.start;
                 on_openssh_as_user: OpenSshUser.start;
                 on_dropbear_as_root: DropbearRoot.start;
@@ -254,6 +261,7 @@ macro_rules! on_two_sites {
         $crate::harness::on_sites! {
             {
                 on_local: Local.start;
+                on_local_by_a_keeper: Prefix.start_with_keeper if all_sites;
                 on_openssh_as_root: OpenSshRoot.start if all_sites;
                 on_openssh_as_user: OpenSshUser.start if all_sites;
                 on_dropbear_as_root: DropbearRoot.start if all_sites;
@@ -271,6 +279,7 @@ macro_rules! on_every_kept_site {
         $crate::harness::on_sites! {
             {
                 on_local: Local.start_with_keeper;
+                on_local_by_a_keeper: Prefix.start_with_keeper;
                 on_openssh_as_root: OpenSshRoot.start_with_keeper;
                 on_openssh_as_user: OpenSshUser.start_with_keeper;
                 on_dropbear_as_root: DropbearRoot.start_with_keeper;

@@ -99,7 +99,10 @@ pub fn run(
     sink: &mut Sink<'_>,
 ) -> Result<Ran, Failure> {
     let destination = request.spawn.destination.clone();
-    let policy = context.policy;
+    let policy = Policy {
+        starts: true,
+        ..context.policy
+    };
     let tether = request
         .tether
         .map(|patience| tether(&destination, patience))

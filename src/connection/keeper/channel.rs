@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memchr::memmem;
-use ssh2::Session;
+use nix::poll::PollFd;
 
 use super::relay::{ClientId, Relay};
-use crate::sys::channel::Channel;
+use super::transport::{Carrier, Transport};
 
 /// A channel of the connection.
 pub type ChannelId = u64;
@@ -64,7 +64,7 @@ pub enum Stage {
 
 /// A channel.
 pub struct ShellChannel {
-    channel: Option<Channel>,
+    carrier: Option<Carrier>,
     /// What the login shell is asked for.
     command: Arc<str>,
     window: u32,
@@ -107,7 +107,7 @@ impl ShellChannel {
         let mut channel = Self {
             command,
             window,
-            channel: None,
+            carrier: None,
             stage: Stage::Opening,
             input: VecDeque::new(),
             written: 0,
@@ -137,6 +137,11 @@ impl ShellChannel {
             && self.done.is_none()
             && self.relay.is_none()
             && !self.closing_input
+    }
+
+    /// Whether its shell is there.
+    pub fn is_there(&self) -> bool {
+        matches!(self.stage, Stage::Open | Stage::Draining)
     }
 
     /// Whether its shell has run too many scripts, or for too long.
@@ -273,7 +278,7 @@ impl ShellChannel {
 
     /// Whether there is something to read that was taken in already.
     pub fn has_bytes(&self) -> bool {
-        self.channel.as_ref().is_some_and(Channel::has_bytes)
+        self.carrier.as_ref().is_some_and(Carrier::has_bytes)
     }
 
     /// The same, and it can be read now. `listen` as in [`ShellChannel::to_do`].
@@ -281,20 +286,34 @@ impl ShellChannel {
         self.to_do(listen).contains(&Op::Read(false)) && self.has_bytes()
     }
 
+    /// What to poll for it beside the connection. `listen` as in [`ShellChannel::to_do`].
+    pub fn fds(&self, listen: bool) -> impl Iterator<Item = PollFd<'_>> {
+        let reads = listen || self.stage != Stage::Open;
+        let writes = !self.input.is_empty();
+        self.carrier
+            .iter()
+            .flat_map(move |carrier| carrier.fds(reads, writes))
+    }
+
     /// Makes a call. What was read is in `buffer`, as many bytes as the result says.
-    pub fn perform(&mut self, session: &Session, op: Op, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn perform(
+        &mut self,
+        transport: &Transport,
+        op: Op,
+        buffer: &mut [u8],
+    ) -> io::Result<usize> {
         if op == Op::Open {
-            self.channel = Some(Channel::open(session, self.window)?);
+            self.carrier = Some(transport.open(self.window)?);
             self.stage = Stage::Starting;
             return Ok(0);
         }
-        let Some(channel) = self.channel.as_mut() else {
+        let Some(channel) = self.carrier.as_mut() else {
             return Err(ErrorKind::NotConnected.into());
         };
         match op {
             Op::Open => Ok(0),
             Op::Exec => {
-                channel.exec(&self.command)?;
+                channel.begin(&self.command, buffer)?;
                 self.stage = if self.closing_input {
                     Stage::Draining
                 } else {
@@ -331,7 +350,7 @@ impl ShellChannel {
             Op::Read(error_stream) => channel.read(error_stream, buffer),
             Op::Free => {
                 channel.free()?;
-                self.channel = None;
+                self.carrier = None;
                 Ok(0)
             }
         }
@@ -340,7 +359,7 @@ impl ShellChannel {
     /// Whether the shell has said all it ever will. Then the channel can be closed.
     pub fn has_ended(&self) -> bool {
         matches!(self.stage, Stage::Open | Stage::Draining)
-            && self.channel.as_ref().is_some_and(Channel::at_end)
+            && self.carrier.as_ref().is_some_and(Carrier::at_end)
     }
 
     /// Closes the channel, which must have come to its end.

@@ -27,6 +27,8 @@ const STARTING: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
 /// How long a keeper may take to hear that this command has gone.
 const PARTING: Duration = Duration::from_secs(1);
+/// How many keepers one prefix has for commands with different directories, environments or limits.
+const SIBLINGS_MAX: usize = 8;
 /// The word on the command line that makes rsig a keeper.
 pub const SERVE: &str = "keeper-serve";
 
@@ -161,6 +163,20 @@ fn shared(
     };
     if let Some(ready) = KeeperClient::open(&place.socket)? {
         return connection(ready, place);
+    }
+    if destination.inherits() {
+        let mut others = 0;
+        for other in place.siblings()? {
+            if let Ok(Some(ready)) = KeeperClient::open(&other.socket) {
+                if !policy.starts {
+                    return connection(ready, other);
+                }
+                others += 1;
+            }
+        }
+        if others >= SIBLINGS_MAX {
+            return Err(io::Error::other("there are many for other environments"));
+        }
     }
     let until = Instant::now() + STARTING;
     let mut waited = false;
@@ -304,21 +320,22 @@ impl Clone for KeeperConnection {
 }
 
 impl KeeperConnection {
-    /// Finds the shared keeper or starts one; a private one where the policy wants that, or where the shared one can't be
-    /// used.
-    pub fn open(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
-        if policy.keeper {
-            match shared(destination, policy) {
-                Ok(connection) => return connection,
-                Err(error) => (policy.step)(&format!(
-                    "{destination}: no shared keeper ({error}); starting a private one"
-                )),
+    /// Finds the shared keeper or starts one, where the policy wants one and it can be used.
+    pub fn shared(destination: &Destination, policy: &Policy) -> Result<Option<Self>, Failure> {
+        if !policy.keeper {
+            return Ok(None);
+        }
+        match shared(destination, policy) {
+            Ok(connection) => connection.map(Some),
+            Err(error) => {
+                (policy.step)(&format!("{destination}: no shared keeper ({error})"));
+                Ok(None)
             }
         }
-        Self::private(destination, policy)
     }
 
-    fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
+    /// Starts a private keeper.
+    pub fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
         let started = KeeperPath::private().and_then(|(place, directory)| {
             let keeper = start(destination, &place, policy, true)?;
             Ok(keeper.map(|child| PrivateKeeper {
@@ -358,17 +375,17 @@ impl KeeperConnection {
         }
     }
 
-    /// Checks a shell out. Where the shared keeper gives none, a private one is started; nothing was sent by then.
+    /// Checks a shell out; `None` where the shared keeper gives none. Nothing was sent by then.
     pub fn shell(
         &mut self,
         destination: &Destination,
         policy: &Policy,
-    ) -> Result<Box<dyn Shell>, Failure> {
+    ) -> Result<Option<Box<dyn Shell>>, Failure> {
         let mut why = String::new();
         // A keeper whose connection was found broken has gone: then there is another one by now, or will be.
         for _ in 0..2 {
             match self.talk().and_then(KeeperShell::check_out) {
-                Ok(shell) => return Ok(Box::new(shell)),
+                Ok(shell) => return Ok(Some(Box::new(shell))),
                 Err(error) => why = error.to_string(),
             }
             if self.private.is_some() {
@@ -377,7 +394,9 @@ impl KeeperConnection {
                     format!("{destination}: {why}"),
                 ));
             }
-            if !matches!(KeeperClient::open(&self.place.socket), Ok(None)) {
+            // What another one would start fails as well, and is to be started here to find out why.
+            if destination.is_local() || !matches!(KeeperClient::open(&self.place.socket), Ok(None))
+            {
                 break;
             }
             match shared(destination, policy) {
@@ -386,10 +405,9 @@ impl KeeperConnection {
             }
         }
         (policy.step)(&format!(
-            "{destination}: the shared keeper can't be used ({why}); starting a private one"
+            "{destination}: the shared keeper can't be used ({why})"
         ));
-        *self = Self::private(destination, policy)?;
-        self.shell(destination, policy)
+        Ok(None)
     }
 
     /// Leaves a script with the shared keeper, which runs it when it can, whatever becomes of this command.

@@ -1,5 +1,5 @@
 //! The keeper: a process in the background that holds one SSH connection to a host, so that a command costs one round
-//! trip, and through which signals go by the job's own channel.
+//! trip, and through which signals go by the job's own channel; or shells on this machine that are slow to start.
 //!
 //! It is started by the first command that needs its host and ends when it has had nothing to do for long enough. It
 //! holds no truth: whatever it is in the middle of when it dies, the next command finds out from the host.
@@ -17,6 +17,7 @@ mod relay;
 mod requests;
 mod serve;
 mod server;
+mod transport;
 
 pub use client::SERVE;
 pub use serve::serve;

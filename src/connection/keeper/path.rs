@@ -16,6 +16,10 @@ use crate::host::Destination;
 /// stands behind the name while it is bound.
 const PATH_MAX: usize = 90;
 
+/// How many bytes of a name tell the destination, and how many what its shells were given.
+const BEGIN: usize = 5;
+const END: usize = 3;
+
 /// The place of one keeper's socket.
 #[derive(Clone, Debug)]
 pub struct KeeperPath {
@@ -27,23 +31,48 @@ pub struct KeeperPath {
 
 impl KeeperPath {
     /// Where the keeper of a destination is: found by what was typed, so that nothing has to be resolved, and by the
-    /// machine, since home directories are shared.
+    /// machine, since home directories are shared; and where jobs are to have what their command has, by that too.
     pub fn of(destination: &Destination) -> io::Result<Self> {
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(destination)?);
         hash.update(machine());
         hash.update(VERSION);
         let hash = hash.finalize();
-        let name: String = hash
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let directory = directory()?;
-        Ok(Self {
-            socket: directory.join(&name),
+        let begin = hex(hash.get(..BEGIN).unwrap_or_default());
+        let name = if destination.inherits() {
+            begin + &hex(inherited()?.get(..END).unwrap_or_default())
+        } else {
+            begin + &hex(hash.get(BEGIN..BEGIN + END).unwrap_or_default())
+        };
+        Ok(Self::in_directory(&directory()?, &name))
+    }
+
+    fn in_directory(directory: &Path, name: &str) -> Self {
+        Self {
+            socket: directory.join(name),
             lock: directory.join(format!("{name}.lock")),
-        })
+        }
+    }
+
+    /// The keepers of the same destination whose shells were given something else.
+    pub fn siblings(&self) -> io::Result<Vec<Self>> {
+        let own = self.socket.file_name().and_then(|name| name.to_str());
+        let begin = own
+            .and_then(|name| name.get(..2 * BEGIN))
+            .unwrap_or_default();
+        let directory = directory()?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&directory)? {
+            let name = entry?.file_name();
+            if let Some(name) = name.to_str()
+                && name.len() == 2 * (BEGIN + END)
+                && name.starts_with(begin)
+                && Some(name) != own
+            {
+                found.push(Self::in_directory(&directory, name));
+            }
+        }
+        Ok(found)
     }
 
     /// A place for a keeper that nobody else is to find: in a temporary directory where that for keepers can't be used.
@@ -56,11 +85,7 @@ impl KeeperPath {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        let name = format!("p{random}");
-        let place = Self {
-            socket: directory.join(&name),
-            lock: directory.join(format!("{name}.lock")),
-        };
+        let place = Self::in_directory(&directory, &format!("p{random}"));
         Ok((place, temporary))
     }
 
@@ -109,11 +134,8 @@ fn directory() -> io::Result<PathBuf> {
     let parent = std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
         .filter(|directory| directory.is_absolute());
-    let name: String = Sha256::digest(state.as_os_str().as_encoded_bytes())
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
+    let name = hex(digest.get(..4).unwrap_or_default());
     let parent = parent.unwrap_or_else(|| PathBuf::from("/tmp"));
     private(&parent.join(format!("rsig-{}-{name}", nix::unistd::geteuid())))
 }
@@ -140,6 +162,39 @@ fn private(directory: &Path) -> io::Result<PathBuf> {
             directory.display()
         )))
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A digest of what a job on this machine has of its command: the directory, the environment, the umask and the limits;
+/// and the namespaces and the control group, since what another process starts is in none of ours.
+fn inherited() -> io::Result<Vec<u8>> {
+    let mut hash = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update(bytes.len().to_le_bytes());
+        hash.update(bytes);
+    };
+    let here = fs::metadata(".")?;
+    add(std::env::current_dir()?.as_os_str().as_encoded_bytes());
+    add(&here.dev().to_le_bytes());
+    add(&here.ino().to_le_bytes());
+    // It is kept from every shell.
+    for (name, value) in std::env::vars_os().filter(|(name, _)| name != "RSIG_COOKIE") {
+        add(name.as_encoded_bytes());
+        add(value.as_encoded_bytes());
+    }
+    add(&fs::read("/proc/self/limits")?);
+    add(&fs::read("/proc/self/cgroup")?);
+    let status = fs::read_to_string("/proc/self/status")?;
+    let mask = status.lines().find(|line| line.starts_with("Umask:"));
+    add(mask.ok_or(io::ErrorKind::Unsupported)?.as_bytes());
+    for space in ["mnt", "net", "pid", "user", "uts", "ipc"] {
+        let link = fs::read_link(format!("/proc/self/ns/{space}"))?;
+        add(link.as_os_str().as_encoded_bytes());
+    }
+    Ok(hash.finalize().to_vec())
 }
 
 /// What tells this machine from others that share the home directory.

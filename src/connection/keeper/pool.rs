@@ -9,6 +9,7 @@ use super::client_stream::Client;
 use super::protocol::{self, Reply};
 use super::relay::{Action, ClientId, RELAYS_MAX};
 use super::server::Keeper;
+use crate::connection::local::READY;
 
 /// How many channels stay free of relays at least: the ready one, and one that is at work.
 const SPARE_CHANNELS: usize = 2;
@@ -35,18 +36,23 @@ impl Keeper {
             .filter_map(|(id, client)| client.waits.map(|since| (since, *id)))
             .collect();
         waiting.sort_unstable();
-        // One that is open at least: the server can still refuse the others.
+        // One that is open at least: the server can still refuse the others. A process must be a shell.
+        let is_ssh = self.transport.ssh().is_some();
+        let comes = |stage: Stage| stage == Stage::Opening || !is_ssh && stage == Stage::Starting;
         let mut free: Vec<(ChannelId, Stage)> = self
             .channels
             .iter()
             .filter(|(_, channel)| channel.is_free())
             .map(|(id, channel)| (*id, channel.stage))
             .collect();
-        let opening = free
-            .iter()
-            .filter(|(_, stage)| *stage == Stage::Opening)
+        // A shell that is about to be ready again is there sooner than a new process.
+        let returns = self
+            .channels
+            .values()
+            .filter(|channel| !is_ssh && channel.ready_by.is_some())
             .count();
-        free.retain(|(_, stage)| *stage != Stage::Opening);
+        let opening = free.iter().filter(|(_, stage)| comes(*stage)).count() + returns;
+        free.retain(|(_, stage)| !comes(*stage));
         free.sort_by_key(|(id, stage)| (*stage != Stage::Open, *id));
         let mut free = free.into_iter();
         let mut wanted = 0;
@@ -108,6 +114,8 @@ impl Keeper {
         // One for each that still waits, and a spare one where the server has room for it.
         wanted += usize::from(
             free.next().is_none()
+                // Nor is it worth the start of a process, which takes long and the processor of whoever waits.
+                && is_ssh
                 && self.leaves_by.is_none()
                 && !self.must_hold_back(SHORT_SCRIPT_MAX)
                 // A private keeper's command seldom needs a second shell.
@@ -117,10 +125,12 @@ impl Keeper {
         if Instant::now() >= self.not_before {
             for _ in 0..wanted.saturating_sub(opening).min(room) {
                 self.next_id += 1;
-                self.channels.insert(
-                    self.next_id,
-                    ShellChannel::new(Arc::clone(&self.command), self.window, &self.primer.text),
-                );
+                let mut channel =
+                    ShellChannel::new(Arc::clone(&self.command), self.window, &self.primer.text);
+                if !is_ssh {
+                    channel.write(READY.0);
+                }
+                self.channels.insert(self.next_id, channel);
             }
         }
     }
@@ -151,6 +161,9 @@ impl Keeper {
 
     /// How many relays there may be, so that scripts have channels too.
     pub(super) fn relays_allowed(&self) -> usize {
+        if self.transport.ssh().is_none() {
+            return 0;
+        }
         RELAYS_MAX.min(self.sessions.saturating_sub(SPARE_CHANNELS))
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::channel::{ChannelId, Op, ShellChannel, Stage};
 use super::protocol::Reply;
 use super::server::Keeper;
-use crate::sys::channel::{Channel, is_of_channel};
+use crate::sys::channel::is_of_channel;
 
 /// How many rounds of calls are made before the commands are looked after again: a server can always have more to say.
 const ROUNDS_MAX: usize = 32;
@@ -93,7 +93,11 @@ impl Keeper {
         let mut result = Called::Waits;
         for op in channel.to_do(self.listens(channel)) {
             let has_bytes = || self.channels.get(&id).is_some_and(ShellChannel::has_bytes);
-            if matches!(op, Op::Read(_)) && std::mem::replace(taken_in, true) && !has_bytes() {
+            if matches!(op, Op::Read(_))
+                && self.transport.ssh().is_some()
+                && std::mem::replace(taken_in, true)
+                && !has_bytes()
+            {
                 continue;
             }
             match self.call(id, op)? {
@@ -114,7 +118,7 @@ impl Keeper {
         let Some(channel) = self.channels.get_mut(&id) else {
             return Ok(Called::Waits);
         };
-        let result = channel.perform(self.connection.session(), op, &mut self.buffer);
+        let result = channel.perform(&self.transport, op, &mut self.buffer);
         match result {
             Ok(0) if matches!(op, Op::Read(_)) => Ok(Called::Waits),
             Ok(size) => {
@@ -128,20 +132,30 @@ impl Keeper {
                 Ok(Called::Moved)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if Channel::owes_output(self.connection.session()) {
+                if self.transport.owes_output() {
                     self.owed = Some((id, op));
                     return Ok(Called::Owes);
                 }
                 Ok(Called::Waits)
             }
-            Err(error) if is_of_channel(&error) => {
+            Err(error) if self.transport.ssh().is_none() && matches!(op, Op::Open | Op::Exec) => {
+                self.channels.remove(&id);
+                if !self.channels.values().any(ShellChannel::is_there) {
+                    // The commands that wait start a shell themselves, and find out why there is none.
+                    return Err(error);
+                }
+                self.sessions = self.channels.len();
+                self.pause();
+                Ok(Called::Moved)
+            }
+            Err(error) if self.transport.ssh().is_none() || is_of_channel(&error) => {
                 if op == Op::Open {
                     self.refused(id);
                 } else if op == Op::Free {
                     // The session frees it in the end.
                     self.channels.remove(&id);
                 } else {
-                    let message = format!("the server broke the channel off: {error}");
+                    let message = format!("the shell was broken off: {error}");
                     self.channel_ended(id, &Reply::Broken { message });
                 }
                 Ok(Called::Moved)

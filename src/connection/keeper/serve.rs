@@ -13,12 +13,17 @@ use std::time::Duration;
 
 use super::client::{KeeperSettings, StartupReport};
 use super::server::{End, Keeper};
+use super::transport::Transport;
+use crate::connection::local::Launcher;
 use crate::connection::{Policy, Primer, ssh};
 use crate::error::{Failure, Kind};
+use crate::host::Destination;
 use crate::sys;
 
 /// How long a keeper without anything to do stays, where `RSIG_KEEPER_IDLE` says nothing else.
 const IDLE: Duration = Duration::from_secs(600);
+/// The same behind sudo, and doas: what they were asked once is not to hold for long.
+const IDLE_SUDO: Duration = Duration::from_secs(60);
 /// How much memory it may take beyond what it has when it begins, in bytes: no server needs more.
 const MEMORY: u64 = 48 << 20;
 
@@ -49,6 +54,7 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
             message: failure.message.clone(),
         },
     };
+    let is_ssh = !order.destination.is_local();
     let Ok(mut keeper) = begun else {
         return say(&birth);
     };
@@ -58,11 +64,15 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     born.store(true, Ordering::Release);
     say(&birth)?;
     sys::process::close_standard_streams()?;
-    limit_core();
-    if order.private {
+    if !is_ssh {
+        // Its shells would inherit the limits, and it holds no keys and no library that a server could have grow.
+        drop(lifeline);
+    } else if order.private {
+        limit_core();
         keeper.be_private(lifeline);
     } else {
         drop(lifeline);
+        limit_core();
         limit_memory();
     }
     let end = keeper.run();
@@ -107,13 +117,13 @@ fn begin(
     let policy = Policy {
         batch: order.batch,
         keeper: false,
+        starts: false,
         parallel: 1,
         verbose: order.verbose,
         quiet: order.quiet,
         warn,
         step,
     };
-    let connection = ssh::connect(&order.destination, &policy)?;
     let failed = |error: io::Error| {
         Failure::new(
             Kind::Failed,
@@ -123,13 +133,18 @@ fn begin(
             ),
         )
     };
+    let transport = if order.destination.is_local() {
+        Transport::Processes(Launcher::new(&order.destination).map_err(failed)?)
+    } else {
+        Transport::Ssh(Box::new(ssh::connect(&order.destination, &policy)?))
+    };
     let listener = listen(socket).map_err(failed)?;
     Keeper::new(
         &order.destination,
-        connection,
+        transport,
         listener,
         socket,
-        idle(),
+        idle(&order.destination),
         primer,
     )
     .map_err(failed)
@@ -146,11 +161,16 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn idle() -> Duration {
+fn idle(destination: &Destination) -> Duration {
     let given = std::env::var("RSIG_KEEPER_IDLE")
         .ok()
         .and_then(|text| humantime::parse_duration(&text).ok());
-    given.unwrap_or(IDLE)
+    let given = given.unwrap_or(IDLE);
+    if destination.has_sudo() {
+        given.min(IDLE_SUDO)
+    } else {
+        given
+    }
 }
 
 /// What is in its memory is nobody's business, keys among it.

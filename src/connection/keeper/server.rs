@@ -1,11 +1,11 @@
-//! The keeper: holds one SSH connection for all commands that need its host.
+//! The keeper: holds one SSH connection, or a pool of child processes, for all commands that need its host.
 //!
 //! One thread, one `poll`. It always has a shell ready, so that the next script costs one round trip, and keeps the
 //! channels of a few jobs as their relays. It decides nothing about jobs: when it dies, nothing is lost.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,9 @@ use super::keepalive::{self, Keepalive, Liveness, Urgency};
 use super::protocol::Reply;
 use super::quirks::{breaks_on_open, refuses_signals};
 use super::relay::{ClientId, Relay, Trust};
+use super::transport::Transport;
 use crate::connection::Primer;
-use crate::connection::ssh::connect::Connection;
 use crate::host::Destination;
-use crate::sys::channel::Channel;
 use crate::sys::inflow;
 
 /// How many sessions a server allows on a connection, until it says otherwise (`MaxSessions` of `sshd_config(5)`).
@@ -65,7 +64,7 @@ pub struct Keeper {
     pub(super) host: String,
     /// What every login shell understands, and what then reads the scripts.
     pub(super) command: Arc<str>,
-    pub(super) connection: Connection,
+    pub(super) transport: Transport,
     pub(super) listener: UnixListener,
     /// The socket's path and inode: a keeper that can't be found any more is of no use.
     pub(super) socket: (PathBuf, u64),
@@ -128,36 +127,38 @@ impl Keeper {
     /// A keeper over a connection, for whoever connects to `listener`.
     pub fn new(
         destination: &Destination,
-        connection: Connection,
+        transport: Transport,
         listener: UnixListener,
         socket: &Path,
         idle_max: Duration,
         primer: Primer,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        connection.session().set_blocking(false);
-        // Without it, nothing is sent.
-        connection
-            .session()
-            .set_keepalive(true, KEEPALIVE_SECONDS_MIN);
         let now = Instant::now();
-        let alive = connection
-            .resolved()
-            .server_alive_interval
+        let (mut alive, mut banner, mut user) = (None, String::new(), "");
+        if let Some(connection) = transport.ssh() {
+            let session = connection.session();
+            session.set_blocking(false);
+            // Without it, nothing is sent.
+            session.set_keepalive(true, KEEPALIVE_SECONDS_MIN);
+            session.banner().unwrap_or_default().clone_into(&mut banner);
+            alive = connection.resolved().server_alive_interval;
+            user = &connection.resolved().user;
+        }
+        let alive = alive
             .unwrap_or(KEEPALIVE_INTERVAL)
             .max(Duration::from_secs(5));
-        let banner = connection.session().banner().unwrap_or_default().to_owned();
         Ok(Self {
             host: destination.to_string(),
             command: command(destination).into(),
-            trust: if refuses_signals(&banner, &connection.resolved().user) {
+            trust: if refuses_signals(&banner, user) {
                 Trust::Doubted
             } else {
                 Trust::Hoped
             },
             breaks_on_open: breaks_on_open(&banner),
             keepalive: Keepalive::new(alive, now, keepalive::asleep()),
-            connection,
+            transport,
             listener,
             socket: (socket.to_owned(), std::fs::symlink_metadata(socket)?.ino()),
             socket_seen: now,
@@ -273,18 +274,18 @@ impl Keeper {
                 .iter()
                 .any(|(id, channel)| self.is_due(*id, channel)),
         );
-        flags.set(
-            PollFlags::POLLOUT,
-            Channel::owes_output(self.connection.session()),
-        );
-        let socket: BorrowedFd<'_> = self.connection.as_fd();
+        flags.set(PollFlags::POLLOUT, self.transport.owes_output());
         let full = self.clients.len() >= CLIENTS_MAX;
         let lifeline = self
             .lifeline
             .as_ref()
             .map_or(self.listener.as_fd(), AsFd::as_fd);
+        let is_ssh = self.transport.socket().is_some();
         let mut fds = vec![
-            PollFd::new(socket, flags),
+            PollFd::new(
+                self.transport.socket().unwrap_or(self.listener.as_fd()),
+                if is_ssh { flags } else { PollFlags::empty() },
+            ),
             // Whoever is too much waits outside, and finds another way.
             PollFd::new(
                 self.listener.as_fd(),
@@ -312,6 +313,9 @@ impl Keeper {
             ids.push(*id);
             fds.push(PollFd::new(client.stream.as_fd(), flags));
         }
+        for channel in self.channels.values() {
+            fds.extend(channel.fds(self.listens(channel)));
+        }
         if !crate::connection::wait(&mut fds, until)? {
             return Ok((false, false, Vec::new()));
         }
@@ -320,7 +324,8 @@ impl Keeper {
             |fd: &PollFd<'_>, flags| fd.revents().is_some_and(|events| events.intersects(flags));
         let mut fds = fds.iter();
         let ssh = fds.next();
-        if !flags.contains(PollFlags::POLLIN)
+        if is_ssh
+            && !flags.contains(PollFlags::POLLIN)
             && ssh.is_some_and(|fd| {
                 has(
                     fd,
@@ -362,10 +367,10 @@ impl Keeper {
     }
 
     fn next_deadline(&self) -> Instant {
-        let mut until = self
-            .keepalive
-            .next(self.urgency())
-            .min(self.idle_since + self.idle_max);
+        let mut until = self.idle_since + self.idle_max;
+        if self.transport.ssh().is_some() {
+            until = until.min(self.keepalive.next(self.urgency()));
+        }
         let relays = self
             .channels
             .values()
@@ -499,6 +504,9 @@ impl Keeper {
 
     /// Asks a silent server for a sign of life, and gives one up that gives none.
     fn look_alive(&mut self, now: Instant) -> io::Result<()> {
+        let Some(connection) = self.transport.ssh() else {
+            return Ok(());
+        };
         match self
             .keepalive
             .check(now, keepalive::asleep(), self.urgency())
@@ -511,10 +519,10 @@ impl Keeper {
             Liveness::Ask => {
                 self.keepalive.ask(now);
                 // The library forgets what it can't send whole, so it is asked only where there is room.
-                let mut fds = [PollFd::new(self.connection.as_fd(), PollFlags::POLLOUT)];
+                let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLOUT)];
                 let writable = crate::connection::wait(&mut fds, now)?;
-                if writable && !Channel::owes_output(self.connection.session()) {
-                    self.connection
+                if writable && !self.transport.owes_output() {
+                    connection
                         .session()
                         .keepalive_send()
                         .map_err(io::Error::other)?;

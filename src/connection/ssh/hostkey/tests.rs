@@ -1029,6 +1029,7 @@ fn host_keys<'a>(
     let policy = Policy {
         batch: true,
         keeper: false,
+        starts: false,
         parallel: 1,
         verbose: false,
         quiet: false,

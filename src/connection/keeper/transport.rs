@@ -1,0 +1,134 @@
+//! What a keeper's shells go over: the channels of an SSH connection, or child processes of the keeper.
+//!
+//! A child process is never waited for here: its pipes do not block, and the keeper polls them.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use nix::poll::{PollFd, PollFlags};
+
+use crate::connection::local::{Launcher, Process};
+use crate::connection::ssh::connect::Connection;
+use crate::sys::channel::Channel;
+
+/// The way to the host.
+pub enum Transport {
+    Ssh(Box<Connection>),
+    Processes(Launcher),
+}
+
+/// The way to one shell.
+pub enum Carrier {
+    Channel(Channel),
+    Process(Process),
+}
+
+impl Transport {
+    pub fn open(&self, window: u32) -> io::Result<Carrier> {
+        match self {
+            Self::Ssh(connection) => {
+                Channel::open(connection.session(), window).map(Carrier::Channel)
+            }
+            Self::Processes(launcher) => launcher.start().map(Carrier::Process),
+        }
+    }
+
+    /// Whether a call has sent only a part of its packet.
+    pub fn owes_output(&self) -> bool {
+        self.ssh()
+            .is_some_and(|connection| Channel::owes_output(connection.session()))
+    }
+
+    /// The connection, where there is one.
+    pub fn ssh(&self) -> Option<&Connection> {
+        match self {
+            Self::Ssh(connection) => Some(connection),
+            Self::Processes(_) => None,
+        }
+    }
+
+    /// The connection's socket, to poll.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.ssh().map(|connection| connection.as_fd())
+    }
+}
+
+impl Carrier {
+    /// Asks a channel for the shell, or waits for a process to have become one. `buffer` is for what comes before.
+    pub fn begin(&mut self, command: &str, buffer: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Channel(channel) => channel.exec(command),
+            Self::Process(process) => process.await_shell(buffer),
+        }
+    }
+
+    pub fn read(&mut self, error_stream: bool, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Channel(channel) => channel.read(error_stream, buffer),
+            Self::Process(process) => process.read(error_stream, buffer),
+        }
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Channel(channel) => channel.write(bytes),
+            Self::Process(process) => process.write(bytes),
+        }
+    }
+
+    pub fn signal(&mut self, name: &str) -> io::Result<()> {
+        match self {
+            Self::Channel(channel) => channel.signal(name),
+            // A process is no relay: what signals it would not reach what runs behind it.
+            Self::Process(_) => Ok(()),
+        }
+    }
+
+    pub fn send_eof(&mut self) -> io::Result<()> {
+        match self {
+            Self::Channel(channel) => channel.send_eof(),
+            Self::Process(process) => {
+                process.close_input();
+                Ok(())
+            }
+        }
+    }
+
+    pub fn at_end(&self) -> bool {
+        match self {
+            Self::Channel(channel) => channel.at_end(),
+            Self::Process(process) => process.at_end(),
+        }
+    }
+
+    /// Whether there are bytes that the library has taken in already: of those of a process, poll tells.
+    pub fn has_bytes(&self) -> bool {
+        match self {
+            Self::Channel(channel) => channel.has_bytes(),
+            Self::Process(_) => false,
+        }
+    }
+
+    /// Gives up what has come to its end.
+    pub fn free(&mut self) -> io::Result<()> {
+        match self {
+            Self::Channel(channel) => channel.free(),
+            Self::Process(process) => process.reap(),
+        }
+    }
+
+    /// What to poll beside the connection's socket.
+    pub fn fds(&self, reads: bool, writes: bool) -> impl Iterator<Item = PollFd<'_>> {
+        let process = match self {
+            Self::Channel(_) => None,
+            Self::Process(process) => Some(process),
+        };
+        let fds = process.map_or([None; 3], Process::fds);
+        let wanted = [writes, reads, reads];
+        let flags = [PollFlags::POLLOUT, PollFlags::POLLIN, PollFlags::POLLIN];
+        fds.into_iter()
+            .zip(wanted)
+            .zip(flags)
+            .filter_map(|((fd, wanted), flags)| Some(PollFd::new(fd.filter(|_| wanted)?, flags)))
+    }
+}

@@ -1,0 +1,152 @@
+//! A container of podman's with nothing in it but busybox. Its storage is the test's own.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::SOON;
+use super::procs::Process;
+use super::programs::{program_path, tool};
+use super::rsig::Rsig;
+use super::running::{Invocation, Output};
+use super::scratch::Scratch;
+
+/// On drop it is removed.
+pub struct Container {
+    pub name: String,
+    scratch: Scratch,
+}
+
+impl Container {
+    /// Starts one.
+    #[track_caller]
+    pub fn start() -> Self {
+        let scratch = Scratch::new();
+        let dir = scratch.path().display().to_string();
+        // No image, no network and no systemd: what every machine can do that can start a process in namespaces.
+        let storage = format!(
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{dir}/graph\"\nrunroot = \"{dir}/run\"\n"
+        );
+        scratch.file("storage.conf", &storage, 0o644);
+        let engine = format!(
+            "[engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n\
+             lock_type = \"file\"\ntmp_dir = \"{dir}/tmp\"\n"
+        );
+        scratch.file("containers.conf", &engine, 0o644);
+        let container = Self {
+            // Podman's own files in /dev/shm and /run/lock have no other mark.
+            name: "box".to_owned(),
+            scratch,
+        };
+        container.make_root();
+        container.launch();
+        container
+    }
+
+    /// The directory that is its root.
+    pub fn root(&self) -> PathBuf {
+        self.scratch.path().join("root")
+    }
+
+    fn make_root(&self) {
+        let root = self.root();
+        for name in ["bin", "etc", "proc", "root", "tmp", "dev", "sys"] {
+            fs::create_dir_all(root.join(name)).expect("our own directory");
+        }
+        let busybox = root.join("bin/busybox");
+        fs::copy(program_path("busybox"), &busybox).expect("busybox can be copied");
+        // Debian's busybox-static needs none of these.
+        let libraries = tool("ldd").arg(&busybox).run().stdout();
+        for library in libraries
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+        {
+            let path = root.join(library.trim_start_matches('/'));
+            fs::create_dir_all(path.parent().expect("it has one")).expect("our own directory");
+            fs::copy(library, path).expect("a library can be copied");
+        }
+        let applets = tool("busybox").arg("--list").run().ok().stdout();
+        for applet in applets.lines().filter(|applet| *applet != "busybox") {
+            symlink("busybox", root.join("bin").join(applet)).expect("our own directory");
+        }
+        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("our own");
+        fs::write(root.join("etc/group"), "root:x:0:\n").expect("our own");
+    }
+
+    /// Starts the container from its root.
+    #[track_caller]
+    pub fn launch(&self) {
+        let root = self.root();
+        let root = root.to_str().expect("our paths are UTF-8");
+        let mark = format!("MARK={}", self.scratch.path().display());
+        self.podman(&[
+            "run",
+            "-d",
+            "--name",
+            &self.name,
+            "--network",
+            "none",
+            "--ipc",
+            "host",
+            "--ulimit",
+            "nofile=20000:20000",
+            "--ulimit",
+            "nproc=10000:10000",
+            "-e",
+            &mark,
+            "--rootfs",
+            root,
+            "sh",
+            "-c",
+            "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done",
+        ])
+        .ok();
+    }
+
+    /// podman on the storage of this container.
+    #[track_caller]
+    pub fn podman(&self, words: &[&str]) -> Output {
+        self.within(tool("podman").args(words)).run()
+    }
+
+    /// A program that starts podman itself.
+    pub fn within(&self, invocation: Invocation) -> Invocation {
+        let file = |name: &str| self.scratch.path().join(name);
+        invocation
+            .env("CONTAINERS_STORAGE_CONF", file("storage.conf"))
+            .env("CONTAINERS_CONF", file("containers.conf"))
+    }
+
+    /// rsig, with podman's storage.
+    pub fn rsig(&self, rsig: &Rsig, words: &[&str]) -> Invocation {
+        self.within(rsig.command(words))
+    }
+
+    /// What runs in it, and podman's own.
+    pub fn processes(&self) -> Vec<Process> {
+        self.scratch.processes()
+    }
+
+    /// Where the files of its jobs are, as this machine sees them.
+    pub fn jobs_dir(&self) -> PathBuf {
+        self.root().join(Path::new("root/.local/state/rsig/jobs"))
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let removed = self
+            .within(tool("podman").args(["rm", "-f", "-t", "0", "-a"]))
+            .run();
+        assert!(
+            std::thread::panicking() || removed.status().success(),
+            "the container can't be removed: {removed}"
+        );
+        // What tells podman of the end of each shell writes to its storage.
+        let end = Instant::now() + SOON;
+        while !self.processes().is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
