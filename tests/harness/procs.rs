@@ -166,12 +166,14 @@ pub fn kill_until_none(
     limit: Duration,
     find: impl Fn() -> Vec<Process>,
 ) -> Result<(), Vec<Process>> {
-    let deadline = Instant::now() + limit;
+    // Not before the first look, which may take long on a busy machine.
+    let mut deadline = None;
     loop {
         let found = find();
         if found.is_empty() {
             return Ok(());
         }
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + limit);
         if Instant::now() > deadline {
             return Err(found);
         }
