@@ -30,6 +30,7 @@ mod run;
 mod selftest;
 #[cfg(feature = "serve")]
 mod serve;
+mod several;
 mod shells;
 mod soak;
 mod spawn;

@@ -1,5 +1,7 @@
 //! What every command works with.
 
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
 use super::allowed::AllowedHosts;
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
@@ -15,6 +17,44 @@ pub struct Context {
     pub connect: Connect,
     /// The hosts that may be used.
     pub allowed: AllowedHosts,
+}
+
+/// A context for several threads.
+pub struct SharedContext {
+    context: Mutex<Context>,
+    new: Mutex<Vec<NewRecord>>,
+}
+
+/// A record that is to be added, and what came of it.
+type NewRecord = (Record, Arc<OnceLock<Result<(), Failure>>>);
+
+impl SharedContext {
+    pub fn new(context: Context) -> Self {
+        Self {
+            context: Mutex::new(context),
+            new: Mutex::default(),
+        }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Context> {
+        self.context.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Store::insert`]. What comes while another thread writes goes in one transaction: each costs an fsync.
+    pub fn insert(&self, record: &Record) -> Result<(), Failure> {
+        let new = || self.new.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = Arc::new(OnceLock::new());
+        new().push((record.clone(), Arc::clone(&result)));
+        let mut context = self.lock();
+        let all = std::mem::take(&mut *new());
+        if !all.is_empty() {
+            let inserted = context.store.insert(all.iter().map(|(record, _)| record));
+            for (_, result) in all {
+                result.get_or_init(|| inserted.clone());
+            }
+        }
+        result.get().cloned().unwrap_or(Ok(()))
+    }
 }
 
 impl Context {

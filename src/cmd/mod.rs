@@ -26,6 +26,7 @@ mod run;
 mod select;
 #[cfg(any(feature = "mcp", feature = "serve"))]
 mod servers;
+mod several;
 mod spawn;
 pub mod start;
 mod stop;
@@ -38,7 +39,7 @@ use std::ffi::OsString;
 
 use clap::{FromArgMatches as _, Subcommand as _};
 
-use crate::error::{Failure, Kind, exit};
+use crate::error::{Failure, Kind};
 
 #[derive(Debug, clap::Subcommand)]
 #[command(about = env!("CARGO_PKG_DESCRIPTION"), long_about = None)]
@@ -116,11 +117,7 @@ impl Command {
     /// The exit status for a failure of this command; `wait` and `run` pass on the job's own.
     pub fn status_of_failure(&self) -> fn(Kind) -> u8 {
         match self {
-            Self::Run(_) => |kind| match kind {
-                Kind::CommandMissing => exit::COMMAND_MISSING,
-                Kind::CommandDenied => exit::COMMAND_DENIED,
-                kind => wait::status_of_failure(kind),
-            },
+            Self::Run(_) => foreground::process::status_of_failure,
             Self::Wait(_) => wait::status_of_failure,
             _ => Kind::exit_status,
         }

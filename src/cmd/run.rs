@@ -1,33 +1,33 @@
-//! `run`: runs a job in the foreground. This file has its flags, and this process's own streams and signals;
-//! [`foreground`] holds the job.
+//! `run`: runs a job in the foreground. This file has its flags, and this process's own streams; [`foreground`] holds the
+//! job, and [`several`] those of several hosts.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::Signals;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use super::args::{Common, ConnectArgs, JobArgs, KEPT};
-use super::{complete, foreground, start, values};
-use crate::error::{Failure, Kind, exit};
+use super::context::{Context, SharedContext};
+use super::foreground::process;
+use super::values::Hosts;
+use super::{complete, foreground, several, start, values};
+use crate::error::{Failure, Kind};
 use crate::host::{Destination, Host};
-use crate::job::EndedBy;
 use crate::remote::Stream;
-use crate::signal::SignalWord;
-use crate::sys;
 use crate::terminal::{self, warn};
 
 /// Run a job in the foreground: as `ssh HOST COMMAND`, and it gets your signals, survives a broken connection, and ends
 /// when you do
 #[derive(Args, Debug)]
-#[command(override_usage = "rsig run [OPTIONS] <HOST> [--] <COMMAND> [ARG]...")]
+#[command(override_usage = "rsig run [OPTIONS] <HOST[,HOST]...> [--] <COMMAND> [ARG]...")]
 pub struct Run {
     #[command(flatten)]
     job: JobArgs,
@@ -49,13 +49,23 @@ pub struct Run {
     /// How many MB of each output may wait on the host; then the job blocks, as on a full pipe
     #[arg(long, value_name = "MB", default_value = "256", value_parser = clap::value_parser!(u64).range(32..=1_048_576))]
     backlog: u64,
+    /// Print equal outputs once, behind the names of their hosts, when all jobs have ended
+    #[arg(long)]
+    gather: bool,
+    /// Run on at most N hosts at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    parallel: Option<u16>,
+    /// When the job of one host fails, start no others and end those that run
+    #[arg(long)]
+    fail_fast: bool,
     #[command(flatten)]
     common: Common,
     #[command(flatten, next_help_heading = KEPT)]
     connect: ConnectArgs,
-    /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]
-    #[arg(add = ArgValueCompleter::new(complete::host))]
-    host: Host,
+    /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]; several are separated by commas or written as a
+    /// range: web[01-40,50]
+    #[arg(value_name = "HOST[,HOST]...", add = ArgValueCompleter::new(complete::hosts))]
+    host: Hosts,
     /// The command and its arguments: everything after HOST
     #[arg(required = true, num_args = 1.., value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
@@ -63,59 +73,124 @@ pub struct Run {
 
 impl Run {
     pub fn run(mut self) -> Result<u8, Failure> {
-        let input = input(self.stdin.as_deref())?;
-        let command = self.job.check(self.command)?;
-        let destination = Destination {
-            host: self.host,
-            connect: self.connect.connect()?,
+        let is_one = self.host.0.len() == 1 && !self.gather;
+        let input = if is_one {
+            input(self.stdin.as_deref())?
+        } else {
+            self.refuse_for_several()?;
+            None
         };
-        let request = foreground::Request {
+        let command = self.job.check(std::mem::take(&mut self.command))?;
+        let connect = self.connect.clone().connect()?;
+        let request = |host: &Host| foreground::Request {
             spawn: start::Request {
-                job: self.job,
+                job: self.job.clone(),
                 ephemeral: !self.keep,
-                ..start::Request::new(destination, command)
+                ..start::Request::new(
+                    Destination {
+                        host: host.clone(),
+                        connect: connect.clone(),
+                    },
+                    command.clone(),
+                )
             },
             grace: self.grace,
             tether: (!self.no_tether).then_some(self.tether),
             backlog: self.backlog << 20,
+            permits: None,
         };
-        let mut context = self.common.reach().context()?;
-        let outside = foreground::Outside {
-            input,
-            signals: signals()?,
-            stop,
-            exit: |status| std::process::exit(status.into()),
-            note: if self.common.quiet { |_| () } else { warn },
+        let mut requests: Vec<_> = self.host.0.iter().map(request).collect();
+        let context = self.common.reach().context()?;
+        let note = if self.common.quiet {
+            |_: &str| ()
+        } else {
+            warn
         };
-        let mut broken = None;
-        let ran = foreground::run(&mut context, request, outside, &mut |stream, bytes| {
-            terminal::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
-                let failure = Failure::new(Kind::Failed, error.to_string());
-                broken = Some(error);
-                failure
-            })
-        });
-        if let Some(error) = broken {
-            return Err(terminal::unprinted(&error));
-        }
-        let ran = ran?;
-        let label = ran.record.label();
-        if ran.disk_full {
-            warn(&format!(
-                "{label}: the disk there was full, and some of the output is lost"
-            ));
-        }
-        if ran.record.ended_by == Some(EndedBy::Tether) {
-            let patience = humantime::format_duration(self.tether);
-            warn(&format!(
-                "{label}: ended by its tether: no contact for {patience}"
-            ));
-        }
-        match foreground::status(&ran) {
-            Some(status) => Ok(status),
-            None => Err(Failure::lost(&label)),
+        match requests.pop() {
+            Some(request) if is_one => alone(context, request, input, note),
+            last => {
+                requests.extend(last);
+                let options = several::Options {
+                    parallel: self.parallel.map_or_else(several::all_at_once, Into::into),
+                    gather: self.gather,
+                    fail_fast: self.fail_fast,
+                    note,
+                };
+                several::run(context, requests, options)
+            }
         }
     }
+
+    /// What has no meaning on several hosts; an input that they don't get is said.
+    fn refuse_for_several(&self) -> Result<(), Failure> {
+        if self.job.name.is_some() && self.host.0.len() > 1 {
+            return Err(Failure::usage(start::ONE_NAME));
+        }
+        match &self.stdin {
+            Some(path) if path != Path::new("/dev/null") => Err(Failure::usage(
+                "--stdin: on several hosts the standard input of `run` is /dev/null; `rsig spawn --stdin` gives each a copy",
+            )),
+            None if has_input() => {
+                self.common.note(
+                    "on several hosts the standard input is /dev/null: what is piped in goes to none of them",
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Runs one job, with this process's own streams and signals.
+fn alone(
+    context: Context,
+    request: foreground::Request,
+    input: Option<Box<dyn Read + Send>>,
+    note: fn(&str),
+) -> Result<u8, Failure> {
+    let tether = request.tether;
+    let (sender, receiver) = mpsc::channel();
+    let passes = sender.clone();
+    process::signals(move |pass| passes.send(Some(pass)).is_ok())?;
+    let outside = foreground::Outside {
+        input,
+        signals: (sender, receiver),
+        stop: Box::new(process::stop),
+        exit: Box::new(|status| std::process::exit(status.into())),
+        note,
+    };
+    let mut broken = None;
+    let context = SharedContext::new(context);
+    let ran = foreground::run(&context, request, outside, &mut |stream, bytes| {
+        terminal::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
+            let failure = Failure::new(Kind::Failed, error.to_string());
+            broken = Some(error);
+            failure
+        })
+    });
+    match broken {
+        Some(error) => Err(terminal::unprinted(&error)),
+        None => process::status(&ran?, tether),
+    }
+}
+
+/// Whether something was piped in, or may still be.
+fn has_input() -> bool {
+    let Some(file) = own_input() else {
+        return false;
+    };
+    let Ok(metadata) = file.metadata() else {
+        return false;
+    };
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return metadata.len() > 0;
+    }
+    // A pipe that nobody writes to any more, and that is empty, is at its end.
+    let mut poll = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+    let at_end = nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok()
+        && poll[0].revents() == Some(PollFlags::POLLHUP);
+    (kind.is_fifo() || kind.is_socket()) && !at_end
 }
 
 /// The job's input. A terminal is not passed on, and /dev/null is what the job has by itself.
@@ -131,18 +206,14 @@ fn input(given: Option<&Path>) -> Result<Option<Box<dyn Read + Send>>, Failure> 
             })
         }
         None if io::stdin().is_terminal() => Ok(None),
-        _ => {
-            let own = io::stdin().lock();
-            let file = std::os::fd::AsFd::as_fd(&own)
-                .try_clone_to_owned()
-                .map(File::from);
-            // A standard input that is closed gives nothing either.
-            Ok(file
-                .ok()
-                .filter(|file| !is_null(file))
-                .map(|file| Box::new(file) as Box<dyn Read + Send>))
-        }
+        _ => Ok(own_input().map(|file| Box::new(file) as Box<dyn Read + Send>)),
     }
+}
+
+/// Standard input, unless it is closed or /dev/null.
+fn own_input() -> Option<File> {
+    let own = io::stdin().as_fd().try_clone_to_owned().ok();
+    own.map(File::from).filter(|file| !is_null(file))
 }
 
 fn is_null(file: &File) -> bool {
@@ -151,53 +222,4 @@ fn is_null(file: &File) -> bool {
         return false;
     };
     file.file_type().is_char_device() && file.rdev() == null.rdev()
-}
-
-/// The signals that this process gets, for the job. What was ignored when it began stays so: under nohup the end of the
-/// terminal, and what a shell without job control keeps from its background jobs.
-fn signals() -> Result<Receiver<foreground::Pass>, Failure> {
-    let known = [
-        (SIGINT, "INT"),
-        (SIGTERM, "TERM"),
-        (SIGHUP, "HUP"),
-        (SIGQUIT, "QUIT"),
-        (SIGUSR1, "USR1"),
-        (SIGUSR2, "USR2"),
-        (SIGTSTP, "STOP"),
-        (SIGCONT, "CONT"),
-    ];
-    let all = known
-        .iter()
-        .map(|(number, _)| *number)
-        .filter(|number| !sys::process::is_ignored(*number));
-    let mut signals = Signals::new(all)
-        .map_err(|error| Failure::new(Kind::Failed, format!("signals can't be caught: {error}")))?;
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        for number in signals.forever() {
-            let word = known.iter().find(|(known, _)| *known == number);
-            let Some(Ok(signal)) = word.map(|(_, word)| word.parse::<SignalWord>()) else {
-                continue;
-            };
-            let ends = [SIGINT, SIGTERM, SIGHUP].contains(&number);
-            let pass = foreground::Pass {
-                signal,
-                status: u8::try_from(128 + number).unwrap_or(exit::FAILED),
-                interrupts: number == SIGINT,
-                ends,
-                quits: ends || number == SIGQUIT,
-                stops: number == SIGTSTP,
-            };
-            if sender.send(pass).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// Stops this process, as the terminal's Ctrl-Z would.
-fn stop() {
-    // It can't fail for a process's own sake.
-    drop(signal_hook::low_level::raise(signal_hook::consts::SIGSTOP));
 }

@@ -13,7 +13,7 @@ use clap_complete::engine::ArgValueCompleter;
 use super::args::{Common, ConnectArgs, JobArgs, KEPT, Parallel};
 use super::complete;
 use super::interrupt::{Starts, on_signal};
-use super::start::{Request, Spawned, spawn_each};
+use super::start::{ONE_NAME, Request, Spawned, spawn_each};
 use super::values::Hosts;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination};
@@ -56,9 +56,7 @@ impl Spawn {
     pub fn run(mut self) -> Result<u8, Failure> {
         let hosts = self.host.0;
         if hosts.len() > 1 && self.job.name.is_some() {
-            return Err(Failure::usage(
-                "-n: a name stands for one job; omit it to start one on each of several hosts",
-            ));
+            return Err(Failure::usage(ONE_NAME));
         }
         let command = self.job.check(self.command)?;
         let starts = Arc::new(Starts::default());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::args::JobArgs;
-use super::context::Context;
+use super::context::{Context, SharedContext};
 use super::interrupt::Starts;
 use super::jobs::{Limit, on_each_host};
 use crate::connection::{HostConnection, Shell};
@@ -68,6 +68,10 @@ pub struct Foreground {
     pub tether: Option<Tether>,
 }
 
+/// The usage error for a name on several hosts.
+pub const ONE_NAME: &str =
+    "-n: a name stands for one job; omit it to start one on each of several hosts";
+
 /// A job that was started.
 pub struct Spawned {
     pub record: Record,
@@ -107,7 +111,9 @@ pub fn spawn_each(
     for (place, request) in requests.into_iter().enumerate() {
         let size = request.input.as_ref().map_or(0, |input| input.size());
         policy.keeper &= size <= KEEPER_INPUT_MAX;
-        match prepare(context, &request) {
+        let job =
+            Job::new(context, &request).and_then(|job| reserve(context, &job.record).map(|()| job));
+        match job {
             Ok(job) => {
                 starts.begin(&job.record);
                 hosts.push((request.destination.clone(), (place, request, job)));
@@ -161,16 +167,20 @@ pub struct Flow {
 
 /// Starts a job in the foreground. Its streams come with it, unless that connection broke.
 pub fn in_foreground(
-    context: &mut Context,
+    context: &SharedContext,
     connection: &HostConnection<'_>,
     request: &Request,
-    on_asked: &dyn Fn(&JobId),
+    on_asked: &dyn Fn(&JobId) -> Result<(), Failure>,
 ) -> Result<(Spawned, Option<Flow>), Failure> {
-    let job = prepare(context, request)?;
+    let job = Job::new(&context.lock(), request)?;
+    match job.record.name {
+        Some(_) => reserve(&mut context.lock(), &job.record)?,
+        None => context.insert(&job.record)?,
+    }
     let mut flow = None;
     let launched = launch(&mut connection.share(), job, request, &mut |line, order| {
         let mut shell = line.shell()?;
-        on_asked(order.id);
+        on_asked(order.id)?;
         let answer = start_and_hear(&line.host(), shell.as_mut(), order);
         Ok(answer.map(|told| {
             told.map(|(started, hearing)| {
@@ -179,7 +189,7 @@ pub fn in_foreground(
             })
         }))
     });
-    Ok((settle(context, launched)?, flow))
+    Ok((settle(&mut context.lock(), launched)?, flow))
 }
 
 /// A job that is recorded and about to be asked for.
@@ -198,28 +208,28 @@ enum Launched {
     Unsure(Failure),
 }
 
-/// Records a job before anything is asked of its host.
-fn prepare(context: &mut Context, request: &Request) -> Result<Job, Failure> {
-    if !context.allowed.has(&request.destination.host) {
-        let message = format!(
-            "host {} is not allowed (see --allow-host): {}",
-            request.destination, context.allowed
+impl Job {
+    fn new(context: &Context, request: &Request) -> Result<Self, Failure> {
+        if !context.allowed.has(&request.destination.host) {
+            let message = format!(
+                "host {} is not allowed (see --allow-host): {}",
+                request.destination, context.allowed
+            );
+            return Err(Failure::new(Kind::HostDenied, message));
+        }
+        let text = |word: &OsString| word.to_string_lossy().into_owned();
+        let command: Vec<String> = request.command.iter().map(text).collect();
+        let mut record = Record::new(
+            request.id.clone().map_or_else(JobId::random, Ok)?,
+            request.job.name.clone(),
+            request.destination.clone(),
+            command,
         );
-        return Err(Failure::new(Kind::HostDenied, message));
+        let directory = directory(&request.destination, request.job.cwd.clone())?;
+        record.cwd = directory.as_ref().map(text);
+        record.ephemeral = request.ephemeral;
+        Ok(Self { record, directory })
     }
-    let text = |word: &OsString| word.to_string_lossy().into_owned();
-    let command: Vec<String> = request.command.iter().map(text).collect();
-    let mut record = Record::new(
-        request.id.clone().map_or_else(JobId::random, Ok)?,
-        request.job.name.clone(),
-        request.destination.clone(),
-        command,
-    );
-    let directory = directory(&request.destination, request.job.cwd.clone())?;
-    record.cwd = directory.as_ref().map(text);
-    record.ephemeral = request.ephemeral;
-    reserve(context, &record)?;
-    Ok(Job { record, directory })
 }
 
 /// What a host says of an order: what it has started or why it has not, or that its answer was lost. The outer failure: it
@@ -400,7 +410,7 @@ fn directory(
 
 /// Records the job before anything is asked of its host.
 fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
-    let Err(error) = context.store.insert(record) else {
+    let Err(error) = context.store.insert([record]) else {
         return Ok(());
     };
     if error.kind != Kind::NameTaken {
@@ -421,7 +431,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
         return Err(error);
     };
     let Some(mut holder) = context.store.holder(name)? else {
-        return context.store.insert(record);
+        return context.store.insert([record]);
     };
     if !context.allowed.has(holder.host()) {
         return Err(taken(&holder, " as far as is known"));
@@ -443,7 +453,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     }
     context.store.update([&holder]);
     if holder.state.is_finished() {
-        context.store.insert(record)
+        context.store.insert([record])
     } else {
         Err(taken(&holder, ""))
     }

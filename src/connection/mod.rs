@@ -167,6 +167,7 @@ impl PrivateConnection {
             shared: Arc::clone(&shared),
         };
         let destination = line.destination.clone();
+        let permits = line.permits.clone();
         let policy = Policy {
             batch: true,
             keeper: false,
@@ -184,7 +185,10 @@ impl PrivateConnection {
             if waited.is_ok_and(|(state, _)| state.over) {
                 return;
             }
+            // Many streams may begin together: their connections must not all be made at once.
+            let permit = permits.as_ref().map(|permits| permits.take());
             let way = Way::private(&destination, &policy).ok();
+            drop(permit);
             let mut state = shared.lock();
             if !state.over {
                 state.way = way;

@@ -87,13 +87,19 @@ impl Store {
         }
     }
 
-    /// Adds a new record, so that it is on the disk when this returns. A name in use is of kind [`Kind::NameTaken`].
-    pub fn insert(&mut self, record: &Record) -> Result<(), Failure> {
+    /// Adds new records, all or none, so that they are on the disk when this returns. A name in use is of kind
+    /// [`Kind::NameTaken`].
+    pub fn insert<'a>(
+        &mut self,
+        records: impl IntoIterator<Item = &'a Record>,
+    ) -> Result<(), Failure> {
         self.write_deferred();
         self.sync("FULL")?;
         let inserted = self.file.change(LOCK_WAIT_MAX, |transaction| {
-            transaction.execute("INSERT INTO jobs (record) VALUES (?1)", [json(record)?])?;
-            history::write(transaction, record, Action::spawn(record))
+            records.into_iter().try_for_each(|record| {
+                transaction.execute("INSERT INTO jobs (record) VALUES (?1)", [json(record)?])?;
+                history::write(transaction, record, Action::spawn(record))
+            })
         });
         self.sync("NORMAL")?;
         inserted.map_err(|failure| match failure.kind {
@@ -199,7 +205,8 @@ impl Store {
         }
     }
 
-    fn write_deferred(&mut self) {
+    /// Writes what was put off, which dropping the store does too.
+    pub fn write_deferred(&mut self) {
         let deferred = std::mem::take(&mut self.deferred);
         if !deferred.is_empty() {
             self.write_after(|transaction| deferred.iter().try_for_each(|make| make(transaction)));
@@ -310,7 +317,7 @@ mod tests {
 
     fn inserted(store: &mut Store) -> Record {
         let record = record(None);
-        store.insert(&record).unwrap();
+        store.insert([&record]).unwrap();
         record
     }
 
@@ -354,11 +361,11 @@ mod tests {
     fn a_lost_job_that_runs_again_leaves_its_name_to_the_one_that_took_it() {
         let (_directory, mut store) = store();
         let (mut first, second) = (record(Some("train")), record(Some("train")));
-        store.insert(&first).unwrap();
-        assert_eq!(store.insert(&second).unwrap_err().kind, Kind::NameTaken);
+        store.insert([&first]).unwrap();
+        assert_eq!(store.insert([&second]).unwrap_err().kind, Kind::NameTaken);
         first.state = State::Lost;
         store.update([&first]);
-        store.insert(&second).unwrap();
+        store.insert([&second]).unwrap();
         first.state = State::Running;
         store.update([&first]);
         assert_eq!(store.get(&first.id).unwrap(), Some(first));

@@ -1,11 +1,15 @@
 //! What people and programs see: lines, tables and JSON on standard output, messages on standard error.
 
+mod gather;
 mod json;
+mod lines;
 mod print;
 mod spinner;
 mod table;
 
+pub use gather::{Gathered, print_gathered};
 pub use json::{FailureJson, JobJson};
+pub use lines::Lines;
 pub use print::{Output, ask, is_coloured, is_on_terminal, print_bytes, unprinted, warn};
 pub use spinner::Spinner;
 pub use table::Table;

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 49] = [
+const PROGRAMS: [(&str, &str); 51] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
     ("cc", "gcc"),
     ("cksum", "coreutils"),
+    ("clush", "clustershell"),
     ("curl", "curl"),
     ("dash", "dash"),
     ("date", "coreutils"),
@@ -32,6 +33,7 @@ const PROGRAMS: [(&str, &str); 49] = [
     ("mkfifo", "coreutils"),
     ("mksh", "mksh"),
     ("mv", "coreutils"),
+    ("nodeset", "clustershell"),
     ("perl", "perl"),
     ("podman", "podman"),
     ("printf", "coreutils"),

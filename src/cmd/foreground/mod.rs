@@ -5,18 +5,19 @@
 //! connection that breaks is made anew, and all goes on at the right byte both ways. A run begins on the connection that
 //! the host's commands share, and moves to one of its own when it lasts or carries much.
 
+pub mod process;
 mod signals;
 
 use std::collections::VecDeque;
 use std::io::Read;
-use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cmd::context::Context;
+use crate::cmd::context::SharedContext;
 use crate::cmd::ephemeral::forget_read;
 use crate::cmd::start::{self, Flow};
-use crate::connection::{HostConnection, Policy, PrivateConnection, ShellInput};
+use crate::connection::{HostConnection, Permits, Policy, PrivateConnection, ShellInput};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{EndedBy, JobId, Record, State, now};
@@ -35,18 +36,20 @@ pub struct Request {
     pub tether: Option<Duration>,
     /// How much of its output may wait on the host, in bytes.
     pub backlog: u64,
+    /// For the time of connecting.
+    pub permits: Option<Arc<Permits>>,
 }
 
 /// What comes from outside while a job runs.
 pub struct Outside {
     /// Its input; none is /dev/null.
     pub input: Option<Box<dyn Read + Send>>,
-    /// Signals for it, as they come.
-    pub signals: Receiver<Pass>,
+    /// Signals for it, as they come, and the way to send some; `None` is none.
+    pub signals: (Sender<Option<Pass>>, Receiver<Option<Pass>>),
     /// Stops this process, once the job is stopped.
-    pub stop: fn(),
-    /// Ends this process with a status.
-    pub exit: fn(u8),
+    pub stop: Box<dyn Fn() + Send + Sync>,
+    /// Ends this process with a status, or gives up this run.
+    pub exit: Box<dyn Fn(u8) + Send + Sync>,
     /// Tells the user something.
     pub note: fn(&str),
 }
@@ -93,7 +96,7 @@ const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Durat
 
 /// Runs a job to its end.
 pub fn run(
-    context: &mut Context,
+    context: &SharedContext,
     request: Request,
     outside: Outside,
     sink: &mut Sink<'_>,
@@ -101,7 +104,7 @@ pub fn run(
     let destination = request.spawn.destination.clone();
     let policy = Policy {
         starts: true,
-        ..context.policy
+        ..context.lock().policy
     };
     let tether = request
         .tether
@@ -123,6 +126,7 @@ pub fn run(
         note: outside.note,
         stop: outside.stop,
         exit: outside.exit,
+        wake: outside.signals.0,
         shared: Mutex::default(),
         changed: Arc::default(),
     };
@@ -131,21 +135,34 @@ pub fn run(
         ..request.spawn
     };
     std::thread::scope(|scope| {
-        let (held, signals) = (&held, outside.signals);
+        let (held, signals) = (&held, outside.signals.1);
         // Ends when the run is over, however that comes.
         let _over = Over(held);
         scope.spawn(move || held.pass_signals(&signals));
         let mut connection = HostConnection::new(&destination, &policy);
+        if let Some(permits) = request.permits {
+            connection = connection.with_permits(permits);
+        }
         connection.connect()?;
-        held.set_phase(Phase::Asked(connection.share()));
+        if !held.set_phase(Phase::Asked(connection.share())) {
+            return Err(given_up());
+        }
         let (spawned, flow) = start::in_foreground(context, &connection, &order, &|id| {
-            held.shared().asked = Some(id.clone());
+            let mut shared = held.shared();
+            shared.asked = Some(id.clone());
+            if shared.given_up {
+                return Err(given_up());
+            }
+            Ok(())
         })?;
         if let Some(warning) = &spawned.warning {
             (outside.note)(warning);
         }
         let mut record = spawned.record;
-        held.set_phase(Phase::Runs(Box::new(record.clone())));
+        if !held.set_phase(Phase::Runs(Box::new(record.clone()))) {
+            held.end_job(&record);
+            return Err(given_up());
+        }
         let pieces = outside
             .input
             .map(|input| read_ahead(input, Arc::clone(&held.changed)));
@@ -161,15 +178,21 @@ pub fn run(
         record.ended_by = end.ended_by;
         record.timed_out = end.ended_by == Some(EndedBy::Timeout);
         record.checked_at = Some(now());
-        context.store.update([&record]);
+        let store = &mut context.lock().store;
+        store.update([&record]);
         if forgotten {
-            context.store.remove(&record);
+            store.remove(&record);
         }
         Ok(Ran {
             record,
             disk_full: end.disk_full,
         })
     })
+}
+
+/// The failure of a run that a signal has ended before its job ran. Nobody hears of it.
+fn given_up() -> Failure {
+    Failure::new(Kind::Failed, "given up")
 }
 
 /// What ends the job when this process is gone: on this machine the process itself, elsewhere the heartbeats.
@@ -223,8 +246,10 @@ struct Held<'a> {
     patience: Option<Duration>,
     grace: Duration,
     note: fn(&str),
-    stop: fn(),
-    exit: fn(u8),
+    stop: Box<dyn Fn() + Send + Sync>,
+    exit: Box<dyn Fn(u8) + Send + Sync>,
+    /// Wakes the thread that passes signals on.
+    wake: Sender<Option<Pass>>,
     shared: Mutex<Shared<'a>>,
     changed: Arc<Condvar>,
 }
@@ -250,6 +275,8 @@ struct Shared<'a> {
     told: bool,
     delivered: Positions,
     acknowledged: u64,
+    /// A signal has ended the run before its job ran.
+    given_up: bool,
     over: bool,
 }
 
@@ -315,6 +342,8 @@ impl Drop for Over<'_, '_> {
         shared.input = None;
         drop(shared);
         self.0.changed.notify_all();
+        // The receiver is gone when the thread has ended already.
+        let _ = self.0.wake.send(None);
     }
 }
 
@@ -323,8 +352,11 @@ impl<'a> Held<'a> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_phase(&self, phase: Phase<'a>) {
-        self.shared().phase = phase;
+    /// Says whether the run goes on.
+    fn set_phase(&self, phase: Phase<'a>) -> bool {
+        let mut shared = self.shared();
+        shared.phase = phase;
+        !shared.given_up
     }
 
     /// Passes the output on until the job has ended, over as many connections as it takes. Says whether the host has

@@ -1,9 +1,9 @@
 //! The user's signals on their way to a job in the foreground, and what they do to the run itself.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use super::{CONNECT_MAX, Held, Pass, Phase, ROOM_PAUSE, Shared};
+use super::{CONNECT_MAX, Held, Pass, Phase, Shared};
 use crate::cmd::interrupt::give_up;
 use crate::connection::HostConnection;
 use crate::delivery::{self, SignalRequest, Ways};
@@ -20,9 +20,8 @@ const END_GRACE: Duration = Duration::from_secs(10);
 const ECHO: Duration = Duration::from_millis(500);
 /// How many INT kill the job at once.
 const INTERRUPTS_MAX: u32 = 3;
-/// How often a run looks whether it is over while it is a short one.
-const SHORT_RUN_MAX: Duration = Duration::from_secs(1);
-const SHORT_RUN_PAUSE: Duration = Duration::from_millis(3);
+/// How long the thread for signals sleeps at most: it is woken by each, and by the end of the run.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 impl<'a> Held<'a> {
     /// Stops this process, which sees to the job's tether no more then.
@@ -38,36 +37,29 @@ impl<'a> Held<'a> {
     }
 
     /// Passes the user's signals on to the job, and sees to it that it ends when it is told to, and this process too.
-    pub(super) fn pass_signals(&self, signals: &Receiver<Pass>) {
+    pub(super) fn pass_signals(&self, signals: &Receiver<Option<Pass>>) {
         let (mut kill_at, mut give_up): (Option<Instant>, Option<(Instant, u8)>) = (None, None);
-        let begun = Instant::now();
         let (mut interrupts, mut last) = (0, None::<Instant>);
         while !self.shared().over {
             let now = Instant::now();
             let next = kill_at.into_iter().chain(give_up.map(|(at, _)| at)).min();
-            // The end of a short run must not wait for this thread.
-            let pause = if begun.elapsed() < SHORT_RUN_MAX {
-                SHORT_RUN_PAUSE
-            } else {
-                ROOM_PAUSE
-            };
-            let wait = next.map_or(pause, |at| at.saturating_duration_since(now).min(pause));
-            let pass = match signals.recv_timeout(wait) {
-                Ok(pass) => Some(pass),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => {
-                    std::thread::sleep(wait);
-                    None
-                }
-            };
+            let wait = next.map_or(SLEEP_MAX, |at| at.saturating_duration_since(now));
+            // `run` holds a sender, so an error is the end of the time.
+            let pass = signals.recv_timeout(wait).ok().flatten();
             let now = Instant::now();
-            let record = match &self.shared().phase {
-                Phase::Runs(record) => Some(record.clone()),
-                _ => None,
+            let record = {
+                let mut shared = self.shared();
+                let record = match &shared.phase {
+                    Phase::Runs(record) => Some(record.clone()),
+                    _ => None,
+                };
+                shared.given_up |= record.is_none() && pass.is_some_and(|pass| pass.quits);
+                record
             };
             let Some(record) = record else {
                 if let Some(pass) = pass.filter(|pass| pass.quits) {
                     self.quit(pass.status);
+                    return;
                 }
                 continue;
             };
@@ -100,6 +92,7 @@ impl<'a> Held<'a> {
                     record.id
                 ));
                 (self.exit)(status);
+                return;
             }
         }
     }

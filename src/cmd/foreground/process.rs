@@ -1,0 +1,88 @@
+//! This process's part in what runs in the foreground: its signals, and its exit status.
+
+use std::time::Duration;
+
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::Signals;
+
+use super::{Pass, Ran};
+use crate::cmd::wait;
+use crate::error::{Failure, Kind, exit};
+use crate::job::EndedBy;
+use crate::signal::SignalWord;
+use crate::sys;
+use crate::terminal::warn;
+
+/// Passes on the signals that this process gets, until that gives false. What was ignored when it began stays so: under nohup the end of the
+/// terminal, and what a shell without job control keeps from its background jobs.
+pub fn signals(pass_on: impl Fn(Pass) -> bool + Send + 'static) -> Result<(), Failure> {
+    let known = [
+        (SIGINT, "INT"),
+        (SIGTERM, "TERM"),
+        (SIGHUP, "HUP"),
+        (SIGQUIT, "QUIT"),
+        (SIGUSR1, "USR1"),
+        (SIGUSR2, "USR2"),
+        (SIGTSTP, "STOP"),
+        (SIGCONT, "CONT"),
+    ];
+    let all = known
+        .iter()
+        .map(|(number, _)| *number)
+        .filter(|number| !sys::process::is_ignored(*number));
+    let mut signals = Signals::new(all)
+        .map_err(|error| Failure::new(Kind::Failed, format!("signals can't be caught: {error}")))?;
+    std::thread::spawn(move || {
+        for number in signals.forever() {
+            let word = known.iter().find(|(known, _)| *known == number);
+            let Some(Ok(signal)) = word.map(|(_, word)| word.parse::<SignalWord>()) else {
+                continue;
+            };
+            let ends = [SIGINT, SIGTERM, SIGHUP].contains(&number);
+            let pass = Pass {
+                signal,
+                status: u8::try_from(128 + number).unwrap_or(exit::FAILED),
+                interrupts: number == SIGINT,
+                ends,
+                quits: ends || number == SIGQUIT,
+                stops: number == SIGTSTP,
+            };
+            if !pass_on(pass) {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Stops this process, as the terminal's Ctrl-Z would.
+pub fn stop() {
+    // It can't fail for a process's own sake.
+    drop(signal_hook::low_level::raise(signal_hook::consts::SIGSTOP));
+}
+
+/// The exit status for a job that was run; what the user should know of it is said.
+pub fn status(ran: &Ran, tether: Option<Duration>) -> Result<u8, Failure> {
+    let label = ran.record.label();
+    if ran.disk_full {
+        warn(&format!(
+            "{label}: the disk there was full, and some of the output is lost"
+        ));
+    }
+    if let Some(tether) = tether.filter(|_| ran.record.ended_by == Some(EndedBy::Tether)) {
+        let patience = humantime::format_duration(tether);
+        warn(&format!(
+            "{label}: ended by its tether: no contact for {patience}"
+        ));
+    }
+    super::status(ran).ok_or_else(|| Failure::lost(&label))
+}
+
+/// The exit status for a failure of rsig itself, where 1 and 3 could be the job's.
+pub fn status_of_failure(kind: Kind) -> u8 {
+    match kind {
+        Kind::CommandMissing => exit::COMMAND_MISSING,
+        Kind::CommandDenied => exit::COMMAND_DENIED,
+        kind => wait::status_of_failure(kind),
+    }
+}

@@ -1,0 +1,370 @@
+//! `run` on several hosts: a run in the foreground for each, by a thread of its own. This file holds them together:
+//! who runs when, which signals they get, what is said of each, and the status of all.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::context::{Context, SharedContext};
+use super::foreground::{self, Outside, Pass, Request, process};
+use crate::connection::Permits;
+use crate::error::{Failure, Kind, exit};
+use crate::hosts::fold;
+use crate::remote::Stream;
+use crate::signal::SignalWord;
+use crate::terminal::{self, Gathered, Lines, print_gathered, warn};
+
+/// How long the jobs may take to be stopped before this process stops itself.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(3);
+/// What the job of a host that is ended for another one's sake gets.
+const END: Pass = Pass {
+    signal: SignalWord::TERM,
+    status: 143,
+    interrupts: false,
+    ends: true,
+    quits: true,
+    stops: false,
+};
+
+/// The files that the run on one host has open at the most.
+const FILES_PER_HOST: u64 = 8;
+/// Those that are open besides.
+const FILES_BESIDES: u64 = 64;
+
+/// As many hosts as the limit on open files allows.
+pub fn all_at_once() -> usize {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let hosts = limit.saturating_sub(FILES_BESIDES) / FILES_PER_HOST;
+    usize::try_from(hosts.max(1)).unwrap_or(usize::MAX)
+}
+
+/// How the hosts are run.
+pub struct Options {
+    /// How many at once.
+    pub parallel: usize,
+    pub gather: bool,
+    pub fail_fast: bool,
+    pub note: fn(&str),
+}
+
+/// What happens while they run.
+enum Message {
+    Signal(Pass),
+    /// A job was stopped, for this process to stop.
+    Stopped,
+    /// The output can't be written.
+    Broken(io::Error),
+    /// The run on a host was given up before its job ran.
+    GivenUp(usize, u8),
+    /// The run on a host is over.
+    Over(usize, Ended),
+}
+
+struct Ended {
+    status: u8,
+    /// Why it failed.
+    message: Option<String>,
+    output: Option<Gathered>,
+}
+
+/// One of the hosts.
+struct Member {
+    word: String,
+    /// The way to its run, while there is one.
+    signals: Option<Sender<Option<Pass>>>,
+    /// Whether its job ran.
+    ran: bool,
+    status: u8,
+    output: Option<Gathered>,
+}
+
+struct Group {
+    options: Options,
+    members: Vec<Member>,
+    messages: (Sender<Message>, Receiver<Message>),
+    context: Arc<SharedContext>,
+    permits: Arc<Permits>,
+    /// No other host is started any more, and why that is.
+    over: Option<Over>,
+    /// When this process stops itself at the latest, and how many jobs have been stopped.
+    stop: Option<(Instant, usize)>,
+}
+
+enum Over {
+    Signal(u8),
+    Failed,
+    Broken(io::Error),
+}
+
+/// Runs a job on each host, and gives the first status that is not 0 in their order.
+pub fn run(context: Context, requests: Vec<Request>, options: Options) -> Result<u8, Failure> {
+    let messages = mpsc::channel();
+    let sender = messages.0.clone();
+    process::signals(move |pass| sender.send(Message::Signal(pass)).is_ok())?;
+    let member = |request: &Request| Member {
+        word: request.spawn.destination.to_string(),
+        signals: None,
+        ran: false,
+        status: exit::DONE,
+        output: None,
+    };
+    let mut group = Group {
+        members: requests.iter().map(member).collect(),
+        messages,
+        permits: Arc::new(Permits::new(context.policy.parallel)),
+        context: Arc::new(SharedContext::new(context)),
+        options,
+        over: None,
+        stop: None,
+    };
+    let mut waiting = requests.into_iter().enumerate();
+    loop {
+        while group.over.is_none() && group.running() < group.options.parallel {
+            let Some((at, request)) = waiting.next() else {
+                break;
+            };
+            group.start(at, request);
+        }
+        if group.running() == 0 {
+            break;
+        }
+        if let Some(message) = group.next() {
+            group.take(message);
+        }
+        group.stop_when_stopped();
+    }
+    group.finish()
+}
+
+impl Group {
+    fn running(&self) -> usize {
+        let runs = |member: &&Member| member.signals.is_some();
+        self.members.iter().filter(runs).count()
+    }
+
+    /// Starts the run on a host in a thread that nobody waits for: a host that does not answer must not hold this process.
+    fn start(&mut self, at: usize, request: Request) {
+        let Some(member) = self.members.get_mut(at) else {
+            return;
+        };
+        let (wake, signals) = mpsc::channel();
+        let messages = self.messages.0.clone();
+        let (stopped, given_up) = (messages.clone(), messages.clone());
+        // The receiver is dropped only at the end, so a failed send is harmless.
+        let outside = Outside {
+            input: None,
+            signals: (wake.clone(), signals),
+            stop: Box::new(move || drop(stopped.send(Message::Stopped))),
+            exit: Box::new(move |status| drop(given_up.send(Message::GivenUp(at, status)))),
+            note: self.options.note,
+        };
+        let request = Request {
+            permits: Some(Arc::clone(&self.permits)),
+            ..request
+        };
+        let context = Arc::clone(&self.context);
+        let (word, gather) = (member.word.clone(), self.options.gather);
+        let thread = std::thread::Builder::new().spawn(move || {
+            let ended = one(&context, request, outside, &word, gather, &messages);
+            drop(messages.send(Message::Over(at, ended)));
+        });
+        (member.signals, member.ran) = (Some(wake), true);
+        if let Err(error) = thread {
+            let ended = Ended {
+                status: exit::LOST,
+                message: Some(format!(
+                    "{}: no thread can be started: {error}",
+                    member.word
+                )),
+                output: None,
+            };
+            self.take(Message::Over(at, ended));
+        }
+    }
+
+    fn next(&self) -> Option<Message> {
+        let Some((until, _)) = self.stop else {
+            return self.messages.1.recv().ok();
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        self.messages.1.recv_timeout(left).ok()
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Signal(pass) => {
+                if pass.quits && self.over.is_none() {
+                    self.over = Some(Over::Signal(pass.status));
+                }
+                if pass.stops {
+                    self.stop = Some((Instant::now() + STOP_WAIT_MAX, 0));
+                }
+                self.pass(pass);
+            }
+            Message::Stopped => {
+                if let Some((_, stopped)) = &mut self.stop {
+                    *stopped += 1;
+                }
+            }
+            Message::Broken(error) => {
+                if !matches!(self.over, Some(Over::Broken(_))) {
+                    self.over = Some(Over::Broken(error));
+                    self.pass(END);
+                }
+            }
+            Message::GivenUp(at, status) => {
+                if let Some(member) = self.members.get_mut(at)
+                    && member.signals.take().is_some()
+                {
+                    member.ran = false;
+                    if !matches!(self.over, Some(Over::Failed)) {
+                        member.status = status;
+                    }
+                }
+            }
+            Message::Over(at, ended) => self.end(at, ended),
+        }
+    }
+
+    fn pass(&self, pass: Pass) {
+        for signals in self
+            .members
+            .iter()
+            .filter_map(|member| member.signals.as_ref())
+        {
+            // A run that is over has no receiver any more.
+            let _ = signals.send(Some(pass));
+        }
+    }
+
+    fn end(&mut self, at: usize, ended: Ended) {
+        let Some(member) = self.members.get_mut(at) else {
+            return;
+        };
+        // One that was given up is over already.
+        if member.signals.take().is_none() {
+            return;
+        }
+        member.output = ended.output;
+        if let Some(message) = ended.message
+            && !matches!(self.over, Some(Over::Broken(_)))
+        {
+            warn(&message);
+        }
+        // What ends for another host's sake has not failed by itself.
+        if !matches!(self.over, Some(Over::Failed)) {
+            member.status = ended.status;
+        }
+        if ended.status != exit::DONE && self.options.fail_fast && self.over.is_none() {
+            self.over = Some(Over::Failed);
+            self.pass(END);
+        }
+    }
+
+    /// Stops this process once all jobs are stopped: on the terminal, Ctrl-Z.
+    fn stop_when_stopped(&mut self) {
+        if let Some((until, stopped)) = self.stop
+            && (stopped >= self.running() || Instant::now() >= until)
+        {
+            self.stop = None;
+            process::stop();
+        }
+    }
+
+    fn finish(self) -> Result<u8, Failure> {
+        let mut outputs = Vec::new();
+        let (mut idle, mut statuses) = (Vec::new(), Vec::new());
+        for member in self.members {
+            if !member.ran {
+                idle.push(member.word.clone());
+            }
+            statuses.push(match self.over {
+                Some(Over::Signal(status)) if !member.ran => status,
+                _ => member.status,
+            });
+            outputs.extend(member.output.map(|output| (member.word, output)));
+        }
+        // Threads that were given up may hold the store for ever.
+        self.context.lock().store.write_deferred();
+        if let Some(Over::Broken(error)) = self.over {
+            return Err(terminal::unprinted(&error));
+        }
+        print_gathered(outputs).map_err(|error| terminal::unprinted(&error))?;
+        if !idle.is_empty() {
+            warn(&format!(
+                "not run on {}",
+                fold(idle.iter().map(String::as_str))
+            ));
+        }
+        let failed = statuses.into_iter().find(|status| *status != exit::DONE);
+        Ok(failed.unwrap_or(exit::DONE))
+    }
+}
+
+/// The run on one host, to its end.
+fn one(
+    context: &SharedContext,
+    request: Request,
+    outside: Outside,
+    word: &str,
+    gather: bool,
+    messages: &Sender<Message>,
+) -> Ended {
+    let mut lines = [false, true].map(|error_stream| Lines::new(word.to_owned(), error_stream));
+    let mut output = gather.then(Gathered::default);
+    let [out, err] = &mut lines;
+    let tether = request.tether;
+    let broken = |error: io::Error| {
+        let failure = Failure::new(Kind::Failed, error.to_string());
+        // The receiver is dropped only at the end, so a failed send is harmless.
+        drop(messages.send(Message::Broken(error)));
+        failure
+    };
+    let ran = foreground::run(context, request, outside, &mut |stream, bytes| {
+        match (stream, &mut output) {
+            (Stream::Err, _) => err.print(bytes),
+            (Stream::Out, None) => out.print(bytes),
+            (Stream::Out, Some(output)) => output.add(bytes),
+        }
+        .map_err(broken)
+    });
+    let ends = [
+        out.end(),
+        err.end(),
+        output.as_mut().map_or(Ok(()), Gathered::end),
+    ];
+    let ran = ends
+        .into_iter()
+        .try_for_each(|end| end.map_err(broken))
+        .and(ran);
+    let (status, message) = match ran {
+        Ok(ran) => match process::status(&ran, tether) {
+            Ok(exit::DONE) => (exit::DONE, None),
+            Ok(status) => (status, Some(terminal::ended(&ran.record))),
+            Err(failure) => (
+                process::status_of_failure(failure.kind),
+                Some(failure.message),
+            ),
+        },
+        Err(failure) => (
+            process::status_of_failure(failure.kind),
+            Some(failure.message),
+        ),
+    };
+    let label = format!("{word}: ");
+    let message = message.map(|message| {
+        if message.starts_with(&label) {
+            message
+        } else {
+            label + &message
+        }
+    });
+    Ended {
+        status,
+        message,
+        output,
+    }
+}
