@@ -34,11 +34,7 @@ rs_restore() {
 	for rs_name in $rs_given; do
 		rs_words="$rs_words $rs_name=\"\$$rs_name\""
 	done
-	cat >become <<END
-rs_become() {
-exec /usr/bin/env$rs_words$rs_reset "\$@"
-}
-END
+	printf 'rs_become() {\nexec /usr/bin/env%s%s "$@"\n}\n' "$rs_words" "$rs_reset" >become
 } >/dev/null 2>&1
 
 # rs_monitors : succeeds if `set -m` has an effect: without a terminal some shells ignore it.
@@ -97,6 +93,7 @@ rs_made=$rs_base/$rs_id
 case $rs_look in
 ?????w* | ????????w*) rs_refuse home "other users can write to $rs_base: run chmod 700 $rs_base" ;;
 esac
+rs_private=$rs_base
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
 rs_shut=
 case $rs_look in

@@ -101,8 +101,10 @@ rs_spool() {
 		printf 'disk %s\n' "$rs_why" >refused
 		exit
 	fi
-	: >out.spare
-	: >err.spare
+	# Here from the start, so that the client need not wait for them.
+	for rs_file in out.spare err.spare out.0 err.0; do
+		: >"$rs_file"
+	done
 	rs_take out >/dev/null 2>&1 5>&- &
 	rs_take err >/dev/null 2>&1 5>&- &
 	[ "$rs_input" = /dev/null ] || rs_give </dev/null >/dev/null 2>&1 5>&- &

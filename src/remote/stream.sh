@@ -97,12 +97,18 @@ seek() {
 	esac 2>/dev/null
 }
 
+# is_empty DESCRIPTOR : succeeds if the file is known to be empty, which saves a process. Asked of the descriptor, since the
+# file may have been removed.
+is_empty() {
+	[ -e "/proc/self/fd/$1" ] && [ ! -s "/proc/self/fd/$1" ]
+}
+
 # out_flow, err_flow : copy all that is there of a stream, file by file. They look for the next file before they read: once
 # it exists, the one before is complete.
 out_flow() {
 	while :; do
 		after out "$out_at"
-		cat <&6
+		is_empty 6 || cat <&6
 		[ -n "$next" ] || break
 		exec 6<"out.$next"
 		out_at=$next out_file=out.$next
@@ -111,7 +117,7 @@ out_flow() {
 err_flow() {
 	while :; do
 		after err "$err_at"
-		cat <&7
+		is_empty 7 || cat <&7
 		[ -n "$next" ] || break
 		exec 7<"err.$next"
 		err_at=$next err_file=err.$next
@@ -158,8 +164,11 @@ received() {
 	for number in $numbers; do
 		[ "$number" -lt "$in_at" ] || in_at=$number
 	done
-	sum "in.$in_at"
-	in_size=$total
+	in_size=0
+	if [ -e "in.$in_at" ]; then
+		sum "in.$in_at"
+		in_size=$total
+	fi
 }
 
 # tell_room : tells the client how much input is here, and how much more fits.
@@ -243,9 +252,12 @@ flow() {
 # stream OUT_AT ERR_AT : in the job's directory, after `look`, follows the output to the job's end. has_out and has_err say
 # which streams are requested, inodes which files the positions belong to.
 stream() {
-	measure
+	[ -p out.pipe ] || measure
 	open_at "$1" "$2"
-	[ ! -p out.pipe ] || relieve
+	if [ -p out.pipe ]; then
+		measure
+		relieve
+	fi
 	exec 3<&0
 	(
 		trap '' HUP INT QUIT TERM USR1 USR2
