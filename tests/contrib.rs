@@ -1,12 +1,22 @@
-//! What contrib/ has for CI systems, driven as these do.
+//! What contrib/ and examples/ have, driven as CI systems and programs do.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Fixture, Invocation, Process, Site, poll_until};
+use crate::harness::{Fixture, Invocation, Process, Rsig, Site, poll_until, tool};
 use crate::jobs::SOON;
+
+/// The PATH of a machine on which rsig is installed.
+fn path_with_rsig() -> OsString {
+    let program = Path::new(env!("CARGO_BIN_EXE_rsig"));
+    let mut path = program.parent().expect("a folder").as_os_str().to_owned();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    path
+}
 
 /// The action's script for this server, in an environment as GitHub's runner makes it.
 fn action(f: &Fixture, command: &str) -> Invocation {
@@ -19,13 +29,9 @@ fn action(f: &Fixture, command: &str) -> Invocation {
         .collect();
     let key = std::fs::read_to_string(&server.client_key().private).expect("a key");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/github/run");
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_rsig"));
-    let mut path = program.parent().expect("a folder").as_os_str().to_owned();
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
     f.rsig
         .within(Invocation::of(script))
-        .env("PATH", path)
+        .env("PATH", path_with_rsig())
         .env("RUNNER_TEMP", f.rsig.dir())
         .env(
             "INPUT_HOST",
@@ -92,4 +98,36 @@ fn a_cancelled_step_ends_its_job() {
             !jobs.iter().any(Process::runs)
         });
     }
+}
+
+/// A program of examples/.
+fn example(rsig: &Rsig, name: &str, words: &[&str]) -> Invocation {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples")
+        .join(name);
+    let python = tool("python3").arg(file).args(words);
+    rsig.within(python).env("PATH", path_with_rsig())
+}
+
+#[cfg(feature = "mcp")]
+#[test]
+fn the_example_of_mcp_works() {
+    let rsig = Rsig::new();
+    let words = ["local", "echo out; echo err >&2; exit 3"];
+    let output = example(&rsig, "mcp_client.py", &words).run();
+    output.code(3).stdout_is("out\n").stderr_has("err\n");
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn the_example_of_http_works() {
+    let rsig = Rsig::new();
+    let server = rsig.spawn_process(&["serve"]);
+    server.wait_for_stderr("listening on");
+    let socket = rsig.state().join("serve.sock");
+    let words = [socket.to_str().expect("UTF-8"), "local", "exec sleep 1000"];
+    let output = example(&rsig, "http_client.py", &words).run();
+    output.ok().stdout_has("exit status 143\n");
+    server.signal(Signal::SIGTERM);
+    server.wait();
 }
