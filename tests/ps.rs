@@ -1,9 +1,11 @@
 //! `rsig ps`: how jobs stand, as their hosts say.
 
+use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::harness::procs::all;
 use crate::harness::{Fixture, Proxy, Rsig, Site, on_two_sites};
 use crate::jobs::{JOB_KEYS, keys, pick};
 
@@ -17,7 +19,89 @@ fn ids(f: &Fixture, options: &[&str]) -> Vec<String> {
         .collect()
 }
 
+/// Three processes that each use some CPU time and memory and then sleep: the job's first one, a child in a session of
+/// its own, and one in another whose parent has gone.
+const FAMILY: &str = r#"(setsid sh -c "$1" sh 0.1 &)
+    setsid sh -c "$1" sh 0.2 &
+    exec sh -c "$1" sh 0.3"#;
+const BUSY: &str = r#"exec perl -e '$| = 1; my $m = "x" x 3e6; while ((times)[0] < $ARGV[0]) { $n++ for 1 .. 1000 }
+    print "ready\n"; sleep 1000' "$1""#;
+
+/// What /proc says of the processes that have the job's id in their environment: CPU time, memory and their number.
+fn measured(job: &str) -> (f64, u64, usize) {
+    let mark = format!("RSIG_JOB={job}");
+    let is_of_job = |pid: i32| {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environ
+            .split(|byte| *byte == 0)
+            .any(|entry| entry == mark.as_bytes())
+    };
+    let (mut ticks, mut pages, mut count) = (0, 0, 0);
+    for process in all().iter().filter(|process| is_of_job(process.pid)) {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).expect("it runs");
+        let (_, fields) = stat.rsplit_once(") ").expect("proc(5)");
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let number = |at: usize| fields[at - 3].parse::<u64>().expect("a number");
+        ticks += (14..=17).map(number).sum::<u64>();
+        pages += number(24);
+        count += 1;
+    }
+    let value = |name| nix::unistd::sysconf(name).ok().flatten().expect("known");
+    let hz = value(nix::unistd::SysconfVar::CLK_TCK);
+    let page = value(nix::unistd::SysconfVar::PAGE_SIZE);
+    let seconds =
+        f64::from(u32::try_from(ticks).expect("few")) / f64::from(u32::try_from(hz).expect("few"));
+    (seconds, pages * page.unsigned_abs(), count)
+}
+
 on_two_sites! {
+    fn resources_are_those_of_the_whole_job(f: &Fixture) {
+        let families: Vec<String> = (0..2).map(|_| f.spawn(&[], &["sh", "-c", FAMILY, "sh", BUSY])).collect();
+        let idle = f.spawn(&[], &["sleep", "1000"]);
+        let (burning, gate) = f.spawn_gated(&[], 0);
+        let stopped = f.spawn(&[], &["sleep", "1000"]);
+        f.rsig.run(&["kill", &stopped, "STOP"]).ok();
+        let ended = f.spawn(&[], &["true"]);
+        f.rsig.run(&["wait", &ended]).ok();
+        for job in &families {
+            f.await_written(job, "ready\nready\nready\n");
+        }
+        let output = f.rsig.run(&["ps", "-a", "-r", "--json"]);
+        let told: Vec<Value> = serde_json::from_str(&output.ok().line()).expect("JSON");
+        let of = |job: &String| told.iter().find(|told| told["id"] == json!(job)).expect("it is listed");
+        for job in families.iter().chain([&idle, &stopped]) {
+            let (seconds, bytes, count) = measured(job);
+            assert_eq!(count, if families.contains(job) { 3 } else { 1 });
+            let told = of(job);
+            assert_eq!(told["processes"], json!(count), "{told}");
+            assert!((told["cpu_seconds"].as_f64().expect("known") - seconds).abs() < 0.015, "{seconds}: {told}");
+            let memory = told["rss_bytes"].as_u64().expect("known");
+            assert!(memory.abs_diff(bytes) <= bytes / 20, "{bytes}: {told}");
+            assert!(told["cpu_percent"].as_f64().expect("known") < 5.0, "{told}");
+        }
+        assert!(of(&families[0])["cpu_seconds"].as_f64() > Some(0.55), "{told:?}");
+        assert!(of(&burning)["cpu_percent"].as_f64() > Some(0.0), "what it has waited for counts: {told:?}");
+        gate.open();
+        let used = ["cpu_percent", "cpu_seconds", "rss_bytes", "processes"];
+        assert_eq!(pick(of(&ended), used), json!([null, null, null, null]));
+        let mut expected: Vec<&str> = JOB_KEYS.to_vec();
+        expected.extend(used);
+        let first = output.stdout().trim_start_matches('[').split("},{").next().expect("a job").to_owned() + "}";
+        assert_eq!(keys(&first), expected);
+        let table = f.rsig.run(&["ps", "-r", &families[0]]);
+        table.ok().stdout_has("CPU").stdout_has("TIME").stdout_has("MEMORY").stdout_has("PROCS");
+        let row: Vec<String> = table.stdout().lines().nth(1).expect("a job").split_whitespace().map(str::to_owned).collect();
+        assert_eq!(&row[7..10], [&row[7], &row[8], "3"], "{table}");
+        f.rsig.run(&["ps", "-r", "--cached"]).code(2);
+        if f.is_remote() {
+            let mut words = vec!["ps", "-r", "--discover", "--json", "--host", &f.host];
+            words.extend(f.connect.iter().map(String::as_str));
+            let told: Vec<Value> = serde_json::from_str(&f.rsig.run(&words).ok().line()).expect("JSON");
+            let of_family = told.iter().find(|told| told["id"] == json!(families[1])).expect("found");
+            assert_eq!(of_family["processes"], json!(3));
+        }
+    }
+
     fn lists_what_is_asked_for(f: &Fixture) {
         f.rsig.run(&["ps"]).ok();
         assert_eq!(f.rsig.run(&["ps", "--json"]).ok().line(), "[]");

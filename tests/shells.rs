@@ -122,6 +122,10 @@ fn main_flow(f: &Fixture) {
     let job = f.spawn(&["-c"], &["echo one; sleep 1000; echo two"]);
     let follow = f.rsig.spawn_process(&["tail", "-f", &job]);
     follow.wait_for_stdout("one\n");
+    f.rsig
+        .run(&["ps", "-r", "--json", &job])
+        .ok()
+        .stdout_has("\"processes\":2}");
     f.rsig.run(&["wait", "--timeout", "50ms", &job]).code(124);
     f.rsig.run(&["stop", &job]).ok().stdout_has("143 (TERM)");
     follow.wait().ok().stdout_is("one\n");

@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender;
 
 use clap::Args;
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
+use serde::Serialize;
 
 use super::args::{ConnectArgs, Parallel, Reach, job_word};
 use super::complete;
@@ -15,8 +16,8 @@ use super::values::Hosts;
 use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Connect, Destination, Host};
-use crate::job::{JobId, JobName, JobWord, Record, State, now};
-use crate::remote::{Seen, Standing, look, meet as remote};
+use crate::job::{JobId, JobName, JobWord, Record, State};
+use crate::remote::{Seen, Standing, Usage, look, measure, meet as remote};
 use crate::state::Which;
 use crate::terminal::{self, JobJson, Output, Spinner, Table, warn};
 
@@ -39,6 +40,9 @@ pub struct Filter {
     /// Show the last known states without asking any host
     #[arg(long)]
     pub cached: bool,
+    /// What they use is measured.
+    #[arg(skip)]
+    pub resources: bool,
     /// Ids, names, unique id prefixes, or HOST/ID, shown in any state
     #[arg(value_name = "JOB", value_parser = job_word(), add = ArgValueCompleter::new(complete::any))]
     pub jobs: Vec<JobWord>,
@@ -49,6 +53,9 @@ pub struct Filter {
 pub struct Ps {
     #[command(flatten)]
     filter: Filter,
+    /// Measure what the jobs use, all their processes together: CPU, memory, number of processes
+    #[arg(short, long, conflicts_with_all = ["cached", "quiet"])]
+    resources: bool,
     /// Print ids only
     #[arg(short, long)]
     quiet: bool,
@@ -64,7 +71,8 @@ pub struct Ps {
 }
 
 impl Ps {
-    pub fn run(self) -> Result<u8, Failure> {
+    pub fn run(mut self) -> Result<u8, Failure> {
+        self.filter.resources = self.resources;
         let connect = if self.filter.discover {
             self.connect.connect()
         } else {
@@ -83,13 +91,15 @@ impl Ps {
             }
         }
         let mut out = Output::default();
-        if self.json {
+        if self.json && self.resources {
+            out.json(&jobs.iter().map(measured_json).collect::<Vec<_>>());
+        } else if self.json {
             let jobs = jobs.iter().map(|job| JobJson::new(&job.record, job.state));
             out.json(&jobs.collect::<Vec<_>>());
         } else if self.quiet {
             jobs.iter().for_each(|job| out.line(&job.record.id));
         } else {
-            out.line(table(&jobs));
+            out.line(table(&jobs, self.resources));
         }
         out.finish()?;
         Ok(status)
@@ -101,12 +111,18 @@ impl Ps {
 pub struct Listed {
     pub record: Record,
     pub state: State,
+    /// What it uses, where that was measured.
+    pub usage: Option<Usage>,
 }
 
 impl From<Record> for Listed {
     fn from(record: Record) -> Self {
         let state = record.state;
-        Self { record, state }
+        Self {
+            record,
+            state,
+            usage: None,
+        }
     }
 }
 
@@ -123,10 +139,13 @@ pub fn ps(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
     let mut listing = Listing::default();
     if filter.discover {
         discover(context, &Hosts::all(&filter.host), &mut listing)?;
+        if filter.resources {
+            ask(context, filter, &mut listing);
+        }
     } else {
         recorded(context, filter, &mut listing)?;
         if !filter.cached {
-            ask(context, &mut listing);
+            ask(context, filter, &mut listing);
         }
     }
     listing
@@ -169,10 +188,10 @@ fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Result
 }
 
 /// What the hosts say of jobs, or why one could not be asked.
-type Answer = (Vec<Job>, Result<Vec<Seen>, Failure>);
+type Answer = (Vec<Job>, Result<Vec<(Seen, Option<Usage>)>, Failure>);
 
 /// Asks the hosts of all jobs that have not exited, all at once, one script each.
-fn ask(context: &mut Context, listing: &mut Listing) {
+fn ask(context: &mut Context, filter: &Filter, listing: &mut Listing) {
     let asked = listing
         .jobs
         .iter()
@@ -184,7 +203,14 @@ fn ask(context: &mut Context, listing: &mut Listing) {
             record: job.record.clone(),
         });
     let hosts = by_host(asked.collect());
-    for (asked, answer) in on_each_host(&context.policy, Limit::Work, hosts, see) {
+    let resources = filter.resources;
+    let answers = on_each_host(
+        &context.policy,
+        Limit::Work,
+        hosts,
+        move |line, jobs, sender| see(line, jobs, resources, sender),
+    );
+    for (asked, answer) in answers {
         let mut answers = match answer {
             Ok(seen) => seen.into_iter(),
             Err(failure) => {
@@ -199,7 +225,8 @@ fn ask(context: &mut Context, listing: &mut Listing) {
             };
             job.record = record;
             job.state = State::Unknown;
-            if let Some(seen) = answers.next() {
+            if let Some((seen, usage)) = answers.next() {
+                job.usage = usage;
                 job.state = seen.state(&job.record);
                 seen.update(&mut job.record);
             }
@@ -217,7 +244,7 @@ fn ask(context: &mut Context, listing: &mut Listing) {
     context.store.update(answered);
 }
 
-fn see(line: &mut HostConnection<'_>, jobs: Vec<Job>, sender: &Sender<Answer>) {
+fn see(line: &mut HostConnection<'_>, jobs: Vec<Job>, resources: bool, sender: &Sender<Answer>) {
     // The receiver is dropped only at the end, so a failed send is harmless.
     let tell = |answer: Answer| drop(sender.send(answer));
     let (jobs, missing) = meet(line, jobs);
@@ -230,7 +257,13 @@ fn see(line: &mut HostConnection<'_>, jobs: Vec<Job>, sender: &Sender<Answer>) {
     let host = line.host();
     let dirs: Vec<String> = jobs.iter().map(|job| job.record.job_dir()).collect();
     let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
-    let seen = line.ask(|shell| look::see(&host, shell, &dirs));
+    let seen = line.ask(|shell| {
+        if resources {
+            return measure(&host, shell, &dirs);
+        }
+        let seen = look::see(&host, shell, &dirs)?;
+        Ok(seen.into_iter().map(|seen| (seen, None)).collect())
+    });
     tell((jobs, seen));
 }
 
@@ -303,14 +336,22 @@ fn adopt(
         } else {
             met.seen.update(&mut record);
         }
-        listed.push(Listed { record, state });
+        listed.push(Listed {
+            record,
+            state,
+            usage: None,
+        });
     }
     for mut record in recorded.into_values() {
         if record.state != State::Exited {
             let seen = Seen::absent();
             let state = seen.state(&record);
             seen.update(&mut record);
-            listed.push(Listed { record, state });
+            listed.push(Listed {
+                record,
+                state,
+                usage: None,
+            });
         }
     }
     // The first of a name gets it: a job that can still be signalled, else the newest.
@@ -320,32 +361,56 @@ fn adopt(
     Ok(())
 }
 
-fn table(jobs: &[Listed]) -> Table {
-    let mut table = Table::new(["ID", "NAME", "HOST", "STATE", "PID", "SINCE", "COMMAND"]);
-    for Listed { record, state } in jobs {
-        table.row([
+/// A job as `ps -r --json` shows it.
+#[derive(Serialize)]
+struct MeasuredJson<'a> {
+    #[serde(flatten)]
+    job: JobJson<'a>,
+    cpu_percent: Option<f64>,
+    cpu_seconds: Option<f64>,
+    rss_bytes: Option<u64>,
+    processes: Option<u32>,
+}
+
+fn measured_json(job: &Listed) -> MeasuredJson<'_> {
+    let usage = job.usage.as_ref();
+    MeasuredJson {
+        job: JobJson::new(&job.record, job.state),
+        cpu_percent: usage.and_then(|usage| usage.cpu_percent),
+        cpu_seconds: usage.map(|usage| usage.cpu_seconds),
+        rss_bytes: usage.and_then(|usage| usage.rss_bytes),
+        processes: usage.map(|usage| usage.processes),
+    }
+}
+
+fn table(jobs: &[Listed], resources: bool) -> Table {
+    let with = |cells: [String; 6], usage: [String; 4], command: String| {
+        let usage = usage.into_iter().filter(move |_| resources);
+        cells.into_iter().chain(usage).chain([command])
+    };
+    let header = ["ID", "NAME", "HOST", "STATE", "PID", "SINCE"].map(str::to_owned);
+    let used = ["CPU", "TIME", "MEMORY", "PROCS"].map(str::to_owned);
+    let mut table = Table::new(with(header, used, "COMMAND".to_owned()));
+    for Listed {
+        record,
+        state,
+        usage,
+    } in jobs
+    {
+        let cells = [
             record.id.to_string(),
             record.name.as_ref().map_or("-", JobName::as_str).to_owned(),
             record.host().to_string(),
-            coloured(*state, state_text(record, *state)),
+            coloured(*state, terminal::state(record, *state)),
             record
                 .pid
                 .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-            since(record, *state),
-            terminal::command_line(&record.command),
-        ]);
+            terminal::since(record, *state),
+        ];
+        let command = terminal::command_line(&record.command);
+        table.row(with(cells, terminal::usage(usage.as_ref()), command));
     }
     table
-}
-
-fn state_text(record: &Record, state: State) -> String {
-    match (state, record.exit_status) {
-        (State::Exited, Some(status)) => {
-            terminal::exited(status, record.exit_signal().as_deref(), record.cause())
-        }
-        (State::Unknown, _) => format!("unknown (was {})", record.state),
-        _ => state.to_string(),
-    }
 }
 
 fn coloured(state: State, text: String) -> String {
@@ -360,14 +425,4 @@ fn coloured(state: State, text: String) -> String {
     } else {
         text
     }
-}
-
-/// How long ago the job started, or ended when it has; by two clocks that may differ.
-fn since(record: &Record, state: State) -> String {
-    let when = if state.is_finished() {
-        record.finished_at
-    } else {
-        record.started_at
-    };
-    when.map_or_else(|| "-".to_owned(), |when| terminal::age(now() - when))
 }

@@ -91,7 +91,7 @@ pub fn forget_read(
 }
 
 /// Runs a script that has an answer for each of so many jobs.
-fn of_each<T>(
+pub(super) fn of_each<T>(
     host: &str,
     shell: &mut dyn Shell,
     script: &Script,
@@ -107,7 +107,7 @@ fn of_each<T>(
         .ok_or_else(|| garbage(host, b"an answer for one of the jobs is missing"))
 }
 
-fn put<T>(answers: &mut [Option<T>], index: usize, answer: T) {
+pub(super) fn put<T>(answers: &mut [Option<T>], index: usize, answer: T) {
     if let Some(slot) = answers.get_mut(index) {
         *slot = Some(answer);
     }

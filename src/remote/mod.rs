@@ -14,8 +14,10 @@ mod seen;
 pub mod signal;
 pub mod start;
 pub mod stream;
+mod usage;
 
 pub use answer::{Hearing, Stream};
 pub use output::Sink;
 pub use script::primer;
 pub use seen::{Note, Seen, Standing};
+pub use usage::{Usage, measure};

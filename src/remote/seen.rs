@@ -181,7 +181,7 @@ impl Seen {
     clippy::option_option,
     reason = "malformed and not known are two things"
 )]
-fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
+pub(super) fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     if word == "-" {
         Some(None)
     } else {

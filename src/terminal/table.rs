@@ -14,13 +14,13 @@ use super::print;
 pub struct Table(Builder);
 
 impl Table {
-    pub fn new<const N: usize>(header: [&str; N]) -> Self {
+    pub fn new(header: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let mut builder = Builder::default();
         builder.push_record(header);
         Self(builder)
     }
 
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.0.push_record(cells);
     }
 }
