@@ -15,6 +15,7 @@ mod kill;
 mod measure;
 mod ps;
 mod run;
+mod sequence;
 mod session;
 mod start;
 mod table;
@@ -41,6 +42,9 @@ const ROWS: &[(&str, Measure)] = &[
     ("warm-loopback", warm::on_loopback),
     ("warm-proxy", warm::behind_the_proxy),
     ("warm-many", warm::many),
+    ("sequence-loopback", sequence::on_loopback),
+    ("sequence-proxy", sequence::behind_the_proxy),
+    ("sequence-servers", sequence::servers),
     ("run-round-trips", run::round_trips),
     ("run-loopback", run::on_loopback),
     ("run-proxy", run::behind_the_proxy),

@@ -15,13 +15,13 @@ use super::table::{Row, Target};
 const SOON: Duration = Duration::from_secs(20);
 
 /// A server that takes channel signals, the rsig beside it by a keeper, and a ControlMaster.
-struct Warm {
-    place: Place,
+pub struct Warm {
+    pub place: Place,
     control: PathBuf,
 }
 
 impl Warm {
-    fn start(slow: bool) -> Self {
+    pub fn start(slow: bool) -> Self {
         let mut fixture = Fixture::with(Some(Server::openssh(Login::User).start()));
         fixture.rsig.keeper = true;
         let mut place = Place {
@@ -38,7 +38,7 @@ impl Warm {
     }
 
     /// OpenSSH's client by the ControlMaster.
-    fn ssh(&self, line: &str) -> Command {
+    pub fn ssh(&self, line: &str) -> Command {
         self.ssh_with(&[], line)
     }
 
@@ -54,7 +54,7 @@ impl Warm {
         command
     }
 
-    fn rsig(&self, words: &[&str]) -> Command {
+    pub fn rsig(&self, words: &[&str]) -> Command {
         self.place.rsig(words)
     }
 
@@ -65,7 +65,7 @@ impl Warm {
         job
     }
 
-    fn sleeper(&self) -> Job {
+    pub fn sleeper(&self) -> Job {
         let job = self.place.sleeper();
         self.settle(&job);
         job
