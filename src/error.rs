@@ -180,11 +180,8 @@ impl Failure {
     }
 
     /// The job with this label is lost.
-    pub fn lost(label: &str) -> Self {
-        Self::new(
-            Kind::Lost,
-            format!("{label}: it is lost: gone, and nothing recorded its end"),
-        )
+    pub fn lost(label: &str, why: &str) -> Self {
+        Self::new(Kind::Lost, format!("{label}: it is lost: {why}"))
     }
 }
 

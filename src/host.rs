@@ -5,6 +5,9 @@
 //! `ProxyCommand` hands to a shell and an `IdentityFile` puts into a path: characters that ssh(1)
 //! refuses in them for that reason are refused here too.
 
+mod container;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,15 +15,30 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use container::{Chosen, Container};
+
+use crate::error::Failure;
+
 /// The longest host or user name that is taken (RFC 1035 2.3.4 allows 255 octets for a host).
 const NAME_MAX: usize = 255;
 
-/// A host as the user named it: this machine, or one that is reached over SSH.
+/// A host as the user named it: this machine, a container, or one that is reached over SSH.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Host {
     typed: String,
-    remote: Option<Remote>,
+    place: Place,
+}
+
+/// Where that is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    Local,
+    Container(Container),
+    /// By the built-in client.
+    Ssh(Remote),
+    /// By the `ssh` program.
+    OpenSsh(Remote),
 }
 
 /// The parts of a HOST word that is not `local`.
@@ -72,14 +90,22 @@ impl Host {
     /// The word for this machine.
     pub const LOCAL: &'static str = "local";
 
-    /// Whether the word is `local`: no SSH takes part.
+    /// Whether the word is `local`.
     pub fn is_local(&self) -> bool {
-        self.remote.is_none()
+        self.place == Place::Local
     }
 
-    /// The parts of the word; none for `local`.
+    /// Where it is.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The parts of a word for the built-in client.
     pub fn remote(&self) -> Option<&Remote> {
-        self.remote.as_ref()
+        match &self.place {
+            Place::Ssh(remote) => Some(remote),
+            _ => None,
+        }
     }
 }
 
@@ -87,14 +113,18 @@ impl FromStr for Host {
     type Err = HostError;
 
     fn from_str(typed: &str) -> Result<Self, HostError> {
-        let remote = if typed == Self::LOCAL {
-            None
+        let place = if typed == Self::LOCAL {
+            Place::Local
+        } else if let Some(destination) = typed.strip_prefix("openssh://") {
+            Place::OpenSsh(destination.parse()?)
+        } else if let Some(container) = Container::parse(typed)? {
+            Place::Container(container)
         } else {
-            Some(Remote::from_str(typed)?)
+            Place::Ssh(typed.parse()?)
         };
         Ok(Self {
             typed: typed.to_owned(),
-            remote,
+            place,
         })
     }
 }
@@ -243,6 +273,9 @@ pub struct Connect {
     /// `--prefix` and `--sudo`: the words of a command in front of `/bin/sh -s` on the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub prefix: Vec<String>,
+    /// What chooses the machine that a container is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Chosen>,
 }
 
 impl Connect {
@@ -284,10 +317,54 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// A host with the options that were given beside it.
+    pub fn new(host: Host, connect: Connect) -> Result<Self, Failure> {
+        let Place::Container(container) = host.place() else {
+            return Ok(Self { host, connect });
+        };
+        let prefix = connect.prefix.clone();
+        let chosen = Some(container.choose());
+        if connect
+            != (Connect {
+                prefix: prefix.clone(),
+                ..Connect::default()
+            })
+        {
+            return Err(Failure::usage(format!(
+                "{host}: -p, -l, -i, -F, -J and -o are for hosts that are reached over SSH"
+            )));
+        }
+        let connect = Connect {
+            prefix,
+            chosen,
+            ..Connect::default()
+        };
+        Ok(Self { host, connect })
+    }
+
     /// What runs there and then reads the scripts.
     pub fn shell(&self) -> Vec<&str> {
-        let prefix = self.connect.prefix.iter().map(String::as_str);
-        prefix.chain(["/bin/sh", "-s"]).collect()
+        static NOTHING: Chosen = Chosen {
+            variables: BTreeMap::new(),
+            context: None,
+            namespace: None,
+        };
+        let chosen = self.connect.chosen.as_ref().unwrap_or(&NOTHING);
+        let mut words = match self.host.place() {
+            Place::Container(container) => container.words(chosen),
+            _ => Vec::new(),
+        };
+        words.extend(self.connect.prefix.iter().map(String::as_str));
+        words.extend(["/bin/sh", "-s"]);
+        words
+    }
+
+    /// The variables that the first of these words is started with or without.
+    pub fn environment(&self) -> Vec<(&'static str, Option<&str>)> {
+        match (self.host.place(), &self.connect.chosen) {
+            (Place::Container(container), Some(chosen)) => container.environment(chosen).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// The prefix in a shell's words, if there is one.
@@ -299,22 +376,22 @@ impl Destination {
 
     /// Whether jobs there are processes of this machine that this process can see.
     pub fn is_plain_local(&self) -> bool {
-        self.is_local() && self.connect.prefix.is_empty()
+        self.host.is_local() && self.connect.prefix.is_empty()
     }
 
-    /// Whether what runs there is started by this process or a keeper of its own.
-    pub fn is_local(&self) -> bool {
-        self.host.is_local()
+    /// Whether its shells are started by a program of this machine that needs nothing else.
+    pub fn is_process(&self) -> bool {
+        matches!(self.host.place(), Place::Local | Place::Container(_))
     }
 
     /// Whether jobs start where its shells do, and not in the home directory.
     pub fn stays(&self) -> bool {
-        self.is_local() && !self.is_plain_local()
+        self.host.remote().is_none() && !self.is_plain_local()
     }
 
     /// Whether its shells have the directory, the environment, the umask and the limits of the command that starts them.
     pub fn inherits(&self) -> bool {
-        self.is_local()
+        self.host.is_local()
     }
 
     /// Whether the prefix makes another user of a shell.

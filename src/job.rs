@@ -318,6 +318,9 @@ pub struct Record {
     pub timed_out: bool,
     /// What ended it, where that was not its own doing or a signal.
     pub ended_by: Option<EndedBy>,
+    /// Its host or its container has begun again since it started.
+    #[serde(default)]
+    pub rebooted: bool,
     /// It is forgotten, with its files, once it has ended and its output is read.
     #[serde(default)]
     pub ephemeral: bool,
@@ -357,6 +360,7 @@ impl Record {
             exit_status: None,
             timed_out: false,
             ended_by: None,
+            rebooted: false,
             ephemeral: false,
             last_signal: None,
             checked_at: None,
@@ -410,6 +414,15 @@ impl Record {
                 format!("{pid} {pgid} {birth} {boot} {machine}{dir}")
             }
             _ => dir.clone(),
+        }
+    }
+
+    /// What is said of a lost job.
+    pub fn why_lost(&self) -> &'static str {
+        if self.rebooted {
+            "its host or container began again since it started, and nothing recorded its end"
+        } else {
+            "gone, and nothing recorded its end"
         }
     }
 

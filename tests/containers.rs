@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::Value;
 
 use crate::harness::container::Container;
+use crate::harness::scratch::{make_dir, write_file};
 use crate::harness::{Output, Rsig, Running, SOON, poll_until};
 use crate::jobs::json_lines;
 use crate::keepers::kill9;
@@ -257,4 +258,284 @@ fn a_container_that_cannot_be_used_is_said() {
     });
     let missing = ["run", "--prefix", "no-such-program", "local", "true"];
     clear_message(place.run(&missing).code(125).stderr_has("no-such-program"));
+}
+
+/// A `kubectl` that enters the container by its namespaces, and a `docker` that is podman; each writes down what it was
+/// started with. `PATH` with them in front.
+fn stand_ins(place: &Place) -> String {
+    let dir = place.rsig.dir().join("bin");
+    let log = place.rsig.dir().join("log");
+    let pid = place
+        .container
+        .podman(&["inspect", "-f", "{{.State.Pid}}", "box"])
+        .ok()
+        .line();
+    let log = log.display();
+    let kubectl = format!(
+        "#!/bin/sh\necho \"kubectl $KUBECONFIG $*\" >>{log}\n[ \"$1 $2\" = 'exec -i' ] || exit 1\nshift 2\n\
+         while :; do case $1 in --context | --namespace | -c) shift 2 ;; --) break ;; *) pod=$1; shift ;; esac; done\n\
+         [ \"$pod\" = web-0 ] || {{ echo \"Error from server (NotFound): pods \\\"$pod\\\" not found\" >&2; exit 1; }}\n\
+         shift\ncd /\nexec env -i HOME=/root PATH=/bin MARK={} nsenter -t {pid} -m -u -i -n -p -r -w -- \"$@\"\n",
+        place.container.root().display()
+    );
+    let docker = format!(
+        "#!/bin/sh\necho \"docker $DOCKER_HOST/$DOCKER_CONTEXT $*\" >>{log}\nexec podman \"$@\"\n"
+    );
+    for (name, text) in [("kubectl", kubectl), ("docker", docker)] {
+        write_file(&dir.join(name), &text, 0o755);
+    }
+    format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.display())
+}
+
+#[test]
+fn a_container_is_a_host() {
+    let place = Place::new();
+    let path = stand_ins(&place);
+    let rsig = |words: &[&str]| place.container.rsig(&place.rsig, words).env("PATH", &path);
+    let another = place.rsig.dir().join("other");
+    make_dir(&another, 0o700);
+    for host in [
+        "podman://box",
+        "docker://box",
+        "kubectl://web-0",
+        "kubectl://dev/web-0",
+        "kubectl:///web-0/app",
+    ] {
+        let words = ["run", host, "--", "sh", "-c", "cat; pwd; exit 3"];
+        rsig(&words)
+            .stdin("in\n")
+            .run()
+            .code(3)
+            .stdout_is("in\n/\n");
+        let job = rsig(&[
+            "spawn",
+            "-n",
+            "train",
+            host,
+            "--",
+            "sh",
+            "-c",
+            "echo on; exec sleep 1000",
+        ])
+        .run()
+        .ok()
+        .line();
+        let there = format!("{host}/{job}");
+        // By the record, and by what the host itself knows.
+        poll_until("it is on", SOON, || {
+            rsig(&["tail", &job]).run().ok().stdout() == "on\n"
+        });
+        rsig(&["tail", &there]).run().ok().stdout_is("on\n");
+        rsig(&["kill", "train", "STOP"])
+            .run()
+            .ok()
+            .stdout_has(&format!("{job} (train) on {host}: STOP sent"));
+        rsig(&["kill", &there, "CONT"]).run().ok();
+        let found = rsig(&["ps", "--host", host, "--discover", "--json"])
+            .run()
+            .ok()
+            .line();
+        let found: Value = serde_json::from_str(&found).expect("JSON");
+        assert_eq!(
+            [&found[0]["id"], &found[0]["host"], &found[0]["prefix"]],
+            [&job.as_str().into(), &Value::from(host), &Value::Null]
+        );
+        rsig(&["kill", "-w", "20s", &there])
+            .env("RSIG_STATE_DIR", &another)
+            .run()
+            .ok()
+            .stdout_has("143");
+        rsig(&["wait", "train"]).run().code(143);
+        rsig(&["rm", &job]).run().ok();
+    }
+    // The prefix comes inside, and is a part of the place.
+    let words = [
+        "run",
+        "--prefix",
+        "env INSIDE=1",
+        "podman://box",
+        "--",
+        "sh",
+        "-c",
+        "echo $INSIDE",
+    ];
+    rsig(&words).run().ok().stdout_is("1\n");
+    for (host, said) in [
+        ("podman://none", "no such container"),
+        ("kubectl://none", "no such pod"),
+        ("docker://none", "no such container"),
+    ] {
+        clear_message(
+            rsig(&["run", host, "true"])
+                .run()
+                .code(255)
+                .stderr_has(said),
+        );
+    }
+    place.rsig.run(&["keeper", "stop", "--all"]).ok();
+    for (typed, offered) in [
+        ("dock", "docker://\t\n"),
+        ("docker://", "docker://box\t\n"),
+        ("podman://b", "podman://box\t\n"),
+        ("podman://x", ""),
+        ("kubectl://no-such-verb", ""),
+    ] {
+        let words = ["run", typed];
+        rsig(&words)
+            .env("RSIG_COMPLETE", "bash")
+            .run()
+            .ok()
+            .stdout_is(offered);
+    }
+}
+
+#[test]
+fn what_chooses_the_machine_is_kept() {
+    let place = Place::new();
+    let path = stand_ins(&place);
+    let rsig = |words: &[&str]| place.container.rsig(&place.rsig, words).env("PATH", &path);
+    let log = place.rsig.dir().join("log");
+    let last = || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        text.lines().last().unwrap_or_default().to_owned()
+    };
+    let docker = place.rsig.home().join(".docker/config.json");
+    write_file(&docker, r#"{"currentContext":"far"}"#, 0o600);
+    let kube = place.rsig.dir().join("kube");
+    let config = |context: &str| {
+        format!(
+            "contexts:\n- context:\n    namespace: apps\n  name: prod\ncurrent-context: {context}\n"
+        )
+    };
+    write_file(&kube, &config("prod"), 0o600);
+    let first = [
+        (
+            vec!["docker://box"],
+            ("DOCKER_HOST", "unix:///a"),
+            "docker unix:///a/ exec -i box",
+        ),
+        (
+            vec!["docker://box"],
+            ("UNRELATED", "1"),
+            "docker /far exec -i box",
+        ),
+        (
+            vec!["kubectl://web-0"],
+            ("KUBECONFIG", kube.to_str().expect("UTF-8")),
+            "exec -i --context prod --namespace apps web-0 --",
+        ),
+    ];
+    let jobs = first.map(|(host, (name, value), expected)| {
+        let words = [&["spawn"][..], &host, &["--", "sleep", "1000"]].concat();
+        let job = rsig(&words).env(name, value).run().ok().line();
+        assert!(last().contains(expected), "{} {expected}", last());
+        (job, expected)
+    });
+    // Nothing of it is as it was, and no keeper knows the way.
+    place.rsig.run(&["keeper", "stop", "--all"]).ok();
+    write_file(&docker, r#"{"currentContext":"near"}"#, 0o600);
+    write_file(&kube, &config("dev"), 0o600);
+    for (job, expected) in &jobs {
+        rsig(&["kill", "-w", "20s", job])
+            .env("DOCKER_HOST", "unix:///b")
+            .env("DOCKER_CONTEXT", "c")
+            .env("KUBECONFIG", "/no")
+            .run()
+            .ok();
+        assert!(last().contains(expected), "{} {expected}", last());
+        assert!(!last().contains("/no"));
+    }
+}
+
+#[test]
+fn options_of_ssh_are_for_ssh() {
+    let rsig = Rsig::new();
+    for option in [
+        ["-p", "22"],
+        ["-l", "bob"],
+        ["-i", "key"],
+        ["-F", "none"],
+        ["-J", "jump"],
+        ["-o", "Port=22"],
+    ] {
+        for host in ["docker://web", "podman://web", "kubectl://ns/pod/web"] {
+            let words = [&["spawn"][..], &option, &[host, "true"]].concat();
+            clear_message(rsig.run(&words).code(2).stderr_has(host));
+        }
+    }
+    for host in [
+        "docker://",
+        "docker://-v",
+        "docker://a/b",
+        "kubectl://a/b/c/d",
+        "podman://a;b",
+        "openssh://",
+        "openssh://-oX=y",
+    ] {
+        clear_message(rsig.run(&["run", host, "true"]).code(2).stdout_is(""));
+    }
+    assert_eq!(fs::read_dir(rsig.state()).expect("it is there").count(), 0);
+}
+
+#[test]
+fn a_container_that_has_begun_again_has_lost_its_jobs() {
+    let place = Place::new();
+    let host = "podman://box";
+    let job = place
+        .run(&["spawn", host, "--", "sleep", "1000"])
+        .ok()
+        .line();
+    for again in [false, true] {
+        let job = place
+            .run(&["spawn", host, "--", "sleep", "1000"])
+            .ok()
+            .line();
+        if again {
+            // The same name, and nothing that was in it.
+            place.container.podman(&["rm", "-f", "-t", "0", "box"]).ok();
+            fs::remove_dir_all(place.container.root().join("root/.local")).expect("our own");
+            place.container.launch();
+        } else {
+            place.container.podman(&["restart", "-t", "0", "box"]).ok();
+        }
+        // Its process ids begin again, and the very one may be another's.
+        let others: Vec<String> = (0..20)
+            .map(|_| {
+                place
+                    .run(&["spawn", host, "--", "sleep", "1000"])
+                    .ok()
+                    .line()
+            })
+            .collect();
+        let told = json_lines(place.run(&["kill", "--json", &job]).code(125)).remove(0);
+        assert_eq!(
+            [&told["sent"], &told["error"]["kind"]],
+            [&Value::from(false), &Value::from("lost")]
+        );
+        assert!(
+            told["error"]["message"]
+                .as_str()
+                .expect("a message")
+                .contains("began again"),
+            "{told}"
+        );
+        place
+            .run(&["wait", &job])
+            .code(125)
+            .stdout_has("began again");
+        assert_eq!(place.job(&job)["state"], "lost");
+        for other in &others {
+            assert_eq!(place.job(other)["state"], "running");
+        }
+        place
+            .run(
+                &[
+                    &["stop", "--grace", "1s"][..],
+                    &others.iter().map(String::as_str).collect::<Vec<_>>(),
+                ]
+                .concat(),
+            )
+            .ok();
+    }
+    place.run(&["kill", &job]).code(125);
 }

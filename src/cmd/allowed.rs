@@ -16,6 +16,8 @@ pub struct HostPattern {
     user: Option<String>,
     name: String,
     port: Option<String>,
+    /// The name is one for all of what was typed: a container, or what the `ssh` program connects to.
+    whole: bool,
 }
 
 /// The word is no pattern that a host could fit.
@@ -27,6 +29,20 @@ impl FromStr for HostPattern {
     type Err = BadHostPattern;
 
     fn from_str(text: &str) -> Result<Self, BadHostPattern> {
+        if let Some((scheme, _)) = text.split_once("://") {
+            let good = ["docker", "podman", "kubectl", "openssh"].contains(&scheme)
+                && text.chars().all(|letter| letter.is_ascii_graphic());
+            return if good {
+                Ok(Self {
+                    user: None,
+                    name: text.to_owned(),
+                    port: None,
+                    whole: true,
+                })
+            } else {
+                Err(BadHostPattern)
+            };
+        }
         let (user, rest) = match text.rsplit_once('@') {
             Some((user, rest)) => (Some(user), rest),
             None => (None, text),
@@ -54,14 +70,20 @@ impl FromStr for HostPattern {
             user: user.map(str::to_owned),
             name: name.to_owned(),
             port: port.map(str::to_owned),
+            whole: false,
         })
     }
 }
 
 impl HostPattern {
     fn fits(&self, host: &Host) -> bool {
-        let Some(Remote { user, name, port }) = host.remote() else {
-            return self.user.is_none() && self.port.is_none() && fits(&self.name, Host::LOCAL);
+        let remote = host.remote().filter(|_| !self.whole);
+        let Some(Remote { user, name, port }) = remote else {
+            // A container's pattern has its scheme, and no other pattern fits one.
+            return self.user.is_none()
+                && self.port.is_none()
+                && self.whole != host.is_local()
+                && fits(&self.name, &host.to_string());
         };
         // `ssh://local` is another machine, which the word for this one does not mean.
         let named_local =
@@ -109,7 +131,7 @@ impl fmt::Display for HostPattern {
         if let Some(user) = &self.user {
             write!(formatter, "{user}@")?;
         }
-        if self.name.contains(':') {
+        if self.name.contains(':') && !self.whole {
             write!(formatter, "[{}]", self.name)
         } else {
             formatter.write_str(&self.name)
@@ -159,6 +181,17 @@ mod tests {
                 &["[fe80::1]", "[fe81::1]:22"],
             ),
             ("a*b*c", &["abc", "axbxbc"], &["ab", "axc"]),
+            (
+                "docker://web*",
+                &["docker://web1"],
+                &["web1", "podman://web1", "local"],
+            ),
+            (
+                "kubectl://dev/*",
+                &["kubectl://dev/a"],
+                &["kubectl://prod/a", "kubectl://a"],
+            ),
+            ("*", &["local"], &["docker://web1", "openssh://web1"]),
         ] {
             let allowed = AllowedHosts::new(vec![pattern.parse().unwrap()]);
             assert_eq!(allowed.to_string(), pattern);

@@ -174,6 +174,7 @@ impl WayArgs {
         }
         let connect = Connect {
             prefix,
+            chosen: None,
             port: self.port,
             user,
             identities: self.identity,

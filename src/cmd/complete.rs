@@ -3,11 +3,15 @@
 //! The scripts in `completions/` hold no words of their own: they pass the words up to the cursor, the last being the one
 //! that is typed, with [`VARIABLE`] naming the shell, and show the answer: a value, a tab and a description on each line.
 //! Options and commands come from clap's definitions, jobs and hosts from the state file, which is only read. No host is
-//! asked, and where something fails, nothing is offered.
+//! asked, but docker, podman or kubectl for containers once their scheme is typed; where something fails, nothing is
+//! offered.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Read as _;
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
 use clap::ArgMatches;
 use clap_complete::engine::{
@@ -31,6 +35,10 @@ pub const VARIABLE: &str = "RSIG_COMPLETE";
 const JOBS_MAX: u32 = 1000;
 /// The part of a job's command that its description shows, in characters.
 const COMMAND_MAX: usize = 60;
+
+/// How long a program may take to name its containers, and how much it may say.
+const PROGRAM_MAX: Duration = Duration::from_secs(2);
+const SAID_MAX: u64 = 1 << 20;
 
 /// Answers a shell at the TAB key, or prints the script to source if there are no words.
 pub fn run(shell: &OsStr, words: Vec<OsString>) -> u8 {
@@ -273,9 +281,64 @@ pub fn host(current: &OsStr) -> Vec<Candidate> {
     let mut candidates = recorded_host(current);
     candidates.extend(fitting_hosts(vec![Host::LOCAL.to_owned()], current));
     candidates.extend(configured_host(current));
+    candidates.extend(scheme_host(current));
     candidates.sort();
     candidates.dedup();
     candidates
+}
+
+/// Running containers, whose program is asked, and aliases for the `ssh` program; until a scheme is typed, that alone.
+fn scheme_host(current: &OsStr) -> Vec<Candidate> {
+    const SCHEMES: [&str; 4] = ["docker://", "podman://", "kubectl://", "openssh://"];
+    let typed = current.to_str().unwrap_or_default();
+    let Some((program, rest)) = typed.split_once("://") else {
+        let fits = |scheme: &&str| !typed.is_empty() && scheme.starts_with(typed);
+        return SCHEMES
+            .into_iter()
+            .filter(fits)
+            .map(Candidate::new)
+            .collect();
+    };
+    let names = match (program, rest.split_once('/')) {
+        ("openssh", _) => return prefixed("openssh://", configured_host(OsStr::new(rest))),
+        ("docker" | "podman", None) => said(program, &["ps", "--format", "{{.Names}}"]),
+        ("kubectl", None) => said(program, &["get", "pods", "-o", "name"]),
+        ("kubectl", Some((namespace, _))) => {
+            said(program, &["get", "pods", "-o", "name", "-n", namespace])
+        }
+        _ => return Vec::new(),
+    };
+    let start = rest.find('/').map_or(0, |at| at + 1);
+    let before = format!("{program}://{}", rest.get(..start).unwrap_or_default());
+    let names = names
+        .lines()
+        .map(|name| name.strip_prefix("pod/").unwrap_or(name));
+    fitting_hosts(
+        names.map(|name| format!("{before}{name}")).collect(),
+        current,
+    )
+}
+
+/// What a program prints, if that is soon.
+fn said(program: &str, words: &[&str]) -> String {
+    let mut command = std::process::Command::new(program);
+    command
+        .args(words)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let Ok(mut child) = command.stdout(Stdio::piped()).spawn() else {
+        return String::new();
+    };
+    let (sender, receiver) = std::sync::mpsc::channel();
+    if let Some(out) = child.stdout.take() {
+        // The receiver is gone when it took too long.
+        std::thread::spawn(move || sender.send(std::io::read_to_string(out.take(SAID_MAX))));
+    }
+    let said = receiver.recv_timeout(PROGRAM_MAX);
+    // One that has ended needs no end.
+    let _ = child.kill();
+    let _ = child.wait();
+    said.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 /// The last host of a list.

@@ -68,10 +68,7 @@ impl Context {
             }
             None => self.store.resolve(word.as_str())?,
             Some((host, id)) => {
-                let destination = Destination {
-                    host: host.clone(),
-                    connect: self.connect.clone(),
-                };
+                let destination = Destination::new(host.clone(), self.connect.clone())?;
                 // Without options, the record knows the way; with others, it may be another machine's job.
                 let is_same = |record: &Record| {
                     if self.connect == Connect::default() {

@@ -102,7 +102,10 @@ impl Report {
                 .is_none_or(|error| error.kind == Kind::NotRunning)
         {
             outcome.still_running = None;
-            outcome.error = Some(Failure::lost(&outcome.record.label()));
+            outcome.error = Some(Failure::lost(
+                &outcome.record.label(),
+                outcome.record.why_lost(),
+            ));
         }
     }
 }

@@ -15,7 +15,7 @@ use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
 use super::values::Hosts;
 use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
-use crate::host::{Connect, Destination, Host};
+use crate::host::{Destination, Host};
 use crate::job::{JobId, JobName, JobWord, Record, State};
 use crate::remote::{Seen, Standing, Usage, look, measure, meet as remote};
 use crate::state::Which;
@@ -271,12 +271,10 @@ fn see(line: &mut HostConnection<'_>, jobs: Vec<Job>, resources: bool, sender: &
 /// without a record here get one; a record that is here keeps what it says about the job and the way there.
 fn discover(context: &mut Context, hosts: &[Host], listing: &mut Listing) -> Result<(), Failure> {
     let connect = context.connect.clone();
-    let way = |host: &Host| Destination {
-        host: host.clone(),
-        connect: Connect::clone(&connect),
-    };
+    let way = |host: &Host| Destination::new(host.clone(), connect.clone());
     let asked = hosts.len();
-    let hosts = hosts.iter().map(|host| (way(host), way(host))).collect();
+    let hosts = hosts.iter().map(|host| Ok((way(host)?, way(host)?)));
+    let hosts = hosts.collect::<Result<Vec<_>, Failure>>()?;
     let found = on_each_host(
         &context.policy,
         Limit::Work,

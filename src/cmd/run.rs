@@ -82,24 +82,22 @@ impl Run {
         };
         let command = self.job.check(std::mem::take(&mut self.command))?;
         let connect = self.connect.clone().connect()?;
-        let request = |host: &Host| foreground::Request {
-            spawn: start::Request {
-                job: self.job.clone(),
-                ephemeral: !self.keep,
-                ..start::Request::new(
-                    Destination {
-                        host: host.clone(),
-                        connect: connect.clone(),
-                    },
-                    command.clone(),
-                )
-            },
-            grace: self.grace,
-            tether: (!self.no_tether).then_some(self.tether),
-            backlog: self.backlog << 20,
-            permits: None,
+        let request = |host: &Host| {
+            let destination = Destination::new(host.clone(), connect.clone())?;
+            Ok(foreground::Request {
+                spawn: start::Request {
+                    job: self.job.clone(),
+                    ephemeral: !self.keep,
+                    ..start::Request::new(destination, command.clone())
+                },
+                grace: self.grace,
+                tether: (!self.no_tether).then_some(self.tether),
+                backlog: self.backlog << 20,
+                permits: None,
+            })
         };
-        let mut requests: Vec<_> = self.host.0.iter().map(request).collect();
+        let requests = self.host.0.iter().map(request);
+        let mut requests = requests.collect::<Result<Vec<_>, Failure>>()?;
         let context = self.common.reach().context()?;
         let note = if self.common.quiet {
             |_: &str| ()

@@ -69,19 +69,16 @@ impl Spawn {
             .map(whole_input)
             .transpose()?
             .map(Arc::new);
-        let requests = hosts.into_iter().map(|host| Request {
-            job: self.job.clone(),
-            input: input.clone(),
-            merge: self.merge,
-            ..Request::new(
-                Destination {
-                    host,
-                    connect: connect.clone(),
-                },
-                command.clone(),
-            )
+        let requests = hosts.into_iter().map(|host| {
+            let destination = Destination::new(host, connect.clone())?;
+            Ok(Request {
+                job: self.job.clone(),
+                input: input.clone(),
+                merge: self.merge,
+                ..Request::new(destination, command.clone())
+            })
         });
-        let requests: Vec<Request> = requests.collect();
+        let requests = requests.collect::<Result<Vec<Request>, Failure>>()?;
         let mut context = self
             .parallel
             .context(self.common.reach(), Connect::default())?;

@@ -365,6 +365,7 @@ fn line(record: &Record) -> String {
     let label = record.label();
     match record.state {
         State::Exited => format!("{label}: {}", terminal::ended(record)),
+        State::Lost if record.rebooted => format!("{label}: lost: {}", record.why_lost()),
         State::Lost => format!("{label}: lost: gone without a recorded end"),
         _ => format!("{label}: still running"),
     }

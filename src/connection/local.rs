@@ -1,6 +1,5 @@
 //! This machine as a host: the scripts go to a `/bin/sh -s` that is a child process, of the command or of a keeper.
 
-use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
@@ -14,6 +13,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::stat::{Mode, umask};
 
+use super::openssh::Master;
 use super::{Chunk, Shell, ShellInput};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
@@ -21,10 +21,14 @@ use crate::sys;
 
 /// A new shell.
 pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
-    let words = destination.shell();
-    let mut child = start(&mut command(&words), Stdio::piped).map_err(|error| {
-        let program = words.first().copied().unwrap_or_default();
-        let message = format!("{destination}: {program} can't be started: {error}");
+    let mut child = start(&mut command(destination), Stdio::piped).map_err(|error| {
+        let program = destination.shell().first().copied().unwrap_or_default();
+        let message = match error.kind() {
+            ErrorKind::NotFound => {
+                format!("{destination}: {program} is needed to get there, and not found here")
+            }
+            _ => format!("{destination}: {program} can't be started: {error}"),
+        };
         Failure::new(Kind::Failed, message)
     })?;
     let (input, out, err) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -38,7 +42,7 @@ pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
 
 /// Starts a shell for a script whose answer nobody reads, whatever becomes of this process.
 pub fn leave_script(destination: &Destination, script: &str) {
-    if let Ok(mut child) = start(&mut command(&destination.shell()), Stdio::null)
+    if let Ok(mut child) = start(&mut command(destination), Stdio::null)
         && let Some(mut input) = child.stdin.take()
     {
         // A shell that is gone can run nothing.
@@ -46,10 +50,16 @@ pub fn leave_script(destination: &Destination, script: &str) {
     }
 }
 
-fn command(words: &[impl AsRef<OsStr>]) -> Command {
-    let mut words = words.iter();
-    let mut command = Command::new(words.next().map_or(OsStr::new("/bin/sh"), AsRef::as_ref));
+fn command(destination: &Destination) -> Command {
+    let mut words = destination.shell().into_iter();
+    let mut command = Command::new(words.next().unwrap_or("/bin/sh"));
     command.args(words);
+    for (name, value) in destination.environment() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     command
 }
 
@@ -66,7 +76,9 @@ fn start(command: &mut Command, output: fn() -> Stdio) -> io::Result<Child> {
 
 /// Starts the shells of a keeper's pool, each as the command that started the keeper would have started it.
 pub struct Launcher {
-    words: Vec<String>,
+    destination: Destination,
+    /// What has connected, where each shell is one of its.
+    master: Option<Master>,
     directory: PathBuf,
     mask: Mode,
 }
@@ -78,18 +90,27 @@ const NOISE_MAX: usize = 64 << 10;
 
 impl Launcher {
     /// For a process that is about to leave its directory and its umask.
-    pub fn new(destination: &Destination) -> io::Result<Self> {
+    pub fn new(destination: &Destination, master: Option<Master>) -> io::Result<Self> {
         let mask = umask(Mode::empty());
         umask(mask);
+        let directory = if destination.inherits() {
+            std::env::current_dir()?
+        } else {
+            PathBuf::from("/")
+        };
         Ok(Self {
-            words: destination.shell().into_iter().map(str::to_owned).collect(),
-            directory: std::env::current_dir()?,
+            destination: destination.clone(),
+            master,
+            directory,
             mask,
         })
     }
 
     pub fn start(&self) -> io::Result<Process> {
-        let mut command = command(&self.words);
+        let mut command = match &self.master {
+            Some(master) => master.shell(&self.destination),
+            None => command(&self.destination),
+        };
         command.current_dir(&self.directory);
         sys::process::with_umask(&mut command, self.mask);
         let mut child = start(&mut command, Stdio::piped)?;

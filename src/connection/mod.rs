@@ -5,6 +5,7 @@
 
 pub mod keeper;
 mod local;
+mod openssh;
 mod permits;
 pub mod ssh;
 
@@ -307,7 +308,7 @@ enum Way {
 impl Way {
     /// One that no other command uses.
     fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
-        if destination.is_local() {
+        if destination.is_process() {
             return Ok(Self::Local);
         }
         (policy.step)(&format!("{destination}: starting a private keeper"));

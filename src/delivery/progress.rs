@@ -268,7 +268,7 @@ pub const NOT_BELIEVED: &str = "its directory is writable by other users, so it 
 pub fn ended_before(record: &Record) -> Failure {
     let end = match (record.state, record.exit_status) {
         (State::Exited, Some(status)) => format!("it had already ended with status {status}"),
-        _ => "it is lost: gone, and nothing recorded its end".to_owned(),
+        _ => format!("it is lost: {}", record.why_lost()),
     };
     let message = format!("{}: {end}; nothing was sent", record.label());
     Failure::new(Kind::NotRunning, message)

@@ -470,7 +470,7 @@ impl Hearing {
 }
 
 /// Why a prefix or a login gave no shell, by what the programs in question say, and whose words they are.
-const NO_SHELL: [(&str, Kind, &str); 14] = [
+const NO_SHELL: [(&str, Kind, &str); 15] = [
     (
         "no such container",
         Kind::NoContainer,
@@ -518,6 +518,11 @@ const NO_SHELL: [(&str, Kind, &str); 14] = [
     ),
     (
         "unable to connect to",
+        Kind::NoContainer,
+        "what runs the containers can't be reached",
+    ),
+    (
+        "connection refused",
         Kind::NoContainer,
         "what runs the containers can't be reached",
     ),

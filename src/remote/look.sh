@@ -78,6 +78,7 @@ absent() {
 	rs_origin "$4" "$5"
 	case $rs_from in
 	elsewhere) state=elsewhere ;;
+	before) expired=boot ;;
 	here)
 		if alive "$1" "$3" "$4"; then
 			pid=$1 pgid=$2 birth=$3 boot=$4 machine=$5 expired=dir
@@ -139,6 +140,7 @@ look() {
 		state=starting
 	else
 		state=lost
+		[ "$rs_from" != before ] || expired=boot
 	fi
 	[ "$state" = exited ] || code=- ended=-
 } 2>/dev/null

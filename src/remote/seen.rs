@@ -40,6 +40,8 @@ pub enum Note {
     Unkept,
     /// It runs, and its directory is gone.
     NoDirectory,
+    /// Its host or its container has begun again since it started.
+    Rebooted,
 }
 
 /// A host's word on one job.
@@ -95,6 +97,7 @@ impl Seen {
                 "tether" => Some(Note::Untied),
                 "unkept" => Some(Note::Unkept),
                 "dir" => Some(Note::NoDirectory),
+                "boot" => Some(Note::Rebooted),
                 _ => return None,
             },
             pid: optional(word()?)?,
@@ -156,6 +159,7 @@ impl Seen {
                 record.ended_by = Some(EndedBy::Timeout);
             }
             Some(Note::Untied) => record.ended_by = Some(EndedBy::Tether),
+            Some(Note::Rebooted) => record.rebooted = true,
             _ => {}
         }
         record.exit_status = self.exit_status.or(record.exit_status);

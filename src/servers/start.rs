@@ -96,10 +96,7 @@ impl NewJob {
         }
         let timeout = self.timeout.map(|time| duration(&time)).transpose();
         let timeout = timeout.map_err(|error| Failure::usage(format!("timeout: {error}")))?;
-        let destination = Destination {
-            host: self.host,
-            connect: context.connect.clone(),
-        };
+        let destination = Destination::new(self.host, context.connect.clone())?;
         let env = self.env.into_iter();
         let mut job = JobArgs {
             name: self.name,

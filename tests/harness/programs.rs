@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 51] = [
+const PROGRAMS: [(&str, &str); 52] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
@@ -34,6 +34,7 @@ const PROGRAMS: [(&str, &str); 51] = [
     ("mksh", "mksh"),
     ("mv", "coreutils"),
     ("nodeset", "clustershell"),
+    ("nsenter", "util-linux"),
     ("perl", "perl"),
     ("podman", "podman"),
     ("printf", "coreutils"),

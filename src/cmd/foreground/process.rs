@@ -75,7 +75,7 @@ pub fn status(ran: &Ran, tether: Option<Duration>) -> Result<u8, Failure> {
             "{label}: ended by its tether: no contact for {patience}"
         ));
     }
-    super::status(ran).ok_or_else(|| Failure::lost(&label))
+    super::status(ran).ok_or_else(|| Failure::lost(&label, ran.record.why_lost()))
 }
 
 /// The exit status for a failure of rsig itself, where 1 and 3 could be the job's.

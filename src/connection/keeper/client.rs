@@ -395,7 +395,8 @@ impl KeeperConnection {
                 ));
             }
             // What another one would start fails as well, and is to be started here to find out why.
-            if destination.is_local() || !matches!(KeeperClient::open(&self.place.socket), Ok(None))
+            if destination.is_process()
+                || !matches!(KeeperClient::open(&self.place.socket), Ok(None))
             {
                 break;
             }

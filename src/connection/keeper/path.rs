@@ -50,7 +50,7 @@ impl KeeperPath {
     fn in_directory(directory: &Path, name: &str) -> Self {
         Self {
             socket: directory.join(name),
-            lock: directory.join(format!("{name}.lock")),
+            lock: directory.join(format!("{}.lock", name.get(..2 * BEGIN).unwrap_or(name))),
         }
     }
 
@@ -103,6 +103,12 @@ impl KeeperPath {
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+}
+
+/// A place for the socket of an `ssh -M`, beside a keeper's. ssh binds it under a longer name (17 characters) first.
+pub fn control_socket(keeper: &Path) -> io::Result<PathBuf> {
+    let random = crate::job::random_hex::<4>().map_err(io::Error::other)?;
+    Ok(keeper.with_file_name(format!("{random}.m")))
 }
 
 /// The sockets of this machine's keepers, whatever they are for.

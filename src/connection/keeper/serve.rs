@@ -12,9 +12,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::client::{KeeperSettings, StartupReport};
+use super::path;
 use super::server::{End, Keeper};
 use super::transport::Transport;
 use crate::connection::local::Launcher;
+use crate::connection::openssh::Master;
 use crate::connection::{Policy, Primer, ssh};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
@@ -54,7 +56,7 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
             message: failure.message.clone(),
         },
     };
-    let is_ssh = !order.destination.is_local();
+    let is_ssh = order.destination.host.remote().is_some();
     let Ok(mut keeper) = begun else {
         return say(&birth);
     };
@@ -64,20 +66,21 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     born.store(true, Ordering::Release);
     say(&birth)?;
     sys::process::close_standard_streams()?;
-    if !is_ssh {
-        // Its shells would inherit the limits, and it holds no keys and no library that a server could have grow.
-        drop(lifeline);
-    } else if order.private {
-        limit_core();
+    if order.private {
         keeper.be_private(lifeline);
     } else {
         drop(lifeline);
+    }
+    // Its own shells would inherit the limits; it holds no keys, and no library that a server could have grow.
+    if is_ssh {
         limit_core();
-        limit_memory();
+        if !order.private {
+            limit_memory();
+        }
     }
     let end = keeper.run();
     // The next keeper removes a socket that is left behind; one that is bound there by now must stay.
-    if end == End::Done && keeper.is_found() {
+    if (end == End::Done || !is_ssh) && keeper.is_found() {
         drop(fs::remove_file(socket));
     }
     Ok(())
@@ -133,10 +136,12 @@ fn begin(
             ),
         )
     };
-    let transport = if order.destination.is_local() {
-        Transport::Processes(Launcher::new(&order.destination).map_err(failed)?)
-    } else {
+    let transport = if order.destination.host.remote().is_some() {
         Transport::Ssh(Box::new(ssh::connect(&order.destination, &policy)?))
+    } else {
+        let control = path::control_socket(socket).map_err(failed)?;
+        let master = Master::connect(&order.destination, control, &policy)?;
+        Transport::Processes(Launcher::new(&order.destination, master).map_err(failed)?)
     };
     let listener = listen(socket).map_err(failed)?;
     Keeper::new(

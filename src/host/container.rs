@@ -1,0 +1,322 @@
+//! `docker://`, `podman://` and `kubectl://`: a container is this machine behind a prefix.
+//!
+//! What chooses the machine that the container is on is read once and kept: the variables that the program goes by, and
+//! the current context of Docker and Kubernetes where no variable names one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{HostError, check_name};
+
+/// The words that begin a container's host, the program each means, and the variables that it goes by.
+const ENGINES: [(&str, &str, &[&str]); 3] = [
+    (
+        "docker://",
+        "docker",
+        &[
+            "HOME",
+            "DOCKER_HOST",
+            "DOCKER_CONTEXT",
+            "DOCKER_CONFIG",
+            "DOCKER_TLS",
+            "DOCKER_TLS_VERIFY",
+            "DOCKER_CERT_PATH",
+        ],
+    ),
+    (
+        "podman://",
+        "podman",
+        &[
+            "HOME",
+            "CONTAINER_HOST",
+            "CONTAINER_CONNECTION",
+            "CONTAINER_SSHKEY",
+            "CONTAINERS_CONF",
+            "CONTAINERS_STORAGE_CONF",
+            "XDG_RUNTIME_DIR",
+            "XDG_DATA_HOME",
+            "XDG_CONFIG_HOME",
+        ],
+    ),
+    ("kubectl://", "kubectl", &["HOME", "KUBECONFIG"]),
+];
+/// The largest configuration file that is read.
+const CONFIG_MAX: u64 = 4 << 20;
+
+/// A container, as the user named it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Container {
+    program: &'static str,
+    variables: &'static [&'static str],
+    namespace: Option<String>,
+    /// The container's name, or the pod's.
+    name: String,
+    /// The container in the pod.
+    in_pod: Option<String>,
+}
+
+/// What chooses the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Chosen {
+    /// The program's variables that are set; the others are not.
+    pub variables: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+impl Container {
+    /// Reads a host's word; `None` where it names no container.
+    pub fn parse(typed: &str) -> Result<Option<Self>, HostError> {
+        let found = ENGINES
+            .into_iter()
+            .find_map(|(scheme, program, variables)| {
+                Some((program, variables, typed.strip_prefix(scheme)?))
+            });
+        let Some((program, variables, rest)) = found else {
+            return Ok(None);
+        };
+        let parts: Vec<&str> = rest.split('/').collect();
+        let (namespace, name, container) = match *parts.as_slice() {
+            [name] => ("", name, None),
+            [namespace, pod] if program == "kubectl" => (namespace, pod, None),
+            [namespace, pod, container] if program == "kubectl" => {
+                (namespace, pod, Some(container))
+            }
+            _ => {
+                let (what, character) = ("container", '/');
+                return Err(HostError::BadCharacter { what, character });
+            }
+        };
+        let given = |part: &str| -> Result<String, HostError> {
+            if part.is_empty() {
+                return Err(HostError::EmptyHost);
+            }
+            check_name("container", part, REFUSED)?;
+            Ok(part.to_owned())
+        };
+        Ok(Some(Self {
+            program,
+            variables,
+            namespace: Some(namespace)
+                .filter(|namespace| !namespace.is_empty())
+                .map(given)
+                .transpose()?,
+            name: given(name)?,
+            in_pod: container.map(given).transpose()?,
+        }))
+    }
+
+    /// The command that goes in front of the container's shell.
+    pub fn words<'a>(&'a self, chosen: &'a Chosen) -> Vec<&'a str> {
+        let mut words = vec![self.program, "exec", "-i"];
+        let namespace = self.namespace.as_ref().or(chosen.namespace.as_ref());
+        for (option, value) in [
+            ("--context", chosen.context.as_ref()),
+            ("--namespace", namespace),
+        ] {
+            if let Some(value) = value.filter(|_| self.program == "kubectl") {
+                words.extend([option, value]);
+            }
+        }
+        words.push(&self.name);
+        if let Some(container) = &self.in_pod {
+            words.extend(["-c", container]);
+        }
+        if self.program == "kubectl" {
+            words.push("--");
+        }
+        words
+    }
+
+    /// What each of the program's variables is to be; unset where that is none.
+    pub fn environment<'a>(
+        &'a self,
+        chosen: &'a Chosen,
+    ) -> impl Iterator<Item = (&'static str, Option<&'a str>)> {
+        let value = |name: &'static str| (name, chosen.variables.get(name).map(String::as_str));
+        self.variables.iter().copied().map(value)
+    }
+
+    /// Reads what chooses the machine now.
+    pub fn choose(&self) -> Chosen {
+        let set = |name: &&'static str| {
+            let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
+            Some(((*name).to_owned(), value))
+        };
+        let mut chosen = Chosen {
+            variables: self.variables.iter().filter_map(set).collect(),
+            ..Chosen::default()
+        };
+        let variable = |name: &str| chosen.variables.get(name).map(PathBuf::from);
+        let home = |name: &str| variable("HOME").map(|home| home.join(name));
+        match self.program {
+            "docker"
+                if !["DOCKER_HOST", "DOCKER_CONTEXT"]
+                    .iter()
+                    .any(|name| chosen.variables.contains_key(*name)) =>
+            {
+                let directory = variable("DOCKER_CONFIG").or_else(|| home(".docker"));
+                let context = directory.and_then(|directory| docker_context(&directory));
+                let context = context.unwrap_or_else(|| "default".to_owned());
+                chosen
+                    .variables
+                    .insert("DOCKER_CONTEXT".to_owned(), context);
+            }
+            "kubectl" => {
+                let list = chosen.variables.get("KUBECONFIG");
+                let files: Vec<PathBuf> = match list {
+                    Some(list) => std::env::split_paths(list).collect(),
+                    None => home(".kube/config").into_iter().collect(),
+                };
+                let texts: Vec<String> = files.iter().filter_map(|file| read(file)).collect();
+                let context = texts.iter().find_map(|text| kube_context(text));
+                chosen.namespace = context.as_ref().and_then(|context| {
+                    texts.iter().find_map(|text| kube_namespace(text, context))
+                });
+                chosen.context = context;
+            }
+            _ => {}
+        }
+        chosen
+    }
+}
+
+/// What a shell would act on.
+const REFUSED: &str = "'`\";&<>|(){}$,[]\\@:";
+
+fn read(path: &Path) -> Option<String> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let is_read = metadata.is_file() && metadata.len() <= CONFIG_MAX;
+    is_read
+        .then(|| std::fs::read_to_string(path).ok())
+        .flatten()
+}
+
+fn docker_context(directory: &Path) -> Option<String> {
+    let config: serde_json::Value =
+        serde_json::from_str(&read(&directory.join("config.json"))?).ok()?;
+    let context = config.get("currentContext")?.as_str()?;
+    (!context.is_empty()).then(|| context.to_owned())
+}
+
+/// A scalar of YAML on one line, where it has no escapes.
+fn scalar(text: &str) -> Option<String> {
+    let text = text.trim();
+    let bare = |quote| text.strip_prefix(quote)?.strip_suffix(quote);
+    let text = bare('"').or_else(|| bare('\'')).unwrap_or(text);
+    (!text.is_empty() && !text.contains(['"', '\'', '\\'])).then(|| text.to_owned())
+}
+
+/// The current context of a file as kubectl writes it.
+fn kube_context(text: &str) -> Option<String> {
+    let mut lines = text.lines();
+    lines.find_map(|line| scalar(line.strip_prefix("current-context:")?))
+}
+
+/// The namespace of a context of such a file.
+fn kube_namespace(text: &str, context: &str) -> Option<String> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut lines = text
+        .lines()
+        .skip_while(|line| !line.starts_with("contexts:"));
+    lines.next()?;
+    let (mut namespace, mut named, mut item) = (None, false, None);
+    for line in lines.take_while(|line| line.starts_with([' ', '-'])) {
+        let key = line.trim_start().trim_start_matches("- ").trim_start();
+        if line.trim_start().starts_with("- ") && item.is_none_or(|item| indent(line) == item) {
+            if named {
+                break;
+            }
+            (item, namespace) = (Some(indent(line)), None);
+        }
+        let depth = line.len() - key.len();
+        if let Some(name) = key.strip_prefix("name:") {
+            named |= item.is_some_and(|item| depth == item + 2)
+                && scalar(name).as_deref() == Some(context);
+        } else if let Some(value) = key.strip_prefix("namespace:") {
+            namespace = scalar(value);
+        }
+    }
+    namespace.filter(|_| named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_are_read_and_become_a_prefix() {
+        let chosen = Chosen {
+            context: Some("prod".into()),
+            namespace: Some("apps".into()),
+            ..Chosen::default()
+        };
+        for (typed, words) in [
+            ("docker://web", "docker exec -i web"),
+            ("podman://a_b.c-1", "podman exec -i a_b.c-1"),
+            (
+                "kubectl://web-0",
+                "kubectl exec -i --context prod --namespace apps web-0 --",
+            ),
+            (
+                "kubectl:///web-0",
+                "kubectl exec -i --context prod --namespace apps web-0 --",
+            ),
+            (
+                "kubectl://ns/web-0",
+                "kubectl exec -i --context prod --namespace ns web-0 --",
+            ),
+            (
+                "kubectl:///web-0/app",
+                "kubectl exec -i --context prod --namespace apps web-0 -c app --",
+            ),
+        ] {
+            let container = Container::parse(typed).unwrap().unwrap();
+            assert_eq!(container.words(&chosen).join(" "), words, "{typed}");
+        }
+        for typed in [
+            "docker://",
+            "docker://a/b",
+            "docker://-v",
+            "docker://a b",
+            "podman://a;b",
+            "kubectl://",
+            "kubectl://ns/",
+            "kubectl://ns/pod/",
+            "kubectl://a/b/c/d",
+            "kubectl://ns/--help",
+            "docker://a:b",
+        ] {
+            assert!(Container::parse(typed).is_err(), "{typed}");
+        }
+        assert_eq!(Container::parse("web1"), Ok(None));
+    }
+
+    #[test]
+    fn the_context_of_a_kubeconfig_is_found() {
+        let text = "apiVersion: v1\nclusters:\n- cluster:\n    server: https://x\n  name: prod\ncontexts:\n- context:\n    \
+            cluster: dev\n    extensions:\n    - extension:\n        version: v1\n      name: prod\n    namespace: no\n    \
+            user: u\n  name: dev\n- context:\n    cluster: prod\n    namespace: apps\n    user: u\n  name: \"prod\"\n- context:\n    \
+            cluster: x\n    user: u\n  name: bare\ncurrent-context: prod\nkind: Config\nusers:\n- name: prod\n";
+        assert_eq!(kube_context(text).as_deref(), Some("prod"));
+        for (context, namespace) in [
+            ("prod", Some("apps")),
+            ("dev", Some("no")),
+            ("bare", None),
+            ("none", None),
+        ] {
+            assert_eq!(
+                kube_namespace(text, context).as_deref(),
+                namespace,
+                "{context}"
+            );
+        }
+        assert_eq!(kube_context("current-context: \"\"\n"), None);
+        assert_eq!(kube_context(""), None);
+    }
+}
