@@ -43,5 +43,6 @@ mod tree;
 mod unwritable;
 mod usage;
 mod wait;
+mod wait_for;
 
 use harness::{jobs, keepers, kit};

@@ -550,7 +550,7 @@ fn the_scripts_are_clean() {
         .expect(name)
     };
     let about_jobs = ["frame", "host", "process", "lock", "look"];
-    let scripts: [(&[&str], &str); 6] = [
+    let scripts: [(&[&str], &str); 7] = [
         (
             &["frame", "host", "environ", "process", "spawn"],
             "rs_given= rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout=",
@@ -568,6 +568,10 @@ fn the_scripts_are_clean() {
         (
             &[&about_jobs[..], &["stream", "tail"]].concat(),
             "rs_nonce= place= streams= from= count= follow= out_from= err_from=",
+        ),
+        (
+            &[&about_jobs[..], &["stream", "search"]].concat(),
+            "rs_nonce= place= regex=",
         ),
     ];
     for (files, given) in scripts {

@@ -14,6 +14,7 @@ use crate::connection::{HostConnection, Policy};
 use crate::delivery::{self, Outcome, Sent, SignalRequest, Ways, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, State, Target};
+use crate::remote::search::Found;
 use crate::remote::{Standing, look};
 use crate::signal::{Os, Signal, SignalWord};
 use crate::state::{Signalled, Store};
@@ -58,6 +59,8 @@ pub struct Report {
     /// The signals as they are on the job's host, where that is known.
     pub signal: Option<Signal>,
     pub then_signal: Option<Signal>,
+    /// The line of its output that was waited for.
+    pub found: Option<Found>,
     /// A failure alone when there is no such job.
     pub outcome: Result<Outcome, Failure>,
 }
@@ -68,6 +71,7 @@ impl Report {
             word,
             signal: None,
             then_signal: None,
+            found: None,
             outcome,
         }
     }

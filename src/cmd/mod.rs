@@ -17,6 +17,7 @@ mod kill;
 // The pages are those of a build with everything.
 #[cfg(all(test, feature = "mcp", feature = "serve"))]
 mod pages;
+pub mod pattern;
 #[cfg(feature = "serve")]
 pub mod pids;
 pub mod ps;

@@ -1,5 +1,6 @@
 //! `wait`: waits for jobs to end.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,34 +8,45 @@ use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde::Serialize;
 
 use super::args::{Common, JobsArgs, Parallel};
 use super::context::Context;
 use super::deliver::Report;
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::pattern::{Pattern, last_lines};
 use super::values::{self, DURATION_MAX};
 use crate::connection::{Backoff, HostConnection};
-use crate::delivery::{self, Outcome, SignalRequest, Ways};
+use crate::delivery::{self, Outcome, SignalRequest};
 use crate::error::{Failure, Kind, exit};
-use crate::job::{JobId, Record, State, Target};
+use crate::job::{JobId, Record, State};
+use crate::remote::Stream;
+use crate::remote::search::{Found, Search, Searched, search};
 use crate::terminal::{self, JobJson, Output, warn};
 
 /// How long the other hosts go on waiting after one end was enough.
 const SLICE: Duration = Duration::from_secs(10);
 /// How soon a host is asked again about jobs of which it could say nothing.
 const UNKNOWN_SLICE: Duration = Duration::from_secs(1);
+/// How long one script searches output, so that its shell is given back to others.
+const SEARCH_SLICE: Duration = Duration::from_secs(1);
+/// The pause before a job that has not started yet is searched again.
+const START_PAUSE: Duration = Duration::from_millis(200);
 /// How many connections may break one after the other before the user is told.
 const QUIET_BREAKS_MAX: u32 = 2;
 /// How long a host may take to answer once the time is over.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// How long is waited.
-#[derive(Args, Clone, Copy, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Until {
+    /// Wait for a line of the job's output that matches the extended regular expression REGEX, and print it
+    #[arg(long = "for", value_name = "REGEX", allow_hyphen_values = true, value_parser = Pattern::parse)]
+    pub pattern: Option<Pattern>,
     /// Give up after DURATION and exit with 124
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub timeout: Option<Duration>,
-    /// Return when the first of them ends, with its status
+    /// Return when the first of them ends (with --for: has such a line), with its status
     #[arg(long)]
     pub any: bool,
     /// Go on while a host that was never reached is unreachable, or a job unknown.
@@ -75,27 +87,68 @@ impl Wait {
             patient: true,
             ..self.until
         };
-        for report in wait(&mut context, jobs, until) {
+        let is_done = until.is_done();
+        for report in wait(&mut context, jobs, until.clone()) {
             if let Some(failure) = report.failure() {
                 warn(&failure.message);
             }
             match &report.outcome {
                 Ok(outcome) if self.json => {
-                    out.json(&JobJson::new(&outcome.record, state(outcome)));
+                    let job = JobJson::new(&outcome.record, state(outcome));
+                    match &until.pattern {
+                        Some(_) => out.json(&FoundJson::new(job, report.found.as_ref())),
+                        None => out.json(&job),
+                    }
                 }
                 Ok(outcome) if outcome.error.is_none() && !self.common.quiet => {
-                    out.line(line(&outcome.record));
+                    match (&until.pattern, &report.found) {
+                        (_, Some(found)) => out.bytes(&[&found.line[..], b"\n"].concat()),
+                        (Some(_), None) => warn(&line(&outcome.record)),
+                        (None, None) => out.line(line(&outcome.record)),
+                    }
                 }
                 _ => {}
             }
             reports.push(report);
         }
         out.finish()?;
-        if self.until.any && reports.last().is_some_and(has_ended) {
+        if until.any && reports.last().is_some_and(is_done) {
             reports.drain(..reports.len() - 1);
         }
         reports.sort_by_key(|report| named.iter().position(|word| *word == report.word));
-        Ok(status(&reports))
+        Ok(status(&reports, until.pattern.is_some()))
+    }
+}
+
+/// `wait --for --json`: a job, and its line.
+#[derive(Serialize)]
+struct FoundJson<'a> {
+    #[serde(flatten)]
+    job: JobJson<'a>,
+    line: Option<Cow<'a, str>>,
+    stream: Option<&'static str>,
+}
+
+impl<'a> FoundJson<'a> {
+    fn new(job: JobJson<'a>, found: Option<&'a Found>) -> Self {
+        Self {
+            job,
+            line: found.map(|found| String::from_utf8_lossy(&found.line)),
+            stream: found.map(|found| match found.stream {
+                Stream::Out => "stdout",
+                Stream::Err => "stderr",
+            }),
+        }
+    }
+}
+
+impl Until {
+    /// What tells a report that is enough for --any.
+    fn is_done(&self) -> fn(&Report) -> bool {
+        match self.pattern {
+            Some(_) => |report| report.found.is_some(),
+            None => has_ended,
+        }
     }
 }
 
@@ -104,7 +157,7 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
     let (over, running): (Vec<Job>, Vec<Job>) = jobs
         .found
         .into_iter()
-        .partition(|job| job.record.state == State::Exited);
+        .partition(|job| job.record.state == State::Exited && until.pattern.is_none());
     let enough = Arc::new(AtomicBool::new(until.any && !over.is_empty()));
     let running = if enough.load(Ordering::Relaxed) {
         Vec::new()
@@ -124,6 +177,12 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
         Report::new(job.word, Ok(outcome))
     });
     let end = Instant::now() + until.timeout.unwrap_or(DURATION_MAX);
+    let (any, is_done) = (until.any, until.is_done());
+    let patience = if until.patient {
+        ANSWER_MAX
+    } else {
+        DURATION_MAX
+    };
     let watch = Watch {
         end,
         until,
@@ -136,11 +195,6 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
         by_host(running),
         move |line, jobs, sender| watch.on_host(line, jobs, sender),
     );
-    let patience = if until.patient {
-        ANSWER_MAX
-    } else {
-        DURATION_MAX
-    };
     let waited = std::iter::from_fn(move || {
         let left = end.saturating_duration_since(Instant::now()) + patience;
         let report = match waited.recv_timeout(left) {
@@ -162,7 +216,7 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
         if let Ok(outcome) = &report.outcome {
             context.store.update([&outcome.record]);
         }
-        done = until.any && has_ended(&report);
+        done = any && is_done(&report);
         if done {
             enough.store(true, Ordering::Relaxed);
         }
@@ -195,8 +249,9 @@ impl Watch {
         // The receiver is dropped only at the end, so a failed send is harmless.
         let report = |report: Report| drop(sender.send(report));
         let mut outage = Outage::default();
+        let mut searched = HashMap::new();
         while !jobs.is_empty() && !self.enough.load(Ordering::Relaxed) {
-            let round = self.round(line, jobs, &outage, &report);
+            let round = self.round(line, jobs, &outage, &mut searched, &report);
             jobs = round.open;
             let Some(failure) = round.failure else {
                 outage.end(&line.host(), self.note);
@@ -223,6 +278,7 @@ impl Watch {
         line: &mut HostConnection<'_>,
         jobs: Vec<Job>,
         outage: &Outage,
+        searched: &mut HashMap<JobId, [u64; 2]>,
         report: &dyn Fn(Report),
     ) -> Round {
         let mut round = Round {
@@ -248,11 +304,15 @@ impl Watch {
                 report(Report::failed(job, failure));
             }
         }
+        if let Some(pattern) = &self.until.pattern {
+            self.search(line, jobs, pattern, searched, &mut round, report);
+            return round;
+        }
         let mut words: HashMap<JobId, String> = HashMap::new();
         let mut orders = Vec::new();
         for Job { word, record } in jobs {
             words.insert(record.id.clone(), word);
-            orders.push(order(record));
+            orders.push(SignalRequest::wait(record));
         }
         if orders.is_empty() {
             return round;
@@ -281,6 +341,103 @@ impl Watch {
         });
         round
     }
+
+    /// The same for a line of their output; `searched` is how far each job's was searched.
+    fn search(
+        &self,
+        line: &mut HostConnection<'_>,
+        jobs: Vec<Job>,
+        pattern: &Pattern,
+        searched: &mut HashMap<JobId, [u64; 2]>,
+        round: &mut Round,
+        report: &dyn Fn(Report),
+    ) {
+        if jobs.is_empty() {
+            return;
+        }
+        let searches = jobs.iter().map(|job| Search {
+            place: job.record.job_dir(),
+            at: searched.get(&job.record.id).copied().unwrap_or_default(),
+        });
+        let searches: Vec<Search> = searches.collect();
+        let left = || self.end.saturating_duration_since(Instant::now());
+        let (host, slice) = (line.host(), left().min(SEARCH_SLICE));
+        let answers = line.ask(|shell| search(&host, shell, &searches, pattern.as_str(), slice));
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(failure) => {
+                for job in jobs {
+                    if round.goes_on(&failure) {
+                        round.open.push(job);
+                    } else {
+                        report(Report::failed(job, failure.clone()));
+                    }
+                }
+                return;
+            }
+        };
+        for (Job { word, record }, answer) in jobs.into_iter().zip(answers) {
+            let is_over = matches!(answer, Searched::Over(..));
+            let (outcome, found) = match answer {
+                Searched::Open(at) => {
+                    searched.insert(record.id.clone(), at);
+                    (Outcome::of(record), None)
+                }
+                Searched::Over(seen, found) => {
+                    let mut outcome = Outcome::seen(record, seen);
+                    outcome.error = match &found {
+                        Some(_) => None,
+                        None => outcome.error.or_else(|| lineless(line, &outcome.record)),
+                    };
+                    (outcome, found)
+                }
+            };
+            let is_open = match &outcome.error {
+                Some(failure) => round.goes_on(failure),
+                None => {
+                    round.answered = true;
+                    let is_final = is_over && outcome.record.state.is_finished();
+                    found.is_none() && !is_final && !left().is_zero()
+                }
+            };
+            if is_open {
+                // Its files are not there yet.
+                std::thread::sleep(if is_over {
+                    START_PAUSE.min(left())
+                } else {
+                    Duration::ZERO
+                });
+                let record = outcome.record;
+                round.open.push(Job { word, record });
+            } else {
+                report(Report {
+                    found,
+                    ..Report::new(word, Ok(outcome))
+                });
+            }
+        }
+    }
+}
+
+/// Why a job will not have the line that is waited for; nothing for a lost job and one that is about to start.
+fn lineless(line: &mut HostConnection<'_>, record: &Record) -> Option<Failure> {
+    let label = record.label();
+    let message = match record.state {
+        State::Exited => {
+            let (ended, last) = (terminal::ended(record), last_lines(line, &record.job_dir()));
+            match last.as_str() {
+                "" => format!("{label}: {ended} without such a line"),
+                last => format!("{label}: {ended} without such a line; its last lines:{last}"),
+            }
+        }
+        State::Running | State::Stopped => {
+            format!(
+                "{label}: it runs, but its files are gone from its host, and its output with them"
+            )
+        }
+        State::Starting | State::Lost | State::Unknown => return None,
+    };
+    Some(Failure::new(Kind::Failed, message))
 }
 
 /// What came of a while of waiting.
@@ -342,22 +499,11 @@ impl Outage {
     }
 }
 
-fn order(record: Record) -> SignalRequest {
-    SignalRequest {
-        record,
-        signal: None,
-        then: None,
-        target: Target::Group,
-        wake: false,
-        ways: Ways::Any,
-    }
-}
-
 /// The state to show: nothing can be said of a job whose host could not be asked.
 fn state(outcome: &Outcome) -> State {
     match outcome.error {
-        Some(_) => State::Unknown,
-        None => outcome.record.state,
+        Some(_) if outcome.record.state != State::Exited => State::Unknown,
+        _ => outcome.record.state,
     }
 }
 
@@ -372,7 +518,8 @@ fn line(record: &Record) -> String {
 }
 
 /// 124 if any job still runs, else 255, else 125, else the status of the last one.
-fn status(reports: &[Report]) -> u8 {
+fn status(reports: &[Report], for_line: bool) -> u8 {
+    let status_of = if for_line { status_of_line } else { status_of };
     let statuses: Vec<Status> = reports.iter().map(status_of).collect();
     [exit::TIMED_OUT, exit::UNREACHABLE, exit::LOST]
         .into_iter()
@@ -403,6 +550,16 @@ fn status_of(report: &Report) -> Status {
         (_, failure) => {
             Status::Ours(failure.map_or(exit::LOST, |failure| status_of_failure(failure.kind)))
         }
+    }
+}
+
+/// The same for a line: 0 if it was found, 1 if the job ended without.
+fn status_of_line(report: &Report) -> Status {
+    match (&report.outcome, report.failure()) {
+        _ if report.found.is_some() => Status::Jobs(exit::DONE),
+        (_, Some(failure)) if failure.kind == Kind::Failed => Status::Jobs(exit::FAILED),
+        (Ok(outcome), None) if outcome.record.state != State::Lost => Status::Ours(exit::TIMED_OUT),
+        _ => status_of(report),
     }
 }
 

@@ -19,6 +19,8 @@ use crate::connection::HostConnection;
 use crate::error::{Failure, Kind};
 use crate::job::{self, Record, Target};
 pub use crate::job::{Sent, Via};
+use crate::remote::Seen;
+use crate::remote::signal::Answer;
 use crate::signal::Signal;
 
 /// The shortest time from one script of a wait to the next.
@@ -45,6 +47,20 @@ pub struct SignalRequest {
     pub wake: bool,
     /// Which ways the signals may take.
     pub ways: Ways,
+}
+
+impl SignalRequest {
+    /// Sends nothing.
+    pub fn wait(record: Record) -> Self {
+        Self {
+            record,
+            signal: None,
+            then: None,
+            target: Target::Group,
+            wake: false,
+            ways: Ways::Any,
+        }
+    }
 }
 
 /// How a signal may be delivered.
@@ -80,6 +96,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What a host's word on a job comes to for whoever waits for it.
+    pub fn seen(record: Record, seen: Seen) -> Self {
+        let mut delivery = Delivery::new(SignalRequest::wait(record), "");
+        delivery.answer(Answer::State(seen), true);
+        delivery.outcome
+    }
+
     /// A job that nothing was done to.
     pub fn of(record: Record) -> Self {
         Self {

@@ -10,6 +10,7 @@ pub mod output;
 #[cfg(feature = "serve")]
 pub mod pids;
 mod script;
+pub mod search;
 mod seen;
 pub mod signal;
 pub mod start;

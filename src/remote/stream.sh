@@ -336,8 +336,8 @@ bury() {
 		esac
 	done
 	rm -rf "$@"
-	find .. -name gone -mmin +1 | while read -r file; do
-		rm -rf "${file%/gone}"
+	find .. -name gone -mmin +1 | while read -r gone; do
+		rm -rf "${gone%/gone}"
 	done
 } 2>/dev/null
 

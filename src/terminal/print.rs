@@ -18,8 +18,12 @@ pub struct Output {
 
 impl Output {
     pub fn line(&mut self, text: impl Display) {
+        self.bytes(format!("{text}\n").as_bytes());
+    }
+
+    pub fn bytes(&mut self, bytes: &[u8]) {
         if self.error.is_none() {
-            self.error = write_line(&text).err();
+            self.error = write(bytes).err();
         }
     }
 
@@ -40,13 +44,13 @@ impl Output {
     }
 }
 
-fn write_line(text: &impl Display) -> io::Result<()> {
+fn write(bytes: &[u8]) -> io::Result<()> {
     // The standard library puts /dev/null in the place of a closed standard output.
     if sys::process::is_stdout_closed() {
         return Err(Errno::EBADF.into());
     }
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
+    out.write_all(bytes)?;
     out.flush()
 }
 

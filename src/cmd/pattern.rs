@@ -1,0 +1,93 @@
+//! The regular expression that `wait --for` takes.
+
+use std::io::ErrorKind;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use crate::connection::HostConnection;
+use crate::escape::printable;
+use crate::remote::output::{From, Progress, Wanted, read};
+
+/// How many lines of each stream a message shows, and of how many bytes.
+const LAST_LINES: u64 = 3;
+const LAST_LINE_MAX: usize = 200;
+const SHOWN_MAX: usize = 64 << 10;
+
+/// An extended regular expression for one line. Its host's grep evaluates it, in the C locale.
+#[derive(Clone, Debug)]
+pub struct Pattern(Arc<str>);
+
+impl Pattern {
+    /// Refuses what this machine's grep refuses, if there is one: the host's may still refuse more.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.contains(['\n', '\0']) {
+            return Err(
+                "it is matched against single lines: it can't hold a line break or NUL".to_owned(),
+            );
+        }
+        let checked = Command::new("grep")
+            .args(["-E", "-e", text])
+            .env("LC_ALL", "C")
+            .env_remove("GREP_OPTIONS")
+            .stdin(Stdio::null())
+            .output();
+        match checked {
+            Err(error) if error.kind() == ErrorKind::ArgumentListTooLong => {
+                Err("it is too long".to_owned())
+            }
+            Ok(output) if output.status.code() == Some(2) => {
+                let said = output
+                    .stderr
+                    .split(|byte| *byte == b'\n')
+                    .next()
+                    .unwrap_or_default();
+                let said = printable(said, LAST_LINE_MAX);
+                Err(said.trim_start_matches("grep: ").to_owned())
+            }
+            _ => Ok(Self(text.into())),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The last lines of a job's output, each behind a line break, for a message.
+pub fn last_lines(line: &mut HostConnection<'_>, place: &str) -> String {
+    let wanted = Wanted {
+        place,
+        out: true,
+        err: true,
+        from: From::LastLines(LAST_LINES),
+        follow: false,
+        pause: None,
+        enough: None,
+    };
+    let (host, mut texts) = (line.host(), [vec![], vec![]]);
+    let result = line.ask(|shell| {
+        texts = [vec![], vec![]];
+        read(
+            &host,
+            shell,
+            &wanted,
+            &mut Progress::default(),
+            &mut |stream, bytes| {
+                let text: &mut Vec<u8> = &mut texts[stream as usize];
+                text.extend_from_slice(bytes);
+                text.drain(..text.len().saturating_sub(SHOWN_MAX));
+                Ok(())
+            },
+        )
+    });
+    if result.is_err() {
+        return String::new();
+    }
+    let lines = texts
+        .iter()
+        .flat_map(|text| text.split(|byte| *byte == b'\n'));
+    lines
+        .filter(|line| !line.is_empty())
+        .map(|line| format!("\n  {}", printable(line, LAST_LINE_MAX)))
+        .collect()
+}

@@ -1,0 +1,164 @@
+//! The script that searches the output of jobs for a line.
+
+use std::time::Duration;
+
+use super::answer::{Listener, Stream, garbage, hear, patience};
+use super::script::{Script, file};
+use super::seen::{Seen, indexed, job_line};
+use crate::connection::Shell;
+use crate::error::{Failure, Kind};
+use crate::escape::printable;
+
+/// The longest line that a host passes on, in bytes; see search.sh.
+const LINE_MAX: usize = 1 << 20;
+
+/// A job whose output is searched.
+pub struct Search {
+    /// See [`crate::job::Record::job_dir`].
+    pub place: String,
+    /// How far both streams were searched before.
+    pub at: [u64; 2],
+}
+
+/// A line that was searched for.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub stream: Stream,
+    /// Without its newline.
+    pub line: Vec<u8>,
+}
+
+/// What came of searching one job's output.
+pub enum Searched {
+    /// No line yet: so far both streams were searched.
+    Open([u64; 2]),
+    /// How the job stands; it is searched to its end, or can't be, where no line was found.
+    Over(Seen, Option<Found>),
+}
+
+struct Searching<'a> {
+    host: &'a str,
+    seen: Vec<Option<Seen>>,
+    open: Vec<Option<[u64; 2]>>,
+    /// The job whose line comes.
+    found: Option<(usize, Found)>,
+    refused: Option<String>,
+}
+
+impl Listener for Searching<'_> {
+    fn line(&mut self, line: &str) -> Result<(), Failure> {
+        let malformed = || garbage(self.host, line.as_bytes());
+        if let Some(why) = line.strip_prefix("bad ") {
+            self.refused = Some(printable(why, 300));
+            return Ok(());
+        }
+        match indexed(line, self.seen.len()) {
+            Some(("found", index, word)) => {
+                let stream = match word {
+                    "out" => Stream::Out,
+                    "err" => Stream::Err,
+                    _ => return Err(malformed()),
+                };
+                self.found = Some((
+                    index,
+                    Found {
+                        stream,
+                        line: vec![],
+                    },
+                ));
+            }
+            Some(("at", index, words)) => {
+                let at = words
+                    .split_once(' ')
+                    .and_then(|(out, err)| Some([out.parse().ok()?, err.parse().ok()?]));
+                self.open[index] = Some(at.ok_or_else(malformed)?);
+            }
+            _ => {
+                let (index, seen) = job_line(self.host, line, self.seen.len())?;
+                self.seen[index] = Some(seen);
+            }
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, _: Stream, bytes: &[u8]) -> Result<(), Failure> {
+        match &mut self.found {
+            Some((_, found)) if found.line.len() + bytes.len() <= LINE_MAX => {
+                found.line.extend_from_slice(bytes);
+                Ok(())
+            }
+            _ => Err(garbage(self.host, b"more than a line")),
+        }
+    }
+}
+
+/// Searches the output of jobs for a line that matches an extended regular expression, for `time` at most or until one
+/// is found. Gives what came of each job.
+pub fn search(
+    host: &str,
+    shell: &mut dyn Shell,
+    jobs: &[Search],
+    regex: &str,
+    time: Duration,
+) -> Result<Vec<Searched>, Failure> {
+    let script = Script::search(jobs, regex, time)?;
+    let mut searching = Searching {
+        host,
+        seen: vec![None; jobs.len()],
+        open: vec![None; jobs.len()],
+        found: None,
+        refused: None,
+    };
+    hear(
+        host,
+        shell,
+        &script,
+        Some(patience() * 4 + time * 2),
+        &mut searching,
+    )?;
+    if let Some(why) = searching.refused {
+        let message = format!("{host}: the regular expression can't be used there: {why}");
+        return Err(Failure::new(Kind::Failed, message));
+    }
+    // Each line has its end, unless it is cut short. None: the part of the log that it was in has just been removed.
+    let found = searching.found.take_if(|(_, found)| !found.line.is_empty());
+    let (index, found) = found.unzip();
+    let mut found = found.map(|mut found| {
+        found.line.pop_if(|byte| *byte == b'\n');
+        found
+    });
+    let missing = || garbage(host, b"nothing about the job");
+    let answers = searching.seen.into_iter().zip(searching.open);
+    answers
+        .enumerate()
+        .map(|(job, answer)| match answer {
+            (Some(seen), _) if index == Some(job) => Ok(Searched::Over(seen, found.take())),
+            (_, Some(at)) => Ok(Searched::Open(at)),
+            (Some(seen), None) => Ok(Searched::Over(seen, None)),
+            (None, None) => Err(missing()),
+        })
+        .collect()
+}
+
+impl Script {
+    /// Searches the output of jobs.
+    fn search(jobs: &[Search], regex: &str, time: Duration) -> Result<Self, Failure> {
+        let mut script = Self::about_jobs()?;
+        script.set("regex", regex)?;
+        script.include(file!("stream"));
+        script.include(file!("search"));
+        for (
+            index,
+            Search {
+                place,
+                at: [out, err],
+            },
+        ) in jobs.iter().enumerate()
+        {
+            let (index, out, err) = (index.to_string(), out.to_string(), err.to_string());
+            script.call("search", &[&index, place, &out, &err])?;
+        }
+        script.call("find_line", &[&time.as_millis().to_string()])?;
+        Ok(script)
+    }
+}
