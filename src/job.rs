@@ -316,6 +316,9 @@ pub struct Record {
     /// It ran into the time limit that it was given, and was ended for that.
     #[serde(default)]
     pub timed_out: bool,
+    /// Its time limit or its tether could not end it.
+    #[serde(default)]
+    pub unkept: bool,
     /// What ended it, where that was not its own doing or a signal.
     pub ended_by: Option<EndedBy>,
     /// Its host or its container has begun again since it started.
@@ -359,6 +362,7 @@ impl Record {
             finished_at: None,
             exit_status: None,
             timed_out: false,
+            unkept: false,
             ended_by: None,
             rebooted: false,
             ephemeral: false,
@@ -424,6 +428,17 @@ impl Record {
         } else {
             "gone, and nothing recorded its end"
         }
+    }
+
+    /// What the user should know of a job that runs on.
+    pub fn caution(&self) -> Option<String> {
+        let runs = matches!(self.state, State::Running | State::Stopped);
+        (self.unkept && runs).then(|| {
+            format!(
+                "{}: its time limit or tether can't be kept: its processes now belong to another user",
+                self.label()
+            )
+        })
     }
 
     /// What ended it, if that was not its own doing or a signal.

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::programs::program_path;
-use crate::harness::{Fixture, Output, Process, Site, on_two_sites, poll_until, tool};
+use crate::harness::{Fixture, Invocation, Output, Process, Site, on_two_sites, poll_until, tool};
 use crate::jobs::{SOON, json_lines, pick};
 use crate::kit;
 
@@ -56,6 +56,10 @@ impl Machine {
 
     #[track_caller]
     fn run(&self, words: &[&str]) -> Output {
+        self.command(words).run()
+    }
+
+    fn command(&self, words: &[&str]) -> Invocation {
         let line = format!(
             "{1} && exec setpriv --reuid={0} --regid={0} --clear-groups \"$@\"",
             self.user, self.setup
@@ -72,7 +76,7 @@ impl Machine {
                 "sh",
             ])
             .arg(env!("CARGO_BIN_EXE_rsig"));
-        self.f.rsig.within(unshare).args(words).run()
+        self.f.rsig.within(unshare).args(words)
     }
 
     #[track_caller]
@@ -185,12 +189,28 @@ fn a_limit_that_cannot_be_kept_ends_nothing() {
     });
     assert_eq!(machine.state(&job), "running");
     machine
+        .run(&["ps"])
+        .stderr_has("its time limit or tether can't be kept");
+    machine.run(&["ps", "-q"]).stderr_is_empty();
+    machine
+        .run(&["wait", "--timeout", "100ms", &job])
+        .code(124)
+        .stderr_has("its time limit or tether can't be kept");
+    machine
         .run(&["kill", &job])
         .code(1)
         .stderr_has("another user");
     assert!(process.runs());
     process.kill();
-    machine.run(&["wait", &job]).code(137);
+    machine.run(&["wait", &job]).code(137).stderr_is_empty();
+    // In the foreground it is told while it goes on.
+    let words = [&["run", "--timeout", "300ms"][..], &words].concat();
+    let run = machine.command(&words).start();
+    run.wait_for_stderr("its time limit or tether can't be kept");
+    let sleep = |process: &&Process| process.cmdline == "sleep 1000";
+    let job = machine.f.processes();
+    job.iter().find(sleep).expect("it runs").kill();
+    run.wait().code(137);
 }
 
 on_two_sites! {

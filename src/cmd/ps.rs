@@ -90,6 +90,10 @@ impl Ps {
                 status = status.max(failure.kind.exit_status());
             }
         }
+        if !self.quiet {
+            let cautions = jobs.iter().filter_map(|job| job.record.caution());
+            cautions.for_each(|caution| warn(&caution));
+        }
         let mut out = Output::default();
         if self.json && self.resources {
             out.json(&jobs.iter().map(measured_json).collect::<Vec<_>>());

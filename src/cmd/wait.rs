@@ -92,6 +92,11 @@ impl Wait {
             if let Some(failure) = report.failure() {
                 warn(&failure.message);
             }
+            if let Ok(outcome) = &report.outcome
+                && let Some(caution) = outcome.record.caution()
+            {
+                self.common.note(&caution);
+            }
             match &report.outcome {
                 Ok(outcome) if self.json => {
                     let job = JobJson::new(&outcome.record, state(outcome));

@@ -89,6 +89,9 @@ pub trait Listener {
     /// The script takes lines from now on.
     fn begun(&mut self) {}
 
+    /// The job's time limit or its tether could not end it.
+    fn unkept(&mut self) {}
+
     /// How much of a job's input its host has.
     fn have(&mut self, words: &str) -> Result<(), Failure> {
         Err(Failure::new(
@@ -219,6 +222,10 @@ impl Framed {
                 (Phase::Data, b"paused") => {
                     self.ending = Ending::Paused;
                     Phase::Over
+                }
+                (Phase::Data, b"unkept") => {
+                    listener.unkept();
+                    Phase::Data
                 }
                 (Phase::Data, word) if word.starts_with(b"have ") => {
                     let text = String::from_utf8_lossy(word.get(5..).unwrap_or_default());

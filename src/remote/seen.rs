@@ -153,6 +153,7 @@ impl Seen {
             return;
         }
         record.state = state;
+        record.unkept = self.note == Some(Note::Unkept);
         match self.note {
             Some(Note::TimedOut) => {
                 record.timed_out = true;

@@ -38,6 +38,9 @@ pub trait Runner {
     /// The host has `total` bytes of the input, and room for so many more.
     fn have(&mut self, total: u64, room: u64);
 
+    /// The job's time limit or its tether could not end it.
+    fn unkept(&mut self);
+
     /// Whether the stream is to go on over another connection.
     fn wants_pause(&self) -> bool;
 
@@ -95,6 +98,10 @@ impl Listener for Streaming<'_> {
         let (total, room) = numbers.ok_or_else(|| garbage(self.host, words.as_bytes()))?;
         self.runner.have(total, u64::try_from(room).unwrap_or(0));
         Ok(())
+    }
+
+    fn unkept(&mut self) {
+        self.runner.unkept();
     }
 
     fn reply(&mut self) -> Option<Vec<u8>> {

@@ -269,7 +269,7 @@ stream() {
 		printf '%s %s\n' "$reader" "$rs_birth" >reader
 	fi
 	rs_mark data
-	step=5 round=0 patience=1000 cut='' fresh=1
+	step=5 round=0 patience=1000 cut='' fresh=1 told=''
 	while :; do
 		# Checked before the read, so that everything written before the end is read.
 		over=
@@ -305,6 +305,10 @@ stream() {
 		round=$((round + 1))
 		if [ -z "$over" ] && { [ -e status ] || [ $((round % 16)) -eq 0 ]; }; then
 			look
+			if [ -z "$told" ] && [ -e unkept ]; then
+				told=1
+				rs_mark unkept
+			fi
 		fi
 	done
 	if [ -n "$cut" ]; then

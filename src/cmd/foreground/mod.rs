@@ -553,6 +553,16 @@ impl Runner for Passing<'_, '_, '_, '_> {
         self.held.changed.notify_all();
     }
 
+    fn unkept(&mut self) {
+        let mut shared = self.held.shared();
+        if let Phase::Runs(record) = &mut shared.phase
+            && !std::mem::replace(&mut record.unkept, true)
+            && let Some(caution) = record.caution()
+        {
+            (self.held.note)(&caution);
+        }
+    }
+
     fn finish(&mut self, line: &str, now: bool) -> bool {
         let Some(input) = &self.input else {
             return true;
