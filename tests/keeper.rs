@@ -491,8 +491,10 @@ fn an_idle_keeper_goes() {
         .flatten()
         .collect();
     assert!(
-        left.iter()
-            .all(|entry| entry.path().extension().is_some_and(|e| e == "lock")),
+        left.iter().all(|entry| entry
+            .path()
+            .extension()
+            .is_some_and(|e| e == "lock" || e == "configuration")),
         "{left:?}"
     );
     nothing_is_left(&f);
@@ -636,7 +638,7 @@ fn a_flood_on_its_socket_stays_outside() {
         ]
         .concat()
     };
-    let version = format!("{}/6", env!("CARGO_PKG_VERSION"));
+    let version = format!("{}/7", env!("CARGO_PKG_VERSION"));
     let hello = frame(&format!("{{\"Hello\":{{\"version\":\"{version}\"}}}}"));
     let requests = frame("\"Status\"").repeat(2000);
     let shell = frame("\"Shell\"");

@@ -23,6 +23,7 @@ mod login;
 mod many;
 #[cfg(feature = "mcp")]
 mod mcp;
+mod moved;
 mod openssh;
 mod outage;
 mod ps;

@@ -1,7 +1,8 @@
 //! Commands that a signal ends, and the starts that are given up then.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -29,12 +30,17 @@ pub fn end_first_process() -> Result<(), Failure> {
 }
 
 /// Ends the process at the first signal that asks for it, after `last`. A signal that was ignored at the start stays so.
-pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<Caught, Failure> {
+    let caught = Caught::default();
     let all = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]
         .into_iter()
         .filter(|number| !sys::process::is_ignored(*number));
     let failed =
         |what: &str| Failure::new(Kind::Failed, format!("signals can't be caught: {what}"));
+    for signal in all.clone() {
+        signal_hook::flag::register(signal, Arc::clone(&caught.0))
+            .map_err(|error| failed(&error.to_string()))?;
+    }
     let mut signals = Signals::new(all).map_err(|error| failed(&error.to_string()))?;
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
@@ -46,8 +52,22 @@ pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
         .name("signals".into())
         .spawn(wait);
     started
-        .map(drop)
+        .map(|_| caught)
         .map_err(|error| failed(&error.to_string()))
+}
+
+/// Whether such a signal has come.
+#[derive(Default)]
+pub struct Caught(Arc<AtomicBool>);
+
+impl Caught {
+    /// Leaves the end of the process to the signal, if one has come: it reaches what this process has started too, and
+    /// what fails then is of no interest.
+    pub fn give_way(&self) {
+        while self.0.load(Ordering::Relaxed) {
+            std::thread::park();
+        }
+    }
 }
 
 /// Ends this process as the signal would have: a shell that runs a script stops it then.
@@ -138,8 +158,8 @@ impl Starts {
 pub fn give_up(line: DetachedConnection, id: &JobId) -> bool {
     let script = cancelling_script(id);
     let (sender, receiver) = mpsc::channel();
-    let (line, id) = (std::sync::Arc::new(line), id.clone());
-    let own = std::sync::Arc::clone(&line);
+    let (line, id) = (Arc::new(line), id.clone());
+    let own = Arc::clone(&line);
     let work = move || {
         let mut line = own.connection();
         let host = line.host();

@@ -61,7 +61,7 @@ impl Spawn {
         let command = self.job.check(self.command)?;
         let starts = Arc::new(Starts::default());
         let given_up = Arc::clone(&starts);
-        on_signal(move || given_up.give_up())?;
+        let caught = on_signal(move || given_up.give_up())?;
         let connect = self.connect.connect()?;
         let input = self
             .stdin
@@ -102,6 +102,7 @@ impl Spawn {
                     ids.push(record.label());
                 }
                 Err(failure) => {
+                    caught.give_way();
                     warn(&failure.message);
                     status = status.max(failure.kind.exit_status());
                 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::path::{KeeperPath, is_ours};
+use super::path::{KeeperPath, KnownConfiguration, is_ours};
 use super::protocol::{self, Frame, Reply, Request, Status, VERSION};
+use crate::connection::ssh;
 use crate::connection::{Chunk, Policy, Relays, Shell, ShellInput};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
@@ -153,13 +154,29 @@ fn shared(
     destination: &Destination,
     policy: &Policy,
 ) -> io::Result<Result<KeeperConnection, Failure>> {
-    let place = KeeperPath::of(destination)?;
     let connection = |ready, place| {
         Ok(Ok(KeeperConnection {
             place,
             private: None,
             ready: Some(ready),
         }))
+    };
+    let (place, configuration) = if destination.host.remote().is_none() {
+        (KeeperPath::of(destination)?, None)
+    } else {
+        let known = KnownConfiguration::of(destination)?;
+        if let Some(place) = known.keeper()
+            && let Some(ready) = KeeperClient::open(&place.socket)?
+        {
+            return connection(ready, place);
+        }
+        match ssh::ask(destination) {
+            Ok((answer, sources)) => (known.learn(answer.digest(), sources), Some(answer)),
+            Err(failure) => {
+                let message = format!("{destination}: {}", failure.message);
+                return Ok(Err(Failure::new(failure.kind, message)));
+            }
+        }
     };
     if let Some(ready) = KeeperClient::open(&place.socket)? {
         return connection(ready, place);
@@ -197,7 +214,7 @@ fn shared(
         // Not one after the other: where one has failed, all others would wait for each other to fail.
         return Err(io::Error::other("another command could not start it"));
     }
-    if let Err(failure) = start(destination, &place, policy, false)? {
+    if let Err(failure) = start(destination, &place, policy, false, configuration)? {
         return Ok(Err(failure));
     }
     drop(lock);
@@ -215,6 +232,7 @@ fn start(
     place: &KeeperPath,
     policy: &Policy,
     private: bool,
+    configuration: Option<ssh::Answer>,
 ) -> io::Result<Result<Child, Failure>> {
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -231,6 +249,7 @@ fn start(
         verbose: policy.verbose,
         quiet: policy.quiet,
         private,
+        configuration,
     };
     // Held open until the keeper has said how it went: it must not go on asking the user once this command has gone.
     let mut input = child.stdin.take();
@@ -277,6 +296,8 @@ pub struct KeeperSettings {
     pub quiet: bool,
     /// Be one command's own: end when the standard input does, and carry much.
     pub private: bool,
+    /// What ssh says of the destination, where it was asked already.
+    pub configuration: Option<ssh::Answer>,
 }
 
 /// A private keeper's process: it ends when its standard input does.
@@ -337,7 +358,7 @@ impl KeeperConnection {
     /// Starts a private keeper.
     pub fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
         let started = KeeperPath::private().and_then(|(place, directory)| {
-            let keeper = start(destination, &place, policy, true)?;
+            let keeper = start(destination, &place, policy, true, None)?;
             Ok(keeper.map(|child| PrivateKeeper {
                 place,
                 child: Mutex::new(child),

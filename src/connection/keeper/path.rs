@@ -6,10 +6,12 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::protocol::VERSION;
+use crate::connection::ssh::Sources;
 use crate::host::Destination;
 
 /// The longest path of a socket: `sun_path` of the narrowest system (unix(7); 104 on macOS and the BSDs), less what
@@ -30,8 +32,8 @@ pub struct KeeperPath {
 }
 
 impl KeeperPath {
-    /// Where the keeper of a destination is: found by what was typed, so that nothing has to be resolved, and by the
-    /// machine, since home directories are shared; and where jobs are to have what their command has, by that too.
+    /// Where the keeper of a prefix on this machine is: found by what was typed, and by the machine, since home directories
+    /// are shared; and where jobs are to have what their command has, by that too.
     pub fn of(destination: &Destination) -> io::Result<Self> {
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(destination)?);
@@ -109,6 +111,84 @@ impl KeeperPath {
 pub fn control_socket(keeper: &Path) -> io::Result<PathBuf> {
     let random = crate::job::random_hex::<4>().map_err(io::Error::other)?;
     Ok(keeper.with_file_name(format!("{random}.m")))
+}
+
+/// What is known of a destination's configuration: so a warm command need not ask ssh.
+///
+/// A destination is what was typed, on this machine, since home directories are shared, and in this network namespace.
+pub struct KnownConfiguration {
+    directory: PathBuf,
+    name: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Configuration {
+    digest: String,
+    sources: Sources,
+}
+
+impl KnownConfiguration {
+    pub fn of(destination: &Destination) -> io::Result<Self> {
+        let destination = serde_json::to_vec(destination)?;
+        Ok(Self {
+            directory: directory()?,
+            name: name(&[
+                &destination,
+                &machine(),
+                &network_namespace().to_le_bytes(),
+                VERSION.as_bytes(),
+            ]),
+        })
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.join(format!("{}.configuration", self.name))
+    }
+
+    /// Where the keeper for it is; none where ssh has to be asked.
+    pub fn keeper(&self) -> Option<KeeperPath> {
+        let text = fs::read(self.file()).ok()?;
+        let known: Configuration = serde_json::from_slice(&text).ok()?;
+        known
+            .sources
+            .are_current()
+            .then(|| self.keeper_of(&known.digest))
+    }
+
+    /// Notes what ssh has said.
+    pub fn learn(&self, digest: String, sources: Sources) -> KeeperPath {
+        let place = self.keeper_of(&digest);
+        let temporary = self.file().with_extension(std::process::id().to_string());
+        let written = serde_json::to_vec(&Configuration { digest, sources })
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(&temporary, text))
+            .and_then(|()| fs::rename(&temporary, self.file()));
+        if written.is_err() {
+            // Then the next command asks again.
+            let _ = fs::remove_file(&temporary);
+        }
+        place
+    }
+
+    fn keeper_of(&self, digest: &str) -> KeeperPath {
+        let name = name(&[self.name.as_bytes(), digest.as_bytes()]);
+        KeeperPath::in_directory(&self.directory, &name)
+    }
+}
+
+/// A name that stands for these parts.
+fn name(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    hex(hash.finalize().get(..BEGIN + END).unwrap_or_default())
+}
+
+/// The same address may be another host in another one. 0 where there are none.
+fn network_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }
 
 /// The sockets of this machine's keepers, whatever they are for.

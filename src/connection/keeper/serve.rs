@@ -137,7 +137,11 @@ fn begin(
         )
     };
     let transport = if order.destination.host.remote().is_some() {
-        Transport::Ssh(Box::new(ssh::connect(&order.destination, &policy)?))
+        Transport::Ssh(Box::new(ssh::connect(
+            &order.destination,
+            order.configuration.clone(),
+            &policy,
+        )?))
     } else {
         let control = path::control_socket(socket).map_err(failed)?;
         let master = Master::connect(&order.destination, control, &policy)?;

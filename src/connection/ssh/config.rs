@@ -9,23 +9,18 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs;
-use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, User};
+use nix::unistd::User;
 
+use super::sources::Answer;
 use super::tokens::{self, FOR_FILES, FOR_PROXY, Tokens};
 use crate::error::{Failure, Kind};
-use crate::escape::printable;
 use crate::host::{Connect, Destination, Remote, parse_port};
 
 /// `ConnectTimeout` where the configuration sets none.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// What ssh tries unasked, in its order, as `ssh -G` prints it.
 const DEFAULT_IDENTITIES: [&str; 7] = [
     "~/.ssh/id_rsa",
@@ -38,7 +33,7 @@ const DEFAULT_IDENTITIES: [&str; 7] = [
 ];
 
 /// A failure to make sense of the configuration.
-fn invalid(reason: impl Display) -> Failure {
+pub(super) fn invalid(reason: impl Display) -> Failure {
     Failure::new(Kind::Unreachable, reason.to_string())
 }
 
@@ -168,7 +163,7 @@ fn is_none(value: &str) -> bool {
 }
 
 /// Key and value of an `-o`.
-fn split_option(option: &str) -> Option<(&str, &str)> {
+pub(super) fn split_option(option: &str) -> Option<(&str, &str)> {
     let (key, value) = option.split_once(['=', ' ', '\t'])?;
     let value = value.trim_start_matches(['=', ' ', '\t']).trim_end();
     let unquoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
@@ -178,19 +173,17 @@ fn split_option(option: &str) -> Option<(&str, &str)> {
 /// The configuration of `destination`, and what the user should hear about it.
 ///
 /// Takes about 5 ms and runs the `Match exec` commands of the user's configuration.
-pub fn resolve(destination: &Destination) -> Result<(Resolved, Vec<String>), Failure> {
+pub fn resolve(
+    destination: &Destination,
+    answer: Answer,
+) -> Result<(Resolved, Vec<String>), Failure> {
     let (host, connect) = (&destination.host, &destination.connect);
     let Some(remote) = host.remote() else {
         return Err(invalid("this machine has no SSH configuration"));
     };
-    let uid = nix::unistd::getuid();
-    let user = User::from_uid(uid).ok().flatten().ok_or_else(|| {
-        invalid(format!(
-            "there is no entry for user id {uid} in the password database"
-        ))
-    })?;
-    let (options, warnings) = match ask_ssh(remote, connect, &user.dir)? {
-        Some((output, warnings)) => (Options::parse(&output), warnings),
+    let user = user()?;
+    let (options, warnings) = match answer.text {
+        Some(text) => (Options::parse(&text), answer.warnings),
         None => {
             let warning = "ssh not found; ignoring -F".to_owned();
             let warnings = connect.config.iter().map(|_| warning.clone()).collect();
@@ -207,110 +200,13 @@ pub fn resolve(destination: &Destination) -> Result<(Resolved, Vec<String>), Fai
     Ok((resolved, warnings))
 }
 
-/// The arguments of `ssh -G` for a destination.
-fn query_args(remote: &Remote, connect: &Connect) -> Vec<OsString> {
-    // -T: no remark about a terminal. ControlPath comes back expanded and is not used here, so it
-    // brings us %C, whose recipe changed between versions.
-    let mut args: Vec<OsString> = ["-G", "-T", "-o", "ControlPath=%C"]
-        .map(Into::into)
-        .to_vec();
-    let mut add = |flag: &str, value: OsString| args.extend([flag.into(), value]);
-    if let Some(config) = &connect.config {
-        add("-F", config.into());
-    }
-    if let Some(port) = connect.port.or(remote.port) {
-        add("-p", port.to_string().into());
-    }
-    if let Some(user) = connect.user.as_ref().or(remote.user.as_ref()) {
-        add("-l", user.into());
-    }
-    for identity in &connect.identities {
-        // Not -i: that skips a key whose private half is with an agent.
-        let mut option = OsString::from("IdentityFile=\"");
-        option.push(identity);
-        option.push("\"");
-        add("-o", option);
-    }
-    if let Some(jump) = &connect.jump {
-        add("-J", jump.into());
-    }
-    for option in &connect.options {
-        add("-o", option.into());
-    }
-    args.extend(["--".into(), remote.name.clone().into()]);
-    args
-}
-
-/// How long `ssh -G` may take, as a `Match exec` can hang: the `ConnectTimeout` of the command line,
-/// else the largest in the configuration file (which of them counts is only known afterwards).
-fn query_limit(connect: &Connect, home: &Path) -> Duration {
-    let timeout = |line: &str| -> Option<u64> {
-        let (key, value) = split_option(line.trim_start())?;
-        let is_timeout = key.eq_ignore_ascii_case("ConnectTimeout");
-        is_timeout.then(|| value.parse().ok())?.filter(|s| *s > 0)
-    };
-    let given = connect.options.iter().find_map(|option| timeout(option));
-    let file = connect.config.clone();
-    let file = file.unwrap_or_else(|| home.join(".ssh/config"));
-    let in_file = || {
-        fs::read_to_string(file)
-            .ok()?
-            .lines()
-            .filter_map(timeout)
-            .max()
-    };
-    given
-        .or_else(in_file)
-        .map_or(CONNECT_TIMEOUT, Duration::from_secs)
-}
-
-/// Runs a command to its end, without input.
-pub(super) fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let pid = Pid::from_raw(child.id().cast_signed());
-    let (sender, receiver) = mpsc::channel();
-    // The receiver is dropped at a timeout, so a failed send is harmless.
-    std::thread::spawn(move || drop(sender.send(child.wait_with_output())));
-    receiver.recv_timeout(limit).unwrap_or_else(|_| {
-        // Not reaped yet: the thread is still waiting for it.
-        let _ = kill(pid, Signal::SIGKILL);
-        let reason = format!("took longer than {} s (ConnectTimeout)", limit.as_secs());
-        Err(io::Error::new(ErrorKind::TimedOut, reason))
+pub(super) fn user() -> Result<User, Failure> {
+    let uid = nix::unistd::getuid();
+    User::from_uid(uid).ok().flatten().ok_or_else(|| {
+        invalid(format!(
+            "there is no entry for user id {uid} in the password database"
+        ))
     })
-}
-
-/// What `ssh -G` prints, and its warnings; none where there is no ssh program.
-fn ask_ssh(
-    remote: &Remote,
-    connect: &Connect,
-    home: &Path,
-) -> Result<Option<(String, Vec<String>)>, Failure> {
-    let limit = query_limit(connect, home);
-    let output = match output_within(Command::new("ssh").args(query_args(remote, connect)), limit) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == ErrorKind::TimedOut => {
-            let reason = "does a Match exec hang?";
-            return Err(invalid(format!("ssh -G {error}: {reason}")));
-        }
-        output => output.map_err(|error| invalid(format!("can't run ssh -G: {error}")))?,
-    };
-    let errors = String::from_utf8_lossy(&output.stderr);
-    let lines = errors.lines().map(str::trim).filter(|l| !l.is_empty());
-    let said: Vec<String> = lines.take(10).map(|line| printable(line, 300)).collect();
-    if !output.status.success() {
-        let reason = if said.is_empty() {
-            output.status.to_string()
-        } else {
-            said.join("; ")
-        };
-        let message = format!("ssh does not accept the configuration: {reason}");
-        return Err(invalid(message));
-    }
-    Ok(Some((String::from_utf8_lossy(&output.stdout).into(), said)))
 }
 
 impl Resolved {
@@ -723,41 +619,5 @@ pub mod tests {
         assert!(config.batch_mode);
         let bare = Options::from_command_line(&remote, &Connect::default()).unwrap();
         assert_eq!(bare.all("identityfile"), DEFAULT_IDENTITIES);
-    }
-
-    #[test]
-    fn ssh_is_asked_with_the_options_given() {
-        let connect = Connect {
-            port: Some(5),
-            config: Some("/c".into()),
-            jump: Some("gate".into()),
-            identities: vec!["/a b".into()],
-            options: vec!["BatchMode=yes".into()],
-            ..Connect::default()
-        };
-        let args = query_args(&"bob@web1:23".parse().unwrap(), &connect);
-        assert_eq!(
-            args.join(std::ffi::OsStr::new(" ")),
-            "-G -T -o ControlPath=%C -F /c -p 5 -l bob -o IdentityFile=\"/a b\" -J gate -o BatchMode=yes -- web1"
-        );
-    }
-
-    #[test]
-    fn ssh_may_take_as_long_as_a_connection() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config");
-        fs::write(&config, "Host a\n  ConnectTimeout 20\nconnecttimeout=40\n").unwrap();
-        let limit = |connect: &Connect| query_limit(connect, dir.path()).as_secs();
-        assert_eq!(limit(&Connect::default()), 15);
-        let in_file = Connect {
-            config: Some(config),
-            ..Connect::default()
-        };
-        assert_eq!(limit(&in_file), 40);
-        let given = Connect {
-            options: vec!["ConnectTimeout=3".into()],
-            ..in_file
-        };
-        assert_eq!(limit(&given), 3);
     }
 }

@@ -18,7 +18,8 @@ use super::handshake::{self, Stop};
 use super::hostkey::HostKeys;
 use super::link::{Clock, Link};
 use super::prompt::Prompter;
-use super::{auth, proxy, tcp};
+use super::sources::Answer;
+use super::{auth, proxy, query, tcp};
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -66,15 +67,27 @@ impl AsFd for Connection {
     }
 }
 
-/// Connects to `destination` and authenticates.
-pub fn connect(destination: &Destination, policy: &Policy) -> Result<Connection, Failure> {
-    establish(destination, policy).map_err(|failure| {
+/// Connects to `destination` and authenticates. `answer`: what ssh says of its configuration, where it was asked already.
+pub fn connect(
+    destination: &Destination,
+    answer: Option<Answer>,
+    policy: &Policy,
+) -> Result<Connection, Failure> {
+    establish(destination, answer, policy).map_err(|failure| {
         Failure::new(failure.kind, format!("{destination}: {}", failure.message))
     })
 }
 
-fn establish(destination: &Destination, policy: &Policy) -> Result<Connection, Failure> {
-    let (mut config, warnings) = config::resolve(destination)?;
+fn establish(
+    destination: &Destination,
+    answer: Option<Answer>,
+    policy: &Policy,
+) -> Result<Connection, Failure> {
+    let answer = match answer {
+        Some(answer) => answer,
+        None => query::ask(destination)?.0,
+    };
+    let (mut config, warnings) = config::resolve(destination, answer)?;
     config.batch_mode |= policy.batch;
     for warning in &warnings {
         (policy.warn)(warning);

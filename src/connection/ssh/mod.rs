@@ -13,7 +13,11 @@ mod keyfile;
 mod link;
 pub mod prompt;
 mod proxy;
+mod query;
+mod sources;
 mod tcp;
 mod tokens;
 
 pub use connect::connect;
+pub use query::ask;
+pub use sources::{Answer, Sources};

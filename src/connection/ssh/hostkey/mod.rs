@@ -22,9 +22,10 @@ use std::process::Command;
 pub use known_hosts::HostName;
 use known_hosts::{Line, Marker};
 
-use super::config::{Resolved, output_within};
+use super::config::Resolved;
 use super::key::PublicKey;
 use super::prompt::Prompter;
+use super::query::output_within;
 use super::tokens::FOR_COMMAND;
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};

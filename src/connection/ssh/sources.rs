@@ -1,0 +1,180 @@
+//! What an answer of `ssh -G` depends on: the files that ssh has read, and those that it would read if they were there.
+//!
+//! Not noticed: a new directory that an `Include` with a pattern for directories would find.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// How long an answer holds that a command or the network took part in, in seconds.
+const VOLATILE_MAX: u64 = 60;
+/// How old a change must be to show in a later stamp for certain, in seconds.
+const STAMP_STEP: u64 = 2;
+/// What ssh says of each file that it reads, and of an `Include` without a match.
+const READS: &str = "debug1: Reading configuration data ";
+const INCLUDES: &str = ": include ";
+const MATCHED_NONE: &str = " matched no files";
+/// The system's file. ssh names it itself where it is there.
+const SYSTEM: &str = "/etc/ssh/ssh_config";
+
+/// Device, inode, size, and the times of the last changes of content and inode; none of a file that is not there.
+type Stamp = Option<(u64, u64, u64, i64, i64, i64, i64)>;
+
+/// What ssh says of a destination's configuration.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Answer {
+    /// None where there is no ssh program.
+    pub(super) text: Option<String>,
+    pub(super) warnings: Vec<String>,
+    /// What ssh has said of its files.
+    #[serde(skip)]
+    pub(super) said: String,
+}
+
+impl Answer {
+    /// Tells this configuration from another.
+    pub fn digest(&self) -> String {
+        let digest = Sha256::digest(self.text.as_deref().unwrap_or_default());
+        digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sources {
+    stamps: Vec<(PathBuf, Stamp)>,
+    /// When to ask again in any case, in seconds since 1970.
+    until: Option<u64>,
+}
+
+impl Sources {
+    /// What is read from the words of `ssh -v -G`. `volatile`: the answer depends on more than files.
+    pub fn new(said: &str, config: Option<&Path>, home: &Path, volatile: bool) -> Self {
+        let mut paths = match config {
+            Some(config) => vec![config.to_owned()],
+            None => vec![home.join(".ssh/config"), SYSTEM.into()],
+        };
+        let main = paths.len();
+        paths.extend(read_files(said));
+        // A file may be added beside one that was included.
+        let beside: Vec<PathBuf> = paths
+            .iter()
+            .skip(main)
+            .filter(|path| !paths.iter().take(main).any(|own| own == *path))
+            .filter_map(|path| path.parent().map(Path::to_owned))
+            .collect();
+        paths.extend(beside);
+        paths.extend(said.lines().filter_map(|line| fruitless(line, home)));
+        paths.sort();
+        paths.dedup();
+        let stamps: Vec<(PathBuf, Stamp)> = paths
+            .into_iter()
+            .map(|path| {
+                let stamp = stamp(&path);
+                (path, stamp)
+            })
+            .collect();
+        let now = seconds();
+        let is_fresh = |stamp: &Stamp| {
+            stamp.is_some_and(|(.., changed, _)| {
+                u64::try_from(changed).is_ok_and(|changed| changed + STAMP_STEP > now)
+            })
+        };
+        let fresh = stamps.iter().any(|(_, stamp)| is_fresh(stamp));
+        let until = match (fresh, volatile) {
+            (true, _) => Some(now + STAMP_STEP),
+            (false, true) => Some(now + VOLATILE_MAX),
+            (false, false) => None,
+        };
+        Self { stamps, until }
+    }
+
+    /// Whether the answer still holds.
+    pub fn are_current(&self) -> bool {
+        let now = seconds();
+        self.until
+            .is_none_or(|until| now < until && until <= now + VOLATILE_MAX)
+            && self
+                .stamps
+                .iter()
+                .all(|(path, known)| stamp(path) == *known)
+    }
+}
+
+/// The files that ssh says it has read.
+pub fn read_files(said: &str) -> impl Iterator<Item = PathBuf> {
+    said.lines()
+        .filter_map(|line| line.strip_prefix(READS))
+        .map(PathBuf::from)
+}
+
+/// The deepest directory without a pattern of an `Include` that matched nothing.
+fn fruitless(line: &str, home: &Path) -> Option<PathBuf> {
+    let pattern = line.strip_suffix(MATCHED_NONE)?.split_once(INCLUDES)?.1;
+    let pattern = match pattern.strip_prefix("~/") {
+        Some(rest) => home.join(rest),
+        None => PathBuf::from(pattern),
+    };
+    let is_plain = |path: &Path| !path.to_string_lossy().contains(['*', '?', '[']);
+    pattern
+        .ancestors()
+        .skip(1)
+        .find(|path| is_plain(path))
+        .map(Path::to_owned)
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let file = fs::metadata(path).ok()?;
+    Some((
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec(),
+    ))
+}
+
+fn seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_the_directories_of_includes_are_watched() {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| home.path().join(name);
+        fs::create_dir(at("d")).unwrap();
+        fs::write(at("d/one"), "").unwrap();
+        fs::write(at("main"), "").unwrap();
+        let said = format!(
+            "OpenSSH_9.2\ndebug1: Reading configuration data {0}/main\n\
+             debug1: {0}/main line 1: include ~/none/*.conf matched no files\n\
+             debug1: Reading configuration data {0}/d/one\n",
+            home.path().display()
+        );
+        let main = at("main");
+        let now = || Sources::new(&said, Some(&main), home.path(), false);
+        for change in [|| "main", || "d/one", || "d/two", || "none"] {
+            let mut sources = now();
+            sources.until = None;
+            assert!(sources.are_current());
+            fs::write(at(change()), change()).unwrap();
+            assert!(!sources.are_current(), "{}", change());
+        }
+        // What has only just changed may change again unseen.
+        assert!(now().until.is_some());
+        let mut sources = Sources::new(&said, Some(&main), home.path(), true);
+        sources.until = Some(seconds());
+        assert!(!sources.are_current());
+    }
+}
