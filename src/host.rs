@@ -273,6 +273,9 @@ pub struct Connect {
     /// `--prefix` and `--sudo`: the words of a command in front of `/bin/sh -s` on the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub prefix: Vec<String>,
+    /// `--jobs-dir`: where jobs' files go on the host, if not to the home.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jobs_dir: Option<String>,
     /// What chooses the machine that a container is on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen: Option<Chosen>,
@@ -322,23 +325,21 @@ impl Destination {
         let Place::Container(container) = host.place() else {
             return Ok(Self { host, connect });
         };
-        let prefix = connect.prefix.clone();
         let chosen = Some(container.choose());
-        if connect
-            != (Connect {
-                prefix: prefix.clone(),
-                ..Connect::default()
-            })
-        {
+        let Connect {
+            prefix, jobs_dir, ..
+        } = connect.clone();
+        let kept = Connect {
+            prefix,
+            jobs_dir,
+            ..Connect::default()
+        };
+        if connect != kept {
             return Err(Failure::usage(format!(
                 "{host}: -p, -l, -i, -F, -J and -o are for hosts that are reached over SSH"
             )));
         }
-        let connect = Connect {
-            prefix,
-            chosen,
-            ..Connect::default()
-        };
+        let connect = Connect { chosen, ..kept };
         Ok(Self { host, connect })
     }
 
@@ -372,6 +373,14 @@ impl Destination {
         let words = self.connect.prefix.iter().map(String::as_str);
         // A NUL is in none of them: they come from an argument.
         (!self.connect.prefix.is_empty()).then(|| shlex::try_join(words).unwrap_or_default())
+    }
+
+    /// What the scripts there find a job by, whose directory is not known.
+    pub fn place_of(&self, id: &str) -> String {
+        match &self.connect.jobs_dir {
+            Some(jobs_dir) => format!("{jobs_dir}/{id}"),
+            None => id.to_owned(),
+        }
     }
 
     /// Whether jobs there are processes of this machine that this process can see.

@@ -289,8 +289,6 @@ pub struct Record {
     pub command: Vec<String>,
     /// The directory that it was to start in, as given.
     pub cwd: Option<String>,
-    /// Where its files go on the host, if not to the home.
-    pub jobs_dir: Option<String>,
     /// Its directory on the host.
     pub dir: Option<String>,
     /// How it stood when its host was last asked.
@@ -349,7 +347,6 @@ impl Record {
             destination,
             command,
             cwd: None,
-            jobs_dir: None,
             dir: None,
             state: State::Starting,
             pid: None,
@@ -411,7 +408,7 @@ impl Record {
     /// the host can tell whether it runs if the directory is gone.
     pub fn job_dir(&self) -> String {
         let Some(dir) = &self.dir else {
-            return self.id.to_string();
+            return self.destination.place_of(self.id.as_str());
         };
         match (self.pid, self.pgid, &self.birth, &self.boot, &self.machine) {
             (Some(pid), Some(pgid), Some(birth), Some(boot), Some(machine)) => {

@@ -43,6 +43,7 @@ mod terminal;
 mod tree;
 mod unwritable;
 mod usage;
+mod users;
 mod wait;
 mod wait_for;
 

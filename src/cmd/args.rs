@@ -142,6 +142,9 @@ pub struct WayArgs {
     /// Short for --prefix 'sudo -n -H [-u USER]'
     #[arg(long, value_name = "USER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     sudo: Option<String>,
+    /// The directory on the host for the job's files, instead of one in the home
+    #[arg(long, value_name = "DIR", value_parser = values::jobs_dir)]
+    jobs_dir: Option<String>,
 }
 
 /// The heading of these options on commands that start a job.
@@ -174,6 +177,7 @@ impl WayArgs {
         }
         let connect = Connect {
             prefix,
+            jobs_dir: self.jobs_dir,
             chosen: None,
             port: self.port,
             user,

@@ -303,7 +303,7 @@ fn learn_system(line: &mut HostConnection<'_>, record: &mut Record) -> Result<()
         return Ok(());
     }
     let host = line.host();
-    let seen = line.ask(|shell| look::see(&host, shell, &[record.id.as_str()]))?;
+    let seen = line.ask(|shell| look::see(&host, shell, &[&record.job_dir()]))?;
     seen.iter().for_each(|seen| seen.update(record));
     let failed = |what: &str| Failure::new(Kind::Failed, format!("{}: {what}", record.label()));
     if seen.iter().any(|seen| seen.standing == Standing::Foreign) {

@@ -123,9 +123,9 @@ impl Starts {
         let cancelled: Vec<_> = starts
             .drain(..)
             .map(|Start { record, asked }| {
-                let id = record.id.clone();
-                let thread =
-                    asked.map(|line| std::thread::Builder::new().spawn(move || give_up(line, &id)));
+                let place = record.job_dir();
+                let thread = asked
+                    .map(|line| std::thread::Builder::new().spawn(move || give_up(line, place)));
                 (record, thread)
             })
             .collect();
@@ -155,17 +155,17 @@ impl Starts {
 
 /// Cancels a start that was given up, and says whether the host has confirmed that in time. Where it has not, a shared
 /// keeper does it when it can.
-pub fn give_up(line: DetachedConnection, id: &JobId) -> bool {
-    let script = cancelling_script(id);
+pub fn give_up(line: DetachedConnection, place: String) -> bool {
+    let script = cancelling_script(&place);
     let (sender, receiver) = mpsc::channel();
-    let (line, id) = (Arc::new(line), id.clone());
+    let line = Arc::new(line);
     let own = Arc::clone(&line);
     let work = move || {
         let mut line = own.connection();
         let host = line.host();
         let cancelled = line
             .shell()
-            .and_then(|mut shell| cancel(&host, shell.as_mut(), &id));
+            .and_then(|mut shell| cancel(&host, shell.as_mut(), &place));
         // The receiver is dropped when the time is over.
         let _ = sender.send(cancelled.is_ok());
     };

@@ -156,9 +156,10 @@ pub fn meet(line: &mut HostConnection<'_>, jobs: Vec<Job>) -> (Vec<Job>, Vec<(Jo
         return (jobs, missing);
     }
     let host = line.host();
+    let jobs_dir = line.jobs_dir();
     let mut met = line
         .shell()
-        .and_then(|mut shell| remote::meet::meet(&host, shell.as_mut(), &ids))
+        .and_then(|mut shell| remote::meet::meet(&host, shell.as_mut(), &ids, jobs_dir))
         .map(Vec::into_iter);
     for mut job in jobs {
         if !job.record.is_unmet() {

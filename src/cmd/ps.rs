@@ -285,9 +285,10 @@ fn discover(context: &mut Context, hosts: &[Host], listing: &mut Listing) -> Res
         hosts,
         |line, destination: Destination, sender| {
             let host = line.host();
+            let jobs_dir = line.jobs_dir();
             let found = line
                 .shell()
-                .and_then(|mut shell| remote::discover(&host, shell.as_mut()));
+                .and_then(|mut shell| remote::discover(&host, shell.as_mut(), jobs_dir));
             drop(sender.send((destination, found)));
         },
     );

@@ -247,7 +247,8 @@ fn launch(
         mut record,
         directory,
     } = job;
-    let id = record.id.clone();
+    let (id, place) = (record.id.clone(), record.job_dir());
+    let jobs_dir = record.destination.connect.jobs_dir.clone();
     let words = || -> anyhow::Result<(String, String)> {
         Ok((
             job::random_hex::<16>()?,
@@ -271,6 +272,7 @@ fn launch(
         id: &id,
         cookie: &cookie,
         meta: &meta,
+        jobs_dir: jobs_dir.as_deref(),
         command: &request.command,
         env: &env,
         directory,
@@ -311,7 +313,9 @@ fn launch(
             }
             // A connection that another command made may have been broken for long: then nothing has reached the host.
             // Should it have after all, the id is taken there, and that job is found.
-            Err(failure) if failure.kind.is_outage() && stale && !again && is_absent(line, &id) => {
+            Err(failure)
+                if failure.kind.is_outage() && stale && !again && is_absent(line, &place) =>
+            {
                 again = true;
             }
             Err(failure) => return after_a_break(line, record, failure),
@@ -353,12 +357,12 @@ fn settle(context: &mut Context, launched: Launched) -> Result<Spawned, Failure>
 }
 
 /// Whether the host, asked over a new connection, knows nothing of a job.
-fn is_absent(line: &mut HostConnection<'_>, id: &JobId) -> bool {
+fn is_absent(line: &mut HostConnection<'_>, place: &str) -> bool {
     line.hang_up();
     let host = line.host();
     let seen = line
         .shell()
-        .and_then(|mut shell| look::see(&host, shell.as_mut(), &[id.as_str()]));
+        .and_then(|mut shell| look::see(&host, shell.as_mut(), &[place]));
     seen.is_ok_and(|seen| {
         matches!(
             seen.as_slice(),
@@ -461,14 +465,14 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
 
 /// The host gave no answer that tells: looks whether the job runs, or never started.
 fn after_a_break(line: &mut HostConnection<'_>, mut record: Record, failure: Failure) -> Launched {
-    let host = line.host();
+    let (host, place) = (line.host(), record.job_dir());
     let mut seen = None;
     let began = Instant::now();
     for attempt in 0..LOOKS_MAX {
         line.hang_up();
         let answer = line
             .shell()
-            .and_then(|mut shell| look::see(&host, shell.as_mut(), &[record.id.as_str()]));
+            .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
         seen = match answer {
             Ok(mut seen) => seen.pop(),
             Err(failure) if failure.kind.is_outage() => None,

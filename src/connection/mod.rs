@@ -367,6 +367,11 @@ impl<'a> HostConnection<'a> {
         self.destination.to_string()
     }
 
+    /// Where jobs' files go, if not to the home.
+    pub fn jobs_dir(&self) -> Option<&'a str> {
+        self.destination.connect.jobs_dir.as_deref()
+    }
+
     /// Connects, unless that was done.
     pub fn connect(&mut self) -> Result<(), Failure> {
         self.way().map(drop)

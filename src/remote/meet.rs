@@ -124,9 +124,14 @@ impl Met {
     }
 }
 
-/// Asks a host about some jobs.
-pub fn meet(host: &str, shell: &mut dyn Shell, ids: &[JobId]) -> Result<Vec<Met>, Failure> {
-    let met = ask(host, shell, &Script::meet(ids)?, ids.to_vec())?;
+/// Asks a host about some jobs, whose files are in `jobs_dir` if not in the home.
+pub fn meet(
+    host: &str,
+    shell: &mut dyn Shell,
+    ids: &[JobId],
+    jobs_dir: Option<&str>,
+) -> Result<Vec<Met>, Failure> {
+    let met = ask(host, shell, &Script::meet(ids, jobs_dir)?, ids.to_vec())?;
     if met.len() == ids.len() {
         Ok(met)
     } else {
@@ -135,8 +140,12 @@ pub fn meet(host: &str, shell: &mut dyn Shell, ids: &[JobId]) -> Result<Vec<Met>
 }
 
 /// Asks a host for all jobs of this user.
-pub fn discover(host: &str, shell: &mut dyn Shell) -> Result<Vec<Met>, Failure> {
-    ask(host, shell, &Script::discover()?, Vec::new())
+pub fn discover(
+    host: &str,
+    shell: &mut dyn Shell,
+    jobs_dir: Option<&str>,
+) -> Result<Vec<Met>, Failure> {
+    ask(host, shell, &Script::discover(jobs_dir)?, Vec::new())
 }
 
 /// Hears what a script says of the jobs with these ids, and of those that it finds itself.
@@ -200,16 +209,18 @@ fn ask(
 
 impl Script {
     /// Tells of some jobs all that the host knows.
-    pub(super) fn meet(ids: &[JobId]) -> Result<Self, Failure> {
+    pub(super) fn meet(ids: &[JobId], jobs_dir: Option<&str>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
+        script.set_base(jobs_dir)?;
         script.include(file!("meet"));
         script.call_each("meet", &ids.iter().map(JobId::as_str).collect::<Vec<_>>())?;
         Ok(script)
     }
 
     /// Tells of all jobs.
-    pub(super) fn discover() -> Result<Self, Failure> {
+    pub(super) fn discover(jobs_dir: Option<&str>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
+        script.set_base(jobs_dir)?;
         script.include(file!("meet"));
         script.call("discover", &[])?;
         Ok(script)

@@ -109,6 +109,11 @@ impl Script {
         Ok(script)
     }
 
+    /// Has the directory of all jobs elsewhere than in the home.
+    pub(super) fn set_base(&mut self, jobs_dir: Option<&str>) -> Result<(), Failure> {
+        jobs_dir.map_or(Ok(()), |dir| self.set("rs_base", dir))
+    }
+
     /// Adds a file, without what only its readers need.
     pub(super) fn include(&mut self, file: &str) {
         self.body.extend_from_slice(&stripped(file));

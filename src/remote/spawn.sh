@@ -91,7 +91,12 @@ rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
 wait "$!" || rs_why=$(mkdir -m 700 "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
 rs_made=$rs_base/$rs_id
 case $rs_look in
-?????w* | ????????w*) rs_refuse home "other users can write to $rs_base: run chmod 700 $rs_base" ;;
+?????w* | ????????w*)
+	case $rs_base in
+	*/rsig/jobs) rs_refuse home "other users can write to $rs_base: run chmod 700 $rs_base" ;;
+	*) rs_refuse home "other users can write to $rs_base; it must be this user's alone, such as $rs_base/rsig-$(id -u)" ;;
+	esac
+	;;
 esac
 rs_private=$rs_base
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"

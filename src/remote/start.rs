@@ -26,6 +26,8 @@ pub struct StartRequest<'a> {
     pub cookie: &'a str,
     /// What the host keeps for whoever finds the job there: one line of JSON.
     pub meta: &'a str,
+    /// Where its files go, if not to the home.
+    pub jobs_dir: Option<&'a str>,
     /// The command and its arguments.
     pub command: &'a [OsString],
     /// Variables for its environment.
@@ -120,8 +122,8 @@ pub fn start(
 }
 
 /// Sees to it that a start that was given up does not happen, or that its job ends.
-pub fn cancel(host: &str, shell: &mut dyn Shell, id: &JobId) -> Result<(), Failure> {
-    let script = Script::cancel(id.as_str())?;
+pub fn cancel(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(), Failure> {
+    let script = Script::cancel(place)?;
     super::answer::hear(
         host,
         shell,
@@ -133,8 +135,8 @@ pub fn cancel(host: &str, shell: &mut dyn Shell, id: &JobId) -> Result<(), Failu
 }
 
 /// The same as text, for whoever runs it without reading an answer.
-pub fn cancelling_script(id: &JobId) -> Result<String, Failure> {
-    let text = Script::cancel(id.as_str())?.text(None);
+pub fn cancelling_script(place: &str) -> Result<String, Failure> {
+    let text = Script::cancel(place)?.text(None);
     String::from_utf8(text).map_err(|error| Failure::new(Kind::Failed, error.to_string()))
 }
 
@@ -299,7 +301,13 @@ fn refused(host: &str, rest: &str) -> Failure {
         ),
         "denied" => Failure::new(Kind::CommandDenied, format!("{host}: {why}")),
         "directory" => Failure::new(Kind::Failed, format!("{host}: {why}")),
-        "home" | "disk" => Failure::new(
+        "home" => Failure::new(
+            Kind::Failed,
+            format!(
+                "{host}: the job's files can't be written there: {why}; --jobs-dir DIR puts them elsewhere"
+            ),
+        ),
+        "disk" => Failure::new(
             Kind::Failed,
             format!("{host}: the job's files can't be written there: {why}"),
         ),
@@ -323,6 +331,7 @@ impl Script {
             TO_START
         })?;
         script.ahead = "rs_prepare; rs_remember";
+        script.set_base(order.jobs_dir)?;
         script.set("rs_id", order.id.as_str())?;
         script.set("rs_meta", order.meta)?;
         script.set("rs_cookie", order.cookie)?;
@@ -357,10 +366,10 @@ impl Script {
     }
 
     /// Prevents a start, or ends its job.
-    pub(super) fn cancel(id: &str) -> Result<Self, Failure> {
+    pub(super) fn cancel(place: &str) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("cancel"));
-        script.call("cancel", &[id])?;
+        script.call("cancel", &[place])?;
         Ok(script)
     }
 

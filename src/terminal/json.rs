@@ -52,7 +52,7 @@ impl<'a> JobJson<'a> {
             last_signal: record.last_signal.as_deref(),
             checked_at: record.checked_at.and_then(rfc3339),
             prefix: record.destination.prefix(),
-            jobs_dir: record.jobs_dir.as_deref(),
+            jobs_dir: record.destination.connect.jobs_dir.as_deref(),
             ended_by: record
                 .ended_by
                 .or(record.timed_out.then_some(EndedBy::Timeout)),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 52] = [
+const PROGRAMS: [(&str, &str); 54] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
@@ -54,6 +54,8 @@ const PROGRAMS: [(&str, &str); 52] = [
     ("ssh-keygen", "openssh-client"),
     ("sshd", "openssh-server"),
     ("stty", "coreutils"),
+    ("su", "util-linux"),
+    ("sudo", "sudo"),
     ("tail", "coreutils"),
     ("tcsh", "tcsh"),
     ("tr", "coreutils"),

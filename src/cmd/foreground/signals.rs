@@ -108,7 +108,7 @@ impl<'a> Held<'a> {
             (connection, shared.asked.clone())
         };
         if let (Some(connection), Some(id)) = (connection, asked)
-            && !give_up(connection, &id)
+            && !give_up(connection, self.destination.place_of(id.as_str()))
         {
             (self.note)(&format!(
                 "{}: job {id} may still start; its tether ends it then",

@@ -36,7 +36,10 @@ impl KeeperPath {
     /// are shared; and where jobs are to have what their command has, by that too.
     pub fn of(destination: &Destination) -> io::Result<Self> {
         let mut hash = Sha256::new();
-        hash.update(serde_json::to_vec(destination)?);
+        let mut destination = destination.clone();
+        // It makes no difference to a shell.
+        destination.connect.jobs_dir = None;
+        hash.update(serde_json::to_vec(&destination)?);
         hash.update(machine());
         hash.update(VERSION);
         let hash = hash.finalize();
