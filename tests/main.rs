@@ -5,6 +5,7 @@
 mod anywhere;
 mod clients;
 mod completion;
+mod config;
 mod containers;
 mod contrib;
 mod faults;

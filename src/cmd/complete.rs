@@ -26,7 +26,7 @@ use crate::escape::printable;
 use crate::host::Host;
 use crate::job::{Record, State};
 use crate::signal::{self, Os};
-use crate::state::{Store, Which};
+use crate::state::{Config, Store, Which};
 use crate::terminal::{print_bytes, warn};
 
 /// Names the shell that asks.
@@ -280,8 +280,19 @@ pub fn recorded_host(current: &OsStr) -> Vec<Candidate> {
 pub fn host(current: &OsStr) -> Vec<Candidate> {
     let mut candidates = recorded_host(current);
     candidates.extend(fitting_hosts(vec![Host::LOCAL.to_owned()], current));
-    candidates.extend(configured_host(current));
+    if !current.as_encoded_bytes().starts_with(b"@") {
+        candidates.extend(configured_host(current));
+    }
     candidates.extend(scheme_host(current));
+    if let Ok(config) = Config::current() {
+        let typed = current.to_string_lossy();
+        let names = config.names().into_iter();
+        candidates.extend(
+            names
+                .filter(|name| name.starts_with(&*typed))
+                .map(Candidate::new),
+        );
+    }
     candidates.sort();
     candidates.dedup();
     candidates

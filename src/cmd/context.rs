@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::allowed::AllowedHosts;
+use super::values::configured;
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
-use crate::host::{Connect, Destination};
+use crate::host::Connect;
 use crate::job::{BadJobId, JobWord, Record};
 use crate::state::Store;
 
@@ -68,11 +69,11 @@ impl Context {
             }
             None => self.store.resolve(word.as_str())?,
             Some((host, id)) => {
-                let destination = Destination::new(host.clone(), self.connect.clone())?;
+                let destination = configured().destination(host, &self.connect)?;
                 // Without options, the record knows the way; with others, it may be another machine's job.
                 let is_same = |record: &Record| {
                     if self.connect == Connect::default() {
-                        record.host() == host
+                        record.host() == &destination.host
                     } else {
                         record.destination == destination
                     }

@@ -67,8 +67,10 @@ impl Keeper {
 
 /// Ends the keepers of hosts, whatever options they connect with, or all keepers.
 fn stop(hosts: Option<&Hosts>, out: &mut Output) -> Result<(), Failure> {
-    let wanted: Option<Vec<String>> =
-        hosts.map(|hosts| hosts.0.iter().map(ToString::to_string).collect());
+    let wanted: Option<Vec<String>> = hosts.map(|hosts| {
+        let hosts = Hosts::all(std::slice::from_ref(hosts));
+        hosts.iter().map(ToString::to_string).collect()
+    });
     let mut missing = wanted.clone().unwrap_or_default();
     for (socket, status) in keepers()? {
         if wanted

@@ -5,6 +5,7 @@
 pub mod allowed;
 pub mod args;
 pub mod complete;
+mod config;
 pub mod context;
 pub mod deliver;
 mod ephemeral;
@@ -41,6 +42,8 @@ use std::ffi::OsString;
 use clap::{FromArgMatches as _, Subcommand as _};
 
 use crate::error::{Failure, Kind};
+use crate::state::Config;
+use crate::terminal;
 
 #[derive(Debug, clap::Subcommand)]
 #[command(about = env!("CARGO_PKG_DESCRIPTION"), long_about = None)]
@@ -55,6 +58,7 @@ pub enum Command {
     Rm(rm::Rm),
     History(history::History),
     Keeper(keeper::Keeper),
+    Config(config::Config),
     #[cfg(feature = "mcp")]
     Mcp(servers::Mcp),
     #[cfg(feature = "serve")]
@@ -78,10 +82,29 @@ impl Command {
     pub fn parse(mut words: Vec<OsString>) -> Self {
         let mut definition = definition();
         words::arrange(&definition, &mut words);
-        definition
+        let verb = words.get(1).cloned().unwrap_or_default();
+        let file = Config::current();
+        let configured = file
+            .clone()
+            .and_then(|file| Ok((config::applied(definition.clone(), file, &words)?, file)));
+        if let Ok((configured, _)) = &configured {
+            definition = configured.clone();
+        }
+        let parsed = definition
             .try_get_matches_from_mut(words)
-            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches))
-            .unwrap_or_else(|error| error.format(&mut definition).exit())
+            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches));
+        let fault = match (&parsed, configured) {
+            // Help is given with any configuration.
+            (Err(error), _) if !error.use_stderr() => None,
+            (_, Err(failure)) => Some(failure),
+            (Err(_), Ok((_, file))) => config::blamed(&definition, &verb.to_string_lossy(), file),
+            (Ok(_), Ok(_)) => None,
+        };
+        if let Some(failure) = fault {
+            terminal::warn(&failure.message);
+            std::process::exit(failure.kind.exit_status().into());
+        }
+        parsed.unwrap_or_else(|error| error.format(&mut definition).exit())
     }
 
     /// Runs the command, and gives its exit status.
@@ -100,6 +123,7 @@ impl Command {
             Self::Rm(rm) => rm.run(),
             Self::History(history) => history.run(),
             Self::Keeper(keeper) => keeper.run(),
+            Self::Config(config) => config.run(),
             #[cfg(feature = "mcp")]
             Self::Mcp(mcp) => mcp.run(),
             #[cfg(feature = "serve")]

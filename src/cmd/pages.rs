@@ -29,6 +29,7 @@ fn text(page: &str) -> &'static str {
         "rsig-wait" => include_str!("pages/rsig-wait.roff"),
         "rsig-tail" => include_str!("pages/rsig-tail.roff"),
         "rsig-ps" => include_str!("pages/rsig-ps.roff"),
+        "rsig-config" => include_str!("pages/rsig-config.roff"),
         "rsig-keeper" => include_str!("pages/rsig-keeper.roff"),
         "rsig-mcp" => include_str!("pages/rsig-mcp.roff"),
         "rsig-serve" => include_str!("pages/rsig-serve.roff"),

@@ -12,7 +12,7 @@ use super::args::{ConnectArgs, Parallel, Reach, job_word};
 use super::complete;
 use super::context::Context;
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
-use super::values::Hosts;
+use super::values::{Hosts, configured};
 use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Destination, Host};
@@ -142,7 +142,7 @@ pub struct Listing {
 pub fn ps(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
     let mut listing = Listing::default();
     if filter.discover {
-        discover(context, &Hosts::all(&filter.host), &mut listing)?;
+        discover(context, &filter.host, &mut listing)?;
         if filter.resources {
             ask(context, filter, &mut listing);
         }
@@ -273,9 +273,10 @@ fn see(line: &mut HostConnection<'_>, jobs: Vec<Job>, resources: bool, sender: &
 
 /// Lists all jobs that the hosts know, and the unfinished ones recorded here as theirs that they do not know. Jobs
 /// without a record here get one; a record that is here keeps what it says about the job and the way there.
-fn discover(context: &mut Context, hosts: &[Host], listing: &mut Listing) -> Result<(), Failure> {
+fn discover(context: &mut Context, hosts: &[Hosts], listing: &mut Listing) -> Result<(), Failure> {
     let connect = context.connect.clone();
-    let way = |host: &Host| Destination::new(host.clone(), connect.clone());
+    let way = |word: &Host| configured().destination(word, &connect);
+    let hosts: Vec<&Host> = hosts.iter().flat_map(|hosts| &hosts.0).collect();
     let asked = hosts.len();
     let hosts = hosts.iter().map(|host| Ok((way(host)?, way(host)?)));
     let hosts = hosts.collect::<Result<Vec<_>, Failure>>()?;

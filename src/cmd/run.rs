@@ -17,10 +17,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use super::args::{Common, ConnectArgs, JobArgs, KEPT};
 use super::context::{Context, SharedContext};
 use super::foreground::process;
-use super::values::Hosts;
+use super::values::{Hosts, configured};
 use super::{complete, foreground, several, start, values};
 use crate::error::{Failure, Kind};
-use crate::host::{Destination, Host};
+use crate::host::Host;
 use crate::remote::Stream;
 use crate::terminal::{self, warn};
 
@@ -83,7 +83,7 @@ impl Run {
         let command = self.job.check(std::mem::take(&mut self.command))?;
         let connect = self.connect.clone().connect()?;
         let request = |host: &Host| {
-            let destination = Destination::new(host.clone(), connect.clone())?;
+            let destination = configured().destination(host, &connect)?;
             Ok(foreground::Request {
                 spawn: start::Request {
                     job: self.job.clone(),
@@ -114,7 +114,8 @@ impl Run {
                     fail_fast: self.fail_fast,
                     note,
                 };
-                several::run(context, requests, options)
+                let words = self.host.0.iter().map(ToString::to_string);
+                several::run(context, words.zip(requests), options)
             }
         }
     }

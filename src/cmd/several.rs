@@ -100,19 +100,24 @@ enum Over {
 }
 
 /// Runs a job on each host, and gives the first status that is not 0 in their order.
-pub fn run(context: Context, requests: Vec<Request>, options: Options) -> Result<u8, Failure> {
+pub fn run(
+    context: Context,
+    hosts: impl Iterator<Item = (String, Request)>,
+    options: Options,
+) -> Result<u8, Failure> {
     let messages = mpsc::channel();
     let sender = messages.0.clone();
     process::signals(move |pass| sender.send(Message::Signal(pass)).is_ok())?;
-    let member = |request: &Request| Member {
-        word: request.spawn.destination.to_string(),
+    let (words, requests): (Vec<String>, Vec<Request>) = hosts.unzip();
+    let member = |word: String| Member {
+        word,
         signals: None,
         ran: false,
         status: exit::DONE,
         output: None,
     };
     let mut group = Group {
-        members: requests.iter().map(member).collect(),
+        members: words.into_iter().map(member).collect(),
         messages,
         permits: Arc::new(Permits::new(context.policy.parallel)),
         context: Arc::new(SharedContext::new(context)),
@@ -316,7 +321,7 @@ fn one(
     let mut lines = [false, true].map(|error_stream| Lines::new(word.to_owned(), error_stream));
     let mut output = gather.then(Gathered::default);
     let [out, err] = &mut lines;
-    let tether = request.tether;
+    let (tether, host) = (request.tether, format!("{}: ", request.spawn.destination));
     let broken = |error: io::Error| {
         let failure = Failure::new(Kind::Failed, error.to_string());
         // The receiver is dropped only at the end, so a failed send is harmless.
@@ -354,13 +359,9 @@ fn one(
             Some(failure.message),
         ),
     };
-    let label = format!("{word}: ");
     let message = message.map(|message| {
-        if message.starts_with(&label) {
-            message
-        } else {
-            label + &message
-        }
+        let why = message.strip_prefix(&host).unwrap_or(&message);
+        format!("{word}: {why}")
     });
     Ended {
         status,

@@ -14,9 +14,9 @@ use super::args::{Common, ConnectArgs, JobArgs, KEPT, Parallel};
 use super::complete;
 use super::interrupt::{Starts, on_signal};
 use super::start::{ONE_NAME, Request, Spawned, spawn_each};
-use super::values::Hosts;
+use super::values::{Hosts, configured};
 use crate::error::{Failure, Kind, exit};
-use crate::host::{Connect, Destination};
+use crate::host::Connect;
 use crate::remote::start::Input;
 use crate::terminal::{JobJson, Output, warn};
 
@@ -70,7 +70,7 @@ impl Spawn {
             .transpose()?
             .map(Arc::new);
         let requests = hosts.into_iter().map(|host| {
-            let destination = Destination::new(host, connect.clone())?;
+            let destination = configured().destination(&host, &connect)?;
             Ok(Request {
                 job: self.job.clone(),
                 input: input.clone(),

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -14,6 +15,7 @@ use crate::host::Host;
 use crate::hosts;
 use crate::remote::output::From as Start;
 use crate::signal::Os;
+use crate::state::Config;
 
 /// A hundred years: no clock can be set beyond its range.
 pub const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -142,6 +144,12 @@ impl TypedValueParser for Variables {
     }
 }
 
+/// The configuration of a command line that was read: it was found good then.
+pub fn configured() -> &'static Config {
+    static NONE: LazyLock<Config> = LazyLock::new(Config::default);
+    Config::current().unwrap_or(&NONE)
+}
+
 /// The hosts that a HOST word stands for: see [`hosts::expand`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hosts(pub Vec<Host>);
@@ -150,7 +158,11 @@ impl FromStr for Hosts {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let words = hosts::expand(text, &|_| None)?;
+        let config = Config::current().map_err(|failure| failure.message)?;
+        let words = hosts::expand(text, &|name| config.group(name))?;
+        if words.is_empty() {
+            return Err("the group is empty".to_owned());
+        }
         let host = |word: &String| {
             word.parse().map_err(|error| match error {
                 error if word == text => format!("{error}"),
@@ -162,9 +174,10 @@ impl FromStr for Hosts {
 }
 
 impl Hosts {
-    /// The hosts of an option that may be given several times.
+    /// Where jobs of these hosts are, for an option that may be given several times.
     pub fn all(options: &[Self]) -> Vec<Host> {
-        options.iter().flat_map(|hosts| hosts.0.clone()).collect()
+        let words = options.iter().flat_map(|hosts| &hosts.0);
+        words.map(|word| configured().host(word)).collect()
     }
 }
 

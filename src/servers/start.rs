@@ -7,9 +7,9 @@ use serde::Deserialize;
 use crate::cmd::args::JobArgs;
 use crate::cmd::context::Context;
 use crate::cmd::start::Request;
-use crate::cmd::values::{duration, is_variable};
+use crate::cmd::values::{configured, duration, is_variable};
 use crate::error::Failure;
-use crate::host::{Destination, Host};
+use crate::host::Host;
 use crate::job::JobName;
 
 /// A job to start
@@ -96,7 +96,7 @@ impl NewJob {
         }
         let timeout = self.timeout.map(|time| duration(&time)).transpose();
         let timeout = timeout.map_err(|error| Failure::usage(format!("timeout: {error}")))?;
-        let destination = Destination::new(self.host, context.connect.clone())?;
+        let destination = configured().destination(&self.host, &context.connect)?;
         let env = self.env.into_iter();
         let mut job = JobArgs {
             name: self.name,

@@ -19,10 +19,6 @@ pub const LOCK: &str = "lock";
 
 /// `RSIG_STATE_DIR`, else `$XDG_STATE_HOME/rsig`, else `~/.local/state/rsig`.
 pub fn state_directory() -> Result<PathBuf, Failure> {
-    let variable = |name| {
-        let value = std::env::var_os(name).filter(|value| !value.is_empty());
-        value.map(PathBuf::from)
-    };
     if let Some(directory) = variable("RSIG_STATE_DIR") {
         return std::path::absolute(directory).map_err(|error| {
             let why = explain(&error);
@@ -31,20 +27,31 @@ pub fn state_directory() -> Result<PathBuf, Failure> {
             ))
         });
     }
-    let absolute = |name| variable(name).filter(|directory| directory.is_absolute());
     if let Some(directory) = absolute("XDG_STATE_HOME") {
         return unless_of_another_user(&directory, directory.join("rsig"));
     }
-    let passwd = || {
-        User::from_uid(geteuid())
-            .ok()
-            .flatten()
-            .map(|user| user.dir)
-    };
-    let home = absolute("HOME").or_else(passwd).ok_or_else(|| {
+    let home = home().ok_or_else(|| {
         failed("no place for the state file: this user has no home directory; set HOME or RSIG_STATE_DIR")
     })?;
     unless_of_another_user(&home, home.join(".local/state/rsig"))
+}
+
+/// The path in a variable, unless that is empty.
+pub fn variable(name: &str) -> Option<PathBuf> {
+    let value = std::env::var_os(name).filter(|value| !value.is_empty());
+    value.map(PathBuf::from)
+}
+
+pub fn absolute(name: &str) -> Option<PathBuf> {
+    variable(name).filter(|directory| directory.is_absolute())
+}
+
+/// The user's home directory: `$HOME`, else that of the password database.
+pub fn home() -> Option<PathBuf> {
+    absolute("HOME").or_else(|| {
+        let user = User::from_uid(geteuid()).ok().flatten();
+        user.map(|user| user.dir)
+    })
 }
 
 /// Under sudo, HOME may still be the other user's: what root makes there, that user could not use.

@@ -5,6 +5,7 @@
 //! fsync, and the record of a new job ([`Store::insert`]) gets one. The hosts hold the truth about their jobs; this
 //! file knows where to ask.
 
+pub mod config;
 mod directory;
 mod failure;
 mod file;
@@ -12,6 +13,7 @@ mod find;
 pub mod history;
 mod rows;
 
+pub use config::Config;
 pub use directory::state_directory;
 pub use history::Signalled;
 
