@@ -31,6 +31,7 @@ mod ps;
 mod rm;
 mod run;
 mod selftest;
+mod send;
 #[cfg(feature = "serve")]
 mod serve;
 mod several;

@@ -550,16 +550,20 @@ fn the_scripts_are_clean() {
         .expect(name)
     };
     let about_jobs = ["frame", "host", "process", "lock", "look"];
-    let scripts: [(&[&str], &str); 7] = [
+    let scripts: [(&[&str], &str); 8] = [
         (
             &["frame", "host", "environ", "process", "spawn"],
             "rs_given= rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout=",
         ),
         (
             &["host", "process", "watch", "tether", "spool", "supervise"],
-            "rs_limit= rs_tether= rs_holder= rs_holder_birth= rs_input= rs_output= rs_errors= rs_beside=",
+            "rs_pipes= rs_open= rs_limit= rs_tether= rs_holder= rs_holder_birth= rs_input= rs_output= rs_errors= rs_beside=",
         ),
         (&["host", "process", "job"], "rs_directory="),
+        (
+            &[&about_jobs[..], &["deliver", "send"]].concat(),
+            "rs_nonce= claim= text= size= eof=",
+        ),
         (
             &[&about_jobs[..], &["deliver", "await"]].concat(),
             "rs_nonce=",

@@ -26,6 +26,7 @@ mod report;
 pub mod rm;
 mod run;
 mod select;
+pub mod send;
 #[cfg(any(feature = "mcp", feature = "serve"))]
 mod servers;
 mod several;
@@ -53,6 +54,7 @@ pub enum Command {
     Kill(kill::Kill),
     Stop(stop::Stop),
     Wait(wait::Wait),
+    Send(send::Send),
     Tail(tail::Tail),
     Ps(ps::Ps),
     Rm(rm::Rm),
@@ -118,6 +120,7 @@ impl Command {
             Self::Kill(kill) => kill.run(),
             Self::Stop(stop) => stop.run(),
             Self::Wait(wait) => wait.run(),
+            Self::Send(send) => send.run(),
             Self::Tail(tail) => tail.run(),
             Self::Ps(ps) => ps.run(),
             Self::Rm(rm) => rm.run(),

@@ -27,6 +27,7 @@ fn text(page: &str) -> &'static str {
         "rsig-kill" => include_str!("pages/rsig-kill.roff"),
         "rsig-stop" => include_str!("pages/rsig-stop.roff"),
         "rsig-wait" => include_str!("pages/rsig-wait.roff"),
+        "rsig-send" => include_str!("pages/rsig-send.roff"),
         "rsig-tail" => include_str!("pages/rsig-tail.roff"),
         "rsig-ps" => include_str!("pages/rsig-ps.roff"),
         "rsig-config" => include_str!("pages/rsig-config.roff"),

@@ -30,6 +30,9 @@ pub struct Spawn {
     /// if it is a terminal
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     stdin: Option<PathBuf>,
+    /// Leave the job's standard input open for `rsig send`
+    #[arg(long, conflicts_with = "stdin")]
+    stdin_open: bool,
     /// Write standard error into standard output, in order
     #[arg(long)]
     merge: bool,
@@ -74,6 +77,7 @@ impl Spawn {
             Ok(Request {
                 job: self.job.clone(),
                 input: input.clone(),
+                open: self.stdin_open,
                 merge: self.merge,
                 ..Request::new(destination, command.clone())
             })
@@ -117,7 +121,7 @@ impl Spawn {
 }
 
 /// All of a file, or of standard input for `-`. What has no known size is copied to an unnamed file first.
-fn whole_input(path: &Path) -> Result<Input, Failure> {
+pub fn whole_input(path: &Path) -> Result<Input, Failure> {
     let unreadable =
         |error: io::Error| Failure::usage(format!("--stdin {}: {error}", path.display()));
     let mut file = if path == Path::new("-") {

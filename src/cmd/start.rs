@@ -32,6 +32,8 @@ pub struct Request {
     pub job: JobArgs,
     /// What the job reads; else nothing.
     pub input: Option<Arc<Input>>,
+    /// `rsig send` gives the job its input.
+    pub open: bool,
     pub merge: bool,
     /// The job is removed once its output has been delivered.
     pub ephemeral: bool,
@@ -50,6 +52,7 @@ impl Request {
             command,
             job: JobArgs::default(),
             input: None,
+            open: false,
             merge: false,
             ephemeral: false,
             foreground: None,
@@ -278,6 +281,7 @@ fn launch(
         directory,
         stays: request.destination.stays(),
         input: request.input.as_deref(),
+        open: request.open,
         merge: request.merge,
         timeout: request.job.timeout,
         spool: foreground.map(|foreground| foreground.spool),

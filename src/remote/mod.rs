@@ -12,6 +12,7 @@ pub mod pids;
 mod script;
 pub mod search;
 mod seen;
+pub mod send;
 pub mod signal;
 pub mod start;
 pub mod stream;

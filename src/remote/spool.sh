@@ -1,6 +1,7 @@
 # The spool of a foreground job: writes its output to files that are removed once delivered, and feeds its input. A file's
 # name ends in the position of its first byte in the stream. Runs in the supervisor, before the job.
-# Given by the client: rs_limit, the number of bytes of a stream that may wait here; then the job blocks as on a full pipe.
+# Given by the client: rs_pipes, which of the streams out, err and in are pipes; rs_open, 1 if `rsig send` gives the input,
+# whose files are then complete as soon as they are there; rs_limit, the number of bytes of a stream that may wait here; then the job blocks as on a full pipe.
 
 # rs_sum FILE... : sets rs_total to the total size of the files.
 rs_sum() {
@@ -24,10 +25,12 @@ rs_waiting() {
 	done
 }
 
-# rs_go_on : sleeps shortly; exits when the job is over or never began.
+# rs_go_on : sleeps shortly, after a while without input for `rsig send` longer; exits when the job is over or never began.
 rs_go_on() {
 	[ -e made ] && [ ! -s status ] || exit
-	sleep 0.02 2>/dev/null || sleep 1
+	rs_idle=$((rs_idle + 1)) rs_time=0.02
+	[ -z "$rs_open" ] || [ "$rs_idle" -lt 100 ] || rs_time=0.2
+	sleep "$rs_time" 2>/dev/null || sleep 1
 }
 
 # rs_take STREAM : spools the pipe of that name. STREAM.end records where the stream ends; STREAM.full, that the disk was
@@ -72,18 +75,22 @@ rs_take() {
 rs_give() {
 	rs_clean
 	exec 7>in.pipe
-	rs_at=0 rs_all=
+	rs_at=0 rs_all='' rs_idle=0
 	until [ -e in.0 ] || [ -s in.end ]; do
 		rs_go_on
 	done
 	while [ -e "in.$rs_at" ]; do
 		exec 6<"in.$rs_at"
+		rs_given=
 		while :; do
 			# Checked before the read, so that everything written before is read.
 			[ ! -s in.end ] || read -r rs_all <in.end
-			rs_sum "in.$rs_at"
-			rs_next=$((rs_at + rs_total))
-			cat <&6 >&7 || exit
+			if [ -z "$rs_given" ]; then
+				rs_sum "in.$rs_at"
+				rs_next=$((rs_at + rs_total))
+				cat <&6 >&7 || exit
+				rs_given=$rs_open rs_idle=0
+			fi
 			if [ "$rs_next" = "$rs_all" ]; then
 				exit
 			elif [ "$rs_next" -gt "$rs_at" ] && [ -e "in.$rs_next" ]; then
@@ -97,15 +104,24 @@ rs_give() {
 }
 
 rs_spool() {
-	if ! rs_why=$(mkfifo -m 600 out.pipe err.pipe in.pipe 2>&1); then
+	rs_fifos=
+	for rs_part in $rs_pipes; do
+		rs_fifos="$rs_fifos $rs_part.pipe"
+	done
+	# shellcheck disable=SC2086
+	if ! rs_why=$(mkfifo -m 600 $rs_fifos 2>&1); then
 		printf 'disk %s\n' "$rs_why" >refused
 		exit
 	fi
-	# Here from the start, so that the client need not wait for them.
-	for rs_file in out.spare err.spare out.0 err.0; do
-		: >"$rs_file"
+	[ -z "$rs_open" ] || : >in.open
+	for rs_part in $rs_pipes; do
+		if [ "$rs_part" = in ]; then
+			rs_give </dev/null >/dev/null 2>&1 5>&- &
+			continue
+		fi
+		# Here from the start, so that the client need not wait for them.
+		: >"$rs_part.spare"
+		: >"$rs_part.0"
+		rs_take "$rs_part" >/dev/null 2>&1 5>&- &
 	done
-	rs_take out >/dev/null 2>&1 5>&- &
-	rs_take err >/dev/null 2>&1 5>&- &
-	[ "$rs_input" = /dev/null ] || rs_give </dev/null >/dev/null 2>&1 5>&- &
 }

@@ -42,6 +42,8 @@ pub struct StartRequest<'a> {
     pub timeout: Option<Duration>,
     /// Its input, which is on its host before it starts.
     pub input: Option<&'a Input>,
+    /// `rsig send` gives it its input.
+    pub open: bool,
     /// Its streams are passed on to whoever runs it in the foreground.
     pub spool: Option<Spool>,
     /// The job ends when whoever holds it is gone for so long.
@@ -64,6 +66,63 @@ impl Input {
     /// How many bytes there are.
     pub fn size(&self) -> u64 {
         self.size
+    }
+}
+
+/// Sends input to a script that asks for it.
+pub(super) struct Upload<'a> {
+    input: Option<&'a Input>,
+    asked: bool,
+    sent: u64,
+    /// The input can't be read: then the script has its end early.
+    pub(super) unread: Option<std::io::Error>,
+}
+
+impl<'a> Upload<'a> {
+    pub(super) fn new(input: Option<&'a Input>) -> Self {
+        Self {
+            input,
+            asked: false,
+            sent: 0,
+            unread: None,
+        }
+    }
+
+    /// Takes a line of the script. Returns whether it asks for the input.
+    pub(super) fn asks(&mut self, line: &str) -> bool {
+        let asks = line == "input" && self.input.is_some();
+        self.asked |= asks;
+        asks
+    }
+
+    /// Whether there is more to send.
+    pub(super) fn is_open(&self) -> bool {
+        let size = self.input.map_or(0, Input::size);
+        self.asked && self.sent < size && self.unread.is_none()
+    }
+
+    /// How long that may take: however slow the line is, it carries some kilobytes a second.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_secs(self.input.map_or(0, Input::size) >> 12)
+    }
+
+    /// The next piece.
+    pub(super) fn piece(&mut self) -> Option<Vec<u8>> {
+        let input = self.input.filter(|_| self.is_open())?;
+        let size = usize::try_from(input.size - self.sent)
+            .unwrap_or(PIECE)
+            .min(PIECE);
+        let mut piece = vec![0; size];
+        match input.file.read_exact_at(&mut piece, self.sent) {
+            Ok(()) => {
+                self.sent += size as u64;
+                Some(piece)
+            }
+            Err(error) => {
+                self.unread = Some(error);
+                None
+            }
+        }
     }
 }
 
@@ -158,19 +217,24 @@ pub fn start_and_hear(
     order: &StartRequest,
 ) -> Result<Result<(Started, Hearing), Failure>, Failure> {
     let script = Script::start(order)?;
-    let mut starting = Starting::new(host, order.input);
-    // However slow the line is, it carries some kilobytes a second.
-    let sending = Duration::from_secs(order.input.map_or(0, Input::size) >> 12);
+    let mut starting = Starting {
+        host,
+        upload: Upload::new(order.input),
+        started: Started::default(),
+        refusal: None,
+        complete: 0,
+    };
+    let sending = starting.upload.patience();
     let mut hearing = Hearing::begin(host, shell, &script)?;
     hearing.go_on(host, shell, Some(patience() * 2 + sending), &mut starting)?;
     let Starting {
         started,
         refusal,
         complete,
-        unread,
+        upload,
         ..
     } = starting;
-    if let Some(error) = unread {
+    if let Some(error) = upload.unread {
         return Ok(Err(Failure::new(
             Kind::Failed,
             format!("{host}: the job's input can't be read: {error}"),
@@ -186,37 +250,10 @@ pub fn start_and_hear(
 /// What has been said of a job that is being started, and how much of its input has been sent.
 struct Starting<'a> {
     host: &'a str,
-    input: Option<&'a Input>,
-    /// The host has asked for the input.
-    asked: bool,
-    sent: u64,
-    /// The input can't be read: then the script has its end early, and starts nothing.
-    unread: Option<std::io::Error>,
+    upload: Upload<'a>,
     started: Started,
     refusal: Option<Failure>,
     complete: u32,
-}
-
-impl<'a> Starting<'a> {
-    fn new(host: &'a str, input: Option<&'a Input>) -> Self {
-        let (started, refusal, unread) = (Started::default(), None, None);
-        Self {
-            host,
-            input,
-            asked: false,
-            sent: 0,
-            unread,
-            started,
-            refusal,
-            complete: 0,
-        }
-    }
-
-    /// The input, while it is asked for and not all sent.
-    fn to_send(&self) -> Option<&'a Input> {
-        self.input
-            .filter(|input| self.asked && self.sent < input.size && self.refusal.is_none())
-    }
 }
 
 impl Listener for Starting<'_> {
@@ -224,7 +261,7 @@ impl Listener for Starting<'_> {
         let (host, started) = (self.host, &mut self.started);
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
-            "input" if self.input.is_some() => self.asked = true,
+            _ if self.upload.asks(line) => {}
             "started" => {
                 *started = Started {
                     ends_at_logout: started.ends_at_logout,
@@ -244,29 +281,15 @@ impl Listener for Starting<'_> {
     }
 
     fn reply(&mut self) -> Option<Vec<u8>> {
-        let input = self.to_send()?;
-        let size = usize::try_from(input.size - self.sent)
-            .unwrap_or(PIECE)
-            .min(PIECE);
-        let mut piece = vec![0; size];
-        match input.file.read_exact_at(&mut piece, self.sent) {
-            Ok(()) => {
-                self.sent += size as u64;
-                Some(piece)
-            }
-            Err(error) => {
-                self.unread = Some(error);
-                None
-            }
-        }
+        self.upload.piece().filter(|_| self.refusal.is_none())
     }
 
     fn is_done(&self) -> bool {
-        self.unread.is_some() || self.refusal.is_some()
+        self.upload.unread.is_some() || self.refusal.is_some()
     }
 
     fn pace(&self) -> Option<Duration> {
-        self.to_send().map(|_| Duration::ZERO)
+        self.upload.is_open().then_some(Duration::ZERO)
     }
 }
 
@@ -404,10 +427,11 @@ fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
         (false, true) => ("out", "out"),
         (false, false) => ("out", "err"),
     };
-    let input = match (order.input, order.spool) {
+    let has_pipe = order.open || order.spool.is_some_and(|spool| spool.input);
+    let input = match (order.input, has_pipe) {
         (Some(_), _) => "input",
-        (None, Some(Spool { input: true, .. })) => "in.pipe",
-        (None, _) => "/dev/null",
+        (None, true) => "in.pipe",
+        (None, false) => "/dev/null",
     };
     let mut beside = Vec::new();
     script.set("rs_input", input)?;
@@ -419,9 +443,16 @@ fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
         beside.push("rs_guard");
         script.include(file!("watch"));
     }
-    if let Some(spool) = &order.spool {
+    if order.spool.is_some() || order.open {
         beside.push("rs_spool");
-        script.set("rs_limit", spool.limit.to_string())?;
+        let outputs = order.spool.map_or("", |_| "out err");
+        let limit = order.spool.map_or(0, |spool| spool.limit);
+        script.set(
+            "rs_pipes",
+            format!("{outputs}{}", if has_pipe { " in" } else { "" }),
+        )?;
+        script.set("rs_open", if order.open { "1" } else { "" })?;
+        script.set("rs_limit", limit.to_string())?;
         script.include(file!("spool"));
     }
     if let Some(tether) = &order.tether {
