@@ -10,6 +10,7 @@
 #[allow(unused_macros, reason = "each program uses a part of it")]
 mod harness;
 
+mod container;
 mod fan;
 mod kill;
 mod measure;
@@ -48,6 +49,7 @@ const ROWS: &[(&str, Measure)] = &[
     ("run-round-trips", run::round_trips),
     ("run-loopback", run::on_loopback),
     ("run-proxy", run::behind_the_proxy),
+    ("container", container::behind_a_prefix),
     ("fan-out", fan::out),
 ];
 

@@ -110,12 +110,23 @@ impl Container {
         self.within(tool("podman").args(words)).run()
     }
 
+    /// What leads podman to the storage of this container.
+    pub fn environment(&self) -> [(&'static str, PathBuf); 2] {
+        let file = |name: &str| self.scratch.path().join(name);
+        [
+            ("CONTAINERS_STORAGE_CONF", file("storage.conf")),
+            ("CONTAINERS_CONF", file("containers.conf")),
+        ]
+    }
+
     /// A program that starts podman itself.
     pub fn within(&self, invocation: Invocation) -> Invocation {
-        let file = |name: &str| self.scratch.path().join(name);
-        invocation
-            .env("CONTAINERS_STORAGE_CONF", file("storage.conf"))
-            .env("CONTAINERS_CONF", file("containers.conf"))
+        let environment = self.environment();
+        environment
+            .into_iter()
+            .fold(invocation, |invocation, (name, value)| {
+                invocation.env(name, value)
+            })
     }
 
     /// rsig, with podman's storage.
