@@ -227,3 +227,33 @@ fn why_ssh_does_not_connect_is_said() {
             .stderr_has("ssh is needed"),
     );
 }
+
+#[test]
+fn ssh_asks_on_the_terminal_once() {
+    let secret = "sesame";
+    let mut f = by_openssh(Server::openssh(Login::User).password(secret).start());
+    f.connect
+        .extend(["-o", "PreferredAuthentications=password"].map(str::to_owned));
+    let words = f.words("run", &[], &["--", "echo", "in"]);
+    // Ctrl-C leaves nothing behind, and the terminal as it was.
+    let mut terminal = f.rsig.command(&words).tty(200, 50);
+    terminal.wait_for("assword:");
+    poll_until("the echo is off", SOON, || !terminal.echoes());
+    terminal.send("\x03");
+    terminal.wait();
+    poll_until("the echo is on", SOON, || terminal.echoes());
+    poll_until("nothing is left", SOON, || {
+        masters(&f) == 0 && keeper_pids(&f).is_empty()
+    });
+    let mut terminal = f.rsig.command(&words).tty(200, 50);
+    terminal.wait_for("assword:");
+    poll_until("the echo is off", SOON, || !terminal.echoes());
+    terminal.send(&format!("{secret}\r"));
+    terminal.wait_for("in");
+    assert_eq!(terminal.wait().code(), Some(0), "{}", terminal.text());
+    assert!(!terminal.text().contains(secret));
+    // The next one asks nothing, and outlives the terminal.
+    drop(terminal);
+    f.rsig.run(&words).ok().stdout_is("in\n");
+    assert_eq!(masters(&f), 2, "the connection, and a shell");
+}
