@@ -42,6 +42,7 @@ mod states;
 mod store;
 mod tail;
 mod terminal;
+mod top;
 mod tree;
 mod unwritable;
 mod usage;

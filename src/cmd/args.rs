@@ -40,6 +40,11 @@ pub struct Reach {
 impl Reach {
     /// Opens the state file.
     pub fn context(self) -> Result<Context, Failure> {
+        self.context_with(warn)
+    }
+
+    /// The same; `warn` takes what the user should hear in any case.
+    pub fn context_with(self, warn: fn(&str)) -> Result<Context, Failure> {
         let keeper =
             !self.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
         let policy = Policy {
@@ -100,6 +105,10 @@ pub struct Parallel {
 }
 
 impl Parallel {
+    pub fn number(self) -> usize {
+        self.parallel.into()
+    }
+
     pub fn context(self, reach: Reach, connect: Connect) -> Result<Context, Failure> {
         let mut context = reach.context()?;
         context.policy.parallel = self.parallel.into();

@@ -34,6 +34,7 @@ mod spawn;
 pub mod start;
 mod stop;
 pub mod tail;
+mod top;
 pub mod values;
 pub mod wait;
 mod words;
@@ -57,6 +58,7 @@ pub enum Command {
     Send(send::Send),
     Tail(tail::Tail),
     Ps(ps::Ps),
+    Top(top::Top),
     Rm(rm::Rm),
     History(history::History),
     Keeper(keeper::Keeper),
@@ -123,6 +125,7 @@ impl Command {
             Self::Send(send) => send.run(),
             Self::Tail(tail) => tail.run(),
             Self::Ps(ps) => ps.run(),
+            Self::Top(top) => top.run(),
             Self::Rm(rm) => rm.run(),
             Self::History(history) => history.run(),
             Self::Keeper(keeper) => keeper.run(),

@@ -31,6 +31,7 @@ fn text(page: &str) -> &'static str {
         "rsig-tail" => include_str!("pages/rsig-tail.roff"),
         "rsig-ps" => include_str!("pages/rsig-ps.roff"),
         "rsig-config" => include_str!("pages/rsig-config.roff"),
+        "rsig-top" => include_str!("pages/rsig-top.roff"),
         "rsig-keeper" => include_str!("pages/rsig-keeper.roff"),
         "rsig-mcp" => include_str!("pages/rsig-mcp.roff"),
         "rsig-serve" => include_str!("pages/rsig-serve.roff"),

@@ -19,7 +19,7 @@ use crate::host::{Destination, Host};
 use crate::job::{JobId, JobName, JobWord, Record, State};
 use crate::remote::{Seen, Standing, Usage, look, measure, meet as remote};
 use crate::state::Which;
-use crate::terminal::{self, JobJson, Output, Spinner, Table, warn};
+use crate::terminal::{self, JobJson, Listed, Output, Spinner, Table, warn};
 
 /// Which jobs are listed.
 #[derive(Args, Clone, Debug, Default)]
@@ -110,26 +110,6 @@ impl Ps {
     }
 }
 
-/// A job, and its state now: unlike the record's, it may be unknown.
-#[derive(Debug)]
-pub struct Listed {
-    pub record: Record,
-    pub state: State,
-    /// What it uses, where that was measured.
-    pub usage: Option<Usage>,
-}
-
-impl From<Record> for Listed {
-    fn from(record: Record) -> Self {
-        let state = record.state;
-        Self {
-            record,
-            state,
-            usage: None,
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 pub struct Listing {
     /// The oldest first, or in the order in which they were named.
@@ -159,7 +139,7 @@ pub fn ps(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
 }
 
 /// The jobs that the filter means, as they were last known.
-fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Result<(), Failure> {
+pub fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Result<(), Failure> {
     let mut records = Vec::new();
     if filter.jobs.is_empty() {
         let all = filter.all || filter.state.contains(&State::Exited);
@@ -228,12 +208,7 @@ fn ask(context: &mut Context, filter: &Filter, listing: &mut Listing) {
                 continue;
             };
             job.record = record;
-            job.state = State::Unknown;
-            if let Some((seen, usage)) = answers.next() {
-                job.usage = usage;
-                job.state = seen.state(&job.record);
-                seen.update(&mut job.record);
-            }
+            job.take(answers.next());
         }
     }
     // A job of which only the id is known is none unless its host says so.

@@ -121,6 +121,14 @@ fn json_of<'a>(report: &'a Report, asked: SignalWord, sending: &Sending) -> Repo
     }
 }
 
+/// What became of one job's signals, failed ones too.
+pub fn sentence(report: &Report, sending: &Sending) -> String {
+    match (report.failure(), &report.outcome) {
+        (None, Ok(outcome)) => line_of(report, outcome, sending),
+        (failure, _) => failure.map_or_else(String::new, ToString::to_string),
+    }
+}
+
 /// What became of one job's signals.
 fn line_of(report: &Report, outcome: &Outcome, sending: &Sending) -> String {
     let waiting = sending.wait.is_some();

@@ -12,6 +12,9 @@ use crate::error::Failure;
 use crate::job::Target;
 use crate::signal::SignalWord;
 
+/// How long a job may take to end by itself, where no option says it.
+pub const GRACE: Duration = Duration::from_secs(10);
+
 /// End jobs: TERM, then CONT if stopped, then KILL after the grace
 #[derive(Args, Debug)]
 pub struct Stop {

@@ -512,7 +512,8 @@ fn state(outcome: &Outcome) -> State {
     }
 }
 
-fn line(record: &Record) -> String {
+/// How a job stands at the end of the wait.
+pub fn line(record: &Record) -> String {
     let label = record.label();
     match record.state {
         State::Exited => format!("{label}: {}", terminal::ended(record)),

@@ -101,6 +101,11 @@ pub(super) fn of_each<T>(
     let mut answers: Vec<Option<T>> = (0..jobs).map(|_| None).collect();
     let listener = &mut |line: &str| on_line(&mut answers, line);
     hear(host, shell, script, Some(patience() * 4), listener)?;
+    all(host, answers)
+}
+
+/// The answers for all jobs.
+pub(super) fn all<T>(host: &str, answers: Vec<Option<T>>) -> Result<Vec<T>, Failure> {
     answers
         .into_iter()
         .collect::<Option<_>>()

@@ -4,6 +4,7 @@
 //! How a script reaches its host is the business of [`crate::connection`].
 
 mod answer;
+mod glance;
 pub mod look;
 pub mod meet;
 pub mod output;
@@ -19,6 +20,7 @@ pub mod stream;
 mod usage;
 
 pub use answer::{Hearing, Stream};
+pub use glance::{Glance, glance};
 pub use output::Sink;
 pub use script::primer;
 pub use seen::{Note, Seen, Standing};

@@ -285,6 +285,12 @@ impl Script {
     /// Passes a job's output on.
     pub(super) fn tail(wanted: &Wanted, resume: Option<&At>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
+        script.add_tail(wanted, resume)?;
+        Ok(script)
+    }
+
+    /// The same as the last part of a script about jobs.
+    pub(super) fn add_tail(&mut self, wanted: &Wanted, resume: Option<&At>) -> Result<(), Failure> {
         let streams = match (wanted.out, wanted.err) {
             (true, false) => "out",
             (false, true) => "err",
@@ -293,19 +299,19 @@ impl Script {
         let (from, count) = wanted.from.words();
         let from = if resume.is_some() { "resume" } else { from };
         let at = resume.copied().unwrap_or_default();
-        script.set("out_from", at.out.to_string())?;
-        script.set("err_from", at.err.to_string())?;
-        script.set("inodes", format!("{} {}", at.inodes[0], at.inodes[1]))?;
-        script.set("place", wanted.place)?;
-        script.set("streams", streams)?;
-        script.set("from", from)?;
-        script.set("count", count.to_string())?;
-        script.set("follow", if wanted.follow { "1" } else { "0" })?;
+        self.set("out_from", at.out.to_string())?;
+        self.set("err_from", at.err.to_string())?;
+        self.set("inodes", format!("{} {}", at.inodes[0], at.inodes[1]))?;
+        self.set("place", wanted.place)?;
+        self.set("streams", streams)?;
+        self.set("from", from)?;
+        self.set("count", count.to_string())?;
+        self.set("follow", if wanted.follow { "1" } else { "0" })?;
         if wanted.follow {
-            script.form = Form::Stream;
+            self.form = Form::Stream;
         }
-        script.include(file!("stream"));
-        script.include(file!("tail"));
-        Ok(script)
+        self.include(file!("stream"));
+        self.include(file!("tail"));
+        Ok(())
     }
 }

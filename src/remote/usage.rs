@@ -56,7 +56,7 @@ pub fn measure(
 }
 
 /// Reads a line of the script.
-fn take_line(
+pub(super) fn take_line(
     host: &str,
     line: &str,
     answers: &mut [Option<(Seen, Option<Usage>)>],
@@ -76,7 +76,7 @@ fn take_line(
 
 impl Script {
     /// Says how jobs stand and what they use.
-    fn measure(places: &[&str]) -> Result<Self, Failure> {
+    pub(super) fn measure(places: &[&str]) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("usage"));
         script.call_each("examine", places)?;

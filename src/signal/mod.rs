@@ -90,6 +90,11 @@ impl SignalWord {
         matches!(self.0, Word::Number(0))
     }
 
+    /// Whether it is KILL, whose number is the same on every system.
+    pub fn is_kill(self) -> bool {
+        matches!(self.0, Word::Name("KILL") | Word::Number(9))
+    }
+
     /// The signal that this word means on a host that runs `os`.
     pub fn on(self, os: Os) -> Result<Signal, BadSignal> {
         match self.0 {

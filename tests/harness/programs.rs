@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 54] = [
+const PROGRAMS: [(&str, &str); 55] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
@@ -58,6 +58,7 @@ const PROGRAMS: [(&str, &str); 54] = [
     ("sudo", "sudo"),
     ("tail", "coreutils"),
     ("tcsh", "tcsh"),
+    ("tmux", "tmux"),
     ("tr", "coreutils"),
     ("uname", "coreutils"),
     ("unshare", "util-linux"),

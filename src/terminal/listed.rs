@@ -1,0 +1,128 @@
+//! A job in a list, and what its row shows.
+
+use super::{age, exited};
+use crate::job::{Record, State, now};
+use crate::remote::{Seen, Usage};
+
+/// A job, and its state now: unlike the record's, it may be unknown.
+#[derive(Debug)]
+pub struct Listed {
+    pub record: Record,
+    pub state: State,
+    /// What it uses, where that was measured.
+    pub usage: Option<Usage>,
+}
+
+impl From<Record> for Listed {
+    fn from(record: Record) -> Self {
+        let state = record.state;
+        Self {
+            record,
+            state,
+            usage: None,
+        }
+    }
+}
+
+impl Listed {
+    /// Takes in what its host says, if anything.
+    pub fn take(&mut self, answer: Option<(Seen, Option<Usage>)>) {
+        self.state = State::Unknown;
+        self.usage = None;
+        if let Some((seen, usage)) = answer {
+            self.usage = usage;
+            self.state = seen.state(&self.record);
+            seen.update(&mut self.record);
+        }
+    }
+}
+
+/// A job's state in a table; it may differ from its record's.
+pub fn state(record: &Record, state: State) -> String {
+    match (state, record.exit_status) {
+        (State::Exited, Some(status)) => {
+            exited(status, record.exit_signal().as_deref(), record.cause())
+        }
+        (State::Unknown, _) => format!("unknown (was {})", record.state),
+        _ => state.to_string(),
+    }
+}
+
+/// How long ago the job started, or ended when it has; by two clocks that may differ.
+pub fn since(record: &Record, state: State) -> String {
+    let when = if state.is_finished() {
+        record.finished_at
+    } else {
+        record.started_at
+    };
+    when.map_or_else(|| "-".to_owned(), |when| age(now() - when))
+}
+
+/// What a table shows of a job's use: its share of a CPU, its CPU time, its memory and its processes.
+pub fn usage(usage: Option<&Usage>) -> [String; 4] {
+    let Some(usage) = usage else {
+        return ["-"; 4].map(str::to_owned);
+    };
+    let unknown = || "-".to_owned();
+    [
+        usage
+            .cpu_percent
+            .map_or_else(unknown, |percent| format!("{percent:.1}%")),
+        cpu_time(usage.cpu_seconds),
+        usage.rss_bytes.map_or_else(unknown, size),
+        usage.processes.to_string(),
+    ]
+}
+
+/// CPU time, as ps(1) writes it: `1:02`, `1:02:03`.
+fn cpu_time(seconds: f64) -> String {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole seconds are meant, and no time is negative"
+    )]
+    let whole = seconds as u64;
+    let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes}:{seconds:02}")
+    }
+}
+
+/// A number of bytes in its largest unit, to three digits or four.
+fn size(bytes: u64) -> String {
+    let units = ["K", "M", "G", "T", "P", "E"];
+    let (mut tenths, mut unit) = (u128::from(bytes) * 10 / 1024, 0);
+    while tenths >= 10240 && unit + 1 < units.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    if tenths < 100 && unit > 0 {
+        format!("{}.{}{}", tenths / 10, tenths % 10, units[unit])
+    } else {
+        format!("{}{}", tenths / 10, units[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn use_is_short() {
+        for (bytes, shown) in [
+            (0, "0K"),
+            (4095, "3K"),
+            (1 << 20, "1.0M"),
+            ((1 << 20) * 23 / 2, "11M"),
+            (1023 << 20, "1023M"),
+            (u64::MAX, "15E"),
+        ] {
+            assert_eq!(size(bytes), shown);
+        }
+        for (seconds, shown) in [(0.0, "0:00"), (62.9, "1:02"), (3723.0, "1:02:03")] {
+            assert_eq!(cpu_time(seconds), shown);
+        }
+    }
+}
