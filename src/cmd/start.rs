@@ -111,12 +111,19 @@ pub fn spawn_each(
     let mut hosts = Vec::new();
     let mut policy = context.policy;
     policy.starts = true;
-    for (place, request) in requests.into_iter().enumerate() {
+    let jobs = requests.iter().map(|request| Job::new(context, request));
+    let jobs: Vec<Result<Job, Failure>> = jobs.collect();
+    let new: Vec<&Record> = jobs.iter().flatten().map(|job| &job.record).collect();
+    // A name stands for one job. Many go in one transaction, since each costs an fsync.
+    let recorded = match new.as_slice() {
+        [] => Ok(()),
+        [record] => reserve(context, record),
+        records => context.store.insert(records.iter().copied()),
+    };
+    for (place, (request, job)) in requests.into_iter().zip(jobs).enumerate() {
         let size = request.input.as_ref().map_or(0, |input| input.size());
         policy.keeper &= size <= KEEPER_INPUT_MAX;
-        let job =
-            Job::new(context, &request).and_then(|job| reserve(context, &job.record).map(|()| job));
-        match job {
+        match job.and_then(|job| recorded.clone().map(|()| job)) {
             Ok(job) => {
                 starts.begin(&job.record);
                 hosts.push((request.destination.clone(), (place, request, job)));
