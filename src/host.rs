@@ -218,6 +218,16 @@ fn check_name(what: &'static str, name: &str, refused: &str) -> Result<(), HostE
     })
 }
 
+/// Reads the directory of jobs on a host.
+pub fn parse_jobs_dir(text: &str) -> Result<String, String> {
+    let path = text.trim_end_matches('/');
+    if path.starts_with('/') && !path.contains('\n') {
+        Ok(path.to_owned())
+    } else {
+        Err("it is an absolute path on the job's host, and not its root".to_owned())
+    }
+}
+
 /// A port as typed: digits alone, 1 to 65535.
 pub fn parse_port(text: &str) -> Result<u16, HostError> {
     let digits_only = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

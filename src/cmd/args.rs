@@ -152,7 +152,7 @@ pub struct WayArgs {
     #[arg(long, value_name = "USER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     sudo: Option<String>,
     /// The directory on the host for the job's files, instead of one in the home
-    #[arg(long, value_name = "DIR", value_parser = values::jobs_dir)]
+    #[arg(long, value_name = "DIR", value_parser = crate::host::parse_jobs_dir)]
     jobs_dir: Option<String>,
 }
 

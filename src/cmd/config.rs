@@ -18,14 +18,13 @@ use crate::terminal::{Output, Table};
 
 /// The options that may have a default: none that says which jobs are meant, or that ends or removes some. Those that say
 /// how a host is reached are the file's own business.
-const OPTIONS: [&str; 22] = [
+const OPTIONS: [&str; 21] = [
     "backlog",
     "cwd",
     "env",
     "fail-fast",
     "gather",
     "grace",
-    "jobs-dir",
     "json",
     "keep",
     "lines",

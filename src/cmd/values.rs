@@ -51,16 +51,6 @@ pub fn prefix(text: &str) -> Result<Prefix, String> {
     }
 }
 
-/// Reads the directory of jobs on a host.
-pub fn jobs_dir(text: &str) -> Result<String, String> {
-    let path = text.trim_end_matches('/');
-    if path.starts_with('/') && !path.contains('\n') {
-        Ok(path.to_owned())
-    } else {
-        Err("it is an absolute path on the job's host, and not its root".to_owned())
-    }
-}
-
 /// Reads a duration in humantime's words.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if !text.is_empty()

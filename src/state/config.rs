@@ -15,13 +15,13 @@ use toml::de::{DeTable, DeValue};
 use super::directory::{absolute, home, variable};
 use crate::error::Failure;
 use crate::escape::printable;
-use crate::host::{Connect, Destination, Host, Place, parse_port};
+use crate::host::{Connect, Destination, Host, Place, parse_jobs_dir, parse_port};
 
 /// The largest file that is read.
 const SIZE_MAX: u64 = 1 << 20;
 /// What says how to reach a host, in `[defaults]` and in `[hosts.NAME]`.
-const WAY: [&str; 8] = [
-    "user", "port", "identity", "config", "jump", "option", "prefix", "sudo",
+const WAY: [&str; 9] = [
+    "user", "port", "identity", "config", "jump", "option", "prefix", "sudo", "jobs-dir",
 ];
 
 /// One line of the file.
@@ -172,11 +172,14 @@ impl Config {
         let host = self.host(word);
         // What is not reached over SSH has no use for its options.
         connect = if matches!(host.place(), Place::Local | Place::Container(_)) {
-            let prefix = self.defaults.prefix.clone();
+            let Connect {
+                prefix, jobs_dir, ..
+            } = self.defaults.clone();
             over(
                 connect,
                 &Connect {
                     prefix,
+                    jobs_dir,
                     ..Connect::default()
                 },
             )
@@ -193,6 +196,7 @@ fn over(mut first: Connect, second: &Connect) -> Connect {
     first.user = first.user.or_else(|| second.user.clone());
     first.config = first.config.or_else(|| second.config.clone());
     first.jump = first.jump.or_else(|| second.jump.clone());
+    first.jobs_dir = first.jobs_dir.or_else(|| second.jobs_dir.clone());
     if first.identities.is_empty() {
         first.identities.clone_from(&second.identities);
     }
@@ -344,6 +348,7 @@ fn set(connect: &mut Connect, setting: &Setting) -> Result<(), String> {
             connect.port = Some(parse_port(one(setting)?).map_err(|error| error.to_string())?);
         }
         "identity" => connect.identities = setting.values.iter().map(PathBuf::from).collect(),
+        "jobs-dir" => connect.jobs_dir = Some(parse_jobs_dir(one(setting)?)?),
         "config" => connect.config = Some(text()?.into()),
         "jump" => connect.jump = Some(text()?),
         "option" => connect.options.clone_from(&setting.values),
@@ -403,6 +408,10 @@ mod tests {
             ),
             ("[hosts.db]\nhost = \"a;b\"", "rsig.toml:2: host: "),
             ("[hosts.db]\nprefix = \"'\"", "rsig.toml:2: prefix: a quote"),
+            (
+                "[hosts.db]\njobs-dir = \"x\"",
+                "rsig.toml:2: jobs-dir: it is an absolute",
+            ),
             ("[hosts.\"-x\"]\n", "rsig.toml:1: [hosts.-x]: "),
             ("[hosts.local]\nport = 1", "[hosts.local]: local"),
             ("hosts = 1", "hosts: not a table"),
