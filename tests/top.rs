@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Process, Rsig, Site, tool};
+use crate::harness::{Fixture, Process, Rsig, Site, tool};
 use crate::jobs::{LISTENER, SOON};
 use crate::kit::{Sayer, Says, config_for, harmless, record_on};
 
@@ -128,8 +128,16 @@ impl Drop for Screen<'_> {
 }
 
 #[test]
-fn jobs_are_watched_and_signalled() {
-    let f = Site::OpenSshUser.start_with_keeper();
+fn jobs_are_watched_and_signalled_by_a_keeper() {
+    jobs_are_watched_and_signalled(&Site::OpenSshUser.start_with_keeper());
+}
+
+#[test]
+fn jobs_are_watched_and_signalled_without_one() {
+    jobs_are_watched_and_signalled(&Site::OpenSshUser.start());
+}
+
+fn jobs_are_watched_and_signalled(f: &Fixture) {
     let listener = f.spawn(&["-n", "listener"], &["perl", "-e", LISTENER]);
     f.await_written(&listener, "ready\n");
     let idle = f

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
 use ratatui::DefaultTerminal;
+use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, KeyEvent};
+use ratatui::crossterm::execute;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -480,7 +482,7 @@ fn on_signals(events: &Sender<Event>) -> Result<(), Failure> {
         if let Some(signal) = signals.forever().next() {
             drop(events.send(Event::Signal(signal)));
             std::thread::sleep(END_MAX);
-            drop(ratatui::try_restore());
+            restore();
             std::process::exit(128 + signal);
         }
     });
@@ -490,15 +492,23 @@ fn on_signals(events: &Sender<Event>) -> Result<(), Failure> {
 /// The terminal, taken whole until this is dropped.
 struct FullScreen(DefaultTerminal);
 
+/// Puts the terminal right, the cursor too: only the end of ratatui's own terminal would show that. One that has gone
+/// needs nothing.
+fn restore() {
+    drop(ratatui::try_restore());
+    drop(execute!(io::stdout(), Show));
+}
+
 impl FullScreen {
     fn enter() -> Result<Self, Failure> {
         let terminal = ratatui::try_init().map_err(|error| {
-            drop(ratatui::try_restore());
+            restore();
             unusable(&error)
         })?;
-        // It puts the terminal right; and a thread must not leave the others to the screen.
+        // Whichever thread it is: the others must not go on drawing.
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
+            restore();
             hook(panic);
             std::process::exit(PANICKED);
         }));
@@ -508,8 +518,7 @@ impl FullScreen {
 
 impl Drop for FullScreen {
     fn drop(&mut self) {
-        // A terminal that has gone needs nothing.
-        drop(ratatui::try_restore());
+        restore();
     }
 }
 

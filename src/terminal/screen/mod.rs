@@ -179,6 +179,9 @@ impl Screen {
     fn shown(&self) -> Vec<&Listed> {
         let wanted = self.filter.to_lowercase();
         let fits = |job: &&Listed| {
+            if wanted.is_empty() {
+                return true;
+            }
             let words = [
                 job.record.label(),
                 job.state.to_string(),
