@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::harness::kerberos::Realm;
 use crate::harness::keys::{self, Format, Type};
 use crate::harness::{Fixture, Login, Output, SOON, Server, poll_until, tool};
 use crate::jobs::json_lines;
@@ -256,4 +257,28 @@ fn ssh_asks_on_the_terminal_once() {
     drop(terminal);
     f.rsig.run(&words).ok().stdout_is("in\n");
     assert_eq!(masters(&f), 2, "the connection, and a shell");
+}
+
+#[test]
+fn a_ticket_of_kerberos_is_enough() {
+    let realm = Realm::start();
+    let config = "GSSAPIAuthentication yes\nGSSAPIStrictAcceptorCheck no\nPubkeyAuthentication no";
+    let server = Server::openssh(Login::User)
+        .config(config)
+        .env(realm.environment())
+        .start();
+    let mut f = by_openssh(server);
+    f.connect
+        .extend(["-o", "GSSAPIAuthentication=yes"].map(str::to_owned));
+    let run = |f: &Fixture| {
+        let words = f.words("run", &[], &["--", "id", "-u"]);
+        realm.within(f.rsig.command(&words)).run()
+    };
+    clear_message(run(&f).code(255).stderr_has("Permission denied"));
+    let server = f.server.as_ref().expect("a server");
+    realm.log_in(server.user());
+    run(&f).ok().stdout_is(&format!("{}\n", server.uid()));
+    // It is what the built-in client lacks, and says so.
+    "server".clone_into(&mut f.host);
+    clear_message(run(&f).code(255).stderr_has("gssapi"));
 }

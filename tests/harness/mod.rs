@@ -38,6 +38,7 @@ pub mod container;
 mod daemon;
 pub mod jobs;
 pub mod keepers;
+pub mod kerberos;
 pub mod keys;
 pub mod kit;
 mod options;

@@ -23,6 +23,7 @@ pub struct Options {
     pub(super) args: Vec<String>,
     pub(super) home_files: Vec<(String, String)>,
     pub(super) files: Vec<(String, String)>,
+    pub(super) env: Vec<(&'static str, PathBuf)>,
 }
 
 impl Options {
@@ -40,6 +41,7 @@ impl Options {
             args: Vec::new(),
             home_files: Vec::new(),
             files: Vec::new(),
+            env: Vec::new(),
         }
     }
 
@@ -93,6 +95,12 @@ impl Options {
     /// One more word of the server's command line (`{dir}` is its directory).
     pub fn arg(mut self, word: &str) -> Self {
         self.args.push(word.to_owned());
+        self
+    }
+
+    /// Variables of the server's own.
+    pub fn env(mut self, variables: impl IntoIterator<Item = (&'static str, PathBuf)>) -> Self {
+        self.env.extend(variables);
         self
     }
 

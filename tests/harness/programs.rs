@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 55] = [
+const PROGRAMS: [(&str, &str); 59] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
@@ -27,6 +27,10 @@ const PROGRAMS: [(&str, &str); 55] = [
     ("grep", "grep"),
     ("head", "coreutils"),
     ("install", "coreutils"),
+    ("kadmin.local", "krb5-admin-server"),
+    ("kdb5_util", "krb5-kdc"),
+    ("kinit", "krb5-user"),
+    ("krb5kdc", "krb5-kdc"),
     ("ldd", "libc-bin"),
     ("ls", "coreutils"),
     ("mkdir", "coreutils"),

@@ -236,7 +236,8 @@ impl Server {
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .envs(self.account.server_environment());
+            .envs(self.account.server_environment())
+            .envs(self.options.env.iter().cloned());
         command
             .current_dir("/")
             .stdin(Stdio::null())
