@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::procs::all;
-use crate::harness::{Fixture, Proxy, Rsig, Site, on_two_sites};
-use crate::jobs::{JOB_KEYS, keys, pick};
+use crate::harness::{Fixture, Proxy, Rsig, Site, on_two_sites, poll_until};
+use crate::jobs::{JOB_KEYS, SOON, keys, pick};
 
 fn ids(f: &Fixture, options: &[&str]) -> Vec<String> {
     f.rsig
@@ -76,11 +76,16 @@ on_two_sites! {
             assert_eq!(told["processes"], json!(count), "{told}");
             assert!((told["cpu_seconds"].as_f64().expect("known") - seconds).abs() < 0.015, "{seconds}: {told}");
             let memory = told["rss_bytes"].as_u64().expect("known");
-            assert!(memory.abs_diff(bytes) <= bytes / 20, "{bytes}: {told}");
+            assert!(memory.abs_diff(bytes) <= bytes / 5, "{bytes}: {told}");
             assert!(told["cpu_percent"].as_f64().expect("known") < 5.0, "{told}");
         }
         assert!(of(&families[0])["cpu_seconds"].as_f64() > Some(0.55), "{told:?}");
-        assert!(of(&burning)["cpu_percent"].as_f64() > Some(0.0), "what it has waited for counts: {told:?}");
+        // What it has waited for counts.
+        poll_until("the use of a job of short processes shows", SOON, || {
+            let output = f.rsig.run(&["ps", "-r", "--json", &burning]);
+            let told: Value = serde_json::from_str(&output.ok().line()).expect("JSON");
+            told[0]["cpu_percent"].as_f64() > Some(0.0)
+        });
         gate.open();
         let used = ["cpu_percent", "cpu_seconds", "rss_bytes", "processes"];
         assert_eq!(pick(of(&ended), used), json!([null, null, null, null]));
