@@ -22,6 +22,8 @@ pub enum Kind {
     BadSignal,
     /// The host could not be reached, or broke off.
     Unreachable,
+    /// The server took the login, and its shell says nothing: another one would take as long.
+    Silent,
     /// The host's name can't be resolved.
     Unresolved,
     /// The host refused every key and password.
@@ -61,6 +63,7 @@ impl Kind {
             Self::NotRunning => exit::NOT_RUNNING,
             Self::Lost => exit::LOST,
             Self::Unreachable
+            | Self::Silent
             | Self::Unresolved
             | Self::NoContainer
             | Self::Auth
@@ -75,13 +78,18 @@ impl Kind {
     pub fn is_outage(self) -> bool {
         matches!(
             self,
-            Self::Unreachable | Self::Unresolved | Self::NoContainer
+            Self::Unreachable | Self::Silent | Self::Unresolved | Self::NoContainer
         )
     }
 
     /// Whether nothing that was sent to a shell can have been carried out.
     pub fn is_without_shell(self) -> bool {
         matches!(self, Self::NoShell | Self::NoContainer)
+    }
+
+    /// Whether the same may be asked once more at once: the connection was found broken.
+    pub fn is_worth_another_try(self) -> bool {
+        self.is_outage() && self != Self::Silent
     }
 
     /// The word in `kill --json`, the status and word of `rsig serve`, and the word of `rsig mcp`.
@@ -94,7 +102,7 @@ impl Kind {
             Self::NotRunning => ("not_running", 409, "not_running", "unexpected"),
             Self::Lost => ("lost", 409, "not_running", "unexpected"),
             Self::BadSignal => ("bad_signal", 400, "bad_value", "bad_param"),
-            Self::Unreachable | Self::Unresolved | Self::NoContainer => {
+            Self::Unreachable | Self::Silent | Self::Unresolved | Self::NoContainer => {
                 ("unreachable", 502, "unreachable", "delivery_failed")
             }
             Self::Auth => ("auth", 502, "auth", "delivery_failed"),

@@ -587,7 +587,13 @@ fn a_stuck_line_is_answered_in_time() {
     );
     assert_eq!(answer["error"]["kind"], "delivery_failed", "{answer}");
     assert_eq!(answer["job_id"].as_str().map(str::len), Some(8), "{answer}");
+    // What arrives now is cancelled.
     proxy.release();
+    poll_until("nothing of it runs", SOON, || {
+        f.processes()
+            .iter()
+            .all(|process| process.cmdline != "sleep 1000")
+    });
     mcp.vanish();
 }
 

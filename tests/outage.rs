@@ -164,3 +164,43 @@ fn a_wait_outlasts_a_home_that_is_not_mounted() {
     let output = wait.wait();
     says_both_once(output.code(6).stderr());
 }
+
+#[test]
+fn a_server_that_takes_the_login_and_says_nothing_costs_its_time_once() {
+    for keeper in [true, false] {
+        let server = Server::openssh(Login::User).config("ForceCommand sleep 1000");
+        let mut f = Fixture::with(Some(server.start()));
+        f.rsig.keeper = keeper;
+        // A wait of 15 s takes 3.
+        f.rsig.clock = 5;
+        let config = f.connect[1].clone();
+        record_on(&f.rsig, "00000000", "server", &config);
+        let cases: [(&[&str], i32); 8] = [
+            (&["spawn", "-F", &config, "server", "true"], 255),
+            (&["run", "-F", &config, "server", "true"], 255),
+            (&["ps", "00000000"], 0),
+            (&["kill", "00000000"], 255),
+            (&["kill", "--wait", "60s", "00000000"], 255),
+            (&["tail", "00000000"], 255),
+            (&["tail", "-f", "00000000"], 255),
+            (&["rm", "00000000"], 255),
+        ];
+        std::thread::scope(|scope| {
+            for (words, status) in cases {
+                let f = &f;
+                scope.spawn(move || {
+                    let begun = Instant::now();
+                    let output = f.rsig.run(words);
+                    let took = begun.elapsed();
+                    output
+                        .code(status)
+                        .stderr_has("server accepted the login but did not respond");
+                    let range = Duration::from_millis(2900)..Duration::from_secs(10);
+                    assert!(range.contains(&took), "{took:?}: {output}");
+                });
+            }
+        });
+        let wait = f.rsig.run(&["wait", "--timeout", "5s", "00000000"]);
+        wait.code(124).stderr_has("did not respond");
+    }
+}

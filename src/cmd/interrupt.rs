@@ -1,15 +1,15 @@
-//! Commands that a signal ends, and the starts that are given up then.
+//! Commands that a signal ends, and starts that are given up.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
-use crate::connection::DetachedConnection;
+use crate::connection::{DetachedConnection, keep_trying};
 use crate::error::{Failure, Kind};
 use crate::job::{JobId, Record};
 use crate::remote::start::{cancel, cancelling_script};
@@ -19,6 +19,9 @@ use crate::terminal::warn;
 
 /// How long a start that is given up may take to be cancelled.
 const CANCEL_MAX: Duration = Duration::from_millis(800);
+
+/// For how long it is tried where nobody waits for that.
+const CANCEL_LATER_MAX: Duration = Duration::from_secs(300);
 
 /// Has the signals that end a command end this one even where the kernel would drop them: the first process of a
 /// container gets no signal that it does not handle (pid_namespaces(7)).
@@ -151,6 +154,30 @@ impl Starts {
         // No start may be sent from now on.
         std::mem::forget(starts);
     }
+}
+
+/// Cancels a start that was given up as soon as its host can be reached, in a thread that nobody waits for.
+pub fn cancel_later(line: DetachedConnection, place: String) {
+    let work = move || {
+        let mut line = line.connection();
+        if let Ok(script) = cancelling_script(&place) {
+            // Done even if this process ends meanwhile.
+            line.leave_script(script);
+        }
+        let until = Instant::now() + CANCEL_LATER_MAX;
+        let left = || until.saturating_duration_since(Instant::now());
+        // After that, the job's time limit ends it.
+        let _ = keep_trying(left, || {
+            let host = line.host();
+            let cancelled = line.ask(|shell| cancel(&host, shell, &place));
+            if cancelled.is_err() {
+                line.hang_up();
+            }
+            cancelled
+        });
+    };
+    // Without a thread, its time limit ends it too.
+    let _ = std::thread::Builder::new().spawn(work);
 }
 
 /// Cancels a start that was given up, and says whether the host has confirmed that in time. Where it has not, a shared

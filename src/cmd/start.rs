@@ -12,7 +12,7 @@ use anyhow::Context as _;
 
 use super::args::JobArgs;
 use super::context::{Context, SharedContext};
-use super::interrupt::Starts;
+use super::interrupt::{Starts, cancel_later};
 use super::jobs::{Limit, on_each_host};
 use crate::connection::{HostConnection, Shell};
 use crate::error::{Failure, Kind};
@@ -20,7 +20,8 @@ use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
 use crate::remote::start::{
-    Input, Spool, StartRequest, Started, Tether, keep_relay, start, start_and_hear,
+    Input, Spool, StartRequest, Started, Tether, cancelling_script, keep_relay, start,
+    start_and_hear,
 };
 use crate::remote::{Hearing, Seen, Standing, look};
 
@@ -137,9 +138,19 @@ pub fn spawn_each(
         Limit::Work,
         hosts,
         move |line, (place, request, job): (usize, Request, Job), sender| {
+            let job_dir = job.record.job_dir();
             let launched = launch(line, job, &request, &mut |line, order| {
                 detached(line, order, &asked)
             });
+            let is_late = || request.start_by.is_some_and(|by| Instant::now() > by);
+            match &launched {
+                // Nobody waits for it any more, or knows of it.
+                Launched::Runs(_) if is_late() => cancel_later(line.detach(), job_dir),
+                Launched::Unsure(_) if request.start_by.is_some() => {
+                    cancel_later(line.detach(), job_dir);
+                }
+                _ => {}
+            }
             // The receiver is dropped only at the end, so a failed send is harmless.
             drop(sender.send((place, launched)));
         },
@@ -187,6 +198,7 @@ pub fn in_foreground(
         Some(_) => reserve(&mut context.lock(), &job.record)?,
         None => context.insert(&job.record)?,
     }
+    let place = job.record.job_dir();
     let mut flow = None;
     let launched = launch(&mut connection.share(), job, request, &mut |line, order| {
         let mut shell = line.shell()?;
@@ -199,6 +211,11 @@ pub fn in_foreground(
             })
         }))
     });
+    if matches!(launched, Launched::Unsure(_))
+        && let Ok(script) = cancelling_script(&place)
+    {
+        connection.leave_script(script);
+    }
     Ok((settle(&mut context.lock(), launched)?, flow))
 }
 
@@ -322,14 +339,19 @@ fn launch(
                     return Launched::NotStarted(record, failure);
                 }
             }
-            // A connection that another command made may have been broken for long: then nothing has reached the host.
-            // Should it have after all, the id is taken there, and that job is found.
-            Err(failure)
-                if failure.kind.is_outage() && stale && !again && is_absent(line, &place) =>
-            {
-                again = true;
+            Err(failure) if failure.kind == Kind::Silent => return unsure(&record, &failure),
+            Err(failure) => {
+                let broke = Instant::now();
+                // A connection that another command made may have been broken for long: then nothing has reached the
+                // host. Should it have after all, the id is taken there, and that job is found.
+                if failure.kind.is_outage() && stale && !again && is_absent(line, &place) {
+                    again = true;
+                } else if broke.elapsed() < LOOKING_MAX {
+                    return after_a_break(line, record, failure);
+                } else {
+                    return unsure(&record, &failure);
+                }
             }
-            Err(failure) => return after_a_break(line, record, failure),
         }
     };
     record.state = State::Running;
@@ -514,12 +536,14 @@ fn after_a_break(line: &mut HostConnection<'_>, mut record: Record, failure: Fai
                 warning: None,
             })
         }
-        _ => {
-            let message = format!(
-                "{failure}. Whether the job started is not known: `rsig ps {}` will tell once {host} answers again",
-                record.id
-            );
-            Launched::Unsure(Failure::new(Kind::Unconfirmed, message))
-        }
+        _ => unsure(&record, &failure),
     }
+}
+
+fn unsure(record: &Record, failure: &Failure) -> Launched {
+    let message = format!(
+        "{failure}. Whether the job started is not known: `rsig ps {}` will tell once {} answers again",
+        record.id, record.destination
+    );
+    Launched::Unsure(Failure::new(Kind::Unconfirmed, message))
 }

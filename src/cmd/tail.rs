@@ -192,6 +192,7 @@ fn follow(
     // The first connection is to be had at once, or not at all.
     let mut line = HostConnection::new(destination, policy);
     line.connect()?;
+    let mut first = true;
     loop {
         let private = PrivateConnection::prepare(&line);
         let pause = || private.as_ref().is_some_and(PrivateConnection::is_ready);
@@ -210,6 +211,7 @@ fn follow(
         let result = line
             .shell()
             .and_then(|mut shell| read(&host, shell.as_mut(), &wanted, &mut progress, &mut pass));
+        let was_first = std::mem::take(&mut first);
         match result {
             Ok(read) if read.paused => {
                 if let Some(private) = &private {
@@ -217,6 +219,7 @@ fn follow(
                 }
                 continue;
             }
+            Err(failure) if failure.kind == Kind::Silent && was_first => return Err(failure),
             Err(failure) if failure.kind.is_outage() && !wanted.is_enough() => {
                 (policy.warn)(&format!("{failure}; connecting again"));
             }

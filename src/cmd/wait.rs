@@ -462,8 +462,8 @@ struct Round {
 impl Round {
     /// Whether a job is waited for in spite of a failure. A name that was never resolved may be a wrong one.
     fn goes_on(&mut self, failure: &Failure) -> bool {
-        let goes_on =
-            failure.kind == Kind::Unreachable || failure.kind.is_outage() && self.had_contact;
+        let goes_on = matches!(failure.kind, Kind::Unreachable | Kind::Silent)
+            || failure.kind.is_outage() && self.had_contact;
         if goes_on {
             self.failure = Some(failure.clone());
         }

@@ -420,7 +420,9 @@ impl<'a> HostConnection<'a> {
         loop {
             let result = work(self.shell()?.as_mut());
             match &result {
-                Err(failure) if failure.kind.is_outage() && !broke && self.may_be_stale() => {
+                Err(failure)
+                    if failure.kind.is_worth_another_try() && !broke && self.may_be_stale() =>
+                {
                     broke = true;
                     self.hang_up();
                 }

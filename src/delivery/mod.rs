@@ -243,7 +243,9 @@ fn carry_out(
             }
             // Nothing is lost with a wait alone: who waits may begin it anew.
             Err(failure)
-                if failure.kind.is_outage() && breaks < RETRIES && batch.sends_signals() =>
+                if failure.kind.is_worth_another_try()
+                    && breaks < RETRIES
+                    && batch.sends_signals() =>
             {
                 // It takes long to find out that a host is silent: one more attempt, not two.
                 let is_silent = begun.elapsed() >= clock::long(SILENCE);

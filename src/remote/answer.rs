@@ -30,6 +30,8 @@ const SHOWN: usize = 300;
 pub fn patience() -> Duration {
     clock::long(Duration::from_secs(30))
 }
+/// How long it may say nothing before that.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// The buffer that output is read into.
 const BUFFER: usize = 256 << 10;
 
@@ -431,7 +433,7 @@ impl Hearing {
             unsent,
         } = self;
         let deadline = match limit {
-            _ if out.phase == Phase::Noise => *started + patience(),
+            _ if out.phase == Phase::Noise => *started + clock::long(SILENCE_MAX),
             Some(limit) => *started + limit.max(patience()),
             None => Instant::now() + LONG,
         };
@@ -456,7 +458,7 @@ impl Hearing {
             Chunk::Nothing => {
                 let said = words(&out.said, said);
                 let message = format!("{host} accepted the login but did not respond{said}");
-                Err(Failure::new(Kind::Unreachable, message))
+                Err(Failure::new(Kind::Silent, message))
             }
             Chunk::End if out.phase == Phase::Noise => {
                 let why = unsent
