@@ -101,6 +101,7 @@ fn a_cancelled_step_ends_its_job() {
 }
 
 /// A program of examples/.
+#[cfg(any(feature = "mcp", feature = "serve"))]
 fn example(rsig: &Rsig, name: &str, words: &[&str]) -> Invocation {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("examples")
