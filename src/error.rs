@@ -48,6 +48,8 @@ pub enum Kind {
     StillRunning,
     /// Another job that has not ended has the name.
     NameTaken,
+    /// The job has no input that could be sent to.
+    NotOpen,
     /// The time that was given is over.
     TimedOut,
     /// Anything else; the message says what.
@@ -114,6 +116,7 @@ impl Kind {
             Self::NoShell => ("failed", 502, "unreachable", "delivery_failed"),
             Self::Unconfirmed => ("unconfirmed", 502, "unconfirmed", "delivery_failed"),
             Self::NameTaken => ("failed", 409, "name_taken", "bad_param"),
+            Self::NotOpen => ("failed", 409, "not_open", "unexpected"),
             Self::StillRunning | Self::TimedOut => ("failed", 409, "still_running", "unexpected"),
             Self::Failed => ("failed", 500, "failed", "unexpected"),
         }

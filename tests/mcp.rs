@@ -93,7 +93,19 @@ fn a_server_says_what_it_can() {
                     ["host", null],
                     ["merge", false],
                     ["name", null],
+                    ["stdin_open", false],
                     ["timeout", null]
+                ],
+                [false, false]
+            ]),
+            json!([
+                "ssh_send_stdin",
+                ["job_id"],
+                [
+                    ["eof", false],
+                    ["job_id", null],
+                    ["newline", true],
+                    ["text", null]
                 ],
                 [false, false]
             ]),
@@ -105,6 +117,7 @@ fn a_server_says_what_it_can() {
                     ["job_id", null],
                     ["max_lines", 200],
                     ["stream", "both"],
+                    ["wait_for", null],
                     ["wait_ms", 0]
                 ],
                 [true, false]
@@ -207,6 +220,26 @@ on_two_sites! {
         assert_eq!(f.on_host(), [""; 0]);
         mcp.close();
         f.await_no_processes();
+    }
+
+    fn a_job_is_talked_to(f: &Fixture) {
+        let mut mcp = Mcp::start(f, &[]);
+        let arguments = json!({ "host": f.host, "command": ["sh", "-c", "while read line; do echo \"got $line\"; done"], "stdin_open": true });
+        let job = mcp.call("ssh_spawn", arguments)["job_id"].clone();
+        let none = mcp.call("ssh_tail", json!({ "job_id": job, "wait_for": "^got", "wait_ms": 200 }));
+        assert_eq!(none["matched"], json!(null));
+        for text in ["one", "two"] {
+            mcp.call("ssh_send_stdin", json!({ "job_id": job, "text": text }));
+        }
+        let some = mcp.call("ssh_tail", json!({ "job_id": job, "wait_for": "^got t.o$", "wait_ms": 30000 }));
+        assert_eq!((&some["matched"], lines(&some).len()), (&json!("got two"), 2));
+        mcp.fails("ssh_tail", json!({ "job_id": job, "wait_for": "(" }), "bad_param");
+        mcp.fails("ssh_send_stdin", json!({ "job_id": job }), "bad_param");
+        mcp.call("ssh_send_stdin", json!({ "job_id": job, "text": "last\n", "newline": false, "eof": true }));
+        mcp.fails("ssh_send_stdin", json!({ "job_id": job, "text": "x" }), "unexpected");
+        let last = mcp.call("ssh_tail", json!({ "job_id": job, "wait_for": "never", "wait_ms": 30000 }));
+        assert_eq!((&last["matched"], &last["exit_status"], lines(&last).len()), (&json!(null), &json!(0), 3));
+        mcp.close();
     }
 
     fn a_command_is_run_to_its_end(f: &Fixture) {

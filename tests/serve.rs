@@ -220,6 +220,22 @@ on_two_sites! {
         assert_eq!(http.json(&["-X", "DELETE", "/processes/train"]), ok);
         assert_eq!(http.refusal(&["/processes/train"]), (404, "not_found".to_owned()));
 
+        // One that is sent its input, and one that takes none.
+        let deaf = http.spawn("exec sleep 1000");
+        let path = format!("/processes/{deaf}/_stdin");
+        assert_eq!(http.refusal(&["--json", r#"{"text": ""}"#, &path]), (409, "not_open".to_owned()));
+        assert_eq!(http.json(&["-X", "DELETE", &format!("/processes/{deaf}?force=true")]), ok);
+        let cat = json!({ "host": f.host, "command": "cat", "stdin_open": true });
+        let cat = http.post(&cat).1["id"].as_str().expect("an id").to_owned();
+        let path = format!("/processes/{cat}/_stdin");
+        let send = |body: &str| http.json(&["--json", body, &path]);
+        assert_eq!(send(r#"{"text": "one", "newline": true}"#), ok);
+        assert_eq!(send(r#"{"text": "two", "eof": true}"#), ok);
+        f.rsig.run(&["wait", &cat]).ok();
+        assert_eq!(f.written(&cat), "one\ntwo");
+        assert_eq!(http.refusal(&["--json", r#"{"text": ""}"#, &path]), (409, "not_running".to_owned()));
+        assert_eq!(http.json(&["-X", "DELETE", &format!("/processes/{cat}")]), ok);
+
         // One that does not want to end, as words; and one that is stopped to be removed.
         let stubborn = json!({ "host": f.host, "command": ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"] });
         let job = http.post(&stubborn).1["id"].as_str().expect("an id").to_owned();

@@ -147,11 +147,11 @@ pub fn append(
     let (kind, why) = match answer {
         Answer::Sent => return Ok(()),
         Answer::Closed => (
-            Kind::Failed,
+            Kind::NotOpen,
             "its input was closed; nothing was sent".to_owned(),
         ),
         Answer::Never => (
-            Kind::Failed,
+            Kind::NotOpen,
             "it was not started with --stdin-open; nothing was sent".to_owned(),
         ),
         Answer::Refused(why) => (Kind::Failed, format!("{why}; nothing was sent")),

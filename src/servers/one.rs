@@ -7,12 +7,18 @@ use tokio_util::sync::CancellationToken;
 use crate::cmd::context::Context;
 use crate::cmd::deliver::{Report, Sending, send};
 use crate::cmd::jobs::Jobs;
+#[cfg(feature = "mcp")]
+use crate::cmd::pattern::Pattern;
 use crate::cmd::ps::{Filter, Listing, ps};
 use crate::cmd::rm;
+use crate::cmd::send;
 use crate::cmd::wait::{Until, wait};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::job::{JobWord, Record};
+#[cfg(feature = "mcp")]
+use crate::remote::search::Found;
+use crate::remote::send::Data;
 use crate::signal::SignalWord;
 
 /// After this time, the server checks whether the client still waits.
@@ -80,6 +86,48 @@ pub fn await_end(
             Some(failure) => return Err(failure),
             None if outcome.record.state.is_finished() || is_over => return Ok(outcome),
             None => {}
+        }
+    }
+}
+
+/// What a client sends to a job's input.
+pub fn text(text: Option<String>, newline: bool, eof: bool) -> Result<Data, Failure> {
+    match text {
+        None if !eof => Err(Failure::usage("text: nothing to send")),
+        None => send::data(Vec::new()),
+        Some(text) if newline => send::line(text.into_bytes()),
+        Some(text) => send::data(text.into_bytes()),
+    }
+}
+
+/// Waits for a line of a job's output, until the job ends, the time is up or the client is gone.
+#[cfg(feature = "mcp")]
+pub fn await_line(
+    context: &mut Context,
+    word: &JobWord,
+    pattern: &Pattern,
+    until: Instant,
+    gone: &CancellationToken,
+) -> Result<Option<Found>, Failure> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let slice = Until {
+            timeout: Some(left.min(SLICE)),
+            pattern: Some(pattern.clone()),
+            ..Until::default()
+        };
+        let jobs = only(context, word);
+        let report = wait(context, jobs, slice).last();
+        let report = report.ok_or_else(|| no_result(word))?;
+        let outcome = report.outcome?;
+        let has_ended = outcome.record.state.is_finished();
+        match outcome.error {
+            Some(failure) if !has_ended => return Err(failure),
+            None if report.found.is_none()
+                && !has_ended
+                && left > SLICE
+                && !gone.is_cancelled() => {}
+            _ => return Ok(report.found),
         }
     }
 }

@@ -40,6 +40,9 @@ pub struct NewJob {
     /// Send standard error to standard output, in order
     #[serde(default)]
     merge: bool,
+    /// Leave its standard input open, to be sent to while it runs
+    #[serde(default)]
+    stdin_open: bool,
     /// Terminate the job after this time, such as 90s or 1h 30m
     #[cfg_attr(feature = "serve", schema(pattern = "^[1-9][0-9]{0,5}(ms|s|m)$"))]
     pub timeout: Option<String>,
@@ -67,6 +70,7 @@ impl NewJob {
             cwd: None,
             env: BTreeMap::new(),
             merge: false,
+            stdin_open: false,
             timeout: None,
         }
     }
@@ -112,6 +116,7 @@ impl NewJob {
         Ok(Request {
             job,
             merge: self.merge,
+            open: self.stdin_open,
             ..Request::new(destination, command)
         })
     }

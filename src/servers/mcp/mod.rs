@@ -7,6 +7,7 @@ mod answer;
 mod exec;
 mod list;
 mod remove;
+mod send;
 mod signal;
 mod spawn;
 mod tail;
@@ -43,7 +44,7 @@ rsig runs jobs on other machines over SSH. A job outlives this server and the co
 session, other server or the command line (`rsig ps`) can follow it, signal it and wait for it.\n\
 - A command that ends within a minute or so: ssh_exec, which gives its output and exit status at once.\n\
 - Anything longer, or that you want to watch or stop: ssh_spawn, then ssh_tail with wait_ms to follow its output \
-(pass each answer's cursor on), ssh_signal to stop it (TERM first, KILL only if that does not help), and \
+(pass each answer's cursor on), ssh_send_stdin to talk to it, ssh_signal to stop it (TERM first, KILL only if that does not help), and \
 ssh_remove_job when you are done with a finished job.\n\
 - What runs where: ssh_list_jobs.\n\
 A host is `local` (the machine of this server), an alias of its ssh configuration, or [user@]host[:port]. Each answer \
@@ -196,6 +197,7 @@ macro_rules! tools {
 tools!(
     signal::SendSignal,
     NewJob,
+    send::SendStdin,
     tail::Tail,
     list::List,
     remove::Remove,

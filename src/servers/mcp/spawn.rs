@@ -27,7 +27,8 @@ impl Tool for NewJob {
     const DESCRIPTION: &'static str = "Start a command on a host as a job that goes on whatever happens to this server \
         or the connection, and return at once with its job_id. Use it for builds, servers, training runs: anything that \
         takes longer than a minute, or that you want to watch or signal. For short commands use ssh_exec. Follow the job \
-        with ssh_tail, end it with ssh_signal. Its standard input is /dev/null and it has no terminal.";
+        with ssh_tail, end it with ssh_signal. Its standard input is /dev/null, or with \
+        stdin_open what ssh_send_stdin sends, and it has no terminal.";
 
     fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
         answer.host = Some(self.host.to_string());

@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{JobAnswer, Problem};
 use super::{Call, Tool, wait};
+use crate::cmd::pattern::Pattern;
 use crate::cmd::tail::{Request, Tailed, tail};
 use crate::error::Failure;
 use crate::job::{JobWord, Record};
 use crate::remote::Stream;
 use crate::remote::output::From as Start;
+use crate::servers::one::await_line;
 
 /// The longest line, in bytes.
 const LINE_MAX: usize = 16 << 10;
@@ -48,6 +50,9 @@ pub struct Tail {
     /// If there is no such line yet, wait up to this many milliseconds for one, 30000 at most
     #[serde(default)]
     wait_ms: u64,
+    /// Wait up to wait_ms until a line of the output matches this extended regular expression, then read. The output is
+    /// searched from its beginning
+    wait_for: Option<String>,
     /// Give at most this many lines
     #[serde(default = "max_lines")]
     max_lines: usize,
@@ -80,6 +85,8 @@ pub struct Answer {
     cursor: Option<String>,
     /// How many bytes of output before these lines were left out
     omitted_bytes: u64,
+    /// The line that matches wait_for, wherever in the output it is; null if there is none yet
+    matched: Option<String>,
     /// Whether there are more lines after these: call again with the cursor
     more: bool,
     /// Whether the job was running when its output was read
@@ -95,7 +102,8 @@ impl Tool for Tail {
     const DESCRIPTION: &'static str = "Read the output of a job line by line, even long after it has ended. Without a \
         cursor, the last lines are given, and omitted_bytes says how much comes before them. To follow a job, pass the \
         cursor of each answer to the next call, with wait_ms of up to 30000: it returns as soon as there is a new line, \
-        the job has ended, or the time is up. If more is true, call again at once. To read all of a long output, begin \
+        the job has ended, or the time is up. With wait_for, it waits for a line that matches, such as what a server prints when it is \
+        ready. If more is true, call again at once. To read all of a long output, begin \
         with the cursor \"start\".";
     const READ_ONLY: bool = true;
 
@@ -104,7 +112,7 @@ impl Tool for Tail {
     }
 
     fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
-        let until = Instant::now() + wait(self.wait_ms);
+        let mut until = Instant::now() + wait(self.wait_ms);
         let (record, word) = answer.job.find(call.context, &self.job_id)?;
         let id = record.id.as_str();
         let cursor = match self.cursor.as_deref() {
@@ -115,6 +123,13 @@ impl Tool for Tail {
             })?),
         };
         answer.cursor = self.cursor;
+        if let Some(pattern) = &self.wait_for {
+            let pattern = Pattern::parse(pattern)
+                .map_err(|error| Failure::usage(format!("wait_for: {error}")))?;
+            let found = await_line(call.context, &word, &pattern, until, call.gone)?;
+            answer.matched = found.map(|found| shown(&found.line));
+            until = Instant::now();
+        }
         let mut reader = Reader {
             call,
             word: &word,
@@ -150,6 +165,11 @@ impl Tool for Tail {
         answer.cursor = Some(cursor_text(id, next));
         Ok(())
     }
+}
+
+/// A line that is not longer than one of an answer.
+fn shown(line: &[u8]) -> String {
+    String::from_utf8_lossy(line.get(..LINE_MAX).unwrap_or(line)).into_owned()
 }
 
 fn cursor_text(job: &str, [out, err]: [u64; 2]) -> String {

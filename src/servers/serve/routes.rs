@@ -24,6 +24,7 @@ use crate::cmd::context::Context;
 use crate::cmd::deliver::Sending;
 use crate::cmd::pids;
 use crate::cmd::ps::Filter;
+use crate::cmd::send::append;
 use crate::cmd::start::spawn;
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
@@ -65,6 +66,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(show, remove))
         .routes(routes!(signal))
         .routes(routes!(stop))
+        .routes(routes!(send))
         .routes(routes!(processes))
         .routes(routes!(log::log))
 }
@@ -351,6 +353,36 @@ fn deliver(
         Some(failure) => Err(failure),
         None => Ok(outcome),
     }
+}
+
+/// What to send to a job's standard input
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewInput {
+    text: String,
+    /// Send a newline behind the text
+    #[serde(default)]
+    newline: bool,
+    /// Close the input behind it
+    #[serde(default)]
+    eof: bool,
+}
+
+/// Write to the standard input of a job that was started with stdin_open, exactly once
+#[utoipa::path(post, path = "/processes/{job}/_stdin", params(JobPath), request_body = NewInput, responses(
+    (status = OK, description = "It is on the host's disk", body = Done),
+    Problem,
+))]
+async fn send(
+    app: Shared,
+    Path(path): Path<JobPath>,
+    Body(input): Body<NewInput>,
+) -> Result<Json<Done>, Problem> {
+    let sent = app.run_on(path.job, false, move |context, job, _| {
+        let data = one::text(Some(input.text), input.newline, input.eof)?;
+        append(context, job, &data, input.eof)
+    });
+    sent.await.map(|()| Json(Done::OK))
 }
 
 #[derive(Deserialize, IntoParams)]
