@@ -47,6 +47,7 @@ mod tree;
 mod unwritable;
 mod usage;
 mod users;
+mod variables;
 mod wait;
 mod wait_for;
 

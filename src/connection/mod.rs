@@ -530,7 +530,7 @@ pub struct Policy {
     pub batch: bool,
     /// Connect by way of the host's keeper, and start one where there is none.
     pub keeper: bool,
-    /// Jobs are started, with what this command has of the machine where the destination inherits it.
+    /// Jobs are started, with what this command's environment gives them. Without that, any keeper of the destination will do.
     pub starts: bool,
     /// How many hosts are talked to at once, at most.
     pub parallel: usize,

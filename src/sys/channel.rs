@@ -118,6 +118,27 @@ impl Channel {
         )
     }
 
+    /// Sets a variable of the command that will be run (RFC 4254 6.4). Success does not mean that the server takes it.
+    pub fn set_env(&mut self, name: &[u8], value: &[u8]) -> io::Result<()> {
+        let length = |text: &[u8]| c_uint::try_from(text.len()).map_err(io::Error::other);
+        let (name_length, value_length) = (length(name)?, length(value)?);
+        let mut session = self.session.raw();
+        // SAFETY: as for exec.
+        let code = unsafe {
+            raw::libssh2_channel_setenv_ex(
+                self.channel,
+                name.as_ptr().cast(),
+                name_length,
+                value.as_ptr().cast(),
+                value_length,
+            )
+        };
+        if code == raw::LIBSSH2_ERROR_CHANNEL_REQUEST_DENIED || code == NOT_YET {
+            return Ok(());
+        }
+        checked(&mut session, code as isize).map(drop)
+    }
+
     /// Asks for `command` to be run (RFC 4254 6.5).
     pub fn exec(&mut self, command: &str) -> io::Result<()> {
         let length = c_uint::try_from(command.len()).map_err(io::Error::other)?;

@@ -33,6 +33,8 @@ const USELESS_MAX: Duration = Duration::from_secs(1);
 pub enum Op {
     /// Open the channel.
     Open,
+    /// Set the next variable.
+    SetEnv,
     /// Ask for the shell.
     Exec,
     /// Write the first waiting piece.
@@ -50,7 +52,7 @@ pub enum Op {
 /// Where a channel stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The server has not opened it yet.
+    /// The server has not opened it yet, or its variables are being set.
     Opening,
     /// The server has not answered the request for the shell yet. Input may be sent already.
     Starting,
@@ -68,6 +70,8 @@ pub struct ShellChannel {
     /// What the login shell is asked for.
     command: Arc<str>,
     window: u32,
+    /// How many variables were set.
+    variables_set: usize,
     /// Where it stands.
     pub stage: Stage,
     input: VecDeque<Vec<u8>>,
@@ -108,6 +112,7 @@ impl ShellChannel {
             command,
             window,
             carrier: None,
+            variables_set: 0,
             stage: Stage::Opening,
             input: VecDeque::new(),
             written: 0,
@@ -257,6 +262,7 @@ impl ShellChannel {
     pub fn to_do(&self, listen: bool) -> Vec<Op> {
         let mut ops = Vec::new();
         match self.stage {
+            Stage::Opening if self.carrier.is_some() => return vec![Op::SetEnv],
             Stage::Opening => return vec![Op::Open],
             Stage::Closing => return vec![Op::Free],
             Stage::Starting => ops.push(Op::Exec),
@@ -304,7 +310,7 @@ impl ShellChannel {
     ) -> io::Result<usize> {
         if op == Op::Open {
             self.carrier = Some(transport.open(self.window)?);
-            self.stage = Stage::Starting;
+            self.leave_opening(transport);
             return Ok(0);
         }
         let Some(channel) = self.carrier.as_mut() else {
@@ -312,6 +318,14 @@ impl ShellChannel {
         };
         match op {
             Op::Open => Ok(0),
+            Op::SetEnv => {
+                if let Some(variable) = transport.environment().get(self.variables_set) {
+                    channel.set_env(variable)?;
+                    self.variables_set += 1;
+                }
+                self.leave_opening(transport);
+                Ok(0)
+            }
             Op::Exec => {
                 channel.begin(&self.command, buffer)?;
                 self.stage = if self.closing_input {
@@ -353,6 +367,13 @@ impl ShellChannel {
                 self.carrier = None;
                 Ok(0)
             }
+        }
+    }
+
+    /// It is open: once its variables are set, the shell can be asked for.
+    fn leave_opening(&mut self, transport: &Transport) {
+        if self.variables_set >= transport.environment().len() {
+            self.stage = Stage::Starting;
         }
     }
 

@@ -28,7 +28,7 @@ const STARTING: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
 /// How long a keeper may take to hear that this command has gone.
 const PARTING: Duration = Duration::from_secs(1);
-/// How many keepers one prefix has for commands with different directories, environments or limits.
+/// How many keepers one destination has for commands with different directories, environments or limits.
 const SIBLINGS_MAX: usize = 8;
 /// The word on the command line that makes rsig a keeper.
 pub const SERVE: &str = "keeper-serve";
@@ -166,34 +166,27 @@ fn shared(
     } else {
         let known = KnownConfiguration::of(destination)?;
         if let Some(place) = known.keeper()
-            && let Some(ready) = KeeperClient::open(&place.socket)?
+            && let Some((ready, place)) = find(place, policy)?
         {
             return connection(ready, place);
         }
         match ssh::ask(destination) {
-            Ok((answer, sources)) => (known.learn(answer.digest(), sources), Some(answer)),
+            Ok((answer, sources)) => {
+                let send = ssh::send_patterns(destination, &answer);
+                (known.learn(answer.digest(), send, sources), Some(answer))
+            }
             Err(failure) => {
                 let message = format!("{destination}: {}", failure.message);
                 return Ok(Err(Failure::new(failure.kind, message)));
             }
         }
     };
-    if let Some(ready) = KeeperClient::open(&place.socket)? {
+    if let Some((ready, place)) = find(place.clone(), policy)? {
         return connection(ready, place);
     }
-    if destination.inherits() {
-        let mut others = 0;
-        for other in place.siblings()? {
-            if let Ok(Some(ready)) = KeeperClient::open(&other.socket) {
-                if !policy.starts {
-                    return connection(ready, other);
-                }
-                others += 1;
-            }
-        }
-        if others >= SIBLINGS_MAX {
-            return Err(io::Error::other("there are many for other environments"));
-        }
+    let others = siblings(&place)?.count();
+    if others >= SIBLINGS_MAX {
+        return Err(io::Error::other("there are many for other environments"));
     }
     let until = Instant::now() + STARTING;
     let mut waited = false;
@@ -210,7 +203,7 @@ fn shared(
     if let Some(ready) = KeeperClient::open(&place.socket)? {
         return connection(ready, place);
     }
-    if waited {
+    if waited && siblings(&place)?.count() <= others {
         // Not one after the other: where one has failed, all others would wait for each other to fail.
         return Err(io::Error::other("another command could not start it"));
     }
@@ -224,6 +217,23 @@ fn shared(
             "the keeper that was just started does not answer",
         )),
     }
+}
+
+/// A keeper that listens: the one at a place, or any of the same destination where no job is started.
+fn find(place: KeeperPath, policy: &Policy) -> io::Result<Option<(KeeperClient, KeeperPath)>> {
+    if let Some(ready) = KeeperClient::open(&place.socket)? {
+        return Ok(Some((ready, place)));
+    }
+    if policy.starts {
+        return Ok(None);
+    }
+    Ok(siblings(&place)?.next())
+}
+
+/// The keepers of the same destination whose shells were given something else.
+fn siblings(place: &KeeperPath) -> io::Result<impl Iterator<Item = (KeeperClient, KeeperPath)>> {
+    let open = |place: KeeperPath| Some((KeeperClient::open(&place.socket).ok()??, place));
+    Ok(place.siblings()?.into_iter().filter_map(open))
 }
 
 /// Starts a keeper, and waits until it listens. It asks what it has to ask on this command's terminal.

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::protocol::VERSION;
-use crate::connection::ssh::Sources;
+use crate::connection::ssh::{Sources, sent};
 use crate::host::Destination;
 
 /// The longest path of a socket: `sun_path` of the narrowest system (unix(7); 104 on macOS and the BSDs), less what
@@ -19,7 +19,7 @@ use crate::host::Destination;
 const PATH_MAX: usize = 90;
 
 /// How many bytes of a name tell the destination, and how many what its shells were given.
-const BEGIN: usize = 5;
+const BEGIN: usize = 7;
 const END: usize = 3;
 
 /// The place of one keeper's socket.
@@ -127,6 +127,8 @@ pub struct KnownConfiguration {
 #[derive(Serialize, Deserialize)]
 struct Configuration {
     digest: String,
+    /// The patterns of `SendEnv`. No value of a variable is ever written down.
+    send: Vec<String>,
     sources: Sources,
 }
 
@@ -155,17 +157,21 @@ impl KnownConfiguration {
         known
             .sources
             .are_current()
-            .then(|| self.keeper_of(&known.digest))
+            .then(|| self.keeper_of(&known.digest, &known.send))
     }
 
     /// Notes what ssh has said.
-    pub fn learn(&self, digest: String, sources: Sources) -> KeeperPath {
-        let place = self.keeper_of(&digest);
+    pub fn learn(&self, digest: String, send: Vec<String>, sources: Sources) -> KeeperPath {
+        let place = self.keeper_of(&digest, &send);
         let temporary = self.file().with_extension(std::process::id().to_string());
-        let written = serde_json::to_vec(&Configuration { digest, sources })
-            .map_err(io::Error::from)
-            .and_then(|text| fs::write(&temporary, text))
-            .and_then(|()| fs::rename(&temporary, self.file()));
+        let written = serde_json::to_vec(&Configuration {
+            digest,
+            send,
+            sources,
+        })
+        .map_err(io::Error::from)
+        .and_then(|text| fs::write(&temporary, text))
+        .and_then(|()| fs::rename(&temporary, self.file()));
         if written.is_err() {
             // Then the next command asks again.
             let _ = fs::remove_file(&temporary);
@@ -173,8 +179,15 @@ impl KnownConfiguration {
         place
     }
 
-    fn keeper_of(&self, digest: &str) -> KeeperPath {
-        let name = name(&[self.name.as_bytes(), digest.as_bytes()]);
+    fn keeper_of(&self, digest: &str, send: &[String]) -> KeeperPath {
+        let configuration = name(&[self.name.as_bytes(), digest.as_bytes()]);
+        let variables = sent(send);
+        let variables: Vec<&[u8]> = variables
+            .iter()
+            .flat_map(|(name, value)| [name.as_slice(), value])
+            .collect();
+        let (begin, end) = (configuration.get(..2 * BEGIN), name(&variables));
+        let name = begin.unwrap_or_default().to_owned() + end.get(..2 * END).unwrap_or_default();
         KeeperPath::in_directory(&self.directory, &name)
     }
 }
@@ -217,7 +230,7 @@ pub fn all() -> io::Result<Vec<PathBuf>> {
 fn directory() -> io::Result<PathBuf> {
     let state = crate::state::state_directory().map_err(io::Error::other)?;
     let usual = state.join("keepers");
-    if usual.as_os_str().len() + 17 <= PATH_MAX {
+    if usual.as_os_str().len() + 1 + 2 * (BEGIN + END) <= PATH_MAX {
         return private(&usual);
     }
     let parent = std::env::var_os("XDG_RUNTIME_DIR")

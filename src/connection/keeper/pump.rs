@@ -54,7 +54,8 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Whether calls for a channel may be made: one channel is opened at a time, and not before its time.
+    /// Whether calls for a channel may be made: one channel is opened at a time, and not before its time. Variables are not set
+    /// while another shell is asked for: libssh2 would take the one answer for the other.
     pub(super) fn is_due(&self, id: ChannelId, channel: &ShellChannel) -> bool {
         let first = || {
             self.channels
@@ -62,7 +63,13 @@ impl Keeper {
                 .find(|(_, channel)| channel.stage == Stage::Opening)
                 .map(|(id, _)| *id)
         };
-        channel.stage != Stage::Opening || first() == Some(id) && Instant::now() >= self.not_before
+        let is_clear = || {
+            let mut channels = self.channels.values();
+            self.transport.environment().is_empty()
+                || !channels.any(|channel| channel.stage == Stage::Starting)
+        };
+        channel.stage != Stage::Opening
+            || first() == Some(id) && Instant::now() >= self.not_before && is_clear()
     }
 
     /// Whether somebody takes what a channel says.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use nix::poll::{PollFd, PollFlags};
 
 use crate::connection::local::{Launcher, Process};
+use crate::connection::ssh::Variable;
 use crate::connection::ssh::connect::Connection;
 use crate::sys::channel::Channel;
 
@@ -31,6 +32,11 @@ impl Transport {
             }
             Self::Processes(launcher) => launcher.start().map(Carrier::Process),
         }
+    }
+
+    /// The variables that each channel is to set before its shell is asked for.
+    pub fn environment(&self) -> &[Variable] {
+        self.ssh().map_or(&[], Connection::environment)
     }
 
     /// Whether a call has sent only a part of its packet.
@@ -59,6 +65,13 @@ impl Carrier {
         match self {
             Self::Channel(channel) => channel.exec(command),
             Self::Process(process) => process.await_shell(buffer),
+        }
+    }
+
+    pub fn set_env(&mut self, (name, value): &Variable) -> io::Result<()> {
+        match self {
+            Self::Channel(channel) => channel.set_env(name, value),
+            Self::Process(_) => Ok(()),
         }
     }
 

@@ -270,6 +270,11 @@ impl Resolved {
         self.options.some(key)
     }
 
+    /// All values of an option, as `ssh -G` prints them.
+    pub fn all(&self, key: &str) -> &[String] {
+        self.options.all(key)
+    }
+
     pub fn is_on(&self, key: &str, unset: bool) -> bool {
         self.options.is_on(key, unset)
     }

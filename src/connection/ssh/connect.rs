@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ssh2::{MethodType, Session};
 
 use super::config::{self, Proxy, Resolved};
+use super::environment::{self, Variable};
 use super::handshake::{self, Stop};
 use super::hostkey::HostKeys;
 use super::link::{Clock, Link};
@@ -47,6 +48,7 @@ fn unreachable(reason: impl Into<String>) -> Failure {
 pub struct Connection {
     link: Link,
     resolved: Resolved,
+    environment: Vec<Variable>,
 }
 
 impl Connection {
@@ -57,6 +59,11 @@ impl Connection {
     /// The configuration in force, for keepalives among others.
     pub fn resolved(&self) -> &Resolved {
         &self.resolved
+    }
+
+    /// The variables that each shell is given.
+    pub fn environment(&self) -> &[Variable] {
+        &self.environment
     }
 }
 
@@ -117,6 +124,7 @@ fn establish(
     }
     drop(host_keys);
     Ok(Connection {
+        environment: environment::variables(&config),
         link,
         resolved: config,
     })

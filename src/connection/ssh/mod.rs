@@ -4,6 +4,7 @@ mod agent;
 mod auth;
 mod config;
 pub mod connect;
+mod environment;
 mod handshake;
 mod hostkey;
 mod identities;
@@ -19,5 +20,6 @@ mod tcp;
 mod tokens;
 
 pub use connect::connect;
+pub use environment::{Variable, send_patterns, sent};
 pub use query::ask;
 pub use sources::{Answer, Sources};
