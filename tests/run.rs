@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Fixture, Login, Running, Server, Site, on_every_site, on_two_sites, poll_until, tool,
+    Fixture, Login, Proxy, Running, Server, Site, on_every_site, on_two_sites, poll_until, tool,
 };
 use crate::jobs::SOON;
 
@@ -38,6 +38,10 @@ impl Fixture {
 /// A job that says what it gets, and ends with status 9 by INT alone.
 const STUBBORN: &str =
     "trap 'echo term' TERM; trap 'echo usr1' USR1; trap 'echo int; exit 9' INT; echo up
+    while :; do sleep 0.05; done";
+
+/// A job that survives INT, and takes a second to end by TERM.
+const PATIENT: &str = "trap 'echo int' INT; trap 'echo term; sleep 1; exit 7' TERM; echo up
     while :; do sleep 0.05; done";
 
 on_every_site! {
@@ -80,7 +84,7 @@ on_every_site! {
         run.signal(Signal::SIGTERM);
         run.wait_for_stdout("term\n");
         assert!(!run.has_ended());
-        // A second one that asks it to end is KILL.
+        // A second one shortens nothing.
         run.signal(Signal::SIGTERM);
         run.wait().code(137);
         let told = f.rsig.run(&["history", &job]).ok().stdout();
@@ -92,6 +96,33 @@ on_every_site! {
 }
 
 on_two_sites! {
+    fn signals_that_come_together_count_once(f: &Fixture) {
+        let mut run = f.start_run(&[], PATIENT);
+        run.wait_for_stdout("up\n");
+        for _ in 0..6 {
+            run.signal(Signal::SIGINT);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        run.wait_for_stdout("int\n");
+        run.signal(Signal::SIGTERM);
+        run.wait_for_stdout("term\n");
+        assert!(!run.has_ended());
+        run.wait().code(7);
+        f.await_no_jobs();
+    }
+
+    fn an_interrupt_and_a_late_term_leave_time_to_clean_up(f: &Fixture) {
+        let mut run = f.start_run(&[], PATIENT);
+        run.wait_for_stdout("up\n");
+        run.signal(Signal::SIGINT);
+        run.wait_for_stdout("int\n");
+        std::thread::sleep(Duration::from_millis(7500));
+        assert!(!run.has_ended());
+        run.signal(Signal::SIGTERM);
+        run.wait().code(7).stdout_is("up\nint\nterm\n");
+        f.await_no_jobs();
+    }
+
     fn a_job_that_does_not_end_in_its_grace_is_killed(f: &Fixture) {
         let run = f.start_run(&["--grace", "1s"], STUBBORN);
         run.wait_for_stdout("up\n");
@@ -160,6 +191,24 @@ on_two_sites! {
         run.wait().code(4);
         f.await_no_jobs();
     }
+}
+
+/// What counts is when they came, and not when the host had the one before.
+#[test]
+fn signals_that_come_together_count_once_on_a_slow_line() {
+    let mut f = Site::OpenSshUser.start_with_keeper();
+    let server = f.server.as_ref().expect("a server");
+    let proxy = Proxy::start(server.port(), Duration::from_millis(400));
+    f.go_through(&proxy);
+    let run = f.start_run(&[], PATIENT);
+    run.wait_for_stdout("up\n");
+    for _ in 0..4 {
+        run.signal(Signal::SIGINT);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    run.wait_for_stdout("int\nint\nint\n");
+    run.signal(Signal::SIGTERM);
+    run.wait().code(7).stdout_has("term");
 }
 
 #[test]

@@ -20,14 +20,17 @@ use crate::terminal::{self, Gathered, Lines, print_gathered, warn};
 /// How long the jobs may take to be stopped before this process stops itself.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(3);
 /// What the job of a host that is ended for another one's sake gets.
-const END: Pass = Pass {
-    signal: SignalWord::TERM,
-    status: 143,
-    interrupts: false,
-    ends: true,
-    quits: true,
-    stops: false,
-};
+fn end() -> Pass {
+    Pass {
+        signal: SignalWord::TERM,
+        at: Instant::now(),
+        status: 143,
+        interrupts: false,
+        ends: true,
+        quits: true,
+        stops: false,
+    }
+}
 
 /// The files that the run on one host has open at the most.
 const FILES_PER_HOST: u64 = 8;
@@ -217,7 +220,7 @@ impl Group {
             Message::Broken(error) => {
                 if !matches!(self.over, Some(Over::Broken(_))) {
                     self.over = Some(Over::Broken(error));
-                    self.pass(END);
+                    self.pass(end());
                 }
             }
             Message::GivenUp(at, status) => {
@@ -265,7 +268,7 @@ impl Group {
         }
         if ended.status != exit::DONE && self.options.fail_fast && self.over.is_none() {
             self.over = Some(Over::Failed);
-            self.pass(END);
+            self.pass(end());
         }
     }
 

@@ -58,6 +58,8 @@ pub struct Outside {
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     pub signal: SignalWord,
+    /// When it came: passing on the one before may take long.
+    pub at: Instant,
     /// 128 and its number here.
     pub status: u8,
     /// INT, which counts.

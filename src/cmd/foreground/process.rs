@@ -1,6 +1,6 @@
 //! This process's part in what runs in the foreground: its signals, and its exit status.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -41,6 +41,7 @@ pub fn signals(pass_on: impl Fn(Pass) -> bool + Send + 'static) -> Result<(), Fa
             let ends = [SIGINT, SIGTERM, SIGHUP].contains(&number);
             let pass = Pass {
                 signal,
+                at: Instant::now(),
                 status: u8::try_from(128 + number).unwrap_or(exit::FAILED),
                 interrupts: number == SIGINT,
                 ends,

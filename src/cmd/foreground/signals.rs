@@ -68,13 +68,14 @@ impl<'a> Held<'a> {
                 if pass.stops {
                     self.stop();
                 }
-                let counts = pass.ends && last.is_none_or(|last| now - last >= ECHO);
+                let at = pass.at;
+                let counts = pass.ends && last.is_none_or(|last| at - last >= ECHO);
                 if counts {
-                    last = Some(now);
+                    last = Some(at);
                     interrupts += u32::from(pass.interrupts);
-                    give_up.get_or_insert((now + self.grace + CONNECT_MAX, pass.status));
+                    give_up.get_or_insert((at + self.grace + CONNECT_MAX, pass.status));
                     if kill_at.is_none() {
-                        kill_at = Some(now + self.grace);
+                        kill_at = Some(at + self.grace);
                     }
                     if interrupts == INTERRUPTS_MAX {
                         kill_at = Some(now);
