@@ -608,3 +608,51 @@ fn the_scripts_are_clean() {
         .run()
         .ok();
 }
+
+/// What a login or its server does with standard error is nothing that a shell, or a stream, depends on.
+#[test]
+fn a_login_without_standard_error_is_as_good_as_any() {
+    let login = |line: &str| Server::openssh(Login::User).home_file(".bashrc", line);
+    let forced = |redirection: &str| {
+        let command = format!("ForceCommand eval \"$SSH_ORIGINAL_COMMAND\" {redirection}");
+        Server::openssh(Login::User).config(&command)
+    };
+    let logins = [
+        "exec 2>/dev/null\n",
+        "exec 2>&-\n",
+        "exec 2>&1\n",
+        "exec 2>/dev/full\n",
+        "exec 2</dev/null\n",
+    ];
+    let servers = ["2>/dev/null", "2>&1"];
+    let all = logins.map(login).into_iter().chain(servers.map(forced));
+    std::thread::scope(|scope| {
+        for options in all {
+            scope.spawn(move || works_in_one_login(&options));
+        }
+    });
+}
+
+fn works_in_one_login(options: &Options) {
+    for keeper in [true, false] {
+        let mut f = Fixture::with(Some(options.clone().start()));
+        f.rsig.keeper = keeper;
+        let logins = || {
+            let log = f.server.as_ref().expect("a server").log();
+            log.matches("Accepted publickey").count()
+        };
+        let line = "echo out; echo err >&2; sleep 0.5; cat; exit 3";
+        let words = f.words("run", &[], &["--", "sh", "-c", line]);
+        let output = f.rsig.command(&words).stdin("in\n").run();
+        output.code(3).stdout_is("out\nin\n");
+        assert_eq!((output.stderr(), logins()), ("err\n", 1), "{output}");
+        let line = "echo out; echo err >&2; sleep 1; echo end";
+        let job = f.spawn(&[], &["sh", "-c", line]);
+        let begun = logins();
+        let tail = f.rsig.run(&["tail", "-f", "-n", "all", &job]);
+        tail.ok().stdout_is("out\nend\n");
+        assert_eq!(tail.stderr(), "err\n");
+        assert!(logins() <= begun + usize::from(!keeper), "{tail}");
+        f.rsig.run(&["wait", &job]).ok();
+    }
+}
