@@ -222,6 +222,10 @@ impl Keeper {
             self.clients
                 .values()
                 .all(|client| client.output.is_empty() && client.channel.is_none())
+                && self
+                    .channels
+                    .values()
+                    .all(|channel| channel.ready_by.is_none())
         };
         self.leaves_by
             .is_some_and(|by| served() || Instant::now() >= by)
@@ -240,8 +244,12 @@ impl Keeper {
         } else {
             self.next_deadline()
         };
-        let (ssh_ready, new_clients, ready) = self.poll(until)?;
+        let (ssh_ready, new_clients, orphaned, ready) = self.poll(until)?;
         let now = Instant::now();
+        if orphaned {
+            // A script that its command has checked in may still clean up.
+            self.leaves_by = Some(now + STOP_GRACE);
+        }
         if ssh_ready {
             self.keepalive.hear(now);
         }
@@ -265,7 +273,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn poll(&self, until: Instant) -> io::Result<(bool, bool, Vec<ClientId>)> {
+    fn poll(&self, until: Instant) -> io::Result<(bool, bool, bool, Vec<ClientId>)> {
         let mut flags = PollFlags::empty();
         // What no call would read must not wake this up again and again.
         flags.set(
@@ -298,7 +306,7 @@ impl Keeper {
             // With nobody at its other end, a pipe is always ready.
             PollFd::new(
                 lifeline,
-                if self.lifeline.is_some() {
+                if self.has_lifeline() {
                     PollFlags::POLLIN
                 } else {
                     PollFlags::empty()
@@ -317,7 +325,7 @@ impl Keeper {
             fds.extend(channel.fds(self.listens(channel)));
         }
         if !crate::connection::wait(&mut fds, until)? {
-            return Ok((false, false, Vec::new()));
+            return Ok((false, false, false, Vec::new()));
         }
         let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
         let has =
@@ -339,12 +347,7 @@ impl Keeper {
             ));
         }
         let listener = fds.next().is_some_and(ready);
-        if fds.next().is_some_and(ready) && self.lifeline.is_some() {
-            return Err(io::Error::new(
-                ErrorKind::UnexpectedEof,
-                "the command has gone",
-            ));
-        }
+        let orphaned = fds.next().is_some_and(ready) && self.has_lifeline();
         let ready = fds
             .zip(ids)
             .filter(|(fd, _)| ready(fd))
@@ -353,8 +356,14 @@ impl Keeper {
         Ok((
             ssh.is_some_and(|fd| has(fd, PollFlags::POLLIN)),
             listener,
+            orphaned,
             ready,
         ))
+    }
+
+    /// Whether it serves one command that is still there.
+    fn has_lifeline(&self) -> bool {
+        self.lifeline.is_some() && self.leaves_by.is_none()
     }
 
     /// Whether more may be read from a command: neither what it has sent nor what it was told must pile up here.
