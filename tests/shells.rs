@@ -312,6 +312,39 @@ fn environment(f: &Fixture, shell: &str) {
     f.await_no_processes();
 }
 
+/// A `PATH` that has none of the scripts' tools is the job's own affair.
+fn without_tools(f: &Fixture, shell: &str) {
+    let within = |path: &str, words: &[&str]| {
+        let unshare =
+            tool("unshare").args(with_system_shell(&program_path(shell)).into_iter().skip(1));
+        let rsig = unshare
+            .arg("env")
+            .arg(format!("PATH={path}"))
+            .arg(env!("CARGO_BIN_EXE_rsig"));
+        f.rsig.within(rsig).args(words).run()
+    };
+    for path in ["/nonexistent", "/nonexistent:", ""] {
+        let rsig = |words: &[&str]| within(path, words);
+        let seen = rsig(&["run", "local", "/bin/cat", "/proc/self/environ"]);
+        let seen = seen.ok().stdout();
+        let seen: Vec<&str> = seen
+            .split('\0')
+            .filter_map(|variable| variable.strip_prefix("PATH="))
+            .collect();
+        assert_eq!(seen, [path], "{shell}");
+        rsig(&["spawn", "local", "true"])
+            .code(1)
+            .stderr_has("command not found");
+        let job = rsig(&["spawn", "local", "/bin/sleep", "1000"]).ok().line();
+        rsig(&["ps"]).ok().stdout_has(" running ");
+        rsig(&["kill", "--wait", "20s", &job])
+            .ok()
+            .stdout_has("143 (TERM)");
+        rsig(&["tail", &job]).ok();
+        rsig(&["rm", &job]).ok();
+    }
+}
+
 /// This machine with another program as its `/bin/sh`.
 fn under(shell: &str) {
     let before = system_shell();
@@ -326,6 +359,7 @@ fn under(shell: &str) {
     );
     f.rsig.run(&["wait", &supervisor]).ok();
     environment(&f, shell);
+    without_tools(&f, shell);
     main_flow(&f);
     assert_eq!(system_shell(), before);
 }

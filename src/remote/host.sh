@@ -26,8 +26,11 @@ rs_restores() {
 # rs_host : sets rs_system, rs_node, rs_boot, rs_base (the directory of all jobs) and rs_restorable. Does so once per
 # shell: they don't change while it lives.
 rs_boot='' rs_machine='' rs_restorable=
+# Added to a PATH without the tools of the scripts. The dot tells it from a PATH of the login's.
+rs_tools=/usr/local/bin:/usr/bin:/bin/.
 rs_host() {
 	[ -z "$rs_boot" ] || return 0
+	command -v mkdir >/dev/null 2>&1 || PATH=${PATH:+$PATH:}$rs_tools
 	if [ -r "/proc/$$/environ" ] && [ -x /usr/bin/env ] && command -v awk >/dev/null; then
 		rs_restorable=1
 		rs_clean

@@ -21,7 +21,12 @@ rs_find() {
 		return
 		;;
 	esac
-	rs_rest=${PATH-/usr/bin:/bin}:
+	rs_rest=${PATH-/usr/bin:/bin}
+	if [ "$rs_exec" = rs_become ]; then
+		rs_rest=${rs_rest%"$rs_tools"}
+		rs_rest=${rs_rest%:}
+	fi
+	rs_rest=$rs_rest:
 	rs_seen=
 	while [ -n "$rs_rest" ]; do
 		rs_file=${rs_rest%%:*}
