@@ -1,7 +1,11 @@
 //! What a user, a script or a program must be able to tell apart when something could not be done.
 
-use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::io;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
+use serde::{Deserialize, Serialize};
 
 /// The kinds of failure, as `kill --json` names them, each with an exit status of its own meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -194,6 +198,31 @@ impl Failure {
     pub fn lost(label: &str, why: &str) -> Self {
         Self::new(Kind::Lost, format!("{label}: it is lost: {why}"))
     }
+}
+
+/// What an error of the system means, with what to do where a limit is reached.
+pub fn reason(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        None => error.to_string(),
+        Some(errno @ Errno::EMFILE) => {
+            let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+            let what = errno.desc().to_lowercase();
+            format!("{what}; raise the limit, which is {limit} (`ulimit -n`)")
+        }
+        Some(Errno::EAGAIN) => {
+            "no more processes or threads are allowed; end some, or raise the limit (`ulimit -u`)"
+                .to_owned()
+        }
+        Some(errno) => errno.desc().to_lowercase(),
+    }
+}
+
+/// A thread could not be started.
+pub fn no_thread(error: &io::Error) -> Failure {
+    Failure::new(
+        Kind::Failed,
+        format!("a thread can't be started: {}", reason(error)),
+    )
 }
 
 impl fmt::Display for Failure {

@@ -337,7 +337,13 @@ fn where_no_process_can_be_made_nothing_is_left() {
     let mut failures = 0;
     for limit in LIMITS {
         machine.setup = limit;
+        let run = machine.run(&["run", "local", "true"]);
         let output = machine.run(&["spawn", "local", "true"]);
+        for output in [&run, &output] {
+            for raw in ["forced command", "os error", "panicked"] {
+                output.stderr_lacks(raw);
+            }
+        }
         if output.status().success() {
             let job = output.line();
             machine.setup = "true";

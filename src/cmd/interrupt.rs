@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use crate::connection::{DetachedConnection, keep_trying};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, reason};
 use crate::job::{JobId, Record};
 use crate::remote::start::{cancel, cancelling_script};
 use crate::state::Store;
@@ -42,9 +42,9 @@ pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<Caught, Failure
         |what: &str| Failure::new(Kind::Failed, format!("signals can't be caught: {what}"));
     for signal in all.clone() {
         signal_hook::flag::register(signal, Arc::clone(&caught.0))
-            .map_err(|error| failed(&error.to_string()))?;
+            .map_err(|error| failed(&reason(&error)))?;
     }
-    let mut signals = Signals::new(all).map_err(|error| failed(&error.to_string()))?;
+    let mut signals = Signals::new(all).map_err(|error| failed(&reason(&error)))?;
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
             last();
@@ -56,7 +56,7 @@ pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<Caught, Failure
         .spawn(wait);
     started
         .map(|_| caught)
-        .map_err(|error| failed(&error.to_string()))
+        .map_err(|error| failed(&reason(&error)))
 }
 
 /// Whether such a signal has come.

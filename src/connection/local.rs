@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, umask};
 
 use super::openssh::Master;
 use super::{Chunk, Shell, ShellInput};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, reason};
 use crate::host::Destination;
 use crate::sys;
 
@@ -27,7 +27,10 @@ pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
             ErrorKind::NotFound => {
                 format!("{destination}: {program} is needed to get there, and not found here")
             }
-            _ => format!("{destination}: {program} can't be started: {error}"),
+            _ => format!(
+                "{destination}: {program} can't be started: {}",
+                reason(&error)
+            ),
         };
         Failure::new(Kind::Failed, message)
     })?;
@@ -265,14 +268,16 @@ impl Shell for LocalShell {
             Box::new(move |bytes| write(&input, bytes)),
             Box::new(move |every| {
                 let input = Arc::clone(&beaten);
-                std::thread::spawn(move || {
+                let beats = move || {
                     loop {
                         std::thread::sleep(every);
                         if write(&input, b"\n").is_err() {
                             return;
                         }
                     }
-                });
+                };
+                // Without a thread, the tether ends the job.
+                drop(std::thread::Builder::new().spawn(beats));
             }),
         ))
     }

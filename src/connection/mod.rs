@@ -177,7 +177,7 @@ impl PrivateConnection {
             warn: |_| (),
             ..*line.policy
         };
-        std::thread::spawn(move || {
+        let prepare = move || {
             let state = shared.lock();
             let waits = |state: &mut Prepared| !state.hurries && !state.over;
             let waited = shared
@@ -194,7 +194,9 @@ impl PrivateConnection {
             if !state.over {
                 state.way = way;
             }
-        });
+        };
+        // Without a thread, the stream stays.
+        drop(std::thread::Builder::new().spawn(prepare));
         Some(this)
     }
 

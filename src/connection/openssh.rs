@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Policy;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, reason};
 use crate::escape::printable;
 use crate::host::{Destination, Place, Remote};
 use crate::sys;
@@ -75,7 +75,7 @@ impl Master {
                 io::ErrorKind::NotFound => {
                     format!("{destination}: ssh is needed to get there, and not found here")
                 }
-                _ => format!("{destination}: ssh can't be started: {error}"),
+                _ => format!("{destination}: ssh can't be started: {}", reason(&error)),
             };
             Failure::new(Kind::Failed, message)
         };

@@ -240,6 +240,12 @@ impl Framed {
                     );
                     Phase::Over
                 }
+                (_, b"done") => {
+                    let message = format!(
+                        "{host}: a script there ended before its answer was complete; {NO_FORK}, or it was killed"
+                    );
+                    return Err(Failure::new(Kind::Failed, message));
+                }
                 _ => return Err(garbage(host, word)),
             };
             rest = after.get(1..).unwrap_or_default();
@@ -479,7 +485,11 @@ impl Hearing {
 }
 
 /// Why a prefix or a login gave no shell, by what the programs in question say, and whose words they are.
-const NO_SHELL: [(&str, Kind, &str); 15] = [
+const NO_SHELL: [(&str, Kind, &str); 19] = [
+    ("cannot fork", Kind::NoShell, NO_FORK),
+    ("can't fork", Kind::NoShell, NO_FORK),
+    ("fork: ", Kind::NoShell, NO_FORK),
+    ("fork failed", Kind::NoShell, NO_FORK),
     (
         "no such container",
         Kind::NoContainer,
@@ -544,6 +554,8 @@ const NO_SHELL: [(&str, Kind, &str); 15] = [
     ("/bin/sh: no such file", Kind::NoShell, NO_SH),
     ("\"/bin/sh\": ", Kind::NoShell, NO_SH),
 ];
+/// It is the shell itself that says so: a script in a subshell of it has not begun.
+const NO_FORK: &str = "no further process could be started there (`ulimit -u` shows the limit)";
 const NO_PASSWORD: &str = "sudo wants a password, and can't ask for one here: it is run as `sudo -n`, which needs a \
     NOPASSWD rule in sudoers(5)";
 const NO_SH: &str = "there is no /bin/sh, which rsig needs";

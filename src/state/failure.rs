@@ -5,10 +5,9 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
 use rusqlite::ErrorCode;
 
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, reason};
 
 /// How many files SQLite opens beside the state file at most.
 const SPARE_FILES: usize = 4;
@@ -91,10 +90,7 @@ pub fn explain(error: &io::Error) -> String {
     let elsewhere = "set RSIG_STATE_DIR to a directory elsewhere";
     match errno {
         Errno::ENOSPC | Errno::EDQUOT => format!("{what}; free some space, or {elsewhere}"),
-        Errno::EMFILE => {
-            let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
-            format!("{what}; raise the limit, which is {limit} (`ulimit -n`)")
-        }
+        Errno::EMFILE => reason(error),
         Errno::ENFILE | Errno::ENOMEM => what,
         _ => format!("{what}; {elsewhere}"),
     }

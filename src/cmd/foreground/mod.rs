@@ -9,7 +9,7 @@ pub mod process;
 mod signals;
 
 use std::collections::VecDeque;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::cmd::context::SharedContext;
 use crate::cmd::ephemeral::forget_read;
 use crate::cmd::start::{self, Flow};
 use crate::connection::{HostConnection, Permits, Policy, PrivateConnection, ShellInput};
-use crate::error::{Failure, Kind, exit};
+use crate::error::{Failure, Kind, exit, no_thread, reason};
 use crate::host::Destination;
 use crate::job::{EndedBy, JobId, Record, State, now};
 use crate::remote::look::Streams;
@@ -140,7 +140,9 @@ pub fn run(
         let (held, signals) = (&held, outside.signals.1);
         // Ends when the run is over, however that comes.
         let _over = Over(held);
-        scope.spawn(move || held.pass_signals(&signals));
+        std::thread::Builder::new()
+            .spawn_scoped(scope, move || held.pass_signals(&signals))
+            .map_err(|error| no_thread(&error))?;
         let mut connection = HostConnection::new(&destination, &policy);
         if let Some(permits) = request.permits {
             connection = connection.with_permits(permits);
@@ -165,10 +167,17 @@ pub fn run(
             held.end_job(&record);
             return Err(given_up());
         }
-        let pieces = outside
+        let fed = outside
             .input
-            .map(|input| read_ahead(input, Arc::clone(&held.changed)));
-        scope.spawn(move || held.feed(pieces.as_ref()));
+            .map(|input| read_ahead(input, Arc::clone(&held.changed)))
+            .transpose()
+            .and_then(|pieces| {
+                std::thread::Builder::new().spawn_scoped(scope, move || held.feed(pieces.as_ref()))
+            });
+        if let Err(error) = fed {
+            held.end_job(&record);
+            return Err(no_thread(&error));
+        }
         let result = held.stream(&record, connection, flow, sink);
         if matches!(&result, Err(failure) if failure.kind == Kind::Failed) {
             held.end_job(&record);
@@ -222,7 +231,9 @@ fn birth(pid: u32) -> Result<String, Failure> {
         .env("LC_ALL", "C")
         .env("TZ", "UTC0")
         .output()
-        .map_err(|error| Failure::new(Kind::Failed, format!("ps can't be run: {error}")))?;
+        .map_err(|error| {
+            Failure::new(Kind::Failed, format!("ps can't be run: {}", reason(&error)))
+        })?;
     Ok(String::from_utf8_lossy(&output.stdout)
         .split_whitespace()
         .collect::<Vec<_>>()
@@ -589,9 +600,12 @@ impl Runner for Passing<'_, '_, '_, '_> {
 }
 
 /// Reads input in a thread of its own, which nobody waits for: a read can't be called off.
-fn read_ahead(mut input: Box<dyn Read + Send>, changed: Arc<Condvar>) -> Receiver<Vec<u8>> {
+fn read_ahead(
+    mut input: Box<dyn Read + Send>,
+    changed: Arc<Condvar>,
+) -> io::Result<Receiver<Vec<u8>>> {
     let (sender, receiver) = mpsc::sync_channel(4);
-    std::thread::spawn(move || {
+    let read = move || {
         let mut buffer = vec![0; PIECE];
         // An input that can't be read any more is at its end, as for every other program.
         while let Ok(size @ 1..) = input.read(&mut buffer) {
@@ -601,8 +615,8 @@ fn read_ahead(mut input: Box<dyn Read + Send>, changed: Arc<Condvar>) -> Receive
             }
             changed.notify_all();
         }
-    });
-    receiver
+    };
+    std::thread::Builder::new().spawn(read).map(|_| receiver)
 }
 
 /// The exit status of a run: the job's own, always; 124 when it ran into its time limit.

@@ -7,7 +7,7 @@ use signal_hook::iterator::Signals;
 
 use super::{Pass, Ran};
 use crate::cmd::wait;
-use crate::error::{Failure, Kind, exit};
+use crate::error::{Failure, Kind, exit, no_thread, reason};
 use crate::job::EndedBy;
 use crate::signal::SignalWord;
 use crate::sys;
@@ -30,9 +30,13 @@ pub fn signals(pass_on: impl Fn(Pass) -> bool + Send + 'static) -> Result<(), Fa
         .iter()
         .map(|(number, _)| *number)
         .filter(|number| !sys::process::is_ignored(*number));
-    let mut signals = Signals::new(all)
-        .map_err(|error| Failure::new(Kind::Failed, format!("signals can't be caught: {error}")))?;
-    std::thread::spawn(move || {
+    let mut signals = Signals::new(all).map_err(|error| {
+        Failure::new(
+            Kind::Failed,
+            format!("signals can't be caught: {}", reason(&error)),
+        )
+    })?;
+    let pass = move || {
         for number in signals.forever() {
             let word = known.iter().find(|(known, _)| *known == number);
             let Some(Ok(signal)) = word.map(|(_, word)| word.parse::<SignalWord>()) else {
@@ -52,8 +56,9 @@ pub fn signals(pass_on: impl Fn(Pass) -> bool + Send + 'static) -> Result<(), Fa
                 return;
             }
         }
-    });
-    Ok(())
+    };
+    let started = std::thread::Builder::new().spawn(pass);
+    started.map(drop).map_err(|error| no_thread(&error))
 }
 
 /// Stops this process, as the terminal's Ctrl-Z would.

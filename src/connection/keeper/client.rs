@@ -13,7 +13,7 @@ use super::path::{KeeperPath, KnownConfiguration, is_ours};
 use super::protocol::{self, Frame, Reply, Request, Status, VERSION};
 use crate::connection::ssh;
 use crate::connection::{Chunk, Policy, Relays, Shell, ShellInput};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, reason};
 use crate::host::Destination;
 use crate::job::JobId;
 use crate::sys;
@@ -376,8 +376,10 @@ impl KeeperConnection {
             }))
         });
         let keeper = started.map_err(|error| {
-            let message =
-                format!("{destination}: no process can be started for the connection: {error}");
+            let message = format!(
+                "{destination}: no process can be started for the connection: {}",
+                reason(&error)
+            );
             Failure::new(Kind::Failed, message)
         })??;
         Ok(Self {
