@@ -630,6 +630,22 @@ fn a_disk_that_is_full_in_mid_output_loses_no_end() {
     poll_until("nothing is left", SOON, || rsig.processes().is_empty());
 }
 
+#[test]
+fn a_start_on_a_full_disk_says_where_and_what_to_do() {
+    let rsig = Rsig::new();
+    let line = r#"{ dd if=/dev/zero of=disk/filler bs=1k 2>/dev/null
+        "$1" spawn local true; echo "spawn $?"; "$1" run local true; echo "run $?"; ls -A disk/rsig/jobs; }"#;
+    let output = on_a_small_disk(&rsig, line);
+    output.ok().stdout_is("spawn 1\nrun 125\n");
+    let told = format!("quota full?): {}/disk/rsig/jobs: ", rsig.home().display());
+    assert_eq!(output.stderr().matches(&told).count(), 2, "{output}");
+    assert_eq!(
+        output.stderr().matches("; --jobs-dir DIR").count(),
+        2,
+        "{output}"
+    );
+}
+
 /// Nothing on the host is counted by a clock.
 #[test]
 fn a_clock_that_jumps_changes_nothing() {

@@ -128,7 +128,7 @@ rs_why=$(
 			{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 			: >out && : >err && : >pid && : >supervisor
 	} 2>&1
-) || rs_refuse disk "$rs_why"
+) || rs_refuse disk "$rs_base: $rs_why"
 # All input is here before the job starts. The client sends it when asked: the shell would read it as commands.
 if [ -n "$rs_size" ]; then
 	rs_say input

@@ -332,7 +332,9 @@ fn refused(host: &str, rest: &str) -> Failure {
         ),
         "disk" => Failure::new(
             Kind::Failed,
-            format!("{host}: the job's files can't be written there: {why}"),
+            format!(
+                "{host}: the job's files can't be written there (is the disk or a quota full?): {why}; --jobs-dir DIR puts them elsewhere"
+            ),
         ),
         "session" => Failure::new(
             Kind::Failed,
