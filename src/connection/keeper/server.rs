@@ -218,14 +218,16 @@ impl Keeper {
                 .channels
                 .values()
                 .any(|channel| channel.relay.is_some());
-        let served = || {
-            self.clients
+        // A private one's only command has gone, but what it checked in may still clean up.
+        let served = || match self.lifeline {
+            Some(_) => self
+                .channels
                 .values()
-                .all(|client| client.output.is_empty() && client.channel.is_none())
-                && self
-                    .channels
-                    .values()
-                    .all(|channel| channel.ready_by.is_none())
+                .all(|channel| channel.ready_by.is_none()),
+            None => self
+                .clients
+                .values()
+                .all(|client| client.output.is_empty() && client.channel.is_none()),
         };
         self.leaves_by
             .is_some_and(|by| served() || Instant::now() >= by)
@@ -247,7 +249,6 @@ impl Keeper {
         let (ssh_ready, new_clients, orphaned, ready) = self.poll(until)?;
         let now = Instant::now();
         if orphaned {
-            // A script that its command has checked in may still clean up.
             self.leaves_by = Some(now + STOP_GRACE);
         }
         if ssh_ready {
