@@ -16,6 +16,7 @@ pub mod jobs;
 mod keeper;
 mod kill;
 // The pages are those of a build with everything.
+mod outage;
 #[cfg(all(test, feature = "mcp", feature = "serve"))]
 mod pages;
 pub mod pattern;

@@ -14,9 +14,10 @@ use super::args::{Common, JobsArgs, Parallel};
 use super::context::Context;
 use super::deliver::Report;
 use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::outage::Outage;
 use super::pattern::{Pattern, last_lines};
 use super::values::{self, DURATION_MAX};
-use crate::connection::{Backoff, HostConnection};
+use crate::connection::HostConnection;
 use crate::delivery::{self, Outcome, SignalRequest};
 use crate::error::{Failure, Kind, exit};
 use crate::job::{JobId, Record, State};
@@ -32,8 +33,6 @@ const UNKNOWN_SLICE: Duration = Duration::from_secs(1);
 const SEARCH_SLICE: Duration = Duration::from_secs(1);
 /// The pause before a job that has not started yet is searched again.
 const START_PAUSE: Duration = Duration::from_millis(200);
-/// How many connections may break one after the other before the user is told.
-const QUIET_BREAKS_MAX: u32 = 2;
 /// How long a host may take to answer once the time is over.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
@@ -468,39 +467,6 @@ impl Round {
             self.failure = Some(failure.clone());
         }
         goes_on
-    }
-}
-
-/// The time in which a host can't be asked, or says nothing of a job.
-#[derive(Default)]
-struct Outage {
-    had_contact: bool,
-    failures: u32,
-    told: bool,
-    backoff: Backoff,
-}
-
-impl Outage {
-    /// Tells the user once. Gives the pause before the next attempt.
-    fn lasts(&mut self, failure: &Failure, connected: bool, note: fn(&str)) -> Duration {
-        self.had_contact |= connected;
-        self.failures += 1;
-        // What is over with the next attempt is not worth a message.
-        if !self.told && (!connected || self.failures > QUIET_BREAKS_MAX) {
-            self.told = true;
-            note(&format!("{failure}; still waiting"));
-        }
-        self.backoff.next()
-    }
-
-    fn end(&mut self, host: &str, note: fn(&str)) {
-        if self.told {
-            note(&format!("{host}: in contact again"));
-        }
-        *self = Self {
-            had_contact: true,
-            ..Self::default()
-        };
     }
 }
 

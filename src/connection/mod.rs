@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollTimeout};
 use crate::error::Failure;
 use crate::host::Destination;
 use crate::job::JobId;
-use keeper::client::KeeperConnection;
+use keeper::connect::KeeperConnection;
 use keeper::protocol::Reply;
 pub use permits::Permits;
 

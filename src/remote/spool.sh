@@ -1,7 +1,8 @@
 # The spool of a foreground job: writes its output to files that are removed once delivered, and feeds its input. A file's
 # name ends in the position of its first byte in the stream. Runs in the supervisor, before the job.
 # Given by the client: rs_pipes, which of the streams out, err and in are pipes; rs_open, 1 if `rsig send` gives the input,
-# whose files are then complete as soon as they are there; rs_limit, the number of bytes of a stream that may wait here; then the job blocks as on a full pipe.
+# whose files are complete as soon as they exist; rs_limit, the number of bytes of a stream that may wait here; then the job
+# blocks as on a full pipe.
 
 # rs_sum FILE... : sets rs_total to the total size of the files.
 rs_sum() {

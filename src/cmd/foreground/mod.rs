@@ -5,6 +5,7 @@
 //! connection that breaks is made anew, and all goes on at the right byte both ways. A run begins on the connection that
 //! the host's commands share, and moves to one of its own when it lasts or carries much.
 
+mod passing;
 pub mod process;
 mod signals;
 
@@ -14,6 +15,8 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use passing::Passing;
+
 use crate::cmd::context::SharedContext;
 use crate::cmd::ephemeral::forget_read;
 use crate::cmd::start::{self, Flow};
@@ -21,10 +24,10 @@ use crate::connection::{HostConnection, Permits, Policy, PrivateConnection, Shel
 use crate::error::{Failure, Kind, exit, no_thread, reason};
 use crate::host::Destination;
 use crate::job::{EndedBy, JobId, Record, State, now};
+use crate::remote::Sink;
 use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
-use crate::remote::stream::{self, End, Positions, Runner};
-use crate::remote::{Sink, Stream};
+use crate::remote::stream::{self, End, Positions, Runner as _};
 use crate::signal::SignalWord;
 
 /// A job to run.
@@ -506,97 +509,6 @@ fn broken(host: &str, error: &std::io::Error) -> Failure {
         Kind::Unreachable,
         format!("{host}: the connection broke: {error}"),
     )
-}
-
-/// One stream of a run, over one shell.
-struct Passing<'s, 'h, 'a, 'k> {
-    held: &'h Held<'a>,
-    sink: &'s mut Sink<'k>,
-    private: Option<&'s PrivateConnection>,
-    /// The way to the script.
-    input: Option<Arc<ShellInput>>,
-    forgets: bool,
-    forgotten: bool,
-    /// How many bytes have come.
-    moved: u64,
-}
-
-impl Runner for Passing<'_, '_, '_, '_> {
-    fn begun(&mut self) {
-        let Some(input) = self.input.clone() else {
-            return;
-        };
-        if let Some(every) = self.held.heartbeat {
-            input.beat(every);
-        }
-        let mut shared = self.held.shared();
-        (shared.input, shared.sent, shared.room_asked, shared.told) =
-            (Some(input), None, None, false);
-        drop(shared);
-        self.held.changed.notify_all();
-    }
-
-    fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
-        (self.sink)(stream, bytes)?;
-        self.moved += bytes.len() as u64;
-        if let Some(private) = self.private {
-            private.carried(self.moved);
-        }
-        let mut shared = self.held.shared();
-        match stream {
-            Stream::Out => shared.delivered.out += bytes.len() as u64,
-            Stream::Err => shared.delivered.err += bytes.len() as u64,
-        }
-        if shared.delivered.out + shared.delivered.err >= shared.acknowledged + ACK_EVERY {
-            self.held.changed.notify_all();
-        }
-        Ok(())
-    }
-
-    fn have(&mut self, total: u64, room: u64) {
-        let mut shared = self.held.shared();
-        shared.sent = shared.sent.or(Some(total));
-        let gone = usize::try_from(total.saturating_sub(shared.has))
-            .unwrap_or(usize::MAX)
-            .min(shared.kept.len());
-        shared.kept.drain(..gone);
-        shared.has += gone as u64;
-        shared.room = room;
-        drop(shared);
-        self.held.changed.notify_all();
-    }
-
-    fn unkept(&mut self) {
-        let mut shared = self.held.shared();
-        if let Phase::Runs(record) = &mut shared.phase
-            && !std::mem::replace(&mut record.unkept, true)
-            && let Some(caution) = record.caution()
-        {
-            (self.held.note)(&caution);
-        }
-    }
-
-    fn finish(&mut self, line: &str, now: bool) -> bool {
-        let Some(input) = &self.input else {
-            return true;
-        };
-        if now {
-            return input.try_finish(line);
-        }
-        input.finish(line);
-        true
-    }
-
-    fn wants_pause(&self) -> bool {
-        self.private.is_some_and(PrivateConnection::is_ready)
-    }
-
-    fn forgets(&mut self, end: &End) -> bool {
-        // A job that its tether has ended stays for those who look for it.
-        let is_over = end.state == State::Exited && end.ended_by != Some(EndedBy::Tether);
-        self.forgotten = self.forgets && is_over;
-        self.forgotten
-    }
 }
 
 /// Reads input in a thread of its own, which nobody waits for: a read can't be called off.

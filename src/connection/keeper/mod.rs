@@ -7,6 +7,7 @@
 mod channel;
 pub mod client;
 mod client_stream;
+pub mod connect;
 mod keepalive;
 pub mod path;
 mod pool;
@@ -17,7 +18,8 @@ mod relay;
 mod requests;
 mod serve;
 mod server;
+mod shell;
 mod transport;
 
-pub use client::SERVE;
+pub use connect::SERVE;
 pub use serve::serve;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::client::{KeeperSettings, StartupReport};
+use super::connect::{KeeperSettings, StartupReport};
 use super::path;
 use super::server::{End, Keeper};
 use super::transport::Transport;

@@ -1,0 +1,101 @@
+//! What a run does with its job's output as it comes.
+
+use std::sync::Arc;
+
+use super::{ACK_EVERY, Held, Phase};
+use crate::connection::{PrivateConnection, ShellInput};
+use crate::error::Failure;
+use crate::job::{EndedBy, State};
+use crate::remote::stream::{End, Runner};
+use crate::remote::{Sink, Stream};
+
+/// One stream of a run, over one shell.
+pub(super) struct Passing<'s, 'h, 'a, 'k> {
+    pub(super) held: &'h Held<'a>,
+    pub(super) sink: &'s mut Sink<'k>,
+    pub(super) private: Option<&'s PrivateConnection>,
+    /// The way to the script.
+    pub(super) input: Option<Arc<ShellInput>>,
+    pub(super) forgets: bool,
+    pub(super) forgotten: bool,
+    /// How many bytes have come.
+    pub(super) moved: u64,
+}
+
+impl Runner for Passing<'_, '_, '_, '_> {
+    fn begun(&mut self) {
+        let Some(input) = self.input.clone() else {
+            return;
+        };
+        if let Some(every) = self.held.heartbeat {
+            input.beat(every);
+        }
+        let mut shared = self.held.shared();
+        (shared.input, shared.sent, shared.room_asked, shared.told) =
+            (Some(input), None, None, false);
+        drop(shared);
+        self.held.changed.notify_all();
+    }
+
+    fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
+        (self.sink)(stream, bytes)?;
+        self.moved += bytes.len() as u64;
+        if let Some(private) = self.private {
+            private.carried(self.moved);
+        }
+        let mut shared = self.held.shared();
+        match stream {
+            Stream::Out => shared.delivered.out += bytes.len() as u64,
+            Stream::Err => shared.delivered.err += bytes.len() as u64,
+        }
+        if shared.delivered.out + shared.delivered.err >= shared.acknowledged + ACK_EVERY {
+            self.held.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    fn have(&mut self, total: u64, room: u64) {
+        let mut shared = self.held.shared();
+        shared.sent = shared.sent.or(Some(total));
+        let gone = usize::try_from(total.saturating_sub(shared.has))
+            .unwrap_or(usize::MAX)
+            .min(shared.kept.len());
+        shared.kept.drain(..gone);
+        shared.has += gone as u64;
+        shared.room = room;
+        drop(shared);
+        self.held.changed.notify_all();
+    }
+
+    fn unkept(&mut self) {
+        let mut shared = self.held.shared();
+        if let Phase::Runs(record) = &mut shared.phase
+            && !std::mem::replace(&mut record.unkept, true)
+            && let Some(caution) = record.caution()
+        {
+            (self.held.note)(&caution);
+        }
+    }
+
+    fn finish(&mut self, line: &str, now: bool) -> bool {
+        let Some(input) = &self.input else {
+            return true;
+        };
+        if now {
+            return input.try_finish(line);
+        }
+        input.finish(line);
+        true
+    }
+
+    fn wants_pause(&self) -> bool {
+        self.private.is_some_and(PrivateConnection::is_ready)
+    }
+
+    fn forgets(&mut self, end: &End) -> bool {
+        // A job that its tether has ended stays for those who look for it.
+        let is_over = end.state == State::Exited && end.ended_by != Some(EndedBy::Tether);
+        self.forgotten = self.forgets && is_over;
+        self.forgotten
+    }
+}

@@ -1,0 +1,142 @@
+//! A shell that a command has checked out of a keeper's pool.
+
+use std::io::{self, ErrorKind, Write as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::client::{GREETING_MAX, KeeperClient, SHELL};
+use super::protocol::{self, Frame, Reply, Request};
+use crate::connection::{Chunk, Shell, ShellInput};
+use crate::job::JobId;
+
+/// A shell of a keeper's pool.
+pub struct KeeperShell {
+    talk: KeeperClient,
+    primed: u64,
+    /// Another command waits for a shell.
+    wanted: bool,
+    /// Held while a frame is written: other threads write too.
+    writing: Arc<Mutex<()>>,
+}
+
+impl KeeperShell {
+    /// Checks a shell out of the pool.
+    pub fn check_out(mut talk: KeeperClient) -> io::Result<Self> {
+        talk.say(&Request::Shell)?;
+        match talk.hear(Instant::now() + SHELL)? {
+            Frame::Message(Reply::Shell { primed }) => Ok(Self {
+                talk,
+                primed,
+                wanted: false,
+                writing: Arc::default(),
+            }),
+            Frame::Message(Reply::Busy) => Err(io::Error::other(
+                "the server gives the keeper no more channels",
+            )),
+            _ => Err(io::Error::other("the keeper sent an unexpected reply")),
+        }
+    }
+}
+
+impl KeeperShell {
+    fn send(&mut self, frames: &[u8], until: Instant) -> io::Result<()> {
+        let left = until
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.talk.stream.set_write_timeout(Some(left))?;
+        match self.talk.stream.write_all(frames) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::TimedOut.into()),
+            written => written,
+        }
+    }
+}
+
+impl Drop for KeeperShell {
+    /// Other threads may hold the socket too.
+    fn drop(&mut self) {
+        // What was written before still arrives.
+        drop(self.talk.stream.shutdown(std::net::Shutdown::Both));
+    }
+}
+
+impl Shell for KeeperShell {
+    fn primed(&self) -> Option<u64> {
+        Some(self.primed)
+    }
+
+    fn send_script(&mut self, text: &[u8], done: Option<String>, until: Instant) -> io::Result<()> {
+        let mut frames = protocol::message(&Request::Script { done });
+        frames.extend(protocol::bytes(false, text));
+        self.send(&frames, until)
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    fn check_in(&mut self) {
+        // A keeper that is gone has no pool either.
+        let frame = protocol::message(&Request::CheckIn);
+        drop(self.send(&frame, Instant::now() + GREETING_MAX));
+    }
+
+    fn keep_relay(&mut self, job: &JobId, word: String, script: String) {
+        // Without a relay, signals go by pid.
+        drop(self.talk.say(&Request::Relay {
+            job: job.to_string(),
+            word,
+            script,
+        }));
+    }
+
+    fn input(&self) -> io::Result<ShellInput> {
+        let stream = Arc::new(self.talk.stream.try_clone()?);
+        let writing = Arc::clone(&self.writing);
+        let send = Arc::new(move |frames: &[u8]| {
+            let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            (&*stream).write_all(frames)
+        });
+        let beat = Arc::clone(&send);
+        Ok(ShellInput::new(
+            Box::new(move |bytes| send(&protocol::bytes(false, bytes))),
+            Box::new(move |every| {
+                let seconds = every.as_secs().max(1);
+                // A keeper that is gone is noticed by who reads.
+                drop(beat(&protocol::message(&Request::Beat { seconds })));
+            }),
+        ))
+    }
+
+    fn write(&mut self, bytes: &[u8], until: Instant) -> io::Result<()> {
+        self.send(&protocol::bytes(false, bytes), until)
+    }
+
+    fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
+        let (bytes, chunk): (Vec<u8>, fn(usize) -> Chunk) = match self.talk.hear(until) {
+            Ok(Frame::Bytes(bytes)) => (bytes, Chunk::Out),
+            Ok(Frame::ErrorBytes(bytes)) => (bytes, Chunk::Err),
+            Ok(Frame::Message(Reply::Wanted)) => {
+                self.wanted = true;
+                return Ok(Chunk::Nothing);
+            }
+            Ok(Frame::Message(Reply::End)) => return Ok(Chunk::End),
+            Ok(Frame::Message(Reply::Broken { message })) => return Err(io::Error::other(message)),
+            Ok(Frame::Message(_)) => return Err(ErrorKind::InvalidData.into()),
+            Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(Chunk::Nothing),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(io::Error::new(
+                    ErrorKind::UnexpectedEof,
+                    "the keeper has gone",
+                ));
+            }
+            Err(error) => return Err(error),
+        };
+        // A frame is at most FRAME_MAX long, and every reader's buffer is longer.
+        let Some(space) = buffer.get_mut(..bytes.len()) else {
+            return Err(ErrorKind::InvalidData.into());
+        };
+        space.copy_from_slice(&bytes);
+        Ok(chunk(bytes.len()))
+    }
+}
