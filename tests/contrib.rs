@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Fixture, Invocation, Process, Rsig, Site, poll_until, tool};
+use crate::harness::{Fixture, Invocation, Process, Site, poll_until};
 use crate::jobs::SOON;
 
 /// The PATH of a machine on which rsig is installed.
@@ -100,35 +100,42 @@ fn a_cancelled_step_ends_its_job() {
     }
 }
 
-/// A program of examples/.
 #[cfg(any(feature = "mcp", feature = "serve"))]
-fn example(rsig: &Rsig, name: &str, words: &[&str]) -> Invocation {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples")
-        .join(name);
-    let python = tool("python3").arg(file).args(words);
-    rsig.within(python).env("PATH", path_with_rsig())
-}
+mod examples {
+    use std::path::Path;
 
-#[cfg(feature = "mcp")]
-#[test]
-fn the_example_of_mcp_works() {
-    let rsig = Rsig::new();
-    let words = ["local", "echo out; echo err >&2; exit 3"];
-    let output = example(&rsig, "mcp_client.py", &words).run();
-    output.code(3).stdout_is("out\n").stderr_has("err\n");
-}
+    use super::path_with_rsig;
+    use crate::harness::{Invocation, Rsig, tool};
 
-#[cfg(feature = "serve")]
-#[test]
-fn the_example_of_http_works() {
-    let rsig = Rsig::new();
-    let server = rsig.spawn_process(&["serve"]);
-    server.wait_for_stderr("listening on");
-    let socket = rsig.state().join("serve.sock");
-    let words = [socket.to_str().expect("UTF-8"), "local", "exec sleep 1000"];
-    let output = example(&rsig, "http_client.py", &words).run();
-    output.ok().stdout_has("exit status 143\n");
-    server.signal(Signal::SIGTERM);
-    server.wait();
+    /// A program of examples/.
+    fn example(rsig: &Rsig, name: &str, words: &[&str]) -> Invocation {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("examples")
+            .join(name);
+        let python = tool("python3").arg(file).args(words);
+        rsig.within(python).env("PATH", path_with_rsig())
+    }
+
+    #[cfg(feature = "mcp")]
+    #[test]
+    fn the_example_of_mcp_works() {
+        let rsig = Rsig::new();
+        let words = ["local", "echo out; echo err >&2; exit 3"];
+        let output = example(&rsig, "mcp_client.py", &words).run();
+        output.code(3).stdout_is("out\n").stderr_has("err\n");
+    }
+
+    #[cfg(feature = "serve")]
+    #[test]
+    fn the_example_of_http_works() {
+        let rsig = Rsig::new();
+        let server = rsig.spawn_process(&["serve"]);
+        server.wait_for_stderr("listening on");
+        let socket = rsig.state().join("serve.sock");
+        let words = [socket.to_str().expect("UTF-8"), "local", "exec sleep 1000"];
+        let output = example(&rsig, "http_client.py", &words).run();
+        output.ok().stdout_has("exit status 143\n");
+        server.signal(nix::sys::signal::Signal::SIGTERM);
+        server.wait();
+    }
 }
