@@ -2,18 +2,20 @@
 # dispositions. A shell can do neither by itself.
 
 # rs_environ BYTE : prints the arguments for env(1) that turn the environment which this shell passes on into the one it was
-# given. BYTE (octal) stands for a newline within a value. Run it in another directory than the shell's, as a job is.
+# given, but for the job's own variables, rs_given: a value there may be a secret. BYTE (octal) stands for a newline within a
+# value. Run it in another directory than the shell's, as a job is.
 rs_environ() {
 	{
 		/usr/bin/env cat /proc/self/environ | tr '\0\n' "\n\\$1"
 		echo '='
 		tr '\0\n' "\n\\$1" <"/proc/$$/environ"
-	} | awk -v "line=\\$1" '
-		BEGIN { quote = sprintf("%c", 39) }
+	} | awk -v "line=\\$1" -v given="${rs_given-}" '
+		BEGIN { quote = sprintf("%c", 39); split(given, names, " "); for (i in names) own[names[i]] }
 		$0 == "=" { before = 1; next }
 		{ name = substr($0, 1, index($0, "=") - 1) }
 		!before { passed[$0]; left[name]; next }
 		{ delete left[name] }
+		name in own { next }
 		name == "PWD" { words = words " PWD=\"$PWD\""; next }
 		!($0 in passed) {
 			gsub(quote, quote "\\" quote quote)
@@ -21,7 +23,7 @@ rs_environ() {
 			words = words " " quote $0 quote
 		}
 		END {
-			for (name in left) printf " -u %s", name
+			for (name in left) if (!(name in own)) printf " -u %s", name
 			print words
 		}'
 }

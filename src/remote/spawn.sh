@@ -26,14 +26,12 @@ rs_give_up() {
 	cd / && exec rm -rf "${rs_made:-$rs_base/$rs_id}"
 }
 
-# rs_restore : writes rs_become, a function that executes a program in the restored environment (environ.sh). The job's own
-# variables keep their values.
+# rs_restore : writes rs_become, a function that executes a program in the restored environment (environ.sh).
 rs_restore() {
 	rs_restores || return
+	# What the shell remembers knows of no job's variables.
+	[ -z "$rs_given" ] || rs_words=''
 	rs_remember
-	for rs_name in $rs_given; do
-		rs_words="$rs_words $rs_name=\"\$$rs_name\""
-	done
 	printf 'rs_become() {\nexec /usr/bin/env%s%s "$@"\n}\n' "$rs_words" "$rs_reset" >become
 } >/dev/null 2>&1
 
