@@ -23,7 +23,7 @@ rs_refuse() {
 rs_give_up() {
 	rs_say refused start "no further process could be started there"
 	rs_mark end
-	# Its files would come back.
+	# The background part could still write files there while they are removed.
 	[ -z "$rs_aside" ] || wait "$rs_aside"
 	cd / && exec rm -rf "${rs_made:-$rs_base/$rs_id}"
 }
