@@ -18,7 +18,7 @@ use crate::terminal::{Output, Table};
 
 /// The options that may have a default: none that says which jobs are meant, or that ends or removes some. Those that say
 /// how a host is reached are the file's own business.
-const OPTIONS: [&str; 21] = [
+const OPTIONS: [&str; 20] = [
     "backlog",
     "cwd",
     "env",
@@ -28,7 +28,6 @@ const OPTIONS: [&str; 21] = [
     "json",
     "keep",
     "lines",
-    "log-max",
     "merge",
     "no-keeper",
     "no-tether",
@@ -87,7 +86,8 @@ impl Config {
 }
 
 fn rows(file: &'static File) -> Result<Vec<Row>, Failure> {
-    let definition = applied(definition(), file, &[])?;
+    let mut definition = definition();
+    apply(&mut definition, file, &[])?;
     for verb in definition.get_subcommands() {
         blamed(&definition, verb.get_name(), file).map_or(Ok(()), Err)?;
     }
@@ -152,22 +152,20 @@ fn option<'a>(verb: &'a clap::Command, key: &str) -> Option<&'a clap::Arg> {
         .find(|argument| argument.get_long() == Some(key))
 }
 
-/// The definition of a command line with the file's defaults. What is given wins over a default that it conflicts with.
-pub fn applied(
-    definition: clap::Command,
+/// Gives a definition the file's defaults. What is given wins over a default that it conflicts with.
+pub fn apply(
+    definition: &mut clap::Command,
     file: &'static File,
     words: &[OsString],
-) -> Result<clap::Command, Failure> {
-    if file.defaults().next().is_none() {
-        return Ok(definition);
+) -> Result<(), Failure> {
+    if let Some(setting) = file
+        .defaults()
+        .find(|setting| !OPTIONS.contains(&setting.key.as_str()))
+    {
+        return Err(file.unknown(setting));
     }
-    for setting in file.defaults() {
-        let mut verbs = definition.get_subcommands();
-        if !OPTIONS.contains(&setting.key.as_str())
-            || !verbs.any(|verb| option(verb, &setting.key).is_some())
-        {
-            return Err(file.unknown(setting));
-        }
+    if file.defaults().next().is_none() {
+        return Ok(());
     }
     let parser = definition.clone().ignore_errors(true);
     let matches = parser.try_get_matches_from(words).ok();
@@ -175,12 +173,13 @@ pub fn applied(
     // A variable wins over the file.
     let counts =
         |setting: &&Setting| setting.key != "no-keeper" || std::env::var_os(KEEPER).is_none();
-    Ok(definition.mut_subcommands(|verb| {
+    *definition = std::mem::take(definition).mut_subcommands(|verb| {
         let given = given.filter(|(name, _)| *name == verb.get_name());
         let given = given.map(|(_, matches)| matches);
         let add = |verb, setting| with_default(verb, setting, given);
         file.defaults().filter(counts).fold(verb, add)
-    }))
+    });
+    Ok(())
 }
 
 fn with_default(
@@ -220,4 +219,18 @@ pub fn blamed(definition: &clap::Command, verb: &str, file: &File) -> Option<Fai
     let text = error.to_string();
     let why = text.lines().next()?.trim_start_matches("error: ");
     Some(file.failure(setting.line, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_a_default_is_an_option() {
+        let definition = definition();
+        for key in OPTIONS {
+            let mut verbs = definition.get_subcommands();
+            assert!(verbs.any(|verb| option(verb, key).is_some()), "{key}");
+        }
+    }
 }

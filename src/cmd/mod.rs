@@ -42,67 +42,126 @@ mod words;
 
 use std::ffi::OsString;
 
-use clap::{FromArgMatches as _, Subcommand as _};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args as _, FromArgMatches as _};
 
 use crate::error::{Failure, Kind};
 use crate::state::Config;
 use crate::terminal;
 
-#[derive(Debug, clap::Subcommand)]
-#[command(about = env!("CARGO_PKG_DESCRIPTION"), long_about = None)]
-pub enum Command {
-    Spawn(spawn::Spawn),
-    Run(run::Run),
-    Kill(kill::Kill),
-    Stop(stop::Stop),
-    Wait(wait::Wait),
-    Send(send::Send),
-    Tail(tail::Tail),
-    Ps(ps::Ps),
-    Top(top::Top),
-    Rm(rm::Rm),
-    History(history::History),
-    Keeper(keeper::Keeper),
-    Config(config::Config),
+/// Makes the command line of its verbs: the definition, a parsed command, and what runs it.
+macro_rules! verbs {
+    ($($(#[$only:meta])? $name:literal => $file:ident::$Verb:ident,)*) => {
+        #[derive(Debug)]
+        pub enum Command {
+            $($(#[$only])? $Verb($file::$Verb),)*
+        }
+
+        /// Adds the definitions of the verbs that are wanted.
+        fn define(command: clap::Command, is_wanted: impl Fn(&str) -> bool) -> clap::Command {
+            $(
+                $(#[$only])?
+                let command = if is_wanted($name) {
+                    command.subcommand($file::$Verb::augment_args(clap::Command::new($name)))
+                } else {
+                    command
+                };
+            )*
+            command
+        }
+
+        impl Command {
+            fn read(matches: &mut ArgMatches) -> Result<Self, clap::Error> {
+                let (verb, mut matches) = matches
+                    .remove_subcommand()
+                    .ok_or_else(|| clap::Error::new(ErrorKind::MissingSubcommand))?;
+                match verb.as_str() {
+                    $(
+                        $(#[$only])?
+                        $name => $file::$Verb::from_arg_matches_mut(&mut matches).map(Self::$Verb),
+                    )*
+                    _ => Err(clap::Error::new(ErrorKind::InvalidSubcommand)),
+                }
+            }
+
+            /// Runs the command, and gives its exit status.
+            pub fn run(self) -> Result<u8, Failure> {
+                if !self.handles_signals() {
+                    interrupt::end_first_process()?;
+                }
+                match self {
+                    $($(#[$only])? Self::$Verb(verb) => verb.run(),)*
+                }
+            }
+        }
+    };
+}
+
+verbs! {
+    "spawn" => spawn::Spawn,
+    "run" => run::Run,
+    "kill" => kill::Kill,
+    "stop" => stop::Stop,
+    "wait" => wait::Wait,
+    "send" => send::Send,
+    "tail" => tail::Tail,
+    "ps" => ps::Ps,
+    "top" => top::Top,
+    "rm" => rm::Rm,
+    "history" => history::History,
+    "keeper" => keeper::Keeper,
+    "config" => config::Config,
     #[cfg(feature = "mcp")]
-    Mcp(servers::Mcp),
+    "mcp" => servers::Mcp,
     #[cfg(feature = "serve")]
-    Serve(servers::Serve),
+    "serve" => servers::Serve,
 }
 
 /// The definition of the whole command line.
 fn definition() -> clap::Command {
-    Command::augment_subcommands(
-        clap::Command::new(env!("CARGO_PKG_NAME"))
-            .version(env!("CARGO_PKG_VERSION"))
-            .max_term_width(100)
-            .disable_help_subcommand(true)
-            .subcommand_required(true)
-            .arg_required_else_help(true),
-    )
+    define(program(), |_| true)
+}
+
+/// The definition for one command: that of its verb alone, since all of them take as long as the rest of its start.
+fn definition_for(verb: &str) -> clap::Command {
+    let definition = define(program(), |name| name == verb);
+    if definition.has_subcommands() {
+        definition
+    } else {
+        self::definition()
+    }
+}
+
+fn program() -> clap::Command {
+    clap::Command::new(env!("CARGO_PKG_NAME"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .max_term_width(100)
+        .disable_help_subcommand(true)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
 }
 
 impl Command {
     /// Reads a command line. A wrong one, or one that asks for help, prints and exits.
     pub fn parse(mut words: Vec<OsString>) -> Self {
-        let mut definition = definition();
-        words::arrange(&definition, &mut words);
         let verb = words.get(1).cloned().unwrap_or_default();
-        let file = Config::current();
-        let configured = file
-            .clone()
-            .and_then(|file| Ok((config::applied(definition.clone(), file, &words)?, file)));
-        if let Ok((configured, _)) = &configured {
-            definition = configured.clone();
-        }
+        let verb = verb.to_string_lossy();
+        let mut definition = definition_for(&verb);
+        words::arrange(&definition, &mut words);
+        let configured = Config::current();
+        let configured = configured.and_then(|file| {
+            config::apply(&mut definition, file, &words)?;
+            Ok(file)
+        });
         let parsed = definition
             .try_get_matches_from_mut(words)
-            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches));
+            .and_then(|mut matches| Self::read(&mut matches));
         let fault = match (&parsed, configured) {
             // Help is given with any configuration.
             (Err(error), _) if !error.use_stderr() => None,
             (_, Err(failure)) => Some(failure),
-            (Err(_), Ok((_, file))) => config::blamed(&definition, &verb.to_string_lossy(), file),
+            (Err(_), Ok(file)) => config::blamed(&definition, &verb, file),
             (Ok(_), Ok(_)) => None,
         };
         if let Some(failure) = fault {
@@ -110,32 +169,6 @@ impl Command {
             std::process::exit(failure.kind.exit_status().into());
         }
         parsed.unwrap_or_else(|error| error.format(&mut definition).exit())
-    }
-
-    /// Runs the command, and gives its exit status.
-    pub fn run(self) -> Result<u8, Failure> {
-        if !self.handles_signals() {
-            interrupt::end_first_process()?;
-        }
-        match self {
-            Self::Spawn(spawn) => spawn.run(),
-            Self::Run(run) => run.run(),
-            Self::Kill(kill) => kill.run(),
-            Self::Stop(stop) => stop.run(),
-            Self::Wait(wait) => wait.run(),
-            Self::Send(send) => send.run(),
-            Self::Tail(tail) => tail.run(),
-            Self::Ps(ps) => ps.run(),
-            Self::Top(top) => top.run(),
-            Self::Rm(rm) => rm.run(),
-            Self::History(history) => history.run(),
-            Self::Keeper(keeper) => keeper.run(),
-            Self::Config(config) => config.run(),
-            #[cfg(feature = "mcp")]
-            Self::Mcp(mcp) => mcp.run(),
-            #[cfg(feature = "serve")]
-            Self::Serve(serve) => serve.run(),
-        }
     }
 
     fn handles_signals(&self) -> bool {
