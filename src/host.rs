@@ -398,6 +398,11 @@ impl Destination {
         self.host.is_local() && self.connect.prefix.is_empty()
     }
 
+    /// Whether its shells are started by something in front of them.
+    pub fn has_prefix(&self) -> bool {
+        self.shell() != ["/bin/sh", "-s"]
+    }
+
     /// Whether its shells are started by a program of this machine that needs nothing else.
     pub fn is_process(&self) -> bool {
         matches!(self.host.place(), Place::Local | Place::Container(_))

@@ -10,6 +10,7 @@ mod containers;
 mod contrib;
 mod faults;
 mod foreign;
+mod hanging;
 mod harness;
 mod hidden;
 mod history;

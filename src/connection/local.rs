@@ -11,7 +11,9 @@ use std::time::Instant;
 use memchr::memmem;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::Pid;
 
 use super::openssh::Master;
 use super::{Chunk, Shell, ShellInput};
@@ -40,6 +42,7 @@ pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
         input: Arc::new(Mutex::new(input)),
         out,
         err,
+        may_hang: destination.has_prefix(),
     }))
 }
 
@@ -221,6 +224,22 @@ impl Process {
         }
     }
 
+    pub fn has_exited(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    pub fn kill(&mut self) {
+        // It leads a group. Another user's can't be killed.
+        let group = self
+            .child
+            .as_ref()
+            .and_then(|child| child.id().try_into().ok());
+        if let Some(group) = group.map(Pid::from_raw) {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+
     pub fn close_input(&mut self) {
         self.input = None;
     }
@@ -247,6 +266,7 @@ struct LocalShell {
     input: Arc<Mutex<Option<ChildStdin>>>,
     out: Option<ChildStdout>,
     err: Option<ChildStderr>,
+    may_hang: bool,
 }
 
 fn write(input: &Mutex<Option<ChildStdin>>, bytes: &[u8]) -> io::Result<()> {
@@ -258,6 +278,10 @@ fn write(input: &Mutex<Option<ChildStdin>>, bytes: &[u8]) -> io::Result<()> {
 }
 
 impl Shell for LocalShell {
+    fn may_hang(&self) -> bool {
+        self.may_hang
+    }
+
     fn write(&mut self, bytes: &[u8], _until: Instant) -> io::Result<()> {
         write(&self.input, bytes)
     }

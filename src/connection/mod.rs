@@ -48,6 +48,11 @@ pub trait Shell {
         None
     }
 
+    /// Whether it runs behind a program that can hang without a word, which no keepalive notices.
+    fn may_hang(&self) -> bool {
+        false
+    }
+
     /// Sends a script. `done` is what the shell prints once it is ready for another one.
     fn send_script(
         &mut self,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use memchr::memmem;
 
+use super::no_shell::{NO_FORK, no_shell};
 use super::script::{Nonce, Script};
 use crate::clock;
 use crate::connection::{Chunk, Shell};
@@ -39,6 +40,10 @@ const BUFFER: usize = 256 << 10;
 pub(super) const LOOK: Duration = Duration::from_millis(100);
 /// Ends the stream and leaves the shell to others.
 pub(super) const QUIT: &str = "quit\n";
+/// What asks a script for a sign of life, after how long a silence, and how often before its shell is given up.
+pub(super) const PING: &[u8] = b"ping\n";
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PINGS_MAX: u32 = 3;
 
 /// Where a stream stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +117,11 @@ pub trait Listener {
 
     /// What to send to the script now, if anything: asked after all that comes, and every [`Listener::pace`].
     fn reply(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What asks a silent script for a sign of life.
+    fn ping(&mut self) -> Option<&'static [u8]> {
         None
     }
 
@@ -225,6 +235,7 @@ impl Framed {
                     self.ending = Ending::Paused;
                     Phase::Over
                 }
+                (Phase::Data, b"here") => Phase::Data,
                 (Phase::Data, b"unkept") => {
                     listener.unkept();
                     Phase::Data
@@ -351,6 +362,9 @@ pub struct Hearing {
     said: Vec<u8>,
     /// Why the script could not be sent.
     unsent: Option<io::Error>,
+    /// How long nothing has come, and how often a sign of life was asked for since.
+    silence: Duration,
+    pings: u32,
 }
 
 fn broke(host: &str, error: &io::Error) -> Failure {
@@ -376,6 +390,8 @@ impl Hearing {
             out: Framed::new(script.nonce()),
             said: Vec::new(),
             unsent,
+            silence: Duration::ZERO,
+            pings: 0,
         })
     }
 
@@ -395,6 +411,7 @@ impl Hearing {
         }
         while !listener.is_done() && !self.is_over() {
             self.hear_once(host, shell, patience, listener, &mut buffer)?;
+            self.look_alive(host, shell, patience, listener)?;
             if self.out.paused {
                 return Ok(Ending::Whole);
             }
@@ -419,6 +436,37 @@ impl Hearing {
         Ok(self.out.ending.clone())
     }
 
+    /// Asks a script that goes on as long as it lasts for a sign of life, where nothing else would notice that its shell
+    /// hangs.
+    fn look_alive(
+        &mut self,
+        host: &str,
+        shell: &mut dyn Shell,
+        patience: Option<Duration>,
+        listener: &mut dyn Listener,
+    ) -> Result<(), Failure> {
+        if self.silence < clock::long(PING_INTERVAL) * (self.pings + 1)
+            || !self.is_watched(shell, patience)
+        {
+            return Ok(());
+        }
+        self.pings += 1;
+        if self.pings > PINGS_MAX {
+            let message = format!("{host}: the shell there has stopped responding");
+            return Err(Failure::new(Kind::Unreachable, message));
+        }
+        match listener.ping() {
+            Some(line) => shell
+                .write(line, Instant::now() + LONG)
+                .map_err(|error| broke(host, &error)),
+            None => Ok(()),
+        }
+    }
+
+    fn is_watched(&self, shell: &dyn Shell, patience: Option<Duration>) -> bool {
+        shell.may_hang() && patience.is_none() && self.out.phase == Phase::Data
+    }
+
     fn is_over(&self) -> bool {
         self.out.phase == Phase::Over
     }
@@ -432,24 +480,32 @@ impl Hearing {
         listener: &mut dyn Listener,
         buffer: &mut [u8],
     ) -> Result<(), Failure> {
+        let is_watched = self.is_watched(shell, limit);
         let Self {
             started,
             out,
             said,
             unsent,
+            silence,
+            pings,
         } = self;
+        let asked = Instant::now();
         let deadline = match limit {
             _ if out.phase == Phase::Noise => *started + clock::long(SILENCE_MAX),
             Some(limit) => *started + limit.max(patience()),
             None => Instant::now() + LONG,
         };
-        let until = listener
-            .pace()
-            .map_or(deadline, |pace| deadline.min(Instant::now() + pace));
-        match shell
-            .read(buffer, until)
-            .map_err(|error| broke(host, &error))?
-        {
+        let pace = listener.pace().unwrap_or(LONG);
+        let pace = pace.min(if is_watched { PING_INTERVAL } else { LONG });
+        let chunk = shell
+            .read(buffer, deadline.min(asked + pace))
+            .map_err(|error| broke(host, &error))?;
+        if chunk == Chunk::Nothing {
+            *silence += asked.elapsed();
+        } else {
+            (*silence, *pings) = (Duration::ZERO, 0);
+        }
+        match chunk {
             Chunk::Out(size) => out.feed(host, buffer.get(..size).unwrap_or_default(), listener),
             Chunk::Err(size) => {
                 let room = (4 * SHOWN).saturating_sub(said.len()).min(size);
@@ -481,96 +537,6 @@ impl Hearing {
                 Err(Failure::new(Kind::Unreachable, message))
             }
         }
-    }
-}
-
-/// Why a prefix or a login gave no shell, by what the programs in question say, and whose words they are.
-const NO_SHELL: [(&str, Kind, &str); 19] = [
-    ("cannot fork", Kind::NoShell, NO_FORK),
-    ("can't fork", Kind::NoShell, NO_FORK),
-    ("fork: ", Kind::NoShell, NO_FORK),
-    ("fork failed", Kind::NoShell, NO_FORK),
-    (
-        "no such container",
-        Kind::NoContainer,
-        "there is no such container",
-    ),
-    (
-        "no container with name",
-        Kind::NoContainer,
-        "there is no such container",
-    ),
-    (
-        "(notfound)",
-        Kind::NoContainer,
-        "there is no such pod or container",
-    ),
-    (
-        "container not found",
-        Kind::NoContainer,
-        "there is no such pod or container",
-    ),
-    (
-        "container is not valid for pod",
-        Kind::NoContainer,
-        "there is no such container in the pod",
-    ),
-    (
-        "is not running",
-        Kind::NoContainer,
-        "the container is not running",
-    ),
-    (
-        "on running containers",
-        Kind::NoContainer,
-        "the container is not running",
-    ),
-    (
-        "container state improper",
-        Kind::NoContainer,
-        "the container is not running",
-    ),
-    (
-        "cannot connect to",
-        Kind::NoContainer,
-        "what runs the containers can't be reached",
-    ),
-    (
-        "unable to connect to",
-        Kind::NoContainer,
-        "what runs the containers can't be reached",
-    ),
-    (
-        "connection refused",
-        Kind::NoContainer,
-        "what runs the containers can't be reached",
-    ),
-    (
-        "connection to the server",
-        Kind::NoContainer,
-        "what runs the containers can't be reached",
-    ),
-    ("password is required", Kind::NoShell, NO_PASSWORD),
-    ("/bin/sh: no such file", Kind::NoShell, NO_SH),
-    ("\"/bin/sh\": ", Kind::NoShell, NO_SH),
-];
-/// It is the shell itself that says so: a script in a subshell of it has not begun.
-const NO_FORK: &str = "no further process could be started there (`ulimit -u` shows the limit)";
-const NO_PASSWORD: &str = "sudo wants a password, and can't ask for one here: it is run as `sudo -n`, which needs a \
-    NOPASSWD rule in sudoers(5)";
-const NO_SH: &str = "there is no /bin/sh, which rsig needs";
-
-/// A shell ended before it said anything of ours.
-fn no_shell(host: &str, why: &str, said: &str) -> Failure {
-    let lower = said.to_lowercase();
-    match NO_SHELL.iter().find(|(words, ..)| lower.contains(words)) {
-        Some((_, kind, meaning)) => Failure::new(*kind, format!("{host}: {meaning}{said}")),
-        None => Failure::new(
-            Kind::NoShell,
-            format!(
-                "{host} did not start /bin/sh for this user{why} (forced command, or no shell access?){said}"
-            ),
-        ),
     }
 }
 

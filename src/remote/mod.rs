@@ -7,6 +7,7 @@ mod answer;
 mod glance;
 pub mod look;
 pub mod meet;
+mod no_shell;
 pub mod output;
 #[cfg(feature = "serve")]
 pub mod pids;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::answer::{Ending, LOOK, Listener, QUIT, Stream, garbage, hear};
+use super::answer::{Ending, LOOK, Listener, PING, QUIT, Stream, garbage, hear};
 use super::script::{Form, Script, file};
 use super::seen::{Note, Seen, Standing, job_line};
 use crate::connection::Shell;
@@ -229,6 +229,10 @@ impl Listener for Reading<'_> {
         }
         self.pausing = true;
         Some(QUIT.as_bytes().to_vec())
+    }
+
+    fn ping(&mut self) -> Option<&'static [u8]> {
+        (self.wanted.follow && !self.pausing).then_some(PING)
     }
 
     fn wanted(&mut self) {

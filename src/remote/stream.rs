@@ -1,7 +1,7 @@
 //! The script that stays with a job in the foreground: its output as it comes, its input, and its heartbeats, all over one
 //! shell.
 
-use super::answer::{Ending, Hearing, LOOK, Listener, QUIT, Stream, garbage};
+use super::answer::{Ending, Hearing, LOOK, Listener, PING, QUIT, Stream, garbage};
 use super::script::{Form, Script, file};
 use super::seen::job_line;
 use crate::connection::Shell;
@@ -40,6 +40,9 @@ pub trait Runner {
 
     /// The job's time limit or its tether could not end it.
     fn unkept(&mut self);
+
+    /// Says a line that asks the script for a sign of life.
+    fn ping(&mut self, line: &[u8]);
 
     /// Whether the stream is to go on over another connection.
     fn wants_pause(&self) -> bool;
@@ -109,6 +112,11 @@ impl Listener for Streaming<'_> {
             return None;
         }
         self.pausing = self.runner.finish(QUIT, true);
+        None
+    }
+
+    fn ping(&mut self) -> Option<&'static [u8]> {
+        self.runner.ping(PING);
         None
     }
 

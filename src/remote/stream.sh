@@ -8,6 +8,7 @@
 #   in SIZE        SIZE bytes of the job's input follow
 #   room           asks how much input is here, and how much more fits
 #   eof TOTAL      the input ends after TOTAL bytes
+#   ping           asks for a sign of life
 #   quit           the client goes on elsewhere, or knows the job's end
 #   forget         the same, and the job's files are removed
 # A background process reads them up to `quit`, so that none is left in the shell's input. After any other end the shell is
@@ -207,6 +208,7 @@ obey() {
 			;;
 		in) take "$one" || return 1 ;;
 		room) tell_room ;;
+		ping) printf '\001%s here\n' "$rs_nonce" ;;
 		eof) printf '%s\n' "$one" >in.end.new && mv in.end.new in.end ;;
 		quit) return 0 ;;
 		forget)

@@ -88,6 +88,13 @@ impl Runner for Passing<'_, '_, '_, '_> {
         true
     }
 
+    fn ping(&mut self, line: &[u8]) {
+        if let Some(input) = &self.input {
+            // After the last line nothing more is said.
+            let _ = input.write(line);
+        }
+    }
+
     fn wants_pause(&self) -> bool {
         self.private.is_some_and(PrivateConnection::is_ready)
     }

@@ -14,6 +14,7 @@ use nix::poll::PollFd;
 
 use super::relay::{ClientId, Relay};
 use super::transport::{Carrier, Transport};
+use crate::connection::local::READY;
 
 /// A channel of the connection.
 pub type ChannelId = u64;
@@ -25,6 +26,9 @@ const NOISE_MAX: usize = 4 << 10;
 /// How many scripts a shell runs, and for how long it is kept.
 const SCRIPTS_MAX: u32 = 1000;
 const AGE_MAX: Duration = Duration::from_secs(600);
+/// How long a process may take to answer a probe, and to end once its input has.
+const PROBE_MAX: Duration = Duration::from_secs(1);
+const END_MAX: Duration = Duration::from_secs(60);
 /// A shell that ends sooner than this before its first script is no shell.
 const USELESS_MAX: Duration = Duration::from_secs(1);
 
@@ -93,8 +97,10 @@ pub struct ShellChannel {
     tail: Vec<u8>,
     /// What it has said before anybody used it, for the first command: a login may say why it gives no shell.
     noise: Vec<(bool, Vec<u8>)>,
-    /// By when it has to be ready, once its command has checked it in.
-    pub ready_by: Option<Instant>,
+    /// It has said a word since a command had it.
+    pub is_proven: bool,
+    /// By when it has to be ready again, to answer a probe, or to have ended.
+    pub due: Option<Instant>,
     /// How many scripts it has run.
     pub scripts: u32,
     /// Since when it is open, and since when nobody has used it.
@@ -125,7 +131,8 @@ impl ShellChannel {
             is_last: false,
             tail: Vec::new(),
             noise: Vec::new(),
-            ready_by: None,
+            is_proven: false,
+            due: None,
             scripts: 0,
             opened: Instant::now(),
             idle_since: Instant::now(),
@@ -149,6 +156,40 @@ impl ShellChannel {
         matches!(self.stage, Stage::Open | Stage::Draining)
     }
 
+    /// Whether its shell has yet to print the end of the script of a command that has checked it in.
+    pub fn is_returning(&self) -> bool {
+        self.stage == Stage::Open && self.due.is_some()
+    }
+
+    /// Asks a shell that is a process for a word before it is given to a command. The program in front of it can hang, as
+    /// podman-exec(1) does at times when its container is restarted.
+    pub fn probe(&mut self) {
+        if self.stage == Stage::Open && !self.is_proven {
+            self.stage = Stage::Starting;
+            self.due = Some(Instant::now() + PROBE_MAX);
+            self.write(READY.0);
+        }
+    }
+
+    /// Closes the input of a process, and says whether it has ended.
+    pub fn has_left(&mut self) -> bool {
+        self.carrier.as_mut().is_none_or(|carrier| {
+            // That of a process can always be closed.
+            let _ = carrier.send_eof();
+            carrier.has_exited()
+        })
+    }
+
+    /// Ends a process that does not answer, or does not end.
+    pub fn kill(&mut self) {
+        self.due = None;
+        if let Some(carrier) = &mut self.carrier
+            && carrier.kill()
+        {
+            self.close();
+        }
+    }
+
     /// Whether its shell has run too many scripts, or for too long.
     pub fn is_old(&self) -> bool {
         self.scripts >= SCRIPTS_MAX || self.opened.elapsed() >= AGE_MAX
@@ -163,15 +204,15 @@ impl ShellChannel {
     pub fn begin_script(&mut self, done: Option<String>) {
         self.is_last = done.is_none();
         (self.done, self.tail) = (done.map(String::into_bytes), Vec::new());
-        self.ready_by = None;
+        self.due = None;
     }
 
     /// Its command wants no more of it: it goes back to the pool, at once or when it is ready.
-    pub fn check_in(&mut self, ready_by: Instant) {
+    pub fn check_in(&mut self, due: Instant) {
         if self.is_last {
             return self.finish();
         }
-        (self.client, self.ready_by) = (None, self.done.as_ref().map(|_| ready_by));
+        (self.client, self.due) = (None, self.done.as_ref().map(|_| due));
     }
 
     /// Its command has gone: so does a shell whose script has not ended.
@@ -208,7 +249,7 @@ impl ShellChannel {
             self.tail.drain(..over);
             return;
         }
-        (self.done, self.ready_by, self.given) = (None, None, None);
+        (self.done, self.due, self.given) = (None, None, None);
         self.tail.clear();
         self.scripts += 1;
         self.idle_since = Instant::now();
@@ -252,7 +293,7 @@ impl ShellChannel {
     /// Ends the shell: by the end of its input, and by hearing it no more.
     pub fn finish(&mut self) {
         self.closing_input = true;
-        (self.client, self.ready_by) = (None, None);
+        (self.client, self.due) = (None, Some(Instant::now() + END_MAX));
         if self.stage == Stage::Open {
             self.stage = Stage::Draining;
         }
@@ -331,6 +372,7 @@ impl ShellChannel {
                 self.stage = if self.closing_input {
                     Stage::Draining
                 } else {
+                    (self.due, self.is_proven) = (None, true);
                     Stage::Open
                 };
                 Ok(0)

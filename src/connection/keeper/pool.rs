@@ -22,6 +22,8 @@ const IDLE_SHELL_MAX: Duration = Duration::from_secs(20);
 const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
 /// How soon after a script that has signalled a job the job's relay ends.
 const RELAY_END_LAG: Duration = Duration::from_millis(50);
+/// How long the keeper's last processes may take to end.
+const PROCESS_END_MAX: Duration = Duration::from_millis(500);
 use super::pump::CLOSE_LAG;
 
 impl Keeper {
@@ -39,6 +41,11 @@ impl Keeper {
         // One that is open at least: the server can still refuse the others. A process must be a shell.
         let is_ssh = self.transport.ssh().is_some();
         let comes = |stage: Stage| stage == Stage::Opening || !is_ssh && stage == Stage::Starting;
+        if !(is_ssh || waiting.is_empty() && self.cancels.is_empty()) {
+            let free = self.channels.values_mut();
+            free.filter(|channel| channel.is_free())
+                .for_each(ShellChannel::probe);
+        }
         let mut free: Vec<(ChannelId, Stage)> = self
             .channels
             .iter()
@@ -49,7 +56,7 @@ impl Keeper {
         let returns = self
             .channels
             .values()
-            .filter(|channel| !is_ssh && channel.ready_by.is_some())
+            .filter(|channel| !is_ssh && channel.is_returning())
             .count();
         let opening = free.iter().filter(|(_, stage)| comes(*stage)).count() + returns;
         free.retain(|(_, stage)| !comes(*stage));
@@ -62,24 +69,7 @@ impl Keeper {
                 wanted += usize::from(!held_back || since.elapsed() >= CLOSE_LAG);
                 continue;
             };
-            let (Some(client), Some(channel)) = (
-                self.clients.get_mut(&client_id),
-                self.channels.get_mut(&channel_id),
-            ) else {
-                continue;
-            };
-            channel.client = Some(client_id);
-            channel.given = Some(Instant::now());
-            client.channel = Some(channel_id);
-            (client.waits, client.told_wanted) = (None, false);
-            let (primed, noise) = (self.primer.mark, channel.take_noise());
-            self.tell(client_id, &Reply::Shell { primed });
-            if let Some(client) = self.clients.get_mut(&client_id) {
-                for (error_stream, bytes) in noise {
-                    // What it does not take now is written when it can.
-                    drop(client.pass_on(error_stream, &bytes));
-                }
-            }
+            self.give(channel_id, client_id);
         }
         while !self.cancels.is_empty() {
             let Some((channel, _)) = free.next() else {
@@ -131,6 +121,33 @@ impl Keeper {
                     channel.write(READY.0);
                 }
                 self.channels.insert(self.next_id, channel);
+            }
+        }
+    }
+
+    /// Gives a free channel to a command.
+    fn give(&mut self, channel_id: ChannelId, client_id: ClientId) {
+        let (Some(client), Some(channel)) = (
+            self.clients.get_mut(&client_id),
+            self.channels.get_mut(&channel_id),
+        ) else {
+            return;
+        };
+        channel.client = Some(client_id);
+        channel.is_proven = false;
+        channel.given = Some(Instant::now());
+        client.channel = Some(channel_id);
+        (client.waits, client.told_wanted) = (None, false);
+        let noise = channel.take_noise();
+        let reply = Reply::Shell {
+            primed: self.primer.mark,
+            may_hang: self.may_hang,
+        };
+        self.tell(client_id, &reply);
+        if let Some(client) = self.clients.get_mut(&client_id) {
+            for (error_stream, bytes) in noise {
+                // What it does not take now is written when it can.
+                drop(client.pass_on(error_stream, &bytes));
             }
         }
     }
@@ -261,11 +278,33 @@ impl Keeper {
         }
     }
 
-    /// Closes shells that did not get ready again, that are old, and those that nobody has used for a while but one.
+    /// Ends the processes that nobody uses, before the keeper does: one that hangs would stay.
+    pub(super) fn end_processes(&mut self) {
+        if self.transport.ssh().is_some() {
+            return;
+        }
+        let by = Instant::now() + PROCESS_END_MAX;
+        let mut idle: Vec<&mut ShellChannel> = self.channels.values_mut().collect();
+        idle.retain(|channel| channel.client.is_none() && !channel.is_returning());
+        loop {
+            idle.retain_mut(|channel| !channel.has_left());
+            if idle.is_empty() || Instant::now() >= by {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        idle.into_iter().for_each(ShellChannel::kill);
+    }
+
+    /// Closes shells that did not get ready again, that do not answer or end, that are old, and those that nobody has used for a while but one.
     pub(super) fn close_shells(&mut self, now: Instant) {
         let mut free = 0;
         for channel in self.channels.values_mut() {
-            let late = channel.ready_by.is_some_and(|by| now >= by);
+            let late = channel.due.is_some_and(|due| now >= due);
+            if late && channel.stage != Stage::Open {
+                channel.kill();
+                continue;
+            }
             let unused = channel.is_free() && channel.stage == Stage::Open;
             free += usize::from(unused);
             let surplus =

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/7");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/8");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -60,7 +60,7 @@ pub enum Reply {
         jobs: Vec<String>,
     },
     /// The shell that was checked out has been given the shared functions with this mark.
-    Shell { primed: u64 },
+    Shell { primed: u64, may_hang: bool },
     /// Another command waits for a shell: one that streams should give its own back.
     Wanted,
     /// No shell can be had for now, and nothing was sent.

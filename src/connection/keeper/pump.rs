@@ -146,6 +146,11 @@ impl Keeper {
                 Ok(Called::Waits)
             }
             Err(error) if self.transport.ssh().is_none() && matches!(op, Op::Open | Op::Exec) => {
+                if channel.due.is_some() {
+                    // The end of one that had been there says nothing about the next.
+                    channel.close();
+                    return Ok(Called::Moved);
+                }
                 self.channels.remove(&id);
                 if !self.channels.values().any(ShellChannel::is_there) {
                     // The commands that wait start a shell themselves, and find out why there is none.

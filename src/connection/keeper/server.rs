@@ -98,6 +98,7 @@ pub struct Keeper {
     pub(super) breaks_on_open: bool,
     /// Whether the server is thought to pass signals on.
     pub(super) trust: Trust,
+    pub(super) may_hang: bool,
     pub(super) keepalive: Keepalive,
     pub(super) idle_since: Instant,
     pub(super) idle_max: Duration,
@@ -151,6 +152,7 @@ impl Keeper {
         Ok(Self {
             host: destination.to_string(),
             command: command(destination).into(),
+            may_hang: destination.has_prefix(),
             trust: if refuses_signals(&banner, user) {
                 Trust::Doubted
             } else {
@@ -201,6 +203,7 @@ impl Keeper {
                 return End::Broken(why);
             }
             if self.is_over() {
+                self.end_processes();
                 return End::Done;
             }
         }
@@ -223,7 +226,7 @@ impl Keeper {
             Some(_) => self
                 .channels
                 .values()
-                .all(|channel| channel.ready_by.is_none()),
+                .all(|channel| !channel.is_returning()),
             None => self
                 .clients
                 .values()
@@ -390,10 +393,7 @@ impl Keeper {
             .values()
             .filter(|client| !client.greeted)
             .map(|client| client.since + GREETING_MAX);
-        let returns = self
-            .channels
-            .values()
-            .filter_map(|channel| channel.ready_by);
+        let returns = self.channels.values().filter_map(|channel| channel.due);
         let waits = self
             .clients
             .values()

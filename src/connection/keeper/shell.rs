@@ -13,6 +13,7 @@ use crate::job::JobId;
 pub struct KeeperShell {
     talk: KeeperClient,
     primed: u64,
+    may_hang: bool,
     /// Another command waits for a shell.
     wanted: bool,
     /// Held while a frame is written: other threads write too.
@@ -24,9 +25,10 @@ impl KeeperShell {
     pub fn check_out(mut talk: KeeperClient) -> io::Result<Self> {
         talk.say(&Request::Shell)?;
         match talk.hear(Instant::now() + SHELL)? {
-            Frame::Message(Reply::Shell { primed }) => Ok(Self {
+            Frame::Message(Reply::Shell { primed, may_hang }) => Ok(Self {
                 talk,
                 primed,
+                may_hang,
                 wanted: false,
                 writing: Arc::default(),
             }),
@@ -63,6 +65,10 @@ impl Drop for KeeperShell {
 impl Shell for KeeperShell {
     fn primed(&self) -> Option<u64> {
         Some(self.primed)
+    }
+
+    fn may_hang(&self) -> bool {
+        self.may_hang
     }
 
     fn send_script(&mut self, text: &[u8], done: Option<String>, until: Instant) -> io::Result<()> {

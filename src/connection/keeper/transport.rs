@@ -97,6 +97,24 @@ impl Carrier {
         }
     }
 
+    /// Kills a process. False for a channel, which the keepalive looks after.
+    pub fn kill(&mut self) -> bool {
+        match self {
+            Self::Channel(_) => false,
+            Self::Process(process) => {
+                process.kill();
+                true
+            }
+        }
+    }
+
+    pub fn has_exited(&mut self) -> bool {
+        match self {
+            Self::Channel(_) => true,
+            Self::Process(process) => process.has_exited(),
+        }
+    }
+
     pub fn send_eof(&mut self) -> io::Result<()> {
         match self {
             Self::Channel(channel) => channel.send_eof(),

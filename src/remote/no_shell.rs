@@ -1,0 +1,94 @@
+//! Why there is no shell, by what the programs in front of it say.
+
+use crate::error::{Failure, Kind};
+
+/// Why a prefix or a login gave no shell, by what the programs in question say, and whose words they are.
+const NO_SHELL: [(&str, Kind, &str); 19] = [
+    ("cannot fork", Kind::NoShell, NO_FORK),
+    ("can't fork", Kind::NoShell, NO_FORK),
+    ("fork: ", Kind::NoShell, NO_FORK),
+    ("fork failed", Kind::NoShell, NO_FORK),
+    (
+        "no such container",
+        Kind::NoContainer,
+        "there is no such container",
+    ),
+    (
+        "no container with name",
+        Kind::NoContainer,
+        "there is no such container",
+    ),
+    (
+        "(notfound)",
+        Kind::NoContainer,
+        "there is no such pod or container",
+    ),
+    (
+        "container not found",
+        Kind::NoContainer,
+        "there is no such pod or container",
+    ),
+    (
+        "container is not valid for pod",
+        Kind::NoContainer,
+        "there is no such container in the pod",
+    ),
+    (
+        "is not running",
+        Kind::NoContainer,
+        "the container is not running",
+    ),
+    (
+        "on running containers",
+        Kind::NoContainer,
+        "the container is not running",
+    ),
+    (
+        "container state improper",
+        Kind::NoContainer,
+        "the container is not running",
+    ),
+    (
+        "cannot connect to",
+        Kind::NoContainer,
+        "what runs the containers can't be reached",
+    ),
+    (
+        "unable to connect to",
+        Kind::NoContainer,
+        "what runs the containers can't be reached",
+    ),
+    (
+        "connection refused",
+        Kind::NoContainer,
+        "what runs the containers can't be reached",
+    ),
+    (
+        "connection to the server",
+        Kind::NoContainer,
+        "what runs the containers can't be reached",
+    ),
+    ("password is required", Kind::NoShell, NO_PASSWORD),
+    ("/bin/sh: no such file", Kind::NoShell, NO_SH),
+    ("\"/bin/sh\": ", Kind::NoShell, NO_SH),
+];
+/// It is the shell itself that says so: a script in a subshell of it has not begun.
+pub(super) const NO_FORK: &str =
+    "no further process could be started there (`ulimit -u` shows the limit)";
+const NO_PASSWORD: &str = "sudo wants a password, and can't ask for one here: it is run as `sudo -n`, which needs a \
+    NOPASSWD rule in sudoers(5)";
+const NO_SH: &str = "there is no /bin/sh, which rsig needs";
+
+/// A shell ended before it said anything of ours.
+pub(super) fn no_shell(host: &str, why: &str, said: &str) -> Failure {
+    let lower = said.to_lowercase();
+    match NO_SHELL.iter().find(|(words, ..)| lower.contains(words)) {
+        Some((_, kind, meaning)) => Failure::new(*kind, format!("{host}: {meaning}{said}")),
+        None => Failure::new(
+            Kind::NoShell,
+            format!(
+                "{host} did not start /bin/sh for this user{why} (forced command, or no shell access?){said}"
+            ),
+        ),
+    }
+}

@@ -1,0 +1,103 @@
+//! A host behind a program that hangs without a word, as podman-exec(1) and docker-exec(1) do at times when their container
+//! is restarted. SIGSTOP plays that: nothing is read or said any more, and no stream ends.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::harness::{Process, Rsig, SOON, poll_until};
+
+/// Behind this program, in front of the shell.
+const PREFIX: [&str; 2] = ["--prefix", "env BEHIND=1"];
+
+fn rsig(keeper: bool) -> Rsig {
+    let mut rsig = Rsig::new();
+    rsig.keeper = keeper;
+    rsig.clock = 10;
+    rsig
+}
+
+/// Stops the shells that keepers and commands have, and gives them.
+fn hang(rsig: &Rsig) -> Vec<Process> {
+    let processes = rsig.processes();
+    let is_rsig = |pid: i32| {
+        let mut rsig = processes.iter().filter(|process| process.name == "rsig");
+        rsig.any(|process| process.pid == pid)
+    };
+    let shells: Vec<Process> = processes
+        .iter()
+        .filter(|process| process.cmdline == "/bin/sh -s" && is_rsig(process.ppid))
+        .cloned()
+        .collect();
+    assert!(!shells.is_empty(), "{processes:?}");
+    for shell in &shells {
+        // Each leads a group.
+        killpg(Pid::from_raw(shell.pid), Signal::SIGSTOP).expect("it is ours");
+    }
+    shells
+}
+
+fn spawn(rsig: &Rsig, line: &str) -> String {
+    let words = [&["spawn"][..], &PREFIX, &["-c", "local", line]].concat();
+    rsig.run(&words).ok().line()
+}
+
+fn are_gone(shells: &[Process]) {
+    poll_until("the hanging shells are gone", SOON, || {
+        !shells.iter().any(Process::runs)
+    });
+}
+
+#[test]
+fn a_shell_that_hangs_is_not_used() {
+    let rsig = rsig(true);
+    let counted = rsig.home().join("counted");
+    let job = spawn(&rsig, "echo x >>counted; exec sleep 1000");
+    let hung = hang(&rsig);
+    spawn(&rsig, "echo x >>counted; exec sleep 1000");
+    poll_until("both have run", SOON, || {
+        fs::read_to_string(&counted).is_ok_and(|text| text == "x\nx\n")
+    });
+    are_gone(&hung);
+    let hung = hang(&rsig);
+    rsig.run(&["kill", &job, "--wait", "30s"]).ok();
+    are_gone(&hung);
+    let hung = hang(&rsig);
+    rsig.run(&["ps"]).ok().stdout_has("running");
+    are_gone(&hung);
+    rsig.run(&["stop", "--all", "--yes"]).ok();
+}
+
+#[test]
+fn a_keeper_leaves_no_process_that_hangs() {
+    let rsig = rsig(true);
+    let job = spawn(&rsig, "exec sleep 1000");
+    let hung = hang(&rsig);
+    rsig.run(&["keeper", "stop", "--all"]).ok();
+    are_gone(&hung);
+    rsig.run(&["stop", &job]).ok();
+}
+
+#[test]
+fn what_follows_goes_on_when_its_shell_hangs() {
+    for keeper in [true, false] {
+        let rsig = rsig(keeper);
+        let go = rsig.home().join("go");
+        let line = "echo first; until [ -e go ]; do sleep 0.05; done; echo second; exit 7";
+        let job = spawn(&rsig, line);
+        let follower = rsig.spawn_process(&["tail", "-f", &job]);
+        follower.wait_for_stdout("first\n");
+        let words = [&["run"][..], &PREFIX, &["-c", "local", line]].concat();
+        let run = rsig.spawn_process(&words);
+        run.wait_for_stdout("first\n");
+        hang(&rsig);
+        run.wait_for_stderr("connecting again");
+        follower.wait_for_stderr("connecting again");
+        run.wait_for_stderr("connected again");
+        fs::write(&go, "").expect("our own directory");
+        run.wait().code(7).stdout_is("first\nsecond\n");
+        follower.wait().ok().stdout_is("first\nsecond\n");
+        rsig.run(&["wait", &job]).code(7);
+    }
+}
