@@ -250,6 +250,27 @@ on_two_sites! {
         f.await_no_processes();
     }
 
+    fn a_line_is_waited_for(f: &Fixture) {
+        let http = Http::start(f, &[]);
+        let gate = f.job_home().join("gate");
+        let job = http.spawn(&format!("echo one; until [ -e {} ]; do sleep 0.01; done; echo ready 7 >&2; exec sleep 1000", gate.display()));
+        f.await_written(&job, "one\n");
+        let path = |query: &str| format!("/processes/{job}/_log?{query}");
+        let ask = |query: &str| http.curl(&["--include", &path(query)]);
+        ask("wait_for=%5Eready").run().ok().stdout_has("rsig-matched: false").stdout_has("one\n");
+        let waiting = ask("wait_for=%5Eready%20%5B0-9%5D&wait=1m&stream=stderr").start();
+        fs::write(&gate, "").expect("the home is writable");
+        waiting.wait().ok().stdout_has("rsig-matched: true").stdout_has("ready 7\n");
+        for bad in ["wait_for=%28", "wait=5s"] {
+            assert_eq!(http.refusal(&[&path(bad)]), (400, "bad_value".to_owned()), "{bad}");
+        }
+        // The job's end is the end of the waiting.
+        let waiting = ask("wait_for=never&wait=1m").start();
+        f.rsig.run(&["kill", &job, "KILL"]).ok();
+        waiting.wait().ok().stdout_has("rsig-matched: false").stdout_has("one\n");
+        http.stop();
+    }
+
     fn a_log_is_followed_to_the_end_of_the_job(f: &Fixture) {
         let http = Http::start(f, &[]);
         let gate = f.job_home().join("gate");

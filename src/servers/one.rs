@@ -7,7 +7,6 @@ use tokio_util::sync::CancellationToken;
 use crate::cmd::context::Context;
 use crate::cmd::deliver::{Report, Sending, send};
 use crate::cmd::jobs::Jobs;
-#[cfg(feature = "mcp")]
 use crate::cmd::pattern::Pattern;
 use crate::cmd::ps::{Filter, Listing, ps};
 use crate::cmd::rm;
@@ -16,7 +15,6 @@ use crate::cmd::wait::{Until, wait};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::job::{JobWord, Record};
-#[cfg(feature = "mcp")]
 use crate::remote::search::Found;
 use crate::remote::send::Data;
 use crate::signal::SignalWord;
@@ -101,7 +99,6 @@ pub fn text(text: Option<String>, newline: bool, eof: bool) -> Result<Data, Fail
 }
 
 /// Waits for a line of a job's output, until the job ends, the time is up or the client is gone.
-#[cfg(feature = "mcp")]
 pub fn await_line(
     context: &mut Context,
     word: &JobWord,

@@ -5,6 +5,7 @@
 //! complete.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -18,8 +19,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::App;
 use super::problem::{BAD_VALUE, Problem, busy};
-use super::request::{JobPath, Path, Query, flag};
+use super::request::{JobPath, Path, Query, flag, wait};
 use crate::cmd::context::Context;
+use crate::cmd::pattern::Pattern;
 use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
 use crate::remote::output::From as Start;
@@ -32,7 +34,7 @@ const CHUNK_MAX: usize = 64 << 10;
 /// The largest position in a log that every shell can count to.
 const OFFSET_MAX: u64 = 1 << 53;
 
-#[derive(Clone, Copy, Deserialize, IntoParams)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Wanted {
@@ -47,7 +49,17 @@ pub struct Wanted {
     /// Go on until the job ends; an answer that is cut off is not complete
     #[serde(default, deserialize_with = "flag")]
     follow: bool,
+    /// First wait until a line of either stream matches this extended regular expression. The output is searched from its
+    /// beginning
+    wait_for: Option<String>,
+    /// Wait up to this long for such a line, an hour at most; without it, only look
+    #[serde(default, deserialize_with = "wait")]
+    #[param(value_type = String, required = false, example = "5s", pattern = "^([1-9][0-9]{0,2}(ms|s)|[1-9]m)$")]
+    wait: Option<Duration>,
 }
+
+/// Whether a line matched `wait_for`.
+const MATCHED: &str = "rsig-matched";
 
 #[derive(Clone, Copy, Default, Deserialize, ToSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -59,7 +71,9 @@ enum Stream {
 
 /// Read what a job has written
 #[utoipa::path(get, path = "/processes/{job}/_log", params(JobPath, Wanted), responses(
-    (status = OK, description = "The bytes", content_type = "application/octet-stream"),
+    (status = OK, description = "The bytes", content_type = "application/octet-stream", headers(
+        ("Rsig-Matched", description = "With wait_for: true, or false if no line matched before the time was up or the job ended"),
+    )),
     Problem,
 ))]
 pub async fn log(
@@ -73,6 +87,16 @@ pub async fn log(
             format!("offset: {OFFSET_MAX} at most"),
         ));
     }
+    let matched = match (&wanted.wait_for, wanted.wait) {
+        (Some(text), limit) => {
+            let pattern = Pattern::parse(text);
+            let pattern =
+                pattern.map_err(|why| Problem::new(BAD_VALUE, format!("wait_for: {why}")))?;
+            Some(await_line(&app, path.job.clone(), pattern, limit).await?)
+        }
+        (None, Some(_)) => return Err(Problem::new(BAD_VALUE, "wait: needs wait_for")),
+        (None, None) => None,
+    };
     let permits = if wanted.follow {
         Arc::clone(&app.follow)
     } else {
@@ -99,7 +123,22 @@ pub async fn log(
         first => first,
     };
     let body = Body::from_stream(tokio_stream::iter(first).chain(ReceiverStream::new(chunks)));
-    Ok(([(CONTENT_TYPE, "application/octet-stream")], body).into_response())
+    let matched = matched.map(|matched| [(MATCHED, matched.to_string())]);
+    let content = [(CONTENT_TYPE, "application/octet-stream")];
+    Ok((content, matched, body).into_response())
+}
+
+async fn await_line(
+    app: &App,
+    job: String,
+    pattern: Pattern,
+    limit: Option<Duration>,
+) -> Result<bool, Problem> {
+    let found = app.run_on(job, true, move |context, job, gone| {
+        let until = Instant::now() + limit.unwrap_or_default();
+        one::await_line(context, job, &pattern, until, gone)
+    });
+    Ok(found.await?.is_some())
 }
 
 type Chunk = Result<Bytes, Failure>;

@@ -109,7 +109,7 @@ impl App {
     }
 
     /// The same for a request about a job.
-    async fn run_on<T: Send + 'static>(
+    pub(super) async fn run_on<T: Send + 'static>(
         &self,
         job: String,
         long: bool,
