@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use yaml_rust2::{Yaml, YamlLoader};
 
 use serde::{Deserialize, Serialize};
 
@@ -173,10 +174,15 @@ impl Container {
                     Some(list) => std::env::split_paths(list).collect(),
                     None => home(".kube/config").into_iter().collect(),
                 };
-                let texts: Vec<String> = files.iter().filter_map(|file| read(file)).collect();
-                let context = texts.iter().find_map(|text| kube_context(text));
+                let texts = files.iter().filter_map(|file| read(file));
+                let configs: Vec<Yaml> = texts
+                    .filter_map(|text| YamlLoader::load_from_str(&text).ok())
+                    .flatten()
+                    .collect();
+                let context = configs.iter().find_map(kube_context);
                 chosen.namespace = context.as_ref().and_then(|context| {
-                    texts.iter().find_map(|text| kube_namespace(text, context))
+                    let mut configs = configs.iter();
+                    configs.find_map(|config| kube_namespace(config, context))
                 });
                 chosen.context = context;
             }
@@ -204,45 +210,18 @@ fn docker_context(directory: &Path) -> Option<String> {
     (!context.is_empty()).then(|| context.to_owned())
 }
 
-/// A scalar of YAML on one line, where it has no escapes.
-fn scalar(text: &str) -> Option<String> {
-    let text = text.trim();
-    let bare = |quote| text.strip_prefix(quote)?.strip_suffix(quote);
-    let text = bare('"').or_else(|| bare('\'')).unwrap_or(text);
-    (!text.is_empty() && !text.contains(['"', '\'', '\\'])).then(|| text.to_owned())
+/// The current context of a configuration of kubectl's.
+fn kube_context(config: &Yaml) -> Option<String> {
+    let context = config["current-context"].as_str()?;
+    (!context.is_empty()).then(|| context.to_owned())
 }
 
-/// The current context of a file as kubectl writes it.
-fn kube_context(text: &str) -> Option<String> {
-    let mut lines = text.lines();
-    lines.find_map(|line| scalar(line.strip_prefix("current-context:")?))
-}
-
-/// The namespace of a context of such a file.
-fn kube_namespace(text: &str, context: &str) -> Option<String> {
-    let indent = |line: &str| line.len() - line.trim_start().len();
-    let mut lines = text
-        .lines()
-        .skip_while(|line| !line.starts_with("contexts:"));
-    lines.next()?;
-    let (mut namespace, mut named, mut item) = (None, false, None);
-    for line in lines.take_while(|line| line.starts_with([' ', '-'])) {
-        let key = line.trim_start().trim_start_matches("- ").trim_start();
-        if line.trim_start().starts_with("- ") && item.is_none_or(|item| indent(line) == item) {
-            if named {
-                break;
-            }
-            (item, namespace) = (Some(indent(line)), None);
-        }
-        let depth = line.len() - key.len();
-        if let Some(name) = key.strip_prefix("name:") {
-            named |= item.is_some_and(|item| depth == item + 2)
-                && scalar(name).as_deref() == Some(context);
-        } else if let Some(value) = key.strip_prefix("namespace:") {
-            namespace = scalar(value);
-        }
-    }
-    namespace.filter(|_| named)
+/// The namespace of a context.
+fn kube_namespace(config: &Yaml, context: &str) -> Option<String> {
+    let mut contexts = config["contexts"].as_vec()?.iter();
+    let named = contexts.find(|named| named["name"].as_str() == Some(context))?;
+    let namespace = named["context"]["namespace"].as_str()?;
+    (!namespace.is_empty()).then(|| namespace.to_owned())
 }
 
 #[cfg(test)]
@@ -303,20 +282,23 @@ mod tests {
             cluster: dev\n    extensions:\n    - extension:\n        version: v1\n      name: prod\n    namespace: no\n    \
             user: u\n  name: dev\n- context:\n    cluster: prod\n    namespace: apps\n    user: u\n  name: \"prod\"\n- context:\n    \
             cluster: x\n    user: u\n  name: bare\ncurrent-context: prod\nkind: Config\nusers:\n- name: prod\n";
-        assert_eq!(kube_context(text).as_deref(), Some("prod"));
-        for (context, namespace) in [
-            ("prod", Some("apps")),
-            ("dev", Some("no")),
-            ("bare", None),
-            ("none", None),
-        ] {
-            assert_eq!(
-                kube_namespace(text, context).as_deref(),
-                namespace,
-                "{context}"
-            );
+        let json = r#"{"current-context": "prod", "contexts": [{"name": "bare", "context": {}},
+            {"name": "prod", "context": {"namespace": "apps"}}, {"context": {"namespace": "no"}, "name": "dev"}]}"#;
+        let config = |text| YamlLoader::load_from_str(text).unwrap().remove(0);
+        for text in [text, json] {
+            let config = config(text);
+            assert_eq!(kube_context(&config).as_deref(), Some("prod"));
+            for (context, namespace) in [
+                ("prod", Some("apps")),
+                ("dev", Some("no")),
+                ("bare", None),
+                ("none", None),
+            ] {
+                let found = kube_namespace(&config, context);
+                assert_eq!(found.as_deref(), namespace, "{context}");
+            }
         }
-        assert_eq!(kube_context("current-context: \"\"\n"), None);
-        assert_eq!(kube_context(""), None);
+        assert_eq!(kube_context(&config("current-context: \"\"\n")), None);
+        assert_eq!(kube_context(&config("- other\n")), None);
     }
 }
