@@ -342,8 +342,9 @@ fn said(program: &str, words: &[&str]) -> String {
     };
     let (sender, receiver) = std::sync::mpsc::channel();
     if let Some(out) = child.stdout.take() {
-        // The receiver is gone when it took too long.
-        std::thread::spawn(move || sender.send(std::io::read_to_string(out.take(SAID_MAX))));
+        // The receiver is gone when it took too long. Without a thread, nothing is received.
+        let read = move || drop(sender.send(std::io::read_to_string(out.take(SAID_MAX))));
+        drop(std::thread::Builder::new().spawn(read));
     }
     let said = receiver.recv_timeout(PROGRAM_MAX);
     // One that has ended needs no end.

@@ -5,6 +5,7 @@
 //! as the other verbs do it, by a thread with a context of its own. The main thread has the screen.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, IsTerminal as _};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +31,7 @@ use super::stop::GRACE;
 use super::values::{self, Hosts};
 use super::wait::{self, Until};
 use crate::connection::{HostConnection, Permits, Policy};
-use crate::error::{Failure, Kind, exit};
+use crate::error::{Failure, Kind, exit, no_thread};
 use crate::host::Destination;
 use crate::job::{JobId, Record, State, Target};
 use crate::remote::{Glance, glance};
@@ -105,7 +106,7 @@ impl Top {
         top.list()?;
         on_signals(&top.sender)?;
         let mut screen = FullScreen::enter()?;
-        on_keys(&top.sender);
+        on_keys(&top.sender)?;
         top.go_on(&mut screen.0, &events)
     }
 }
@@ -250,20 +251,24 @@ impl Watch {
         self.hosts
             .retain(|host, _| groups.iter().any(|(destination, _)| destination == host));
         for (destination, jobs) in groups {
-            let host = self
-                .hosts
-                .entry(destination)
-                .or_insert_with_key(|destination| Host {
-                    tasks: on_host(
-                        destination.clone(),
-                        self.context.policy,
-                        Arc::clone(&self.permits),
-                        self.sender.clone(),
-                    ),
-                    asked: None,
-                    due: Instant::now(),
-                    failure: None,
-                });
+            let host = match self.hosts.entry(destination) {
+                Entry::Occupied(host) => host.into_mut(),
+                Entry::Vacant(place) => {
+                    let (permits, sender) = (Arc::clone(&self.permits), self.sender.clone());
+                    match on_host(place.key().clone(), self.context.policy, permits, sender) {
+                        Ok(tasks) => place.insert(Host {
+                            tasks,
+                            asked: None,
+                            due: Instant::now(),
+                            failure: None,
+                        }),
+                        Err(failure) => {
+                            drop(self.sender.send(Event::Told(failure.message)));
+                            continue;
+                        }
+                    }
+                }
+            };
             if host.asked.is_some() || host.due > Instant::now() {
                 continue;
             }
@@ -408,13 +413,17 @@ impl Watch {
     /// Does what a key asks for, without anybody waiting.
     fn start(&self, work: impl FnOnce(&mut Context, &dyn Fn(String)) + Send + 'static) {
         let (new_context, sender) = (Arc::clone(&self.new_context), self.sender.clone());
-        std::thread::spawn(move || {
+        let told = sender.clone();
+        let started = in_thread(move || {
             let tell = |text| drop(sender.send(Event::Told(text)));
             match new_context() {
                 Ok(mut context) => work(&mut context, &tell),
                 Err(failure) => tell(failure.message),
             }
         });
+        if let Err(failure) = started {
+            drop(told.send(Event::Told(failure.message)));
+        }
     }
 }
 
@@ -431,9 +440,9 @@ fn on_host(
     policy: Policy,
     permits: Arc<Permits>,
     events: Sender<Event>,
-) -> Sender<Task> {
+) -> Result<Sender<Task>, Failure> {
     let (tasks, received) = mpsc::channel::<Task>();
-    std::thread::spawn(move || {
+    let ask = move || {
         let mut line = HostConnection::new(&destination, &policy).with_permits(permits);
         let host = line.host();
         for task in received {
@@ -448,13 +457,18 @@ fn on_host(
             }
             drop(events.send(Event::Answer(destination.clone(), task, answer)));
         }
-    });
-    tasks
+    };
+    in_thread(ask).map(|()| tasks)
 }
 
-fn on_keys(events: &Sender<Event>) {
+fn in_thread(work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let started = std::thread::Builder::new().spawn(work);
+    started.map(drop).map_err(|error| no_thread(&error))
+}
+
+fn on_keys(events: &Sender<Event>) -> Result<(), Failure> {
     let events = events.clone();
-    std::thread::spawn(move || {
+    in_thread(move || {
         loop {
             let event = match event::read() {
                 Ok(event::Event::Key(key)) => Event::Key(key),
@@ -466,7 +480,7 @@ fn on_keys(events: &Sender<Event>) {
                 return;
             }
         }
-    });
+    })
 }
 
 /// Has this process end by what ends others, its terminal put right; even if the main thread waits for something.
@@ -478,15 +492,14 @@ fn on_signals(events: &Sender<Event>) -> Result<(), Failure> {
         Failure::new(Kind::Failed, format!("signals can't be received: {error}"))
     })?;
     let events = events.clone();
-    std::thread::spawn(move || {
+    in_thread(move || {
         if let Some(signal) = signals.forever().next() {
             drop(events.send(Event::Signal(signal)));
             std::thread::sleep(END_MAX);
             restore();
             std::process::exit(128 + signal);
         }
-    });
-    Ok(())
+    })
 }
 
 /// The terminal, taken whole until this is dropped.

@@ -25,7 +25,7 @@ impl Spinner {
             return Self { thread: None };
         }
         let (stop, stopped) = mpsc::channel::<()>();
-        let thread = std::thread::spawn(move || {
+        let spinner = std::thread::Builder::new().spawn(move || {
             if !matches!(
                 stopped.recv_timeout(PATIENCE),
                 Err(RecvTimeoutError::Timeout)
@@ -42,7 +42,7 @@ impl Spinner {
             bar.finish_and_clear();
         });
         Self {
-            thread: Some((stop, thread)),
+            thread: spinner.ok().map(|thread| (stop, thread)),
         }
     }
 

@@ -9,7 +9,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -60,12 +60,13 @@ pub(super) fn start(
     let mut child = command.spawn()?;
     let may_ask = Arc::new(AtomicBool::new(may_ask));
     let (pid, lending) = (group_of(&child), Arc::clone(&may_ask));
-    thread::spawn(move || lend_terminal(pid, &lending));
+    // Without it, a proxy that wants the terminal waits until it is given up.
+    drop(thread::Builder::new().spawn(move || lend_terminal(pid, &lending)));
     let last_line = Arc::new(Mutex::new(String::new()));
-    let listener = child.stderr.take().map(|stderr| {
+    let listen = |stderr: ChildStderr| {
         let last_line = Arc::clone(&last_line);
         // Reads to the end, so that the proxy never blocks on its standard error.
-        thread::spawn(move || {
+        thread::Builder::new().spawn(move || {
             let mut stderr = BufReader::new(stderr);
             let mut line = Vec::new();
             while let Ok(1..) = stderr
@@ -81,7 +82,8 @@ pub(super) fn start(
                 }
             }
         })
-    });
+    };
+    let listener = child.stderr.take().map(listen).transpose()?;
     let process = ProxyProcess {
         child,
         may_ask,

@@ -118,7 +118,11 @@ pub(super) fn output_within(command: &mut Command, limit: Duration) -> io::Resul
     let pid = Pid::from_raw(child.id().cast_signed());
     let (sender, receiver) = mpsc::channel();
     // The receiver is dropped at a timeout, so a failed send is harmless.
-    std::thread::spawn(move || drop(sender.send(child.wait_with_output())));
+    let wait = move || drop(sender.send(child.wait_with_output()));
+    if let Err(error) = std::thread::Builder::new().spawn(wait) {
+        let _ = kill(pid, Signal::SIGKILL);
+        return Err(error);
+    }
     receiver.recv_timeout(limit).unwrap_or_else(|_| {
         // Not reaped yet: the thread is still waiting for it.
         let _ = kill(pid, Signal::SIGKILL);

@@ -15,7 +15,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage,
 
 use super::config::Resolved;
 use crate::connection::wait;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, no_thread};
 
 /// The head start of one address over the next (RFC 8305 8).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -81,11 +81,14 @@ fn look_up(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, 
     }
     let (sender, receiver) = mpsc::channel();
     let target = (name.to_owned(), port);
-    thread::spawn(move || {
+    let look_up = move || {
         let found = target.to_socket_addrs();
         // The receiver is dropped at a timeout, so a failed send is harmless.
         drop(sender.send(found.map(|found| found.take(MAX_ADDRESSES).collect())));
-    });
+    };
+    thread::Builder::new()
+        .spawn(look_up)
+        .map_err(|error| unreachable(no_thread(&error).message))?;
     receiver
         .recv_timeout(deadline.saturating_duration_since(Instant::now()))
         .map_err(|_| unreachable("resolving the name took too long"))?
