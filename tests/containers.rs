@@ -539,3 +539,24 @@ fn a_container_that_has_begun_again_has_lost_its_jobs() {
     }
     place.run(&["kill", &job]).code(125);
 }
+
+#[cfg(all(feature = "mcp", feature = "serve"))]
+#[test]
+fn the_servers_reach_a_container() {
+    use crate::contrib::examples::example;
+
+    let place = Place::new();
+    let words = ["podman://box", "echo out; echo err >&2; exit 3"];
+    let client = example(&place.rsig, "mcp_client.py", &words);
+    let output = place.container.within(client).run();
+    output.code(3).stdout_is("out\n").stderr_has("err\n");
+    let server = place.start(&["serve"]);
+    server.wait_for_stderr("listening on");
+    let socket = place.rsig.state().join("serve.sock");
+    let socket = socket.to_str().expect("UTF-8");
+    let words = [socket, "podman://box", "exec sleep 1000"];
+    let output = example(&place.rsig, "http_client.py", &words).run();
+    output.ok().stdout_has("exit status 143\n");
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    server.wait();
+}

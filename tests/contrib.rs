@@ -101,14 +101,14 @@ fn a_cancelled_step_ends_its_job() {
 }
 
 #[cfg(any(feature = "mcp", feature = "serve"))]
-mod examples {
+pub mod examples {
     use std::path::Path;
 
     use super::path_with_rsig;
     use crate::harness::{Invocation, Rsig, tool};
 
     /// A program of examples/.
-    fn example(rsig: &Rsig, name: &str, words: &[&str]) -> Invocation {
+    pub fn example(rsig: &Rsig, name: &str, words: &[&str]) -> Invocation {
         let file = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("examples")
             .join(name);

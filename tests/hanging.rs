@@ -14,7 +14,7 @@ const PREFIX: [&str; 2] = ["--prefix", "env BEHIND=1"];
 fn rsig(keeper: bool) -> Rsig {
     let mut rsig = Rsig::new();
     rsig.keeper = keeper;
-    rsig.clock = 10;
+    rsig.clock = 3;
     rsig
 }
 

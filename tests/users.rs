@@ -80,6 +80,25 @@ fn jobs_of_another_user_are_jobs() {
 }
 
 #[test]
+fn a_pool_behind_sudo_is_closed_soon() {
+    let mut f = Site::Local.start_with_keeper();
+    // A minute becomes ten seconds; the ten minutes of others stay.
+    f.rsig.clock = 6;
+    let open = open_dir(&f);
+    for (index, prefix) in BECOME.into_iter().enumerate() {
+        let jobs_dir = open.join(format!("jobs{index}")).display().to_string();
+        let there = ["--prefix", prefix, "--jobs-dir", &jobs_dir, "-C", "/"];
+        let words = [&["spawn"][..], &there, &["local", "true"]].concat();
+        f.rsig.run(&words).ok();
+    }
+    poll_until("the pool behind sudo is closed", SOON, || {
+        keeper_pids(&f).len() == BECOME.len() - 1
+    });
+    f.rsig.run(&["keeper", "status"]).ok().stdout_has("local");
+    f.rsig.run(&["keeper", "stop", "--all"]).ok();
+}
+
+#[test]
 fn what_keeps_a_user_out_is_said() {
     let f = Site::Local.start();
     let run = |options: &[&str]| {

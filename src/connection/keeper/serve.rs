@@ -15,6 +15,7 @@ use super::connect::{KeeperSettings, StartupReport};
 use super::path;
 use super::server::{End, Keeper};
 use super::transport::Transport;
+use crate::clock;
 use crate::connection::local::Launcher;
 use crate::connection::openssh::Master;
 use crate::connection::{Policy, Primer, ssh};
@@ -176,7 +177,7 @@ fn idle(destination: &Destination) -> Duration {
         .and_then(|text| humantime::parse_duration(&text).ok());
     let given = given.unwrap_or(IDLE);
     if destination.has_sudo() {
-        given.min(IDLE_SUDO)
+        given.min(clock::long(IDLE_SUDO))
     } else {
         given
     }
