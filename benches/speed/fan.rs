@@ -1,9 +1,10 @@
 //! Many jobs on many hosts, by one command.
 
+use std::process::Command;
 use std::time::Duration;
 
-use super::harness::{Fixture, Login, Server};
-use super::measure::{Figure, time};
+use super::harness::{Fixture, Login, Server, program_path};
+use super::measure::{Figure, Unit, alone, time};
 use super::session::{Place, Session};
 use super::table::{Row, Target};
 
@@ -12,7 +13,7 @@ const JOBS: usize = 200;
 
 /// 200 jobs signalled and waited for, on 20 hosts and on one.
 pub fn out(session: &Session) -> Vec<Row> {
-    let place = start();
+    let place = start(HOSTS);
     let all: Vec<String> = (1..=HOSTS).map(|number| format!("s{number}")).collect();
     let spread = all.join(",");
     let (mut on_many, mut on_one) = (Vec::new(), Vec::new());
@@ -34,11 +35,96 @@ pub fn out(session: &Session) -> Vec<Row> {
     }]
 }
 
-/// One sshd on all addresses of this machine, with a name for each of 20.
-fn start() -> Place {
+/// One command on 100 hosts and on 250: the first, which connects to all, against ClusterShell's, and those that follow.
+pub fn many_hosts(session: &Session) -> Vec<Row> {
+    let counts: &[usize] = if session.quick { &[100] } else { &[100, 250] };
+    counts
+        .iter()
+        .flat_map(|count| on_hosts(session, *count))
+        .collect()
+}
+
+fn on_hosts(session: &Session, count: usize) -> Vec<Row> {
+    let place = start(count);
+    let config = place.fixture.connect.last().expect("it is named by -F");
+    let hosts = format!("s[1-{count}]");
+    let with_hosts = |verb, command: &[&'static str]| {
+        let mut words = vec![verb, "-F", config, &hosts, "--"];
+        words.extend(command);
+        place.rsig(&words)
+    };
+    let mut clush = Command::new(program_path("clush"));
+    clush
+        .args(["-f", "64", "-S", "-o", &format!("-F {config}"), "-w"])
+        .args([&hosts, "true"]);
+    let mut spawn = with_hosts("spawn", &["env", "--ignore-signal=USR1", "sleep", "3600"]);
+    let mut stop = place.rsig(&["keeper", "stop", "--all"]);
+    let (mut cold, mut peer) = (Vec::new(), Vec::new());
+    for _ in 0..session.runs(5, 2) {
+        cold.push(time(&mut spawn));
+        time(&mut place.rsig(&["rm", "--all", "--force", "--lost"]));
+        time(&mut stop);
+        peer.push(time(&mut clush));
+    }
+    time(&mut spawn);
+    let mut rows = vec![Row {
+        what: format!("spawn on {count} hosts, cold / clush -f 64 true"),
+        rsig: Figure::times(&cold),
+        peer: Some(Figure::times(&peer)),
+        target: Target::RatioAtMost(0.5),
+    }];
+    let goal = if count == 100 {
+        Target::AtMost(150.0)
+    } else {
+        Target::None
+    };
+    for (what, mut command) in [
+        (
+            "kill --all",
+            place.rsig(&["kill", "--all", "--yes", "-s", "USR1"]),
+        ),
+        ("ps", place.rsig(&["ps"])),
+        ("run true", with_hosts("run", &["true"])),
+    ] {
+        rows.push(Row {
+            what: format!("{what} on {count} hosts, warm"),
+            rsig: Figure::times(&alone(session.runs(8, 3), &mut command)),
+            peer: None,
+            target: goal,
+        });
+    }
+    rows.push(Row {
+        what: format!("memory of a keeper (PSS), mean of {count}"),
+        rsig: Figure::of(Unit::Megabytes, vec![memory(&place)]),
+        peer: None,
+        target: Target::AtMost(3.0),
+    });
+    time(&mut place.rsig(&["rm", "--all", "--force"]));
+    time(&mut stop);
+    rows
+}
+
+/// The mean proportional set size of the keepers, in megabytes (proc(5)).
+fn memory(place: &Place) -> f64 {
+    let mut keepers = place.fixture.rsig.processes();
+    keepers.retain(|process| process.cmdline.contains("keeper-serve"));
+    let size = |pid: i32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<f64>().ok()
+    };
+    let sizes: Vec<f64> = keepers
+        .iter()
+        .filter_map(|keeper| size(keeper.pid))
+        .collect();
+    sizes.iter().sum::<f64>() / f64::from(u32::try_from(sizes.len()).unwrap_or(1).max(1)) / 1e3
+}
+
+/// One sshd on all addresses of this machine, with a name for each of so many.
+fn start(count: usize) -> Place {
     let server = Server::openssh(Login::Root)
         .everywhere()
-        .config("MaxStartups 200\n")
+        .config("MaxStartups 1000\n")
         .start();
     let port = server.port();
     let mut fixture = Fixture::with(Some(server));
@@ -52,10 +138,10 @@ fn start() -> Place {
         })
         .map(|line| format!("{line}\n"))
         .collect();
-    let hosts: String = (1..=HOSTS)
+    let hosts: String = (1..=count)
         .map(|number| {
             format!(
-                "Host s{number}\nHostName 127.0.0.{number}\nHostKeyAlias [127.0.0.1]:{port}\n{body}"
+                "Host s{number}\nHostName 127.1.0.{number}\nHostKeyAlias [127.0.0.1]:{port}\n{body}"
             )
         })
         .collect();

@@ -49,8 +49,10 @@ const ROWS: &[(&str, Measure)] = &[
     ("run-round-trips", run::round_trips),
     ("run-loopback", run::on_loopback),
     ("run-proxy", run::behind_the_proxy),
+    ("run-beside", run::beside),
     ("container", container::behind_a_prefix),
     ("fan-out", fan::out),
+    ("fan-hosts", fan::many_hosts),
 ];
 
 fn main() {

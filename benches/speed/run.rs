@@ -1,6 +1,8 @@
 //! A command in the foreground: what it costs beyond the command itself, and how much goes through.
 
-use super::measure::{Figure, in_turns};
+use std::process::Stdio;
+
+use super::measure::{Figure, alone, in_turns, time};
 use super::session::{Place, Session};
 use super::table::{Row, Target};
 
@@ -51,6 +53,34 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
         "100 ms",
         Target::RatioAtLeast(1.0),
     )]
+}
+
+/// Commands about another job of a host, while a run carries all that the line takes.
+pub fn beside(session: &Session) -> Vec<Row> {
+    let mut place = Place::behind_proxy();
+    place.fixture.rsig.keeper = true;
+    let job = place.sleeper();
+    let mut bulk = place.rsig(&words(&place, "cat /dev/zero"));
+    let mut bulk = bulk
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("rsig starts");
+    let row = |what: &str, limit, words: &[&str]| Row {
+        what: format!("{what} beside a run that carries much, 100 ms"),
+        rsig: Figure::times(&alone(session.runs(12, 4), &mut place.rsig(words))),
+        peer: None,
+        target: Target::AtMost(limit),
+    };
+    let rows = vec![
+        row("kill", 150.0, &["kill", &job.id, "USR1"]),
+        row("ps", 170.0, &["ps", &job.id]),
+    ];
+    // Its job ends by its tether, and with the place.
+    bulk.kill().expect("it runs");
+    bulk.wait().expect("it is our child");
+    time(&mut place.rsig(&["keeper", "stop", "--all"]));
+    rows
 }
 
 fn throughput(place: &Place, size: u64, runs: usize, network: &str, target: Target) -> Row {
