@@ -494,7 +494,7 @@ fn an_idle_keeper_goes() {
         left.iter().all(|entry| entry
             .path()
             .extension()
-            .is_some_and(|e| e == "lock" || e == "configuration")),
+            .is_some_and(|e| e == "lock" || e == "configuration" || e == "entry")),
         "{left:?}"
     );
     nothing_is_left(&f);

@@ -195,6 +195,46 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
 }
 
 #[test]
+fn the_key_that_let_in_is_tried_first_the_next_time() {
+    let mut f = Fixture::with(Some(Server::openssh(Login::User).start()));
+    let server = f.server.as_ref().expect("a server");
+    let others = ["one", "two", "three"]
+        .map(|name| keys::generate(&server.dir().join(name), Type::Ed25519, "", Format::OpenSsh));
+    let lines: String = others
+        .iter()
+        .map(|key| format!("IdentityFile {}\n", key.private.display()))
+        .collect();
+    configure(&mut f, &lines);
+    let tried = || {
+        let output = spawn(&f, &["-v"]);
+        let said = output.ok().stderr().to_owned();
+        (said.matches("trying the key").count(), said)
+    };
+    assert_eq!(tried().0, 4);
+    let (count, said) = tried();
+    assert!(count == 1 && !said.contains("the server takes"), "{said}");
+    // A memory that is wrong, or can't be read.
+    let server = f.server.as_ref().expect("a server");
+    let authorized = server.home().join(".ssh/authorized_keys");
+    fs::write(&authorized, format!("{}\n", others[1].public)).expect("a file of ours");
+    assert_eq!(tried().0, 3);
+    assert_eq!(tried().0, 1);
+    for entry in fs::read_dir(f.rsig.state().join("keepers"))
+        .expect("it is there")
+        .flatten()
+    {
+        if entry
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "entry")
+        {
+            fs::write(entry.path(), "{").expect("a file of ours");
+        }
+    }
+    assert_eq!(tried().0, 2);
+}
+
+#[test]
 fn an_agent_that_never_answers_is_named_and_the_key_files_are_tried() {
     let server = Server::openssh(Login::User).start();
     let socket = server.dir().join("silent");

@@ -150,6 +150,11 @@ impl KnownConfiguration {
         self.directory.join(format!("{}.configuration", self.name))
     }
 
+    /// The file that says what let us in there.
+    pub fn entry(&self) -> PathBuf {
+        self.directory.join(format!("{}.entry", self.name))
+    }
+
     /// Where the keeper for it is; none where ssh has to be asked.
     pub fn keeper(&self) -> Option<KeeperPath> {
         let text = fs::read(self.file()).ok()?;

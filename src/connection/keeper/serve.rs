@@ -138,9 +138,12 @@ fn begin(
         )
     };
     let transport = if order.destination.host.remote().is_some() {
+        let known = path::KnownConfiguration::of(&order.destination);
+        let entry = known.map(|known| known.entry()).ok();
         Transport::Ssh(Box::new(ssh::connect(
             &order.destination,
             order.configuration.clone(),
+            entry.as_deref(),
             &policy,
         )?))
     } else {

@@ -14,8 +14,10 @@ use ssh2::{Error, ErrorCode, Session};
 
 use super::agent::Agent;
 use super::config::Resolved;
+use super::entry::Entry;
 use super::identities::{self, Candidate};
 use super::interactive::Dialogue;
+use super::key::PublicKey;
 use super::keyfile::PrivateKey;
 use super::link::{Clock, Link, TIMEOUT};
 use super::prompt::Prompter;
@@ -29,7 +31,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// The same for keyboard-interactive, where someone may have to pick up a telephone.
 const INTERACTIVE_LIMIT: Duration = Duration::from_secs(120);
 /// Failed tries after which only passwords are worth the last one of sshd's six.
-const MAX_FAILURES: u32 = 5;
+pub(super) const MAX_FAILURES: u32 = 5;
 /// With more keys than this and none of them configured, the server is asked first: asking is not
 /// counted as a failure then, and the key that fits may be the fifth.
 const MAX_BLIND_KEYS: usize = 4;
@@ -39,11 +41,11 @@ const MAX_STEPS: u32 = 5;
 const MAX_PASSPHRASES: u32 = 3;
 
 const PUBLIC_KEY: &str = "publickey";
-const INTERACTIVE: &str = "keyboard-interactive";
-const PASSWORD: &str = "password";
+pub(super) const INTERACTIVE: &str = "keyboard-interactive";
+pub(super) const PASSWORD: &str = "password";
 
 /// The methods that the configuration lets us try, in order.
-fn method_order(config: &Resolved) -> Vec<&'static str> {
+pub(super) fn method_order(config: &Resolved) -> Vec<&'static str> {
     let enabled = |method: &&str| match *method {
         PUBLIC_KEY => config.is_on("pubkeyauthentication", true),
         INTERACTIVE => config.is_on("kbdinteractiveauthentication", true),
@@ -121,7 +123,8 @@ pub(super) fn authenticate(
     config: &Resolved,
     prompter: Prompter,
     policy: &Policy,
-) -> Result<(), Failure> {
+    last: Option<&Entry>,
+) -> Result<Entry, Failure> {
     let left = method_order(config);
     let mut login = Login {
         link,
@@ -140,6 +143,8 @@ pub(super) fn authenticate(
         begun: false,
         tried: Vec::new(),
         remarks: Vec::new(),
+        last,
+        key: None,
     };
     if login.left.contains(&PUBLIC_KEY) {
         login.find_keys()?;
@@ -148,31 +153,35 @@ pub(super) fn authenticate(
 }
 
 /// One login in progress.
-struct Login<'a> {
+pub(super) struct Login<'a> {
     link: &'a Link,
-    config: &'a Resolved,
-    prompter: Prompter,
+    pub(super) config: &'a Resolved,
+    pub(super) prompter: Prompter,
     policy: &'a Policy,
     agent: Option<Agent>,
-    keys: VecDeque<Candidate>,
+    pub(super) keys: VecDeque<Candidate>,
     /// Methods not used up yet, in order.
     left: Vec<&'static str>,
     /// What the server says it takes; none before it was asked.
-    server: Option<Vec<String>>,
+    pub(super) server: Option<Vec<String>>,
     /// Tries that the server counts.
-    failures: u32,
+    pub(super) failures: u32,
     interactive_tries: u32,
     password_tries: u32,
     /// How many of several required steps are done.
-    steps: u32,
+    pub(super) steps: u32,
     /// Keys that the server refused; it may take them in a further step.
     refused: Vec<Candidate>,
     /// Whether anything was asked of the server.
     begun: bool,
     /// What was refused, for the error.
-    tried: Vec<String>,
+    pub(super) tried: Vec<String>,
     /// What could not be tried, and why.
-    remarks: Vec<String>,
+    pub(super) remarks: Vec<String>,
+    /// What let us in the last time.
+    last: Option<&'a Entry>,
+    /// The key that was tried last.
+    key: Option<String>,
 }
 
 impl Login<'_> {
@@ -191,6 +200,11 @@ impl Login<'_> {
         let configured = identities::read(self.config, warn, &mut self.remarks)?;
         let only_configured = self.config.is_on("identitiesonly", false);
         self.keys = identities::plan(configured, held, only_configured, &mut self.remarks);
+        let known = |key: &Candidate| self.last.is_some_and(|last| last.is_by(key));
+        let known = self.keys.iter().position(known);
+        if let Some(key) = known.and_then(|key| self.keys.remove(key)) {
+            self.keys.push_front(key);
+        }
         Ok(())
     }
 
@@ -198,14 +212,24 @@ impl Login<'_> {
         (self.policy.step)(text);
     }
 
-    fn run(mut self) -> Result<(), Failure> {
-        let is_blind = self.left.first() == Some(&PUBLIC_KEY)
-            && self
-                .keys
-                .front()
-                .is_some_and(|key| key.configured || self.keys.len() <= MAX_BLIND_KEYS);
-        if !is_blind && self.ask_server()? {
-            return Ok(());
+    /// Whether to begin without a question what the server takes.
+    fn is_blind(&self) -> bool {
+        let few = self.keys.len() <= MAX_BLIND_KEYS;
+        let last = |key: &Candidate| self.last.is_some_and(|last| last.is_by(key));
+        match (self.keys.front(), self.last) {
+            (Some(key), _) => {
+                self.left.first() == Some(&PUBLIC_KEY) && (key.configured || few || last(key))
+            }
+            (None, last) => {
+                let can_ask = self.prompter.available().is_ok();
+                last.is_some_and(|last| can_ask && self.left.contains(&last.method.as_str()))
+            }
+        }
+    }
+
+    fn run(mut self) -> Result<Entry, Failure> {
+        if !self.is_blind() && self.ask_server()? {
+            return Ok(Entry::default());
         }
         while let Some(method) = self.next_method() {
             self.begun = true;
@@ -215,14 +239,19 @@ impl Login<'_> {
                 _ => self.try_password()?,
             };
             match outcome {
-                Outcome::Accepted => return Ok(()),
+                Outcome::Accepted => {
+                    return Ok(Entry {
+                        method: method.to_owned(),
+                        key: self.key.filter(|_| method == PUBLIC_KEY),
+                    });
+                }
                 Outcome::Unusable(_) => {}
                 Outcome::Refused => {
                     self.failures += 1;
                     // A password that was taken as the first of two steps looks like a wrong one.
                     let may_be_partial = method != PUBLIC_KEY && self.failures < MAX_FAILURES;
                     if (self.server.is_none() || may_be_partial) && self.ask_server()? {
-                        return Ok(());
+                        return Ok(Entry::default());
                     }
                 }
                 Outcome::NoOrPartial => {
@@ -232,7 +261,7 @@ impl Login<'_> {
                         self.step_done();
                     }
                     if self.ask_server()? {
-                        return Ok(());
+                        return Ok(Entry::default());
                     }
                 }
             }
@@ -338,6 +367,7 @@ impl Login<'_> {
             return Ok(Outcome::Unusable(String::new()));
         };
         self.step(&format!("trying the key {}", key.label));
+        self.key = key.public.as_ref().map(PublicKey::fingerprint);
         if !self.tried.contains(&key.label) {
             self.tried.push(key.label.clone());
         }
@@ -386,7 +416,7 @@ impl Login<'_> {
         private: &PrivateKey,
         passphrase: Option<&str>,
     ) -> Result<Outcome, Failure> {
-        let line = key.public.as_ref().map(super::key::PublicKey::to_line);
+        let line = key.public.as_ref().map(PublicKey::to_line);
         let user = &self.config.user;
         self.attempt(&Clock::within(ANSWER_LIMIT), |session| {
             session.userauth_pubkey_memory(user, line.as_deref(), &private.text, passphrase)
@@ -425,7 +455,7 @@ impl Login<'_> {
         unusable("the passphrase was wrong, or the file is damaged")
     }
 
-    fn who(&self) -> String {
+    pub(super) fn who(&self) -> String {
         format!("{}@{}", self.config.user, self.config.host_name)
     }
 
@@ -526,62 +556,5 @@ impl Login<'_> {
             (Kind::Unreachable, format!("{what}: {reason}"))
         };
         Failure::new(kind, message)
-    }
-
-    /// Who was refused, what the server takes, what was tried and what was not, what to do.
-    fn refusal(&self) -> String {
-        let server = self.server.as_deref().unwrap_or_default();
-        let mut text = format!("{} port {} refused the login", self.who(), self.config.port);
-        if self.steps > 0 {
-            text.push_str(" after a first step that it accepted");
-        }
-        for (what, items) in [
-            ("it takes", server),
-            ("tried:", &self.tried),
-            ("not tried:", &self.not_tried(server)),
-        ] {
-            if !items.is_empty() {
-                text.push_str(&format!("; {what} {}", items.join(", ")));
-            }
-        }
-        text.push_str(if !self.keys.is_empty() || self.failures >= MAX_FAILURES {
-            "; name the right key with -i and -o IdentitiesOnly=yes: servers end a session after a few tries"
-        } else if self.tried.is_empty() {
-            "; name a key with -i, start an agent, or log in with ssh once to see what it uses"
-        } else {
-            "; check the user name and that the key is in the host's authorized_keys"
-        });
-        text
-    }
-
-    fn not_tried(&self, server: &[String]) -> Vec<String> {
-        let mut items = self.remarks.clone();
-        let too_many = |key: &Candidate| format!("{} (too many failed tries)", key.label);
-        items.extend(self.keys.iter().map(too_many));
-        for method in [INTERACTIVE, PASSWORD] {
-            let has = |names: &[String]| names.iter().any(|name| name == method);
-            if !has(server) || has(&self.tried) {
-                continue;
-            }
-            if !method_order(self.config).contains(&method) {
-                items.push(format!("{method} (switched off by the configuration)"));
-            } else if let Err(error) = self.prompter.available() {
-                items.push(format!("{method} ({error})"));
-            }
-        }
-        // Each option with the method of the server that it would serve; the empty one is every server's.
-        for (option, method) in [
-            ("GSSAPIAuthentication", "gssapi"),
-            ("HostbasedAuthentication", "hostbased"),
-            ("PKCS11Provider", ""),
-            ("ProxyUseFdpass", ""),
-        ] {
-            let key = option.to_ascii_lowercase();
-            let is_set = self.config.text(&key).is_some() && self.config.is_on(&key, false);
-            if is_set && server.iter().any(|offered| offered.starts_with(method)) {
-                items.push(format!("{option} (not supported by rsig)"));
-            }
-        }
-        items
     }
 }

@@ -8,12 +8,14 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ssh2::{MethodType, Session};
 
 use super::config::{self, Proxy, Resolved};
+use super::entry::Entry;
 use super::environment::{self, Variable};
 use super::handshake::{self, Stop};
 use super::hostkey::HostKeys;
@@ -75,12 +77,14 @@ impl AsFd for Connection {
 }
 
 /// Connects to `destination` and authenticates. `answer`: what ssh says of its configuration, where it was asked already.
+/// `entry`: the file that says what let us in the last time.
 pub fn connect(
     destination: &Destination,
     answer: Option<Answer>,
+    entry: Option<&Path>,
     policy: &Policy,
 ) -> Result<Connection, Failure> {
-    establish(destination, answer, policy).map_err(|failure| {
+    establish(destination, answer, entry, policy).map_err(|failure| {
         Failure::new(failure.kind, format!("{destination}: {}", failure.message))
     })
 }
@@ -88,6 +92,7 @@ pub fn connect(
 fn establish(
     destination: &Destination,
     answer: Option<Answer>,
+    entry: Option<&Path>,
     policy: &Policy,
 ) -> Result<Connection, Failure> {
     let answer = match answer {
@@ -114,13 +119,18 @@ fn establish(
     let key = link.session.host_key().map(|(key, _)| key.to_vec());
     let key = key.ok_or_else(|| unreachable("the server gave no host key"))?;
     host_keys.check(&key, prompter)?;
-    if let Err(mut failure) = auth::authenticate(&link, &config, prompter, policy) {
+    let last = entry.and_then(Entry::read);
+    let authenticated = auth::authenticate(&link, &config, prompter, policy, last.as_ref());
+    let authenticated = authenticated.map_err(|mut failure| {
         let ended = link.proxy.as_mut().and_then(proxy::ProxyProcess::ended);
         if let (Kind::Unreachable, Some(status)) = (failure.kind, ended) {
             let more = format!(" (the proxy ended with {status})");
             failure.message.push_str(&more);
         }
-        return Err(failure);
+        failure
+    })?;
+    if let Some(file) = entry {
+        authenticated.keep(file, last.as_ref());
     }
     drop(host_keys);
     Ok(Connection {
