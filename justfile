@@ -17,9 +17,14 @@ lint:
     cargo clippy --all-targets -- -D warnings
     shellcheck src/remote/*.sh contrib/github/run
 
-# Manual pages and completions, from the definitions of the command line
+# Manual pages and completions, from the definitions of the command line; the book's reference, from the manual pages
 renew:
     RSIG_RENEW_PAGES=1 cargo test --bin rsig pages
+    docs/reference
+
+# The book, in a browser; it needs mdbook
+book:
+    mdbook serve --open docs
 
 # Timings against OpenSSH whose name contains FILTER
 bench FILTER='':

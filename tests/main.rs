@@ -8,6 +8,7 @@ mod completion;
 mod config;
 mod containers;
 mod contrib;
+mod docs;
 mod faults;
 mod foreign;
 mod hanging;
