@@ -123,7 +123,7 @@ fn what_is_not_there_is_not_made_and_what_is_broken_says_nothing() {
         .env("RSIG_COMPLETE", "tcsh")
         .run()
         .code(2)
-        .stderr_has("bash, zsh or fish");
+        .stderr_has("bash, zsh, fish, elvish, nushell or powershell");
 }
 
 #[test]
@@ -157,15 +157,19 @@ const TYPED: [(&str, &str); 10] = [
     ("rsig spawn -i compl\t_\t", "spawn -i completions/_rsig"),
 ];
 
-fn type_all(jobs: &Jobs, mut shell: Tty, load: &str) {
+fn type_all(jobs: &Jobs, shell: Tty, load: &str) {
+    // The line is not read off the screen, where it is drawn in pieces, but run: by this function, not by rsig.
+    let prepare = format!("{load}; rsig() {{ printf '<%s>' \"$*\"; }}; echo ready$((20+3))");
+    type_prepared(jobs, shell, &prepare, &TYPED);
+}
+
+/// The same in a shell whose language is another. It shows `ready23` when all is prepared.
+fn type_prepared(jobs: &Jobs, mut shell: Tty, prepare: &str, typed: &[(&str, &str)]) {
     std::fs::create_dir(jobs.rsig.home().join(".ssh")).expect("a directory");
     std::fs::write(jobs.rsig.home().join(".ssh/config"), "Host greenhouse\n").expect("a file");
-    // The line is not read off the screen, where it is drawn in pieces, but run: by this function, not by rsig.
-    shell.send(&format!(
-        "{load}; rsig() {{ printf '<%s>' \"$*\"; }}; echo ready$((20+3))\r"
-    ));
+    shell.send(&format!("{prepare}\r"));
     shell.wait_for("ready23");
-    for (index, (typed, words)) in TYPED.iter().enumerate() {
+    for (index, (typed, words)) in typed.iter().enumerate() {
         // A word behind it shows that the completed one was ended.
         shell.send(&format!("{typed}mark{index}\r"));
         shell.wait_for(&format!("<{words} mark{index}>"));
@@ -232,4 +236,51 @@ fn fish_completes() {
     assert!(complete("rsig kill --signal=TER").starts_with("--signal=TERM\t"));
     assert!(complete("rsig rm bui").starts_with("built\t"));
     assert_eq!(complete("rsig spawn web1 tr"), "");
+}
+
+#[test]
+fn elvish_completes() {
+    let jobs = Jobs::start();
+    let shell = jobs.shell("elvish").arg("-norc").tty(100, 40);
+    let prepare = "eval (env RSIG_COMPLETE=elvish rsig | slurp); use str; \
+         fn rsig {|@words| print '<'(str:join ' ' $words)'>' }; print ready(+ 20 3)";
+    // Where the word has to be quoted, elvish shows it, and takes it at the Enter key.
+    let typed = TYPED.map(|(typed, words)| match typed {
+        "rsig kill --signal=TER\t" => ("rsig kill --signal=TER\t\r", words),
+        "rsig ps --state running,l\t" => ("rsig ps --state running,l\t\r", words),
+        _ => (typed, words),
+    });
+    type_prepared(&jobs, shell, prepare, &typed);
+}
+
+/// On request, with the path of nushell in `RSIG_TEST_NU`: Debian has no package of it.
+#[test]
+#[ignore = "needs nushell, named by RSIG_TEST_NU"]
+fn nushell_completes() {
+    let nu = std::env::var_os("RSIG_TEST_NU").expect("RSIG_TEST_NU names nushell");
+    let jobs = Jobs::start();
+    let complete = |line: &str| {
+        let script = format!(
+            "source {SCRIPTS}/rsig.nu\n\
+             do $env.config.completions.external.completer ('{line}' | split row ' ') | to json --raw"
+        );
+        let shell = jobs.rsig.within(Invocation::of(&nu));
+        let bin = Path::new(env!("CARGO_BIN_EXE_rsig"))
+            .parent()
+            .expect("a directory");
+        let path = format!("{}:/usr/bin:/bin", bin.display());
+        let output = shell
+            .env("PATH", path)
+            .args(["--no-config-file", "-c", &script])
+            .run();
+        output.ok().stdout()
+    };
+    let train = format!(
+        "{{\"value\":\"train\",\"description\":\"{} local running: sleep 1000\"}}",
+        jobs.train
+    );
+    assert_eq!(complete("rsig kill tr"), format!("[{train}]\n"));
+    assert!(complete("rsig ki").contains("\"value\":\"kill\",\"description\":\"Send a signal"));
+    assert_eq!(complete("rsig spawn web1 tr"), "[]\n");
+    assert_eq!(complete("git st"), "null\n");
 }

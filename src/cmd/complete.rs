@@ -46,8 +46,13 @@ pub fn run(shell: &OsStr, words: Vec<OsString>) -> u8 {
         Some("bash") => include_str!("../../completions/rsig.bash"),
         Some("zsh") => include_str!("../../completions/_rsig"),
         Some("fish") => include_str!("../../completions/rsig.fish"),
+        Some("elvish") => include_str!("../../completions/rsig.elv"),
+        Some("nushell") => include_str!("../../completions/rsig.nu"),
+        Some("powershell") => include_str!("../../completions/rsig.ps1"),
         _ => {
-            warn(&format!("{VARIABLE} must be bash, zsh or fish"));
+            warn(&format!(
+                "{VARIABLE} must be bash, zsh, fish, elvish, nushell or powershell"
+            ));
             return exit::USAGE;
         }
     };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 59] = [
+const PROGRAMS: [(&str, &str); 60] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
@@ -21,6 +21,7 @@ const PROGRAMS: [(&str, &str); 59] = [
     ("dd", "coreutils"),
     ("dropbear", "dropbear-bin"),
     ("dropbearkey", "dropbear-bin"),
+    ("elvish", "elvish"),
     ("env", "coreutils"),
     ("fish", "fish"),
     ("flock", "util-linux"),
