@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Fixture, Invocation, Process, Site, poll_until};
+use crate::clients::python;
+use crate::harness::{Fixture, Invocation, Process, Scratch, Site, poll_until};
 use crate::jobs::SOON;
 
 /// The PATH of a machine on which rsig is installed.
@@ -98,6 +99,41 @@ fn a_cancelled_step_ends_its_job() {
             !jobs.iter().any(Process::runs)
         });
     }
+}
+
+/// Files for CI systems, each with the name of its published schema in check-jsonschema.
+#[test]
+fn the_files_for_ci_systems_fit_their_schemas() {
+    for (schema, files) in [
+        (
+            "github-workflows",
+            &[".github/workflows/ci.yml", ".github/workflows/release.yml"][..],
+        ),
+        ("github-actions", &["contrib/github/action.yml"]),
+        ("dependabot", &[".github/dependabot.yml"]),
+        ("gitlab-ci", &["contrib/gitlab/rsig.gitlab-ci.yml"]),
+    ] {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let check = || {
+            let schema = format!("vendor.{schema}");
+            let words = ["--no-cache", "--builtin-schema", schema.as_str()];
+            python("check-jsonschema").args(words)
+        };
+        check()
+            .args(files.iter().map(|file| root.join(file)))
+            .run()
+            .ok();
+        // It would take a file that is nothing at all, were the schema empty.
+        let scratch = Scratch::new();
+        let wrong = scratch.file(
+            "wrong.yml",
+            "jobs: 3\nruns: 3\nversion: 3\nscript: 3\n.x: 3\n",
+            0o644,
+        );
+        check().arg(wrong).run().code(1);
+    }
+    let workflows = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/workflows");
+    assert_eq!(std::fs::read_dir(workflows).expect("ours").count(), 2);
 }
 
 #[cfg(any(feature = "mcp", feature = "serve"))]
