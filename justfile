@@ -34,6 +34,11 @@ bench FILTER='':
 soak:
     cargo test -- --ignored soak
 
+# Packages for this machine, installed in a fresh Debian and removed again; as root, with debootstrap, rpm and cpio
+packages:
+    .ci/package
+    .ci/check-packages
+
 # All that has to pass
 ci:
     .ci/run
