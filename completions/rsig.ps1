@@ -14,7 +14,8 @@ Register-ArgumentCompleter -Native -CommandName rsig -ScriptBlock {
     )
     $current = "$wordToComplete"
     # Before 7.3, PowerShell leaves out an empty argument.
-    if ($current -eq '' -and $PSVersionTable.PSVersion -lt [version]'7.3') { $current = '""' }
+    $version = $PSVersionTable.PSVersion
+    if ($current -eq '' -and 100 * $version.Major + $version.Minor -lt 703) { $current = '""' }
 
     $program = Get-Command -Name rsig -CommandType Application | Select-Object -First 1
     $before = $env:RSIG_COMPLETE
