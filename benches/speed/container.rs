@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::harness::container::Container;
 use super::harness::{Rsig, program_path};
 use super::measure::{Figure, in_turns};
-use super::session::Session;
+use super::session::{Session, installed};
 use super::table::{Row, Target};
 
 pub fn behind_a_prefix(session: &Session) -> Vec<Row> {
@@ -26,7 +26,7 @@ pub fn behind_a_prefix(session: &Session) -> Vec<Row> {
     };
     let podman = program_path("podman");
     let podman = podman.to_str().expect("a path of the system's");
-    let ours = env!("CARGO_BIN_EXE_rsig");
+    let ours = installed().to_str().expect("our paths are UTF-8");
     let place = ["--prefix", "podman exec -i box", "local", "--"];
     let spawn = [&["spawn"][..], &place, &["sleep", "3600"]].concat();
     let job = command(ours, &spawn).output().expect("rsig starts").stdout;
