@@ -30,6 +30,7 @@ mod moved;
 mod openssh;
 mod outage;
 mod ps;
+mod ring;
 mod rm;
 mod run;
 mod selftest;

@@ -91,6 +91,7 @@ fn a_server_says_what_it_can() {
                     ["cwd", null],
                     ["env", {}],
                     ["host", null],
+                    ["log_max", null],
                     ["merge", false],
                     ["name", null],
                     ["stdin_open", false],

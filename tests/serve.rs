@@ -271,6 +271,30 @@ on_two_sites! {
         http.stop();
     }
 
+    fn a_log_of_which_the_newest_part_is_kept(f: &Fixture) {
+        let http = Http::start(f, &[]);
+        let body = json!({ "host": http.host, "command": "seq 30000", "log_max": "64K" });
+        let (status, answer) = http.post(&body);
+        assert_eq!(status, 201, "{answer}");
+        let job = answer["id"].as_str().expect("an id");
+        f.rsig.run(&["wait", job]).ok();
+        let all: String = (1..=30_000).map(|number| format!("{number}\n")).collect();
+        for follow in ["false", "true"] {
+            let path = format!("/processes/{job}/_log?offset=5&follow={follow}");
+            let output = http.curl(&["--include", &path]).run();
+            let text = output.ok().stdout();
+            let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+            assert!(body.len() >= 64 << 10 && all.ends_with(body), "{head}");
+            let omitted = format!("rsig-omitted-bytes: {}\r\n", all.len() - 5 - body.len());
+            assert!(head.contains(&omitted), "{head}");
+            let path = format!("/processes/{job}/_log?offset={}&follow={follow}", all.len() - 6);
+            let output = http.curl(&["--include", &path]).run();
+            assert!(output.ok().stdout().ends_with("\r\n\r\n30000\n") && !output.stdout().contains("omitted"));
+        }
+        let body = json!({ "host": http.host, "command": "true", "log_max": "16" });
+        assert_eq!(http.post(&body).0, 400);
+    }
+
     fn a_log_is_followed_to_the_end_of_the_job(f: &Fixture) {
         let http = Http::start(f, &[]);
         let gate = f.job_home().join("gate");

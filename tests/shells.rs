@@ -590,8 +590,16 @@ fn the_scripts_are_clean() {
             "rs_given= rs_nonce= rs_id= rs_meta= rs_cookie= rs_job= rs_supervise= rs_timeout=",
         ),
         (
-            &["host", "process", "watch", "tether", "spool", "supervise"],
-            "rs_pipes= rs_open= rs_limit= rs_tether= rs_holder= rs_holder_birth= rs_input= rs_output= rs_errors= rs_beside=",
+            &[
+                "host",
+                "process",
+                "watch",
+                "tether",
+                "spool",
+                "ring",
+                "supervise",
+            ],
+            "rs_taker= rs_ring= rs_keep= rs_pipes= rs_open= rs_limit= rs_tether= rs_holder= rs_holder_birth= rs_input= rs_output= rs_errors= rs_beside=",
         ),
         (&["host", "process", "job"], "rs_directory="),
         (

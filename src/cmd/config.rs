@@ -18,7 +18,7 @@ use crate::terminal::{Output, Table};
 
 /// The options that may have a default: none that says which jobs are meant, or that ends or removes some. Those that say
 /// how a host is reached are the file's own business.
-const OPTIONS: [&str; 20] = [
+const OPTIONS: [&str; 21] = [
     "backlog",
     "cwd",
     "env",
@@ -28,6 +28,7 @@ const OPTIONS: [&str; 20] = [
     "json",
     "keep",
     "lines",
+    "log-max",
     "merge",
     "no-keeper",
     "no-tether",

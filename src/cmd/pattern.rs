@@ -63,6 +63,7 @@ pub fn last_lines(line: &mut HostConnection<'_>, place: &str) -> String {
         follow: false,
         pause: None,
         enough: None,
+        gone: &|_| (),
     };
     let (host, mut texts) = (line.host(), [vec![], vec![]]);
     let result = line.ask(|shell| {

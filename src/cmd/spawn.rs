@@ -14,10 +14,10 @@ use super::args::{Common, ConnectArgs, JobArgs, KEPT, Parallel};
 use super::complete;
 use super::interrupt::{Starts, on_signal};
 use super::start::{ONE_NAME, Request, Spawned, spawn_each};
-use super::values::{Hosts, configured};
+use super::values::{Hosts, configured, log_max};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Connect;
-use crate::remote::start::Input;
+use crate::remote::start::{Input, LogMax};
 use crate::terminal::{JobJson, Output, warn};
 
 /// Start a job that outlives the connection, and print its id; on several hosts, one each
@@ -36,6 +36,10 @@ pub struct Spawn {
     /// Write standard error into standard output, in order
     #[arg(long)]
     merge: bool,
+    /// Keep the newest SIZE of each output on the host, such as 16M, and at most 1 MB more; what is older is removed while
+    /// the job runs
+    #[arg(long, value_name = "SIZE", value_parser = log_max)]
+    log_max: Option<LogMax>,
     /// Print each job as one line of JSON
     #[arg(long)]
     json: bool,
@@ -79,6 +83,7 @@ impl Spawn {
                 input: input.clone(),
                 open: self.stdin_open,
                 merge: self.merge,
+                log_max: self.log_max.clone(),
                 ..Request::new(destination, command.clone())
             })
         });

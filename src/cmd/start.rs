@@ -20,7 +20,7 @@ use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
 use crate::remote::start::{
-    Input, Spool, StartRequest, Started, Tether, cancelling_script, keep_relay, start,
+    Input, LogMax, Spool, StartRequest, Started, Tether, cancelling_script, keep_relay, start,
     start_and_hear,
 };
 use crate::remote::{Hearing, Seen, Standing, look};
@@ -36,6 +36,8 @@ pub struct Request {
     /// `rsig send` gives the job its input.
     pub open: bool,
     pub merge: bool,
+    /// How much of each output is kept; else all.
+    pub log_max: Option<LogMax>,
     /// The job is removed once its output has been delivered.
     pub ephemeral: bool,
     pub foreground: Option<Foreground>,
@@ -55,6 +57,7 @@ impl Request {
             input: None,
             open: false,
             merge: false,
+            log_max: None,
             ephemeral: false,
             foreground: None,
             id: None,
@@ -307,6 +310,7 @@ fn launch(
         input: request.input.as_deref(),
         open: request.open,
         merge: request.merge,
+        log_max: request.log_max.as_ref(),
         timeout: request.job.timeout,
         spool: foreground.map(|foreground| foreground.spool),
         tether: foreground.and_then(|foreground| foreground.tether.clone()),

@@ -1,6 +1,7 @@
 //! `tail`: passes a job's output on.
 
-use std::time::Duration;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
@@ -13,7 +14,7 @@ use crate::connection::{HostConnection, Policy, PrivateConnection, keep_trying};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{JobWord, Record};
-use crate::remote::output::{From, Progress, Read, Sink, Wanted, read};
+use crate::remote::output::{From, Gone, Progress, Read, Ring, Sink, Wanted, read};
 use crate::remote::{Note, Seen, Standing, Stream};
 use crate::terminal::{self, Spinner};
 
@@ -55,6 +56,7 @@ pub struct Tail {
 impl Tail {
     pub fn run(self) -> Result<u8, Failure> {
         let connect = self.connect.for_jobs(std::slice::from_ref(&self.job))?;
+        let missing = RefCell::new(Missing::default());
         let request = Request {
             out: !self.stderr,
             err: !self.stdout,
@@ -62,6 +64,7 @@ impl Tail {
             follow: self.follow,
             brief: false,
             enough: None,
+            gone: &|gone| missing.borrow_mut().add(gone),
         };
         let mut context = Context {
             connect,
@@ -71,19 +74,74 @@ impl Tail {
         let mut broken = None;
         let result = tail(&mut context, &self.job, &request, &mut |stream, bytes| {
             spinner.stop();
+            missing.borrow_mut().say(self.common, false);
             terminal::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
                 let failure = Failure::new(Kind::Failed, error.to_string());
                 broken = Some(error);
                 failure
             })
         });
-        match broken {
-            Some(error) => Err(terminal::unprinted(&error)),
-            None => result.map(|_| exit::DONE),
+        spinner.stop();
+        missing.borrow_mut().say(self.common, true);
+        if let Some(error) = broken {
+            return Err(terminal::unprinted(&error));
+        }
+        let tailed = result?;
+        if tailed.ring.is_some_and(|ring| ring.has_lost) {
+            let label = tailed.record.label();
+            self.common.note(&format!(
+                "{label}: the disk there was full, and some of the output is lost"
+            ));
+        }
+        Ok(exit::DONE)
+    }
+}
+
+/// What is gone of the output that is shown.
+#[derive(Default)]
+struct Missing {
+    /// Of which nothing was said yet.
+    bytes: u64,
+    /// Which job's, and how much is kept.
+    of: [String; 2],
+    said: Option<Instant>,
+}
+
+impl Missing {
+    fn add(&mut self, gone: &Gone) {
+        self.bytes += gone.bytes;
+        self.of = [gone.label, gone.max].map(str::to_owned);
+    }
+
+    /// A slow reader may fall behind again and again, so this is not said every time.
+    fn say(&mut self, common: Common, last: bool) {
+        if self.bytes > 0 && (last || self.said.is_none_or(|at| at.elapsed() >= NOTE_PAUSE)) {
+            let (size, [label, max]) = (amount(self.bytes), &self.of);
+            common.note(&format!(
+                "{label}: {size} of its output are gone (--log-max {max})"
+            ));
+            (self.bytes, self.said) = (0, Some(Instant::now()));
         }
     }
 }
 
+/// A number of bytes for a sentence.
+fn amount(bytes: u64) -> String {
+    let mut tenths = bytes;
+    for unit in ["kB", "MB", "GB", "TB"] {
+        if tenths < 1000 && unit == "kB" {
+            return format!("{bytes} bytes");
+        }
+        tenths /= if unit == "kB" { 100 } else { 1000 };
+        if tenths < 10_000 {
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        }
+    }
+    format!("{} TB", tenths / 10)
+}
+
+/// The least time between two notes on what is gone.
+const NOTE_PAUSE: Duration = Duration::from_secs(1);
 /// The pause after a connection that broke.
 const AFTER_A_BREAK: Duration = Duration::from_millis(200);
 
@@ -101,6 +159,8 @@ pub struct Request<'a> {
     pub brief: bool,
     /// Ends the reading once it holds: asked after all that comes, and several times a second. It does not change back.
     pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
+    /// Takes what is gone of the output.
+    pub gone: &'a dyn Fn(&Gone<'_>),
 }
 
 impl Request<'_> {
@@ -112,12 +172,10 @@ impl Request<'_> {
 /// A job whose output was passed on.
 pub struct Tailed {
     /// The job as it stood before the first byte was read.
-    #[cfg_attr(
-        not(feature = "mcp"),
-        allow(dead_code, reason = "an agent is told how the job stands")
-    )]
     pub record: Record,
-    /// The positions in both streams of the first bytes that were wanted.
+    /// The job was started with `--log-max`.
+    pub ring: Option<Ring>,
+    /// See [`Read::begin`].
     #[cfg_attr(
         not(feature = "mcp"),
         allow(dead_code, reason = "cursors are made of them")
@@ -135,6 +193,13 @@ pub fn tail(
     let mut record = context.resolve(word)?;
     let destination = record.destination.clone();
     let place = record.job_dir();
+    let label = record.label();
+    let gone = |gone: &Gone<'_>| {
+        (request.gone)(&Gone {
+            label: &label,
+            ..*gone
+        });
+    };
     let wanted = Wanted {
         place: &place,
         out: request.out,
@@ -143,6 +208,7 @@ pub fn tail(
         follow: request.follow,
         pause: None,
         enough: request.enough,
+        gone: &gone,
     };
     // What may be much gets a connection of its own: the keeper's is for short things.
     let policy = Policy {
@@ -158,7 +224,6 @@ pub fn tail(
         let host = line.host();
         line.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
     };
-    let label = record.label();
     if record.is_unmet() && read.seen.standing == Standing::Absent {
         return Err(not_there(&record));
     }
@@ -167,9 +232,14 @@ pub fn tail(
     }
     read.seen.update(&mut record);
     context.store.update([&record]);
-    let begin = read.begin;
+    let (ring, begin) = (read.ring, read.begin);
+    let tailed = Tailed {
+        record,
+        ring,
+        begin,
+    };
     if request.is_enough() {
-        return Ok(Tailed { record, begin });
+        return Ok(tailed);
     }
     if read.cut {
         let message = format!(
@@ -177,7 +247,7 @@ pub fn tail(
         );
         return Err(Failure::new(Kind::Failed, message));
     }
-    Ok(Tailed { record, begin })
+    Ok(tailed)
 }
 
 /// Follows a log over as many connections as it takes, each byte once.

@@ -14,11 +14,16 @@ use crate::escape::printable;
 use crate::host::Host;
 use crate::hosts;
 use crate::remote::output::From as Start;
+use crate::remote::start::LogMax;
 use crate::signal::Os;
 use crate::state::Config;
 
 /// A hundred years: no clock can be set beyond its range.
 pub const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// The least and the most of a job's output that can be asked to be kept.
+const LOG_MIN: u64 = 64 << 10;
+const LOG_MAX: u64 = 1 << 40;
 
 /// An operating system with a signal table of its own.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -188,6 +193,29 @@ pub fn bytes(text: &str) -> Result<Start, String> {
     }
 }
 
+/// Reads the value of `spawn --log-max`.
+pub fn log_max(text: &str) -> Result<LogMax, String> {
+    let word = text.to_ascii_uppercase();
+    let digits = word.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let shift = match word.get(digits.len()..) {
+        Some("K") => 10,
+        Some("M") => 20,
+        Some("G") => 30,
+        Some("") => {
+            return Err(format!("a size needs a unit: {text}K, {text}M or {text}G"));
+        }
+        _ => return Err("not a size: write it as 512K, 16M or 1G".to_owned()),
+    };
+    match count(digits)? {
+        number if number > LOG_MAX >> shift => Err("more than 1024G".to_owned()),
+        number if number << shift < LOG_MIN => Err("less than 64K".to_owned()),
+        number => Ok(LogMax {
+            bytes: number << shift,
+            word,
+        }),
+    }
+}
+
 /// Reads the value of `serve --listen`: a port of this machine that no other machine can reach.
 #[cfg(feature = "serve")]
 pub fn listen(text: &str) -> Result<std::net::SocketAddr, String> {
@@ -233,6 +261,21 @@ mod tests {
             "99999999999999999999s",
         ] {
             assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_need_a_unit_and_a_use() {
+        let bytes = |text| log_max(text).map(|max| max.bytes);
+        assert_eq!(bytes("16M"), Ok(16 << 20));
+        assert_eq!(bytes("64k"), Ok(64 << 10));
+        assert_eq!(bytes("1024G"), Ok(1 << 40));
+        assert_eq!(log_max("1g").unwrap().word, "1G");
+        assert!(bytes("16").unwrap_err().contains("16M"));
+        for bad in [
+            "", "M", "-1M", "1.5M", "16 M", "16MM", "16T", "63K", "0G", "1025G",
+        ] {
+            assert!(bytes(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -107,6 +107,11 @@ pub trait Listener {
         ))
     }
 
+    /// Where in which stream the data goes on.
+    fn at(&mut self, _words: &str) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Another command waits for the shell.
     fn wanted(&mut self) {}
 
@@ -238,6 +243,10 @@ impl Framed {
                 (Phase::Data, b"here") => Phase::Data,
                 (Phase::Data, b"unkept") => {
                     listener.unkept();
+                    Phase::Data
+                }
+                (Phase::Data, word) if word.starts_with(b"at ") => {
+                    listener.at(&String::from_utf8_lossy(&word[3..]))?;
                     Phase::Data
                 }
                 (Phase::Data, word) if word.starts_with(b"have ") => {

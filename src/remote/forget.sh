@@ -7,7 +7,8 @@ forget() {
 		look
 		case $state in
 		exited | lost)
-			if why=$(cd .. && rm -rf "./${dir##*/}" 2>&1); then
+			# A spooler may still have written a last file.
+			if (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || why=$(sleep 1 && cd .. && rm -rf "./${dir##*/}" 2>&1); then
 				rs_say gone "$1"
 			else
 				rs_say kept "$1" "$(printf '%s' "$why" | tr '\n' ' ')"

@@ -92,6 +92,7 @@ impl Script {
                 follow: false,
                 pause: None,
                 enough: None,
+                gone: &|_| (),
             };
             script.call("rs_say", &["output"])?;
             script.add_tail(&wanted, None)?;

@@ -73,6 +73,60 @@ pub struct Wanted<'a> {
     pub pause: Option<&'a (dyn Fn() -> bool + 'a)>,
     /// Ends the reading once it holds.
     pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
+    /// Takes what is gone of a ring.
+    pub gone: &'a dyn Fn(&Gone<'_>),
+}
+
+/// A job's log of which the newest part is kept: `--log-max`.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    /// How much that is, as its user wrote it.
+    pub max: String,
+    /// The positions of the oldest bytes when the reading began.
+    #[cfg_attr(
+        not(feature = "serve"),
+        allow(dead_code, reason = "an answer's head has them")
+    )]
+    pub oldest: [u64; 2],
+    /// The host's disk was full, and some bytes were never in it.
+    pub has_lost: bool,
+}
+
+impl Ring {
+    /// Reads `MAX OUT ERR LOST`.
+    fn parse(words: &str) -> Option<Self> {
+        let words: Vec<&str> = words.split(' ').collect();
+        let &[max, out, err, lost] = words.as_slice() else {
+            return None;
+        };
+        let is_size = max.len() < 20 && max.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        Some(Self {
+            max: is_size.then(|| max.to_owned())?,
+            oldest: [out.parse().ok()?, err.parse().ok()?],
+            has_lost: lost == "1",
+        })
+    }
+}
+
+/// Output that was wanted, and that a ring no longer has.
+#[derive(Clone, Copy)]
+pub struct Gone<'a> {
+    /// See [`crate::job::Record::label`]; empty where no record is known.
+    pub label: &'a str,
+    #[cfg_attr(
+        not(feature = "mcp"),
+        allow(dead_code, reason = "cursors are made of them")
+    )]
+    pub stream: Stream,
+    pub bytes: u64,
+    /// Where the stream goes on.
+    #[cfg_attr(
+        not(feature = "mcp"),
+        allow(dead_code, reason = "cursors are made of them")
+    )]
+    pub position: u64,
+    /// See [`Ring::max`].
+    pub max: &'a str,
 }
 
 impl Wanted<'_> {
@@ -119,8 +173,9 @@ pub struct Read {
     pub paused: bool,
     /// The log was followed and became shorter: what came after is not known.
     pub cut: bool,
-    /// The positions in both streams of the first bytes that were wanted.
+    /// The positions in both streams of the first bytes that were wanted, or that came behind what is gone.
     pub begin: [u64; 2],
+    pub ring: Option<Ring>,
 }
 
 /// What takes a job's output: which stream, and the bytes.
@@ -149,6 +204,7 @@ struct Reading<'a> {
     host: &'a str,
     sink: &'a mut Sink<'a>,
     seen: Option<Seen>,
+    ring: Option<Ring>,
     progress: &'a mut Progress,
     wanted: &'a Wanted<'a>,
     pausing: bool,
@@ -191,8 +247,39 @@ impl Listener for Reading<'_> {
                     bytes: err_bytes,
                 };
             }
+        } else if let Some(words) = line.strip_prefix("ring ") {
+            let ring = Ring::parse(words).ok_or_else(|| garbage(self.host, line.as_bytes()))?;
+            self.ring = Some(ring);
         } else {
             self.seen = Some(job_line(self.host, line, 1)?.1);
+        }
+        Ok(())
+    }
+
+    fn at(&mut self, words: &str) -> Result<(), Failure> {
+        let (index, stream, number) = match words.split_once(' ') {
+            Some(("out", number)) => (0, Stream::Out, number),
+            Some(("err", number)) => (1, Stream::Err, number),
+            _ => return Err(garbage(self.host, words.as_bytes())),
+        };
+        let number = number.parse();
+        let number: u64 = number.map_err(|_| garbage(self.host, words.as_bytes()))?;
+        let at = self.progress.at.get_or_insert_default();
+        let (skip, position) = match stream {
+            Stream::Out => (&mut self.progress.out, &mut at.out),
+            Stream::Err => (&mut self.progress.err, &mut at.err),
+        };
+        if let Some(bytes) = number.checked_sub(*position).filter(|bytes| *bytes > 0) {
+            skip.bytes = skip.bytes.saturating_sub(bytes);
+            *position = number;
+            self.progress.begin[index] = number;
+            (self.wanted.gone)(&Gone {
+                label: "",
+                stream,
+                bytes,
+                position: number,
+                max: self.ring.as_ref().map_or("", |ring| &ring.max),
+            });
         }
         Ok(())
     }
@@ -261,6 +348,7 @@ pub fn read(
         host,
         sink: &mut pass,
         seen: None,
+        ring: None,
         progress,
         wanted,
         pausing: false,
@@ -282,6 +370,7 @@ pub fn read(
         paused: ending == Ending::Paused,
         cut: ending == Ending::Cut,
         begin: reading.progress.begin,
+        ring: reading.ring,
     })
 }
 

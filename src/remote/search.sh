@@ -21,37 +21,19 @@ can_search() {
 	rs_end
 }
 
-# kept STREAM : sets first and last to the positions of a stream's first byte that is here, and of its end.
-kept() {
-	if [ ! -p out.pipe ]; then
-		sizes
-		first=0
-		eval "last=\$${1}_size"
-		return
-	fi
-	numbers "$1"
-	first='' last=0
-	for number in $numbers; do
-		[ -n "$first" ] && [ "$number" -ge "$first" ] || first=$number
-		[ "$number" -lt "$last" ] || last=$number
-	done
-	sum "$1.$last"
-	first=${first:-0} last=$((last + total))
-}
-
-# pass STREAM FROM SIZE : in a subshell, copies that part of a stream.
+# pass STREAM FROM SIZE : in a subshell, copies that part of a stream. Where files of a ring are gone, a newline is added.
 pass() {
-	locate "$1" "$2"
-	exec 8<"$file" 2>/dev/null
-	seek "$skip" <&8
+	reach "$1" "$2" 8
 	{
 		cat <&8
 		while
 			after "$1" "$at"
 			[ -n "$next" ]
 		do
+			# The oldest go first: while this one is there, the next one is its own.
+			[ ! -e ring ] || [ -e "$1.$at" ] || echo
 			at=$next
-			cat "$1.$next"
+			cat "$1.$next" 2>/dev/null
 		done
 	} | head -c "$3"
 }
@@ -91,16 +73,12 @@ scan() {
 	fi
 	fresh=1
 	! pass "$2" "$from" "$size" | grep -q "$search" -e "$regex" 2>/dev/null || return 0
-	from=$((from + size - rest))
+	window=$((from + size - window)) from=$((from + size - rest))
+	# If that was removed meanwhile, all that is here now is new.
+	[ ! -e ring ] || kept "$2"
+	[ "$first" -le "$window" ] || from=$first
 	eval "${2}_$1=\$from"
 	return 1
-}
-
-# is_written : succeeds if all of an ended job's output is in its files. Other processes may hold its pipes, so that is not
-# waited for long.
-is_written() {
-	[ ! -p out.pipe ] || [ "$elapsed" -ge 500 ] ||
-		{ { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; }
 }
 
 # scan_job INDEX : looks at a job and searches its output. Sets hit if a line matches; else the job stays in left, or is

@@ -2,7 +2,7 @@
 # name ends in the position of its first byte in the stream. Runs in the supervisor, before the job.
 # Given by the client: rs_pipes, which of the streams out, err and in are pipes; rs_open, 1 if `rsig send` gives the input,
 # whose files are complete as soon as they exist; rs_limit, the number of bytes of a stream that may wait here; then the job
-# blocks as on a full pipe.
+# blocks as on a full pipe; rs_taker, what spools a stream: rs_take, or rs_take_ring (ring.sh) if rs_ring is not empty.
 
 # rs_sum FILE... : sets rs_total to the total size of the files.
 rs_sum() {
@@ -108,13 +108,17 @@ rs_spool() {
 	rs_fifos=
 	for rs_part in $rs_pipes; do
 		rs_fifos="$rs_fifos $rs_part.pipe"
+		[ -z "$rs_ring" ] || [ "$rs_part" = in ] || rs_fifos="$rs_fifos $rs_part.busy"
 	done
+	# Before the pipes, which readers go by.
+	[ -z "$rs_ring" ] || printf '%s\n' "$rs_ring" >ring
 	# shellcheck disable=SC2086
 	if ! rs_why=$(mkfifo -m 600 $rs_fifos 2>&1); then
 		printf 'disk %s\n' "$rs_why" >refused
 		exit
 	fi
 	[ -z "$rs_open" ] || : >in.open
+	[ -z "$rs_ring" ] || rs_hold_pipes
 	for rs_part in $rs_pipes; do
 		if [ "$rs_part" = in ]; then
 			rs_give </dev/null >/dev/null 2>&1 5>&- &
@@ -123,6 +127,7 @@ rs_spool() {
 		# Here from the start, so that the client need not wait for them.
 		: >"$rs_part.spare"
 		: >"$rs_part.0"
-		rs_take "$rs_part" >/dev/null 2>&1 5>&- &
+		# In parentheses, since some shells keep what is redirected for a function: the FIFO of 5 must have an end.
+		("$rs_taker" "$rs_part") >/dev/null 2>&1 5>&- &
 	done
 }

@@ -44,6 +44,8 @@ pub struct StartRequest<'a> {
     pub input: Option<&'a Input>,
     /// `rsig send` gives it its input.
     pub open: bool,
+    /// Of each of its outputs, only the newest part is kept.
+    pub log_max: Option<&'a LogMax>,
     /// Its streams are passed on to whoever runs it in the foreground.
     pub spool: Option<Spool>,
     /// The job ends when whoever holds it is gone for so long.
@@ -133,6 +135,13 @@ pub struct Spool {
     pub input: bool,
     /// How many bytes of each output may wait on the host.
     pub limit: u64,
+}
+
+/// How much of a job's output is kept, in bytes and as its user wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogMax {
+    pub bytes: u64,
+    pub word: String,
 }
 
 /// What holds a job.
@@ -424,8 +433,10 @@ fn seconds(time: Duration) -> String {
 /// The script of a job's supervisor.
 fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
     let mut script = Script::file_of_its_own();
-    let (output, errors) = match (order.spool.is_some(), order.merge) {
-        (true, _) => ("out.pipe", "err.pipe"),
+    let has_pipes = order.spool.is_some() || order.log_max.is_some();
+    let (output, errors) = match (has_pipes, order.merge) {
+        (true, true) => ("out.pipe", "out.pipe"),
+        (true, false) => ("out.pipe", "err.pipe"),
         (false, true) => ("out", "out"),
         (false, false) => ("out", "err"),
     };
@@ -445,9 +456,21 @@ fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
         beside.push("rs_guard");
         script.include(file!("watch"));
     }
-    if order.spool.is_some() || order.open {
+    if has_pipes || order.open {
         beside.push("rs_spool");
-        let outputs = order.spool.map_or("", |_| "out err");
+        let outputs = match (has_pipes, order.merge) {
+            (true, true) => "out",
+            (true, false) => "out err",
+            (false, _) => "",
+        };
+        let ring = order.log_max.map_or("", |max| max.word.as_str());
+        script.set("rs_ring", ring)?;
+        let taker = if ring.is_empty() {
+            "rs_take"
+        } else {
+            "rs_take_ring"
+        };
+        script.set("rs_taker", taker)?;
         let limit = order.spool.map_or(0, |spool| spool.limit);
         script.set(
             "rs_pipes",
@@ -456,6 +479,10 @@ fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
         script.set("rs_open", if order.open { "1" } else { "" })?;
         script.set("rs_limit", limit.to_string())?;
         script.include(file!("spool"));
+    }
+    if let Some(max) = order.log_max {
+        script.set("rs_keep", max.bytes.to_string())?;
+        script.include(file!("ring"));
     }
     if let Some(tether) = &order.tether {
         beside.push("rs_tie");

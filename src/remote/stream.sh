@@ -1,6 +1,7 @@
 # Follows a job's output from given positions to the job's end. Both streams go to standard output, with marks between them:
 # the login may have closed standard error. The log of a spawned job is one file, `out`. The output of a foreground job is in
-# files out.N, N being the position of their first byte, which are removed once delivered.
+# files out.N, N being the position of their first byte, which are removed once delivered. So is that of a job with --log-max
+# (ring.sh), whose files nobody here removes, and may vanish at any time: a mark says at which position the data goes on.
 #
 # The client's lines on standard input:
 #   (nothing)      a heartbeat for the job's tether
@@ -61,17 +62,45 @@ after() {
 	done
 }
 
-# locate STREAM POSITION : sets file to the file that a position is in, at to its number and skip to where in it.
+# locate STREAM POSITION : sets file to the file that a position is in, at to its number and skip to where in it. Of a ring,
+# that is the oldest file if the position is gone.
 locate() {
 	file=$1 at=0 skip=$2
 	[ -p "$1.pipe" ] || return 0
 	numbers "$1"
+	oldest=
 	for number in $numbers; do
 		if [ "$number" -le "$2" ] && [ "$number" -gt "$at" ]; then
 			at=$number
 		fi
+		[ -n "$oldest" ] && [ "$number" -ge "$oldest" ] || oldest=$number
 	done
-	file=$1.$at skip=$(($2 - at))
+	[ ! -e ring ] || [ "$at" -ge "${oldest:-0}" ] || at=$oldest
+	file=$1.$at skip=$(($2 > at ? $2 - at : 0))
+}
+
+# reach STREAM POSITION DESCRIPTOR : locates the position, and opens the file there. One that a ring has just removed is
+# located again.
+reach() {
+	while
+		locate "$1" "$2"
+		! eval "command exec $3<\"\$file\"" 2>/dev/null
+	do
+		[ -e ring ] || exit 1
+	done
+	[ "$skip" -eq 0 ] || eval "seek $skip <&$3"
+}
+
+# tell_at STREAM POSITION : if it is a ring, says where the stream goes on.
+tell_at() {
+	[ ! -e ring ] || printf '\001%s at %s %s\n' "$rs_nonce" "$1" "$2"
+}
+
+# is_written : succeeds if all of an ended job's output is in its files. Other processes may hold its pipes, so that is not
+# waited for long.
+is_written() {
+	[ ! -p out.pipe ] || [ "$elapsed" -ge 1000 ] ||
+		{ { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; }
 }
 
 # sum FILE... : sets total to the total size of the files.
@@ -98,6 +127,24 @@ seek() {
 	esac 2>/dev/null
 }
 
+# kept STREAM : sets first and last to the positions of a stream's first byte that is here, and of its end.
+kept() {
+	if [ ! -p out.pipe ]; then
+		sizes
+		first=0
+		eval "last=\$${1}_size"
+		return
+	fi
+	numbers "$1"
+	first='' last=0
+	for number in $numbers; do
+		[ -n "$first" ] && [ "$number" -ge "$first" ] || first=$number
+		[ "$number" -lt "$last" ] || last=$number
+	done
+	sum "$1.$last"
+	first=${first:-0} last=$((last + total))
+}
+
 # is_empty DESCRIPTOR : succeeds if the file is known to be empty, which saves a process. Asked of the descriptor, since the
 # file may have been removed.
 is_empty() {
@@ -105,14 +152,17 @@ is_empty() {
 }
 
 # out_flow, err_flow : copy all that is there of a stream, file by file. They look for the next file before they read: once
-# it exists, the one before is complete.
+# it exists, the one before is complete. A ring may grow faster than it is read, so of a running job's, one file follows
+# at a time.
 out_flow() {
 	while :; do
 		after out "$out_at"
 		is_empty 6 || cat <&6
 		[ -n "$next" ] || break
-		exec 6<"out.$next"
-		out_at=$next out_file=out.$next
+		reach out "$next" 6
+		out_at=$at out_file=$file
+		tell_at out "$at"
+		[ ! -e ring ] || { [ -n "$over" ] && [ "$at" -lt "$out_last" ]; } || break
 	done
 }
 err_flow() {
@@ -120,8 +170,10 @@ err_flow() {
 		after err "$err_at"
 		is_empty 7 || cat <&7
 		[ -n "$next" ] || break
-		exec 7<"err.$next"
-		err_at=$next err_file=err.$next
+		reach err "$next" 7
+		err_at=$at err_file=$file
+		tell_at err "$at"
+		[ ! -e ring ] || { [ -n "$over" ] && [ "$at" -lt "$err_last" ]; } || break
 	done
 }
 
@@ -202,6 +254,7 @@ obey() {
 			printf '%s.%s\n' "$rs_nonce" "$beats" >beat
 			;;
 		ack)
+			[ ! -e ring ] || continue
 			behind out "$one"
 			[ "$two" = "$was" ] || behind err "$two"
 			was=$two
@@ -231,18 +284,27 @@ relieve() {
 
 # open_at OUT_AT ERR_AT : opens both streams at these positions.
 open_at() {
-	locate out "$1"
-	out_at=$at out_file=$file
-	exec 6<"$file"
-	seek "$skip" <&6
-	locate err "$2"
-	err_at=$at err_file=$file
-	exec 7<"$file"
-	seek "$skip" <&7
+	reach out "$1" 6
+	out_at=$at out_file=$file out_from=$((at + skip))
+	reach err "$2" 7
+	err_at=$at err_file=$file err_from=$((at + skip))
+}
+
+# begin_data : before the data, says where it begins.
+begin_data() {
+	rs_mark data
+	[ -z "$has_out" ] || tell_at out "$out_from"
+	[ -z "$has_err" ] || tell_at err "$err_from"
 }
 
 # flow : copies all that is there of the requested streams.
 flow() {
+	if [ -e ring ] && [ -n "$over" ]; then
+		kept out
+		out_last=$last
+		kept err
+		err_last=$last
+	fi
 	[ -z "$has_out" ] || out_flow
 	if [ -n "$has_err" ]; then
 		rs_mark err
@@ -256,8 +318,10 @@ flow() {
 stream() {
 	[ -p out.pipe ] || measure
 	open_at "$1" "$2"
-	if [ -p out.pipe ]; then
-		measure
+	[ ! -p out.pipe ] || measure
+	is_sole=
+	if [ -p out.pipe ] && [ ! -e ring ]; then
+		is_sole=1
 		relieve
 	fi
 	exec 3<&0
@@ -266,11 +330,11 @@ stream() {
 		obey
 	) 2>/dev/null 6<&- 7<&- &
 	reader=$!
-	if [ -p out.pipe ]; then
+	if [ -n "$is_sole" ]; then
 		rs_process "$reader"
 		printf '%s %s\n' "$reader" "$rs_birth" >reader
 	fi
-	rs_mark data
+	begin_data
 	step=5 round=0 patience=1000 cut='' fresh=1 told=''
 	while :; do
 		# Checked before the read, so that everything written before the end is read.

@@ -99,8 +99,9 @@ for rs_part in $rs_beside; do
 	"$rs_part"
 done
 
-# 5>&- keeps the FIFO out of the job. The job's standard error is 7 here, since a shell reports a child that a signal has
-# ended (`Terminated`) on its own. In parentheses, since some shells redirect themselves while a command runs.
+# 5>&- keeps the FIFO out of the job; 8 and 9 are the other ends of its pipes (ring.sh). The job's standard error is 7 here,
+# since a shell reports a child that a signal has ended (`Terminated`) on its own. In parentheses, since some shells redirect
+# themselves while a command runs.
 case $rs_how in
 setsid) (exec setsid /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
 perl) (exec perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV' /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
@@ -120,7 +121,7 @@ monitor)
 	set +m
 	(exit "$rs_code")
 	;;
-esac <"$rs_input" >>"$rs_output" 7>>"$rs_errors" 2>/dev/null
+esac <"$rs_input" >>"$rs_output" 7>>"$rs_errors" 8<&- 9<&- 2>/dev/null
 rs_code=$?
 # At once, with builtins only: the job has been reaped, so its number is free. ksh gives 256+n for signal n.
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))

@@ -64,49 +64,125 @@ rest() {
 	fi
 }
 
-# held STREAM : prints the remaining files of a spooled stream, in order.
-held() {
-	for file in "$1".[0-9]*; do
-		case ${file##*.} in
-		*[!0-9]*) ;;
-		*) echo "${file##*.}" ;;
-		esac
-	done | sort -n | while read -r number; do
-		echo "$1.$number"
-	done
+# in_order STREAM [POSITION] : prints the numbers of the files of a spooled stream from a position on, in order.
+in_order() {
+	numbers "$1"
+	for number in $numbers; do
+		[ "$number" -lt "${2:-0}" ] || echo "$number"
+	done | sort -n
 }
 
-# asked STREAM : sets at to the first requested byte of a spooled stream that is still here.
+# last_lines STREAM : sets at to the first of the last lines. Backwards in growing windows, as in `first`, and again if a
+# file was removed meanwhile.
+last_lines() {
+	at=$last
+	[ "$count" -gt 0 ] || return 0
+	window=65536 tries=0
+	while
+		kept "$1"
+		locate "$1" $((last > window ? last - window : 0))
+		[ "$at" -ge "$first" ] || at=$first
+		size=$((last - at))
+		wanted=$(for number in $(in_order "$1" "$at"); do cat "$1.$number"; done 2>/dev/null |
+			head -c "$size" | tail -n "$count" | wc -c)
+		wanted=$((wanted))
+		{ [ "$wanted" -lt "$size" ] && [ ! -e "$1.$at" ]; } || { [ "$wanted" -ge "$size" ] && [ "$at" -gt "${oldest:-0}" ]; }
+	do
+		# Some shells count to 2 GB.
+		window=$((window < 268435456 ? window * 8 : last)) tries=$((tries + 1))
+		[ "$tries" -lt 20 ] || break
+	done
+	# If there are fewer lines, some that are wanted may be gone.
+	at=$((wanted < size ? last - wanted : 0))
+}
+
+# from_line STREAM : sets at to where the line begins, and lines to what the client has to skip from there. Fails if a file
+# was removed meanwhile.
+from_line() {
+	before=0 gone=0
+	[ ! -s "$1.gone" ] || read -r gone before <"$1.gone"
+	if [ "$before" -gt 0 ] && [ "$count" -le $((before + 1)) ]; then
+		at=0
+		return
+	fi
+	stream=$1 left_out=$((count - 1 - before))
+	# shellcheck disable=SC2046
+	set -- $(in_order "$1" "$gone")
+	[ $# -gt 0 ] && [ "$left_out" -gt 0 ] || return 0
+	[ ! -e ring ] || [ "$1" -eq "$gone" ] || return 1
+	while [ $# -gt 1 ]; do
+		number=$(wc -l <"$stream.$1") || return 1
+		[ "$number" -lt "$left_out" ] || break
+		left_out=$((left_out - number))
+		shift
+	done
+	size=$(head -n "$left_out" "$stream.$1" | wc -c)
+	lines=$((left_out - $(head -c $((size)) "$stream.$1" | wc -l)))
+	[ -e "$stream.$1" ] || return 1
+	at=$(($1 + size))
+} 2>/dev/null
+
+# asked STREAM : as `first` for a spooled stream. A position may be that of a byte that is gone: then the client says so.
 asked() {
-	files=$(held "$1")
-	at=0 total=0
-	[ -n "$files" ] || return 0
-	# shellcheck disable=SC2086
-	set -- $files
-	at=${1##*.}
-	for file in "$@"; do
-		sum "$file"
-	done
-	end=$((${file##*.} + total))
+	kept "$1"
+	at=$first lines=0 bytes=0
 	case $from in
-	resume) wanted=0 ;;
-	lines) wanted=$(cat "$@" | tail -n "$count" | wc -c) ;;
-	bytes) wanted=$count ;;
-	line) wanted=$(cat "$@" | tail -n "+$count" | wc -c) ;;
-	byte) wanted=$((end - count + 1)) ;;
+	lines) last_lines "$1" ;;
+	bytes) at=$((last > count ? last - count : 0)) ;;
+	line)
+		tries=0
+		# Files may be removed meanwhile.
+		until from_line "$1" || [ "$tries" -ge 100 ]; do
+			tries=$((tries + 1))
+		done
+		;;
+	byte)
+		at=$((count - 1))
+		[ "$at" -le "$last" ] || bytes=$((at - last)) at=$last
+		;;
 	esac
-	[ $((wanted)) -ge 0 ] || wanted=0
-	[ $((end - wanted)) -le "$at" ] || at=$((end - wanted))
+	# What is delivered of a foreground job is not missed.
+	[ -e ring ] || [ "$at" -ge "$first" ] || at=$first
 }
 
-# spooled : sets the positions to begin at in the output of a foreground job.
+# spooled : sets the positions to begin at in the output of a job whose streams are pipes.
 spooled() {
-	[ -e out.0 ] || [ -e out.end ] || : >>out.0
-	[ -e err.0 ] || [ -e err.end ] || : >>err.0
+	for stream in out err; do
+		numbers "$stream"
+		[ -n "$numbers" ] || [ -e "$stream.end" ] || : >>"$stream.0"
+	done
+	[ "$state" != exited ] || until is_written; do nap 5; done
 	asked out
-	out_at=$at
+	out_at=$at out_end=$last out_skip="$lines $bytes"
 	asked err
-	err_at=$at out_skip='0 0' err_skip='0 0' out_inode=0 err_inode=0
+	err_at=$at err_end=$last err_skip="$lines $bytes" out_inode=0 err_inode=0
+}
+
+# part STREAM NUMBER POSITION LAST : copies a spooled stream up to its position LAST. Standard input is the file with the
+# first byte, and at that.
+part() {
+	at=$2 here=$3
+	while
+		after "$1" "$at"
+		[ "${next:-$4}" -lt "$4" ]
+	do
+		cat
+		reach "$1" "$next" 0
+		here=$at
+		tell_at "$1" "$at"
+	done
+	[ "$4" -le "$here" ] || copy $(($4 - here))
+}
+
+# tell_ring : says what is kept of each stream, the positions of the oldest bytes, and whether the disk was full.
+tell_ring() {
+	read -r size <ring
+	kept out
+	oldest=$first
+	kept err
+	full=0
+	[ ! -e out.lost ] && [ ! -e err.lost ] || full=1
+	rs_say ring "$size" "$oldest" "$first" "$full"
 }
 
 place "$place"
@@ -136,6 +212,7 @@ if [ "$from" != resume ] || [ "$inodes" = '0 0' ]; then
 	inodes="$out_inode $err_inode"
 fi
 report 0
+[ ! -s ring ] || tell_ring
 rs_say from "$out_at" "$out_skip" "$err_at" "$err_skip" "$inodes"
 # A log was truncated or replaced meanwhile.
 if is_cut "$out_at" "$err_at" "$inodes"; then
@@ -146,8 +223,19 @@ fi
 [ "$follow" = 0 ] || stream "$out_at" "$err_at"
 open_at "$out_at" "$err_at"
 if [ -p out.pipe ]; then
-	rs_mark data
-	flow
+	case $from in
+	line | byte | resume)
+		# A ring may have lost so much meanwhile that little would be left.
+		kept out
+		out_end=$last
+		kept err
+		err_end=$last
+		;;
+	esac
+	begin_data
+	[ -z "$has_out" ] || (part out "$out_at" "$out_from" "$out_end") <&6
+	rs_mark err
+	[ -z "$has_err" ] || (part err "$err_at" "$err_from" "$err_end") <&7
 	rs_mark end
 	exit 0
 fi

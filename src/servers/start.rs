@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::cmd::args::JobArgs;
 use crate::cmd::context::Context;
 use crate::cmd::start::Request;
-use crate::cmd::values::{configured, duration, is_variable};
+use crate::cmd::values::{configured, duration, is_variable, log_max};
 use crate::error::Failure;
 use crate::host::Host;
 use crate::job::JobName;
@@ -43,6 +43,12 @@ pub struct NewJob {
     /// Leave its standard input open, to be sent to while it runs
     #[serde(default)]
     stdin_open: bool,
+    /// Keep the newest part of this size of each output, such as 16M; what is older is removed while the job runs
+    #[cfg_attr(
+        feature = "serve",
+        schema(pattern = "^([1-9][0-9]{2,5}K|[1-9][0-9]{0,2}[MG])$")
+    )]
+    log_max: Option<String>,
     /// Terminate the job after this time, such as 90s or 1h 30m
     #[cfg_attr(feature = "serve", schema(pattern = "^[1-9][0-9]{0,5}(ms|s|m)$"))]
     pub timeout: Option<String>,
@@ -71,6 +77,7 @@ impl NewJob {
             env: BTreeMap::new(),
             merge: false,
             stdin_open: false,
+            log_max: None,
             timeout: None,
         }
     }
@@ -100,6 +107,8 @@ impl NewJob {
         }
         let timeout = self.timeout.map(|time| duration(&time)).transpose();
         let timeout = timeout.map_err(|error| Failure::usage(format!("timeout: {error}")))?;
+        let log_max = self.log_max.map(|size| log_max(&size)).transpose();
+        let log_max = log_max.map_err(|error| Failure::usage(format!("log_max: {error}")))?;
         let destination = configured().destination(&self.host, &context.connect)?;
         let env = self.env.into_iter();
         let mut job = JobArgs {
@@ -116,6 +125,7 @@ impl NewJob {
         Ok(Request {
             job,
             merge: self.merge,
+            log_max,
             open: self.stdin_open,
             ..Request::new(destination, command)
         })

@@ -138,6 +138,7 @@ impl Answer {
             follow: false,
             brief: true,
             enough: None,
+            gone: &|_| (),
         };
         let mut cut = [false; 2];
         let mut texts = [Vec::new(), Vec::new()];

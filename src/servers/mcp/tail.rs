@@ -83,7 +83,7 @@ pub struct Answer {
     lines: Vec<OutputLine>,
     /// What to pass as cursor next time to get the lines after these
     cursor: Option<String>,
-    /// How many bytes of output before these lines were left out
+    /// How many bytes of output before these lines were left out, or are gone by log_max
     omitted_bytes: u64,
     /// The line that matches wait_for, wherever in the output it is; null if there is none yet
     matched: Option<String>,
@@ -151,6 +151,8 @@ impl Tool for Tail {
             if cursor.is_none() {
                 text.skip_lines([out, err][index].saturating_sub(max), ended);
                 answer.omitted_bytes += text.begin;
+            } else {
+                answer.omitted_bytes += text.gone;
             }
             let lines = text.lines(ended);
             answer.more |= text.cut || lines.len() > max;
@@ -200,7 +202,7 @@ impl Reader<'_, '_> {
             start = self.end();
         }
         loop {
-            let Tailed { record, begin } = self.pass(self.streams, start, None)?;
+            let Tailed { record, begin, .. } = self.pass(self.streams, start, None)?;
             if let Start::LastBytes(_) = start {
                 self.begin(begin);
                 self.texts.iter_mut().for_each(Text::skip_partial_line);
@@ -241,6 +243,10 @@ impl Reader<'_, '_> {
             follow: until.is_some(),
             brief: true,
             enough: Some(&enough),
+            gone: &|gone| {
+                let index = usize::from(gone.stream == Stream::Err);
+                texts.borrow_mut()[index].jump(gone.position, gone.bytes);
+            },
         };
         tail(
             self.call.context,
@@ -277,13 +283,31 @@ struct Text {
     bytes: Vec<u8>,
     /// The stream has more than fits.
     cut: bool,
+    /// What follows is behind a gap, and so for the next answer.
+    closed: bool,
+    /// How many bytes before the first are gone.
+    gone: u64,
 }
 
 impl Text {
     fn take(&mut self, bytes: &[u8]) {
+        if self.closed {
+            return;
+        }
         let room = STREAM_MAX.saturating_sub(self.bytes.len());
         self.cut |= bytes.len() > room;
         self.bytes.extend(bytes.iter().take(room));
+    }
+
+    /// Goes on at a position, behind so many bytes that are gone. Then a line that has begun has no end.
+    fn jump(&mut self, position: u64, gone: u64) {
+        if self.cut || self.has_line() {
+            (self.cut, self.closed) = (true, true);
+            return;
+        }
+        self.gone += gone + self.bytes.len() as u64;
+        self.bytes.clear();
+        self.begin = position;
     }
 
     fn end(&self) -> u64 {

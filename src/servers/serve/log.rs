@@ -2,9 +2,12 @@
 //!
 //! At most a few chunks wait for a client. A slow client slows down the reader of the log, and that the host, so nothing
 //! accumulates. An error after the first byte can't be reported: the answer is cut off, so that no client takes it for
-//! complete.
+//! complete. So is one that the oldest bytes of a job with a `log_max` were removed from; those that are gone before the
+//! first byte are counted in the head.
 
+use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -24,7 +27,7 @@ use crate::cmd::context::Context;
 use crate::cmd::pattern::Pattern;
 use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
-use crate::remote::output::From as Start;
+use crate::remote::output::{From as Start, Gone};
 use crate::servers::one;
 
 /// At most this many chunks wait for a client.
@@ -33,6 +36,8 @@ const CHUNKS_MAX: usize = 4;
 const CHUNK_MAX: usize = 64 << 10;
 /// The largest position in a log that every shell can count to.
 const OFFSET_MAX: u64 = 1 << 53;
+/// The header with the number of bytes behind the offset that are gone.
+const OMITTED: &str = "rsig-omitted-bytes";
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -73,6 +78,7 @@ enum Stream {
 #[utoipa::path(get, path = "/processes/{job}/_log", params(JobPath, Wanted), responses(
     (status = OK, description = "The bytes", content_type = "application/octet-stream", headers(
         ("Rsig-Matched", description = "With wait_for: true, or false if no line matched before the time was up or the job ended"),
+        ("Rsig-Omitted-Bytes" = u64, description = "How many bytes behind the offset are gone, by the job's log_max")
     )),
     Problem,
 ))]
@@ -104,11 +110,14 @@ pub async fn log(
     };
     let permit = permits.try_acquire_owned().map_err(|_| busy())?;
     let (sender, mut chunks) = mpsc::channel(CHUNKS_MAX);
+    let omitted = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&omitted);
     tokio::spawn(async move {
         let (last, workers) = (sender.clone(), Arc::clone(&app.workers));
         let stopping = app.stopping.clone();
-        let send =
-            move |context: &mut Context, _: &_| send(&app, context, &path.job, &wanted, &sender);
+        let send = move |context: &mut Context, _: &_| {
+            send(&app, context, &path.job, &wanted, &sender, &counted)
+        };
         let sent = workers.run(permit, send).await.and_then(|sent| sent);
         let failure = match sent {
             Ok(()) if stopping.is_cancelled() => Failure::new(Kind::Failed, "the server stops"),
@@ -124,8 +133,10 @@ pub async fn log(
     };
     let body = Body::from_stream(tokio_stream::iter(first).chain(ReceiverStream::new(chunks)));
     let matched = matched.map(|matched| [(MATCHED, matched.to_string())]);
+    let omitted = Some(omitted.load(Ordering::Relaxed)).filter(|omitted| *omitted > 0);
+    let omitted = omitted.map(|omitted| [(OMITTED, omitted.to_string())]);
     let content = [(CONTENT_TYPE, "application/octet-stream")];
-    Ok((content, matched, body).into_response())
+    Ok((content, matched, omitted, body).into_response())
 }
 
 async fn await_line(
@@ -149,9 +160,21 @@ fn send(
     job: &str,
     wanted: &Wanted,
     sender: &mpsc::Sender<Chunk>,
+    omitted: &AtomicU64,
 ) -> Result<(), Failure> {
     let (_, job) = one::job(context, job)?;
+    let (begun, broken) = (Cell::new(false), Cell::new(false));
+    let gone = |gone: &Gone<'_>| {
+        if begun.get() {
+            broken.set(true);
+        } else {
+            omitted.fetch_add(gone.bytes, Ordering::Relaxed);
+        }
+    };
     let send = |bytes| {
+        if broken.get() {
+            return Err(Failure::new(Kind::Failed, "what comes next is gone"));
+        }
         let sent = sender.blocking_send(Ok(bytes));
         sent.map_err(|_| Failure::new(Kind::Failed, "the client is gone"))
     };
@@ -163,6 +186,7 @@ fn send(
         follow: wanted.follow,
         brief: wanted.offset == OFFSET_MAX,
         enough: Some(&over),
+        gone: &gone,
     };
     if wanted.follow {
         // The first byte may take long to come; what can fail should fail now. Nothing is read.
@@ -170,13 +194,19 @@ fn send(
             from: Start::Byte(OFFSET_MAX + 1),
             follow: false,
             brief: true,
-            enough: Some(&|| true),
+            enough: None,
             ..request
         };
-        tail(context, &job, &check, &mut |_, _| Ok(()))?;
-        send(Bytes::new())?;
+        let ring = tail(context, &job, &check, &mut |_, _| Ok(()))?.ring;
+        let oldest = ring.map_or(0, |ring| ring.oldest[usize::from(request.err)]);
+        // Where bytes are gone, others are there, and the head comes with them.
+        if oldest <= wanted.offset {
+            begun.set(true);
+            send(Bytes::new())?;
+        }
     }
     tail(context, &job, &request, &mut |_, bytes| {
+        begun.set(true);
         let mut chunks = bytes.chunks(CHUNK_MAX);
         chunks.try_for_each(|chunk| send(Bytes::copy_from_slice(chunk)))
     })?;

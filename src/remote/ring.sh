@@ -1,0 +1,130 @@
+# The spool of a job with --log-max. Its output is in files as that of a foreground job (spool.sh), but nobody waits for a
+# reader: the oldest file is removed as soon as the rest holds what is to be kept. Runs in the supervisor, before the job.
+# Given by the client: rs_keep, how many bytes of each stream are kept; rs_ring, the same as users write it.
+#
+# With U = min(rs_keep / 4, 1 MB), a dd takes U/8, or 4 kB if that is more, and a file is complete with U/2. So there are
+# fewer than rs_keep + U bytes at any time.
+# STREAM.gone holds the position of the first byte that is kept, and the number of newlines before it. STREAM.lost tells that
+# the disk was full, and some bytes are missing. STREAM.busy is a FIFO that a spooler and its dd hold open.
+
+# rs_hold_pipes : holds the read ends for the job's life, so that the job gets no SIGPIPE when a spooler is killed.
+rs_hold_pipes() {
+	# A FIFO that is opened for both does not wait for a writer.
+	exec 3<>out.pipe
+	exec 8<out.pipe 3>&-
+	if [ -p err.pipe ]; then
+		exec 3<>err.pipe
+		exec 9<err.pipe 3>&-
+	else
+		: >err.0
+		echo 0 >err.end
+	fi
+}
+
+# rs_note STREAM POSITION : records what is gone before a position.
+rs_note() {
+	printf '%s %s\n' "$2" "$rs_lines" >"$1.gone.new" && mv -f "$1.gone.new" "$1.gone"
+}
+
+# rs_drop STREAM FILE NEXT : removes the oldest file. The record comes first, unless there is no room for it.
+rs_drop() {
+	rs_new=$(wc -l <"$1.$2")
+	rs_lines=$((rs_lines + ${rs_new:-0})) rs_noted=
+	! rs_note "$1" "$3" || rs_noted=1
+	rm -f "$1.$2"
+	[ -n "$rs_noted" ] || rs_note "$1" "$3"
+}
+
+# rs_fill STREAM : spools standard input to its end, behind what is there.
+rs_fill() {
+	# Without rs_tend, nobody reads what dd says. It must write all the same what it has read.
+	trap '' PIPE
+	rs_name=$1 rs_gone=0 rs_lines=0
+	rs_unit=$((rs_keep < 4194304 ? rs_keep / 4 : 1048576))
+	rs_blocks=$((rs_unit < 32768 ? 1 : rs_unit / 32768))
+	[ ! -s "$1.gone" ] || read -r rs_gone rs_lines <"$1.gone"
+	# The numbers of its files, in order. Those before were to be removed when a spooler died.
+	set --
+	rs_at=-1
+	while
+		rs_next=
+		for rs_file in "$rs_name".[0-9]*; do
+			rs_file=${rs_file##*.}
+			if [ "$rs_file" -lt "$rs_gone" ]; then
+				rm -f "$rs_name.$rs_file"
+			elif [ "$rs_file" -gt "$rs_at" ] && { [ -z "$rs_next" ] || [ "$rs_file" -lt "$rs_next" ]; }; then
+				rs_next=$rs_file
+			fi
+		done
+		[ -n "$rs_next" ]
+	do
+		set -- "$@" "$rs_next"
+		rs_at=$rs_next
+	done
+	rs_sum "$rs_name.$rs_at"
+	rs_end=$((rs_at + rs_total))
+	while [ -p "$rs_name.pipe" ]; do
+		if [ $((rs_end - rs_at)) -ge $((rs_unit / 2)) ]; then
+			rs_at=$rs_end
+			set -- "$@" "$rs_at"
+		fi
+		# It writes at once whatever it reads. Small blocks, since a job's short lines are a block each.
+		# shellcheck disable=SC2069 # what it says on standard error is not for the file
+		dd bs=4096 count="$rs_blocks" 2>&1 >>"$rs_name.$rs_at"
+		rs_code=$?
+		rs_sum "$rs_name.$rs_at"
+		# If ls was killed, another spooler measures again.
+		if [ "$rs_total" -lt $((rs_end - rs_at)) ] || { [ "$rs_total" -eq 0 ] && [ -s "$rs_name.$rs_at" ]; }; then
+			exit
+		elif [ "$rs_code" -eq 0 ] && [ "$rs_total" -eq $((rs_end - rs_at)) ]; then
+			printf '%s\n' "$rs_end" >"$rs_name.end"
+			exit
+		fi
+		rs_end=$((rs_at + rs_total))
+		while [ $# -gt 1 ] && [ $((rs_end - $2)) -ge "$rs_keep" ]; do
+			rs_drop "$rs_name" "$1" "$2"
+			shift
+		done
+		[ "$rs_code" -ne 0 ] || continue
+		if ! rs_process "$rs_tender" || [ "$rs_run" = Z ]; then
+			(rs_tend "$rs_name") >/dev/null 2>&1 &
+			exit
+		fi
+		# Killed by a signal, so not for lack of room.
+		[ "$rs_code" -lt 128 ] || continue
+		# What dd had read is lost. So try with zeros whether there is room before it reads again.
+		[ -e "$rs_name.lost" ] || mv -f "$rs_name.spare" "$rs_name.lost"
+		until dd if=/dev/zero bs=4096 count="$rs_blocks" >"$rs_name.spare"; do
+			[ -p "$rs_name.pipe" ] || exit
+			if [ $# -gt 1 ]; then
+				rs_drop "$rs_name" "$1" "$2"
+				shift
+			else
+				sleep 1
+			fi
+		done
+		: >"$rs_name.spare"
+	done
+}
+
+# rs_tend STREAM : spools the pipe on descriptor 6 until its end, or until the directory is gone; starts a spooler again that
+# was killed.
+rs_tend() {
+	rs_tender=$(exec /bin/sh -c 'echo "$PPID"')
+	until [ -e "$1.end" ] || [ ! -p "$1.pipe" ]; do
+		(rs_fill "$1") <&6 >"$1.busy" &
+		# To the end of the spooler and of its dd, which may outlive it.
+		while read -r rs_line; do :; done <"$1.busy"
+		[ -e "$1.end" ] || sleep 0.1 || sleep 1
+	done
+	# Without its directory, the job must not block.
+	[ -e "$1.end" ] || ! kill -0 $$ || exec cat <&6
+}
+
+# rs_take_ring STREAM : the same from the beginning.
+rs_take_ring() {
+	rs_clean
+	# Waits for the job's end of it.
+	exec 6<"$1.pipe"
+	rs_tend "$1"
+}
