@@ -147,8 +147,8 @@ pub fn send<'a>(
     };
     let work = {
         let sending = sending.clone();
-        move |line: &mut HostConnection<'_>, jobs, sender: &Sender<Report>| {
-            on_host(line, jobs, signal, &sending, sender);
+        move |connection: &mut HostConnection<'_>, jobs, sender: &Sender<Report>| {
+            on_host(connection, jobs, signal, &sending, sender);
         }
     };
     let sent = on_each_host(&context.policy, limit, by_host(running), work);
@@ -191,9 +191,9 @@ fn ask_ended(
         &policy,
         Limit::Work,
         by_host(jobs),
-        move |line, jobs: Vec<Job>, sender| {
+        move |connection, jobs: Vec<Job>, sender| {
             let (reports, received) = mpsc::channel();
-            on_host(line, jobs.clone(), signal, &sending, &reports);
+            on_host(connection, jobs.clone(), signal, &sending, &reports);
             drop(reports);
             let mut reports: HashMap<String, Report> = received
                 .into_iter()
@@ -251,7 +251,7 @@ pub fn write_down(store: &mut Store, report: &Report, target: Target) {
 
 /// Signals the jobs of one host.
 pub fn on_host(
-    line: &mut HostConnection<'_>,
+    connection: &mut HostConnection<'_>,
     jobs: Vec<Job>,
     signal: SignalWord,
     sending: &Sending,
@@ -259,19 +259,19 @@ pub fn on_host(
 ) {
     // The receiver is dropped only at the end, so a failed send is harmless.
     let report = |report: Report| drop(sender.send(report));
-    let (jobs, missing) = meet(line, jobs);
+    let (jobs, missing) = meet(connection, jobs);
     for (job, failure) in missing {
         report(Report::failed(job, failure));
     }
-    let mut orders = Vec::new();
+    let mut requests = Vec::new();
     let mut asked = HashMap::new();
     for mut job in jobs {
-        let signals = learn_system(line, &mut job.record)
+        let signals = learn_system(connection, &mut job.record)
             .and_then(|()| signals(&job.record, signal, sending.then));
         match signals {
             Ok((signal, then)) => {
                 asked.insert(job.record.id.clone(), (job.word, signal, then));
-                orders.push(SignalRequest {
+                requests.push(SignalRequest {
                     record: job.record,
                     signal: Some(signal),
                     then,
@@ -283,10 +283,10 @@ pub fn on_host(
             Err(failure) => report(Report::failed(job, failure)),
         }
     }
-    if orders.is_empty() {
+    if requests.is_empty() {
         return;
     }
-    delivery::deliver(line, orders, sending.wait, &mut |outcome| {
+    delivery::deliver(connection, requests, sending.wait, &mut |outcome| {
         if let Some((word, signal, then)) = asked.remove(&outcome.record.id) {
             report(Report {
                 signal: Some(signal),
@@ -298,12 +298,12 @@ pub fn on_host(
 }
 
 /// Asks for the operating system of a job whose host has not told it yet.
-fn learn_system(line: &mut HostConnection<'_>, record: &mut Record) -> Result<(), Failure> {
+fn learn_system(connection: &mut HostConnection<'_>, record: &mut Record) -> Result<(), Failure> {
     if record.os.is_some() {
         return Ok(());
     }
-    let host = line.host();
-    let seen = line.ask(|shell| look::see(&host, shell, &[&record.job_dir()]))?;
+    let host = connection.host();
+    let seen = connection.ask(|shell| look::see(&host, shell, &[&record.job_dir()]))?;
     seen.iter().for_each(|seen| seen.update(record));
     let failed = |what: &str| Failure::new(Kind::Failed, format!("{}: {what}", record.label()));
     if seen.iter().any(|seen| seen.standing == Standing::Foreign) {

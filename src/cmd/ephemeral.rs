@@ -8,14 +8,14 @@ use crate::remote::look::{self, Streams};
 /// Removes the files of jobs of the line's host that have ended and whose output has been read, and says of which. `read`
 /// is what has just been delivered to its end.
 pub fn forget_read(
-    line: &mut HostConnection<'_>,
+    connection: &mut HostConnection<'_>,
     records: &mut [Record],
     read: Streams,
 ) -> Result<Vec<bool>, Failure> {
     let dirs: Vec<String> = records.iter().map(Record::job_dir).collect();
     let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
-    let host = line.host();
-    let answers = look::forget_read(&host, line.shell()?.as_mut(), &dirs, read)?;
+    let host = connection.host();
+    let answers = look::forget_read(&host, connection.shell()?.as_mut(), &dirs, read)?;
     let mut gone = Vec::with_capacity(records.len());
     for (record, (seen, removed)) in records.iter_mut().zip(answers) {
         seen.update(record);

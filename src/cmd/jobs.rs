@@ -145,7 +145,10 @@ fn confirm(signals: &str, records: &[Record]) -> Result<(), Failure> {
 
 /// Asks the host about those jobs of which only the id is known. Returns the jobs that are there, and the others with
 /// the reason.
-pub fn meet(line: &mut HostConnection<'_>, jobs: Vec<Job>) -> (Vec<Job>, Vec<(Job, Failure)>) {
+pub fn meet(
+    connection: &mut HostConnection<'_>,
+    jobs: Vec<Job>,
+) -> (Vec<Job>, Vec<(Job, Failure)>) {
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     let ids: Vec<JobId> = jobs
         .iter()
@@ -155,9 +158,9 @@ pub fn meet(line: &mut HostConnection<'_>, jobs: Vec<Job>) -> (Vec<Job>, Vec<(Jo
     if ids.is_empty() {
         return (jobs, missing);
     }
-    let host = line.host();
-    let jobs_dir = line.jobs_dir();
-    let mut met = line
+    let host = connection.host();
+    let jobs_dir = connection.jobs_dir();
+    let mut met = connection
         .shell()
         .and_then(|mut shell| remote::meet::meet(&host, shell.as_mut(), &ids, jobs_dir))
         .map(Vec::into_iter);

@@ -54,7 +54,7 @@ impl Pattern {
 }
 
 /// The last lines of a job's output, each behind a line break, for a message.
-pub fn last_lines(line: &mut HostConnection<'_>, place: &str) -> String {
+pub fn last_lines(connection: &mut HostConnection<'_>, place: &str) -> String {
     let wanted = Wanted {
         place,
         out: true,
@@ -65,8 +65,8 @@ pub fn last_lines(line: &mut HostConnection<'_>, place: &str) -> String {
         enough: None,
         gone: &|_| (),
     };
-    let (host, mut texts) = (line.host(), [vec![], vec![]]);
-    let result = line.ask(|shell| {
+    let (host, mut texts) = (connection.host(), [vec![], vec![]]);
+    let result = connection.ask(|shell| {
         texts = [vec![], vec![]];
         read(
             &host,

@@ -14,16 +14,16 @@ pub fn pids(context: &mut Context, word: &JobWord) -> Result<Vec<u32>, Failure> 
         return Ok(Vec::new());
     }
     let (destination, policy) = (record.destination.clone(), context.policy);
-    let mut line = HostConnection::new(&destination, &policy);
-    let (jobs, missing) = meet(&mut line, vec![Job::from(record)]);
+    let mut connection = HostConnection::new(&destination, &policy);
+    let (jobs, missing) = meet(&mut connection, vec![Job::from(record)]);
     if let Some((_, failure)) = missing.into_iter().next() {
         return Err(failure);
     }
     let Some(Job { mut record, .. }) = jobs.into_iter().next() else {
         return Ok(Vec::new());
     };
-    let (host, dir) = (line.host(), record.job_dir());
-    let (seen, pids) = line.ask(|shell| remote::pids::pids(&host, shell, &dir))?;
+    let (host, dir) = (connection.host(), record.job_dir());
+    let (seen, pids) = connection.ask(|shell| remote::pids::pids(&host, shell, &dir))?;
     seen.update(&mut record);
     context.store.update([&record]);
     Ok(pids)

@@ -192,7 +192,7 @@ fn ask(context: &mut Context, filter: &Filter, listing: &mut Listing) {
         &context.policy,
         Limit::Work,
         hosts,
-        move |line, jobs, sender| see(line, jobs, resources, sender),
+        move |connection, jobs, sender| see(connection, jobs, resources, sender),
     );
     for (asked, answer) in answers {
         let mut answers = match answer {
@@ -223,20 +223,25 @@ fn ask(context: &mut Context, filter: &Filter, listing: &mut Listing) {
     context.store.update(answered);
 }
 
-fn see(line: &mut HostConnection<'_>, jobs: Vec<Job>, resources: bool, sender: &Sender<Answer>) {
+fn see(
+    connection: &mut HostConnection<'_>,
+    jobs: Vec<Job>,
+    resources: bool,
+    sender: &Sender<Answer>,
+) {
     // The receiver is dropped only at the end, so a failed send is harmless.
     let tell = |answer: Answer| drop(sender.send(answer));
-    let (jobs, missing) = meet(line, jobs);
+    let (jobs, missing) = meet(connection, jobs);
     for (job, failure) in missing {
         tell((vec![job], Err(failure)));
     }
     if jobs.is_empty() {
         return;
     }
-    let host = line.host();
+    let host = connection.host();
     let dirs: Vec<String> = jobs.iter().map(|job| job.record.job_dir()).collect();
     let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
-    let seen = line.ask(|shell| {
+    let seen = connection.ask(|shell| {
         if resources {
             return measure(&host, shell, &dirs);
         }

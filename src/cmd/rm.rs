@@ -171,8 +171,8 @@ pub fn remove(
         &context.policy,
         Limit::Work,
         by_host(jobs.found),
-        move |line, jobs, sender| {
-            for removed in on_host(line, jobs, force) {
+        move |connection, jobs, sender| {
+            for removed in on_host(connection, jobs, force) {
                 // The receiver is dropped only at the end, so a failed send is harmless.
                 drop(sender.send(removed));
             }
@@ -189,9 +189,9 @@ pub fn remove(
     }))
 }
 
-fn on_host(line: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> Vec<Removed> {
+fn on_host(connection: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> Vec<Removed> {
     let mut results = Vec::new();
-    let (jobs, missing) = meet(line, jobs);
+    let (jobs, missing) = meet(connection, jobs);
     let kept = |failure| Removed {
         stopped: None,
         result: Err(failure),
@@ -201,7 +201,7 @@ fn on_host(line: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> Vec<Re
         .into_iter()
         .partition(|job| force && job.record.state != State::Exited);
     let mut stopped = HashMap::new();
-    for report in stop(line, running) {
+    for report in stop(connection, running) {
         match end(&report) {
             Ok(record) => {
                 over.push(Job::from(record.clone()));
@@ -216,10 +216,10 @@ fn on_host(line: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> Vec<Re
     if over.is_empty() {
         return results;
     }
-    let host = line.host();
+    let host = connection.host();
     let dirs: Vec<String> = over.iter().map(|job| job.record.job_dir()).collect();
     let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
-    let removals = line
+    let removals = connection
         .shell()
         .and_then(|mut shell| look::forget(&host, shell.as_mut(), &dirs));
     let mut removals = removals.map(Vec::into_iter);
@@ -243,13 +243,13 @@ fn on_host(line: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> Vec<Re
     results
 }
 
-fn stop(line: &mut HostConnection<'_>, running: Vec<Job>) -> Vec<Report> {
+fn stop(connection: &mut HostConnection<'_>, running: Vec<Job>) -> Vec<Report> {
     if running.is_empty() {
         return Vec::new();
     }
     let (sender, reports) = mpsc::channel();
     let sending = Sending::stop(GRACE, Target::Group);
-    deliver::on_host(line, running, SignalWord::TERM, &sending, &sender);
+    deliver::on_host(connection, running, SignalWord::TERM, &sending, &sender);
     drop(sender);
     reports.into_iter().collect()
 }

@@ -140,17 +140,17 @@ pub fn spawn_each(
         &policy,
         Limit::Work,
         hosts,
-        move |line, (place, request, job): (usize, Request, Job), sender| {
+        move |connection, (place, request, job): (usize, Request, Job), sender| {
             let job_dir = job.record.job_dir();
-            let launched = launch(line, job, &request, &mut |line, order| {
-                detached(line, order, &asked)
+            let launched = launch(connection, job, &request, &mut |connection, order| {
+                detached(connection, order, &asked)
             });
             let is_late = || request.start_by.is_some_and(|by| Instant::now() > by);
             match &launched {
                 // Nobody waits for it any more, or knows of it.
-                Launched::Runs(_) if is_late() => cancel_later(line.detach(), job_dir),
+                Launched::Runs(_) if is_late() => cancel_later(connection.detach(), job_dir),
                 Launched::Unsure(_) if request.start_by.is_some() => {
-                    cancel_later(line.detach(), job_dir);
+                    cancel_later(connection.detach(), job_dir);
                 }
                 _ => {}
             }
@@ -203,17 +203,22 @@ pub fn in_foreground(
     }
     let place = job.record.job_dir();
     let mut flow = None;
-    let launched = launch(&mut connection.share(), job, request, &mut |line, order| {
-        let mut shell = line.shell()?;
-        on_asked(order.id)?;
-        let answer = start_and_hear(&line.host(), shell.as_mut(), order);
-        Ok(answer.map(|told| {
-            told.map(|(started, hearing)| {
-                flow = Some(Flow { shell, hearing });
-                started
-            })
-        }))
-    });
+    let launched = launch(
+        &mut connection.share(),
+        job,
+        request,
+        &mut |connection, order| {
+            let mut shell = connection.shell()?;
+            on_asked(order.id)?;
+            let answer = start_and_hear(&connection.host(), shell.as_mut(), order);
+            Ok(answer.map(|told| {
+                told.map(|(started, hearing)| {
+                    flow = Some(Flow { shell, hearing });
+                    started
+                })
+            }))
+        },
+    );
     if matches!(launched, Launched::Unsure(_))
         && let Ok(script) = cancelling_script(&place)
     {
@@ -268,7 +273,7 @@ type Asked = Result<Result<Result<Started, Failure>, Failure>, Failure>;
 
 /// Asks a host for a job, by what sends the order.
 fn launch(
-    line: &mut HostConnection<'_>,
+    connection: &mut HostConnection<'_>,
     job: Job,
     request: &Request,
     send: &mut dyn FnMut(&mut HostConnection<'_>, &StartRequest<'_>) -> Asked,
@@ -315,31 +320,31 @@ fn launch(
         spool: foreground.map(|foreground| foreground.spool),
         tether: foreground.and_then(|foreground| foreground.tether.clone()),
     };
-    if let Err(failure) = line.connect() {
+    if let Err(failure) = connection.connect() {
         return Launched::NotStarted(record, failure);
     }
     if request.start_by.is_some_and(|time| Instant::now() > time) {
         let failure = Failure::new(Kind::Unreachable, "the host did not answer in time");
         return Launched::NotStarted(record, failure);
     }
-    let stale = line.may_be_stale();
+    let stale = connection.may_be_stale();
     let (mut again, mut silent_shells) = (false, 0);
     let started = loop {
-        let answer = match send(line, &order) {
+        let answer = match send(connection, &order) {
             Ok(answer) => answer,
             Err(failure) => return Launched::NotStarted(record, failure),
         };
         match answer {
             Ok(Ok(started)) => break started,
             Ok(Err(failure)) if again || silent_shells > 0 => {
-                return after_a_break(line, record, failure);
+                return after_a_break(connection, record, failure);
             }
             Ok(Err(failure)) => return Launched::NotStarted(record, failure),
             // It may have been killed before it read anything, or in the middle; where there is none a second time, there
             // was none the first time.
             Err(failure) if failure.kind.is_without_shell() => {
                 silent_shells += 1;
-                if !line.gives_another(silent_shells) {
+                if !connection.gives_another(silent_shells) {
                     return Launched::NotStarted(record, failure);
                 }
             }
@@ -348,10 +353,10 @@ fn launch(
                 let broke = Instant::now();
                 // A connection that another command made may have been broken for long: then nothing has reached the
                 // host. Should it have after all, the id is taken there, and that job is found.
-                if failure.kind.is_outage() && stale && !again && is_absent(line, &place) {
+                if failure.kind.is_outage() && stale && !again && is_absent(connection, &place) {
                     again = true;
                 } else if broke.elapsed() < LOOKING_MAX {
-                    return after_a_break(line, record, failure);
+                    return after_a_break(connection, record, failure);
                 } else {
                     return unsure(&record, &failure);
                 }
@@ -394,10 +399,10 @@ fn settle(context: &mut Context, launched: Launched) -> Result<Spawned, Failure>
 }
 
 /// Whether the host, asked over a new connection, knows nothing of a job.
-fn is_absent(line: &mut HostConnection<'_>, place: &str) -> bool {
-    line.hang_up();
-    let host = line.host();
-    let seen = line
+fn is_absent(connection: &mut HostConnection<'_>, place: &str) -> bool {
+    connection.hang_up();
+    let host = connection.host();
+    let seen = connection
         .shell()
         .and_then(|mut shell| look::see(&host, shell.as_mut(), &[place]));
     seen.is_ok_and(|seen| {
@@ -412,10 +417,14 @@ fn is_absent(line: &mut HostConnection<'_>, place: &str) -> bool {
 }
 
 /// Sends the order for a job in the background.
-fn detached(line: &mut HostConnection<'_>, order: &StartRequest<'_>, starts: &Starts) -> Asked {
-    let host = line.host();
-    let mut shell = line.shell()?;
-    starts.asked(order.id, line.detach());
+fn detached(
+    connection: &mut HostConnection<'_>,
+    order: &StartRequest<'_>,
+    starts: &Starts,
+) -> Asked {
+    let host = connection.host();
+    let mut shell = connection.shell()?;
+    starts.asked(order.id, connection.detach());
     let answer = start(&host, shell.as_mut(), order);
     if let Ok(Ok(started)) = &answer {
         keep_relay(shell.as_mut(), order.id, started)?;
@@ -480,10 +489,10 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     // What this machine knows may be old: only the host can say whether that job still runs.
     let policy = context.policy;
     let destination = holder.destination.clone();
-    let mut line = HostConnection::new(&destination, &policy);
-    let host = line.host();
+    let mut connection = HostConnection::new(&destination, &policy);
+    let host = connection.host();
     let place = holder.job_dir();
-    let seen = line
+    let seen = connection
         .shell()
         .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
     match seen {
@@ -501,13 +510,17 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
 }
 
 /// The host gave no answer that tells: looks whether the job runs, or never started.
-fn after_a_break(line: &mut HostConnection<'_>, mut record: Record, failure: Failure) -> Launched {
-    let (host, place) = (line.host(), record.job_dir());
+fn after_a_break(
+    connection: &mut HostConnection<'_>,
+    mut record: Record,
+    failure: Failure,
+) -> Launched {
+    let (host, place) = (connection.host(), record.job_dir());
     let mut seen = None;
     let began = Instant::now();
     for attempt in 0..LOOKS_MAX {
-        line.hang_up();
-        let answer = line
+        connection.hang_up();
+        let answer = connection
             .shell()
             .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
         seen = match answer {

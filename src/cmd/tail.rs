@@ -220,9 +220,9 @@ pub fn tail(
     } else {
         // Gone on with behind what was passed on, should an old connection turn out to be broken.
         let mut progress = Progress::default();
-        let mut line = HostConnection::new(&destination, &policy);
-        let host = line.host();
-        line.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
+        let mut connection = HostConnection::new(&destination, &policy);
+        let host = connection.host();
+        connection.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
     };
     if record.is_unmet() && read.seen.standing == Standing::Absent {
         return Err(not_there(&record));
@@ -260,11 +260,11 @@ fn follow(
     let host = destination.to_string();
     let mut progress = Progress::default();
     // The first connection is to be had at once, or not at all.
-    let mut line = HostConnection::new(destination, policy);
-    line.connect()?;
+    let mut connection = HostConnection::new(destination, policy);
+    connection.connect()?;
     let mut first = true;
     loop {
-        let private = PrivateConnection::prepare(&line);
+        let private = PrivateConnection::prepare(&connection);
         let pause = || private.as_ref().is_some_and(PrivateConnection::is_ready);
         let wanted = Wanted {
             pause: Some(&pause),
@@ -278,14 +278,14 @@ fn follow(
             }
             sink(stream, bytes)
         };
-        let result = line
+        let result = connection
             .shell()
             .and_then(|mut shell| read(&host, shell.as_mut(), &wanted, &mut progress, &mut pass));
         let was_first = std::mem::take(&mut first);
         match result {
             Ok(read) if read.paused => {
                 if let Some(private) = &private {
-                    private.take_over(&mut line);
+                    private.take_over(&mut connection);
                 }
                 continue;
             }
@@ -304,8 +304,8 @@ fn follow(
                 Duration::MAX
             }
         };
-        line.hang_up();
-        keep_trying(left, || line.connect())?;
+        connection.hang_up();
+        keep_trying(left, || connection.connect())?;
     }
 }
 

@@ -443,17 +443,17 @@ fn on_host(
 ) -> Result<Sender<Task>, Failure> {
     let (tasks, received) = mpsc::channel::<Task>();
     let ask = move || {
-        let mut line = HostConnection::new(&destination, &policy).with_permits(permits);
-        let host = line.host();
+        let mut connection = HostConnection::new(&destination, &policy).with_permits(permits);
+        let host = connection.host();
         for task in received {
             let places: Vec<String> = task.jobs.iter().map(Record::job_dir).collect();
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
             let is_shown = |record: &Record| Some(&record.id) == task.shown.as_ref();
             let shown = task.jobs.iter().position(is_shown);
             let shown = shown.and_then(|place| places.get(place).copied());
-            let answer = line.ask(|shell| glance(&host, shell, &places, shown));
+            let answer = connection.ask(|shell| glance(&host, shell, &places, shown));
             if answer.is_err() {
-                line.hang_up();
+                connection.hang_up();
             }
             drop(events.send(Event::Answer(destination.clone(), task, answer)));
         }

@@ -197,7 +197,7 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
         &context.policy,
         Limit::Connecting,
         by_host(running),
-        move |line, jobs, sender| watch.on_host(line, jobs, sender),
+        move |connection, jobs, sender| watch.on_host(connection, jobs, sender),
     );
     let waited = std::iter::from_fn(move || {
         let left = end.saturating_duration_since(Instant::now()) + patience;
@@ -249,16 +249,21 @@ struct Watch {
 }
 
 impl Watch {
-    fn on_host(&self, line: &mut HostConnection<'_>, mut jobs: Vec<Job>, sender: &Sender<Report>) {
+    fn on_host(
+        &self,
+        connection: &mut HostConnection<'_>,
+        mut jobs: Vec<Job>,
+        sender: &Sender<Report>,
+    ) {
         // The receiver is dropped only at the end, so a failed send is harmless.
         let report = |report: Report| drop(sender.send(report));
         let mut outage = Outage::default();
         let mut searched = HashMap::new();
         while !jobs.is_empty() && !self.enough.load(Ordering::Relaxed) {
-            let round = self.round(line, jobs, &outage, &mut searched, &report);
+            let round = self.round(connection, jobs, &outage, &mut searched, &report);
             jobs = round.open;
             let Some(failure) = round.failure else {
-                outage.end(&line.host(), self.note);
+                outage.end(&connection.host(), self.note);
                 continue;
             };
             let pause = outage.lasts(&failure, round.connected, self.note);
@@ -270,7 +275,7 @@ impl Watch {
                 jobs.drain(..)
                     .for_each(|job| report(Report::failed(job, failure.clone())));
             } else if !round.answered {
-                line.hang_up();
+                connection.hang_up();
                 std::thread::sleep(pause.min(left));
             }
         }
@@ -279,7 +284,7 @@ impl Watch {
     /// Waits for a while, and passes on what is final.
     fn round(
         &self,
-        line: &mut HostConnection<'_>,
+        connection: &mut HostConnection<'_>,
         jobs: Vec<Job>,
         outage: &Outage,
         searched: &mut HashMap<JobId, [u64; 2]>,
@@ -289,7 +294,7 @@ impl Watch {
             had_contact: outage.had_contact,
             ..Round::default()
         };
-        if let Err(failure) = line.connect() {
+        if let Err(failure) = connection.connect() {
             if round.goes_on(&failure) {
                 round.open = jobs;
             } else {
@@ -300,7 +305,7 @@ impl Watch {
         }
         round.connected = true;
         round.had_contact = true;
-        let (jobs, missing) = meet(line, jobs);
+        let (jobs, missing) = meet(connection, jobs);
         for (job, failure) in missing {
             if round.goes_on(&failure) {
                 round.open.push(job);
@@ -309,16 +314,16 @@ impl Watch {
             }
         }
         if let Some(pattern) = &self.until.pattern {
-            self.search(line, jobs, pattern, searched, &mut round, report);
+            self.search(connection, jobs, pattern, searched, &mut round, report);
             return round;
         }
         let mut words: HashMap<JobId, String> = HashMap::new();
-        let mut orders = Vec::new();
+        let mut requests = Vec::new();
         for Job { word, record } in jobs {
             words.insert(record.id.clone(), word);
-            orders.push(SignalRequest::wait(record));
+            requests.push(SignalRequest::wait(record));
         }
-        if orders.is_empty() {
+        if requests.is_empty() {
             return round;
         }
         let left = self.end.saturating_duration_since(Instant::now());
@@ -327,7 +332,7 @@ impl Watch {
             (false, true) => left.min(SLICE),
             (false, false) => left,
         };
-        delivery::deliver(line, orders, Some(slice), &mut |outcome| {
+        delivery::deliver(connection, requests, Some(slice), &mut |outcome| {
             let word = words.remove(&outcome.record.id).unwrap_or_default();
             let is_open = match &outcome.error {
                 Some(failure) => round.goes_on(failure),
@@ -349,7 +354,7 @@ impl Watch {
     /// The same for a line of their output; `searched` is how far each job's was searched.
     fn search(
         &self,
-        line: &mut HostConnection<'_>,
+        connection: &mut HostConnection<'_>,
         jobs: Vec<Job>,
         pattern: &Pattern,
         searched: &mut HashMap<JobId, [u64; 2]>,
@@ -365,8 +370,9 @@ impl Watch {
         });
         let searches: Vec<Search> = searches.collect();
         let left = || self.end.saturating_duration_since(Instant::now());
-        let (host, slice) = (line.host(), left().min(SEARCH_SLICE));
-        let answers = line.ask(|shell| search(&host, shell, &searches, pattern.as_str(), slice));
+        let (host, slice) = (connection.host(), left().min(SEARCH_SLICE));
+        let answers =
+            connection.ask(|shell| search(&host, shell, &searches, pattern.as_str(), slice));
         let answers = match answers {
             Ok(answers) => answers,
             Err(failure) => {
@@ -391,7 +397,9 @@ impl Watch {
                     let mut outcome = Outcome::seen(record, seen);
                     outcome.error = match &found {
                         Some(_) => None,
-                        None => outcome.error.or_else(|| lineless(line, &outcome.record)),
+                        None => outcome
+                            .error
+                            .or_else(|| lineless(connection, &outcome.record)),
                     };
                     (outcome, found)
                 }
@@ -424,11 +432,14 @@ impl Watch {
 }
 
 /// Why a job will not have the line that is waited for; nothing for a lost job and one that is about to start.
-fn lineless(line: &mut HostConnection<'_>, record: &Record) -> Option<Failure> {
+fn lineless(connection: &mut HostConnection<'_>, record: &Record) -> Option<Failure> {
     let label = record.label();
     let message = match record.state {
         State::Exited => {
-            let (ended, last) = (terminal::ended(record), last_lines(line, &record.job_dir()));
+            let (ended, last) = (
+                terminal::ended(record),
+                last_lines(connection, &record.job_dir()),
+            );
             match last.as_str() {
                 "" => format!("{label}: {ended} without such a line"),
                 last => format!("{label}: {ended} without such a line; its last lines:{last}"),

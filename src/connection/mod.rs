@@ -164,23 +164,23 @@ const SHARED_BYTES_MAX: u64 = 2 << 20;
 
 impl PrivateConnection {
     /// Prepares one for what goes over a line; none where that is private already.
-    pub fn prepare(line: &HostConnection<'_>) -> Option<Self> {
-        if !line.may_be_stale() {
+    pub fn prepare(connection: &HostConnection<'_>) -> Option<Self> {
+        if !connection.may_be_stale() {
             return None;
         }
         let shared = Arc::new(Preparation::default());
         let this = Self {
             shared: Arc::clone(&shared),
         };
-        let destination = line.destination.clone();
-        let permits = line.permits.clone();
+        let destination = connection.destination.clone();
+        let permits = connection.permits.clone();
         let policy = Policy {
             batch: true,
             keeper: false,
             verbose: false,
             step: |_| (),
             warn: |_| (),
-            ..*line.policy
+            ..*connection.policy
         };
         let prepare = move || {
             let state = shared.lock();
@@ -218,9 +218,9 @@ impl PrivateConnection {
     }
 
     /// Has a line go on over the new connection.
-    pub fn take_over(&self, line: &mut HostConnection<'_>) {
+    pub fn take_over(&self, connection: &mut HostConnection<'_>) {
         if let Some(way) = self.shared.lock().way.take() {
-            line.way = Some(way);
+            connection.way = Some(way);
         }
     }
 }

@@ -168,16 +168,16 @@ struct Deadlines {
 /// Sends signals to jobs of one host, and waits for the jobs for `wait` after each of the two signals. Each job's outcome
 /// is passed on as soon as it is known.
 pub fn deliver(
-    line: &mut HostConnection,
-    orders: Vec<SignalRequest>,
+    connection: &mut HostConnection,
+    requests: Vec<SignalRequest>,
     wait: Option<Duration>,
     on_outcome: &mut dyn FnMut(Outcome),
 ) {
     let nonce = job::random_hex::<8>();
     let name = nonce.as_deref().unwrap_or_default();
-    let deliveries = orders
+    let deliveries = requests
         .into_iter()
-        .map(|order| Delivery::new(order, name))
+        .map(|request| Delivery::new(request, name))
         .collect();
     let mut batch = Batch {
         deliveries,
@@ -187,23 +187,23 @@ pub fn deliver(
     };
     let result = nonce
         .map_or_else(|error| Err(error.into()), |_| Ok(()))
-        .and_then(|()| line.connect())
-        .and_then(|()| carry_out(line, &mut batch, wait));
+        .and_then(|()| connection.connect())
+        .and_then(|()| carry_out(connection, &mut batch, wait));
     if let Err(failure) = result {
         batch.update_all(|_, delivery, waiting| delivery.give_up(&failure, waiting));
     }
 }
 
 fn carry_out(
-    line: &mut HostConnection,
+    connection: &mut HostConnection,
     batch: &mut Batch,
     wait: Option<Duration>,
 ) -> Result<(), Failure> {
     let started = Instant::now();
     batch.started = started;
     // A keeper may hold no more than the memory of a connection.
-    let mut last_contact = (!line.may_be_stale()).then_some(started);
-    if relay::deliver(line, batch, wait.map(|wait| started + wait)) {
+    let mut last_contact = (!connection.may_be_stale()).then_some(started);
+    if relay::deliver(connection, batch, wait.map(|wait| started + wait)) {
         last_contact = Some(Instant::now());
     }
     let mut deadlines = wait.map(|wait| Deadlines {
@@ -222,7 +222,7 @@ fn carry_out(
             .map(|delivery| (delivery.asked, delivery.then_asked))
             .collect();
         let plan = script::plan(&batch.deliveries, deadlines.as_ref(), begun);
-        match script::carry_out(line, batch, &plan) {
+        match script::carry_out(connection, batch, &plan) {
             Ok(()) => {
                 (breaks, silent_shells, asked_before) = (0, 0, None);
                 last_contact = Some(Instant::now());
@@ -232,7 +232,7 @@ fn carry_out(
             Err(failure) if failure.kind.is_without_shell() => {
                 silent_shells += 1;
                 asked_before.get_or_insert(asked);
-                if line.gives_another(silent_shells) {
+                if connection.gives_another(silent_shells) {
                     continue;
                 }
                 let asked = asked_before.unwrap_or_default();
@@ -253,7 +253,7 @@ fn carry_out(
                 let patience = last_contact
                     .zip(deadlines.as_ref())
                     .map(|(last, deadlines)| deadlines.until.min(last + clock::long(OUTAGE_MAX)));
-                line.connect_again(&failure, patience.unwrap_or(begun))?;
+                connection.connect_again(&failure, patience.unwrap_or(begun))?;
                 last_contact = last_contact.map(|_| Instant::now());
                 continue;
             }
@@ -263,7 +263,7 @@ fn carry_out(
             break;
         }
         let Some(deadlines) = &mut deadlines else {
-            let message = format!("{}: it did not answer about the job", line.host());
+            let message = format!("{}: it did not answer about the job", connection.host());
             return Err(Failure::new(Kind::Failed, message));
         };
         if plan.jobs.iter().any(|job| job.then.is_some()) {

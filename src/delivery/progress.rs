@@ -34,18 +34,18 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub fn new(order: SignalRequest, nonce: &str) -> Self {
+    pub fn new(request: SignalRequest, nonce: &str) -> Self {
         Self {
-            signal: order.signal,
-            then: order.then,
-            target: order.target,
-            wake: order.wake,
-            ways: order.ways,
+            signal: request.signal,
+            then: request.then,
+            target: request.target,
+            wake: request.wake,
+            ways: request.ways,
             claim: nonce.to_owned(),
             then_claim: format!("{nonce}-then"),
             asked: false,
             then_asked: false,
-            outcome: Outcome::of(order.record),
+            outcome: Outcome::of(request.record),
             settled: false,
             processes: 0,
             gone: false,

@@ -36,11 +36,11 @@ impl Asked {
 
 /// Sends what can go by relay. If the relays of all jobs tell of their ends, waits for those until then. Returns whether a
 /// relay has answered.
-pub fn deliver(line: &mut HostConnection, batch: &mut Batch, until: Option<Instant>) -> bool {
+pub fn deliver(connection: &mut HostConnection, batch: &mut Batch, until: Option<Instant>) -> bool {
     let mut asked = vec![Asked::default(); batch.deliveries.len()];
     let goes_by_channel = |delivery: &Delivery| channel_name(delivery).is_some();
     if (until.is_some() || batch.deliveries.iter().any(goes_by_channel))
-        && let Some(mut relays) = line.relays()
+        && let Some(mut relays) = connection.relays()
     {
         // If the keeper goes, the scripts do the rest.
         drop(converse(relays.as_mut(), batch, &mut asked, until));

@@ -37,9 +37,13 @@ pub fn plan(deliveries: &[Delivery], deadlines: Option<&Deadlines>, now: Instant
 }
 
 /// Carries out one script, and settles what it settles.
-pub fn carry_out(line: &mut HostConnection, batch: &mut Batch, plan: &Plan) -> Result<(), Failure> {
-    let host = line.host();
-    let mut shell = line.shell()?;
+pub fn carry_out(
+    connection: &mut HostConnection,
+    batch: &mut Batch,
+    plan: &Plan,
+) -> Result<(), Failure> {
+    let host = connection.host();
+    let mut shell = connection.shell()?;
     for (delivery, job) in batch.deliveries.iter_mut().zip(&plan.jobs) {
         delivery.asked = true;
         delivery.processes = 0;
@@ -67,7 +71,7 @@ mod tests {
             host: "local".parse().unwrap(),
             connect: <_>::default(),
         };
-        let order = SignalRequest {
+        let request = SignalRequest {
             record: Record::new(JobId::random().unwrap(), None, destination, Vec::new()),
             signal: SignalWord::TERM.on(Os::Linux).ok(),
             then: SignalWord::KILL.on(Os::Linux).ok(),
@@ -75,7 +79,7 @@ mod tests {
             wake: false,
             ways: Ways::Any,
         };
-        let deliveries = [Delivery::new(order, "nonce")];
+        let deliveries = [Delivery::new(request, "nonce")];
         let now = Instant::now();
         // What is left of the time in ms, whether the second signal is sent; whether it is now, and the waits of the script.
         for (left, second, then, wait, then_wait) in [

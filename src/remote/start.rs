@@ -184,9 +184,9 @@ pub struct Started {
 pub fn start(
     host: &str,
     shell: &mut dyn Shell,
-    order: &StartRequest,
+    request: &StartRequest,
 ) -> Result<Result<Started, Failure>, Failure> {
-    Ok(start_and_hear(host, shell, order)?.map(|(started, _)| started))
+    Ok(start_and_hear(host, shell, request)?.map(|(started, _)| started))
 }
 
 /// Sees to it that a start that was given up does not happen, or that its job ends.
@@ -223,12 +223,12 @@ pub fn keep_relay(shell: &mut dyn Shell, id: &JobId, started: &Started) -> Resul
 pub fn start_and_hear(
     host: &str,
     shell: &mut dyn Shell,
-    order: &StartRequest,
+    request: &StartRequest,
 ) -> Result<Result<(Started, Hearing), Failure>, Failure> {
-    let script = Script::start(order)?;
+    let script = Script::start(request)?;
     let mut starting = Starting {
         host,
-        upload: Upload::new(order.input),
+        upload: Upload::new(request.input),
         started: Started::default(),
         refusal: None,
         complete: 0,
@@ -358,38 +358,41 @@ fn refused(host: &str, rest: &str) -> Failure {
 
 impl Script {
     /// Starts a job.
-    pub(super) fn start(order: &StartRequest) -> Result<Self, Failure> {
-        let mut script = Self::begin(if order.spool.is_some() {
+    pub(super) fn start(request: &StartRequest) -> Result<Self, Failure> {
+        let mut script = Self::begin(if request.spool.is_some() {
             ABOUT_JOBS
         } else {
             TO_START
         })?;
         script.ahead = "rs_prepare; rs_remember";
-        script.set_base(order.jobs_dir)?;
-        script.set("rs_id", order.id.as_str())?;
-        script.set("rs_meta", order.meta)?;
-        script.set("rs_cookie", order.cookie)?;
-        script.set("rs_stays", if order.stays { "1" } else { "" })?;
-        script.set("rs_more", if order.spool.is_some() { "next" } else { "" })?;
-        script.set("rs_timeout", order.timeout.map(seconds).unwrap_or_default())?;
+        script.set_base(request.jobs_dir)?;
+        script.set("rs_id", request.id.as_str())?;
+        script.set("rs_meta", request.meta)?;
+        script.set("rs_cookie", request.cookie)?;
+        script.set("rs_stays", if request.stays { "1" } else { "" })?;
+        script.set("rs_more", if request.spool.is_some() { "next" } else { "" })?;
+        script.set(
+            "rs_timeout",
+            request.timeout.map(seconds).unwrap_or_default(),
+        )?;
         script.set(
             "rs_size",
-            order
+            request
                 .input
                 .map(|input| input.size().to_string())
                 .unwrap_or_default(),
         )?;
-        let given: Vec<&str> = order.env.iter().map(|(name, _)| name.as_str()).collect();
+        let given: Vec<&str> = request.env.iter().map(|(name, _)| name.as_str()).collect();
         script.set("rs_given", given.join(" "))?;
-        script.set("rs_supervise", OsStr::from_bytes(&supervisor(order)?))?;
-        script.set("rs_job", OsStr::from_bytes(&job_script(order)?))?;
+        script.set("rs_supervise", OsStr::from_bytes(&supervisor(request)?))?;
+        script.set("rs_job", OsStr::from_bytes(&job_script(request)?))?;
         script.include(file!("spawn"));
-        script.form = match (order.input.is_some(), order.spool.is_some()) {
+        script.form = match (request.input.is_some(), request.spool.is_some()) {
             (true, _) => Form::Last,
             (false, true) => Form::Stream,
             (false, false) => Form::Pooled,
         };
-        if order.spool.is_some() {
+        if request.spool.is_some() {
             script.call("about_jobs", &[])?;
             script.include(file!("stream"));
             script
@@ -431,17 +434,17 @@ fn seconds(time: Duration) -> String {
 }
 
 /// The script of a job's supervisor.
-fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
+fn supervisor(request: &StartRequest) -> Result<Vec<u8>, Failure> {
     let mut script = Script::file_of_its_own();
-    let has_pipes = order.spool.is_some() || order.log_max.is_some();
-    let (output, errors) = match (has_pipes, order.merge) {
+    let has_pipes = request.spool.is_some() || request.log_max.is_some();
+    let (output, errors) = match (has_pipes, request.merge) {
         (true, true) => ("out.pipe", "out.pipe"),
         (true, false) => ("out.pipe", "err.pipe"),
         (false, true) => ("out", "out"),
         (false, false) => ("out", "err"),
     };
-    let has_pipe = order.open || order.spool.is_some_and(|spool| spool.input);
-    let input = match (order.input, has_pipe) {
+    let has_pipe = request.open || request.spool.is_some_and(|spool| spool.input);
+    let input = match (request.input, has_pipe) {
         (Some(_), _) => "input",
         (None, true) => "in.pipe",
         (None, false) => "/dev/null",
@@ -452,18 +455,18 @@ fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
     script.set("rs_errors", errors)?;
     script.include(file!("host"));
     script.include(file!("process"));
-    if order.timeout.is_some() {
+    if request.timeout.is_some() {
         beside.push("rs_guard");
         script.include(file!("watch"));
     }
-    if has_pipes || order.open {
+    if has_pipes || request.open {
         beside.push("rs_spool");
-        let outputs = match (has_pipes, order.merge) {
+        let outputs = match (has_pipes, request.merge) {
             (true, true) => "out",
             (true, false) => "out err",
             (false, _) => "",
         };
-        let ring = order.log_max.map_or("", |max| max.word.as_str());
+        let ring = request.log_max.map_or("", |max| max.word.as_str());
         script.set("rs_ring", ring)?;
         let taker = if ring.is_empty() {
             "rs_take"
@@ -471,20 +474,20 @@ fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
             "rs_take_ring"
         };
         script.set("rs_taker", taker)?;
-        let limit = order.spool.map_or(0, |spool| spool.limit);
+        let limit = request.spool.map_or(0, |spool| spool.limit);
         script.set(
             "rs_pipes",
             format!("{outputs}{}", if has_pipe { " in" } else { "" }),
         )?;
-        script.set("rs_open", if order.open { "1" } else { "" })?;
+        script.set("rs_open", if request.open { "1" } else { "" })?;
         script.set("rs_limit", limit.to_string())?;
         script.include(file!("spool"));
     }
-    if let Some(max) = order.log_max {
+    if let Some(max) = request.log_max {
         script.set("rs_keep", max.bytes.to_string())?;
         script.include(file!("ring"));
     }
-    if let Some(tether) = &order.tether {
+    if let Some(tether) = &request.tether {
         beside.push("rs_tie");
         let (holder, birth) = tether
             .holder
@@ -502,20 +505,20 @@ fn supervisor(order: &StartRequest) -> Result<Vec<u8>, Failure> {
 }
 
 /// The script that becomes the job.
-fn job_script(order: &StartRequest) -> Result<Vec<u8>, Failure> {
+fn job_script(request: &StartRequest) -> Result<Vec<u8>, Failure> {
     let mut script = Script::file_of_its_own();
     script.set(
         "rs_directory",
-        order.directory.as_deref().unwrap_or_default(),
+        request.directory.as_deref().unwrap_or_default(),
     )?;
     script.include(file!("host"));
     script.include(file!("process"));
     script.include(file!("job"));
     let own = [
-        ("RSIG_JOB", OsStr::new(order.id.as_str())),
-        ("RSIG_COOKIE", OsStr::new(order.cookie)),
+        ("RSIG_JOB", OsStr::new(request.id.as_str())),
+        ("RSIG_COOKIE", OsStr::new(request.cookie)),
     ];
-    let given = order
+    let given = request
         .env
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_os_str()));
@@ -526,7 +529,7 @@ fn job_script(order: &StartRequest) -> Result<Vec<u8>, Failure> {
             .extend_from_slice(format!("export {name}\n").as_bytes());
     }
     script.body.extend_from_slice(b"rs_start");
-    for word in order.command {
+    for word in request.command {
         script.body.push(b' ');
         script.body.extend_from_slice(&quoted(word)?);
     }

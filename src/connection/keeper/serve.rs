@@ -30,14 +30,14 @@ const IDLE_SUDO: Duration = Duration::from_secs(60);
 /// How much memory it may take beyond what it has when it begins, in bytes: no server needs more.
 const MEMORY: u64 = 48 << 20;
 
-/// Is a keeper, until it is no longer needed. Its order is on standard input; standard output takes one word on how the
+/// Is a keeper, until it is no longer needed. Its settings are on standard input; standard output takes one word on how the
 /// beginning went, and is closed then.
 pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
-    let mut order = String::new();
-    io::stdin().lock().take(1 << 20).read_line(&mut order)?;
+    let mut line = String::new();
+    io::stdin().lock().take(1 << 20).read_line(&mut line)?;
     let lifeline = io::stdin().as_fd().try_clone_to_owned()?;
-    let order: KeeperSettings = serde_json::from_str(&order)?;
-    if order.private && order.batch {
+    let settings: KeeperSettings = serde_json::from_str(&line)?;
+    if settings.private && settings.batch {
         // Made beside a connection that is there: no proxy may ask on the terminal either.
         sys::process::detach()?;
     }
@@ -45,10 +45,10 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     end_with_caller(&born)?;
     let begun = begin(
         socket,
-        &order,
+        &settings,
         primer,
         warn,
-        if order.verbose { step } else { |_| () },
+        if settings.verbose { step } else { |_| () },
     );
     let birth = match &begun {
         Ok(_) => StartupReport::Ready,
@@ -57,17 +57,17 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
             message: failure.message.clone(),
         },
     };
-    let is_ssh = order.destination.host.remote().is_some();
+    let is_ssh = settings.destination.host.remote().is_some();
     let Ok(mut keeper) = begun else {
         return say(&birth);
     };
-    if !(order.private && order.batch) {
+    if !(settings.private && settings.batch) {
         sys::process::detach()?;
     }
     born.store(true, Ordering::Release);
     say(&birth)?;
     sys::process::close_standard_streams()?;
-    if order.private {
+    if settings.private {
         keeper.be_private(lifeline);
     } else {
         drop(lifeline);
@@ -75,7 +75,7 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     // Its own shells would inherit the limits; it holds no keys, and no library that a server could have grow.
     if is_ssh {
         limit_core();
-        if !order.private {
+        if !settings.private {
             limit_memory();
         }
     }
@@ -113,18 +113,18 @@ fn say(birth: &StartupReport) -> io::Result<()> {
 
 fn begin(
     socket: &Path,
-    order: &KeeperSettings,
+    settings: &KeeperSettings,
     primer: Primer,
     warn: fn(&str),
     step: fn(&str),
 ) -> Result<Keeper, Failure> {
     let policy = Policy {
-        batch: order.batch,
+        batch: settings.batch,
         keeper: false,
         starts: false,
         parallel: 1,
-        verbose: order.verbose,
-        quiet: order.quiet,
+        verbose: settings.verbose,
+        quiet: settings.quiet,
         warn,
         step,
     };
@@ -133,31 +133,31 @@ fn begin(
             Kind::Failed,
             format!(
                 "{}: the keeper's socket can't be made: {error}",
-                order.destination
+                settings.destination
             ),
         )
     };
-    let transport = if order.destination.host.remote().is_some() {
-        let known = path::KnownConfiguration::of(&order.destination);
+    let transport = if settings.destination.host.remote().is_some() {
+        let known = path::KnownConfiguration::of(&settings.destination);
         let entry = known.map(|known| known.entry()).ok();
         Transport::Ssh(Box::new(ssh::connect(
-            &order.destination,
-            order.configuration.clone(),
+            &settings.destination,
+            settings.configuration.clone(),
             entry.as_deref(),
             &policy,
         )?))
     } else {
         let control = path::control_socket(socket).map_err(failed)?;
-        let master = Master::connect(&order.destination, control, &policy)?;
-        Transport::Processes(Launcher::new(&order.destination, master).map_err(failed)?)
+        let master = Master::connect(&settings.destination, control, &policy)?;
+        Transport::Processes(Launcher::new(&settings.destination, master).map_err(failed)?)
     };
     let listener = listen(socket).map_err(failed)?;
     Keeper::new(
-        &order.destination,
+        &settings.destination,
         transport,
         listener,
         socket,
-        idle(&order.destination),
+        idle(&settings.destination),
         primer,
     )
     .map_err(failed)
