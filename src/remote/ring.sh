@@ -112,9 +112,14 @@ rs_fill() {
 rs_tend() {
 	rs_tender=$(exec /bin/sh -c 'echo "$PPID"')
 	until [ -e "$1.end" ] || [ ! -p "$1.pipe" ]; do
-		(rs_fill "$1") <&6 >"$1.busy" &
+		# Opened here and at once, since the directory may be removed at any time.
+		exec 4<>"$1.busy"
+		exec 7<"$1.busy"
+		(rs_fill "$1") <&6 >&4 4>&- 7<&- &
+		exec 4>&-
 		# To the end of the spooler and of its dd, which may outlive it.
-		while read -r rs_line; do :; done <"$1.busy"
+		while read -r rs_line; do :; done <&7
+		exec 7<&-
 		[ -e "$1.end" ] || sleep 0.1 || sleep 1
 	done
 	# Without its directory, the job must not block.
