@@ -96,6 +96,23 @@ on_every_site! {
 }
 
 on_two_sites! {
+    fn others_may_follow_too(f: &Fixture) {
+        let gate = f.job_home().join("gate");
+        let line = format!("echo one; until [ -e {} ]; do sleep 0.02; done; echo two; sleep 0.3", gate.display());
+        let run = f.start_run(&["--name", "shown"], &line);
+        run.wait_for_stdout("one\n");
+        let followers = [(); 2].map(|()| f.rsig.spawn_process(&["tail", "-f", "shown"]));
+        followers.iter().for_each(|follower| follower.wait_for_stdout("one\n"));
+        std::fs::write(&gate, "").expect("the home is writable");
+        followers.iter().for_each(|follower| follower.wait_for_stdout("two\n"));
+        let output = run.wait();
+        output.ok().stderr_is_empty().stdout_is("one\ntwo\n");
+        for follower in followers {
+            follower.wait().ok().stdout_is("one\ntwo\n").stderr_is_empty();
+        }
+        f.await_no_jobs();
+    }
+
     fn signals_that_come_together_count_once(f: &Fixture) {
         let mut run = f.start_run(&[], PATIENT);
         run.wait_for_stdout("up\n");

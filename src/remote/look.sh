@@ -135,8 +135,8 @@ look() {
 		state=exited
 	elif [ "$pid" = - ] && [ "$boot" = "$rs_boot" ] && [ ! -e refused ] && [ -n "$(find made -prune -mmin -2)" ]; then
 		state=starting
-	elif [ "$boot" = - ] && [ ! -e gone ] && [ -n "$(find . -prune -mmin -2)" ]; then
-		# Its directory was created a moment ago.
+	elif [ "$boot" = - ] && [ ! -e gone ] && [ -d "$PWD" ] && [ -n "$(find . -prune -mmin -2)" ]; then
+		# Its directory was created a moment ago, and not removed.
 		state=starting
 	else
 		state=lost

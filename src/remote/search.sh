@@ -23,7 +23,7 @@ can_search() {
 
 # pass STREAM FROM SIZE : in a subshell, copies that part of a stream. Where files of a ring are gone, a newline is added.
 pass() {
-	reach "$1" "$2" 8
+	reach "$1" "$2" 8 || exit 1
 	{
 		cat <&8
 		while

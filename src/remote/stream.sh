@@ -15,6 +15,8 @@
 # A background process reads them up to `quit`, so that none is left in the shell's input. After any other end the shell is
 # not used again.
 
+# Not empty for who has the job in the foreground.
+rs_runs=
 # How many bytes of input may wait here for the job.
 rs_input_max=16777216
 
@@ -62,8 +64,8 @@ after() {
 	done
 }
 
-# locate STREAM POSITION : sets file to the file that a position is in, at to its number and skip to where in it. Of a ring,
-# that is the oldest file if the position is gone.
+# locate STREAM POSITION : sets file to the file that a position is in, at to its number and skip to where in it. If the
+# position is gone, that is the oldest file, except for who has the job in the foreground, and misses nothing.
 locate() {
 	file=$1 at=0 skip=$2
 	[ -p "$1.pipe" ] || return 0
@@ -75,18 +77,18 @@ locate() {
 		fi
 		[ -n "$oldest" ] && [ "$number" -ge "$oldest" ] || oldest=$number
 	done
-	[ ! -e ring ] || [ "$at" -ge "${oldest:-0}" ] || at=$oldest
+	[ -n "$rs_runs" ] || [ "$at" -ge "${oldest:-0}" ] || at=$oldest
 	file=$1.$at skip=$(($2 > at ? $2 - at : 0))
 }
 
-# reach STREAM POSITION DESCRIPTOR : locates the position, and opens the file there. One that a ring has just removed is
-# located again.
+# reach STREAM POSITION DESCRIPTOR : locates the position, and opens the file there. If that was removed just now, again.
+# Fails if all files were removed.
 reach() {
 	while
 		locate "$1" "$2"
 		! eval "command exec $3<\"\$file\"" 2>/dev/null
 	do
-		[ -e ring ] || exit 1
+		[ -z "$rs_runs" ] && [ -p "$1.pipe" ] && [ -n "$numbers" ] || return 1
 	done
 	[ "$skip" -eq 0 ] || eval "seek $skip <&$3"
 }
@@ -159,7 +161,7 @@ out_flow() {
 		after out "$out_at"
 		is_empty 6 || cat <&6
 		[ -n "$next" ] || break
-		reach out "$next" 6
+		reach out "$next" 6 || break
 		out_at=$at out_file=$file
 		tell_at out "$at"
 		[ ! -e ring ] || { [ -n "$over" ] && [ "$at" -lt "$out_last" ]; } || break
@@ -170,16 +172,21 @@ err_flow() {
 		after err "$err_at"
 		is_empty 7 || cat <&7
 		[ -n "$next" ] || break
-		reach err "$next" 7
+		reach err "$next" 7 || break
 		err_at=$at err_file=$file
 		tell_at err "$at"
 		[ ! -e ring ] || { [ -n "$over" ] && [ "$at" -lt "$err_last" ]; } || break
 	done
 }
 
+# is_spooled : succeeds if the job's output is in several files, or was before they were all removed (bury).
+is_spooled() {
+	[ -p out.pipe ] || [ -e gone ]
+}
+
 # measure : sets now to a value that changes when there is more to read.
 measure() {
-	if [ -p out.pipe ]; then
+	if is_spooled; then
 		now=$(LC_ALL=C ls -ln "$out_file" "$err_file" 2>/dev/null)
 		# A complete file no longer grows, but has a next one.
 		after out "$out_at"
@@ -206,7 +213,7 @@ sizes() {
 
 # is_cut OUT_SIZE ERR_SIZE INODES : succeeds if a log was truncated or replaced.
 is_cut() {
-	[ ! -p out.pipe ] || return 1
+	! is_spooled || return 1
 	[ "$out_size" -lt "$1" ] || [ "$err_size" -lt "$2" ] || [ "$out_inode $err_inode" != "$3" ]
 }
 
@@ -284,9 +291,9 @@ relieve() {
 
 # open_at OUT_AT ERR_AT : opens both streams at these positions.
 open_at() {
-	reach out "$1" 6
+	reach out "$1" 6 || exit 1
 	out_at=$at out_file=$file out_from=$((at + skip))
-	reach err "$2" 7
+	reach err "$2" 7 || exit 1
 	err_at=$at err_file=$file err_from=$((at + skip))
 }
 
@@ -319,18 +326,14 @@ stream() {
 	[ -p out.pipe ] || measure
 	open_at "$1" "$2"
 	[ ! -p out.pipe ] || measure
-	is_sole=
-	if [ -p out.pipe ] && [ ! -e ring ]; then
-		is_sole=1
-		relieve
-	fi
+	[ -z "$rs_runs" ] || relieve
 	exec 3<&0
 	(
 		trap '' HUP INT QUIT TERM USR1 USR2
 		obey
 	) 2>/dev/null 6<&- 7<&- &
 	reader=$!
-	if [ -n "$is_sole" ]; then
+	if [ -n "$rs_runs" ]; then
 		rs_process "$reader"
 		printf '%s %s\n' "$reader" "$rs_birth" >reader
 	fi
@@ -411,8 +414,9 @@ bury() {
 	done
 } 2>/dev/null
 
-# run_along OUT_AT ERR_AT : follows the job at place, once its streams exist.
+# run_along OUT_AT ERR_AT : has the job at place in the foreground, once its streams exist.
 run_along() {
+	rs_runs=1
 	place "$place"
 	if ! enter "$dir"; then
 		report 0

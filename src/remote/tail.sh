@@ -167,7 +167,7 @@ part() {
 		[ "${next:-$4}" -lt "$4" ]
 	do
 		cat
-		reach "$1" "$next" 0
+		reach "$1" "$next" 0 || return
 		here=$at
 		tell_at "$1" "$at"
 	done
