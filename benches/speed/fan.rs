@@ -62,7 +62,8 @@ fn on_hosts(session: &Session, count: usize) -> Vec<Row> {
     let (mut cold, mut peer) = (Vec::new(), Vec::new());
     for _ in 0..session.runs(5, 2) {
         cold.push(time(&mut spawn));
-        time(&mut place.rsig(&["rm", "--all", "--force", "--lost"]));
+        time(&mut place.rsig(&["stop", "--all", "--yes"]));
+        time(&mut place.rsig(&["rm", "--finished"]));
         time(&mut stop);
         peer.push(time(&mut clush));
     }
@@ -99,7 +100,8 @@ fn on_hosts(session: &Session, count: usize) -> Vec<Row> {
         peer: None,
         target: Target::AtMost(3.0),
     });
-    time(&mut place.rsig(&["rm", "--all", "--force"]));
+    time(&mut place.rsig(&["stop", "--all", "--yes"]));
+    time(&mut place.rsig(&["rm", "--finished"]));
     time(&mut stop);
     rows
 }

@@ -61,6 +61,7 @@ pub fn last_lines(connection: &mut HostConnection<'_>, place: &str) -> String {
         err: true,
         from: From::LastLines(LAST_LINES),
         follow: false,
+        most: None,
         pause: None,
         enough: None,
         gone: &|_| (),

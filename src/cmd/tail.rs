@@ -142,6 +142,8 @@ fn amount(bytes: u64) -> String {
 
 /// The least time between two notes on what is gone.
 const NOTE_PAUSE: Duration = Duration::from_secs(1);
+/// How many bytes go over the connection that a host's commands share.
+const SHARED_BYTES_MAX: u64 = 256 << 10;
 /// The pause after a connection that broke.
 const AFTER_A_BREAK: Duration = Duration::from_millis(200);
 
@@ -206,15 +208,12 @@ pub fn tail(
         err: request.err,
         from: request.from,
         follow: request.follow,
+        most: None,
         pause: None,
         enough: request.enough,
         gone: &gone,
     };
-    // What may be much gets a connection of its own: the keeper's is for short things.
-    let policy = Policy {
-        keeper: context.policy.keeper && (request.follow || is_short(request)),
-        ..context.policy
-    };
+    let policy = context.policy;
     let read = if request.follow && !request.brief && !destination.is_plain_local() {
         follow(&destination, &policy, &wanted, sink)?
     } else {
@@ -222,7 +221,23 @@ pub fn tail(
         let mut progress = Progress::default();
         let mut connection = HostConnection::new(&destination, &policy);
         let host = connection.host();
-        connection.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
+        let is_shared = policy.keeper && !destination.is_plain_local() && !is_short(request);
+        let some = Wanted {
+            most: is_shared.then_some(SHARED_BYTES_MAX),
+            ..wanted
+        };
+        let first = connection.ask(|shell| read(&host, shell, &some, &mut progress, sink))?;
+        if first.paused {
+            // What is much gets a connection of its own: the keeper's is for short things.
+            let policy = Policy {
+                keeper: false,
+                ..policy
+            };
+            let mut connection = HostConnection::new(&destination, &policy);
+            connection.ask(|shell| read(&host, shell, &wanted, &mut progress, sink))?
+        } else {
+            first
+        }
     };
     if record.is_unmet() && read.seen.standing == Standing::Absent {
         return Err(not_there(&record));

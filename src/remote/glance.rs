@@ -90,6 +90,7 @@ impl Script {
                 err: true,
                 from: From::LastBytes(OUTPUT_MAX),
                 follow: false,
+                most: None,
                 pause: None,
                 enough: None,
                 gone: &|_| (),

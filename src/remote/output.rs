@@ -69,6 +69,8 @@ pub struct Wanted<'a> {
     pub from: From,
     /// Go on until the job ends.
     pub follow: bool,
+    /// Reads nothing for now if more bytes than this are there.
+    pub most: Option<u64>,
     /// Ends the reading for now once it holds: it goes on over another connection.
     pub pause: Option<&'a (dyn Fn() -> bool + 'a)>,
     /// Ends the reading once it holds.
@@ -169,7 +171,7 @@ impl Skip {
 pub struct Read {
     /// How the job stood when it began.
     pub seen: Seen,
-    /// There is more to read: see [`Wanted::pause`].
+    /// There is more to read: see [`Wanted::pause`] and [`Wanted::most`].
     pub paused: bool,
     /// The log was followed and became shorter: what came after is not known.
     pub cut: bool,
@@ -399,6 +401,10 @@ impl Script {
         self.set("streams", streams)?;
         self.set("from", from)?;
         self.set("count", count.to_string())?;
+        self.set(
+            "most",
+            wanted.most.map(|most| most.to_string()).unwrap_or_default(),
+        )?;
         self.set("follow", if wanted.follow { "1" } else { "0" })?;
         if wanted.follow {
             self.form = Form::Stream;

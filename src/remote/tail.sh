@@ -1,6 +1,6 @@
 # Prints a job's output byte by byte as it was written. A small output leaves in one write.
 # Given by the client: place; streams (out, err or both words); from (lines, line, bytes, byte or resume); count; follow (0
-# or 1); and for resume out_from, err_from and inodes (the positions, and the files they belong to).
+# or 1); most (at most how many bytes are to come, or empty); and for resume out_from, err_from and inodes (the positions, and the files they belong to).
 # The `from` line of the answer gives the position of each stream's first byte, and how many lines and bytes the client has
 # to skip because they are not written yet.
 
@@ -174,6 +174,17 @@ part() {
 	[ "$4" -le "$here" ] || copy $(($4 - here))
 }
 
+# put_off OUT ERR : ends the script if the requested streams have more bytes than `most`: they go another way.
+put_off() {
+	[ -n "$has_out" ] || set -- 0 "$2"
+	[ -n "$has_err" ] || set -- "$1" 0
+	if [ -n "$most" ] && [ $(($1 + $2)) -gt "$most" ]; then
+		rs_mark data
+		rs_mark paused
+		exit 0
+	fi
+}
+
 # tell_ring : says what is kept of each stream, the positions of the oldest bytes, and whether the disk was full.
 tell_ring() {
 	read -r size <ring
@@ -232,6 +243,7 @@ if [ -p out.pipe ]; then
 		err_end=$last
 		;;
 	esac
+	put_off $((out_end - out_from)) $((err_end - err_from))
 	begin_data
 	[ -z "$has_out" ] || (part out "$out_at" "$out_from" "$out_end") <&6
 	rs_mark err
@@ -239,6 +251,7 @@ if [ -p out.pipe ]; then
 	rs_mark end
 	exit 0
 fi
+put_off $((out_size - out_at)) $((err_size - err_at))
 if [ $((out_size - out_at + err_size - err_at)) -le 65536 ]; then
 	{
 		rs_mark data
