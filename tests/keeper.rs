@@ -620,6 +620,30 @@ fn another_user_is_not_listened_to() {
 }
 
 #[test]
+fn a_log_is_read_over_the_shared_connection_unless_it_is_long() {
+    let f = kept(Server::openssh(Login::User).start());
+    let logins = || {
+        let log = f.server.as_ref().expect("a server").log();
+        log.matches("Accepted publickey").count()
+    };
+    for (size, more) in [(1000, 0), (1_000_000, 1)] {
+        let line = format!("head -c {size} /dev/zero; echo err >&2");
+        let job = f.spawn(&[], &["sh", "-c", &line]);
+        f.rsig.run(&["wait", &job]).ok();
+        let before = logins();
+        let output = f.rsig.run(&["tail", "-n", "all", &job]);
+        assert_eq!(output.ok().stdout_bytes(), vec![0; size]);
+        assert_eq!(output.stderr(), "err\n");
+        assert_eq!(logins(), before + more, "{size}");
+        // Only what is asked for counts.
+        let output = f.rsig.run(&["tail", "-n", "all", "--stderr", &job]);
+        assert_eq!(output.ok().stderr(), "err\n");
+        assert_eq!(logins(), before + more, "{size}");
+    }
+    f.rsig.run(&["keeper", "stop", "--all"]).ok();
+}
+
+#[test]
 fn a_flood_on_its_socket_stays_outside() {
     let f = kept(Server::openssh(Login::User).start());
     let job = new_counter(&f);
