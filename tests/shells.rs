@@ -279,7 +279,7 @@ fn environment(f: &Fixture, shell: &str) {
         let name = String::from_utf8_lossy(entry.split(|byte| *byte == b'=').next().expect("one"));
         let is_known = |name: &str| {
             given().any(|(given, _)| given == name)
-                || ["GIVEN", "HOME", "PATH", "PWD", ""].contains(&name)
+                || ["GIVEN", "HOME", "LANG", "PATH", "PWD", ""].contains(&name)
                 || name.starts_with("RSIG_")
                 || std::env::var_os(name).is_some()
         };
