@@ -597,8 +597,9 @@ fn half_an_input_starts_nothing() {
 }
 
 /// A shell with a disk of its own, of 4 MB, where the jobs' files are.
-fn on_a_small_disk(rsig: &Rsig, line: &str) -> Output {
-    let script = format!("mkdir disk && mount -t tmpfs -o size=4m,mode=700 small disk && {line}");
+pub fn on_a_small_disk(rsig: &Rsig, script: &str) -> Output {
+    let script =
+        format!("mkdir disk && mount -t tmpfs -o size=4m,mode=700 small disk && {{ {script}\n}}");
     let words = [
         "--mount",
         "--propagation",

@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{
-    Fixture, Output, Process, Rsig, Site, on_two_sites, poll_until, program_path, tool,
-};
+use crate::faults::on_a_small_disk;
+use crate::harness::{Fixture, Process, Rsig, Site, on_two_sites, poll_until, program_path};
 use crate::jobs::SOON;
 
 /// The numbered lines that a job writes.
@@ -389,26 +388,6 @@ fn every_shell_spools_a_ring() {
     ["dash", "bash", "busybox", "mksh", "zsh"]
         .into_iter()
         .for_each(in_shell);
-}
-
-/// A script in a mount namespace of its own, where jobs are on a file system of 4 MB.
-fn on_a_small_disk(rsig: &Rsig, script: &str) -> Output {
-    let script =
-        format!("mkdir disk && mount -t tmpfs -o size=4m,mode=700 small disk && {{ {script}\n}}");
-    let words = [
-        "--mount",
-        "--propagation",
-        "private",
-        "/bin/sh",
-        "-c",
-        &script,
-        "sh",
-        env!("CARGO_BIN_EXE_rsig"),
-    ];
-    let disk = rsig.home().join("disk");
-    rsig.within(tool("unshare").args(words))
-        .env("XDG_STATE_HOME", disk.to_str().expect("UTF-8"))
-        .run()
 }
 
 #[test]

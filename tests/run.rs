@@ -98,13 +98,15 @@ on_every_site! {
 on_two_sites! {
     fn others_may_follow_too(f: &Fixture) {
         let gate = f.job_home().join("gate");
-        let line = format!("echo one; until [ -e {} ]; do sleep 0.02; done; echo two; sleep 0.3", gate.display());
+        let line = format!("echo one; until [ -e {0} ]; do sleep 0.02; done; echo two; while [ -e {0} ]; do sleep 0.02; done", gate.display());
         let run = f.start_run(&["--name", "shown"], &line);
         run.wait_for_stdout("one\n");
         let followers = [(); 2].map(|()| f.rsig.spawn_process(&["tail", "-f", "shown"]));
         followers.iter().for_each(|follower| follower.wait_for_stdout("one\n"));
         std::fs::write(&gate, "").expect("the home is writable");
         followers.iter().for_each(|follower| follower.wait_for_stdout("two\n"));
+        // Both have all of it before it is removed.
+        std::fs::remove_file(&gate).expect("it is ours");
         let output = run.wait();
         output.ok().stderr_is_empty().stdout_is("one\ntwo\n");
         for follower in followers {

@@ -296,7 +296,8 @@ impl Keeper {
         idle.into_iter().for_each(ShellChannel::kill);
     }
 
-    /// Closes shells that did not get ready again, that do not answer or end, that are old, and those that nobody has used for a while but one.
+    /// Closes shells that did not get ready again, that do not answer or end, that are old, and those that nobody has used
+    /// for a while but one.
     pub(super) fn close_shells(&mut self, now: Instant) {
         let mut free = 0;
         for channel in self.channels.values_mut() {
