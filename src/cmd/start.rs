@@ -41,6 +41,8 @@ pub struct Request {
     /// The job is removed once its output has been delivered.
     pub ephemeral: bool,
     pub foreground: Option<Foreground>,
+    /// So many bytes of each of its streams come once it has ended.
+    pub last: Option<u64>,
     /// The id that the job gets; else a new one.
     pub id: Option<JobId>,
     /// The job is not started after this time.
@@ -60,9 +62,15 @@ impl Request {
             log_max: None,
             ephemeral: false,
             foreground: None,
+            last: None,
             id: None,
             start_by: None,
         }
+    }
+
+    /// Whether it is not to be started any more.
+    fn is_late(&self) -> bool {
+        self.start_by.is_some_and(|time| Instant::now() > time)
     }
 }
 
@@ -141,19 +149,9 @@ pub fn spawn_each(
         Limit::Work,
         hosts,
         move |connection, (place, request, job): (usize, Request, Job), sender| {
-            let job_dir = job.record.job_dir();
             let launched = launch(connection, job, &request, &mut |connection, order| {
                 detached(connection, order, &asked)
             });
-            let is_late = || request.start_by.is_some_and(|by| Instant::now() > by);
-            match &launched {
-                // Nobody waits for it any more, or knows of it.
-                Launched::Runs(_) if is_late() => cancel_later(connection.detach(), job_dir),
-                Launched::Unsure(_) if request.start_by.is_some() => {
-                    cancel_later(connection.detach(), job_dir);
-                }
-                _ => {}
-            }
             // The receiver is dropped only at the end, so a failed send is harmless.
             drop(sender.send((place, launched)));
         },
@@ -201,6 +199,37 @@ pub fn in_foreground(
         Some(_) => reserve(&mut context.lock(), &job.record)?,
         None => context.insert(&job.record)?,
     }
+    let (launched, flow) = launch_and_follow(connection, job, request, on_asked);
+    Ok((settle(&mut context.lock(), launched)?, flow))
+}
+
+/// Starts a job whose streams come at its end. They come with it, unless that connection broke.
+#[cfg(feature = "mcp")]
+pub fn to_its_end(
+    context: &mut Context,
+    connection: &HostConnection<'_>,
+    request: &Request,
+) -> Result<(Spawned, Option<Flow>), Failure> {
+    let job = Job::new(context, request)?;
+    reserve(context, &job.record)?;
+    let place = job.record.job_dir();
+    let (launched, flow) = launch_and_follow(connection, job, request, &|_| Ok(()));
+    match &launched {
+        // Nobody waits for it any more, or knows of it.
+        Launched::Runs(_) if request.is_late() => cancel_later(connection.detach(), place),
+        Launched::Unsure(_) => cancel_later(connection.detach(), place),
+        _ => {}
+    }
+    Ok((settle(context, launched)?, flow))
+}
+
+/// Asks for a job whose streams come with it; `on_asked` is called before.
+fn launch_and_follow(
+    connection: &HostConnection<'_>,
+    job: Job,
+    request: &Request,
+    on_asked: &dyn Fn(&JobId) -> Result<(), Failure>,
+) -> (Launched, Option<Flow>) {
     let place = job.record.job_dir();
     let mut flow = None;
     let launched = launch(
@@ -224,7 +253,7 @@ pub fn in_foreground(
     {
         connection.leave_script(script);
     }
-    Ok((settle(&mut context.lock(), launched)?, flow))
+    (launched, flow)
 }
 
 /// A job that is recorded and about to be asked for.
@@ -318,12 +347,13 @@ fn launch(
         log_max: request.log_max.as_ref(),
         timeout: request.job.timeout,
         spool: foreground.map(|foreground| foreground.spool),
+        last: request.last,
         tether: foreground.and_then(|foreground| foreground.tether.clone()),
     };
     if let Err(failure) = connection.connect() {
         return Launched::NotStarted(record, failure);
     }
-    if request.start_by.is_some_and(|time| Instant::now() > time) {
+    if request.is_late() {
         let failure = Failure::new(Kind::Unreachable, "the host did not answer in time");
         return Launched::NotStarted(record, failure);
     }

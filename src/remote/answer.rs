@@ -67,6 +67,17 @@ pub enum Stream {
     Err,
 }
 
+/// `out POSITION` or `err POSITION`.
+pub(super) fn position(words: &str) -> Option<(Stream, u64)> {
+    let (stream, position) = words.split_once(' ')?;
+    let stream = match stream {
+        "out" => Stream::Out,
+        "err" => Stream::Err,
+        _ => return None,
+    };
+    Some((stream, position.parse().ok()?))
+}
+
 /// How an answer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {

@@ -1,6 +1,31 @@
 # Gives a job the environment that the login gave this shell, without the changes of our scripts, and default signal
 # dispositions. A shell can do neither by itself.
 
+# rs_boot_time : sets rs_epoch to the time of the boot in seconds, a blank, and its hundredths, so that a later time can be
+# told without a process.
+rs_boot_time() {
+	[ -r /proc/uptime ] && read -r rs_up rs_rest </proc/uptime || return
+	rs_now=$(date +%s.%N)
+	case $rs_now in
+	# Some systems have no fractions.
+	*.[0-9][0-9]*) ;;
+	*) rs_now=${rs_now%%.*}.00 ;;
+	esac
+	rs_rest=${rs_now#*.}
+	rs_rest=$((1${rs_rest%"${rs_rest#??}"} - 1${rs_up#*.} + 100))
+	rs_epoch="$((${rs_now%.*} - ${rs_up%.*} + rs_rest / 100 - 1)) $((rs_rest % 100))"
+}
+
+# rs_time : sets rs_began to the time, in seconds.
+rs_time() {
+	if [ -n "$rs_epoch" ]; then
+		read -r rs_up rs_rest </proc/uptime
+		rs_began=$((${rs_epoch% *} + ${rs_up%.*} + (${rs_epoch#* } + 1${rs_up#*.} - 100) / 100))
+	else
+		rs_began=$(date +%s)
+	fi
+}
+
 # rs_environ BYTE : prints the arguments for env(1) that turn the environment which this shell passes on into the one it was
 # given, but for the job's own variables, rs_given: a value there may be a secret. BYTE (octal) stands for a newline within a
 # value. Run it in another directory than the shell's, as a job is.
@@ -28,10 +53,16 @@ rs_environ() {
 		}'
 }
 
-# rs_remember : sets rs_words to these arguments, and rs_reset to a command that resets signals if env(1) can't. Does so
-# once per shell: they don't change while it lives.
-rs_words='' rs_reset=
+# rs_remember : sets rs_mask to the login's umask, rs_setsid to a command that makes a session and forks, and rs_epoch to the
+# time of the boot; rs_words to the arguments for env(1), and rs_reset to a command that resets signals if env(1) can't. Does
+# so once per shell: they don't change while it lives.
+rs_mask='' rs_setsid='setsid setsid' rs_epoch='' rs_words='' rs_reset=
 rs_remember() {
+	if [ -z "$rs_mask" ]; then
+		rs_mask=$(umask)
+		! setsid -f true || rs_setsid='setsid -f'
+		rs_boot_time
+	fi
 	[ -z "$rs_words" ] && rs_restores || return 0
 	rs_words=$(cd / && rs_environ 1)
 	case $rs_words in

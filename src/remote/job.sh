@@ -1,7 +1,7 @@
 # Becomes the job: leads a session of its own, and ends in the job's exec.
 # Given by the client: rs_directory, exported variables, and the command in rs_command's definition.
 # $1: the supervisor's system, $2: boot, $3: machine, $4: node, $5: the login's umask, $6: its home directory, $7: where it
-# starts, and where relative directories do.
+# starts, and where relative directories do, $8: the time of its start.
 
 # rs_refuse KIND TEXT : the job can't start. spawn.sh reports the reason; the FIFO carries it even if the disk is full.
 rs_refuse() {
@@ -42,7 +42,7 @@ rs_find() {
 }
 
 rs_here=$PWD
-rs_system=$1 rs_boot=$2 rs_machine=$3 rs_node=$4 rs_mask=$5 rs_home=$6 rs_from=$7
+rs_system=$1 rs_boot=$2 rs_machine=$3 rs_node=$4 rs_mask=$5 rs_home=$6 rs_from=$7 rs_began=$8
 unset CDPATH
 rs_exec='exec'
 if [ -s become ]; then
@@ -62,8 +62,8 @@ case $rs_directory in
 *) rs_directory=$rs_from/$rs_directory ;;
 esac
 [ -d "$rs_directory" ] || rs_refuse directory "there is no directory $rs_directory"
-# Tried in a subshell first: a failed cd ends some shells.
-(cd "$rs_directory") 2>/dev/null || rs_refuse directory "the directory $rs_directory can't be entered"
+# A cd that fails ends some shells.
+[ -x "$rs_directory" ] || rs_refuse directory "the directory $rs_directory can't be entered"
 cd "$rs_directory" || exit
 unset OLDPWD
 
@@ -73,9 +73,7 @@ rs_start() {
 	rs_process $$ || rs_refuse start "its own process can't be read from /proc or ps"
 	# A signal to the group would reach its other members.
 	[ "$rs_group" = $$ ] || rs_refuse start "it got no process group of its own"
-	rs_began=
-	[ ! -s "$rs_here/began" ] || read -r rs_began <"$rs_here/began"
-	rs_began="$$ $rs_group $rs_birth $rs_boot $rs_system ${rs_began:-$(date +%s)} $rs_machine $rs_node"
+	rs_began="$$ $rs_group $rs_birth $rs_boot $rs_system $rs_began $rs_machine $rs_node"
 	# Emptied with builtins; the files themselves are removed at the job's end.
 	{
 		: >"$rs_here/job" && : >"$rs_here/supervise" && { [ ! -s "$rs_here/become" ] || : >"$rs_here/become"; } &&

@@ -8,25 +8,26 @@ about_jobs() {
 	elapsed=0 left='' locks='' rs_me='' kept=$rs_newline
 }
 
-# private DIR : succeeds if DIR belongs to this user and nobody else can write to it.
+# private DIR : succeeds if DIR belongs to this user and nobody else can write to it. rs_look is then how ls lists it.
 rs_private=
 private() {
 	[ "$1" != "$rs_private" ] || return 0
 	[ -O "$1" ] || return 1
-	case $(rs_clean && ls -ldn "$1/.") in
+	rs_look=$(rs_clean && ls -ldn "$1/.")
+	case $rs_look in
 	?????w* | ????????w* | '') return 1 ;;
 	esac
 	rs_private=$1
 } 2>/dev/null
 
 # rs_prepare : in a pooled shell, before each script: determines what holds for all scripts of the shell. rs_trusted is the
-# directory of all jobs, if it was private: checking that takes a fork, which costs more than the rest of a signal.
-rs_trusted=
+# directory of all jobs, if it was private, and rs_listed how ls lists it: a fork costs more than the rest of a signal.
+rs_trusted='' rs_listed=
 rs_prepare() {
 	rs_host
 	rs_identify
 	if [ -z "$rs_trusted" ] && [ -d "$rs_base" ] && private "$rs_base"; then
-		rs_trusted=$rs_base
+		rs_trusted=$rs_base rs_listed=$rs_look
 	fi
 	rs_private=
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::answer::{Ending, LOOK, Listener, PING, QUIT, Stream, garbage, hear};
+use super::answer::{Ending, LOOK, Listener, PING, QUIT, Stream, garbage, hear, position};
 use super::script::{Form, Script, file};
 use super::seen::{Note, Seen, Standing, job_line};
 use crate::connection::Shell;
@@ -259,13 +259,9 @@ impl Listener for Reading<'_> {
     }
 
     fn at(&mut self, words: &str) -> Result<(), Failure> {
-        let (index, stream, number) = match words.split_once(' ') {
-            Some(("out", number)) => (0, Stream::Out, number),
-            Some(("err", number)) => (1, Stream::Err, number),
-            _ => return Err(garbage(self.host, words.as_bytes())),
-        };
-        let number = number.parse();
-        let number: u64 = number.map_err(|_| garbage(self.host, words.as_bytes()))?;
+        let (stream, number) =
+            position(words).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
+        let index = usize::from(stream == Stream::Err);
         let at = self.progress.at.get_or_insert_default();
         let (skip, position) = match stream {
             Stream::Out => (&mut self.progress.out, &mut at.out),

@@ -1,14 +1,14 @@
 # Starts a job: creates its directory and files, detaches its supervisor and reports the result.
 # Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (the number of
 # bytes of input, or empty), rs_given (the names of the job's own variables), rs_stays (not empty if the job starts in this shell's
-# directory), and rs_more (`next` if stream.sh follows, or empty). All names begin with rs_: an assignment to a variable that the login exports would change the job's environment.
+# directory), rs_ring (ring.sh), rs_fifos (its pipes), and rs_more (`next` if stream.sh follows, or empty). All names begin
+# with rs_: an assignment to a variable that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : reports that nothing was started, and leaves nothing behind.
 rs_refuse() {
 	trap - EXIT
 	if [ -n "$rs_made" ]; then
 		cd /
-		[ -z "$rs_aside" ] || wait "$rs_aside"
 		# The supervisor may still write a last file.
 		rm -rf "$rs_made" || { sleep 1 && rm -rf "$rs_made"; }
 	fi 2>/dev/null
@@ -23,16 +23,18 @@ rs_refuse() {
 rs_give_up() {
 	rs_say refused start "no further process could be started there"
 	rs_mark end
-	# The background part could still write files there while they are removed.
-	[ -z "$rs_aside" ] || wait "$rs_aside"
 	cd / && exec rm -rf "${rs_made:-$rs_base/$rs_id}"
 }
 
 # rs_restore : writes rs_become, a function that executes a program in the restored environment (environ.sh).
 rs_restore() {
 	rs_restores || return
-	# What the shell remembers knows of no job's variables.
-	[ -z "$rs_given" ] || rs_words=''
+	# What the shell remembers may be about variables that the job has of its own.
+	for rs_name in $rs_given; do
+		case "$rs_words " in
+		*"-u $rs_name "* | *"$rs_name="*) rs_words='' ;;
+		esac
+	done
 	rs_remember
 	printf 'rs_become() {\nexec /usr/bin/env%s%s "$@"\n}\n' "$rs_words" "$rs_reset" >become
 } >/dev/null 2>&1
@@ -50,8 +52,8 @@ rs_monitors() {
 # shellcheck disable=SC2086,SC2016
 rs_detach() {
 	case $rs_how in
-	# The second setsid leads a group by then, so it forks.
-	setsid) $rs_scope setsid setsid /bin/sh "$@" ;;
+	# Of two, the second one leads a group, so it forks.
+	setsid) $rs_scope $rs_setsid /bin/sh "$@" ;;
 	perl) $rs_scope perl -MPOSIX -e 'defined($_ = fork) or die "fork: $!"; exit 0 if $_; POSIX::setsid(); exec @ARGV' \
 		/bin/sh "$@" ;;
 	python3) $rs_scope python3 -c 'import os, sys
@@ -66,10 +68,23 @@ os.execv(sys.argv[1], sys.argv[1:])' /bin/sh "$@" ;;
 	esac
 }
 
-rs_made='' rs_aside='' rs_trouble=''
-rs_mask=$(umask)
+# rs_write : writes the job's files. The job's end will overwrite the blanks of status.new, so a full disk can't lose it.
+rs_write() {
+	printf '%s\n' "$rs_meta" >meta &&
+		printf '%s\n' "$rs_cookie" >cookie &&
+		printf '%s\n' "$rs_supervise" >supervise &&
+		printf '%s\n' "$rs_job" >job &&
+		printf '%s %s %s\n' "$rs_boot" "$rs_machine" "$rs_node" >made &&
+		printf '%32s\n' '' >status.new &&
+		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
+		{ [ -z "$rs_ring" ] || printf '%s\n' "$rs_ring" >ring; } &&
+		true >out && true >err && true >pid && true >supervisor
+}
+
+rs_made=
 rs_home=${HOME-}
 rs_from=${rs_stays:+${PWD-}}
+rs_remember
 umask 077
 case $rs_base in
 *"$rs_newline"*) rs_refuse home "the path of the home directory holds a line break" ;;
@@ -85,10 +100,15 @@ esac
 ) || [ -d "$rs_base" ] || rs_refuse home "$rs_why"
 [ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user: remove it, or give it to this one"
 trap rs_give_up EXIT
-# Two processes side by side. A mkdir that failed runs again for its error message.
-mkdir -m 700 "$rs_base/$rs_id" 2>/dev/null &
-rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
-wait "$!" || rs_why=$(mkdir -m 700 "$rs_base/$rs_id" 2>&1) || rs_refuse home "$rs_why"
+rs_look=${rs_listed-}
+[ "$rs_base" = "${rs_trusted-}" ] || rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
+# Files in a directory with a default ACL inherit it. A mkdir that failed runs again for its error message.
+rs_locks=$rs_base/$rs_id/lock
+case $rs_look in
+??????????+*) rs_locks= ;;
+esac
+mkdir -m 700 "$rs_base/$rs_id" ${rs_locks:+"$rs_locks"} 2>/dev/null || rs_why=$(mkdir -m 700 "$rs_base/$rs_id" 2>&1) ||
+	rs_refuse home "$rs_why"
 rs_made=$rs_base/$rs_id
 case $rs_look in
 ?????w* | ????????w*)
@@ -101,34 +121,14 @@ esac
 rs_private=$rs_base
 cd -P "$rs_made" || rs_refuse home "$rs_made can't be entered"
 rs_shut=
-case $rs_look in
-??????????+*)
+if [ -z "$rs_locks" ]; then
 	setfacl -k . || python3 -c 'import os
 os.removexattr(".", "system.posix_acl_default")' || rs_shut=1
-	;;
-esac 2>/dev/null
-# Runs beside all that follows.
-{
 	mkdir -m 700 lock
-	date +%s >began
-	rs_restore
-} 2>/dev/null &
-rs_aside=$!
-
+fi 2>/dev/null
 rs_identify
-# The job's end will overwrite the blanks of status.new, so a full disk can't lose it.
-rs_why=$(
-	{
-		printf '%s\n' "$rs_meta" >meta &&
-			printf '%s\n' "$rs_cookie" >cookie &&
-			printf '%s\n' "$rs_supervise" >supervise &&
-			printf '%s\n' "$rs_job" >job &&
-			printf '%s %s %s\n' "$rs_boot" "$rs_machine" "$rs_node" >made &&
-			printf '%32s\n' '' >status.new &&
-			{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
-			: >out && : >err && : >pid && : >supervisor
-	} 2>&1
-) || rs_refuse disk "$rs_base: $rs_why"
+rs_restore
+rs_write 2>/dev/null || rs_why=$(rs_write 2>&1) || rs_refuse disk "$rs_base: $rs_why"
 # All input is here before the job starts. The client sends it when asked: the shell would read it as commands.
 if [ -n "$rs_size" ]; then
 	rs_say input
@@ -139,7 +139,10 @@ fi
 # A line in the FIFO says that the job has begun, or why not; its end of file, that the supervisor is gone. Korn shells don't
 # pass on descriptors, and keep copies of them, so there the files are polled.
 rs_tells=
-if mkfifo -m 600 ended 2>/dev/null && [ -z "${KSH_VERSION-}" ]; then
+# shellcheck disable=SC2086
+mkfifo -m 600 ended $rs_fifos 2>/dev/null || [ -z "$rs_fifos" ] || rs_why=$(mkfifo -m 600 $rs_fifos 2>&1) ||
+	rs_refuse disk "$rs_why"
+if [ -p ended ] && [ -z "${KSH_VERSION-}" ]; then
 	rs_tells=1
 	# Open for writing until the supervisor has it open: the job may end before this shell reads.
 	exec 5<>ended
@@ -175,13 +178,12 @@ if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 	esac
 fi
 
-# The job needs the environment, its time stamp and the lock's directory.
-wait "$rs_aside"
-rs_aside=
 [ -z "$rs_shut" ] || chmod go= ./*
-set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_machine" "$rs_node" "$rs_mask" "$rs_home" "${rs_from:-$rs_home}"
+rs_time
+set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_machine" "$rs_node" "$rs_mask" "$rs_home" \
+	"${rs_from:-$rs_home}" "$rs_began"
 # Until the supervisor runs, errors appear on this standard error.
-rs_trouble=$(rs_detach "$@" </dev/null 2>&1 >/dev/null 6<&-)
+{ rs_detach "$@"; } </dev/null >/dev/null 2>>err 6<&-
 
 rs_tries=0 rs_why=
 if [ -n "$rs_tells" ]; then
@@ -204,7 +206,7 @@ while [ -z "$rs_why" ]; do
 	else
 		rs_tries=$((rs_tries + 1))
 		[ "$rs_tries" -ne 300 ] || rs_flush
-		[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $rs_trouble"
+		[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 err)"
 		sleep 0.002 2>/dev/null || sleep 1
 	fi
 done

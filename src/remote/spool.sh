@@ -34,15 +34,29 @@ rs_go_on() {
 	sleep "$rs_time" 2>/dev/null || sleep 1
 }
 
-# rs_take STREAM : spools the pipe of that name. STREAM.end records where the stream ends; STREAM.full, that the disk was
-# full and the rest is lost.
+# rs_was_last READS : succeeds if dd read fewer blocks than it was told to, as at the end of a stream. READS is what dd says
+# of them: complete ones, plus partial ones.
+rs_was_last() {
+	case $1 in
+	*[!0-9+]* | +* | *+ | *+*+*) return 1 ;;
+	*+*) [ $((${1%+*} + ${1#*+})) -lt "$rs_blocks" ] ;;
+	*) return 1 ;;
+	esac
+}
+
+# rs_ring_bell : wakes who follows the job in the foreground (stream.sh).
+rs_ring_bell() {
+	[ ! -p bell ] || echo ring 1<>bell
+}
+
+# rs_take STREAM : spools the pipe of that name. STREAM.end tells that all of it is here; STREAM.full, that the disk was full
+# and the rest is lost.
 rs_take() {
 	rs_clean
 	exec <"$1.pipe"
 	rs_at=0
-	# Two files stay for readers, so they are small compared to the limit.
-	rs_blocks=$((rs_limit / 4 / 65536))
-	[ "$rs_blocks" -le 256 ] || rs_blocks=256
+	# The first bytes are told at once.
+	rs_blocks=1
 	rs_most=$rs_limit
 	while :; do
 		while
@@ -60,15 +74,26 @@ rs_take() {
 				exit
 			fi
 		done
-		if ! dd bs=65536 count="$rs_blocks" of="$1.$rs_at" 2>/dev/null; then
+		# shellcheck disable=SC2069 # what it says on standard error is not for the file
+		if ! rs_told=$(dd bs=65536 count="$rs_blocks" 2>&1 >>"$1.$rs_at"); then
 			mv "$1.spare" "$1.full"
+			rs_ring_bell
 			exit
+		fi
+		! rs_was_last "${rs_told%%" "*}" || break
+		if [ "$rs_blocks" -eq 1 ]; then
+			rs_ring_bell
+			# Two files stay for readers, so they are small compared to the limit.
+			rs_blocks=$((rs_limit / 4 / 65536))
+			[ "$rs_blocks" -le 256 ] || rs_blocks=256
+			continue
 		fi
 		rs_sum "$1.$rs_at"
 		[ "$rs_total" -gt 0 ] || break
 		rs_at=$((rs_at + rs_total))
 	done
-	printf '%s\n' "$rs_at" >"$1.end"
+	: >"$1.end"
+	rs_ring_bell
 }
 
 # rs_give : feeds the input to the job as it arrives, up to the size in in.end. The job sees end of file there, and nowhere
@@ -105,18 +130,6 @@ rs_give() {
 }
 
 rs_spool() {
-	rs_fifos=
-	for rs_part in $rs_pipes; do
-		rs_fifos="$rs_fifos $rs_part.pipe"
-		[ -z "$rs_ring" ] || [ "$rs_part" = in ] || rs_fifos="$rs_fifos $rs_part.busy"
-	done
-	# Before the pipes, which readers go by.
-	[ -z "$rs_ring" ] || printf '%s\n' "$rs_ring" >ring
-	# shellcheck disable=SC2086
-	if ! rs_why=$(mkfifo -m 600 $rs_fifos 2>&1); then
-		printf 'disk %s\n' "$rs_why" >refused
-		exit
-	fi
 	[ -z "$rs_open" ] || : >in.open
 	[ -z "$rs_ring" ] || rs_hold_pipes
 	for rs_part in $rs_pipes; do

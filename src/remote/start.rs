@@ -48,8 +48,50 @@ pub struct StartRequest<'a> {
     pub log_max: Option<&'a LogMax>,
     /// Its streams are passed on to whoever runs it in the foreground.
     pub spool: Option<Spool>,
+    /// So many bytes of each of its streams are passed on once it has ended.
+    pub last: Option<u64>,
     /// The job ends when whoever holds it is gone for so long.
     pub tether: Option<Tether>,
+}
+
+impl StartRequest<'_> {
+    /// Which of the streams are pipes: `out`, `err`, `in`.
+    fn pipes(&self) -> Vec<&'static str> {
+        let outputs = self.spool.is_some() || self.log_max.is_some();
+        let input = self.open || self.spool.is_some_and(|spool| spool.input);
+        let each = [
+            ("out", outputs),
+            ("err", outputs && !self.merge),
+            ("in", input),
+        ];
+        each.into_iter()
+            .filter_map(|(stream, is_pipe)| is_pipe.then_some(stream))
+            .collect()
+    }
+
+    /// Whether the script goes on with the job's streams.
+    fn is_followed(&self) -> bool {
+        self.spool.is_some() || self.last.is_some()
+    }
+
+    /// The FIFOs of these streams, and the bell of whoever follows them.
+    fn fifos(&self) -> Vec<String> {
+        let bell = self.is_followed().then(|| "bell".to_owned());
+        let pipes = self.pipes().into_iter();
+        let busy = |stream| self.log_max.is_some() && stream != "in";
+        pipes
+            .flat_map(|stream| {
+                let busy = busy(stream).then(|| format!("{stream}.busy"));
+                [Some(format!("{stream}.pipe")), busy].into_iter().flatten()
+            })
+            .chain(bell)
+            .collect()
+    }
+
+    /// How much of each output is kept, as its user wrote it.
+    fn ring(&self) -> &str {
+        self.log_max.map_or("", |max| max.word.as_str())
+    }
 }
 
 /// What a job is to read, all of it.
@@ -359,7 +401,7 @@ fn refused(host: &str, rest: &str) -> Failure {
 impl Script {
     /// Starts a job.
     pub(super) fn start(request: &StartRequest) -> Result<Self, Failure> {
-        let mut script = Self::begin(if request.spool.is_some() {
+        let mut script = Self::begin(if request.is_followed() {
             ABOUT_JOBS
         } else {
             TO_START
@@ -370,7 +412,7 @@ impl Script {
         script.set("rs_meta", request.meta)?;
         script.set("rs_cookie", request.cookie)?;
         script.set("rs_stays", if request.stays { "1" } else { "" })?;
-        script.set("rs_more", if request.spool.is_some() { "next" } else { "" })?;
+        script.set("rs_more", if request.is_followed() { "next" } else { "" })?;
         script.set(
             "rs_timeout",
             request.timeout.map(seconds).unwrap_or_default(),
@@ -384,20 +426,24 @@ impl Script {
         )?;
         let given: Vec<&str> = request.env.iter().map(|(name, _)| name.as_str()).collect();
         script.set("rs_given", given.join(" "))?;
+        script.set("rs_ring", request.ring())?;
+        script.set("rs_fifos", request.fifos().join(" "))?;
         script.set("rs_supervise", OsStr::from_bytes(&supervisor(request)?))?;
         script.set("rs_job", OsStr::from_bytes(&job_script(request)?))?;
         script.include(file!("spawn"));
-        script.form = match (request.input.is_some(), request.spool.is_some()) {
+        script.form = match (request.input.is_some(), request.is_followed()) {
             (true, _) => Form::Last,
             (false, true) => Form::Stream,
             (false, false) => Form::Pooled,
         };
-        if request.spool.is_some() {
+        if request.is_followed() {
             script.call("about_jobs", &[])?;
             script.include(file!("stream"));
+            let last = request.last.map(|last| last.to_string());
+            script.set("rs_wanted", last.unwrap_or_default())?;
             script
                 .body
-                .extend_from_slice(b"place=$rs_made\nrun_along 0 0\n");
+                .extend_from_slice(b"run_started ${rs_why#begun }\n");
         }
         Ok(script)
     }
@@ -436,15 +482,15 @@ fn seconds(time: Duration) -> String {
 /// The script of a job's supervisor.
 fn supervisor(request: &StartRequest) -> Result<Vec<u8>, Failure> {
     let mut script = Script::file_of_its_own();
-    let has_pipes = request.spool.is_some() || request.log_max.is_some();
-    let (output, errors) = match (has_pipes, request.merge) {
+    let pipes = request.pipes();
+    let has = |stream| pipes.contains(&stream);
+    let (output, errors) = match (has("out"), request.merge) {
         (true, true) => ("out.pipe", "out.pipe"),
         (true, false) => ("out.pipe", "err.pipe"),
         (false, true) => ("out", "out"),
         (false, false) => ("out", "err"),
     };
-    let has_pipe = request.open || request.spool.is_some_and(|spool| spool.input);
-    let input = match (request.input, has_pipe) {
+    let input = match (request.input, has("in")) {
         (Some(_), _) => "input",
         (None, true) => "in.pipe",
         (None, false) => "/dev/null",
@@ -459,14 +505,9 @@ fn supervisor(request: &StartRequest) -> Result<Vec<u8>, Failure> {
         beside.push("rs_guard");
         script.include(file!("watch"));
     }
-    if has_pipes || request.open {
+    if !pipes.is_empty() {
         beside.push("rs_spool");
-        let outputs = match (has_pipes, request.merge) {
-            (true, true) => "out",
-            (true, false) => "out err",
-            (false, _) => "",
-        };
-        let ring = request.log_max.map_or("", |max| max.word.as_str());
+        let ring = request.ring();
         script.set("rs_ring", ring)?;
         let taker = if ring.is_empty() {
             "rs_take"
@@ -475,10 +516,7 @@ fn supervisor(request: &StartRequest) -> Result<Vec<u8>, Failure> {
         };
         script.set("rs_taker", taker)?;
         let limit = request.spool.map_or(0, |spool| spool.limit);
-        script.set(
-            "rs_pipes",
-            format!("{outputs}{}", if has_pipe { " in" } else { "" }),
-        )?;
+        script.set("rs_pipes", pipes.join(" "))?;
         script.set("rs_open", if request.open { "1" } else { "" })?;
         script.set("rs_limit", limit.to_string())?;
         script.include(file!("spool"));

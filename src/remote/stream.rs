@@ -1,12 +1,12 @@
 //! The script that stays with a job in the foreground: its output as it comes, its input, and its heartbeats, all over one
 //! shell.
 
-use super::answer::{Ending, Hearing, LOOK, Listener, PING, QUIT, Stream, garbage};
+use super::answer::{Ending, Hearing, LOOK, Listener, PING, QUIT, Stream, garbage, position};
 use super::script::{Form, Script, file};
 use super::seen::job_line;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
-use crate::job::{EndedBy, Epoch, State};
+use crate::job::{EndedBy, Epoch, Record, State, now};
 
 /// How far the two streams have been passed on, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,19 +27,34 @@ pub struct End {
     pub disk_full: bool,
 }
 
+impl End {
+    /// Takes it into the job's record.
+    pub fn update(&self, record: &mut Record) {
+        record.state = self.state;
+        record.exit_status = self.exit_status;
+        record.finished_at = self.finished_at;
+        record.ended_by = self.ended_by;
+        record.timed_out = self.ended_by == Some(EndedBy::Timeout);
+        record.checked_at = Some(now());
+    }
+}
+
 /// Who has the job in the foreground.
 pub trait Runner {
     /// The script takes lines from now on.
-    fn begun(&mut self);
+    fn begun(&mut self) {}
 
     /// Takes output.
     fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure>;
 
+    /// Where a stream begins that is given in part.
+    fn at(&mut self, _stream: Stream, _position: u64) {}
+
     /// The host has `total` bytes of the input, and room for so many more.
-    fn have(&mut self, total: u64, room: u64);
+    fn have(&mut self, _total: u64, _room: u64) {}
 
     /// The job's time limit or its tether could not end it.
-    fn unkept(&mut self);
+    fn unkept(&mut self) {}
 
     /// Says a line that asks the script for a sign of life.
     fn ping(&mut self, line: &[u8]);
@@ -105,6 +120,12 @@ impl Listener for Streaming<'_> {
 
     fn unkept(&mut self) {
         self.runner.unkept();
+    }
+
+    fn at(&mut self, words: &str) -> Result<(), Failure> {
+        let (stream, at) = position(words).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
+        self.runner.at(stream, at);
+        Ok(())
     }
 
     fn reply(&mut self) -> Option<Vec<u8>> {

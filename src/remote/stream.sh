@@ -17,6 +17,8 @@
 
 # Not empty for who has the job in the foreground.
 rs_runs=
+# How many bytes of each stream are to come, all of them at the job's end; or nothing.
+rs_wanted=
 # How many bytes of input may wait here for the job.
 rs_input_max=16777216
 
@@ -93,9 +95,9 @@ reach() {
 	[ "$skip" -eq 0 ] || eval "seek $skip <&$3"
 }
 
-# tell_at STREAM POSITION : if it is a ring, says where the stream goes on.
+# tell_at STREAM POSITION : if anything is left out, says where the stream goes on.
 tell_at() {
-	[ ! -e ring ] || printf '\001%s at %s %s\n' "$rs_nonce" "$1" "$2"
+	[ ! -e ring ] && [ -z "$rs_wanted" ] || printf '\001%s at %s %s\n' "$rs_nonce" "$1" "$2"
 }
 
 # is_written : succeeds if all of an ended job's output is in its files. Other processes may hold its pipes, so that is not
@@ -304,8 +306,20 @@ begin_data() {
 	[ -z "$has_err" ] || tell_at err "$err_from"
 }
 
+# reach_last : opens both streams that many bytes before their ends.
+reach_last() {
+	sizes
+	open_at "$((out_size > rs_wanted ? out_size - rs_wanted : 0))" "$((err_size > rs_wanted ? err_size - rs_wanted : 0))"
+	tell_at out "$out_from"
+	tell_at err "$err_from"
+}
+
 # flow : copies all that is there of the requested streams.
 flow() {
+	if [ -n "$rs_wanted" ]; then
+		[ -n "$over" ] || return 0
+		reach_last
+	fi
 	if [ -e ring ] && [ -n "$over" ]; then
 		kept out
 		out_last=$last
@@ -320,17 +334,48 @@ flow() {
 	fi
 }
 
+# await_event : waits for a line in the bell of a foreground job: of its supervisor or a spooler, `gone` of the reader of the
+# client's lines, or `tick` after step milliseconds. Other streams only sleep. Adds to elapsed and to waited what it has slept.
+timer=
+await_event() {
+	event=tick
+	if [ -z "$rings" ]; then
+		nap "$step"
+	else
+		rs_flush
+		if [ -z "$timer" ] || [ "$step" -lt "$timer" ]; then
+			timer=$step
+			(
+				nap "$timer"
+				echo "tick $timer" >&4
+			) </dev/null >/dev/null 2>&1 3<&- 6<&- 7<&- &
+		fi
+		read -r event span <&4
+		[ "$event" = tick ] || return 0
+		elapsed=$((elapsed + span))
+		[ "$span" != "$timer" ] || timer=
+	fi
+}
+
 # stream OUT_AT ERR_AT : in the job's directory, after `look`, follows the output to the job's end. has_out and has_err say
 # which streams are requested, inodes which files the positions belong to.
 stream() {
-	[ -p out.pipe ] || measure
+	[ -p out.pipe ] || [ -n "$rs_wanted" ] || measure
 	open_at "$1" "$2"
-	[ ! -p out.pipe ] || measure
-	[ -z "$rs_runs" ] || relieve
+	rings=
+	if [ -n "$rs_runs" ]; then
+		relieve
+		[ ! -p bell ] || { exec 4<>bell && rings=1; }
+	elif [ -p out.pipe ]; then
+		measure
+	fi
 	exec 3<&0
 	(
 		trap '' HUP INT QUIT TERM USR1 USR2
 		obey
+		set -- $?
+		[ -z "$rings" ] || echo gone >&4
+		exit "$1"
 	) 2>/dev/null 6<&- 7<&- &
 	reader=$!
 	if [ -n "$rs_runs" ]; then
@@ -338,7 +383,7 @@ stream() {
 		printf '%s %s\n' "$reader" "$rs_birth" >reader
 	fi
 	begin_data
-	step=5 round=0 patience=1000 cut='' fresh=1 told=''
+	step=5 round=0 patience=1000 cut='' fresh=1 told='' now=${now-}
 	while :; do
 		# Checked before the read, so that everything written before the end is read.
 		over=
@@ -353,26 +398,32 @@ stream() {
 			;;
 		esac
 		[ -z "$fresh" ] || flow
-		if [ -n "$over" ]; then
-			[ "$patience" -gt 0 ] || break
-			patience=$((patience - step))
-		fi
-		nap "$step"
-		kill -0 "$reader" 2>/dev/null || break
-		before=$now was="${out_size-} ${err_size-}" fresh=
-		measure
-		# shellcheck disable=SC2086
-		if is_cut $was "$inodes"; then
-			cut=1
+		[ -z "$over" ] || [ "$patience" -gt 0 ] || break
+		since=$elapsed
+		await_event
+		[ -z "$over" ] || patience=$((patience - elapsed + since))
+		if [ "$event" = gone ] || ! kill -0 "$reader" 2>/dev/null; then
 			break
 		fi
-		if [ "$before" != "$now" ]; then
+		before=$now was="${out_size-} ${err_size-}" fresh=
+		if [ "$event" = tick ] && [ -z "$rs_wanted" ]; then
+			measure
+			# shellcheck disable=SC2086
+			if is_cut $was "$inodes"; then
+				cut=1
+				break
+			fi
+		fi
+		if [ "$event" != tick ] || [ "$before" != "$now" ]; then
 			step=5 fresh=1
 		elif [ "$step" -lt 80 ]; then
 			step=$((step * 2))
+		elif [ -n "$rings" ] && [ "$out_at$err_at" = 00 ] && is_empty 6 && is_empty 7; then
+			# Their first bytes ring.
+			step=900
 		fi
 		round=$((round + 1))
-		if [ -z "$over" ] && { [ -e status ] || [ $((round % 16)) -eq 0 ]; }; then
+		if [ -z "$over" ] && { [ -e status ] || [ "$step" -gt 80 ] || [ $((round % 16)) -eq 0 ]; }; then
 			look
 			if [ -z "$told" ] && [ -e unkept ]; then
 				told=1
@@ -409,7 +460,8 @@ bury() {
 		esac
 	done
 	rm -rf "$@"
-	find .. -name gone -mmin +1 | while read -r gone; do
+	set -- ../*/gone
+	[ $# -eq 1 ] || find "$@" -prune -mmin +1 | while read -r gone; do
 		rm -rf "${gone%/gone}"
 	done
 } 2>/dev/null
@@ -426,7 +478,19 @@ run_along() {
 	until [ -e out.0 ] || [ -e "out.$1" ] || [ "$elapsed" -gt 2000 ]; do
 		nap 5
 	done
-	[ -e err.0 ] || : >>err.0
+	run_on "$1" "$2"
+}
+
+# run_started PID PGID BIRTH BOOT SYSTEM BEGAN MACHINE NODE : the same for a job that has just been started here.
+run_started() {
+	rs_runs=1
+	unknown
+	state=running pid=$1 pgid=$2 birth=$3 boot=$4 system=$5 began=$6 machine=$7 home=$8
+	run_on 0 0
+}
+
+run_on() {
+	[ -n "$rs_wanted" ] || [ -e err.0 ] || : >>err.0
 	report 0
 	has_out=1 has_err=1 inodes=
 	stream "$1" "$2"

@@ -1,8 +1,8 @@
 # Owns one job: runs it as its foreground child, in a session of its own, and records its end.
 # Given by the client: rs_input, rs_output and rs_errors, the job's standard files, and rs_beside, functions that start
 # background processes. Those in rs_watchdogs end with the job.
-# $1: how to make a session; $2 to $8 are passed to the job: system, boot, machine, node, umask, home directory,
-# starting directory.
+# $1: how to make a session; $2 to $9 are passed to the job: system, boot, machine, node, umask, home directory,
+# starting directory, time of the start.
 
 # rs_nap HUNDREDTHS : sleeps through signals (a trap cuts a wait short). Fails if the sleep was cut short or can't start.
 rs_nap() {
@@ -86,10 +86,12 @@ rs_how=$1 rs_system=$2 rs_boot=$3
 shift
 # Caught, not ignored: a stray signal must not end the supervisor, and the job must have every signal at its default.
 trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
-(
-	rs_clean
+# In a subshell if the job gets the environment of this one.
+if [ -s become ]; then
 	rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor
-)
+else
+	(rs_clean && rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor)
+fi
 # A line in the FIFO tells its reader that the job has begun; end of file, that the job is over. Opened for both, since that
 # does not wait for a reader.
 [ ! -p ended ] || exec 5<>ended
@@ -127,6 +129,11 @@ rs_code=$?
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
 rs_clean
 echo "$rs_code" 1<>status.new
+# They have time to end while date runs.
+for rs_one in $rs_watchdogs; do
+	kill -ALRM "$rs_one"
+done 2>/dev/null
+rs_ended=$(date +%s)
 rs_dismiss
 
 if [ ! -s pid ]; then
@@ -139,9 +146,10 @@ rs_why=
 [ ! -e untied ] || rs_why=tether
 [ ! -e expired ] || rs_why=timeout
 # Over the blanks that were written at the start. If the disk is full nevertheless, try again.
-until printf '%s %s %s\n' "$rs_code" "$(date +%s)" "$rs_why" 1<>status.new && mv -f status.new status; do
+until printf '%s %s %s\n' "$rs_code" "$rs_ended" "$rs_why" 1<>status.new && mv -f status.new status; do
 	[ -d "$PWD" ] || exit
 	sleep 5
 done
 exec 5>&-
-rm -f job supervise become began
+[ ! -p bell ] || echo ring 1<>bell
+exec rm -f job supervise become

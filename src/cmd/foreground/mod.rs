@@ -23,7 +23,7 @@ use crate::cmd::start::{self, Flow};
 use crate::connection::{HostConnection, Permits, Policy, PrivateConnection, ShellInput};
 use crate::error::{Failure, Kind, exit, no_thread, reason};
 use crate::host::Destination;
-use crate::job::{EndedBy, JobId, Record, State, now};
+use crate::job::{JobId, Record, State};
 use crate::remote::Sink;
 use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
@@ -186,12 +186,7 @@ pub fn run(
             held.end_job(&record);
         }
         let (end, forgotten) = result?;
-        record.state = end.state;
-        record.exit_status = end.exit_status;
-        record.finished_at = end.finished_at;
-        record.ended_by = end.ended_by;
-        record.timed_out = end.ended_by == Some(EndedBy::Timeout);
-        record.checked_at = Some(now());
+        end.update(&mut record);
         let store = &mut context.lock().store;
         store.update([&record]);
         if forgotten {

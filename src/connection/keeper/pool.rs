@@ -22,6 +22,10 @@ const IDLE_SHELL_MAX: Duration = Duration::from_secs(20);
 const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
 /// How soon after a script that has signalled a job the job's relay ends.
 const RELAY_END_LAG: Duration = Duration::from_millis(50);
+/// A relay is started once no command has come for so long, but not later than so long after its job: it takes the
+/// processors of whoever starts jobs in a loop.
+const QUIET_BEFORE_RELAY: Duration = Duration::from_millis(150);
+const RELAY_DELAY_MAX: Duration = Duration::from_secs(2);
 /// How long the keeper's last processes may take to end.
 const PROCESS_END_MAX: Duration = Duration::from_millis(500);
 use super::pump::CLOSE_LAG;
@@ -84,7 +88,9 @@ impl Keeper {
             }
         }
         // Relays get what is left, and never the last shell.
-        while self.relays_to_be.front().is_some() {
+        let due = self.relays_due();
+        self.relays_put_off = due.filter(|due| *due > Instant::now());
+        while self.relays_put_off.is_none() && !self.relays_to_be.is_empty() {
             if self.relays() >= self.relays_allowed() {
                 self.relays_to_be.clear();
                 break;
@@ -93,7 +99,7 @@ impl Keeper {
                 wanted += 1;
                 break;
             };
-            if let Some((relay, script)) = self.relays_to_be.pop_front()
+            if let Some((_, relay, script)) = self.relays_to_be.pop_front()
                 && let Some(channel) = self.channels.get_mut(&channel)
             {
                 let proven = if relay.is_proven() { "1" } else { "" };
@@ -167,6 +173,12 @@ impl Keeper {
                 .values()
                 .any(|channel| channel.is_about_to_end(short))
                 || follows())
+    }
+
+    /// When the next relay is to be started.
+    fn relays_due(&self) -> Option<Instant> {
+        let (since, ..) = self.relays_to_be.front()?;
+        Some((self.visited + QUIET_BEFORE_RELAY).min(*since + RELAY_DELAY_MAX))
     }
 
     pub(super) fn relays(&self) -> usize {

@@ -26,6 +26,7 @@ impl Keeper {
             if !is_ours(&stream) || stream.set_nonblocking(true).is_err() {
                 continue;
             }
+            self.visited = now;
             self.next_id += 1;
             let client = Client {
                 stream,
@@ -150,7 +151,7 @@ impl Keeper {
             Request::Relay { job, word, script } => {
                 if self.lifeline.is_none() && self.relays_to_be.len() < RELAYS_MAX {
                     let relay = Relay::new(job, word, self.trust, now);
-                    self.relays_to_be.push_back((relay, script));
+                    self.relays_to_be.push_back((now, relay, script));
                 }
             }
             Request::Cancel { script } => {

@@ -78,8 +78,12 @@ pub struct Keeper {
     /// What every shell is given ahead of its script.
     pub(super) primer: Primer,
     pub(super) clients: BTreeMap<ClientId, Client>,
-    /// Relays that get a channel when one is spare, and the scripts that start them.
-    pub(super) relays_to_be: VecDeque<(Relay, String)>,
+    /// Relays that get a channel when one is spare: since when they wait, and the scripts that start them.
+    pub(super) relays_to_be: VecDeque<(Instant, Relay, String)>,
+    /// Until when, where it is too early for them.
+    pub(super) relays_put_off: Option<Instant>,
+    /// When the last command came.
+    pub(super) visited: Instant,
     /// Scripts that cancel starts which were given up.
     pub(super) cancels: VecDeque<String>,
     pub(super) channels: BTreeMap<ChannelId, ShellChannel>,
@@ -170,6 +174,8 @@ impl Keeper {
             primer,
             clients: BTreeMap::new(),
             relays_to_be: VecDeque::new(),
+            relays_put_off: None,
+            visited: now,
             cancels: VecDeque::new(),
             channels: BTreeMap::new(),
             next_id: 0,
@@ -415,6 +421,7 @@ impl Keeper {
             .chain(waits)
             .chain(returns)
             .chain(beats)
+            .chain(self.relays_put_off)
             .chain(self.leaves_by)
         {
             until = until.min(deadline);

@@ -1,9 +1,13 @@
 //! `ssh_exec`: runs a command to its end, and gives what it wrote.
 //!
-//! It is a job like any other: its host enforces the time limit, even if this server dies. If the answer holds the whole
-//! output, the job is removed at once.
+//! It is a job like any other: its host enforces the time limit, even if this server dies. The script that starts it gives
+//! its streams once it has ended; if that is interrupted, the job is waited for and read as others are. If the answer holds
+//! the whole output, the job is removed at once.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
 
 use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,12 +15,15 @@ use serde::{Deserialize, Serialize};
 use super::answer::Problem;
 use super::{Call, Tool};
 use crate::cmd::context::Context;
-use crate::cmd::{start, tail};
+use crate::cmd::start::{Flow, Request, to_its_end};
+use crate::cmd::tail;
+use crate::connection::{HostConnection, Policy, ShellInput};
 use crate::error::{Failure, Kind};
 use crate::host::Host;
-use crate::job::{JobId, JobWord};
+use crate::job::{EndedBy, JobId, JobWord, Record, State};
 use crate::remote::Stream;
 use crate::remote::output::From as TailStart;
+use crate::remote::stream::{self, End, Runner};
 use crate::servers::one::{await_end, remove};
 use crate::servers::start::NewJob;
 
@@ -108,8 +115,19 @@ impl Tool for Exec {
         request.job.timeout = Some(timeout);
         request.id = Some(id);
         request.start_by = Some(now + timeout + ANSWER_WAIT);
-        let started = start::spawn(call.context, request)?.record;
+        request.last = Some(OUTPUT_MAX as u64);
+        let (started, ending) = start(call, &request)?;
         let job = JobWord::from(&started);
+        if let Some((end, ends)) = ending {
+            answer.exit_status = end.exit_status;
+            answer.timed_out = end.ended_by == Some(EndedBy::Timeout);
+            answer.take(ends);
+            if answer.is_whole() {
+                call.context.store.remove(&started);
+                answer.job_id = None;
+            }
+            return Ok(());
+        }
         let until = Instant::now() + timeout + END_WAIT;
         let record = await_end(call.context, &job, until, call.gone)?.record;
         if !record.state.is_finished() {
@@ -120,11 +138,103 @@ impl Tool for Exec {
         answer.exit_status = record.exit_status;
         answer.timed_out = record.timed_out;
         answer.read(call.context, &job)?;
-        if !answer.stdout_cut && !answer.stderr_cut {
+        if answer.is_whole() {
             remove(call.context, &job, false)?;
             answer.job_id = None;
         }
         Ok(())
+    }
+}
+
+/// Starts the job, and hears of its end where nothing interrupts that.
+fn start(call: &mut Call<'_>, request: &Request) -> Result<(Record, Option<(End, Ends)>), Failure> {
+    let policy = Policy {
+        starts: true,
+        ..call.context.policy
+    };
+    let connection = HostConnection::new(&request.destination, &policy);
+    let (spawned, flow) = to_its_end(call.context, &connection, request)?;
+    let Some(Flow {
+        mut shell,
+        mut hearing,
+    }) = flow
+    else {
+        return Ok((spawned.record, None));
+    };
+    let mut reader = Reader {
+        gone: call.gone,
+        input: shell.input().ok().map(Arc::new),
+        ends: Ends::default(),
+    };
+    let host = connection.host();
+    let end = stream::go_on(&host, shell.as_mut(), &mut hearing, &mut reader);
+    let mut record = spawned.record;
+    // Whatever interrupted it, the job is asked about anew.
+    let end = end.ok().flatten().filter(|end| end.state == State::Exited);
+    if let Some(end) = &end {
+        end.update(&mut record);
+        call.context.store.update([&record]);
+    }
+    Ok((record, end.map(|end| (end, reader.ends))))
+}
+
+/// The ends of both streams.
+#[derive(Default)]
+struct Ends {
+    texts: [Vec<u8>; 2],
+    cut: [bool; 2],
+}
+
+impl Ends {
+    fn add(&mut self, stream: Stream, bytes: &[u8]) {
+        let index = usize::from(stream == Stream::Err);
+        self.texts[index].extend_from_slice(bytes);
+        // What is written meanwhile comes too.
+        let excess = self.texts[index].len().saturating_sub(OUTPUT_MAX);
+        self.texts[index].drain(..excess);
+        self.cut[index] |= excess > 0;
+    }
+}
+
+/// Hears of the job's end.
+struct Reader<'a> {
+    gone: &'a CancellationToken,
+    input: Option<Arc<ShellInput>>,
+    ends: Ends,
+}
+
+impl Runner for Reader<'_> {
+    fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
+        self.ends.add(stream, bytes);
+        Ok(())
+    }
+
+    fn at(&mut self, stream: Stream, position: u64) {
+        self.ends.cut[usize::from(stream == Stream::Err)] |= position > 0;
+    }
+
+    fn ping(&mut self, line: &[u8]) {
+        if let Some(input) = &self.input {
+            // After the last line nothing more is said.
+            let _ = input.write(line);
+        }
+    }
+
+    fn wants_pause(&self) -> bool {
+        self.gone.is_cancelled()
+    }
+
+    fn finish(&mut self, line: &str, now: bool) -> bool {
+        match &self.input {
+            Some(input) if now => return input.try_finish(line),
+            Some(input) => input.finish(line),
+            None => {}
+        }
+        true
+    }
+
+    fn forgets(&mut self, end: &End) -> bool {
+        end.state == State::Exited && !self.ends.cut.contains(&true)
     }
 }
 
@@ -140,20 +250,26 @@ impl Answer {
             enough: None,
             gone: &|_| (),
         };
-        let mut cut = [false; 2];
-        let mut texts = [Vec::new(), Vec::new()];
+        let mut ends = Ends::default();
         let read = tail::tail(context, job, &request, &mut |stream, bytes| {
-            let index = usize::from(stream == Stream::Err);
-            texts[index].extend_from_slice(bytes);
-            // What is written meanwhile comes too.
-            let excess = texts[index].len().saturating_sub(OUTPUT_MAX);
-            texts[index].drain(..excess);
-            cut[index] |= excess > 0;
+            ends.add(stream, bytes);
             Ok(())
         })?;
-        [self.stdout_cut, self.stderr_cut] =
-            [0, 1].map(|index| cut[index] || read.begin[index] > 0);
-        [self.stdout, self.stderr] = texts.map(|text| String::from_utf8_lossy(&text).into_owned());
+        for (cut, begin) in ends.cut.iter_mut().zip(read.begin) {
+            *cut |= begin > 0;
+        }
+        self.take(ends);
         Ok(())
+    }
+
+    fn take(&mut self, ends: Ends) {
+        [self.stdout_cut, self.stderr_cut] = ends.cut;
+        [self.stdout, self.stderr] = ends
+            .texts
+            .map(|text| String::from_utf8_lossy(&text).into_owned());
+    }
+
+    fn is_whole(&self) -> bool {
+        !self.stdout_cut && !self.stderr_cut
     }
 }
