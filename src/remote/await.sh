@@ -14,7 +14,7 @@ lingers() {
 
 # await MILLISECONDS : waits until all jobs in `left` have ended, or the time is up; reports each job as it ends.
 await() {
-	elapsed=0 step=5 round=0
+	elapsed=0 step=3 round=0
 	while [ -n "$left" ]; do
 		waiting=$left left=
 		for index in $waiting; do

@@ -16,16 +16,6 @@ rs_boot_time() {
 	rs_epoch="$((${rs_now%.*} - ${rs_up%.*} + rs_rest / 100 - 1)) $((rs_rest % 100))"
 }
 
-# rs_time : sets rs_began to the time, in seconds.
-rs_time() {
-	if [ -n "$rs_epoch" ]; then
-		read -r rs_up rs_rest </proc/uptime
-		rs_began=$((${rs_epoch% *} + ${rs_up%.*} + (${rs_epoch#* } + 1${rs_up#*.} - 100) / 100))
-	else
-		rs_began=$(date +%s)
-	fi
-}
-
 # rs_environ BYTE : prints the arguments for env(1) that turn the environment which this shell passes on into the one it was
 # given, but for the job's own variables, rs_given: a value there may be a secret. BYTE (octal) stands for a newline within a
 # value. Run it in another directory than the shell's, as a job is.

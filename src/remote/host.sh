@@ -54,6 +54,16 @@ rs_host() {
 	esac
 }
 
+# rs_time : sets rs_now to the time in seconds, by rs_epoch (environ.sh) if that is known: date is a process.
+rs_time() {
+	if [ -n "$rs_epoch" ]; then
+		read -r rs_up rs_rest </proc/uptime
+		rs_now=$((${rs_epoch% *} + ${rs_up%.*} + (${rs_epoch#* } + 1${rs_up#*.} - 100) / 100))
+	else
+		rs_now=$(date +%s)
+	fi
+}
+
 # rs_identify : sets rs_machine to an identity that survives reboots, a colon, and the start time of process 1. A container
 # shares its host's boot id, so only that start time tells one start of the container from the next.
 rs_identify() {

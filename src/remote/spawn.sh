@@ -181,7 +181,7 @@ fi
 [ -z "$rs_shut" ] || chmod go= ./*
 rs_time
 set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_machine" "$rs_node" "$rs_mask" "$rs_home" \
-	"${rs_from:-$rs_home}" "$rs_began"
+	"${rs_from:-$rs_home}" "$rs_now" "$rs_epoch"
 # Until the supervisor runs, errors appear on this standard error.
 { rs_detach "$@"; } </dev/null >/dev/null 2>>err 6<&-
 

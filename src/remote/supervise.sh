@@ -2,7 +2,7 @@
 # Given by the client: rs_input, rs_output and rs_errors, the job's standard files, and rs_beside, functions that start
 # background processes. Those in rs_watchdogs end with the job.
 # $1: how to make a session; $2 to $9 are passed to the job: system, boot, machine, node, umask, home directory,
-# starting directory, time of the start.
+# starting directory, time of the start. ${10}: the time of the boot, or nothing (environ.sh).
 
 # rs_nap HUNDREDTHS : sleeps through signals (a trap cuts a wait short). Fails if the sleep was cut short or can't start.
 rs_nap() {
@@ -82,7 +82,7 @@ rs_end_job() {
 
 # The starting shell's standard error is not ours to keep.
 exec 2>/dev/null
-rs_how=$1 rs_system=$2 rs_boot=$3
+rs_how=$1 rs_system=$2 rs_boot=$3 rs_began=$9 rs_epoch=${10}
 shift
 # Caught, not ignored: a stray signal must not end the supervisor, and the job must have every signal at its default.
 trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
@@ -129,27 +129,26 @@ rs_code=$?
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
 rs_clean
 echo "$rs_code" 1<>status.new
-# They have time to end while date runs.
-for rs_one in $rs_watchdogs; do
-	kill -ALRM "$rs_one"
-done 2>/dev/null
-rs_ended=$(date +%s)
-rs_dismiss
 
 if [ ! -s pid ]; then
 	rs_why="start it ended with status $rs_code before it ran: $(head -c 300 err)"
 	[ -s refused ] || printf '%s\n' "$rs_why" >refused
 	printf 'refused %s\n' "$rs_why" >&5
+	rs_dismiss
 	exit
 fi
+rs_time
+# The clock may have been set since.
+[ "$rs_now" -le $((rs_began + 60)) ] || { rs_epoch='' && rs_time; }
 rs_why=
 [ ! -e untied ] || rs_why=tether
 [ ! -e expired ] || rs_why=timeout
 # Over the blanks that were written at the start. If the disk is full nevertheless, try again.
-until printf '%s %s %s\n' "$rs_code" "$rs_ended" "$rs_why" 1<>status.new && mv -f status.new status; do
+until printf '%s %s %s\n' "$rs_code" "$rs_now" "$rs_why" 1<>status.new && mv -f status.new status; do
 	[ -d "$PWD" ] || exit
 	sleep 5
 done
 exec 5>&-
 [ ! -p bell ] || echo ring 1<>bell
+rs_dismiss
 exec rm -f job supervise become

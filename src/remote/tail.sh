@@ -59,7 +59,7 @@ copy() {
 rest() {
 	if [ "$state" = exited ]; then
 		cat
-	else
+	elif [ "$1" -gt 0 ]; then
 		copy "$1"
 	fi
 }
@@ -252,7 +252,11 @@ if [ -p out.pipe ]; then
 	exit 0
 fi
 put_off $((out_size - out_at)) $((err_size - err_at))
-if [ $((out_size - out_at + err_size - err_at)) -le 65536 ]; then
+if [ $((out_size - out_at + err_size - err_at)) -eq 0 ] && [ "$state" != exited ]; then
+	rs_mark data
+	rs_mark end
+	exit 0
+elif [ $((out_size - out_at + err_size - err_at)) -le 65536 ]; then
 	{
 		rs_mark data
 		[ -z "$has_out" ] || rest $((out_size - out_at)) <&6
