@@ -200,22 +200,36 @@ pub struct KeeperSettings {
 /// A private keeper's process: it ends when its standard input does.
 struct PrivateKeeper {
     place: KeeperPath,
-    child: Mutex<Child>,
+    child: Mutex<Option<Child>>,
     _directory: Option<TempDir>,
 }
 
 impl PrivateKeeper {
-    fn end(&self) {
+    /// Has it end once what it was told last has been done.
+    fn dismiss(&self) -> Option<Child> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut child = child.take()?;
         drop(child.stdin.take());
-        let _ = child.wait();
         let _ = std::fs::remove_file(&self.place.socket);
+        Some(child)
+    }
+
+    fn end(&self) {
+        if let Some(mut child) = self.dismiss() {
+            let _ = child.wait();
+        }
     }
 }
 
 impl Drop for PrivateKeeper {
+    /// Its last words take a round trip, which nobody waits for.
     fn drop(&mut self) {
-        self.end();
+        if let Some(mut child) = self.dismiss() {
+            // Without a thread, it stays a zombie until this process ends.
+            let _ = std::thread::Builder::new()
+                .stack_size(64 << 10)
+                .spawn(move || child.wait());
+        }
     }
 }
 
@@ -258,7 +272,7 @@ impl KeeperConnection {
             let keeper = start(destination, &place, policy, true, None)?;
             Ok(keeper.map(|child| PrivateKeeper {
                 place,
-                child: Mutex::new(child),
+                child: Mutex::new(Some(child)),
                 _directory: directory,
             }))
         });
