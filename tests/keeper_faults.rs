@@ -275,7 +275,7 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
             poll_until("the relay is known to take no signals", SOON, || {
                 keepers(&f)[0]["relays"]
                     .as_array()
-                    .is_some_and(|relays| relays[0][1] == false)
+                    .is_some_and(|relays| relays.first().is_some_and(|relay| relay[1] == false))
             });
         }
         let output = f

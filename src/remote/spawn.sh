@@ -82,6 +82,7 @@ rs_write() {
 }
 
 rs_made=
+trap rs_give_up EXIT
 rs_home=${HOME-}
 rs_from=${rs_stays:+${PWD-}}
 rs_remember
@@ -99,7 +100,6 @@ esac
 	} 2>&1
 ) || [ -d "$rs_base" ] || rs_refuse home "$rs_why"
 [ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user: remove it, or give it to this one"
-trap rs_give_up EXIT
 rs_look=${rs_listed-}
 [ "$rs_base" = "${rs_trusted-}" ] || rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
 # Files in a directory with a default ACL inherit it. A mkdir that failed runs again for its error message.
