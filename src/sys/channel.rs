@@ -228,6 +228,14 @@ impl Channel {
         available > 0
     }
 
+    /// Takes in what has come, for all channels, and goes on with an exchange of keys. No other call is sure to: each sends
+    /// its own packet first, and can't while one of the exchange is half sent.
+    pub fn take_in(&self) {
+        let _session = self.session.raw();
+        // SAFETY: as for exec. What it says of this channel is not wanted, and an error comes again with the next call.
+        unsafe { raw::libssh2_channel_wait_eof(self.channel) };
+    }
+
     /// Closes the channel and gives its memory back. To be called at the end of file only: closing before it broke
     /// Dropbear's whole connection now and then.
     pub fn free(&mut self) -> io::Result<()> {

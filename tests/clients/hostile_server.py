@@ -6,6 +6,7 @@ begins to come:
     errors         the same on standard error
     unasked        the same without regard to how much the other side is ready to take
     ignore         messages that are to be ignored, without an end
+    renewal        the same, while keys are renewed again and again
     debug          messages for a log, without an end
     requests       requests about the connection that want an answer, without an end
     channels       channels that nobody asked for, without an end
@@ -37,7 +38,7 @@ def packet(kind, channel):
     match kind:
         case "unasked":
             return MSG_CHANNEL_DATA, UInt32(channel), String(NOISE)
-        case "ignore":
+        case "ignore" | "renewal":
             return MSG_IGNORE, String(NOISE)
         case "debug":
             return MSG_DEBUG, Boolean(True), String(NOISE), String(b"")
@@ -81,7 +82,6 @@ async def main():
         def begin_auth(self, username):
             return False
 
-    # Keys are never renewed: libssh2 crashes where a flood goes on meanwhile.
     server = await asyncssh.listen(
         "127.0.0.1",
         0,
@@ -89,7 +89,7 @@ async def main():
         server_host_keys=[key],
         process_factory=serve,
         encoding=None,
-        rekey_bytes=1 << 60,
+        rekey_bytes=1 << (20 if KIND == "renewal" else 60),
         rekey_seconds=1 << 30,
     )
     public = key.export_public_key().decode().strip()
