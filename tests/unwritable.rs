@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::harness::scratch::{make_dir, write_file};
 use crate::harness::{Output, Rsig, poll_until, tool};
@@ -74,7 +75,7 @@ fn what_cannot_be_written_down_changes_nothing() {
     }
 }
 
-/// The result comes first, and then what waits for the lock.
+/// The result comes first, and then what waits for the lock: for a moment where nobody writes under it.
 #[test]
 fn a_locked_file_delays_no_result() {
     let rsig = Rsig::new();
@@ -91,6 +92,7 @@ fn a_locked_file_delays_no_result() {
         (&["ps", "-a"], "exited"),
         (&["kill", &job], ""),
     ] {
+        let start = Instant::now();
         let mut running = rsig.spawn_process(words);
         if said.is_empty() {
             running.wait_for_stderr("had already ended");
@@ -103,6 +105,7 @@ fn a_locked_file_delays_no_result() {
         assert!(!running.has_ended(), "{words:?}");
         let output = running.wait();
         assert_eq!(output.stderr().matches("not recorded").count(), 1);
+        assert!(start.elapsed() < Duration::from_secs(5), "{output}");
     }
     write_file(&rsig.home().join("open"), "", 0o600);
     lock.wait();
