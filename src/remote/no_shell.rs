@@ -84,11 +84,16 @@ pub(super) fn no_shell(host: &str, why: &str, said: &str) -> Failure {
     let lower = said.to_lowercase();
     match NO_SHELL.iter().find(|(words, ..)| lower.contains(words)) {
         Some((_, kind, meaning)) => Failure::new(*kind, format!("{host}: {meaning}{said}")),
-        None => Failure::new(
-            Kind::NoShell,
-            format!(
-                "{host} did not start /bin/sh for this user{why} (forced command, or no shell access?){said}"
-            ),
-        ),
+        None => {
+            // A shell may say nothing of a fork that fails: where its script looks for a tool, say.
+            let guess = if said.is_empty() {
+                "a forced command, no shell access, or no further process allowed there, see `ulimit -u`?"
+            } else {
+                "forced command, or no shell access?"
+            };
+            let message =
+                format!("{host} did not start /bin/sh for this user{why} ({guess}){said}");
+            Failure::new(Kind::NoShell, message)
+        }
     }
 }
