@@ -7,6 +7,7 @@ begins to come:
     unasked        the same without regard to how much the other side is ready to take
     ignore         messages that are to be ignored, without an end
     renewal        the same, while keys are renewed again and again
+    banners        banners of a login that is over, without an end
     debug          messages for a log, without an end
     requests       requests about the connection that want an answer, without an end
     channels       channels that nobody asked for, without an end
@@ -22,7 +23,7 @@ import sys
 
 import asyncssh
 from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_OPEN, MSG_CHANNEL_WINDOW_ADJUST
-from asyncssh.constants import MSG_DEBUG, MSG_GLOBAL_REQUEST, MSG_IGNORE
+from asyncssh.constants import MSG_DEBUG, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_USERAUTH_BANNER
 from asyncssh.packet import Boolean, String, UInt32
 
 # Nothing in it is to reach a terminal.
@@ -40,6 +41,8 @@ def packet(kind, channel):
             return MSG_CHANNEL_DATA, UInt32(channel), String(NOISE)
         case "ignore" | "renewal":
             return MSG_IGNORE, String(NOISE)
+        case "banners":
+            return MSG_USERAUTH_BANNER, String(NOISE), String(b"")
         case "debug":
             return MSG_DEBUG, Boolean(True), String(NOISE), String(b"")
         case "requests":
