@@ -146,12 +146,13 @@ fn stray_signals_do_not_end_the_watch() {
 }
 
 #[test]
-fn a_host_that_allows_no_more_processes_says_so() {
+fn a_host_that_allows_no_more_processes_or_files_says_so() {
     let server = Server::openssh(Login::User).start();
     let mut f = Fixture::with(Some(server));
     let job = f.spawn(&[], &["sleep", "1000"]);
-    write_file(&f.job_home().join(".bashrc"), "ulimit -u 1\n", 0o644);
-    for keeper in [false, true] {
+    for (limit, keeper) in [("-u 1", false), ("-u 1", true), ("-n 8", true)] {
+        let line = format!("ulimit {limit}\n");
+        write_file(&f.job_home().join(".bashrc"), &line, 0o644);
         f.rsig.keeper = keeper;
         f.rsig.run(&["keeper", "stop", "--all"]).ok();
         for (words, code) in [
@@ -164,7 +165,7 @@ fn a_host_that_allows_no_more_processes_says_so() {
             output
                 .code(code)
                 .stderr_has("server")
-                .stderr_has("ulimit -u");
+                .stderr_has(&format!("ulimit {}", &limit[..2]));
         }
     }
 }
