@@ -96,10 +96,10 @@ pub(super) fn no_shell(host: &str, why: &str, said: &str) -> Failure {
         None => {
             // A shell may say nothing of a fork that fails: where its script looks for a tool, say.
             let guess = if said.is_empty() {
-                "a forced command, no shell access, or no further process or file allowed there, see `ulimit -u` and \
-                 `ulimit -n`?"
+                "a forced command or a --prefix without a shell, no shell access, or no further process or file allowed \
+                 there, see `ulimit -u` and `ulimit -n`?"
             } else {
-                "forced command, or no shell access?"
+                "forced command or --prefix, or no shell access?"
             };
             let message =
                 format!("{host} did not start /bin/sh for this user{why} ({guess}){said}");
