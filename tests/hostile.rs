@@ -625,6 +625,23 @@ keepers_stay_above_water! {
 }
 
 #[test]
+fn a_private_keeper_stays_above_water_too() {
+    let rsig = Rsig::new();
+    let (_server, config) = hostile(&rsig, "banners");
+    let mut spawn = rsig
+        .command(&["spawn", "-F", &config, "hostile", "true"])
+        .start();
+    let mut peak = 0;
+    poll_until("it is given up", SOON, || {
+        peak = keeper_of(&rsig).map_or(peak, |keeper| peak.max(memory(&keeper, "VmHWM")));
+        spawn.has_ended()
+    });
+    let output = spawn.wait();
+    output.code(255).stderr_has("far more than was asked for");
+    assert!(peak < 130_000, "{peak} kB at the most");
+}
+
+#[test]
 fn a_server_that_never_stops_is_given_up_without_a_keeper() {
     let mut rsig = Rsig::new();
     rsig.clock = 10;
