@@ -75,6 +75,9 @@ pub enum HostError {
     /// Longer than any name can be.
     #[error("the {0} is longer than {NAME_MAX} characters")]
     TooLong(&'static str),
+    /// `%` without the number of a character behind it.
+    #[error("{0:?}: in a URI, '%' stands before two hexadecimal digits; write %25 for '%'")]
+    BadEscape(String),
     /// Not a whole number from 1 to 65535.
     #[error("{0:?} is not a port (1 to 65535)")]
     BadPort(String),
@@ -133,26 +136,44 @@ impl FromStr for Remote {
     type Err = HostError;
 
     fn from_str(typed: &str) -> Result<Self, HostError> {
-        let rest = match typed.strip_prefix("ssh://") {
-            Some(rest) => rest.strip_suffix('/').unwrap_or(rest),
-            None => typed,
-        };
+        let uri = typed.strip_prefix("ssh://");
+        let rest = uri.map_or(typed, |rest| rest.strip_suffix('/').unwrap_or(rest));
         // A user may be user@domain, so the last '@' counts, as in ssh(1).
         let (user, rest) = match rest.rsplit_once('@') {
             Some(("", _)) => return Err(HostError::EmptyUser),
             Some((user, rest)) => (Some(user), rest),
             None => (None, rest),
         };
-        if let Some(user) = user {
+        let decode = |user: &str| match uri {
+            Some(_) => decoded(user).ok_or_else(|| HostError::BadEscape(user.to_owned())),
+            None => Ok(user.to_owned()),
+        };
+        let user = user.map(decode).transpose()?;
+        if let Some(user) = &user {
             check_name("user", user, REFUSED_IN_USER)?;
         }
         let (name, port) = split_port(rest)?;
         Ok(Self {
-            user: user.map(str::to_owned),
+            user,
             name: name.to_owned(),
             port: port.map(parse_port).transpose()?,
         })
     }
+}
+
+/// A user as it stands in a URI (RFC 3986 2.1): ssh(1) decodes that part alone.
+fn decoded(user: &str) -> Option<String> {
+    let mut parts = user.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        if !code.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        bytes.push(u8::from_str_radix(code, 16).ok()?);
+        bytes.extend(rest.bytes());
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// Splits `name[:port]` or `[address][:port]` and checks the name.
@@ -471,6 +492,11 @@ mod tests {
             ("bob@local", remote(Some("bob"), "local", None)),
             ("ssh://local", remote(None, "local", None)),
             ("ssh://bob@web1/", remote(Some("bob"), "web1", None)),
+            (
+                "ssh://bob%40corp.example@web1",
+                remote(Some("bob@corp.example"), "web1", None),
+            ),
+            ("bob%40@web1", remote(Some("bob%40"), "web1", None)),
             ("CORP\\bob@web1", remote(Some("CORP\\bob"), "web1", None)),
             ("[fe80::1%eth0]", remote(None, "fe80::1%eth0", None)),
             (
@@ -497,6 +523,8 @@ mod tests {
         for (typed, expected) in [
             ("", EmptyHost),
             ("ssh://", EmptyHost),
+            ("ssh://100%@web1", BadEscape("100%".into())),
+            ("ssh://b%+1@web1", BadEscape("b%+1".into())),
             (":22", EmptyHost),
             ("bob@", EmptyHost),
             ("@web1", EmptyUser),

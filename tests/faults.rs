@@ -704,3 +704,33 @@ fn a_clock_that_jumps_changes_nothing() {
     assert!(start.elapsed() < SOON);
     rsig_there(&["rm", "--finished"]).run().ok();
 }
+
+#[test]
+fn keys_are_renewed_under_traffic_both_ways() {
+    let bytes: Vec<u8> = (0..=250).cycle().take(6_000_000).collect();
+    for cipher in [
+        "chacha20-poly1305@openssh.com",
+        "aes256-gcm@openssh.com",
+        "aes256-ctr",
+    ] {
+        let server = Server::openssh(Login::Root)
+            .config(&format!(
+                "LogLevel DEBUG\nRekeyLimit 1M 10s\nCiphers {cipher}"
+            ))
+            .start();
+        let mut f = Fixture::with(Some(server));
+        f.rsig.keeper = true;
+        let job = f.spawn(&[], &["sleep", "1000"]);
+        let output = f.rsig.command(&f.words("run", &[], &["cat"]));
+        let output = output.stdin(bytes.clone()).run();
+        assert!(output.ok().stdout_bytes() == bytes, "{cipher}: {output}");
+        output.stderr_is_empty();
+        f.rsig.run(&["kill", "--wait", "20s", &job]).ok();
+        let log = f.server.as_ref().expect("a server").log();
+        let times = |text| log.matches(text).count();
+        assert!(
+            times("SSH2_MSG_KEXINIT received") > 2 * times("Connection from"),
+            "{cipher}: {log}"
+        );
+    }
+}

@@ -2,6 +2,7 @@
 //! is restarted. SIGSTOP plays that: nothing is read or said any more, and no stream ends.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -99,5 +100,29 @@ fn what_follows_goes_on_when_its_shell_hangs() {
         run.wait().code(7).stdout_is("first\nsecond\n");
         follower.wait().ok().stdout_is("first\nsecond\n");
         rsig.run(&["wait", &job]).code(7);
+    }
+}
+
+#[test]
+fn a_wait_notices_that_its_shell_hangs() {
+    for keeper in [true, false] {
+        let mut rsig = rsig(keeper);
+        rsig.clock = 2;
+        let job = spawn(&rsig, "until [ -e go ]; do sleep 0.05; done; exit 7");
+        let wait = rsig.spawn_process(&["wait", &job]);
+        poll_until("its shell waits", SOON, || {
+            let all = rsig.processes();
+            let is_shell = |pid| {
+                all.iter()
+                    .any(|one| one.pid == pid && one.cmdline == "/bin/sh -s")
+            };
+            all.iter()
+                .any(|one| one.name == "sleep" && is_shell(one.ppid))
+        });
+        hang(&rsig);
+        let start = Instant::now();
+        fs::write(rsig.home().join("go"), "").expect("our own directory");
+        wait.wait().code(7).stdout_has("status 7");
+        assert!(start.elapsed() < Duration::from_secs(13), "{keeper}");
     }
 }

@@ -233,6 +233,7 @@ on_two_sites! {
 
     fn where_the_home_is_missing_nothing_is_said(f: &Fixture) {
         let job = f.spawn(&["-n", "there"], &["sleep", "1000"]);
+        let signalled = f.spawn(&[], &["sleep", "1000"]);
         let gone = f.spawn(&[], &["true"]);
         f.rsig.run(&["wait", &gone]).ok();
         let process = f.process(&job);
@@ -240,6 +241,12 @@ on_two_sites! {
         fs::rename(&jobs, &aside).expect("on one disk");
         // The process is there, so it runs; its machine knows that much.
         assert_eq!(f.state(&job), "running");
+        // It is signalled, and what becomes of it then is not known.
+        let output = f.rsig.run(&["kill", "--no-keeper", "--json", "-w", "20s", &signalled]);
+        let told = json_lines(output.code(255)).remove(0);
+        assert_eq!(told["sent"], true, "{output}");
+        let message = told["error"]["message"].as_str().expect("a message");
+        assert!(message.ends_with("; TERM was sent"), "{output}");
         // What has ended has ended.
         assert_eq!(f.state(&gone), "exited");
         process.kill();

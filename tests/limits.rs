@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{on_two_sites, poll_until};
+use crate::harness::scratch::write_file;
+use crate::harness::{Fixture, Login, Server, on_two_sites, poll_until};
 use crate::jobs::{SOON, keys};
 use crate::kit;
 
@@ -142,4 +143,29 @@ fn stray_signals_do_not_end_the_watch() {
         (&"end".into(), &true.into())
     );
     f.await_no_processes();
+}
+
+#[test]
+fn a_host_that_allows_no_more_processes_or_files_says_so() {
+    let server = Server::openssh(Login::User).start();
+    let mut f = Fixture::with(Some(server));
+    let job = f.spawn(&[], &["sleep", "1000"]);
+    for (limit, keeper) in [("-u 1", false), ("-u 1", true), ("-n 8", true)] {
+        let line = format!("ulimit {limit}\n");
+        write_file(&f.job_home().join(".bashrc"), &line, 0o644);
+        f.rsig.keeper = keeper;
+        f.rsig.run(&["keeper", "stop", "--all"]).ok();
+        for (words, code) in [
+            (&["tail", "-f", &job][..], 1),
+            (&["kill", &job], 1),
+            (&["ps", &job], 0),
+            (&f.words("run", &[], &["true"]), 125),
+        ] {
+            let output = f.rsig.run(words);
+            output
+                .code(code)
+                .stderr_has("server")
+                .stderr_has(&format!("ulimit {}", &limit[..2]));
+        }
+    }
 }

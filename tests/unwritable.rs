@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::harness::scratch::{make_dir, write_file};
-use crate::harness::{Output, Rsig, poll_until, tool};
+use crate::harness::{Fixture, Login, Output, Rsig, Server, poll_until, tool};
 use crate::jobs::SOON;
 use crate::kit::clear_message;
 
@@ -74,7 +75,7 @@ fn what_cannot_be_written_down_changes_nothing() {
     }
 }
 
-/// The result comes first, and then what waits for the lock.
+/// The result comes first, and then what waits for the lock: for a moment where nobody writes under it.
 #[test]
 fn a_locked_file_delays_no_result() {
     let rsig = Rsig::new();
@@ -91,6 +92,7 @@ fn a_locked_file_delays_no_result() {
         (&["ps", "-a"], "exited"),
         (&["kill", &job], ""),
     ] {
+        let start = Instant::now();
         let mut running = rsig.spawn_process(words);
         if said.is_empty() {
             running.wait_for_stderr("had already ended");
@@ -103,10 +105,32 @@ fn a_locked_file_delays_no_result() {
         assert!(!running.has_ended(), "{words:?}");
         let output = running.wait();
         assert_eq!(output.stderr().matches("not recorded").count(), 1);
+        assert!(start.elapsed() < Duration::from_secs(5), "{output}");
     }
     write_file(&rsig.home().join("open"), "", 0o600);
     lock.wait();
     rsig.run(&["wait", &job]).code(143);
+}
+
+/// The keeper's socket would be in the state directory.
+#[test]
+fn a_host_is_reached_where_no_socket_can_be_made() {
+    let mut f = Fixture::with(Some(Server::openssh(Login::Root).start()));
+    for keeper in [false, true] {
+        f.rsig.keeper = keeper;
+        let job = f.spawn(&[], &["sleep", "1000"]);
+        f.rsig.run(&["keeper", "stop", "--all"]).ok();
+        let line = format!("{READ_ONLY} && exec \"$rsig\" kill \"$0\" --wait 20s");
+        let words = ["--mount", "--propagation", "private", "/bin/sh", "-c"];
+        let unshare = tool("unshare").args(words).args([&line, &job]);
+        let kill = f.rsig.within(unshare);
+        let output = kill.env("rsig", env!("CARGO_BIN_EXE_rsig")).run();
+        output
+            .ok()
+            .stdout_has("ended with status 143")
+            .stderr_has("not recorded");
+        assert_eq!(output.stderr().lines().count(), 1, "{output}");
+    }
 }
 
 /// No file, and none can be made: no record is missing, and hosts can be asked.

@@ -198,12 +198,12 @@ impl Delivery {
 
     /// Nothing can be said of the job now.
     fn unknown(&mut self, why: &str) {
-        let nothing_sent = if self.signal.is_some() {
-            "; nothing was sent"
-        } else {
-            ""
+        let sent = match (self.signal, self.outcome.sent) {
+            (Some(_), Sent::No) => "; nothing was sent".to_owned(),
+            (Some(signal), Sent::Yes(_)) => format!("; {} was sent", signal.name()),
+            _ => String::new(),
         };
-        self.fail(Kind::Unreachable, &format!("{why}{nothing_sent}"));
+        self.fail(Kind::Unreachable, &format!("{why}{sent}"));
     }
 
     /// The failure of a signal for this job, which has ended.

@@ -512,7 +512,7 @@ impl Hearing {
         let asked = Instant::now();
         let deadline = match limit {
             _ if out.phase == Phase::Noise => *started + clock::long(SILENCE_MAX),
-            Some(limit) => *started + limit.max(patience()),
+            Some(limit) => *started + limit,
             None => Instant::now() + LONG,
         };
         let pace = listener.pace().unwrap_or(LONG);

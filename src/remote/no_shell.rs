@@ -82,13 +82,28 @@ const NO_SH: &str = "there is no /bin/sh, which rsig needs";
 /// A shell ended before it said anything of ours.
 pub(super) fn no_shell(host: &str, why: &str, said: &str) -> Failure {
     let lower = said.to_lowercase();
+    // As shells say it of a line of theirs: "/bin/sh: 50: ", "/bin/sh: line 50: ".
+    let is_line =
+        |rest: &str| rest.starts_with("line ") || rest.starts_with(|c: char| c.is_ascii_digit());
     match NO_SHELL.iter().find(|(words, ..)| lower.contains(words)) {
         Some((_, kind, meaning)) => Failure::new(*kind, format!("{host}: {meaning}{said}")),
-        None => Failure::new(
-            Kind::NoShell,
-            format!(
-                "{host} did not start /bin/sh for this user{why} (forced command, or no shell access?){said}"
-            ),
-        ),
+        None if lower.split("/bin/sh: ").skip(1).any(is_line) => {
+            let message = format!(
+                "{host}: /bin/sh ended before it answered; a limit of files may be reached there (`ulimit -n` shows it){said}"
+            );
+            Failure::new(Kind::NoShell, message)
+        }
+        None => {
+            // A shell may say nothing of a fork that fails: where its script looks for a tool, say.
+            let guess = if said.is_empty() {
+                "a forced command or a --prefix without a shell, no shell access, or no further process or file allowed \
+                 there, see `ulimit -u` and `ulimit -n`?"
+            } else {
+                "forced command or --prefix, or no shell access?"
+            };
+            let message =
+                format!("{host} did not start /bin/sh for this user{why} ({guess}){said}");
+            Failure::new(Kind::NoShell, message)
+        }
     }
 }

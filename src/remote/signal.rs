@@ -77,7 +77,13 @@ pub fn carry_out(
     on_answer: &mut dyn FnMut(usize, Answer),
 ) -> Result<(), Failure> {
     let script = Script::signal(plan)?;
-    let patience = (plan.wait.unwrap_or_default() + plan.then_wait) * 2 + patience();
+    // Where nothing is sent, another shell can be asked the same: soon, if this one may hang without a word.
+    let sends = |job: &JobPlan| job.first.is_some() || job.then.is_some();
+    let answer = match shell.may_hang() && !plan.jobs.iter().any(sends) {
+        true => patience() / 2,
+        false => patience(),
+    };
+    let patience = (plan.wait.unwrap_or_default() + plan.then_wait) * 2 + answer;
     let jobs = plan.jobs.len();
     let mut told = vec![false; jobs];
     let mut listener = |line: &str| {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
 use rusqlite::config::DbConfig;
@@ -56,7 +56,24 @@ const LOG_MAX: u64 = 200 << 10;
 /// The name of the file in the state directory.
 const FILE: &str = "jobs.db";
 /// How long to wait for other writers where the work can't go on without the write.
-pub const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+pub const LOCK_WAIT_MAX: LockWait = LockWait {
+    whole: Duration::from_secs(30),
+    idle: Duration::from_secs(30),
+};
+/// The same with what was done already: a lock that nobody writes under is not worth the user's time.
+pub const LOCK_WAIT_AFTER: LockWait = LockWait {
+    whole: Duration::from_secs(5),
+    idle: Duration::from_secs(1),
+};
+
+/// How long to wait for other writers.
+#[derive(Clone, Copy)]
+pub struct LockWait {
+    /// In all.
+    whole: Duration,
+    /// While nothing is written.
+    idle: Duration,
+}
 
 /// Whether the last wait of this process for other writers was in vain.
 static LOCK_STAYED: AtomicBool = AtomicBool::new(false);
@@ -142,16 +159,16 @@ impl StateFile {
     /// Makes a change as a whole or not at all. Waits for other writers, but not again after it waited in vain.
     pub fn change<T>(
         &mut self,
-        wait: Duration,
+        mut wait: LockWait,
         make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Failure> {
         if let Some(why) = &self.missing {
             return Err(Failure::new(Kind::Failed, why));
         }
-        let wait = if LOCK_STAYED.load(Ordering::Relaxed) {
+        wait.whole = if LOCK_STAYED.load(Ordering::Relaxed) {
             Duration::ZERO
         } else {
-            clock::long(wait)
+            clock::long(wait.whole)
         };
         let changed = self.attempt(wait, make);
         LOCK_STAYED.store(is_busy(&changed), Ordering::Relaxed);
@@ -166,7 +183,11 @@ impl StateFile {
         if let Some(why) = &self.missing {
             return Err(Failure::new(Kind::Failed, why));
         }
-        match self.attempt(Duration::ZERO, make) {
+        let wait = LockWait {
+            whole: Duration::ZERO,
+            idle: Duration::ZERO,
+        };
+        match self.attempt(wait, make) {
             changed if is_busy(&changed) => Ok(None),
             changed => changed.map(Some).map_err(|error| self.failure(error)),
         }
@@ -174,23 +195,36 @@ impl StateFile {
 
     fn attempt<T>(
         &mut self,
-        wait: Duration,
+        wait: LockWait,
         make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
-        self.connection.busy_timeout(wait)?;
-        let transaction = self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let transaction = self.begin(wait)?;
         let made = make(&transaction)?;
         transaction.commit()?;
-        if self.log_len() > LOG_MAX {
+        if self.log().0 > LOG_MAX {
             self.write_log_back();
         }
         Ok(made)
     }
 
-    fn log_len(&self) -> u64 {
-        fs::metadata(self.path.with_extension("db-wal")).map_or(0, |log| log.len())
+    fn begin(&self, wait: LockWait) -> rusqlite::Result<Transaction<'_>> {
+        let end = Instant::now() + wait.whole;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let log = self.log();
+            self.connection.busy_timeout(left.min(wait.idle))?;
+            let begun =
+                Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate);
+            if !is_busy(&begun) || left <= wait.idle || self.log() == log {
+                return begun;
+            }
+        }
+    }
+
+    /// The log's length and when it was written to last.
+    fn log(&self) -> (u64, Option<SystemTime>) {
+        fs::metadata(self.path.with_extension("db-wal"))
+            .map_or((0, None), |log| (log.len(), log.modified().ok()))
     }
 
     /// Empties the log. SQLite by itself would only copy it, again after each change: that the copy is there is noted in
@@ -280,7 +314,7 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     let path = parent.unwrap_or_default().join(FILE);
     let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(LOCK_WAIT_MAX)?;
+    connection.busy_timeout(LOCK_WAIT_MAX.whole)?;
     // Neither a change nor the last command to leave need write the log back: it is done when the log has grown.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;

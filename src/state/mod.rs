@@ -18,19 +18,16 @@ pub use directory::state_directory;
 pub use history::Signalled;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
 use crate::error::{Failure, Kind};
 use crate::job::Sent;
 use crate::job::{JobName, Record, State, Target};
-use file::{LOCK_WAIT_MAX, StateFile};
+use file::{LOCK_WAIT_AFTER, LOCK_WAIT_MAX, StateFile};
 use history::Action;
 use rows::{json, select};
 
-/// How long to wait for other writers with what was done already.
-const LOCK_WAIT_AFTER: Duration = Duration::from_secs(5);
 /// The condition of the index `unfinished`, to the letter: SQLite uses it only then.
 const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
 

@@ -72,6 +72,8 @@ fn checked(session: &mut raw::LIBSSH2_SESSION, code: isize) -> io::Result<usize>
                 raw::LIBSSH2_ERROR_SOCKET_RECV
                 | raw::LIBSSH2_ERROR_SOCKET_SEND
                 | raw::LIBSSH2_ERROR_SOCKET_DISCONNECT => "the server closed the connection".into(),
+                // The library keeps every packet that nobody asks for, and a keeper's memory is limited.
+                raw::LIBSSH2_ERROR_ALLOC => "the server sent far more than was asked for".into(),
                 _ => {
                     let error = ssh2::Error::from_session_error_raw(session, code);
                     error.message().to_owned()
@@ -226,6 +228,14 @@ impl Channel {
             )
         };
         available > 0
+    }
+
+    /// Takes in what has come, for all channels, and goes on with an exchange of keys. No other call is sure to: each sends
+    /// its own packet first, and can't while one of the exchange is half sent.
+    pub fn take_in(&self) {
+        let _session = self.session.raw();
+        // SAFETY: as for exec. What it says of this channel is not wanted, and an error comes again with the next call.
+        unsafe { raw::libssh2_channel_wait_eof(self.channel) };
     }
 
     /// Closes the channel and gives its memory back. To be called at the end of file only: closing before it broke

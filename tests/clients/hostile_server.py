@@ -6,6 +6,8 @@ begins to come:
     errors         the same on standard error
     unasked        the same without regard to how much the other side is ready to take
     ignore         messages that are to be ignored, without an end
+    renewal        the same, while keys are renewed again and again
+    banners        banners of a login that is over, without an end
     debug          messages for a log, without an end
     requests       requests about the connection that want an answer, without an end
     channels       channels that nobody asked for, without an end
@@ -21,7 +23,7 @@ import sys
 
 import asyncssh
 from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_OPEN, MSG_CHANNEL_WINDOW_ADJUST
-from asyncssh.constants import MSG_DEBUG, MSG_GLOBAL_REQUEST, MSG_IGNORE
+from asyncssh.constants import MSG_DEBUG, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_USERAUTH_BANNER
 from asyncssh.packet import Boolean, String, UInt32
 
 # Nothing in it is to reach a terminal.
@@ -37,8 +39,10 @@ def packet(kind, channel):
     match kind:
         case "unasked":
             return MSG_CHANNEL_DATA, UInt32(channel), String(NOISE)
-        case "ignore":
+        case "ignore" | "renewal":
             return MSG_IGNORE, String(NOISE)
+        case "banners":
+            return MSG_USERAUTH_BANNER, String(NOISE), String(b"")
         case "debug":
             return MSG_DEBUG, Boolean(True), String(NOISE), String(b"")
         case "requests":
@@ -81,7 +85,6 @@ async def main():
         def begin_auth(self, username):
             return False
 
-    # Keys are never renewed: libssh2 crashes where a flood goes on meanwhile.
     server = await asyncssh.listen(
         "127.0.0.1",
         0,
@@ -89,7 +92,7 @@ async def main():
         server_host_keys=[key],
         process_factory=serve,
         encoding=None,
-        rekey_bytes=1 << 60,
+        rekey_bytes=1 << (20 if KIND == "renewal" else 60),
         rekey_seconds=1 << 30,
     )
     public = key.export_public_key().decode().strip()

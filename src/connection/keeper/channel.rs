@@ -328,7 +328,12 @@ impl ShellChannel {
         self.carrier.as_ref().is_some_and(Carrier::has_bytes)
     }
 
-    /// The same, and it can be read now. `listen` as in [`ShellChannel::to_do`].
+    /// Takes in what has come for any of the connection's channels, and renews keys.
+    pub fn take_in(&self) {
+        self.carrier.iter().for_each(Carrier::take_in);
+    }
+
+    /// Whether bytes were taken in, and can be read now. `listen` as in [`ShellChannel::to_do`].
     pub fn has_more(&self, listen: bool) -> bool {
         self.to_do(listen).contains(&Op::Read(false)) && self.has_bytes()
     }

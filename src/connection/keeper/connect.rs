@@ -94,6 +94,8 @@ fn shared(
         // Not one after the other: where one has failed, all others would wait for each other to fail.
         return Err(io::Error::other("another command could not start it"));
     }
+    // The user is asked once: not by one that could not listen then.
+    place.probe()?;
     if let Err(failure) = start(destination, &place, policy, false, configuration)? {
         return Ok(Err(failure));
     }

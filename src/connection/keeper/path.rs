@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -83,15 +83,24 @@ impl KeeperPath {
     /// A place for a keeper that nobody else is to find: in a temporary directory where that for keepers can't be used.
     pub fn private() -> io::Result<(Self, Option<TempDir>)> {
         let random = crate::job::random_hex::<7>().map_err(io::Error::other)?;
-        let (directory, temporary) = match directory() {
-            Ok(directory) => (directory, None),
-            Err(_) => {
-                let temporary = tempfile::Builder::new().prefix("rsig-").tempdir()?;
-                (temporary.path().to_owned(), Some(temporary))
-            }
-        };
-        let place = Self::in_directory(&directory, &format!("p{random}"));
-        Ok((place, temporary))
+        let name = format!("p{random}");
+        let place = directory().map(|directory| Self::in_directory(&directory, &name));
+        if let Ok(place) = place
+            && place.probe().is_ok()
+        {
+            return Ok((place, None));
+        }
+        let temporary = tempfile::Builder::new().prefix("rsig-").tempdir()?;
+        Ok((Self::in_directory(temporary.path(), &name), Some(temporary)))
+    }
+
+    /// Fails where no socket can be made: the directory is read-only, or its file system full.
+    pub fn probe(&self) -> io::Result<()> {
+        let probe = self
+            .socket
+            .with_extension(format!("{}", std::process::id()));
+        drop(UnixListener::bind(&probe)?);
+        fs::remove_file(&probe)
     }
 
     /// Takes the lock, unless another command has it.

@@ -33,10 +33,12 @@ impl Keeper {
     /// Makes every call that does not have to wait, and says whether there may be more.
     pub(super) fn pump(&mut self) -> io::Result<bool> {
         for _ in 0..ROUNDS_MAX {
-            if let Some((id, op)) = self.owed.take()
-                && self.call(id, op)? == Called::Owes
-            {
-                return Ok(false);
+            if let Some((id, op)) = self.owed.take() {
+                // What is owed may be a part of new keys, and not of this call.
+                self.channels.values().for_each(ShellChannel::take_in);
+                if self.call(id, op)? == Called::Owes {
+                    return Ok(false);
+                }
             }
             self.assign();
             let (mut moved, mut taken_in) = (false, false);

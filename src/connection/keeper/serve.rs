@@ -75,9 +75,7 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     // Its own shells would inherit the limits; it holds no keys, and no library that a server could have grow.
     if is_ssh {
         limit_core();
-        if !settings.private {
-            limit_memory();
-        }
+        limit_memory();
     }
     let end = keeper.run();
     // The next keeper removes a socket that is left behind; one that is bound there by now must stay.

@@ -539,6 +539,7 @@ impl Keeper {
                 let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLOUT)];
                 let writable = crate::connection::wait(&mut fds, now)?;
                 if writable && !self.transport.owes_output() {
+                    inflow::send_at_once();
                     connection
                         .session()
                         .keepalive_send()

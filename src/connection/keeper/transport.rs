@@ -140,6 +140,13 @@ impl Carrier {
         }
     }
 
+    /// Takes in what has come for any of the connection's channels, and renews keys.
+    pub fn take_in(&self) {
+        if let Self::Channel(channel) = self {
+            channel.take_in();
+        }
+    }
+
     /// Gives up what has come to its end.
     pub fn free(&mut self) -> io::Result<()> {
         match self {
