@@ -296,7 +296,8 @@ impl Listener for Reading<'_> {
         if !wanted.is_empty() {
             (self.sink)(stream, wanted)?;
         }
-        *position += bytes.len() as u64;
+        // The host has said where it begins.
+        *position = position.saturating_add(bytes.len() as u64);
         Ok(())
     }
 
@@ -412,5 +413,49 @@ impl Script {
         self.include(file!("stream"));
         self.include(file!("tail"));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_may_name_any_position() {
+        let wanted = Wanted {
+            place: "p",
+            out: true,
+            err: true,
+            from: From::Byte(1),
+            follow: false,
+            most: None,
+            pause: None,
+            enough: None,
+            gone: &|_| (),
+        };
+        for (from, expected) in [
+            ("from 5 0 0 0 0 0 1 1", [7, 2]),
+            (
+                "from 18446744073709551615 0 0 18446744073709551614 0 0 1 1",
+                [u64::MAX; 2],
+            ),
+        ] {
+            let mut progress = Progress::default();
+            let mut reading = Reading {
+                host: "h",
+                sink: &mut |_, _| Ok(()),
+                seen: None,
+                ring: None,
+                progress: &mut progress,
+                wanted: &wanted,
+                pausing: false,
+                shell_wanted: false,
+            };
+            reading.line(from).unwrap();
+            reading.data(Stream::Out, b"ab").unwrap();
+            reading.data(Stream::Err, b"ab").unwrap();
+            let at = progress.at.unwrap();
+            assert_eq!([at.out, at.err], expected, "{from}");
+        }
     }
 }
