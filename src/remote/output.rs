@@ -57,6 +57,14 @@ impl From {
     }
 }
 
+/// The last position in a stream: within the arithmetic of every shell, and far enough from the end of a u64 for sums.
+pub const POSITION_MAX: u64 = 1 << 53;
+
+/// Reads a position in a stream, or a number of its bytes or lines.
+fn position(word: &str) -> Option<u64> {
+    word.parse().ok().filter(|number| *number <= POSITION_MAX)
+}
+
 /// What to read.
 pub struct Wanted<'a> {
     /// The job: see [`super::signal::JobPlan::job_dir`].
@@ -104,7 +112,7 @@ impl Ring {
         let is_size = max.len() < 20 && max.bytes().all(|byte| byte.is_ascii_alphanumeric());
         Some(Self {
             max: is_size.then(|| max.to_owned())?,
-            oldest: [out.parse().ok()?, err.parse().ok()?],
+            oldest: [position(out)?, position(err)?],
             has_lost: lost == "1",
         })
     }
@@ -216,20 +224,14 @@ struct Reading<'a> {
 impl Listener for Reading<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         if let Some(fields) = line.strip_prefix("from ") {
-            let numbers: Option<Vec<u64>> =
-                fields.split(' ').map(|word| word.parse().ok()).collect();
-            let Some(
-                &[
-                    out,
-                    out_lines,
-                    out_bytes,
-                    err,
-                    err_lines,
-                    err_bytes,
-                    out_inode,
-                    err_inode,
-                ],
-            ) = numbers.as_deref()
+            let words: Vec<&str> = fields.split(' ').collect();
+            let (places, inodes) = words.split_at(words.len().min(6));
+            let places: Option<Vec<u64>> = places.iter().map(|word| position(word)).collect();
+            let inodes: Option<Vec<u64>> = inodes.iter().map(|word| word.parse().ok()).collect();
+            let (
+                Some(&[out, out_lines, out_bytes, err, err_lines, err_bytes]),
+                Some(&[out_inode, err_inode]),
+            ) = (places.as_deref(), inodes.as_deref())
             else {
                 return Err(garbage(self.host, line.as_bytes()));
             };
@@ -264,8 +266,7 @@ impl Listener for Reading<'_> {
             Some(("err", number)) => (1, Stream::Err, number),
             _ => return Err(garbage(self.host, words.as_bytes())),
         };
-        let number = number.parse();
-        let number: u64 = number.map_err(|_| garbage(self.host, words.as_bytes()))?;
+        let number = position(number).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
         let at = self.progress.at.get_or_insert_default();
         let (skip, position) = match stream {
             Stream::Out => (&mut self.progress.out, &mut at.out),
@@ -296,8 +297,7 @@ impl Listener for Reading<'_> {
         if !wanted.is_empty() {
             (self.sink)(stream, wanted)?;
         }
-        // The host has said where it begins.
-        *position = position.saturating_add(bytes.len() as u64);
+        *position += bytes.len() as u64;
         Ok(())
     }
 
@@ -421,7 +421,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_may_name_any_position() {
+    fn positions_are_within_the_arithmetic_of_shells() {
         let wanted = Wanted {
             place: "p",
             out: true,
@@ -433,12 +433,21 @@ mod tests {
             enough: None,
             gone: &|_| (),
         };
-        for (from, expected) in [
-            ("from 5 0 0 0 0 0 1 1", [7, 2]),
-            (
-                "from 18446744073709551615 0 0 18446744073709551614 0 0 1 1",
-                [u64::MAX; 2],
-            ),
+        let last = POSITION_MAX;
+        let beyond = POSITION_MAX + 1;
+        for (line, good) in [
+            ("from 5 0 0 0 0 0 1 1".to_owned(), true),
+            (format!("from {last} {last} 0 0 0 0 1 {}", u64::MAX), true),
+            (format!("from {beyond} 0 0 0 0 0 1 1"), false),
+            (format!("from 0 0 0 {} 0 0 1 1", u64::MAX), false),
+            (format!("from 0 0 {beyond} 0 0 0 1 1"), false),
+            ("from 5 0 0 0 0 0 1".to_owned(), false),
+            ("from 5 0 0 0 0 0 1 1 1".to_owned(), false),
+            ("from".to_owned(), false),
+            (format!("ring 16M {last} 0 0"), true),
+            (format!("ring 16M 0 {beyond} 0"), false),
+            (format!("at out {last}"), true),
+            (format!("at err {beyond}"), false),
         ] {
             let mut progress = Progress::default();
             let mut reading = Reading {
@@ -451,11 +460,12 @@ mod tests {
                 pausing: false,
                 shell_wanted: false,
             };
-            reading.line(from).unwrap();
+            let read = match line.strip_prefix("at ") {
+                Some(words) => reading.at(words),
+                None => reading.line(&line),
+            };
+            assert_eq!(read.is_ok(), good, "{line}");
             reading.data(Stream::Out, b"ab").unwrap();
-            reading.data(Stream::Err, b"ab").unwrap();
-            let at = progress.at.unwrap();
-            assert_eq!([at.out, at.err], expected, "{from}");
         }
     }
 }
