@@ -34,6 +34,16 @@ bench FILTER='':
 soak:
     cargo test -- --ignored soak
 
+# Ten minutes of each fuzz target, or of those named; it needs cargo-fuzz, a nightly toolchain and libssl-dev
+fuzz *TARGETS='answer keeper hosts_file host_word ssh_config config_file':
+    #!/bin/sh
+    set -eu
+    for target in {{TARGETS}}; do
+        mkdir -p "fuzz/corpus/$target"
+        cargo +nightly fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
+            -dict=fuzz/words.dict -max_len=4096 -timeout=10 -max_total_time=600
+    done
+
 # Packages for this machine, installed in a fresh Debian and removed again; as root, with debootstrap, rpm and cpio
 packages:
     .ci/package

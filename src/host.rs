@@ -15,6 +15,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(fuzzing)]
+pub(crate) use container::kube_choice;
 pub use container::{Chosen, Container};
 
 use crate::error::Failure;

@@ -6,8 +6,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::escape::printable;
+
 /// The most hosts that a word may stand for.
 pub const HOSTS_MAX: usize = 10_000;
+/// How deep groups may hold groups.
+const NESTED_MAX: usize = 100;
 /// Longer numbers are not counted with.
 const DIGITS_MAX: usize = 18;
 
@@ -41,7 +45,9 @@ impl Expansion<'_> {
             for word in alternatives(part)? {
                 if let Some(at) = self.open.iter().position(|open| *open == word) {
                     let circle = self.open.get(at..).unwrap_or_default().join(", ");
-                    return Err(format!("the group {word} holds itself: {circle}, {word}"));
+                    let circle = printable(format!("{circle}, {word}"), 300);
+                    let word = printable(word, 80);
+                    return Err(format!("the group {word} holds itself: {circle}"));
                 }
                 if !self.seen.insert(word.clone()) {
                     continue;
@@ -59,6 +65,12 @@ impl Expansion<'_> {
     fn add_group(&mut self, name: &str) -> Result<(), String> {
         let members = (self.groups)(name)
             .ok_or_else(|| format!("no group {name:?} in the configuration file"))?;
+        if self.open.len() == NESTED_MAX {
+            let name = printable(name, 80);
+            return Err(format!(
+                "the group @{name} is in more than {NESTED_MAX} others, one in the other"
+            ));
+        }
         self.open.push(format!("@{name}"));
         for member in members {
             self.add(&member)?;
@@ -69,7 +81,7 @@ impl Expansion<'_> {
 }
 
 fn too_many(text: &str) -> String {
-    let shown = crate::escape::printable(text, 80);
+    let shown = printable(text, 80);
     format!("{shown} stands for more than {HOSTS_MAX} hosts")
 }
 
@@ -84,7 +96,7 @@ fn split(text: &str) -> Result<Vec<&str>, String> {
         .collect();
     // A control character is worth a message of its own: the word is no host.
     if in_brackets && !text.contains(char::is_control) {
-        let shown = crate::escape::printable(text, 80);
+        let shown = printable(text, 80);
         return Err(format!("the brackets are not closed in {shown}"));
     }
     Ok(parts)
@@ -282,6 +294,12 @@ mod tests {
             "b" => &["@c"],
             "c" => &["@a"],
             "empty" => &[],
+            "\x1b[2J" => &["@\x1b[2J"],
+            // Each in the one before.
+            _ if name.parse().is_ok_and(|depth: u32| depth < 50_000) => {
+                let depth: u32 = name.parse().unwrap_or_default();
+                return Some(vec![format!("@{}", depth + 1)]);
+            }
             _ => return None,
         };
         Some(members.iter().map(|member| (*member).to_owned()).collect())
@@ -357,6 +375,8 @@ mod tests {
             ("@", "no group \"\""),
             ("@a", "@a, @b, @c, @a"),
             ("x,@b", "@b, @c, @a, @b"),
+            ("@\x1b[2J", "@\\x1b[2J holds itself"),
+            ("@0", "@100 is in more than 100 others"),
         ] {
             let failure = expand(text, &groups).unwrap_err();
             assert!(failure.contains(part), "{text}: {failure}");

@@ -121,7 +121,7 @@ fn table(keepers: &[Status]) -> Table {
         table.row([
             printable(&keeper.host, 255),
             keeper.pid.to_string(),
-            age(now() - keeper.since),
+            age(now().saturating_sub(keeper.since)),
             relays,
             keeper.channels.to_string(),
             keeper.commands.to_string(),

@@ -20,8 +20,7 @@ use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
 use crate::remote::meet::Meta;
 use crate::remote::start::{
-    Input, LogMax, Spool, StartRequest, Started, Tether, cancelling_script, keep_relay, start,
-    start_and_hear,
+    Input, LogMax, Spool, StartRequest, Started, Tether, keep_relay, start, start_and_hear,
 };
 use crate::remote::{Hearing, Seen, Standing, look};
 
@@ -214,11 +213,9 @@ pub fn to_its_end(
     reserve(context, &job.record)?;
     let place = job.record.job_dir();
     let (launched, flow) = launch_and_follow(connection, job, request, &|_| Ok(()));
-    match &launched {
+    if request.is_late() && matches!(launched, Launched::Runs(_)) {
         // Nobody waits for it any more, or knows of it.
-        Launched::Runs(_) if request.is_late() => cancel_later(connection.detach(), place),
-        Launched::Unsure(_) => cancel_later(connection.detach(), place),
-        _ => {}
+        cancel_later(connection.detach(), place);
     }
     Ok((settle(context, launched)?, flow))
 }
@@ -248,10 +245,8 @@ fn launch_and_follow(
             }))
         },
     );
-    if matches!(launched, Launched::Unsure(_))
-        && let Ok(script) = cancelling_script(&place)
-    {
-        connection.leave_script(script);
+    if matches!(launched, Launched::Unsure(_)) {
+        cancel_later(connection.detach(), place);
     }
     (launched, flow)
 }

@@ -67,17 +67,6 @@ pub enum Stream {
     Err,
 }
 
-/// `out POSITION` or `err POSITION`.
-pub(super) fn position(words: &str) -> Option<(Stream, u64)> {
-    let (stream, position) = words.split_once(' ')?;
-    let stream = match stream {
-        "out" => Stream::Out,
-        "err" => Stream::Err,
-        _ => return None,
-    };
-    Some((stream, position.parse().ok()?))
-}
-
 /// How an answer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -371,7 +360,9 @@ pub fn hear(
     patience: Option<Duration>,
     listener: &mut dyn Listener,
 ) -> Result<Ending, Failure> {
-    Hearing::begin(host, shell, script)?.go_on(host, shell, patience, listener)
+    let mut hearing = Hearing::begin(host, shell, script)?;
+    let ending = hearing.go_on(host, shell, patience, listener)?;
+    hearing.be_whole(host).map(|()| ending)
 }
 
 /// An answer that is being heard, in one go or in several: a script may say where somebody else is to go on.
@@ -489,6 +480,14 @@ impl Hearing {
 
     fn is_over(&self) -> bool {
         self.out.phase == Phase::Over
+    }
+
+    /// Refuses an answer that is to go on where nobody goes on: it has no end.
+    pub(super) fn be_whole(&self, host: &str) -> Result<(), Failure> {
+        if self.out.paused {
+            return Err(garbage(host, b"next"));
+        }
+        Ok(())
     }
 
     /// Takes what comes next.
@@ -653,6 +652,17 @@ mod tests {
             (heard.lines.as_slice(), framed.paused),
             (&["one".to_owned()][..], true)
         );
+        let mut hearing = Hearing {
+            started: Instant::now(),
+            out: framed,
+            said: vec![],
+            unsent: None,
+            silence: Duration::ZERO,
+            pings: 0,
+        };
+        assert!(hearing.be_whole("h").is_err());
+        hearing.out.paused = false;
+        let mut framed = hearing.out;
         framed.feed("h", &[], &mut heard).unwrap();
         assert_eq!((heard.lines.len(), framed.phase), (2, Phase::Over));
     }

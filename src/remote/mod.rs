@@ -9,7 +9,7 @@ pub mod look;
 pub mod meet;
 mod no_shell;
 pub mod output;
-#[cfg(feature = "serve")]
+#[cfg(any(feature = "serve", fuzzing))]
 pub mod pids;
 mod script;
 pub mod search;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::answer::{Ending, LOOK, Listener, PING, QUIT, Stream, garbage, hear, position};
+use super::answer::{Ending, LOOK, Listener, PING, QUIT, Stream, garbage, hear};
 use super::script::{Form, Script, file};
 use super::seen::{Note, Seen, Standing, job_line};
 use crate::connection::Shell;
@@ -57,6 +57,25 @@ impl From {
     }
 }
 
+/// The last position in a stream: within the arithmetic of every shell, and far enough from the end of a u64 for sums.
+const POSITION_MAX: u64 = 1 << 53;
+
+/// Reads a position in a stream, or a number of its bytes or lines.
+pub fn position(word: &str) -> Option<u64> {
+    word.parse().ok().filter(|number| *number <= POSITION_MAX)
+}
+
+/// `out POSITION` or `err POSITION`.
+pub(super) fn stream_position(words: &str) -> Option<(Stream, u64)> {
+    let (stream, number) = words.split_once(' ')?;
+    let stream = match stream {
+        "out" => Stream::Out,
+        "err" => Stream::Err,
+        _ => return None,
+    };
+    Some((stream, position(number)?))
+}
+
 /// What to read.
 pub struct Wanted<'a> {
     /// The job: see [`super::signal::JobPlan::job_dir`].
@@ -104,7 +123,7 @@ impl Ring {
         let is_size = max.len() < 20 && max.bytes().all(|byte| byte.is_ascii_alphanumeric());
         Some(Self {
             max: is_size.then(|| max.to_owned())?,
-            oldest: [out.parse().ok()?, err.parse().ok()?],
+            oldest: [position(out)?, position(err)?],
             has_lost: lost == "1",
         })
     }
@@ -216,20 +235,14 @@ struct Reading<'a> {
 impl Listener for Reading<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         if let Some(fields) = line.strip_prefix("from ") {
-            let numbers: Option<Vec<u64>> =
-                fields.split(' ').map(|word| word.parse().ok()).collect();
-            let Some(
-                &[
-                    out,
-                    out_lines,
-                    out_bytes,
-                    err,
-                    err_lines,
-                    err_bytes,
-                    out_inode,
-                    err_inode,
-                ],
-            ) = numbers.as_deref()
+            let words: Vec<&str> = fields.split(' ').collect();
+            let (places, inodes) = words.split_at(words.len().min(6));
+            let places: Option<Vec<u64>> = places.iter().map(|word| position(word)).collect();
+            let inodes: Option<Vec<u64>> = inodes.iter().map(|word| word.parse().ok()).collect();
+            let (
+                Some(&[out, out_lines, out_bytes, err, err_lines, err_bytes]),
+                Some(&[out_inode, err_inode]),
+            ) = (places.as_deref(), inodes.as_deref())
             else {
                 return Err(garbage(self.host, line.as_bytes()));
             };
@@ -260,7 +273,7 @@ impl Listener for Reading<'_> {
 
     fn at(&mut self, words: &str) -> Result<(), Failure> {
         let (stream, number) =
-            position(words).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
+            stream_position(words).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
         let index = usize::from(stream == Stream::Err);
         let at = self.progress.at.get_or_insert_default();
         let (skip, position) = match stream {
@@ -408,5 +421,59 @@ impl Script {
         self.include(file!("stream"));
         self.include(file!("tail"));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_within_the_arithmetic_of_shells() {
+        let wanted = Wanted {
+            place: "p",
+            out: true,
+            err: true,
+            from: From::Byte(1),
+            follow: false,
+            most: None,
+            pause: None,
+            enough: None,
+            gone: &|_| (),
+        };
+        let last = POSITION_MAX;
+        let beyond = POSITION_MAX + 1;
+        for (line, good) in [
+            ("from 5 0 0 0 0 0 1 1".to_owned(), true),
+            (format!("from {last} {last} 0 0 0 0 1 {}", u64::MAX), true),
+            (format!("from {beyond} 0 0 0 0 0 1 1"), false),
+            (format!("from 0 0 0 {} 0 0 1 1", u64::MAX), false),
+            (format!("from 0 0 {beyond} 0 0 0 1 1"), false),
+            ("from 5 0 0 0 0 0 1".to_owned(), false),
+            ("from 5 0 0 0 0 0 1 1 1".to_owned(), false),
+            ("from".to_owned(), false),
+            (format!("ring 16M {last} 0 0"), true),
+            (format!("ring 16M 0 {beyond} 0"), false),
+            (format!("at out {last}"), true),
+            (format!("at err {beyond}"), false),
+        ] {
+            let mut progress = Progress::default();
+            let mut reading = Reading {
+                host: "h",
+                sink: &mut |_, _| Ok(()),
+                seen: None,
+                ring: None,
+                progress: &mut progress,
+                wanted: &wanted,
+                pausing: false,
+                shell_wanted: false,
+            };
+            let read = match line.strip_prefix("at ") {
+                Some(words) => reading.at(words),
+                None => reading.line(&line),
+            };
+            assert_eq!(read.is_ok(), good, "{line}");
+            reading.data(Stream::Out, b"ab").unwrap();
+        }
     }
 }

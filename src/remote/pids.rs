@@ -30,7 +30,6 @@ pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec
 
 impl Script {
     /// Says which processes a job has.
-    #[cfg(feature = "serve")]
     pub(super) fn pids(place: &str) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("pids"));

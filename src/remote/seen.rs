@@ -132,7 +132,8 @@ impl Seen {
 
     /// The state to show for the job, whose record is `record`.
     pub fn state(&self, record: &Record) -> State {
-        let is_new = || now() - record.created_at < START_LAG;
+        // A host may have said when that was.
+        let is_new = || now().saturating_sub(record.created_at) < START_LAG;
         match self.standing {
             Standing::Exited => State::Exited,
             Standing::Running | Standing::Ending => State::Running,

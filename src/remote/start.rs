@@ -273,15 +273,15 @@ pub fn start_and_hear(
         upload: Upload::new(request.input),
         started: Started::default(),
         refusal: None,
-        complete: 0,
+        has_begun: false,
     };
     let sending = starting.upload.patience();
     let mut hearing = Hearing::begin(host, shell, &script)?;
     hearing.go_on(host, shell, Some(patience() * 2 + sending), &mut starting)?;
+    let is_complete = starting.is_complete();
     let Starting {
         started,
         refusal,
-        complete,
         upload,
         ..
     } = starting;
@@ -291,10 +291,16 @@ pub fn start_and_hear(
             format!("{host}: the job's input can't be read: {error}"),
         )));
     }
-    match (refusal, complete) {
-        (Some(refusal), _) => Ok(Err(refusal)),
-        (None, 2) => Ok(Ok((started, hearing))),
-        _ => Err(garbage(host, b"neither started nor refused")),
+    match refusal {
+        Some(refusal) => Ok(Err(refusal)),
+        None if is_complete => {
+            // Only where its streams are passed on does the answer go on.
+            if !request.is_followed() {
+                hearing.be_whole(host)?;
+            }
+            Ok(Ok((started, hearing)))
+        }
+        None => Err(garbage(host, b"neither started nor refused")),
     }
 }
 
@@ -304,7 +310,15 @@ struct Starting<'a> {
     upload: Upload<'a>,
     started: Started,
     refusal: Option<Failure>,
-    complete: u32,
+    /// It was said that the job has started.
+    has_begun: bool,
+}
+
+impl Starting<'_> {
+    /// Whether the host has said that the job has started, and where its files are.
+    fn is_complete(&self) -> bool {
+        self.has_begun && !self.started.dir.is_empty()
+    }
 }
 
 impl Listener for Starting<'_> {
@@ -316,13 +330,13 @@ impl Listener for Starting<'_> {
             "started" => {
                 *started = Started {
                     ends_at_logout: started.ends_at_logout,
+                    dir: std::mem::take(&mut started.dir),
                     ..Started::parse(rest).ok_or_else(|| garbage(host, line.as_bytes()))?
                 };
-                self.complete += 1;
+                self.has_begun = true;
             }
             "directory" if rest.starts_with('/') => {
                 rest.clone_into(&mut started.dir);
-                self.complete += 1;
             }
             "refused" => self.refusal = Some(refused(host, rest)),
             "warning" if rest == "logind" => started.ends_at_logout = true,
@@ -591,5 +605,30 @@ mod tests {
             assert_eq!(seconds(Duration::from_millis(milliseconds)), text);
         }
         assert_eq!(seconds(Duration::from_nanos(1)), "0.001");
+    }
+
+    #[test]
+    fn a_start_is_told_in_two_lines() {
+        let began = "started 5 5 77 b0 Linux 1600000000 m:1 web1";
+        for (lines, dir) in [
+            (&[][..], None),
+            (&[began], None),
+            (&[began, began], None),
+            (&["directory /d"], None),
+            (&["directory /d", "directory /d"], None),
+            (&[began, "directory /d"], Some("/d")),
+            (&["directory /d", began], Some("/d")),
+        ] {
+            let mut starting = Starting {
+                host: "h",
+                upload: Upload::new(None),
+                started: Started::default(),
+                refusal: None,
+                has_begun: false,
+            };
+            lines.iter().for_each(|line| starting.line(line).unwrap());
+            let found = starting.is_complete().then_some(&*starting.started.dir);
+            assert_eq!(found, dir, "{lines:?}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The script that stays with a job in the foreground: its output as it comes, its input, and its heartbeats, all over one
 //! shell.
 
-use super::answer::{Ending, Hearing, LOOK, Listener, PING, QUIT, Stream, garbage, position};
+use super::answer::{Ending, Hearing, LOOK, Listener, PING, QUIT, Stream, garbage};
+use super::output::stream_position;
 use super::script::{Form, Script, file};
 use super::seen::job_line;
 use crate::connection::Shell;
@@ -123,7 +124,8 @@ impl Listener for Streaming<'_> {
     }
 
     fn at(&mut self, words: &str) -> Result<(), Failure> {
-        let (stream, at) = position(words).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
+        let (stream, at) =
+            stream_position(words).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
         self.runner.at(stream, at);
         Ok(())
     }

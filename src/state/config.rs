@@ -73,7 +73,7 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    fn parse(path: PathBuf, text: &str) -> Result<Self, Failure> {
+    pub(crate) fn parse(path: PathBuf, text: &str) -> Result<Self, Failure> {
         let mut config = Self {
             path,
             ..Self::default()

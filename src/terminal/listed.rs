@@ -55,7 +55,7 @@ pub fn since(record: &Record, state: State) -> String {
     } else {
         record.started_at
     };
-    when.map_or_else(|| "-".to_owned(), |when| age(now() - when))
+    when.map_or_else(|| "-".to_owned(), |when| age(now().saturating_sub(when)))
 }
 
 /// What a table shows of a job's use: its share of a CPU, its CPU time, its memory and its processes.
@@ -108,6 +108,27 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_may_say_any_time() {
+        let destination = crate::host::Destination {
+            host: "web1".parse().unwrap(),
+            connect: crate::host::Connect::default(),
+        };
+        let id = "0123abcd".parse().unwrap();
+        let mut record = Record::new(id, None, destination, vec!["true".to_owned()]);
+        for (started_at, shown) in [
+            (None, "-"),
+            (Some(now() - 7200), "2h"),
+            (Some(i64::MAX), "0s"),
+            (Some(i64::MIN), "106751991167300d"),
+        ] {
+            record.started_at = started_at;
+            assert_eq!(since(&record, State::Running), shown);
+        }
+        record.created_at = i64::MIN;
+        assert_eq!(Seen::absent().state(&record), State::Lost);
+    }
 
     #[test]
     fn use_is_short() {

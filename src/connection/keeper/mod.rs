@@ -8,6 +8,8 @@ mod channel;
 pub mod client;
 mod client_stream;
 pub mod connect;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod keepalive;
 pub mod path;
 mod pool;

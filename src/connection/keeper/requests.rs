@@ -16,6 +16,13 @@ const CLIENTS_MAX: usize = 128;
 const RETURN_MAX: Duration = Duration::from_secs(2);
 /// How long the commands at work have when the keeper is told to end.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// The longest pause between a shell's empty lines, in seconds: no clock can be set beyond its range.
+const BEAT_MAX: u64 = 24 * 3600;
+
+/// The pause between them that a command asks for.
+fn pause(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.clamp(1, BEAT_MAX))
+}
 
 impl Keeper {
     pub(super) fn accept(&mut self, now: Instant) {
@@ -160,7 +167,7 @@ impl Keeper {
                 }
             }
             Request::Beat { seconds } => {
-                let every = Duration::from_secs(seconds.max(1));
+                let every = pause(seconds);
                 client.beat = Some((every, now + every));
             }
             Request::Signal { job, name } => self.wants_signal(id, &job, &name, now),
@@ -277,5 +284,19 @@ impl Keeper {
             );
         }
         // Whoever waits for a channel sees the end of the socket, and knows that nothing was sent.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pause_is_beyond_the_clock() {
+        for (seconds, expected) in [(0, 1), (5, 5), (u64::MAX, BEAT_MAX)] {
+            let every = pause(seconds);
+            assert_eq!(every.as_secs(), expected);
+            assert!(Instant::now().checked_add(every).is_some());
+        }
     }
 }

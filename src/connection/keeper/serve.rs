@@ -25,7 +25,9 @@ use crate::sys;
 
 /// How long a keeper without anything to do stays, where `RSIG_KEEPER_IDLE` says nothing else.
 const IDLE: Duration = Duration::from_secs(600);
-/// The same behind sudo, and doas: what they were asked once is not to hold for long.
+/// The longest that it stays: a year. No clock can be set beyond its range.
+const IDLE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long it stays behind sudo, and doas: what they were asked once is not to hold for long.
 const IDLE_SUDO: Duration = Duration::from_secs(60);
 /// How much memory it may take beyond what it has when it begins, in bytes: no server needs more.
 const MEMORY: u64 = 48 << 20;
@@ -176,7 +178,7 @@ fn idle(destination: &Destination) -> Duration {
     let given = std::env::var("RSIG_KEEPER_IDLE")
         .ok()
         .and_then(|text| humantime::parse_duration(&text).ok());
-    let given = given.unwrap_or(IDLE);
+    let given = given.unwrap_or(IDLE).min(IDLE_MAX);
     if destination.has_sudo() {
         given.min(clock::long(IDLE_SUDO))
     } else {

@@ -473,7 +473,7 @@ impl Keeper {
     }
 
     /// Looks after what has to happen at some time.
-    fn tick(&mut self, now: Instant) {
+    pub(super) fn tick(&mut self, now: Instant) {
         for id in self.channels.keys().copied().collect::<Vec<_>>() {
             let Some(relay) = self
                 .channels

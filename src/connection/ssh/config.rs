@@ -151,9 +151,10 @@ impl Options {
         }
     }
 
-    /// A time in whole seconds, as `ssh -G` prints it; 0 and `none` are none.
+    /// A time in whole seconds, as `ssh -G` prints it; 0 and `none` are none. As in ssh, there is none that an int can't hold.
     fn seconds(&self, key: &str) -> Option<Duration> {
-        let seconds = self.some(key)?.parse().ok().filter(|seconds| *seconds > 0);
+        let seconds: i32 = self.some(key)?.parse().ok()?;
+        let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
         seconds.map(Duration::from_secs)
     }
 }
@@ -490,6 +491,17 @@ pub mod tests {
         assert_eq!((config.host_name.as_str(), config.port), ("10.0.0.9", 2222));
         assert_eq!(config.connect_timeout(), Duration::from_secs(3));
         assert_eq!(config.server_alive_interval, Some(Duration::from_secs(7)));
+        // No time that ssh does not take either: no clock can be set beyond its range.
+        let config_of = |seconds: &str| plain(&format!("connecttimeout {seconds}\n"));
+        for (seconds, limit) in [
+            ("0", 15),
+            ("2147483647", 2_147_483_647),
+            ("2147483648", 15),
+            ("18446744073709551615", 15),
+        ] {
+            let limit = Duration::from_secs(limit);
+            assert_eq!(config_of(seconds).connect_timeout(), limit, "{seconds}");
+        }
         assert_eq!(config.host_key_alias(), Some("web1.alias"));
         assert_eq!(
             config.path_list("userknownhostsfile", "").unwrap(),

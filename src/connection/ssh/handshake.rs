@@ -136,7 +136,7 @@ fn asks_to_come_back(line: &str) -> bool {
 
 /// Reads, and takes away, all that comes before the version line.
 #[derive(Debug, Default)]
-struct Preamble {
+pub(super) struct Preamble {
     /// The line at hand.
     line: Vec<u8>,
     /// The first line that said anything.
@@ -176,7 +176,7 @@ impl Preamble {
         }
     }
 
-    fn add(&mut self, text: &[u8]) -> Result<(), Stop> {
+    pub(super) fn add(&mut self, text: &[u8]) -> Result<(), Stop> {
         self.total += text.len();
         self.line.extend_from_slice(text);
         let too_long = self.total > MAX_PREAMBLE_BYTES || self.line.len() > MAX_LINE_BYTES;
@@ -204,7 +204,7 @@ impl Preamble {
         Ok(())
     }
 
-    fn closed(&mut self) -> Stop {
+    pub(super) fn closed(&mut self) -> Stop {
         // The last line may lack its end.
         if let Err(busy) = self.end_line() {
             return busy;

@@ -95,7 +95,7 @@ fn read_text(path: &Path) -> io::Result<(String, u32)> {
 }
 
 /// Tells what a file's text is.
-fn inspect(text: String) -> Option<KeyFile> {
+pub(super) fn inspect(text: String) -> Option<KeyFile> {
     let Some((_, head)) = text.split_once("-----BEGIN ") else {
         return Some(KeyFile {
             private: None,

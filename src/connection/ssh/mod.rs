@@ -6,6 +6,8 @@ mod config;
 pub mod connect;
 mod entry;
 mod environment;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod handshake;
 mod hostkey;
 mod identities;

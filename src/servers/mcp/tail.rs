@@ -18,7 +18,7 @@ use crate::cmd::tail::{Request, Tailed, tail};
 use crate::error::Failure;
 use crate::job::{JobWord, Record};
 use crate::remote::Stream;
-use crate::remote::output::From as Start;
+use crate::remote::output::{From as Start, position};
 use crate::servers::one::await_line;
 
 /// The longest line, in bytes.
@@ -182,7 +182,7 @@ fn parse_cursor(job: &str, text: &str) -> Option<[u64; 2]> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
     let positions = text.strip_prefix(job)?.strip_prefix(' ')?;
     let (out, err) = positions.split_once(' ')?;
-    Some([out.parse().ok()?, err.parse().ok()?])
+    Some([position(out)?, position(err)?])
 }
 
 struct Reader<'a, 'b> {
@@ -375,6 +375,11 @@ mod tests {
         assert_eq!(parse_cursor("abcdefgj", &text), None);
         for bad in ["", "12", "é", &text[1..], &text[..text.len() - 3]] {
             assert_eq!(parse_cursor(job, bad), None, "{bad}");
+        }
+        // Sums are made of them.
+        for positions in [[(1 << 53) + 1, 0], [0, u64::MAX]] {
+            let text = cursor_text(job, positions);
+            assert_eq!(parse_cursor(job, &text), None, "{positions:?}");
         }
     }
 }

@@ -242,6 +242,12 @@ pub(super) fn read(path: &Path) -> Result<Vec<Line>, Failure> {
 pub(super) fn read_revoked(path: &Path) -> Result<Vec<Line>, Failure> {
     let what = "RevokedHostKeys file";
     let text = read_text(what, path)?.ok_or_else(|| failed(what, path, "there is no such file"))?;
+    revoked(path, &text)
+}
+
+/// The same of the file's text.
+pub(super) fn revoked(path: &Path, text: &[u8]) -> Result<Vec<Line>, Failure> {
+    let what = "RevokedHostKeys file";
     if text.starts_with(b"SSHKRL\n\0") {
         let reason =
             "it is a key revocation list (KRL), which is not supported (list the keys as text)";

@@ -12,6 +12,8 @@
 //! Not handled: host certificates (`@cert-authority` lines are named as unsupported), `CheckHostIP`,
 //! `VerifyHostKeyDNS`, `UpdateHostKeys`, and `NoHostAuthenticationForLocalhost`.
 
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod known_hosts;
 #[cfg(test)]
 mod tests;
