@@ -15,8 +15,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(fuzzing)]
-pub(crate) use container::kube_choice;
 pub use container::{Chosen, Container};
 
 use crate::error::Failure;

@@ -279,6 +279,7 @@ fn start(shell: &mut Said, option: u8) -> Result<(), Failure> {
         input: None,
         open: false,
         log_max: None,
+        last: (option & 3 == 2).then_some(64 << 10),
         spool: (option & 1 == 1).then_some(Spool {
             input: true,
             limit: 1 << 20,
@@ -296,7 +297,7 @@ fn start(shell: &mut Said, option: u8) -> Result<(), Failure> {
     record.started_at = Some(started.started_at);
     record.dir = Some(started.dir);
     show(record, None);
-    if request.spool.is_some() {
+    if request.spool.is_some() || request.last.is_some() {
         let mut runner = Foreground {
             delivered: 0,
             pauses: false,

