@@ -6,8 +6,11 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::clients::Mcp;
-use crate::harness::{Fixture, Process, Proxy, Scratch, Server, Site, on_two_sites, poll_until};
+use crate::harness::{
+    Fixture, Login, Process, Proxy, Scratch, Server, Site, on_two_sites, poll_until,
+};
 use crate::jobs::{JOB_KEYS, LISTENER, SOON, pick};
+use crate::keepers::{keeper_pids, kept};
 use crate::kit;
 
 /// Starts a job that is one line for a shell.
@@ -598,6 +601,43 @@ fn a_hundred_calls_side_by_side() {
     for (number, answer) in mcp.calls(&runs).iter().enumerate() {
         assert_eq!(answer["stdout"], format!("{number}\n"), "{answer}");
     }
+    mcp.close();
+}
+
+/// The script that starts a command waits for its end, but not if others need its session, or its connection ends.
+#[test]
+fn a_command_is_heard_of_whatever_becomes_of_the_script_that_started_it() {
+    let f = kept(Server::openssh(Login::User).config("MaxSessions 1").start());
+    let mut mcp = Mcp::start(&f, &[]);
+    mcp.call("ssh_exec", json!({ "host": f.host, "command": "true" }));
+    let keeper = keeper_pids(&f)[0];
+    for (number, (host, last)) in [
+        (f.host.as_str(), "true".to_owned()),
+        ("local", format!("kill -9 {keeper}")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let gate = f.job_home().join(format!("gate{number}"));
+        let line = format!(
+            "echo begun; until [ -e '{0}' ]; do touch '{0}.waits'; sleep 0.05; done; seq 1 5; echo err >&2; exit 7",
+            gate.display()
+        );
+        let then = format!(
+            "until [ -e '{0}.waits' ]; do sleep 0.05; done; {last}; touch '{0}'",
+            gate.display()
+        );
+        let answers = mcp.calls(&[
+            ("ssh_exec", json!({ "host": f.host, "command": line })),
+            ("ssh_exec", json!({ "host": host, "command": then })),
+        ]);
+        assert_eq!(
+            pick(&answers[0], ["stdout", "stderr", "exit_status", "job_id"]),
+            json!(["begun\n1\n2\n3\n4\n5\n", "err\n", 7, null])
+        );
+        assert_eq!(answers[1]["exit_status"], 0, "{}", answers[1]);
+    }
+    assert_eq!(f.on_host(), [""; 0]);
     mcp.close();
 }
 
