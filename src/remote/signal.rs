@@ -79,9 +79,10 @@ pub fn carry_out(
     let script = Script::signal(plan)?;
     // Where nothing is sent, another shell can be asked the same: soon, if this one may hang without a word.
     let sends = |job: &JobPlan| job.first.is_some() || job.then.is_some();
-    let answer = match shell.may_hang() && !plan.jobs.iter().any(sends) {
-        true => patience() / 2,
-        false => patience(),
+    let answer = if shell.may_hang() && !plan.jobs.iter().any(sends) {
+        patience() / 2
+    } else {
+        patience()
     };
     let patience = (plan.wait.unwrap_or_default() + plan.then_wait) * 2 + answer;
     let jobs = plan.jobs.len();

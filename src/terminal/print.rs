@@ -46,9 +46,10 @@ impl Output {
 
 /// The standard library puts /dev/null in the place of a closed standard output.
 fn check_open() -> io::Result<()> {
-    match sys::process::is_stdout_closed() {
-        true => Err(Errno::EBADF.into()),
-        false => Ok(()),
+    if sys::process::is_stdout_closed() {
+        Err(Errno::EBADF.into())
+    } else {
+        Ok(())
     }
 }
 
