@@ -178,3 +178,21 @@ fn an_id_that_can_not_be_printed_is_on_standard_error() {
         f.rsig.run(&["rm", &id]).ok();
     }
 }
+
+#[test]
+fn output_that_can_not_be_printed_is_not_success() {
+    let f = Site::Local.start();
+    let program = env!("CARGO_BIN_EXE_rsig");
+    let job = f.spawn(&[], &["echo", "out"]);
+    f.rsig.run(&["wait", &job]).ok();
+    let (tail, follow) = (format!("tail {job}"), format!("tail -f {job}"));
+    for to in [">/dev/full", ">&-"] {
+        for (words, status) in [(&*tail, 1), (&follow, 1), ("run local echo out", 125)] {
+            let line = format!("{program} {words} {to}");
+            let output = f.rsig.within(tool("bash").args(["-c", &line])).run();
+            output
+                .code(status)
+                .stderr_has("standard output can't be written");
+        }
+    }
+}

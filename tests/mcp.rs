@@ -672,6 +672,24 @@ fn a_stuck_line_is_answered_in_time() {
 }
 
 #[test]
+fn a_job_that_may_still_start_has_its_id_in_the_answer() {
+    let mut f = Site::OpenSshUser.start();
+    f.rsig.clock = 10;
+    // It takes the login, and says nothing.
+    let login = f.job_home().join(".bashrc");
+    std::fs::write(login, "exec cat >/dev/null\n").expect("the home is writable");
+    let mut mcp = Mcp::start(&f, &[]);
+    let job = json!({ "host": f.host, "command": "true" });
+    let order = json!({ "do": "call", "tool": "ssh_spawn", "arguments": job });
+    let answer = mcp.order(&order)["answer"].clone();
+    let message = answer["error"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("is not known"), "{answer}");
+    let id = answer["job_id"].as_str().unwrap_or_default();
+    assert!(kit::recorded(&f.rsig).contains(&id.to_owned()), "{answer}");
+    mcp.close();
+}
+
+#[test]
 fn a_client_that_vanishes_takes_the_server_and_no_job_with_it() {
     let f = Site::OpenSshUser.start();
     let mut mcp = Mcp::start(&f, &[]);

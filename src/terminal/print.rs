@@ -44,11 +44,17 @@ impl Output {
     }
 }
 
-fn write(bytes: &[u8]) -> io::Result<()> {
-    // The standard library puts /dev/null in the place of a closed standard output.
+/// The standard library puts /dev/null in the place of a closed standard output.
+fn check_open() -> io::Result<()> {
     if sys::process::is_stdout_closed() {
-        return Err(Errno::EBADF.into());
+        Err(Errno::EBADF.into())
+    } else {
+        Ok(())
     }
+}
+
+fn write(bytes: &[u8]) -> io::Result<()> {
+    check_open()?;
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
     out.flush()
@@ -74,6 +80,7 @@ pub fn print_bytes(error_stream: bool, bytes: &[u8]) -> io::Result<()> {
     if error_stream {
         write_all(&io::stderr().lock(), bytes)
     } else {
+        check_open()?;
         write_all(&io::stdout().lock(), bytes)
     }
 }

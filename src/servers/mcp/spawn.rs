@@ -6,12 +6,13 @@ use serde::Serialize;
 use super::answer::Problem;
 use super::{Call, Tool};
 use crate::cmd::start::{Spawned, spawn};
+use crate::job::JobId;
 use crate::servers::start::NewJob;
 
 #[derive(Default, Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars")]
 pub struct Answer {
-    /// The job, for all tools from now on
+    /// The job, for all tools from now on; with an error, one that may still start
     job_id: Option<String>,
     /// The job's first process
     pid: Option<u32>,
@@ -32,8 +33,14 @@ impl Tool for NewJob {
 
     fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
         answer.host = Some(self.host.to_string());
-        let request = self.request(call.context)?;
-        let Spawned { record, warning } = spawn(call.context, request)?;
+        let mut request = self.request(call.context)?;
+        let id = JobId::random()?;
+        request.id = Some(id.clone());
+        let spawned = spawn(call.context, request);
+        // One that may still start is recorded.
+        let is_recorded = matches!(call.context.store.get(&id), Ok(Some(_)));
+        answer.job_id = is_recorded.then(|| id.to_string());
+        let Spawned { record, warning } = spawned?;
         answer.job_id = Some(record.id.to_string());
         answer.pid = record.pid;
         answer.warning = warning;

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use base64::Engine as _;
@@ -218,6 +218,10 @@ fn failed(what: &str, path: &Path, reason: &str) -> Failure {
 
 /// The text of a file, or none where there is no such file.
 fn read_text(what: &str, path: &Path) -> Result<Option<Vec<u8>>, Failure> {
+    // Asked by name first: opening one would wait for a writer.
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+        return Err(failed(what, path, "it is a pipe"));
+    }
     let mut text = Vec::new();
     let result =
         File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text));
@@ -496,6 +500,16 @@ mod tests {
             assert!(message.contains(said), "{message}");
         }
         assert!(read_revoked(&dir.path().join("absent")).is_err());
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let message = read(&path).unwrap_err().message;
+        assert!(message.ends_with("pipe: it is a pipe"), "{message}");
+        assert!(read_revoked(&path).is_err());
     }
 
     #[test]
