@@ -33,6 +33,7 @@ mod servers;
 mod several;
 mod spawn;
 pub mod start;
+mod started;
 mod stop;
 pub mod tail;
 mod top;

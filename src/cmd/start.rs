@@ -14,6 +14,8 @@ use super::args::JobArgs;
 use super::context::{Context, SharedContext};
 use super::interrupt::{Starts, cancel_later};
 use super::jobs::{Limit, on_each_host};
+pub use super::started::Spawned;
+use super::started::{LOOKING_MAX, Launched, after_a_break, is_absent, unsure};
 use crate::connection::{HostConnection, Shell};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
@@ -22,7 +24,7 @@ use crate::remote::meet::Meta;
 use crate::remote::start::{
     Input, LogMax, Spool, StartRequest, Started, Tether, keep_relay, start, start_and_hear,
 };
-use crate::remote::{Hearing, Seen, Standing, look};
+use crate::remote::{Hearing, look};
 
 /// A job to start.
 #[derive(Clone)]
@@ -86,18 +88,6 @@ pub struct Foreground {
 pub const ONE_NAME: &str =
     "-n: a name stands for one job; omit it to start one on each of several hosts";
 
-/// A job that was started.
-pub struct Spawned {
-    pub record: Record,
-    /// What the user should know.
-    pub warning: Option<String>,
-}
-
-/// How often the host is asked about a start whose answer was lost.
-const LOOKS_MAX: u32 = 5;
-const LOOK_PAUSE: Duration = Duration::from_millis(300);
-/// No further look begins after this time: a silent host takes long to give no answer.
-const LOOKING_MAX: Duration = Duration::from_secs(10);
 /// How long ids are held back to print them in the order of their hosts.
 const ORDER_WAIT: Duration = Duration::from_secs(1);
 /// More input than this, in bytes, gets a connection of its own: the keeper's is for short scripts.
@@ -257,16 +247,6 @@ struct Job {
     directory: Option<OsString>,
 }
 
-/// What came of asking a host for a job.
-enum Launched {
-    /// It runs.
-    Runs(Spawned),
-    /// It was not started.
-    NotStarted(Record, Failure),
-    /// That can't be found out.
-    Unsure(Failure),
-}
-
 impl Job {
     fn new(context: &Context, request: &Request) -> Result<Self, Failure> {
         if !context.allowed.has(&request.destination.host) {
@@ -423,24 +403,6 @@ fn settle(context: &mut Context, launched: Launched) -> Result<Spawned, Failure>
     }
 }
 
-/// Whether the host, asked over a new connection, knows nothing of a job.
-fn is_absent(connection: &mut HostConnection<'_>, place: &str) -> bool {
-    connection.hang_up();
-    let host = connection.host();
-    let seen = connection
-        .shell()
-        .and_then(|mut shell| look::see(&host, shell.as_mut(), &[place]));
-    seen.is_ok_and(|seen| {
-        matches!(
-            seen.as_slice(),
-            [Seen {
-                standing: Standing::Absent,
-                ..
-            }]
-        )
-    })
-}
-
 /// Sends the order for a job in the background.
 fn detached(
     connection: &mut HostConnection<'_>,
@@ -532,60 +494,4 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     } else {
         Err(taken(&holder, ""))
     }
-}
-
-/// The host gave no answer that tells: looks whether the job runs, or never started.
-fn after_a_break(
-    connection: &mut HostConnection<'_>,
-    mut record: Record,
-    failure: Failure,
-) -> Launched {
-    let (host, place) = (connection.host(), record.job_dir());
-    let mut seen = None;
-    let began = Instant::now();
-    for attempt in 0..LOOKS_MAX {
-        connection.hang_up();
-        let answer = connection
-            .shell()
-            .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
-        seen = match answer {
-            Ok(mut seen) => seen.pop(),
-            Err(failure) if failure.kind.is_outage() => None,
-            // It would say the same again.
-            Err(_) => break,
-        };
-        // What is about to start, or may still be on its way there, is given time.
-        match seen.as_ref().map(|seen| seen.standing) {
-            None | Some(Standing::Starting | Standing::Absent)
-                if attempt + 1 < LOOKS_MAX && began.elapsed() < LOOKING_MAX =>
-            {
-                std::thread::sleep(LOOK_PAUSE);
-            }
-            _ => break,
-        }
-    }
-    match seen {
-        Some(seen) if seen.standing == Standing::Absent => Launched::NotStarted(record, failure),
-        Some(seen)
-            if !matches!(
-                seen.standing,
-                Standing::Starting | Standing::Elsewhere | Standing::Away | Standing::Foreign
-            ) =>
-        {
-            seen.update(&mut record);
-            Launched::Runs(Spawned {
-                record,
-                warning: None,
-            })
-        }
-        _ => unsure(&record, &failure),
-    }
-}
-
-fn unsure(record: &Record, failure: &Failure) -> Launched {
-    let message = format!(
-        "{failure}. Whether the job started is not known: `rsig ps {}` will tell once {} answers again",
-        record.id, record.destination
-    );
-    Launched::Unsure(Failure::new(Kind::Unconfirmed, message))
 }
