@@ -155,29 +155,19 @@ is_empty() {
 	[ -e "/proc/self/fd/$1" ] && [ ! -s "/proc/self/fd/$1" ]
 }
 
-# out_flow, err_flow : copy all that is there of a stream, file by file. They look for the next file before they read: once
-# it exists, the one before is complete. A ring may grow faster than it is read, so of a running job's, one file follows
-# at a time.
-out_flow() {
+# pass_on STREAM DESCRIPTOR : copies all that is there of a stream, file by file. Looks for the next file before it reads:
+# once that exists, the one before is complete. A ring may grow faster than it is read, so of a running job's, one file
+# follows at a time.
+pass_on() {
+	eval "at=\$${1}_at last=\${${1}_last-}"
 	while :; do
-		after out "$out_at"
-		is_empty 6 || cat <&6
+		after "$1" "$at"
+		is_empty "$2" || cat <&"$2"
 		[ -n "$next" ] || break
-		reach out "$next" 6 || break
-		out_at=$at out_file=$file
-		tell_at out "$at"
-		[ ! -e ring ] || { [ -n "$over" ] && [ "$at" -lt "$out_last" ]; } || break
-	done
-}
-err_flow() {
-	while :; do
-		after err "$err_at"
-		is_empty 7 || cat <&7
-		[ -n "$next" ] || break
-		reach err "$next" 7 || break
-		err_at=$at err_file=$file
-		tell_at err "$at"
-		[ ! -e ring ] || { [ -n "$over" ] && [ "$at" -lt "$err_last" ]; } || break
+		reach "$1" "$next" "$2" || break
+		eval "${1}_at=\$at ${1}_file=\$file"
+		tell_at "$1" "$at"
+		[ ! -e ring ] || { [ -n "$over" ] && [ "$at" -lt "$last" ]; } || break
 	done
 }
 
@@ -326,10 +316,10 @@ flow() {
 		kept err
 		err_last=$last
 	fi
-	[ -z "$has_out" ] || out_flow
+	[ -z "$has_out" ] || pass_on out 6
 	if [ -n "$has_err" ]; then
 		rs_mark err
-		err_flow
+		pass_on err 7
 		rs_mark out
 	fi
 }
