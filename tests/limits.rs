@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::harness::scratch::write_file;
-use crate::harness::{Fixture, Login, Server, on_two_sites, poll_until};
+use crate::harness::{Fixture, Login, Server, Site, on_two_sites, poll_until};
 use crate::jobs::{SOON, keys};
 use crate::kit;
 
@@ -168,4 +168,19 @@ fn a_host_that_allows_no_more_processes_or_files_says_so() {
                 .stderr_has(&format!("ulimit {}", &limit[..2]));
         }
     }
+}
+
+#[test]
+fn a_start_that_a_limit_ends_names_it() {
+    let f = Site::Local.start();
+    for limit in ["-f 0", "-f 1", "-f 8"] {
+        let prefix = format!("sh -c 'ulimit {limit}; exec \"$@\"' sh");
+        for verb in ["spawn", "run"] {
+            let output = f.rsig.run(&[verb, "--prefix", &prefix, "local", "true"]);
+            let code = if verb == "run" { 125 } else { 1 };
+            kit::clear_message(output.code(code).stdout_is("").stderr_has("ulimit -a"));
+        }
+        poll_until("nothing is left", SOON, || f.on_host().is_empty());
+    }
+    f.await_no_processes();
 }

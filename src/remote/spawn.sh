@@ -127,8 +127,9 @@ os.removexattr(".", "system.posix_acl_default")' || rs_shut=1
 	mkdir -m 700 lock
 fi 2>/dev/null
 rs_identify
+# In a subshell: a limit of files ends who exceeds it.
+rs_why=$(rs_write 2>&1) || rs_refuse disk "$rs_base: ${rs_why:-is a limit reached there (see ulimit -a)?}"
 rs_restore
-rs_write 2>/dev/null || rs_why=$(rs_write 2>&1) || rs_refuse disk "$rs_base: $rs_why"
 # All input is here before the job starts. The client sends it when asked: the shell would read it as commands.
 if [ -n "$rs_size" ]; then
 	rs_say input
@@ -206,7 +207,10 @@ while [ -z "$rs_why" ]; do
 	else
 		rs_tries=$((rs_tries + 1))
 		[ "$rs_tries" -ne 300 ] || rs_flush
-		[ "$rs_tries" -le 10000 ] || rs_refuse start "its supervisor did not start: $(head -c 300 err)"
+		if [ "$rs_tries" -gt 10000 ]; then
+			rs_why=$(head -c 300 err)
+			rs_refuse start "its supervisor did not start: ${rs_why:-is a limit reached there (see ulimit -a)?}"
+		fi
 		sleep 0.002 2>/dev/null || sleep 1
 	fi
 done

@@ -131,7 +131,8 @@ rs_clean
 echo "$rs_code" 1<>status.new
 
 if [ ! -s pid ]; then
-	rs_why="start it ended with status $rs_code before it ran: $(head -c 300 err)"
+	rs_why=$(head -c 300 err)
+	rs_why="start it ended with status $rs_code before it ran: ${rs_why:-is a limit reached there (see ulimit -a)?}"
 	[ -s refused ] || printf '%s\n' "$rs_why" >refused
 	printf 'refused %s\n' "$rs_why" >&5
 	rs_dismiss
