@@ -281,6 +281,33 @@ on_two_sites! {
         assert_eq!(kit::state(&f.rsig, &job), "lost");
         f.await_no_processes();
     }
+
+    fn a_job_that_empties_its_directory_is_still_signalled(f: &Fixture) {
+        let jobs = f.jobs_dir();
+        // Without its directory, its end can't be recorded.
+        for (remove, runs_then) in [
+            ("rm -rf $own/*", json!(false)),
+            ("rm -rf $own; mkdir $own", json!(null)),
+            ("rm $own/pid", json!(false)),
+            ("rm $own/pid $own/supervisor $own/made", json!(false)),
+        ] {
+            let line = format!("own=\"$0\"/$RSIG_JOB; {remove}; trap 'exit 3' TERM; : >ready; while :; do sleep 0.02; done");
+            let job = f.spawn(&[], &["sh", "-c", &line, jobs.to_str().expect("text")]);
+            poll_until("it runs", SOON, || f.job_home().join("ready").exists());
+            fs::remove_file(f.job_home().join("ready")).expect("it is there");
+            let told = f.job(&job);
+            assert_eq!(told["state"], "running", "{remove}");
+            let pid = i32::try_from(told["pid"].as_i64().expect("a pid")).expect("a pid");
+            let process = Process::find(pid).expect("it runs");
+            f.rsig.run(&["wait", "--timeout", "100ms", &job]).code(124);
+            f.rsig.run(&["rm", &job]).code(1).stdout_is("");
+            let told = json_lines(&f.rsig.run(&["kill", "--json", "-w", "20s", "-s", "TERM", &job])).remove(0);
+            assert_eq!(pick(&told, ["sent", "still_running"]), json!([true, runs_then]), "{remove}");
+            assert!(!process.runs());
+            f.rsig.run(&["rm", &job]).ok();
+        }
+        f.await_no_processes();
+    }
 }
 
 fn kill_sleeps(f: &Fixture) {

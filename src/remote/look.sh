@@ -66,29 +66,35 @@ absent() {
 		return
 	fi
 	state=none
-	case $kept in
-	*"$rs_newline$1 "*) ;;
-	*) return ;;
-	esac
-	record=${kept#*"$rs_newline$1 "}
-	dir_above=${1%/*}
-	# shellcheck disable=SC2086
-	set -- ${record%%"$rs_newline"*}
+	recall "$1" || return 0
 	# The files in the current directory describe another job.
 	cd /
-	rs_origin "$4" "$5"
+	rs_origin "$boot" "$machine"
 	case $rs_from in
 	elsewhere) state=elsewhere ;;
 	before) expired=boot ;;
 	here)
-		if alive "$1" "$3" "$4"; then
-			pid=$1 pgid=$2 birth=$3 boot=$4 machine=$5 expired=dir
+		if alive "$pid" "$birth" "$boot"; then
+			expired=dir
 			is_running
-		elif [ ! -d "$dir_above" ]; then
+			return
+		elif [ ! -d "${1%/*}" ]; then
 			state=away
 		fi
 		;;
 	esac
+	pid=- pgid=- birth=- boot=- machine=-
+}
+
+# recall DIR : sets pid, pgid, birth, boot and machine as the client knows them. Fails if it did not say.
+recall() {
+	case $kept in
+	*"$rs_newline$1 "*) record=${kept#*"$rs_newline$1 "} ;;
+	*) return 1 ;;
+	esac
+	# shellcheck disable=SC2086
+	set -- ${record%%"$rs_newline"*}
+	pid=$1 pgid=$2 birth=$3 boot=$4 machine=$5
 }
 
 # alive PID BIRTH BOOT : succeeds if the recorded process has not ended.
@@ -121,13 +127,20 @@ look() {
 		state=exited
 		return
 	fi
-	[ "$pid" != - ] || [ ! -O made ] || read -r boot machine home <made
+	# A job may have removed its files and left the directory.
+	note=-
+	if [ "$pid" = - ] && recall "$dir"; then
+		note=dir
+	elif [ "$pid" = - ] && [ -O made ]; then
+		read -r boot machine home <made
+	fi
 	rs_origin "$boot" "$machine"
 	[ "$boot" != - ] || rs_from=here
 	if [ "$rs_from" = elsewhere ]; then
 		state=elsewhere
 	elif [ "$rs_from" = here ] && ! has_end status.new && alive "$pid" "$birth" "$boot"; then
 		is_running
+		expired=$note
 	elif [ "$rs_from" = here ] && rs_is_supervised; then
 		state=ending
 		[ "$pid" != - ] || state=starting
