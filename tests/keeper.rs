@@ -662,7 +662,7 @@ fn a_flood_on_its_socket_stays_outside() {
         ]
         .concat()
     };
-    let version = format!("{}/8", env!("CARGO_PKG_VERSION"));
+    let version = format!("{}/9", env!("CARGO_PKG_VERSION"));
     let hello = frame(&format!("{{\"Hello\":{{\"version\":\"{version}\"}}}}"));
     let requests = frame("\"Status\"").repeat(2000);
     let shell = frame("\"Shell\"");

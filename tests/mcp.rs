@@ -641,52 +641,34 @@ fn a_command_is_heard_of_whatever_becomes_of_the_script_that_started_it() {
     mcp.close();
 }
 
-/// On a line that is stuck, the answer comes in time and has the id.
+/// On a line that is stuck, the answer comes in time and has the id: within the time limit and ConnectTimeout.
 #[test]
 fn a_stuck_line_is_answered_in_time() {
-    let mut f = Site::OpenSshUser.start_with_keeper();
-    let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
-    f.go_through(&proxy);
-    let mut mcp = Mcp::start(&f, &[]);
-    let arguments = |line: &str| json!({ "host": f.host, "command": line, "timeout_ms": 3000 });
-    mcp.call("ssh_exec", arguments("true"));
-    proxy.hold_both();
-    let begun = Instant::now();
-    let order = json!({ "do": "call", "tool": "ssh_exec", "arguments": arguments("sleep 1000") });
-    let answer = mcp.order(&order)["answer"].clone();
-    assert!(
-        begun.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begun.elapsed()
-    );
-    assert_eq!(answer["error"]["kind"], "delivery_failed", "{answer}");
-    assert_eq!(answer["job_id"].as_str().map(str::len), Some(8), "{answer}");
-    // What arrives now is cancelled.
-    proxy.release();
-    poll_until("nothing of it runs", SOON, || {
-        f.processes()
-            .iter()
-            .all(|process| process.cmdline != "sleep 1000")
-    });
-    mcp.vanish();
-}
-
-#[test]
-fn a_job_that_may_still_start_has_its_id_in_the_answer() {
-    let mut f = Site::OpenSshUser.start();
-    f.rsig.clock = 10;
-    // It takes the login, and says nothing.
-    let login = f.job_home().join(".bashrc");
-    std::fs::write(login, "exec cat >/dev/null\n").expect("the home is writable");
-    let mut mcp = Mcp::start(&f, &[]);
-    let job = json!({ "host": f.host, "command": "true" });
-    let order = json!({ "do": "call", "tool": "ssh_spawn", "arguments": job });
-    let answer = mcp.order(&order)["answer"].clone();
-    let message = answer["error"]["message"].as_str().unwrap_or_default();
-    assert!(message.contains("is not known"), "{answer}");
-    let id = answer["job_id"].as_str().unwrap_or_default();
-    assert!(kit::recorded(&f.rsig).contains(&id.to_owned()), "{answer}");
-    mcp.close();
+    for (options, limit) in [(&[][..], 20), (&["-o", "ConnectTimeout=2"], 9)] {
+        let mut f = Site::OpenSshUser.start_with_keeper();
+        let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
+        f.go_through(&proxy);
+        let mut mcp = Mcp::start(&f, options);
+        let arguments = |line: &str| json!({ "host": f.host, "command": line, "timeout_ms": 3000 });
+        mcp.call("ssh_exec", arguments("true"));
+        proxy.hold_both();
+        let begun = Instant::now();
+        let order =
+            json!({ "do": "call", "tool": "ssh_exec", "arguments": arguments("sleep 1000") });
+        let answer = mcp.order(&order)["answer"].clone();
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(limit), "{took:?}");
+        assert_eq!(answer["error"]["kind"], "delivery_failed", "{answer}");
+        assert_eq!(answer["job_id"].as_str().map(str::len), Some(8), "{answer}");
+        // What arrives now is cancelled.
+        proxy.release();
+        poll_until("nothing of it runs", SOON, || {
+            f.processes()
+                .iter()
+                .all(|process| process.cmdline != "sleep 1000")
+        });
+        mcp.vanish();
+    }
 }
 
 #[test]

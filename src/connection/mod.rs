@@ -463,6 +463,15 @@ impl<'a> HostConnection<'a> {
         }
     }
 
+    /// How long its host may take to be connected to, once it is; on this machine there is no such time.
+    #[cfg(feature = "mcp")]
+    pub fn connect_timeout(&mut self) -> Option<Duration> {
+        match self.way().ok()? {
+            Way::Local => None,
+            Way::Keeper(keeper) => keeper.connect_timeout(),
+        }
+    }
+
     /// Whether another command made the connection, so that it may be found broken.
     pub fn may_be_stale(&self) -> bool {
         matches!(&self.way, Some(Way::Keeper(keeper)) if keeper.is_shared())

@@ -22,6 +22,12 @@ pub struct KeeperClient {
     input: Vec<u8>,
     /// The jobs whose relays the keeper held at the greeting.
     pub(super) jobs: Vec<String>,
+    /// How long its host may take to be connected to.
+    #[cfg_attr(
+        not(feature = "mcp"),
+        allow(dead_code, reason = "only that server asks")
+    )]
+    pub(super) connect_timeout: Duration,
 }
 
 impl KeeperClient {
@@ -49,13 +55,19 @@ impl KeeperClient {
             stream,
             input: Vec::new(),
             jobs: Vec::new(),
+            connect_timeout: Duration::ZERO,
         };
         talk.say(&Request::Hello {
             version: VERSION.to_owned(),
         })?;
         match talk.hear(Instant::now() + GREETING_MAX) {
-            Ok(Frame::Message(Reply::Hello { version, jobs })) if version == VERSION => {
+            Ok(Frame::Message(Reply::Hello {
+                version,
+                jobs,
+                connect_timeout,
+            })) if version == VERSION => {
                 talk.jobs = jobs;
+                talk.connect_timeout = Duration::from_secs(connect_timeout);
                 Ok(Some(talk))
             }
             Ok(_) => Err(io::Error::other(

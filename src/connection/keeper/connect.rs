@@ -299,6 +299,12 @@ impl KeeperConnection {
         }
     }
 
+    /// How long its host may take to be connected to, as its configuration says.
+    #[cfg(feature = "mcp")]
+    pub fn connect_timeout(&mut self) -> Option<Duration> {
+        self.talk().ok().map(|talk| talk.connect_timeout)
+    }
+
     pub fn is_shared(&self) -> bool {
         self.private.is_none()
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol and of rsig: a keeper of another one is left alone.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/8");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/9");
 
 /// The longest content of a frame.
 pub const FRAME_MAX: usize = 64 << 10;
@@ -58,6 +58,9 @@ pub enum Reply {
         version: String,
         #[serde(default)]
         jobs: Vec<String>,
+        /// How long its host may take to be connected to, in seconds.
+        #[serde(default)]
+        connect_timeout: u64,
     },
     /// The shell that was checked out has been given the shared functions with this mark.
     Shell { primed: u64, may_hang: bool },

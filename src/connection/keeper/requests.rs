@@ -56,6 +56,7 @@ impl Keeper {
             let hello = Reply::Hello {
                 version: VERSION.to_owned(),
                 jobs: jobs.collect(),
+                connect_timeout: self.connect_timeout.as_secs(),
             };
             self.tell(self.next_id, &hello);
         }

@@ -103,6 +103,8 @@ pub struct Keeper {
     /// Whether the server is thought to pass signals on.
     pub(super) trust: Trust,
     pub(super) may_hang: bool,
+    /// How long its host may take to be connected to.
+    pub(super) connect_timeout: Duration,
     pub(super) keepalive: Keepalive,
     pub(super) idle_since: Instant,
     pub(super) idle_max: Duration,
@@ -141,6 +143,7 @@ impl Keeper {
         listener.set_nonblocking(true)?;
         let now = Instant::now();
         let (mut alive, mut banner, mut user) = (None, String::new(), "");
+        let mut connect_timeout = crate::connection::ssh::CONNECT_TIMEOUT;
         if let Some(connection) = transport.ssh() {
             let session = connection.session();
             session.set_blocking(false);
@@ -149,6 +152,7 @@ impl Keeper {
             session.banner().unwrap_or_default().clone_into(&mut banner);
             alive = connection.resolved().server_alive_interval;
             user = &connection.resolved().user;
+            connect_timeout = connection.resolved().connect_timeout();
         }
         let alive = alive
             .unwrap_or(KEEPALIVE_INTERVAL)
@@ -157,6 +161,7 @@ impl Keeper {
             host: destination.to_string(),
             command: command(destination).into(),
             may_hang: destination.has_prefix(),
+            connect_timeout,
             trust: if refuses_signals(&banner, user) {
                 Trust::Doubted
             } else {

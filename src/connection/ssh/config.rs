@@ -20,7 +20,7 @@ use crate::error::{Failure, Kind};
 use crate::host::{Connect, Destination, Remote, parse_port};
 
 /// `ConnectTimeout` where the configuration sets none.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// What ssh tries unasked, in its order, as `ssh -G` prints it.
 const DEFAULT_IDENTITIES: [&str; 7] = [
     "~/.ssh/id_rsa",

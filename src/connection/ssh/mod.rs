@@ -23,6 +23,7 @@ mod sources;
 mod tcp;
 mod tokens;
 
+pub use config::CONNECT_TIMEOUT;
 pub use connect::connect;
 pub use environment::{Variable, send_patterns, sent};
 pub use query::ask;

@@ -29,7 +29,7 @@ use crate::servers::start::NewJob;
 
 /// The part of each stream that an answer holds, in bytes.
 const OUTPUT_MAX: usize = 64 << 10;
-/// How long a host may take to answer beyond the time limit: the default ConnectTimeout.
+/// How long a host may take to answer beyond the time limit, where its ConnectTimeout is not known.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
 /// The longest time limit, in milliseconds.
 const TIMEOUT_MAX: u64 = 24 * 3600 * 1000;
@@ -114,9 +114,8 @@ impl Tool for Exec {
         let mut request = NewJob::new(self.host, self.command).request(call.context)?;
         request.job.timeout = Some(timeout);
         request.id = Some(id);
-        request.start_by = Some(now + timeout + ANSWER_WAIT);
         request.last = Some(OUTPUT_MAX as u64);
-        let (started, ending) = start(call, &request)?;
+        let (started, ending) = start(call, request, now, timeout)?;
         let job = JobWord::from(&started);
         if let Some((end, ends)) = ending {
             answer.exit_status = end.exit_status;
@@ -147,13 +146,22 @@ impl Tool for Exec {
 }
 
 /// Starts the job, and hears of its end where nothing interrupts that.
-fn start(call: &mut Call<'_>, request: &Request) -> Result<(Record, Option<(End, Ends)>), Failure> {
+fn start(
+    call: &mut Call<'_>,
+    mut request: Request,
+    begun: Instant,
+    timeout: Duration,
+) -> Result<(Record, Option<(End, Ends)>), Failure> {
     let policy = Policy {
         starts: true,
         ..call.context.policy
     };
-    let connection = HostConnection::new(&request.destination, &policy);
-    let (spawned, flow) = to_its_end(call.context, &connection, request)?;
+    let destination = request.destination.clone();
+    let mut connection = HostConnection::new(&destination, &policy);
+    let wait = connection.connect_timeout().unwrap_or(ANSWER_WAIT);
+    request.start_by = Some(begun + timeout + wait);
+    call.limit.send_replace(timeout + wait);
+    let (spawned, flow) = to_its_end(call.context, &connection, &request)?;
     let Some(Flow {
         mut shell,
         mut hearing,

@@ -14,7 +14,7 @@ mod tail;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rmcp::model::{
@@ -28,6 +28,7 @@ use rmcp::transport::stdio;
 use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::{Answer, Problem};
@@ -103,6 +104,8 @@ struct Call<'a> {
     context: &'a mut Context,
     /// The client wants no answer any longer.
     gone: &'a CancellationToken,
+    /// How long the client waits at most, from the beginning of the call.
+    limit: &'a watch::Sender<Duration>,
 }
 
 struct Server(Arc<Workers>);
@@ -119,13 +122,20 @@ impl Server {
             Ok(tool) => tool,
             Err(failure) => return failed(failure),
         };
+        let begun = Instant::now();
         let (limit, late) = tool.late();
+        let (limit, limits) = watch::channel(limit);
         let permits = self.0.permits(tool.is_long());
         let work = async {
             let permit = permits.acquire_owned().await.map_err(anyhow::Error::from)?;
-            let work = |context: &mut Context, gone: &CancellationToken| {
+            let work = move |context: &mut Context, gone: &CancellationToken| {
                 let mut answer = T::Answer::default();
-                let result = tool.call(&mut Call { context, gone }, &mut answer);
+                let mut call = Call {
+                    context,
+                    gone,
+                    limit: &limit,
+                };
+                let result = tool.call(&mut call, &mut answer);
                 Answer::new(answer, result)
             };
             Arc::clone(&self.0).run(permit, work).await
@@ -134,12 +144,26 @@ impl Server {
             "the host did not answer in time; ssh_list_jobs shows whether the job started";
         tokio::select! {
             answer = work => answer.unwrap_or_else(failed),
-            () = tokio::time::sleep(limit) => {
+            () = expired(begun, limits) => {
                 Answer::new(late, Err(Failure::new(Kind::Unreachable, too_late).into()))
             }
             () = cancelled.cancelled() => {
                 failed(Failure::new(Kind::Failed, "the call was cancelled"))
             }
+        }
+    }
+}
+
+/// Returns when a call has taken longer than its limit, which may change meanwhile.
+async fn expired(begun: Instant, mut limits: watch::Receiver<Duration>) {
+    loop {
+        let left = limits.borrow_and_update().saturating_sub(begun.elapsed());
+        // The sender goes with the call.
+        if tokio::time::timeout(left, limits.changed()).await.is_err() {
+            return;
+        }
+        if limits.has_changed().is_err() {
+            return tokio::time::sleep(left).await;
         }
     }
 }
