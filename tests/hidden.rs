@@ -284,13 +284,7 @@ on_two_sites! {
 
     fn a_job_that_empties_its_directory_is_still_signalled(f: &Fixture) {
         let jobs = f.jobs_dir();
-        // Without its directory, its end can't be recorded.
-        for (remove, runs_then) in [
-            ("rm -rf $own/*", json!(false)),
-            ("rm -rf $own; mkdir $own", json!(null)),
-            ("rm $own/pid", json!(false)),
-            ("rm $own/pid $own/supervisor $own/made", json!(false)),
-        ] {
+        for remove in ["rm -rf $own/*", "rm -rf $own; mkdir $own", "rm $own/pid", "rm $own/pid $own/supervisor $own/made"] {
             let line = format!("own=\"$0\"/$RSIG_JOB; {remove}; trap 'exit 3' TERM; : >ready; while :; do sleep 0.02; done");
             let job = f.spawn(&[], &["sh", "-c", &line, jobs.to_str().expect("text")]);
             poll_until("it runs", SOON, || f.job_home().join("ready").exists());
@@ -302,7 +296,8 @@ on_two_sites! {
             f.rsig.run(&["wait", "--timeout", "100ms", &job]).code(124);
             f.rsig.run(&["rm", &job]).code(1).stdout_is("");
             let told = json_lines(&f.rsig.run(&["kill", "--json", "-w", "20s", "-s", "TERM", &job])).remove(0);
-            assert_eq!(pick(&told, ["sent", "still_running"]), json!([true, runs_then]), "{remove}");
+            // Its end may not have been recorded, nor be about to.
+            assert!(told["sent"] == true && told["still_running"] != true, "{remove}: {told}");
             assert!(!process.runs());
             f.rsig.run(&["rm", &job]).ok();
         }

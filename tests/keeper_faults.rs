@@ -240,7 +240,10 @@ fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
             .stderr_is_empty()
             .line();
         assert_eq!(via(&["kill", "--json", "--wait", "20s", &job]), "pid");
-        assert!(keeper_pids(&f).is_empty() && !socket.exists());
+        poll_until("a keeper of one command has gone", SOON, || {
+            keeper_pids(&f).is_empty()
+        });
+        assert!(!socket.exists());
         drop(removed);
         assert!(runtime || !directory.exists());
     }

@@ -129,7 +129,7 @@ look() {
 	fi
 	# A job may have removed its files and left the directory.
 	note=-
-	if [ "$pid" = - ] && recall "$dir"; then
+	if [ ! -s pid ] && recall "$dir"; then
 		note=dir
 	elif [ "$pid" = - ] && [ -O made ]; then
 		read -r boot machine home <made
