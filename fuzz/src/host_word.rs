@@ -90,7 +90,8 @@ fn host(word: &str) {
 fn same_again(remote: &Remote) {
     let mut word = "ssh://".to_owned();
     if let Some(user) = &remote.user {
-        word += &format!("{user}@");
+        // The user of a URI is decoded.
+        word += &format!("{}@", user.replace('%', "%25"));
     }
     if remote.name.contains(':') {
         word += &format!("[{}]", remote.name);
