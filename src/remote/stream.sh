@@ -251,6 +251,7 @@ obey() {
 		'')
 			beats=$((beats + 1))
 			printf '%s.%s\n' "$rs_nonce" "$beats" >beat
+			[ -z "$rings" ] || echo ring >&4
 			;;
 		ack)
 			[ ! -e ring ] || continue
@@ -272,12 +273,13 @@ obey() {
 	return 1
 }
 
-# relieve : kills the previous reader of client lines, with what it has started: a cut connection may have left it behind,
-# about to write to the job's input.
+# relieve : kills the previous stream and its reader of client lines, with what they have started: a cut connection may have
+# left them behind, about to write to the job's input, or waiting at its bell.
 relieve() {
 	if [ -O reader ]; then
-		read -r one birth <reader
-		! rs_process "$one" || [ "$rs_birth" != "$birth" ] || kill -KILL "-$rs_group"
+		read -r one birth two since <reader
+		! rs_lives "$one" "$birth" || kill -KILL "-$rs_group"
+		! rs_lives "$two" "$since" || kill -KILL "-$rs_group"
 	fi 2>/dev/null
 }
 
@@ -324,8 +326,9 @@ flow() {
 	fi
 }
 
-# await_event : waits for a line in the bell of a foreground job: of its supervisor or a spooler, `gone` of the reader of the
-# client's lines, or `tick` after step milliseconds. Other streams only sleep. Adds to elapsed and to waited what it has slept.
+# await_event : waits for a line in the bell of a foreground job: `ring` of its supervisor or a spooler, `gone` of the reader
+# of the client's lines, or `tick` after step milliseconds. The latter two name their stream: they may come from an earlier
+# one. Other streams only sleep. Adds to elapsed what it has slept.
 timer=
 await_event() {
 	event=tick
@@ -337,11 +340,18 @@ await_event() {
 			timer=$step
 			(
 				nap "$timer"
-				echo "tick $timer" >&4
+				echo "tick $timer $rs_nonce" >&4
 			) </dev/null >/dev/null 2>&1 3<&- 6<&- 7<&- &
 		fi
-		read -r event span <&4
-		[ "$event" = tick ] || return 0
+		while
+			read -r event span whose <&4
+			[ "${whose:-$rs_nonce}" != "$rs_nonce" ]
+		do :; done
+		if [ "$event" != tick ]; then
+			# Should a tick be lost, whatever rings next starts another timer.
+			timer=
+			return
+		fi
 		elapsed=$((elapsed + span))
 		[ "$span" != "$timer" ] || timer=
 	fi
@@ -364,13 +374,14 @@ stream() {
 		trap '' HUP INT QUIT TERM USR1 USR2
 		obey
 		set -- $?
-		[ -z "$rings" ] || echo gone >&4
+		[ -z "$rings" ] || echo "gone 0 $rs_nonce" >&4
 		exit "$1"
 	) 2>/dev/null 6<&- 7<&- &
 	reader=$!
 	if [ -n "$rs_runs" ]; then
+		rs_self
 		rs_process "$reader"
-		printf '%s %s\n' "$reader" "$rs_birth" >reader
+		printf '%s %s %s %s\n' "$reader" "$rs_birth" "$rs_me" "$rs_me_birth" >reader
 	fi
 	begin_data
 	step=5 round=0 patience=1000 cut='' fresh=1 told='' now=${now-}
