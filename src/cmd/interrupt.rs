@@ -158,12 +158,12 @@ impl Starts {
 
 /// Cancels a start that was given up as soon as its host can be reached, in a thread that nobody waits for.
 pub fn cancel_later(line: DetachedConnection, place: String) {
+    if let Ok(script) = cancelling_script(&place) {
+        // Here and not in the thread: this process may end at once, and a shared keeper does it then.
+        line.connection().leave_script(script);
+    }
     let work = move || {
         let mut line = line.connection();
-        if let Ok(script) = cancelling_script(&place) {
-            // Done even if this process ends meanwhile.
-            line.leave_script(script);
-        }
         let until = Instant::now() + CANCEL_LATER_MAX;
         let left = || until.saturating_duration_since(Instant::now());
         // After that, the job's time limit ends it.
