@@ -302,6 +302,8 @@ fn an_end_is_pushed_and_nothing_polls_for_it() {
     for (f, proxy) in honouring() {
         let job = new_counter(&f);
         warm(&f, &job);
+        // By the spare shell: once that is there, no other is opened.
+        f.rsig.run(&["ps"]).ok();
         let waiting = f.rsig.spawn_process(&["wait", &job]);
         poll_until("it is waited for", SOON, || keepers(&f)[0]["commands"] == 1);
         let bytes = proxy.bytes(Direction::ToServer);

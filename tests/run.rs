@@ -1,6 +1,7 @@
 //! `run`: a job in the foreground, and what happens when either side is cut off.
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -8,6 +9,7 @@ use crate::harness::{
     Fixture, Login, Proxy, Running, Server, Site, on_every_site, on_two_sites, poll_until, tool,
 };
 use crate::jobs::SOON;
+use crate::keepers::kept;
 
 impl Fixture {
     fn run_words<'a>(&'a self, options: &[&'a str], line: &'a str) -> Vec<&'a str> {
@@ -303,6 +305,25 @@ fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
     run.signal(Signal::SIGTERM);
     run.wait().code(143).stdout_is("up\nusr1\n");
     f.await_no_jobs();
+}
+
+/// Connections that break before the first heartbeat comes, one after the other, are contact all the same.
+#[test]
+fn short_connections_keep_a_job_from_its_tether() {
+    const TETHER: Duration = Duration::from_secs(4);
+    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let line = "until [ -e over ]; do echo more; sleep 0.05; done; exit 5";
+    let words = f.words("run", &["--tether", "4s"], &["--", "sh", "-c", line]);
+    let run = f.rsig.command(&words).stdin(*b"").start();
+    let begun = Instant::now();
+    while begun.elapsed() < TETHER * 2 {
+        // The output of a new connection has come: a heartbeat comes once a second.
+        let so_far = run.stdout_so_far().len();
+        poll_until("more has come", SOON, || run.stdout_so_far().len() > so_far);
+        proxy.cut();
+    }
+    fs::write(f.job_home().join("over"), "").expect("the home is ours");
+    run.wait().code(5).stderr_lacks("tether");
 }
 
 /// Writes until the pipe has been full for two seconds, and says in a file how much it took.

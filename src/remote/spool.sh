@@ -34,11 +34,13 @@ rs_go_on() {
 	sleep "$rs_time" 2>/dev/null || sleep 1
 }
 
-# rs_was_last READS : succeeds if dd read fewer blocks than it was told to, as at the end of a stream. READS is what dd says
-# of them: complete ones, plus partial ones.
+# rs_was_last TEXT : succeeds if dd, which printed that text, read fewer blocks than it was told to, as at the end of a
+# stream. It counts complete and partial ones: `1+2 records in`. A warning may come before.
 rs_was_last() {
+	set -- "${1%%" records in"*}"
+	set -- "${1##*[!0-9+]}"
 	case $1 in
-	*[!0-9+]* | +* | *+ | *+*+*) return 1 ;;
+	+* | *+ | *+*+*) return 1 ;;
 	*+*) [ $((${1%+*} + ${1#*+})) -lt "$rs_blocks" ] ;;
 	*) return 1 ;;
 	esac
@@ -80,7 +82,7 @@ rs_take() {
 			rs_ring_bell
 			exit
 		fi
-		! rs_was_last "${rs_told%%" "*}" || break
+		! rs_was_last "$rs_told" || break
 		if [ "$rs_blocks" -eq 1 ]; then
 			rs_ring_bell
 			# Two files stay for readers, so they are small compared to the limit.

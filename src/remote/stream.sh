@@ -383,7 +383,7 @@ stream() {
 		rs_process "$reader"
 		printf '%s %s %s %s\n' "$reader" "$rs_birth" "$rs_me" "$rs_me_birth" >reader
 		# Being here is contact too: connections may break sooner than the first heartbeat comes.
-		printf '%s.0\n' "$rs_nonce" >beat
+		[ ! -e tied ] || printf '%s.0\n' "$rs_nonce" >beat
 	fi
 	begin_data
 	step=5 round=0 patience=1000 cut='' fresh=1 told='' now=${now-}
