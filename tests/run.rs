@@ -322,6 +322,15 @@ fn short_connections_keep_a_job_from_its_tether() {
         poll_until("more has come", SOON, || run.stdout_so_far().len() > so_far);
         proxy.cut();
     }
+    // Each connection had a keeper, or two.
+    let pid = run.pid().to_string();
+    poll_until("no keeper is left as a zombie", SOON, || {
+        let children = tool("ps").args(["-o", "stat=", "--ppid", &pid]).run();
+        !children
+            .stdout()
+            .lines()
+            .any(|state| state.starts_with('Z'))
+    });
     fs::write(f.job_home().join("over"), "").expect("the home is ours");
     run.wait().code(5).stderr_lacks("tether");
 }

@@ -18,7 +18,7 @@ pub(super) struct Passing<'s, 'h, 'a, 'k> {
     pub(super) input: Option<Arc<ShellInput>>,
     pub(super) forgets: bool,
     pub(super) forgotten: bool,
-    /// How many bytes have come.
+    /// How many bytes were carried, of output and of input.
     pub(super) moved: u64,
 }
 
@@ -62,6 +62,7 @@ impl Runner for Passing<'_, '_, '_, '_> {
             .min(shared.kept.len());
         shared.kept.drain(..gone);
         shared.has += gone as u64;
+        self.moved += gone as u64;
         shared.room = room;
         drop(shared);
         self.held.changed.notify_all();

@@ -96,8 +96,9 @@ fn shared(
     }
     // The user is asked once: not by one that could not listen then.
     place.probe()?;
-    if let Err(failure) = start(destination, &place, policy, false, configuration)? {
-        return Ok(Err(failure));
+    match start(destination, &place, policy, false, configuration)? {
+        Ok(keeper) => reap(keeper),
+        Err(failure) => return Ok(Err(failure)),
     }
     drop(lock);
     match KeeperClient::open(&place.socket)? {
@@ -182,6 +183,14 @@ fn start(
     }
 }
 
+/// Has a keeper waited for that nobody here waits for: a server, or a run over many connections, starts one after another.
+fn reap(mut keeper: Child) {
+    // Without a thread, it stays a zombie until this process ends.
+    let _ = std::thread::Builder::new()
+        .stack_size(64 << 10)
+        .spawn(move || keeper.wait());
+}
+
 /// What a keeper is told on its standard input: nothing of it shows in a list of processes.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct KeeperSettings {
@@ -226,11 +235,8 @@ impl PrivateKeeper {
 impl Drop for PrivateKeeper {
     /// Its last words take a round trip, which nobody waits for.
     fn drop(&mut self) {
-        if let Some(mut child) = self.dismiss() {
-            // Without a thread, it stays a zombie until this process ends.
-            let _ = std::thread::Builder::new()
-                .stack_size(64 << 10)
-                .spawn(move || child.wait());
+        if let Some(child) = self.dismiss() {
+            reap(child);
         }
     }
 }
