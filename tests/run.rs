@@ -335,6 +335,29 @@ fn short_connections_keep_a_job_from_its_tether() {
     run.wait().code(5).stderr_lacks("tether");
 }
 
+/// A new keeper is the old program, which has no file any more.
+#[test]
+fn a_run_goes_on_when_rsig_is_upgraded() {
+    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let program = f.rsig.dir().join("rsig");
+    fs::copy(env!("CARGO_BIN_EXE_rsig"), &program).expect("our own directory");
+    let line = "until [ -e over ]; do echo more; sleep 0.05; done; exit 5";
+    let words = f.words("run", &["--tether", "1m"], &["--", "sh", "-c", line]);
+    let shell = tool("sh").args(["-c", "exec \"$0\" \"$@\""]).arg(&program);
+    let run = f.rsig.within(shell).args(words).stdin(*b"").start();
+    run.wait_for_stdout("more\n");
+    let new = f.rsig.dir().join("new");
+    fs::write(&new, "another program").expect("our own directory");
+    fs::rename(&new, &program).expect("on one disk");
+    for _ in 0..2 {
+        proxy.cut();
+        let so_far = run.stdout_so_far().len();
+        poll_until("more has come", SOON, || run.stdout_so_far().len() > so_far);
+    }
+    fs::write(f.job_home().join("over"), "").expect("the home is ours");
+    run.wait().code(5);
+}
+
 /// Writes until the pipe has been full for two seconds, and says in a file how much it took.
 const FILLS: &str = r"use Fcntl;
 fcntl STDOUT, F_SETFL, O_WRONLY | O_NONBLOCK;

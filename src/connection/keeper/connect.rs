@@ -1,6 +1,8 @@
 //! Finds the keeper of a destination, or starts it.
 
 use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -134,8 +136,9 @@ fn start(
     private: bool,
     configuration: Option<ssh::Answer>,
 ) -> io::Result<Result<Child, Failure>> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new(own_program()?);
     command
+        .arg0("rsig")
         .arg(SERVE)
         .arg(&place.socket)
         .stdin(Stdio::piped())
@@ -181,6 +184,16 @@ fn start(
             )))
         }
     }
+}
+
+/// This program, even if its file was replaced meanwhile, as by an upgrade.
+fn own_program() -> io::Result<PathBuf> {
+    let (path, own) = (std::env::current_exe()?, Path::new("/proc/self/exe"));
+    Ok(if path.exists() || !own.exists() {
+        path
+    } else {
+        own.to_owned()
+    })
 }
 
 /// Has a keeper waited for that nobody here waits for: a server, or a run over many connections, starts one after another.
