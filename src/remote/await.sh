@@ -12,28 +12,72 @@ lingers() {
 	eval "[ \"\${tree_$1-}\" = 1 ]" && [ -O tree ] && read -r kin <tree && each is_left
 }
 
+# doze MILLISECONDS DIR : as nap, but no longer than the supervisor of the job in DIR lives: it holds a FIFO open.
+doze() {
+	rs_flush
+	fraction "$1"
+	sleep "$seconds" &
+	sleeper=$!
+	(
+		# Opened for both first: that does not wait for a supervisor that is gone already.
+		exec 5<>"$2/ended"
+		exec 6<"$2/ended"
+		exec 5>&-
+		# A start waits for that line.
+		if read -r line <&6; then
+			echo "$line" 1<>"$2/ended"
+		else
+			kill "$sleeper"
+		fi
+	) >/dev/null &
+	waker=$!
+	wait "$sleeper"
+	set -- "$1" $?
+	kill -KILL "$waker"
+	wait "$waker"
+	if [ "$2" -eq 0 ]; then
+		elapsed=$((elapsed + $1))
+	elif [ "$2" -gt 128 ]; then
+		woken=$first elapsed=$((elapsed + $1 / 2))
+	else
+		nap "$1"
+	fi
+} 2>/dev/null
+
 # await MILLISECONDS : waits until all jobs in `left` have ended, or the time is up; reports each job as it ends.
 await() {
-	elapsed=0 step=3 round=0
+	elapsed=0 step=3 round=0 woken='' vain=
 	while [ -n "$left" ]; do
-		waiting=$left left=
+		waiting=$left left='' first=
 		for index in $waiting; do
 			eval "dir=\$dir_$index"
 			state=running
 			# A full look only now and then, for a job whose supervisor was killed.
-			if [ -e "$dir/status" ] || [ $((round % 16)) -eq 0 ]; then
+			if [ "$index" = "$woken" ] || [ -e "$dir/status" ] || [ $((round % 16)) -eq 0 ]; then
 				! enter "$dir" || look
 			fi
 			case $state in
-			running | stopped | ending | starting) left="$left $index" ;;
+			running | stopped | ending | starting)
+				left="$left $index"
+				# Its supervisor was killed.
+				[ "$index" != "$woken" ] || vain=1
+				[ -n "$first$vain" ] || [ ! -p "$dir/ended" ] || first=$index first_dir=$dir
+				;;
 			*) if lingers "$index"; then left="$left $index"; else report "$index"; fi ;;
 			esac
 		done
 		if [ -z "$left" ] || [ "$elapsed" -ge "$1" ]; then
 			return
 		fi
-		round=$((round + 1))
-		nap "$step"
+		round=$((round + 1)) woken=
+		# Who waits for one job is woken.
+		[ "$left" != " $first" ] || step=900
+		[ "$step" -le $(($1 - elapsed)) ] || step=$(($1 - elapsed))
+		if [ -n "$first" ]; then
+			doze "$step" "$first_dir"
+		else
+			nap "$step"
+		fi
 		[ "$step" -ge 80 ] || step=$((step * 2))
 	done
 }

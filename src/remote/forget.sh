@@ -1,5 +1,10 @@
 # Removes the files of jobs that have ended.
 
+# erase : removes the current directory.
+erase() {
+	(cd .. && rm -rf "./${dir##*/}")
+} 2>/dev/null
+
 # forget INDEX PLACE : answers whether they are gone. What is not finished, or not this machine's to judge, stays.
 forget() {
 	place "$2"
@@ -7,8 +12,8 @@ forget() {
 		look
 		case $state in
 		exited | lost)
-			# A spooler may still have written a last file.
-			if (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || why=$(sleep 1 && cd .. && rm -rf "./${dir##*/}" 2>&1); then
+			# Its supervisor may still rename a file, or a spooler have written a last one.
+			if erase || erase || why=$(sleep 1 && cd .. && rm -rf "./${dir##*/}" 2>&1); then
 				rs_say gone "$1"
 			else
 				rs_say kept "$1" "$(printf '%s' "$why" | tr '\n' ' ')"
@@ -42,7 +47,7 @@ forget_read() {
 		[ -s err ] || : >read.err
 	fi
 	if [ -e read.out ] && [ -e read.err ]; then
-		! (cd .. && rm -rf "./${dir##*/}") 2>/dev/null || rs_say gone "$1"
+		! { erase || erase; } || rs_say gone "$1"
 	fi
 	cd /
 }

@@ -116,6 +116,12 @@ has_end() {
 	[ -O "$1" ] && read -r code ended expired <"$1" && [ -n "$code" ]
 }
 
+# has_ended : in a job's directory, the same for whichever file records its end.
+has_ended() {
+	# Read twice, since the first reading may have begun before it was written.
+	{ has_end status.new && [ -n "$ended" ] && has_end status.new; } || has_end status
+}
+
 # look : in a job's directory, sets state to exited, running, stopped, ending (the supervisor is about to record the end),
 # starting, lost or elsewhere (a job of another machine that shares this home), and all that is known of the job.
 look() {
@@ -123,7 +129,7 @@ look() {
 	state=
 	# shellcheck disable=SC2094 # a variable has the file's name
 	[ ! -s pid ] || [ ! -O pid ] || read -r pid pgid birth boot system began machine home <pid
-	if has_end status; then
+	if has_ended; then
 		state=exited
 		return
 	fi
@@ -170,16 +176,18 @@ report() {
 		"$birth" "$boot" "$machine" "$home"
 }
 
+# fraction MILLISECONDS : sets seconds to less than a second.
+fraction() {
+	seconds=00$1
+	seconds=0.${seconds#"${seconds%???}"}
+}
+
 # nap MILLISECONDS : sleeps for less than a second and adds the time to `elapsed`. Sleeps a whole second if sleep(1) takes no
 # fractions.
 nap() {
 	rs_flush
-	case $1 in
-	?) set -- "$1" "0.00$1" ;;
-	??) set -- "$1" "0.0$1" ;;
-	*) set -- "$1" "0.$1" ;;
-	esac
-	if sleep "$2" 2>/dev/null; then
+	fraction "$1"
+	if sleep "$seconds" 2>/dev/null; then
 		elapsed=$((elapsed + $1))
 	else
 		sleep 1

@@ -85,7 +85,7 @@ do
 done 2>/dev/null
 rs_tries=0
 # 137: killed by the watcher.
-while [ "$rs_ended" -ne 137 ] && [ ! -s status ] && [ "$rs_tries" -lt 200 ]; do
+until [ "$rs_ended" -eq 137 ] || has_ended || [ "$rs_tries" -ge 200 ]; do
 	rs_tries=$((rs_tries + 1))
 	sleep 0.005 2>/dev/null || sleep 1
 done
@@ -98,8 +98,5 @@ for rs_claim in sig.*; do
 	done
 done
 kill -KILL "$rs_watcher" 2>/dev/null
-if [ -s status ]; then
-	read -r rs_code rs_when rs_why <status
-	printf '%s end %s %s %s\n' "$rs_relay" "$rs_code" "$rs_when" "$rs_why"
-fi
+! has_ended || printf '%s end %s %s %s\n' "$rs_relay" "$code" "$ended" "$expired"
 exit 0

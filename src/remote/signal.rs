@@ -159,11 +159,10 @@ impl Script {
                 }
             }
         }
+        script.set("rs_last", "settle")?;
         let Some(wait) = plan.wait else {
-            script.set("rs_last", "settle")?;
             return Ok(script);
         };
-        script.call("settle", &[])?;
         script.call("await", &[&wait.as_millis().to_string()])?;
         if plan.jobs.iter().any(|job| job.then.is_some()) {
             for (index, job) in plan.jobs.iter().enumerate() {
@@ -171,7 +170,6 @@ impl Script {
                     script.send(&["if_left"], index, job, attempt)?;
                 }
             }
-            script.call("settle", &[])?;
             script.call("await", &[&plan.then_wait.as_millis().to_string()])?;
         }
         script.call("remaining", &[])?;

@@ -326,9 +326,9 @@ flow() {
 	fi
 }
 
-# await_event : waits for a line in the bell of a foreground job: `ring` of its supervisor or a spooler, `gone` of the reader
-# of the client's lines, or `tick` after step milliseconds. The latter two name their stream: they may come from an earlier
-# one. Other streams only sleep. Adds to elapsed what it has slept.
+# await_event : waits for a line in the bell of a foreground job: `over` of its supervisor, `ring` of a spooler, `gone` of the
+# reader of the client's lines, or `tick` after step milliseconds. The latter two name their stream: they may come from an
+# earlier one. Other streams only sleep. Adds to elapsed what it has slept.
 timer=
 await_event() {
 	event=tick
@@ -426,7 +426,8 @@ stream() {
 			step=900
 		fi
 		round=$((round + 1))
-		if [ -z "$over" ] && { [ -e status ] || [ "$step" -gt 80 ] || [ $((round % 16)) -eq 0 ]; }; then
+		if [ -z "$over" ] &&
+			{ [ "$event" = over ] || [ -e status ] || [ "$step" -gt 80 ] || [ $((round % 16)) -eq 0 ]; }; then
 			look
 			if [ -z "$told" ] && [ -e unkept ]; then
 				told=1
@@ -458,13 +459,14 @@ bury() {
 	set --
 	for file in * .[!.]*; do
 		case $file in
-		gone | status | pid | made | meta | supervisor) ;;
+		gone | status | status.new | pid | made | meta | supervisor) ;;
 		*) set -- "$@" "./$file" ;;
 		esac
 	done
 	rm -rf "$@"
 	set -- ../*/gone
-	[ $# -eq 1 ] || find "$@" -prune -mmin +1 | while read -r gone; do
+	# Not each time, since find is a process.
+	[ $(($# % 16)) -ne 0 ] || find "$@" -prune -mmin +1 | while read -r gone; do
 		rm -rf "${gone%/gone}"
 	done
 } 2>/dev/null
