@@ -35,7 +35,7 @@ on_two_sites! {
         if let Some(server) = &f.server {
             server.kill_connections();
         }
-        poll_until("its end is recorded", SOON, || f.file(&job, "status").exists());
+        poll_until("its end is recorded", SOON, || f.has_ended(&job));
         assert!(fs::read_to_string(f.file(&job, "status")).expect("readable").starts_with("143 "));
         f.await_no_processes();
         f.rsig.run(&["ps", &job]).ok().stdout_has("timed out");

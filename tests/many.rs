@@ -309,7 +309,7 @@ on_two_sites! {
         for words in [&["kill", "--all", "--yes"][..], &["kill", "--host", &f.host, "-w", "20s"], &["stop", "--name", "gated"]] {
             let (job, gate) = f.spawn_gated(&["-n", "gated"], 3);
             gate.open();
-            poll_until("it has ended", SOON, || f.file(&job, "status").exists());
+            poll_until("it has ended", SOON, || f.has_ended(&job));
             let output = f.rsig.run(&[words, &["--json"]].concat());
             let told = json_lines(output.ok().stderr_is_empty()).remove(0);
             assert_eq!([&told["sent"], &told["still_running"], &told["error"]], [&Value::from(false), &false.into(), &Value::Null]);
@@ -318,7 +318,7 @@ on_two_sites! {
         }
         let (job, gate) = f.spawn_gated(&[], 3);
         gate.open();
-        poll_until("it has ended", SOON, || f.file(&job, "status").exists());
+        poll_until("it has ended", SOON, || f.has_ended(&job));
         f.rsig.run(&["kill", "--all", "--yes"]).ok().stdout_has(&format!("{job} on {}: it had already ended", f.host));
     }
 

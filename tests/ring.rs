@@ -79,7 +79,7 @@ on_two_sites! {
             let size: u64 = files(f, &job, "out").iter().map(|(_, size)| size).sum();
             assert!(size < MAX + MAX / 4, "{size}");
             peak = peak.max(disk_use(f, &job));
-            f.file(&job, "status").exists() && f.file(&job, "out.end").exists()
+            f.has_ended(&job) && f.file(&job, "out.end").exists()
         });
         assert!(peak > 1000 && peak <= 1024 + 256, "{peak} kB");
         f.rsig.run(&["wait", &job]).ok();
@@ -143,14 +143,13 @@ on_two_sites! {
         let line = "$| = 1; for (1 .. 100) { print qq($_ $_ $_\n) x 400; select undef, undef, undef, 0.05 }";
         let all: String = (1..=100).map(|n| format!("{n} {n} {n}\n").repeat(400)).collect();
         let job = f.spawn(&["--log-max", "256K"], &["perl", "-e", line]);
-        let status = f.file(&job, "status");
         let mut killed = 0;
-        while killed < 6 && !status.exists() {
+        while killed < 6 && !f.has_ended(&job) {
             let Some(processes) = spoolers(f) else { continue };
             // What a dd has read and not written would be lost with it.
             kill_it(&processes[1 + killed % 2]);
             let before = files(f, &job, "out");
-            poll_until("it goes on", SOON, || status.exists() || files(f, &job, "out") != before);
+            poll_until("it goes on", SOON, || f.has_ended(&job) || files(f, &job, "out") != before);
             killed += 1;
         }
         assert!(killed > 0);

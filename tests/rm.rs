@@ -64,7 +64,7 @@ on_two_sites! {
         // A link where the job's directory was: what it leads to is not ours to remove.
         let (job, gate) = f.spawn_gated(&[], 0);
         gate.open();
-        poll_until("it ends", SOON, || f.file(&job, "status").exists());
+        poll_until("it ends", SOON, || f.has_ended(&job));
         let kept = f.job_home().join("kept");
         fs::rename(f.file(&job, ""), &kept).expect("ours");
         std::os::unix::fs::symlink(&kept, f.jobs_dir().join(&job)).expect("ours");

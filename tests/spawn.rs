@@ -186,7 +186,7 @@ on_every_site! {
         f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout_is(&told).stderr_is_empty();
         let mode = |name: &str| fs::metadata(f.file(&job, name)).map(|data| data.permissions().mode() & 0o7777).expect(name);
         assert_eq!((mode(""), mode("out"), mode("err"), mode("pid"), mode("cookie")), (0o700, 0o600, 0o600, 0o600, 0o600));
-        poll_until("the script with its environment is removed", SOON, || !f.file(&job, "job").exists());
+        assert_eq!(fs::read(f.file(&job, "job")).expect("readable"), b"", "the script with its environment is emptied");
     }
 
     fn every_signal_is_at_its_default_whatever_rsig_itself_inherited(f: &Fixture) {
@@ -349,7 +349,7 @@ on_two_sites! {
         again.code(1).stdout_is("").stderr_has("the name train is taken").stderr_has(&job);
         assert_eq!(f.on_host(), [job.as_str()]);
         gate.open();
-        poll_until("it ends", SOON, || f.file(&job, "status").exists());
+        poll_until("it ends", SOON, || f.has_ended(&job));
         // This machine still takes it for running: the host knows better.
         let next = f.spawn(&["-n", "train"], &["sleep", "1000"]);
         assert_eq!(f.job("train")["id"], next.as_str());

@@ -116,7 +116,7 @@ on_two_sites! {
 
     fn a_job_that_was_removed_behind_our_back_is_lost(f: &Fixture) {
         let job = f.spawn(&[], &["true"]);
-        poll_until("it ends", SOON, || f.file(&job, "status").exists());
+        poll_until("it ends", SOON, || f.has_ended(&job));
         fs::remove_dir_all(f.file(&job, "")).expect("ours");
         assert_eq!(f.state(&job), "lost");
     }

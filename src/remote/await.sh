@@ -53,9 +53,9 @@ await() {
 			eval "dir=\$dir_$index"
 			state=running
 			# A full look only now and then, for a job whose supervisor was killed.
-			if [ "$index" = "$woken" ] || [ -e "$dir/status" ] || [ $((round % 16)) -eq 0 ]; then
+			if [ "$index" = "$woken" ] || [ $((round % 16)) -eq 0 ] || { cd -P "$dir" && has_ended; }; then
 				! enter "$dir" || look
-			fi
+			fi 2>/dev/null
 			case $state in
 			running | stopped | ending | starting)
 				left="$left $index"

@@ -16,10 +16,10 @@ cancel() {
 	running | stopped)
 		kill -TERM "-$pgid"
 		kill -CONT "-$pgid"
-		until [ -s status ] || [ "$elapsed" -gt 4000 ]; do
+		until has_ended || [ "$elapsed" -gt 4000 ]; do
 			nap 10
 		done
-		[ -s status ] || ! alive "$pid" "$birth" "$boot" || kill -KILL "-$pgid"
+		has_ended || ! alive "$pid" "$birth" "$boot" || kill -KILL "-$pgid"
 		;;
 	esac
 } 2>/dev/null

@@ -43,13 +43,29 @@ rs_environ() {
 		}'
 }
 
-# rs_remember : sets rs_mask to the login's umask, rs_setsid to a command that makes a session and forks, and rs_epoch to the
-# time of the boot; rs_words to the arguments for env(1), and rs_reset to a command that resets signals if env(1) can't. Does
-# so once per shell: they don't change while it lives.
-rs_mask='' rs_setsid='setsid setsid' rs_epoch='' rs_words='' rs_reset=
+# rs_unsets : if these arguments only remove variables that the shell itself can unset, sets rs_names to them.
+# shellcheck disable=SC2016,SC2086
+rs_unsets() {
+	rs_names=
+	for rs_word in $rs_words; do
+		case $rs_word in
+		# Passed on as it is.
+		-u | 'PWD="$PWD"') ;;
+		PWD | OLDPWD | LC_ALL) rs_names="$rs_names $rs_word" ;;
+		*) return 1 ;;
+		esac
+	done
+	[ -n "$rs_names" ]
+}
+
+# rs_remember : sets rs_mask to the login's umask, rs_largest to its limit of a file's size, rs_setsid to a command that makes
+# a session and forks, and rs_epoch to the time of the boot; rs_words to the arguments for env(1), and rs_reset to a command
+# that resets signals if env(1) can't. Does so once per shell: they don't change while it lives.
+rs_mask='' rs_largest='' rs_setsid='setsid setsid' rs_epoch='' rs_words='' rs_reset=
 rs_remember() {
 	if [ -z "$rs_mask" ]; then
 		rs_mask=$(umask)
+		rs_largest=$(ulimit -f)
 		! setsid -f true || rs_setsid='setsid -f'
 		rs_boot_time
 	fi

@@ -111,15 +111,15 @@ is_running() {
 	[ "$rs_run" != T ] || state=stopped
 }
 
-# has_end FILE : succeeds if FILE records the end of the job, and sets code, ended and expired.
-has_end() {
-	[ -O "$1" ] && read -r code ended expired <"$1" && [ -n "$code" ]
+# has_ended : in a job's directory, succeeds if its end is recorded, and sets code, ended and expired.
+has_ended() {
+	# Read twice, since the first reading may have begun before it was written. The time is written last.
+	[ -O status ] && read -r code ended expired <status && [ -n "$ended" ] && read -r code ended expired <status
 }
 
-# has_ended : in a job's directory, the same for whichever file records its end.
-has_ended() {
-	# Read twice, since the first reading may have begun before it was written.
-	{ has_end status.new && [ -n "$ended" ] && has_end status.new; } || has_end status
+# is_ending : after has_ended has failed, succeeds if the supervisor has recorded the status and not the time.
+is_ending() {
+	case $code in - | '') return 1 ;; esac
 }
 
 # look : in a job's directory, sets state to exited, running, stopped, ending (the supervisor is about to record the end),
@@ -144,14 +144,14 @@ look() {
 	[ "$boot" != - ] || rs_from=here
 	if [ "$rs_from" = elsewhere ]; then
 		state=elsewhere
-	elif [ "$rs_from" = here ] && ! has_end status.new && alive "$pid" "$birth" "$boot"; then
+	elif [ "$rs_from" = here ] && ! is_ending && alive "$pid" "$birth" "$boot"; then
 		is_running
 		expired=$note
 	elif [ "$rs_from" = here ] && rs_is_supervised; then
 		state=ending
 		[ "$pid" != - ] || state=starting
 	# The time of the end is unknown if the supervisor was killed before it recorded it.
-	elif has_end status || has_end status.new; then
+	elif has_ended || is_ending; then
 		state=exited
 	elif [ "$pid" = - ] && [ "$boot" = "$rs_boot" ] && [ ! -e refused ] && [ -n "$(find made -prune -mmin -2)" ]; then
 		state=starting

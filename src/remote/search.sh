@@ -91,14 +91,15 @@ scan_job() {
 	fi
 	# Before the read, so that everything written before the end is read.
 	look
-	before=$more more=
+	before=$more more='' whole=
+	! is_written || whole=1
 	for stream in out err; do
 		! scan "$1" "$stream" || hit=$stream
 		[ -z "$hit" ] || return 0
 	done
 	case $state in
 	running | stopped | ending | starting) left="$left $1" ;;
-	*) if [ -n "$more" ] || ! is_written; then left="$left $1"; else report "$1"; fi ;;
+	*) if [ -n "$more" ] || [ -z "$whole" ]; then left="$left $1"; else report "$1"; fi ;;
 	esac
 	more=$before$more
 }

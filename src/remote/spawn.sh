@@ -36,7 +36,12 @@ rs_restore() {
 		esac
 	done
 	rs_remember
-	printf 'rs_become() {\nexec /usr/bin/env%s%s "$@"\n}\n' "$rs_words" "$rs_reset" >become
+	if [ -z "$rs_reset" ] && rs_unsets; then
+		# A program less than env(1).
+		printf 'rs_become() {\nunset%s\nexec "$@"\n}\n' "$rs_names" >become
+	else
+		printf 'rs_become() {\nexec /usr/bin/env%s%s "$@"\n}\n' "$rs_words" "$rs_reset" >become
+	fi
 } >/dev/null 2>&1
 
 # rs_monitors : succeeds if `set -m` has an effect: without a terminal some shells ignore it.
@@ -68,14 +73,14 @@ os.execv(sys.argv[1], sys.argv[1:])' /bin/sh "$@" ;;
 	esac
 }
 
-# rs_write : writes the job's files. The job's end will overwrite the blanks of status.new, so a full disk can't lose it.
+# rs_write : writes the job's files. The job's end will overwrite the blanks of status, so a full disk can't lose it.
 rs_write() {
 	printf '%s\n' "$rs_meta" >meta &&
 		printf '%s\n' "$rs_cookie" >cookie &&
 		printf '%s\n' "$rs_supervise" >supervise &&
 		printf '%s\n' "$rs_job" >job &&
 		printf '%s %s %s\n' "$rs_boot" "$rs_machine" "$rs_node" >made &&
-		printf '%32s\n' '' >status.new &&
+		printf '%32s\n' '' >status &&
 		{ [ -z "$rs_timeout" ] || printf '%s\n' "$rs_timeout" >limit; } &&
 		{ [ -z "$rs_ring" ] || printf '%s\n' "$rs_ring" >ring; } &&
 		true >out && true >err && true >pid && true >supervisor
@@ -127,8 +132,13 @@ os.removexattr(".", "system.posix_acl_default")' || rs_shut=1
 	mkdir -m 700 lock
 fi 2>/dev/null
 rs_identify
-# In a subshell: a limit of files ends who exceeds it.
-rs_why=$(rs_write 2>&1) || rs_refuse disk "$rs_base: ${rs_why:-is a limit reached there (see ulimit -a)?}"
+# Beside the rest, which takes as long.
+# shellcheck disable=SC2086
+mkfifo -m 600 ended $rs_fifos 2>/dev/null &
+rs_making=$!
+# In a subshell where there is a limit of files, which ends who exceeds it; or for an error message.
+{ [ "$rs_largest" = unlimited ] && rs_write 2>/dev/null; } || rs_why=$(rs_write 2>&1) ||
+	rs_refuse disk "$rs_base: ${rs_why:-is a limit reached there (see ulimit -a)?}"
 rs_restore
 # All input is here before the job starts. The client sends it when asked: the shell would read it as commands.
 if [ -n "$rs_size" ]; then
@@ -141,7 +151,7 @@ fi
 # pass on descriptors, and keep copies of them, so there the files are polled.
 rs_tells=
 # shellcheck disable=SC2086
-mkfifo -m 600 ended $rs_fifos 2>/dev/null || [ -z "$rs_fifos" ] || rs_why=$(mkfifo -m 600 $rs_fifos 2>&1) ||
+wait "$rs_making" || [ -z "$rs_fifos" ] || rs_why=$(mkfifo -m 600 $rs_fifos 2>&1) ||
 	rs_refuse disk "$rs_why"
 if [ -p ended ] && [ -z "${KSH_VERSION-}" ]; then
 	rs_tells=1

@@ -26,9 +26,14 @@ rs_waiting() {
 	done
 }
 
+# rs_is_over : succeeds if the job's end is recorded.
+rs_is_over() {
+	read -r rs_code rs_when rs_rest <status && [ -n "$rs_when" ]
+} 2>/dev/null
+
 # rs_go_on : sleeps shortly, after a while without input for `rsig send` longer; exits when the job is over or never began.
 rs_go_on() {
-	[ -e made ] && [ ! -s status ] || exit
+	[ -e made ] && ! rs_is_over || exit
 	rs_idle=$((rs_idle + 1)) rs_time=0.02
 	[ -z "$rs_open" ] || [ "$rs_idle" -lt 100 ] || rs_time=0.2
 	sleep "$rs_time" 2>/dev/null || sleep 1
@@ -66,7 +71,7 @@ rs_take() {
 			[ "$rs_total" -ge "$rs_most" ]
 		do
 			[ -e made ] || exit
-			if [ ! -s status ]; then
+			if ! rs_is_over; then
 				sleep 0.02 2>/dev/null || sleep 1
 			elif [ "$rs_most" = "$rs_limit" ]; then
 				# The job's last bytes are in the pipe, which holds a megabyte at most (pipe(7)). Later bytes are not the

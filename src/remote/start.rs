@@ -192,8 +192,7 @@ pub struct Tether {
     /// How long it may be without.
     pub patience: std::time::Duration,
     /// The process that holds it, where that is on the same machine: its number and its birth (field 22 of proc(5)'s
-    /// stat). Elsewhere a line for [`super::foreground::hold`]'s script
-    /// has to come now and then.
+    /// stat). Elsewhere heartbeats have to come.
     pub holder: Option<(u32, String)>,
 }
 
@@ -455,6 +454,9 @@ impl Script {
             script.include(file!("stream"));
             let last = request.last.map(|last| last.to_string());
             script.set("rs_wanted", last.unwrap_or_default())?;
+            let beats = |tether: &Tether| tether.holder.is_none();
+            let beats = request.tether.as_ref().is_some_and(beats);
+            script.set("rs_beats", if beats { "1" } else { "" })?;
             script
                 .body
                 .extend_from_slice(b"run_started ${rs_why#begun }\n");

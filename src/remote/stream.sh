@@ -17,6 +17,8 @@
 
 # Not empty for who has the job in the foreground.
 rs_runs=
+# Not empty where the client's heartbeats come from the job's start.
+rs_beats=
 # How many bytes of each stream are to come, all of them at the job's end; or nothing.
 rs_wanted=
 # How many bytes of input may wait here for the job.
@@ -328,7 +330,7 @@ flow() {
 
 # await_event : waits for a line in the bell of a foreground job: `over` of its supervisor, `ring` of a spooler, `gone` of the
 # reader of the client's lines, or `tick` after step milliseconds. The latter two name their stream: they may come from an
-# earlier one. Other streams only sleep. Adds to elapsed what it has slept.
+# earlier one. Without a tick if step is 0. Other streams only sleep. Adds to elapsed what it has slept.
 timer=
 await_event() {
 	event=tick
@@ -336,7 +338,7 @@ await_event() {
 		nap "$step"
 	else
 		rs_flush
-		if [ -z "$timer" ] || [ "$step" -lt "$timer" ]; then
+		if [ "$step" -gt 0 ] && { [ -z "$timer" ] || [ "$step" -lt "$timer" ]; }; then
 			timer=$step
 			(
 				nap "$timer"
@@ -357,6 +359,16 @@ await_event() {
 	fi
 }
 
+# slow_down : sets still, if a job in the foreground has written nothing that is to be passed on now, and then a longer step:
+# its first bytes ring, and heartbeats do.
+slow_down() {
+	still=
+	if [ -n "$rings" ] && { [ -n "$rs_wanted" ] || [ "$out_at$err_at" = 00 ] && is_empty 6 && is_empty 7; }; then
+		still=1 step=900
+		[ -z "$rs_beats" ] || step=0
+	fi
+}
+
 # stream OUT_AT ERR_AT : in the job's directory, after `look`, follows the output to the job's end. has_out and has_err say
 # which streams are requested, inodes which files the positions belong to.
 stream() {
@@ -366,33 +378,38 @@ stream() {
 	if [ -n "$rs_runs" ]; then
 		relieve
 		[ ! -p bell ] || { exec 4<>bell && rings=1; }
+		# Its end may have rung before.
+		! has_ended || look
 	elif [ -p out.pipe ]; then
 		measure
 	fi
 	exec 3<&0
 	(
 		trap '' HUP INT QUIT TERM USR1 USR2
+		# For the next stream (relieve), before anything is taken.
+		if [ -n "$rs_runs" ]; then
+			rs_self
+			two=$rs_parent
+			! rs_process "$two" || printf '%s %s %s %s\n' "$rs_me" "$rs_me_birth" "$two" "$rs_birth" >reader
+		fi
 		obey
 		set -- $?
 		[ -z "$rings" ] || echo "gone 0 $rs_nonce" >&4
 		exit "$1"
 	) 2>/dev/null 6<&- 7<&- &
 	reader=$!
-	if [ -n "$rs_runs" ]; then
-		rs_self
-		rs_process "$reader"
-		printf '%s %s %s %s\n' "$reader" "$rs_birth" "$rs_me" "$rs_me_birth" >reader
-		# Being here is contact too: connections may break sooner than the first heartbeat comes.
-		[ ! -e tied ] || printf '%s.0\n' "$rs_nonce" >beat
-	fi
+	# Being here is contact too: connections may break sooner than the first heartbeat comes.
+	[ -z "$rs_runs" ] || [ ! -e tied ] || printf '%s.0\n' "$rs_nonce" >beat
 	begin_data
 	step=5 round=0 patience=1000 cut='' fresh=1 told='' now=${now-}
+	slow_down
 	while :; do
 		# Checked before the read, so that everything written before the end is read.
 		over=
 		case $state in
 		exited | lost | elsewhere)
 			over=1 fresh=1
+			[ "$step" -gt 0 ] || step=5
 			# Other processes may still hold the pipes. Their output is read for a moment longer.
 			if [ ! -p out.pipe ] ||
 				{ { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; }; then
@@ -421,13 +438,11 @@ stream() {
 			step=5 fresh=1
 		elif [ "$step" -lt 80 ]; then
 			step=$((step * 2))
-		elif [ -n "$rings" ] && [ "$out_at$err_at" = 00 ] && is_empty 6 && is_empty 7; then
-			# Their first bytes ring.
-			step=900
 		fi
 		round=$((round + 1))
+		slow_down
 		if [ -z "$over" ] &&
-			{ [ "$event" = over ] || [ -e status ] || [ "$step" -gt 80 ] || [ $((round % 16)) -eq 0 ]; }; then
+			{ [ "$event" = over ] || [ -n "$still" ] || [ $((round % 16)) -eq 0 ] || has_ended; }; then
 			look
 			if [ -z "$told" ] && [ -e unkept ]; then
 				told=1
@@ -459,16 +474,15 @@ bury() {
 	set --
 	for file in * .[!.]*; do
 		case $file in
-		gone | status | status.new | pid | made | meta | supervisor) ;;
+		gone | status | pid | made | meta | supervisor) ;;
 		*) set -- "$@" "./$file" ;;
 		esac
 	done
 	rm -rf "$@"
-	set -- ../*/gone
-	# Not each time, since find is a process.
-	[ $(($# % 16)) -ne 0 ] || find "$@" -prune -mmin +1 | while read -r gone; do
-		rm -rf "${gone%/gone}"
-	done
+	# Not each time: there may be many jobs.
+	case $rs_nonce in
+	*0) find ../*/gone -prune -mmin +1 | while read -r gone; do rm -rf "${gone%/gone}"; done ;;
+	esac
 } 2>/dev/null
 
 # run_along OUT_AT ERR_AT : has the job at place in the foreground, once its streams exist.

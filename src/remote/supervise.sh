@@ -47,16 +47,22 @@ rs_beside_job() {
 		rs_before=$!
 		trap '[ "$!" = "$rs_before" ] || kill -KILL $!; exit' ALRM
 		trap : HUP INT QUIT PIPE TERM USR1 USR2
+		true >"$1"
 		"$1"
 	) </dev/null >/dev/null 2>&1 5>&- &
-	rs_watchdogs="$rs_watchdogs $!"
+	rs_watchdogs="$rs_watchdogs $1:$!"
 }
 
-# rs_dismiss : ends these processes and their sleeps. Repeats, since a shell can lose a signal while it is being forked.
+# rs_dismiss : ends these processes and their sleeps. Repeats, since a shell can lose a signal while it is being forked; one
+# that has created its file has its traps.
 rs_dismiss() {
 	for rs_one in $rs_watchdogs; do
-		while kill -ALRM "$rs_one"; do
-			sleep 0.01 || sleep 1
+		while kill -ALRM "${rs_one#*:}"; do
+			if [ -e "${rs_one%:*}" ]; then
+				wait "${rs_one#*:}"
+			else
+				sleep 0.01 || sleep 1
+			fi
 		done
 	done 2>/dev/null
 }
@@ -128,7 +134,7 @@ rs_code=$?
 # At once, with builtins only: the job has been reaped, so its number is free. ksh gives 256+n for signal n.
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
 rs_clean
-echo "$rs_code" 1<>status.new
+echo "$rs_code" 1<>status
 
 if [ ! -s pid ]; then
 	rs_why=$(head -c 300 err)
@@ -145,12 +151,10 @@ rs_why=
 [ ! -e untied ] || rs_why=tether
 [ ! -e expired ] || rs_why=timeout
 # Over the blanks that were written at the start. If the disk is full nevertheless, try again.
-until printf '%s %s %s\n' "$rs_code" "$rs_now" "$rs_why" 1<>status.new; do
+until printf '%s %s %s\n' "$rs_code" "$rs_now" "$rs_why" 1<>status; do
 	[ -d "$PWD" ] || exit
 	sleep 5
 done
 exec 5>&-
 [ ! -p bell ] || echo over 1<>bell
 rs_dismiss
-# Nobody waits for that: has_ended (look.sh) reads both names.
-exec mv -f status.new status

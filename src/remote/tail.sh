@@ -209,7 +209,12 @@ case $streams in *err*) has_err=1 ;; *) has_err= ;; esac
 if [ -p out.pipe ]; then
 	spooled
 else
-	sizes
+	if [ "$follow" = 0 ] && [ "$from" != resume ] && [ ! -s out ] && [ ! -s err ]; then
+		# A process less; without an inode, any file is the one that a position belongs to.
+		out_size=0 err_size=0 out_inode=0 err_inode=0
+	else
+		sizes
+	fi
 	first out "$out_size"
 	out_at=$at out_skip="$lines $bytes"
 	first err "$err_size"

@@ -84,6 +84,12 @@ impl Fixture {
         self.jobs_dir().join(job).join(name)
     }
 
+    /// Whether the job's end is recorded on its host, read past rsig: the status and the time. Blanks are there before.
+    pub fn has_ended(&self, job: &str) -> bool {
+        fs::read_to_string(self.file(job, "status"))
+            .is_ok_and(|status| status.split_whitespace().count() >= 2)
+    }
+
     /// What the job has written to its standard output so far, read past rsig.
     pub fn written(&self, job: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.file(job, "out")).unwrap_or_default()).into_owned()
