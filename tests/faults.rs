@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -79,10 +80,13 @@ fn run_cut(f: &Fixture, proxy: &Proxy, cut: Cut, words: &[&str]) -> Output {
     output
 }
 
+/// How many spawns were cut. Each has a file of its own, since two cuts may be at the same point.
+static MARKS: AtomicUsize = AtomicUsize::new(0);
+
 /// Cuts a spawn, and holds what is there then against what rsig said and knows.
 #[track_caller]
 fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
-    let mark = format!("ran-{:?}-{}-{}", cut.direction, cut.after, cut.gone);
+    let mark = format!("ran-{}", MARKS.fetch_add(1, Ordering::Relaxed));
     let known = kit::recorded(&f.rsig);
     let dirs = || fs::read_dir(f.jobs_dir()).map_or(0, Iterator::count);
     let dirs_before = dirs();

@@ -15,6 +15,7 @@ lingers() {
 # doze MILLISECONDS DIR : as nap, but no longer than the supervisor of the job in DIR lives: it holds a FIFO open.
 doze() {
 	rs_flush
+	[ -n "$rs_me" ] || rs_self
 	fraction "$1"
 	sleep "$seconds" &
 	sleeper=$!
@@ -26,7 +27,8 @@ doze() {
 		# A start waits for that line.
 		if read -r line <&6; then
 			echo "$line" 1<>"$2/ended"
-		else
+		# Where this script was killed, others may have that number.
+		elif rs_process "$sleeper" && [ "$rs_parent" = "$rs_me" ]; then
 			kill "$sleeper"
 		fi
 	) >/dev/null &

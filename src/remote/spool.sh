@@ -31,11 +31,12 @@ rs_is_over() {
 	read -r rs_code rs_when rs_rest <status && [ -n "$rs_when" ]
 } 2>/dev/null
 
-# rs_go_on : sleeps shortly, after a while without input for `rsig send` longer; exits when the job is over or never began.
+# rs_go_on : sleeps shortly, after a while without input longer; exits when the job is over or never began.
 rs_go_on() {
 	[ -e made ] && ! rs_is_over || exit
 	rs_idle=$((rs_idle + 1)) rs_time=0.02
-	[ -z "$rs_open" ] || [ "$rs_idle" -lt 100 ] || rs_time=0.2
+	[ "$rs_idle" -lt 100 ] || rs_time=0.1
+	[ "$rs_idle" -lt 200 ] || [ -z "$rs_open" ] || rs_time=0.2
 	sleep "$rs_time" 2>/dev/null || sleep 1
 }
 

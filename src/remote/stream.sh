@@ -246,14 +246,18 @@ take() {
 
 # obey : carries out the client's lines. Fails if the connection is gone.
 obey() {
-	beats=0 was=0
+	beats=0 rung=0 was=0
 	received
 	while read -r word one two <&3; do
 		case $word in
 		'')
 			beats=$((beats + 1))
 			printf '%s.%s\n' "$rs_nonce" "$beats" >beat
-			[ -z "$rings" ] || echo ring >&4
+			# One at a time: who waits for its client hears none, and a full bell would stop the heartbeats.
+			if [ -n "$rs_beats" ] && read -r one <heard && [ "$one" = "$rung" ]; then
+				rung=$beats
+				echo "beat $beats $rs_nonce" >&4
+			fi
 			;;
 		ack)
 			[ ! -e ring ] || continue
@@ -328,9 +332,9 @@ flow() {
 	fi
 }
 
-# await_event : waits for a line in the bell of a foreground job: `over` of its supervisor, `ring` of a spooler, `gone` of the
-# reader of the client's lines, or `tick` after step milliseconds. The latter two name their stream: they may come from an
-# earlier one. Without a tick if step is 0. Other streams only sleep. Adds to elapsed what it has slept.
+# await_event : waits for a line in the bell of a foreground job: `over` of its supervisor, `ring` of a spooler, `gone` or
+# `beat` of the reader of the client's lines, or `tick` after step milliseconds. The latter three name their stream: they may
+# come from an earlier one. Without a tick if step is 0. Other streams only sleep. Adds to elapsed what it has slept.
 timer=
 await_event() {
 	event=tick
@@ -350,6 +354,7 @@ await_event() {
 			[ "${whose:-$rs_nonce}" != "$rs_nonce" ]
 		do :; done
 		if [ "$event" != tick ]; then
+			[ "$event" != beat ] || echo "$span" 1<>heard
 			# Should a tick be lost, whatever rings next starts another timer.
 			timer=
 			return
@@ -366,6 +371,8 @@ slow_down() {
 	if [ -n "$rings" ] && { [ -n "$rs_wanted" ] || [ "$out_at$err_at" = 00 ] && is_empty 6 && is_empty 7; }; then
 		still=1 step=900
 		[ -z "$rs_beats" ] || step=0
+	elif [ "$step" -eq 0 ]; then
+		step=5
 	fi
 }
 
@@ -378,6 +385,8 @@ stream() {
 	if [ -n "$rs_runs" ]; then
 		relieve
 		[ ! -p bell ] || { exec 4<>bell && rings=1; }
+		# On a full disk, timers do.
+		[ -n "$rings" ] && echo 0 1<>heard || rs_beats=
 		# Its end may have rung before.
 		! has_ended || look
 	elif [ -p out.pipe ]; then
@@ -434,7 +443,7 @@ stream() {
 				break
 			fi
 		fi
-		if [ "$event" != tick ] || [ "$before" != "$now" ]; then
+		if { [ "$event" != tick ] && [ "$event" != beat ]; } || [ "$before" != "$now" ]; then
 			step=5 fresh=1
 		elif [ "$step" -lt 80 ]; then
 			step=$((step * 2))
