@@ -1,10 +1,5 @@
 # Sends a signal to a job exactly once. Under the job's lock (lock.sh), one signal after the other is claimed and sent.
 
-# trust : relies on rs_prepare for the directory of all jobs.
-trust() {
-	rs_private=$rs_trusted
-}
-
 # outcome CLAIM : sets `sent` to what an earlier attempt of the same delivery recorded; empty if it has not yet.
 outcome() {
 	sent=

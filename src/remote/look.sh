@@ -5,7 +5,7 @@
 about_jobs() {
 	umask 077
 	rs_clean
-	elapsed=0 left='' locks='' rs_me='' kept=$rs_newline
+	elapsed=0 left='' locks='' rs_me='' kept=$rs_newline rs_private=$rs_trusted
 }
 
 # private DIR : succeeds if DIR belongs to this user and nobody else can write to it. rs_look is then how ls lists it.
@@ -21,7 +21,7 @@ private() {
 } 2>/dev/null
 
 # rs_prepare : in a pooled shell, before each script: determines what holds for all scripts of the shell. rs_trusted is the
-# directory of all jobs, if it was private, and rs_listed how ls lists it: a fork costs more than the rest of a signal.
+# directory of all jobs, if it was private, and rs_listed how ls lists it: a process costs more than the rest of a signal.
 rs_trusted='' rs_listed=
 rs_prepare() {
 	rs_host

@@ -139,7 +139,6 @@ impl Script {
     pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.needs = TO_SIGNAL;
-        script.call("trust", &[])?;
         if plan.jobs.iter().any(|job| job.target == Target::Tree) {
             script.include(file!("tree"));
         }

@@ -132,10 +132,6 @@ os.removexattr(".", "system.posix_acl_default")' || rs_shut=1
 	mkdir -m 700 lock
 fi 2>/dev/null
 rs_identify
-# Beside the rest, which takes as long.
-# shellcheck disable=SC2086
-mkfifo -m 600 ended $rs_fifos 2>/dev/null &
-rs_making=$!
 # In a subshell where there is a limit of files, which ends who exceeds it; or for an error message.
 { [ "$rs_largest" = unlimited ] && rs_write 2>/dev/null; } || rs_why=$(rs_write 2>&1) ||
 	rs_refuse disk "$rs_base: ${rs_why:-is a limit reached there (see ulimit -a)?}"
@@ -151,7 +147,7 @@ fi
 # pass on descriptors, and keep copies of them, so there the files are polled.
 rs_tells=
 # shellcheck disable=SC2086
-wait "$rs_making" || [ -z "$rs_fifos" ] || rs_why=$(mkfifo -m 600 $rs_fifos 2>&1) ||
+mkfifo -m 600 ended $rs_fifos 2>/dev/null || [ -z "$rs_fifos" ] || rs_why=$(mkfifo -m 600 $rs_fifos 2>&1) ||
 	rs_refuse disk "$rs_why"
 if [ -p ended ] && [ -z "${KSH_VERSION-}" ]; then
 	rs_tells=1
