@@ -4,6 +4,9 @@
 //! `--quick` takes fewer runs and smaller files. Nothing here passes or fails: what a machine does besides shows in
 //! the spread of the runs, and a person weighs it. It needs what the tests need (root, sshd: see `harness`).
 //!
+//! Jobs are files. ext4 without a journal takes no inode again for a minute, and looks through all of those for each new
+//! file, so what has just run there slows what runs next. `just bench` has its files in memory.
+//!
 //! To add a row, write a function that takes a [`Session`] and returns a [`Row`] or several, and name it in [`ROWS`].
 
 #[path = "../../tests/harness/mod.rs"]
