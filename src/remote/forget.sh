@@ -12,7 +12,7 @@ forget() {
 		look
 		case $state in
 		exited | lost)
-			# Its supervisor may still rename a file, or a spooler have written a last one.
+			# Its supervisor or a spooler may still have written a last file.
 			if erase || erase || why=$(sleep 1 && cd .. && rm -rf "./${dir##*/}" 2>&1); then
 				rs_say gone "$1"
 			else

@@ -1,8 +1,8 @@
 # Starts a job: creates its directory and files, detaches its supervisor and reports the result.
 # Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (the number of
-# bytes of input, or empty), rs_given (the names of the job's own variables), rs_stays (not empty if the job starts in this shell's
-# directory), rs_ring (ring.sh), rs_fifos (its pipes), and rs_more (`next` if stream.sh follows, or empty). All names begin
-# with rs_: an assignment to a variable that the login exports would change the job's environment.
+# bytes of input, or empty), rs_given (the names of the job's own variables), rs_stays (not empty if the job starts in this
+# shell's directory), rs_ring (ring.sh), rs_fifos (its pipes), and rs_more (`next` if stream.sh follows, or empty). All names
+# begin with rs_: an assignment to a variable that the login exports would change the job's environment.
 
 # rs_refuse KIND TEXT : reports that nothing was started, and leaves nothing behind.
 rs_refuse() {

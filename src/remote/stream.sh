@@ -368,7 +368,8 @@ await_event() {
 # its first bytes ring, and heartbeats do.
 slow_down() {
 	still=
-	if [ -n "$rings" ] && { [ -n "$rs_wanted" ] || [ "$out_at$err_at" = 00 ] && is_empty 6 && is_empty 7; }; then
+	if [ -z "$over" ] && [ -n "$rings" ] &&
+		{ [ -n "$rs_wanted" ] || { [ "$out_at$err_at" = 00 ] && is_empty 6 && is_empty 7; }; }; then
 		still=1 step=900
 		[ -z "$rs_beats" ] || step=0
 	elif [ "$step" -eq 0 ]; then
@@ -410,7 +411,7 @@ stream() {
 	# Being here is contact too: connections may break sooner than the first heartbeat comes.
 	[ -z "$rs_runs" ] || [ ! -e tied ] || printf '%s.0\n' "$rs_nonce" >beat
 	begin_data
-	step=5 round=0 patience=1000 cut='' fresh=1 told='' now=${now-}
+	step=5 round=0 patience=1000 cut='' fresh=1 told='' over='' now=${now-}
 	slow_down
 	while :; do
 		# Checked before the read, so that everything written before the end is read.
@@ -418,7 +419,7 @@ stream() {
 		case $state in
 		exited | lost | elsewhere)
 			over=1 fresh=1
-			[ "$step" -gt 0 ] || step=5
+			[ -z "$still" ] || step=5
 			# Other processes may still hold the pipes. Their output is read for a moment longer.
 			if [ ! -p out.pipe ] ||
 				{ { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; }; then

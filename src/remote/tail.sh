@@ -1,6 +1,7 @@
 # Prints a job's output byte by byte as it was written. A small output leaves in one write.
 # Given by the client: place; streams (out, err or both words); from (lines, line, bytes, byte or resume); count; follow (0
-# or 1); most (at most how many bytes are to come, or empty); and for resume out_from, err_from and inodes (the positions, and the files they belong to).
+# or 1); most (at most how many bytes are to come, or empty); and for resume out_from, err_from and inodes (the positions,
+# and the files they belong to).
 # The `from` line of the answer gives the position of each stream's first byte, and how many lines and bytes the client has
 # to skip because they are not written yet.
 
