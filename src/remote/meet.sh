@@ -3,6 +3,8 @@
 # In this locale a range of characters is one of bytes.
 LC_ALL=C
 rs_say base "$rs_base"
+# Looked at anew each time, since all that is told here is believed.
+rs_private=
 # More than rsig writes is not read at all.
 large=
 if [ -d "$rs_base" ] && private "$rs_base"; then
