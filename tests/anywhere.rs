@@ -1,7 +1,7 @@
 //! Any machine: jobs that this one has no record of, by `HOST/ID` and by `ps --discover`.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -240,6 +240,20 @@ on_two_sites! {
         // They are jobs all the same.
         other.run(&["wait", &jobs[0]]).ok();
         other.ask(&["kill", &format!("{}/bbbbbbbb", f.host)]).code(1).stderr_has("writable by other users");
+        // Its start has come no further than to create these.
+        let begun = dir.join("cccccccc");
+        fs::create_dir(&begun).expect("we are root");
+        let uid = fs::metadata(&dir).expect("it is there").uid();
+        for name in ["", "pid", "made", "status"] {
+            let path = begun.join(name);
+            if !name.is_empty() {
+                fs::write(&path, "").expect("we are root");
+            }
+            chown(path, Some(uid), Some(uid)).expect("we are root");
+        }
+        let found = other.found();
+        let started = found.iter().find(|found| found["id"] == "cccccccc").expect("it is found");
+        assert_eq!(started["state"], "starting");
         // Where others can write, nothing is believed.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("we are root");
         let output = other.discover(&[]);

@@ -435,10 +435,15 @@ fn no_input_is_ever_taken_for_commands() {
             f.rsig.command(&words).stdin(input.as_bytes()).run().code(3);
         }
     }
-    // The stream moves, and finds no job's directory any more.
-    let line = "rm -rf .local/state/rsig/jobs/$RSIG_JOB; sleep 4";
-    let words = f.run_words(&["--tether", "5s"], line);
-    f.rsig.command(&words).stdin(input.as_bytes()).run();
+    // The stream moves, and finds no job's directory any more, or an empty one.
+    for line in [
+        "rm -rf .local/state/rsig/jobs/$RSIG_JOB; sleep 4",
+        "sleep 1; rm -rf .local/state/rsig/jobs/$RSIG_JOB/*; sleep 4",
+    ] {
+        let words = f.run_words(&["--tether", "5s"], line);
+        let output = f.rsig.command(&words).stdin(input.as_bytes()).run();
+        output.code(125).stderr_has("not there any more");
+    }
     f.rsig.run(&["ps"]).ok();
     f.rsig.run(&f.run_words(&[], "true")).ok();
     assert!(!pwned.exists());

@@ -137,7 +137,7 @@ look() {
 	note=-
 	if [ ! -s pid ] && recall "$dir"; then
 		note=dir
-	elif [ "$pid" = - ] && [ -O made ]; then
+	elif [ "$pid" = - ] && [ -O made ] && [ -s made ]; then
 		read -r boot machine home <made
 	fi
 	rs_origin "$boot" "$machine"

@@ -507,6 +507,15 @@ run_along() {
 	until [ -e out.0 ] || [ -e "out.$1" ] || [ "$elapsed" -gt 2000 ]; do
 		nap 5
 	done
+	numbers out
+	if [ -z "$rs_wanted" ] && { [ ! -p out.pipe ] || [ -z "$numbers" ]; }; then
+		# The job has removed its files, and perhaps not the directory.
+		case $state in
+		exited | lost) state=none ;;
+		esac
+		report 0
+		rs_end
+	fi
 	run_on "$1" "$2"
 }
 
