@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::{
     Fixture, Login, Proxy, Running, Server, Site, on_every_site, on_two_sites, poll_until, tool,
@@ -447,6 +448,39 @@ fn no_input_is_ever_taken_for_commands() {
     f.rsig.run(&["ps"]).ok();
     f.rsig.run(&f.run_words(&[], "true")).ok();
     assert!(!pwned.exists());
+}
+
+/// The job goes on, and whoever runs it hears that something may be missing.
+#[test]
+fn a_killed_dd_costs_no_more_than_it_had_read() {
+    for (line, status) in [
+        ("echo a; sleep 2; echo b; exit 7", 7),
+        ("sleep 2; echo a; echo b", 1),
+    ] {
+        let f = Site::OpenSshUser.start();
+        let run = f.start_run(&[], line);
+        let writers = || {
+            let all = f.processes();
+            let writers = all.into_iter().filter(|process| process.name == "dd");
+            writers.map(|process| process.pid).collect::<Vec<_>>()
+        };
+        if status == 7 {
+            run.wait_for_stdout("a\n");
+        }
+        poll_until("both streams are written", SOON, || writers().len() == 2);
+        for pid in writers() {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it waits for the job");
+        }
+        poll_until("others write", SOON, || writers().len() == 2);
+        let output = run.wait();
+        output.code(status).stdout_is("a\nb\n");
+        assert!(
+            output
+                .stderr()
+                .contains("dd that writes its output there was killed"),
+            "{output}"
+        );
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@ rs_ring_bell() {
 }
 
 # rs_take STREAM : spools the pipe of that name. STREAM.end tells that all of it is here; STREAM.full, that the disk was full
-# and the rest is lost.
+# and the rest is lost; STREAM.torn, that a dd was killed, and what it had just read is lost.
 rs_take() {
 	rs_clean
 	exec <"$1.pipe"
@@ -83,13 +83,17 @@ rs_take() {
 			fi
 		done
 		# shellcheck disable=SC2069 # what it says on standard error is not for the file
-		if ! rs_told=$(dd bs=65536 count="$rs_blocks" 2>&1 >>"$1.$rs_at"); then
-			mv "$1.spare" "$1.full"
+		rs_told=$(dd bs=65536 count="$rs_blocks" 2>&1 >>"$1.$rs_at")
+		rs_code=$?
+		if [ "$rs_code" -gt 128 ]; then
+			[ -e "$1.torn" ] || mv "$1.spare" "$1.torn"
+		elif [ "$rs_code" -ne 0 ]; then
+			mv "$1.spare" "$1.full" || mv "$1.torn" "$1.full"
 			rs_ring_bell
 			exit
-		fi
-		! rs_was_last "$rs_told" || break
-		if [ "$rs_blocks" -eq 1 ]; then
+		elif rs_was_last "$rs_told"; then
+			break
+		elif [ "$rs_blocks" -eq 1 ]; then
 			rs_ring_bell
 			# Two files stay for readers, so they are small compared to the limit.
 			rs_blocks=$((rs_limit / 4 / 65536))
@@ -97,7 +101,7 @@ rs_take() {
 			continue
 		fi
 		rs_sum "$1.$rs_at"
-		[ "$rs_total" -gt 0 ] || break
+		[ "$rs_total" -gt 0 ] || [ "$rs_code" -ne 0 ] || break
 		rs_at=$((rs_at + rs_total))
 	done
 	: >"$1.end"

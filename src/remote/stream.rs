@@ -24,8 +24,17 @@ pub struct End {
     /// By the host's clock.
     pub finished_at: Option<Epoch>,
     pub ended_by: Option<EndedBy>,
-    /// The host's disk was full: some of the output is lost.
-    pub disk_full: bool,
+    /// Why some of its output is missing, if it is.
+    pub loss: Option<Loss>,
+}
+
+/// Why some of a job's output is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The host's disk was full.
+    DiskFull,
+    /// A dd(1) that writes it there was killed. What it had just read is lost, if it had read anything.
+    WriterKilled,
 }
 
 impl End {
@@ -204,12 +213,13 @@ pub fn go_on(
     }
 }
 
-/// `STATE CODE EPOCH`, and ` full` where the disk was.
+/// `STATE CODE EPOCH`, and ` full` or ` torn` where output is missing.
 fn end(words: &str) -> Option<End> {
     let words: Vec<&str> = words.split(' ').collect();
-    let (state, code, at, disk_full) = match words.as_slice() {
-        [state, code, at] => (state, code, at, false),
-        [state, code, at, "full"] => (state, code, at, true),
+    let (state, code, at, loss) = match words.as_slice() {
+        [state, code, at] => (state, code, at, None),
+        [state, code, at, "full"] => (state, code, at, Some(Loss::DiskFull)),
+        [state, code, at, "torn"] => (state, code, at, Some(Loss::WriterKilled)),
         _ => return None,
     };
     let ended_by = match *state {
@@ -227,7 +237,7 @@ fn end(words: &str) -> Option<End> {
         exit_status: code.parse().ok(),
         finished_at: at.parse().ok(),
         ended_by,
-        disk_full,
+        loss,
     })
 }
 

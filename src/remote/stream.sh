@@ -463,13 +463,14 @@ stream() {
 	if [ -n "$cut" ]; then
 		rs_mark cut
 	elif [ -n "$over" ] && [ "$patience" -le 0 ]; then
-		full=
-		[ ! -e out.full ] && [ ! -e err.full ] || full=" full"
+		loss=
+		[ ! -e out.torn ] && [ ! -e err.torn ] || loss=' torn'
+		[ ! -e out.full ] && [ ! -e err.full ] || loss=' full'
 		case $expired in
 		timeout) state=expired ;;
 		tether) state=untied ;;
 		esac
-		rs_mark "ended $state $code $ended$full"
+		rs_mark "ended $state $code $ended$loss"
 	else
 		rs_mark paused
 	fi

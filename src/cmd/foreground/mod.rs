@@ -27,7 +27,7 @@ use crate::job::{JobId, Record, State};
 use crate::remote::Sink;
 use crate::remote::look::Streams;
 use crate::remote::start::{Spool, Tether};
-use crate::remote::stream::{self, End, Positions, Runner as _};
+use crate::remote::stream::{self, End, Loss, Positions, Runner as _};
 use crate::signal::SignalWord;
 
 /// A job to run.
@@ -78,8 +78,8 @@ pub struct Pass {
 /// How a job that was run has ended.
 pub struct Ran {
     pub record: Record,
-    /// The host's disk was full, and some of its output is lost.
-    pub disk_full: bool,
+    /// Why some of its output is missing, if it is.
+    pub loss: Option<Loss>,
 }
 
 /// The most of the input that is kept until the host has it.
@@ -194,7 +194,7 @@ pub fn run(
         }
         Ok(Ran {
             record,
-            disk_full: end.disk_full,
+            loss: end.loss,
         })
     })
 }
@@ -534,4 +534,8 @@ pub fn status(ran: &Ran) -> Option<u8> {
     ran.record
         .exit_status
         .filter(|_| ran.record.state == State::Exited)
+        .map(|status| match ran.loss {
+            Some(_) if status == exit::DONE => exit::FAILED,
+            _ => status,
+        })
 }

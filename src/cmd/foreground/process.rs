@@ -9,6 +9,7 @@ use super::{Pass, Ran};
 use crate::cmd::wait;
 use crate::error::{Failure, Kind, exit, no_thread, reason};
 use crate::job::EndedBy;
+use crate::remote::stream::Loss;
 use crate::signal::SignalWord;
 use crate::sys;
 use crate::terminal::warn;
@@ -70,10 +71,14 @@ pub fn stop() {
 /// The exit status for a job that was run; what the user should know of it is said.
 pub fn status(ran: &Ran, tether: Option<Duration>) -> Result<u8, Failure> {
     let label = ran.record.label();
-    if ran.disk_full {
-        warn(&format!(
+    match ran.loss {
+        Some(Loss::DiskFull) => warn(&format!(
             "{label}: the disk there was full, and some of the output is lost"
-        ));
+        )),
+        Some(Loss::WriterKilled) => warn(&format!(
+            "{label}: the dd that writes its output there was killed; some of the output may be lost"
+        )),
+        None => {}
     }
     if let Some(tether) = tether.filter(|_| ran.record.ended_by == Some(EndedBy::Tether)) {
         let patience = humantime::format_duration(tether);
