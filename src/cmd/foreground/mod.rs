@@ -535,7 +535,7 @@ pub fn status(ran: &Ran) -> Option<u8> {
         .exit_status
         .filter(|_| ran.record.state == State::Exited)
         .map(|status| match ran.loss {
-            Some(_) if status == exit::DONE => exit::FAILED,
+            Some(_) if status == exit::DONE => exit::LOST,
             _ => status,
         })
 }
