@@ -358,6 +358,17 @@ on_two_sites! {
     }
 }
 
+/// A shell that changes to `/` from its login's directory sets the same value.
+#[test]
+fn a_job_gets_its_logins_previous_directory() {
+    let f = Site::Local.start();
+    let home = f.rsig.home().to_str().expect("UTF-8");
+    let spawn = ["spawn", "local", "printenv", "OLDPWD"];
+    let job = f.rsig.command(&spawn).env("OLDPWD", home).run().ok().line();
+    f.rsig.run(&["wait", &job]).ok();
+    assert_eq!(f.written(&job), format!("{home}\n"));
+}
+
 #[test]
 fn a_command_may_begin_with_a_dash() {
     let f = Site::Local.start();

@@ -32,7 +32,8 @@ rs_environ() {
 		{ delete left[name] }
 		name in own { next }
 		name == "PWD" { words = words " PWD=\"$PWD\""; next }
-		!($0 in passed) {
+		# A job that changes its directory may have lost that (job.sh).
+		name == "OLDPWD" || !($0 in passed) {
 			gsub(quote, quote "\\" quote quote)
 			gsub(line, "\n")
 			words = words " " quote $0 quote
