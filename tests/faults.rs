@@ -287,15 +287,22 @@ fn a_wait_goes_on_over_cuts() {
     );
     settle(server);
     let wait = f.rsig.spawn_process(&["wait", &job]);
-    // A script outlives its connection for a while, so the next one is told by its number.
+    // A script outlives its connection for a while, and has children: the next one is told by its number.
     let mut scripts: Vec<i32> = Vec::new();
     for by_server in [false, true] {
         poll_until("it asks the host", SOON, || {
-            let script = |process: &Process| {
-                process.cmdline.ends_with("/bin/sh -s") && !scripts.contains(&process.pid)
+            let all = server.processes();
+            let is_shell = |process: &Process| process.cmdline.ends_with("/bin/sh -s");
+            let is_child = |process: &Process| {
+                process.ppid == 1
+                    || all
+                        .iter()
+                        .any(|parent| parent.pid == process.ppid && is_shell(parent))
             };
-            let new = server.processes().into_iter().find(script);
-            scripts.extend(new.as_ref().map(|process| process.pid));
+            let new = all.iter().find(|process| {
+                is_shell(process) && !is_child(process) && !scripts.contains(&process.pid)
+            });
+            scripts.extend(new.map(|process| process.pid));
             new.is_some()
         });
         let connections = proxy.connections();
