@@ -7,18 +7,29 @@
 # STREAM.gone holds the position of the first byte that is kept, and the number of newlines before it. STREAM.lost tells that
 # the disk was full, and some bytes are missing. STREAM.busy is a FIFO that a spooler and its dd hold open.
 
-# rs_hold_pipes : holds the read ends for the job's life, so that the job gets no SIGPIPE when a spooler is killed.
+# rs_hold_pipes : holds both ends of the pipes for the job's life: it gets no SIGPIPE when a spooler is killed, and one that
+# begins late finds what it wrote.
 rs_hold_pipes() {
-	# A FIFO that is opened for both does not wait for a writer.
 	exec 3<>out.pipe
-	exec 8<out.pipe 3>&-
 	if [ -p err.pipe ]; then
-		exec 3<>err.pipe
-		exec 9<err.pipe 3>&-
+		exec 4<>err.pipe
 	else
 		: >err.0
 		echo 0 >err.end
 	fi
+}
+
+# rs_let_go : after the job's end, closes them once each spooler has opened its own, unless it was killed or has no room for
+# the file that says so.
+rs_let_go() {
+	rs_tries=0
+	for rs_one in $rs_takers; do
+		while [ ! -e "${rs_one%:*}.taken" ] && kill -0 "${rs_one#*:}" && [ "$rs_tries" -lt 500 ]; do
+			rs_tries=$((rs_tries + 1))
+			sleep 0.01 || sleep 1
+		done
+	done 2>/dev/null
+	exec 3>&- 4>&-
 }
 
 # rs_note STREAM POSITION : records what is gone before a position.
@@ -129,7 +140,7 @@ rs_tend() {
 # rs_take_ring STREAM : the same from the beginning.
 rs_take_ring() {
 	rs_clean
-	# Waits for the job's end of it.
-	exec 6<"$1.pipe"
+	exec 6<"$1.pipe" 3>&- 4>&-
+	true >"$1.taken"
 	rs_tend "$1"
 }

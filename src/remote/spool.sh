@@ -141,12 +141,13 @@ rs_give() {
 	done
 }
 
+rs_takers=
 rs_spool() {
 	[ -z "$rs_open" ] || : >in.open
 	[ -z "$rs_ring" ] || rs_hold_pipes
 	for rs_part in $rs_pipes; do
 		if [ "$rs_part" = in ]; then
-			rs_give </dev/null >/dev/null 2>&1 5>&- &
+			rs_give </dev/null >/dev/null 2>&1 5>&- 4>&- 3>&- &
 			continue
 		fi
 		# Here from the start, so that the client need not wait for them.
@@ -154,5 +155,6 @@ rs_spool() {
 		: >"$rs_part.0"
 		# In parentheses, since some shells keep what is redirected for a function: the FIFO of 5 must have an end.
 		("$rs_taker" "$rs_part") >/dev/null 2>&1 5>&- &
+		rs_takers="$rs_takers $rs_part:$!"
 	done
 }

@@ -49,7 +49,7 @@ rs_beside_job() {
 		trap : HUP INT QUIT PIPE TERM USR1 USR2
 		true >"$1"
 		"$1"
-	) </dev/null >/dev/null 2>&1 5>&- &
+	) </dev/null >/dev/null 2>&1 5>&- 4>&- 3>&- &
 	rs_watchdogs="$rs_watchdogs $1:$!"
 }
 
@@ -107,19 +107,19 @@ for rs_part in $rs_beside; do
 	"$rs_part"
 done
 
-# 5>&- keeps the FIFO out of the job; 8 and 9 are the other ends of its pipes (ring.sh). The job's standard error is 7 here,
+# 5>&- keeps the FIFO out of the job; 3 and 4 are both ends of its pipes (ring.sh). The job's standard error is 7 here,
 # since a shell reports a child that a signal has ended (`Terminated`) on its own. In parentheses, since some shells redirect
 # themselves while a command runs.
 case $rs_how in
-setsid) (exec setsid /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
-perl) (exec perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV' /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
+setsid) (exec setsid /bin/sh ./job "$@" 2>&7 7>&- 5>&- 4>&- 3>&-) ;;
+perl) (exec perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV' /bin/sh ./job "$@" 2>&7 7>&- 5>&- 4>&- 3>&-) ;;
 python3) (exec python3 -c 'import os, signal, sys
 os.setsid()
 [signal.signal(getattr(signal, name), signal.SIG_DFL) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
-os.execv(sys.argv[1], sys.argv[1:])' /bin/sh ./job "$@" 2>&7 7>&- 5>&-) ;;
+os.execv(sys.argv[1], sys.argv[1:])' /bin/sh ./job "$@" 2>&7 7>&- 5>&- 4>&- 3>&-) ;;
 monitor)
 	set -m
-	/bin/sh ./job "$@" 2>&7 7>&- 5>&- &
+	/bin/sh ./job "$@" 2>&7 7>&- 5>&- 4>&- 3>&- &
 	# A trap cuts a wait short.
 	until
 		wait $!
@@ -129,7 +129,7 @@ monitor)
 	set +m
 	(exit "$rs_code")
 	;;
-esac <"$rs_input" >>"$rs_output" 7>>"$rs_errors" 8<&- 9<&- 2>/dev/null
+esac <"$rs_input" >>"$rs_output" 7>>"$rs_errors" 2>/dev/null
 rs_code=$?
 # At once, with builtins only: the job has been reaped, so its number is free. ksh gives 256+n for signal n.
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
@@ -157,4 +157,5 @@ until printf '%s %s %s\n' "$rs_code" "$rs_now" "$rs_why" 1<>status; do
 done
 exec 5>&-
 [ ! -p bell ] || echo over 1<>bell
+[ -z "${rs_ring-}" ] || rs_let_go
 rs_dismiss
