@@ -468,10 +468,14 @@ fn a_killed_dd_costs_no_more_than_it_had_read() {
             run.wait_for_stdout("a\n");
         }
         poll_until("both streams are written", SOON, || writers().len() == 2);
-        for pid in writers() {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it waits for the job");
+        let killed = writers();
+        for pid in &killed {
+            kill(Pid::from_raw(*pid), Signal::SIGKILL).expect("it waits for the job");
         }
-        poll_until("others write", SOON, || writers().len() == 2);
+        poll_until("others write", SOON, || {
+            let now = writers();
+            now.len() == 2 && !now.iter().any(|pid| killed.contains(pid))
+        });
         let output = run.wait();
         output.code(status).stdout_is("a\nb\n");
         assert!(

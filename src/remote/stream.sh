@@ -394,13 +394,15 @@ stream() {
 		measure
 	fi
 	exec 3<&0
+	# Asked here: a reader whose parent has been killed would take another process for it.
+	[ -z "$rs_runs" ] || rs_self
 	(
 		trap '' HUP INT QUIT TERM USR1 USR2
 		# For the next stream (relieve), before anything is taken.
 		if [ -n "$rs_runs" ]; then
+			two=$rs_me since=$rs_me_birth
 			rs_self
-			two=$rs_parent
-			! rs_process "$two" || printf '%s %s %s %s\n' "$rs_me" "$rs_me_birth" "$two" "$rs_birth" >reader
+			printf '%s %s %s %s\n' "$rs_me" "$rs_me_birth" "$two" "$since" >reader
 		fi
 		obey
 		set -- $?
