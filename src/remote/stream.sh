@@ -284,9 +284,20 @@ obey() {
 relieve() {
 	if [ -O reader ]; then
 		read -r one birth two since <reader
-		! rs_lives "$one" "$birth" || kill -KILL "-$rs_group"
-		! rs_lives "$two" "$since" || kill -KILL "-$rs_group"
+		relieve_of "$one" "$birth"
+		relieve_of "$two" "$since"
 	fi 2>/dev/null
+}
+
+# relieve_of PID BIRTH : kills that process and its group. A group that was made outside of a container has the number 0 here.
+relieve_of() {
+	if ! rs_lives "$1" "$2"; then
+		return
+	elif [ "$rs_group" -gt 1 ]; then
+		kill -KILL "-$rs_group"
+	else
+		kill -KILL "$1"
+	fi
 }
 
 # open_at OUT_AT ERR_AT : opens both streams at these positions.
