@@ -15,7 +15,6 @@ lingers() {
 # doze MILLISECONDS DIR : as nap, but no longer than the supervisor of the job in DIR lives: it holds a FIFO open.
 doze() {
 	rs_flush
-	[ -n "$rs_me" ] || rs_self
 	fraction "$1"
 	sleep "$seconds" &
 	sleeper=$!
@@ -49,6 +48,7 @@ doze() {
 # await MILLISECONDS : waits until all jobs in `left` have ended, or the time is up; reports each job as it ends.
 await() {
 	elapsed=0 step=3 round=0 woken='' vain=
+	rs_self
 	while [ -n "$left" ]; do
 		waiting=$left left='' first=
 		for index in $waiting; do

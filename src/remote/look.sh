@@ -5,7 +5,7 @@
 about_jobs() {
 	umask 077
 	rs_clean
-	elapsed=0 left='' locks='' rs_me='' kept=$rs_newline rs_private=$rs_trusted
+	elapsed=0 left='' locks='' kept=$rs_newline rs_private=$rs_trusted
 }
 
 # private DIR : succeeds if DIR belongs to this user and nobody else can write to it. rs_look is then how ls lists it.
@@ -22,10 +22,12 @@ private() {
 
 # rs_prepare : in a pooled shell, before each script: determines what holds for all scripts of the shell. rs_trusted is the
 # directory of all jobs, if it was private, and rs_listed how ls lists it: a process costs more than the rest of a signal.
+# The shell itself is what its scripts hold locks as: it ends with a script that failed.
 rs_trusted='' rs_listed=
 rs_prepare() {
 	rs_host
 	rs_identify
+	[ -n "$rs_me" ] || rs_self
 	if [ -z "$rs_trusted" ] && [ -d "$rs_base" ] && private "$rs_base"; then
 		rs_trusted=$rs_base rs_listed=$rs_look
 	fi

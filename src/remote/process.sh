@@ -111,6 +111,7 @@ rs_pending() {
 } 2>/dev/null
 
 # rs_self : sets rs_me to the number of this shell and rs_me_birth to its start time. In a subshell $$ is the parent.
+rs_me=''
 rs_self() {
 	if [ "$rs_system" = Linux ]; then
 		rs_process self

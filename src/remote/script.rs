@@ -168,10 +168,11 @@ impl Script {
                 format!("{{\n{ahead}\nrs_nonce={nonce}\n(\n{OWN_PROCESS}\n")
             }
         };
+        let done = format!("printf '\\001{nonce} done\\n'\n}}\n");
         let end = match self.form {
             Form::Last => "rs_end\n}\n".to_owned(),
-            Form::Pooled => format!("rs_end\n) </dev/null\nprintf '\\001{nonce} done\\n'\n}}\n"),
-            Form::Stream => format!("rs_end\n) || exit\nprintf '\\001{nonce} done\\n'\n}}\n"),
+            Form::Pooled => format!("rs_end\n) </dev/null || exit\n{done}"),
+            Form::Stream => format!("rs_end\n) || exit\n{done}"),
         };
         let mut text = format!("{begin}set +efuxCv\n").into_bytes();
         if !primed {
