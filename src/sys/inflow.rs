@@ -7,6 +7,9 @@
 //! It is given a `send` too. A server that asks for new keys is answered by libssh2 (1.11.2) within the call that took the
 //! request in, and that call forgets a packet of which a part came before it would block: the rest is then written
 //! through a null pointer. Here the answer would block before anything more is read, so there is no such packet.
+//!
+//! Until a session's first shell starts, what comes is acknowledged at once. OpenSSH's server does not set `TCP_NODELAY`
+//! before: it has a small packet wait until the one before is acknowledged (RFC 896), which systems put off for up to 40 ms.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
@@ -44,6 +47,8 @@ thread_local! {
     static DRAINED: Cell<bool> = const { Cell::new(true) };
     /// A packet was put off, and goes when it is sent again.
     static PUT_OFF: Cell<bool> = const { Cell::new(false) };
+    /// What comes is acknowledged at once.
+    static PROMPT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// From now on calls of this session, which must not block, take no more than that between two [`renew`]s, and send
@@ -53,6 +58,7 @@ pub fn bound(session: &Session) {
     let (send, receive): (Send, Receive) = (send, receive);
     DRAINED.set(true);
     PUT_OFF.set(false);
+    PROMPT.set(true);
     // SAFETY: the session is live and locked, and the library calls the functions with what their types say.
     unsafe {
         libssh2_session_callback_set(&raw mut *locked, SEND, send as *mut c_void);
@@ -89,6 +95,31 @@ pub fn has_come() -> bool {
 /// What is sent next is not put off: its call is not repeated.
 pub fn send_at_once() {
     PUT_OFF.set(true);
+}
+
+/// A shell has started: what comes is acknowledged when the system does so.
+pub fn acknowledge_later() {
+    PROMPT.set(false);
+}
+
+/// Has the system acknowledge what was taken from a TCP socket (tcp(7)). Elsewhere nothing happens.
+fn acknowledge(socket: c_int) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let on: c_int = 1;
+        // SAFETY: the option's value is an int that outlives the call.
+        unsafe {
+            libc::setsockopt(
+                socket,
+                libc::IPPROTO_TCP,
+                libc::TCP_QUICKACK,
+                (&raw const on).cast(),
+                c_int::BITS / 8,
+            )
+        };
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = socket;
 }
 
 /// What both give: an error is its number below zero.
@@ -144,6 +175,9 @@ extern "C" fn receive(
     if let Ok(size) = usize::try_from(size) {
         LEFT.set(left - size);
         CAME.set(CAME.get() || size > 0);
+        if size > 0 && PROMPT.get() {
+            acknowledge(socket);
+        }
         RECORD.with_borrow_mut(|record| {
             if let Some(record) = record.as_mut().filter(|record| record.len() < RECORDED) {
                 // SAFETY: recv(2) has written that many bytes there.

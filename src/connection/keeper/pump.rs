@@ -9,6 +9,7 @@ use super::channel::{ChannelId, Op, ShellChannel, Stage};
 use super::protocol::Reply;
 use super::server::Keeper;
 use crate::sys::channel::is_of_channel;
+use crate::sys::inflow;
 
 /// How many rounds of calls are made before the commands are looked after again: a server can always have more to say.
 const ROUNDS_MAX: usize = 32;
@@ -133,6 +134,9 @@ impl Keeper {
             Ok(size) => {
                 if let Op::Read(error_stream) = op {
                     self.heard(id, error_stream, size);
+                }
+                if op == Op::Exec {
+                    inflow::acknowledge_later();
                 }
                 if op == Op::Free {
                     self.channels.remove(&id);
