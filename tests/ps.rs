@@ -60,6 +60,9 @@ on_two_sites! {
         let idle = f.spawn(&[], &["sleep", "1000"]);
         let (burning, gate) = f.spawn_gated(&[], 0);
         let stopped = f.spawn(&[], &["sleep", "1000"]);
+        for job in [&idle, &stopped] {
+            poll_until("the job's shell has become its command", SOON, || measured(job).2 == 1);
+        }
         f.rsig.run(&["kill", &stopped, "STOP"]).ok();
         let ended = f.spawn(&[], &["true"]);
         f.rsig.run(&["wait", &ended]).ok();

@@ -86,6 +86,6 @@ pub fn poll_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bo
     while !condition() {
         let waited = start.elapsed();
         assert!(waited < limit, "not within {limit:?}: {what}");
-        std::thread::sleep((waited / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
+        std::thread::sleep((waited / 6).clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
     }
 }

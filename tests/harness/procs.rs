@@ -123,7 +123,13 @@ impl fmt::Display for Process {
             f,
             "{} (of {}, uid {}, {}): {}",
             self.pid, self.ppid, self.uid, self.state, self.cmdline
-        )
+        )?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        for mask in ["ShdPnd", "SigBlk", "SigIgn"] {
+            let line = status.lines().find(|line| line.starts_with(mask));
+            write!(f, " {}", line.unwrap_or_default())?;
+        }
+        Ok(())
     }
 }
 

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 /// Its environment is `PATH`, `LANG=C.UTF-8`, the coverage tool's `LLVM_PROFILE_FILE` if there is one, and what
 /// [`env`](Self::env) adds. All signals are at their default, whatever cargo was started with (nohup, `&`, a CI
 /// runner); 32 and 33, which are libc's own, may be ignored all the same. It starts in `/` unless
-/// [`cwd`](Self::cwd) says otherwise; its stdin is /dev/null. Its process is named `env` until that has exec'd it.
+/// [`cwd`](Self::cwd) says otherwise; its stdin is /dev/null.
 #[must_use = "it starts with run, start or tty"]
 pub struct Invocation {
     program: OsString,
@@ -148,13 +149,16 @@ impl Invocation {
     }
 
     fn command(&self, before: &[&str]) -> Command {
+        handle_ignored_signals();
         // Each of these execs the next one, so the process is the program's in the end.
-        let mut command = Command::new(program_path("env"));
+        let mut words = before
+            .iter()
+            .map(OsStr::new)
+            .chain([self.program.as_os_str()])
+            .chain(self.args.iter().map(OsString::as_os_str));
+        let mut command = Command::new(words.next().expect("there is a program"));
         command
-            .arg("--default-signal")
-            .args(before)
-            .arg(&self.program)
-            .args(&self.args)
+            .args(words)
             .env_clear()
             .env("PATH", PATH)
             .env("LANG", "C.UTF-8");
@@ -166,6 +170,26 @@ impl Invocation {
             .current_dir(&self.cwd);
         command
     }
+}
+
+/// Handles the signals that this process was started with as ignored: in a program that it starts, a handled signal is at
+/// its default again, an ignored one is not (execve(2)). The standard library sees to PIPE.
+fn handle_ignored_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let status = fs::read_to_string("/proc/self/status").expect("proc is mounted");
+        let ignored = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigIgn:"))
+            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .expect("the mask of ignored signals");
+        for number in (1..=64).filter(|number| ignored >> (number - 1) & 1 == 1) {
+            if number != Signal::SIGPIPE as i32 {
+                // It fails for those of libc alone.
+                drop(signal_hook::flag::register(number, Arc::default()));
+            }
+        }
+    });
 }
 
 impl fmt::Display for Invocation {

@@ -312,6 +312,8 @@ impl Drop for Server {
                 self.options.kind,
                 lines[last..].join("\n")
             );
+            let listing = procs::listing(&self.processes());
+            eprintln!("--- Its processes, and their signals\n{listing}\n---");
         }
         if let Some(mut process) = self.process.take() {
             // Both fail only when it has ended by itself. The rest goes with the scratch directory.

@@ -161,7 +161,7 @@ impl Fixture {
             if status.contains(id) {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
     }
 
