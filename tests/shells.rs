@@ -478,6 +478,7 @@ fn main_flow_where_perl_is_elsewhere(f: &Fixture) {
     assert_eq!(stat[2], field("Pid"), "it leads its group: {told}");
     let job = f.spawn(&["-c"], &["echo one; sleep 1000; echo two"]);
     f.await_written(&job, "one\n");
+    f.await_child(&job, "sleep");
     f.rsig
         .run(&["kill", "--target", "tree", &job, "INT"])
         .code(1)
@@ -564,6 +565,7 @@ fn every_login_shell_may_talk(options: &Options) {
             "{shell:?}"
         );
         let job = f.spawn(&["-c"], &["sleep 1000; echo next"]);
+        f.await_child(&job, "sleep");
         f.rsig
             .run(&["kill", &job, "INT", "-w", "20s"])
             .ok()

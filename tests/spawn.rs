@@ -265,9 +265,7 @@ on_two_sites! {
             let plain = f.spawn(&[], &["sleep", "1000"]);
             let child = f.spawn(&["-c"], &["trap : HUP INT QUIT; echo ready; sleep 1000; echo $?"]);
             f.await_written(&child, "ready\n");
-            poll_until("its child runs", SOON, || {
-                f.processes().iter().any(|process| process.ppid == f.process(&child).pid && process.name == "sleep")
-            });
+            f.await_child(&child, "sleep");
             f.rsig.run(&["kill", "-w", "20s", "-s", signal, &plain, &child]).ok();
             f.rsig.run(&["wait", &plain]).code(status);
             f.await_written(&child, &format!("ready\n{status}\n"));

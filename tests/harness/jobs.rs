@@ -133,6 +133,16 @@ impl Fixture {
         Process::find(pid).unwrap_or_else(|| panic!("the process of {job} is gone"))
     }
 
+    /// Waits until the job's shell has started that program. Until its vfork(2) is over, dash (0.5.12) may lose an INT.
+    #[track_caller]
+    pub fn await_child(&self, job: &str, program: &str) {
+        poll_until(&format!("{job} runs {program}"), SOON, || {
+            let job = self.process(job).pid;
+            let is_child = |process: &Process| process.ppid == job && process.name == program;
+            self.processes().iter().any(is_child)
+        });
+    }
+
     /// The shell that owns the job.
     #[track_caller]
     pub fn supervisor(&self, job: &str) -> Process {
