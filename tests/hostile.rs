@@ -270,7 +270,7 @@ fn a_login_that_chatters_is_listened_through() {
 #[test]
 fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
     let server = Server::openssh(Login::Root)
-        .home_file(".bashrc", "head -c 3000000 /dev/zero | tr '\\0' x\n")
+        .home_file(".bashrc", "head -c 1000000000 /dev/zero | tr '\\0' x\n")
         .start();
     let f = Fixture::with(Some(server));
     let output = run_within_memory(f.rsig.command(&f.words(
