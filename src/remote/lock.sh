@@ -3,7 +3,8 @@
 # The lock is the last of the files lock/N. Its first line names the holder, by process number and start time. `free` means
 # that the holder has sent its signal, `clean` that the job has no pending signal left. Contenders append their names to
 # the next file, and the first line wins, so a lock is never taken without naming its holder. The lock of a dead holder is
-# free. Without contention only builtins run.
+# free. A pooled shell holds locks for its scripts: one that fails ends the shell, so it leaves no lock behind. Without
+# contention only builtins run.
 
 # rs_create FILE : creates a file that must not exist. Of several callers, one succeeds.
 rs_create() {

@@ -22,7 +22,7 @@ private() {
 
 # rs_prepare : in a pooled shell, before each script: determines what holds for all scripts of the shell. rs_trusted is the
 # directory of all jobs, if it was private, and rs_listed how ls lists it: a process costs more than the rest of a signal.
-# The shell itself is what its scripts hold locks as: it ends with a script that failed.
+# Its scripts hold locks in the name of the shell (lock.sh): a script that fails ends it.
 rs_trusted='' rs_listed=
 rs_prepare() {
 	rs_host
