@@ -40,7 +40,7 @@ pub fn on_loopback(session: &Session) -> Vec<Row> {
         size,
         session.runs(5, 2),
         "loopback",
-        Target::RatioAtLeast(0.5),
+        Target::RatioAtLeast(0.7),
     )]
 }
 
@@ -51,7 +51,7 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
         size,
         session.runs(5, 2),
         "100 ms",
-        Target::RatioAtLeast(1.0),
+        Target::RatioAtLeast(1.5),
     )]
 }
 
