@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Direction, Fixture, Proxy, Rsig, Site, on_every_site, on_two_sites, poll_until,
+    Direction, Fixture, Process, Proxy, Rsig, Site, on_every_site, on_two_sites, poll_until,
 };
 use crate::jobs::{SOON, json_lines, keys, pick};
 use crate::keepers::warm;
@@ -406,6 +406,47 @@ fn the_lock_of_a_job_has_one_holder_at_a_time() {
         let files = fs::read_dir(dir.join("lock")).expect("readable").count();
         assert!(files < 100, "{shell:?}: {files} files are left");
     }
+}
+
+/// A pooled shell holds the lock for its script, and ends with one that is killed: nobody is left to wait for.
+#[test]
+fn a_script_that_is_killed_with_the_lock_takes_its_shell_along() {
+    let f = Site::OpenSshRoot.start();
+    let blocks = "use POSIX; $| = 1; sigprocmask(SIG_BLOCK, POSIX::SigSet->new(SIGTERM)); print qq(ready\n); sleep 1 while 1";
+    let job = perl_job(&f, blocks);
+    f.rsig.run(&["kill", &job, "TERM"]).ok();
+    for _ in 0..3 {
+        // It waits for the pending one, with the lock, until it is clear that the job does not take it.
+        let kill = f.rsig.spawn_process(&["kill", &job, "TERM"]);
+        let mut killed = None;
+        poll_until("a script holds the lock", SOON, || {
+            killed = lock_holder(&f, &job).and_then(|holder| {
+                let script = f
+                    .processes()
+                    .into_iter()
+                    .find(|one| one.ppid == holder.pid)?;
+                (lock_holder(&f, &job)?.pid == holder.pid).then(|| script.kill())?;
+                Some(holder)
+            });
+            killed.is_some()
+        });
+        kill.wait()
+            .code(255)
+            .stderr_has("cut short")
+            .stderr_has("not known");
+        assert!(killed.is_some_and(|holder| !holder.runs()));
+    }
+    f.rsig.run(&["kill", &job, "KILL", "-w", "20s"]).ok();
+    f.await_no_processes();
+}
+
+/// The shell that has a job's lock and has not released it.
+fn lock_holder(f: &Fixture, job: &str) -> Option<Process> {
+    let files = fs::read_dir(f.file(job, "lock")).ok()?.flatten();
+    let last = files.map(|file| file.path()).max()?;
+    let text = fs::read_to_string(last).ok()?;
+    let holder = text.lines().next().filter(|_| !text.contains("free"))?;
+    Process::find(holder.split(' ').next()?.parse().ok()?)
 }
 
 /// Wherever the connection breaks, the signal is sent once and rsig knows it.
