@@ -9,7 +9,7 @@
 //! - [`Agent`], [`keys`]: a throwaway ssh-agent and keys.
 //! - [`poll_until`]: instead of any sleep.
 //!
-//! Nothing stays behind. Everything a test makes lies below one directory in /tmp, and every process it starts
+//! Nothing stays behind. Everything a test makes lies below one directory in memory or /tmp, and every process it starts
 //! bears a mark of it (see [`procs`]): a guard's `Drop` kills and removes what is its own, even if the test
 //! panics, and fails the test when that does not work. When the whole test process is killed, the warden does it
 //! (see `warden.rs`), within about a second. The exceptions: SIGKILL to the warden as well, and a process that

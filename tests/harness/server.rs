@@ -2,10 +2,16 @@
 
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+};
 
 use super::accounts::{Account, Login};
 use super::claim::{Claim, claim};
@@ -323,16 +329,16 @@ impl Drop for Server {
     }
 }
 
-/// Whether somebody listens on a port. It asks the kernel, as a connection would show in the server's log and
-/// count for its `MaxStartups`.
+/// Whether somebody listens on a port: then it can't be bound, and else by any number of sockets that may be reused
+/// (socket(7), `SO_REUSEADDR`). A connection would show in the server's log, and count for its `MaxStartups`.
 fn listens(port: u16) -> bool {
-    let local = ["0100007F", "00000000"].map(|address| format!("{address}:{port:04X}"));
-    let sockets = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp is readable");
-    sockets.lines().any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        fields
-            .next()
-            .is_some_and(|field| local.iter().any(|local| local == field))
-            && fields.nth(1) == Some("0A")
-    })
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .expect("a socket");
+    setsockopt(&socket, sockopt::ReuseAddr, &true).expect("it may be reused");
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)) == Err(Errno::EADDRINUSE)
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use super::programs::program_path;
 
 static WARDEN: LazyLock<Warden> = LazyLock::new(Warden::start);
@@ -23,7 +25,7 @@ struct Warden {
 }
 
 /// The directory of this test process: short (sockets go below it), mode 0755 (unprivileged accounts have
-/// their homes below it), directly in /tmp.
+/// their homes below it), directly in /dev/shm or /tmp.
 pub fn base() -> &'static Path {
     &WARDEN.base
 }
@@ -34,12 +36,26 @@ pub fn watch_user(uid: u32) {
     writeln!(line, "{uid}").expect("the warden takes a user id");
 }
 
+/// Memory, where programs may be started from it and there is room: tests make many thousand small files.
+fn parent() -> &'static str {
+    const ROOM: u64 = 2 << 30;
+    let fits = statvfs("/dev/shm").is_ok_and(|shm| {
+        !shm.flags().contains(FsFlags::ST_NOEXEC)
+            && shm.blocks_available() * shm.fragment_size() >= ROOM
+    });
+    if fits { "/dev/shm" } else { "/tmp" }
+}
+
 impl Warden {
     // It lives longer than we do, so there is nobody to wait for it but init.
     #[allow(clippy::zombie_processes)]
     fn start() -> Self {
         let random = RandomState::new().hash_one(0) & 0xff_ffff;
-        let base = PathBuf::from(format!("/tmp/rsig-{:x}-{random:06x}", std::process::id()));
+        let base = PathBuf::from(format!(
+            "{}/rsig-{:x}-{random:06x}",
+            parent(),
+            std::process::id()
+        ));
         let mut child = Command::new(program_path("sh"))
             .args(["-c", include_str!("warden.sh"), "warden"])
             .arg(&base)

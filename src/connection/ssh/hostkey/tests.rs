@@ -869,20 +869,23 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let is_root = fs::metadata(dir.path()).unwrap().uid() == 0;
         let run_as = is_root.then_some(NOBODY);
-        for (name, kind) in [
-            ("server", "ed25519"),
-            ("other", "ed25519"),
-            ("rsa", "rsa"),
-            ("ecdsa", "ecdsa"),
+        // A large key of RSA takes long to make.
+        for (name, kind, bits) in [
+            ("server", "ed25519", "256"),
+            ("other", "ed25519", "256"),
+            ("rsa", "rsa", "1024"),
+            ("ecdsa", "ecdsa", "256"),
         ] {
             let path = dir.path().join(name);
             run(Command::new("ssh-keygen")
-                .args(["-q", "-N", "", "-C", "", "-t", kind, "-f"])
+                .args(["-q", "-N", "", "-C", "", "-t", kind, "-b", bits, "-f"])
                 .arg(&path));
             chown(&path, run_as, run_as).unwrap();
         }
         let path = dir.path().to_str().expect("a temporary directory in UTF-8");
-        let config = format!("HostKey {path}/server\nPidFile none\nUsePAM no\nStrictModes no\n");
+        let config = format!(
+            "HostKey {path}/server\nPidFile none\nUsePAM no\nStrictModes no\nKexAlgorithms curve25519-sha256\n"
+        );
         fs::write(dir.path().join("sshd_config"), config).unwrap();
         chown(dir.path(), run_as, run_as).unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
