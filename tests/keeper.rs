@@ -393,6 +393,27 @@ fn a_quiet_connection_is_kept_and_serves_the_next_command() {
     ends_with(&f, &job, 1, "after the quiet");
 }
 
+/// It asks on a channel, and its questions come one by one, with nothing behind them.
+#[test]
+fn a_server_that_asks_for_signs_of_life_gets_them() {
+    let lines = "ClientAliveInterval 1\nClientAliveCountMax 1\n";
+    let f = kept(Server::openssh(Login::User).config(lines).start());
+    let words = f.words("spawn", &[], &["--", "perl", "-e", COUNTER]);
+    let job = f.rsig.run(&words).ok().line();
+    warm(&f, &job);
+    let [pid] = keeper_pids(&f)[..] else {
+        panic!("one keeper")
+    };
+    let quiet = Instant::now();
+    poll_until("several are answered", SOON, || {
+        assert_eq!(keeper_pids(&f), [pid], "after {:?}", quiet.elapsed());
+        quiet.elapsed() > Duration::from_secs(6)
+    });
+    f.rsig.run(&["kill", "--via", "channel", &job, "USR1"]).ok();
+    assert_eq!(keeper_pids(&f), [pid]);
+    ends_with(&f, &job, 1, "after the quiet");
+}
+
 #[test]
 fn nothing_of_the_caller_is_kept() {
     let f = kept(Server::openssh(Login::User).start());

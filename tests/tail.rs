@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::{Direction, Proxy, Site, on_every_site, on_two_sites, poll_until, tool};
 use crate::jobs::SOON;
@@ -189,4 +189,49 @@ fn bytes_are_not_touched() {
         f.rsig.run(&["tail", &job]).ok().stdout_bytes(),
         b"\x01\x1b[2J\0\xff\r\n"
     );
+}
+
+/// While a reader takes its time, nobody works; and it gets all the same, even after a server would have counted as silent.
+#[test]
+fn a_reader_that_takes_its_time_costs_nothing() {
+    let f = Site::OpenSshUser.start();
+    let job = f.spawn(&[], &["head", "-c", "30000000", "/dev/zero"]);
+    f.rsig.run(&["wait", &job]).ok();
+    let line = r#"exec 3<&0; "$0" tail --no-keeper -n +1 "$1" |
+        { head -c 1 >/dev/null; echo begun; read -r _ <&3; wc -c; }"#;
+    let rsig = env!("CARGO_BIN_EXE_rsig");
+    let tail = f.rsig.within(tool("sh")).args(["-c", line, rsig, &job]);
+    let mut tail = tail.stdin_open().start();
+    tail.wait_for_stdout("begun");
+    let ticks = || -> u64 {
+        let processes = f.rsig.processes().into_iter();
+        processes
+            .filter(|process| process.cmdline.contains("keeper-serve"))
+            .filter_map(|keeper| fs::read_to_string(format!("/proc/{}/stat", keeper.pid)).ok())
+            .map(|stat| {
+                let fields = stat
+                    .rsplit(')')
+                    .next()
+                    .unwrap_or_default()
+                    .split_whitespace();
+                fields
+                    .skip(11)
+                    .take(2)
+                    .filter_map(|field| field.parse::<u64>().ok())
+                    .sum::<u64>()
+            })
+            .sum()
+    };
+    let begun = Instant::now();
+    let (mut since, mut before) = (begun, ticks());
+    poll_until("the keepers sleep", SOON, || {
+        if since.elapsed() < Duration::from_secs(1) {
+            return false;
+        }
+        let used = ticks() - before;
+        (since, before) = (Instant::now(), before + used);
+        used < 5 && begun.elapsed() > Duration::from_secs(10)
+    });
+    tail.write("go\n");
+    assert_eq!(tail.wait().ok().stdout(), "begun\n29999999\n");
 }

@@ -231,11 +231,18 @@ impl Channel {
     }
 
     /// Takes in what has come, for all channels, and goes on with an exchange of keys. No other call is sure to: each sends
-    /// its own packet first, and can't while one of the exchange is half sent.
-    pub fn take_in(&self) {
-        let _session = self.session.raw();
-        // SAFETY: as for exec. What it says of this channel is not wanted, and an error comes again with the next call.
-        unsafe { raw::libssh2_channel_wait_eof(self.channel) };
+    /// its own packet first, and can't while one of the exchange is half sent. So no other call is sure to tell that the
+    /// connection is broken, either.
+    pub fn take_in(&self) -> io::Result<()> {
+        let mut session = self.session.raw();
+        // SAFETY: as for exec.
+        let code = unsafe { raw::libssh2_channel_wait_eof(self.channel) };
+        match checked(&mut session, code as isize) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock && !is_of_channel(&error) => {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Closes the channel and gives its memory back. To be called at the end of file only: closing before it broke

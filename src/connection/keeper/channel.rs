@@ -329,8 +329,8 @@ impl ShellChannel {
     }
 
     /// Takes in what has come for any of the connection's channels, and renews keys.
-    pub fn take_in(&self) {
-        self.carrier.iter().for_each(Carrier::take_in);
+    pub fn take_in(&self) -> io::Result<()> {
+        self.carrier.iter().try_for_each(Carrier::take_in)
     }
 
     /// Whether bytes were taken in, and can be read now. `listen` as in [`ShellChannel::to_do`].

@@ -36,7 +36,7 @@ impl Keeper {
         for _ in 0..ROUNDS_MAX {
             if let Some((id, op)) = self.owed.take() {
                 // What is owed may be a part of new keys, and not of this call.
-                self.channels.values().for_each(ShellChannel::take_in);
+                self.channels.values().try_for_each(ShellChannel::take_in)?;
                 if self.call(id, op)? == Called::Owes {
                     return Ok(false);
                 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -250,6 +250,9 @@ impl Keeper {
 
     /// One turn: waits for something to happen, and does what follows from it.
     fn turn(&mut self) -> io::Result<()> {
+        if let Some(socket) = self.transport.socket() {
+            inflow::catch_up(socket.as_raw_fd())?;
+        }
         let more = self.pump()?;
         if inflow::has_come() {
             // The answer to a question, say: any call may have taken it in, and poll says nothing of it then.
@@ -265,7 +268,8 @@ impl Keeper {
         if orphaned {
             self.leaves_by = Some(now + STOP_GRACE);
         }
-        if ssh_ready {
+        // Where nothing is read, silence means nothing.
+        if ssh_ready || self.has_due() && !self.reads() {
             self.keepalive.hear(now);
         }
         // Before the commands are heard: after a sleep they must not be served by a connection that is gone.
@@ -288,25 +292,42 @@ impl Keeper {
         Ok(())
     }
 
+    /// Whether calls may be made for any channel.
+    fn has_due(&self) -> bool {
+        self.channels
+            .iter()
+            .any(|(id, channel)| self.is_due(*id, channel))
+    }
+
+    /// Whether any call would read from the connection. None does while the only ones to listen take no more for now.
+    fn reads(&self) -> bool {
+        self.channels.iter().any(|(id, channel)| {
+            self.is_due(*id, channel) && !channel.to_do(self.listens(channel)).is_empty()
+        })
+    }
+
     fn poll(&self, until: Instant) -> io::Result<(bool, bool, bool, Vec<ClientId>)> {
         let mut flags = PollFlags::empty();
         // What no call would read must not wake this up again and again.
+        flags.set(PollFlags::POLLIN, self.reads());
         flags.set(
-            PollFlags::POLLIN,
-            self.channels
-                .iter()
-                .any(|(id, channel)| self.is_due(*id, channel)),
+            PollFlags::POLLOUT,
+            self.transport.owes_output() || inflow::is_behind(),
         );
-        flags.set(PollFlags::POLLOUT, self.transport.owes_output());
         let full = self.clients.len() >= CLIENTS_MAX;
         let lifeline = self
             .lifeline
             .as_ref()
             .map_or(self.listener.as_fd(), AsFd::as_fd);
-        let is_ssh = self.transport.socket().is_some();
+        // Where its end is not to be read yet, it must not be polled at all.
+        let socket = self
+            .transport
+            .socket()
+            .filter(|_| !flags.is_empty() || !self.has_due());
+        let is_ssh = socket.is_some();
         let mut fds = vec![
             PollFd::new(
-                self.transport.socket().unwrap_or(self.listener.as_fd()),
+                socket.unwrap_or(self.listener.as_fd()),
                 if is_ssh { flags } else { PollFlags::empty() },
             ),
             // Whoever is too much waits outside, and finds another way.
@@ -540,11 +561,8 @@ impl Keeper {
             )),
             Liveness::Ask => {
                 self.keepalive.ask(now);
-                // The library forgets what it can't send whole, so it is asked only where there is room.
-                let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLOUT)];
-                let writable = crate::connection::wait(&mut fds, now)?;
-                if writable && !self.transport.owes_output() {
-                    inflow::send_at_once();
+                // Behind a packet that is half sent, the library forgets it.
+                if !self.transport.owes_output() {
                     connection
                         .session()
                         .keepalive_send()

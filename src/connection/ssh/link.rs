@@ -11,6 +11,7 @@ use ssh2::{BlockDirections, Error, ErrorCode, Session};
 
 use super::proxy::ProxyProcess;
 use crate::connection::wait;
+use crate::sys::inflow;
 
 const EAGAIN: ErrorCode = ErrorCode::Session(libssh2_sys::LIBSSH2_ERROR_EAGAIN);
 /// The error of a call whose time was over.
@@ -82,12 +83,18 @@ impl Link {
                 Err(error) if error.code() == EAGAIN => {}
                 done => return done,
             }
-            let flags = match session.block_directions() {
+            let mut flags = match session.block_directions() {
                 BlockDirections::Outbound => PollFlags::POLLOUT,
                 BlockDirections::Both => PollFlags::POLLIN | PollFlags::POLLOUT,
                 _ => PollFlags::POLLIN,
             };
+            flags.set(
+                PollFlags::POLLOUT,
+                flags.contains(PollFlags::POLLOUT) || inflow::is_behind(),
+            );
             self.wait(flags, clock)?;
+            // An error of the socket comes again with the call.
+            drop(inflow::catch_up(self.socket.as_raw_fd()));
         }
     }
 

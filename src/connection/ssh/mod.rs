@@ -1,4 +1,7 @@
 //! The way to a host over SSH.
+//!
+//! libssh2 carries the connection, and the decisions are made here. The configuration is what `ssh -G` says, and a ProxyJump
+//! is a child `ssh -W`, as with OpenSSH.
 
 mod agent;
 mod auth;
