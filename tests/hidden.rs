@@ -182,7 +182,8 @@ fn a_limit_that_cannot_be_kept_ends_nothing() {
         "sleep",
         "1000",
     ];
-    let job = machine.spawn(&[&["--timeout", "300ms"][..], &words].concat());
+    // By then it is another user's.
+    let job = machine.spawn(&[&["--timeout", "3s"][..], &words].concat());
     let process = process_of(&machine.f, &job);
     poll_until("the limit is given up", SOON, || {
         machine.f.file(&job, "unkept").exists()
@@ -204,7 +205,7 @@ fn a_limit_that_cannot_be_kept_ends_nothing() {
     process.kill();
     machine.run(&["wait", &job]).code(137).stderr_is_empty();
     // In the foreground it is told while it goes on.
-    let words = [&["run", "--timeout", "300ms"][..], &words].concat();
+    let words = [&["run", "--timeout", "3s"][..], &words].concat();
     let run = machine.command(&words).start();
     run.wait_for_stderr("its time limit or tether can't be kept");
     let sleep = |process: &&Process| process.cmdline == "sleep 1000";

@@ -202,7 +202,7 @@ on_two_sites! {
     }
 
     fn ends_and_limits_are_as_ever(f: &Fixture) {
-        let job = f.spawn(&["--log-max", "1G", "--timeout", "300ms", "-c"], &["echo out; echo err >&2; exec sleep 1000"]);
+        let job = f.spawn(&["--log-max", "1G", "--timeout", "2s", "-c"], &["echo out; echo err >&2; exec sleep 1000"]);
         f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
         let output = f.rsig.run(&["tail", &job]);
         assert_eq!((output.ok().stdout().as_str(), output.stderr()), ("out\n", "err\n"));
