@@ -9,7 +9,7 @@ mod openssh;
 mod permits;
 pub mod ssh;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollTimeout};
@@ -84,6 +84,9 @@ pub trait Shell {
     fn input(&self) -> std::io::Result<ShellInput>;
 }
 
+/// How often to look whether another thread still writes.
+const WRITER_RECHECK: Duration = Duration::from_millis(5);
+
 type Write = dyn Fn(&[u8]) -> std::io::Result<()> + Send + Sync;
 
 /// The way into a shell for other threads than the one that reads. Each write arrives in one piece.
@@ -111,25 +114,38 @@ impl ShellInput {
             .and_then(|write| write(bytes))
     }
 
-    /// Writes the last line: nothing comes behind it.
-    pub fn finish(&self, line: &str) {
-        let mut write = self.write.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(write) = write.take() {
-            // Who reads will find the connection broken.
-            drop(write(line.as_bytes()));
+    /// The way, unless another thread is writing: the reader must not wait for a writer that may wait for the reader.
+    fn unused(&self) -> Option<MutexGuard<'_, Option<Box<Write>>>> {
+        match self.write.try_lock() {
+            Ok(write) => Some(write),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
-    /// The same, unless another thread is writing: the reader must not wait for a writer that may wait for the reader.
-    pub fn try_finish(&self, line: &str) -> bool {
-        let Ok(mut write) = self.write.try_lock() else {
-            return false;
-        };
-        if let Some(write) = write.take() {
+    /// Writes, unless another thread is writing, or has written the last line.
+    pub fn try_write(&self, bytes: &[u8]) {
+        if let Some(write) = self.unused().as_deref().and_then(Option::as_ref) {
             // Who reads will find the connection broken.
-            drop(write(line.as_bytes()));
+            drop(write(bytes));
         }
-        true
+    }
+
+    /// Writes the last line: nothing comes behind it. False if another thread was writing for as long as `patience`.
+    pub fn finish(&self, line: &str, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(mut write) = self.unused() {
+                if let Some(write) = write.take() {
+                    drop(write(line.as_bytes()));
+                }
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(WRITER_RECHECK);
+        }
     }
 
     /// Has the pool send the shell an empty line every so often, even while this process is stopped.
@@ -581,7 +597,32 @@ pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> std::io::Result<bo
 
 #[cfg(test)]
 mod tests {
-    use super::gives_another;
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+
+    use super::{ShellInput, gives_another};
+
+    #[test]
+    fn the_last_line_does_not_wait_for_a_writer_without_end() {
+        let (takes, taken) = sync_channel(0);
+        let write = move |bytes: &[u8]| takes.send(bytes.to_vec()).map_err(std::io::Error::other);
+        let input = ShellInput::new(Box::new(write), Box::new(|_| ()));
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| input.write(b"much"));
+            while input.unused().is_some() {
+                std::thread::yield_now();
+            }
+            input.try_write(b"ping");
+            assert!(!input.finish("quit", Duration::from_millis(10)));
+            assert_eq!(taken.recv().unwrap(), b"much");
+            writer.join().unwrap().unwrap();
+            let reader = scope.spawn(move || taken.recv().unwrap());
+            assert!(input.finish("quit", Duration::from_secs(60)));
+            assert_eq!(reader.join().unwrap(), b"quit");
+        });
+        input.try_write(b"ping");
+        assert!(input.write(b"more").is_err());
+    }
 
     #[test]
     fn another_shell_is_asked_for_a_few_times() {

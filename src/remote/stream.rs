@@ -1,6 +1,8 @@
 //! The script that stays with a job in the foreground: its output as it comes, its input, and its heartbeats, all over one
 //! shell.
 
+use std::time::Duration;
+
 use super::answer::{Ending, Hearing, LOOK, Listener, PING, QUIT, Stream, garbage};
 use super::output::stream_position;
 use super::script::{Form, Script, file};
@@ -8,6 +10,9 @@ use super::seen::job_line;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::job::{EndedBy, Epoch, Record, State, now};
+
+/// How long the last line may wait for other threads.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
 /// How far the two streams have been passed on, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,9 +77,9 @@ pub trait Runner {
     /// Whether the stream is to go on over another connection.
     fn wants_pause(&self) -> bool;
 
-    /// Says the last line to the script, behind whatever other threads say; with `now`, unless one is just saying
-    /// something. Returns whether it was said.
-    fn finish(&mut self, line: &str, now: bool) -> bool;
+    /// Says the last line to the script, unless another thread is saying something for as long as `patience`. Returns
+    /// whether it was said.
+    fn finish(&mut self, line: &str, patience: Duration) -> bool;
 
     /// Whether the host may forget the job, which has ended, and all of whose output was taken.
     fn forgets(&mut self, end: &End) -> bool;
@@ -143,7 +148,7 @@ impl Listener for Streaming<'_> {
         if self.pausing || !(self.wanted || self.runner.wants_pause()) {
             return None;
         }
-        self.pausing = self.runner.finish(QUIT, true);
+        self.pausing = self.runner.finish(QUIT, Duration::ZERO);
         None
     }
 
@@ -156,7 +161,7 @@ impl Listener for Streaming<'_> {
         self.wanted = true;
     }
 
-    fn pace(&self) -> Option<std::time::Duration> {
+    fn pace(&self) -> Option<Duration> {
         Some(LOOK)
     }
 
@@ -167,7 +172,8 @@ impl Listener for Streaming<'_> {
                 _ => false,
             };
             let line = if forgets { "forget\n" } else { QUIT };
-            self.runner.finish(line, false);
+            // A shell to which it was not said is not used again.
+            self.runner.finish(line, FAREWELL_MAX);
         }
         None
     }

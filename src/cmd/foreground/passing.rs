@@ -1,6 +1,7 @@
 //! What a run does with its job's output as it comes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{ACK_EVERY, Held, Phase};
 use crate::connection::{PrivateConnection, ShellInput};
@@ -78,21 +79,18 @@ impl Runner for Passing<'_, '_, '_, '_> {
         }
     }
 
-    fn finish(&mut self, line: &str, now: bool) -> bool {
-        let Some(input) = &self.input else {
-            return true;
-        };
-        if now {
-            return input.try_finish(line);
-        }
-        input.finish(line);
-        true
+    fn finish(&mut self, line: &str, patience: Duration) -> bool {
+        let said = self
+            .input
+            .as_ref()
+            .is_none_or(|input| input.finish(line, patience));
+        self.forgotten &= said;
+        said
     }
 
     fn ping(&mut self, line: &[u8]) {
         if let Some(input) = &self.input {
-            // After the last line nothing more is said.
-            let _ = input.write(line);
+            input.try_write(line);
         }
     }
 

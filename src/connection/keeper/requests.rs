@@ -83,6 +83,10 @@ impl Keeper {
         // One that reads no more may have said something before.
         let (reads, writes) = (client.flush(), if takes { client.fill() } else { Ok(true) });
         let is_open = reads.is_ok() && writes.unwrap_or(false);
+        if client.done {
+            // What it says to a shell that has ended is read for its own sake: it may wait until it has said it.
+            client.input.clear();
+        }
         loop {
             let Some(client) = self
                 .clients

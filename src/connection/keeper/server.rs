@@ -408,7 +408,7 @@ impl Keeper {
             .channel
             .and_then(|channel| self.channels.get(&channel))
             .map_or(0, ShellChannel::waiting);
-        in_channel < self.backlog && client.output.len() < self.backlog && !client.done
+        client.done || in_channel < self.backlog && client.output.len() < self.backlog
     }
 
     fn next_deadline(&self) -> Instant {

@@ -82,9 +82,12 @@ impl Shell for KeeperShell {
     }
 
     fn check_in(&mut self) {
-        // A keeper that is gone has no pool either.
-        let frame = protocol::message(&Request::CheckIn);
-        drop(self.send(&frame, Instant::now() + GREETING_MAX));
+        // While another thread writes, it is not at the end of what it was to be told.
+        if self.writing.try_lock().is_ok() {
+            // A keeper that is gone has no pool either.
+            let frame = protocol::message(&Request::CheckIn);
+            drop(self.send(&frame, Instant::now() + GREETING_MAX));
+        }
     }
 
     fn keep_relay(&mut self, job: &JobId, word: String, script: String) {

@@ -223,8 +223,7 @@ impl Runner for Reader<'_> {
 
     fn ping(&mut self, line: &[u8]) {
         if let Some(input) = &self.input {
-            // After the last line nothing more is said.
-            let _ = input.write(line);
+            input.try_write(line);
         }
     }
 
@@ -232,13 +231,10 @@ impl Runner for Reader<'_> {
         self.gone.is_cancelled()
     }
 
-    fn finish(&mut self, line: &str, now: bool) -> bool {
-        match &self.input {
-            Some(input) if now => return input.try_finish(line),
-            Some(input) => input.finish(line),
-            None => {}
-        }
-        true
+    fn finish(&mut self, line: &str, patience: Duration) -> bool {
+        self.input
+            .as_ref()
+            .is_none_or(|input| input.finish(line, patience))
     }
 
     fn forgets(&mut self, end: &End) -> bool {
