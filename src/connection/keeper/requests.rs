@@ -84,7 +84,7 @@ impl Keeper {
         let (reads, writes) = (client.flush(), if takes { client.fill() } else { Ok(true) });
         let is_open = reads.is_ok() && writes.unwrap_or(false);
         if client.done {
-            // What it says to a shell that has ended is read for its own sake: it may wait until it has said it.
+            // Its shell has ended. What it still says is read and dropped: it may wait until all of it is written.
             client.input.clear();
         }
         loop {

@@ -319,7 +319,7 @@ impl Keeper {
             .lifeline
             .as_ref()
             .map_or(self.listener.as_fd(), AsFd::as_fd);
-        // Where its end is not to be read yet, it must not be polled at all.
+        // poll(2) reports the end of a connection unasked. While nothing is to be read, the socket is left out.
         let socket = self
             .transport
             .socket()

@@ -1,7 +1,7 @@
 //! A shell that a command has checked out of a keeper's pool.
 
 use std::io::{self, ErrorKind, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::client::{GREETING_MAX, KeeperClient, SHELL};
@@ -41,13 +41,19 @@ impl KeeperShell {
 }
 
 impl KeeperShell {
-    fn send(&mut self, frames: &[u8], until: Instant) -> io::Result<()> {
+    fn send(&self, frames: &[u8], until: Instant) -> io::Result<()> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send_alone(&writing, frames, until)
+    }
+
+    /// Sends while no other thread may.
+    fn send_alone(&self, _: &MutexGuard<'_, ()>, frames: &[u8], until: Instant) -> io::Result<()> {
         let left = until
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1));
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.talk.stream.set_write_timeout(Some(left))?;
-        match self.talk.stream.write_all(frames) {
+        let mut stream = &self.talk.stream;
+        stream.set_write_timeout(Some(left))?;
+        match stream.write_all(frames) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::TimedOut.into()),
             written => written,
         }
@@ -82,11 +88,11 @@ impl Shell for KeeperShell {
     }
 
     fn check_in(&mut self) {
-        // While another thread writes, it is not at the end of what it was to be told.
-        if self.writing.try_lock().is_ok() {
-            // A keeper that is gone has no pool either.
+        // A shell to which another thread still writes is closed.
+        if let Ok(writing) = self.writing.try_lock() {
             let frame = protocol::message(&Request::CheckIn);
-            drop(self.send(&frame, Instant::now() + GREETING_MAX));
+            // A keeper that is gone has no pool either.
+            drop(self.send_alone(&writing, &frame, Instant::now() + GREETING_MAX));
         }
     }
 
