@@ -1,19 +1,25 @@
-//! How much one call of libssh2 may take from its socket, and whether it took anything.
+//! Socket callbacks for libssh2: they limit how much one call reads, and never leave a packet half sent where the
+//! library could not continue it.
 //!
-//! A call goes on reading for as long as something comes that is not for it, and a server can always have more to say:
-//! messages that are to be ignored, say. So the library is given a `recv` that says "nothing for now" once enough has
-//! come, until the caller has waited for the socket, and with it has looked at the clock and at everybody else.
+//! A libssh2 call keeps reading as long as packets arrive that are not for its caller, and a server can send such
+//! packets for ever (SSH_MSG_IGNORE, for example). So the library gets a `recv` that reports "would block" once
+//! `READ_MAX` bytes were read, until the caller has polled the socket again and so has served its timers and its
+//! other clients.
 //!
-//! It is given a `send` too. A server that asks for new keys is answered by libssh2 (1.11.2) within the call that took the
-//! request in, and that call forgets a packet of which a part came before it would block: the rest is then written
-//! through a null pointer. Here the answer would block before anything more is read, so there is no such packet.
+//! The library gets a `send` too, for two faults of libssh2 1.11.2:
 //!
-//! Short packets never block. libssh2 has some of them (an end of file, the answer to a request of the server's) on its
-//! stack, and knows a packet that it has begun to send by its address: it would refuse to go on with such a one, and no
-//! other may be sent before. What the socket does not take of them waits here.
+//! - A key exchange that the server requests is answered inside the call that read the request. If part of an outgoing
+//!   packet had been sent before, that call forgets it when it would block, and the rest is later written through a
+//!   null pointer. Here the answer is deferred before anything more is read, so no packet is ever half sent at that
+//!   point.
+//! - Some short packets (a channel's end of file, the reply to a server's request) are built on the library's stack,
+//!   and a packet in transmission is recognised by its address. If one were cut short, the library might never be able
+//!   to resume it, and no other packet may precede it. So short packets never block: what the socket does not take is
+//!   queued here.
 //!
-//! Until a session's first shell starts, what comes is acknowledged at once. OpenSSH's server does not set `TCP_NODELAY`
-//! before: it has a small packet wait until the one before is acknowledged (RFC 896), which systems put off for up to 40 ms.
+//! Until a session's first shell starts, everything received is acknowledged at once. OpenSSH's server sets
+//! `TCP_NODELAY` only then. Before, it holds a small packet back until the previous one is acknowledged (RFC 896),
+//! which systems delay by up to 40 ms.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
@@ -24,7 +30,7 @@ use nix::libc;
 use ssh2::Session;
 
 unsafe extern "C" {
-    /// In the library, and not declared by libssh2-sys. The callback is cast to what it is by the library.
+    /// Exported by libssh2 but not declared by libssh2-sys. The library casts the callback to its real type.
     fn libssh2_session_callback_set(
         session: *mut raw::LIBSSH2_SESSION,
         kind: c_int,
@@ -35,49 +41,50 @@ unsafe extern "C" {
 /// `LIBSSH2_CALLBACK_SEND` and `LIBSSH2_CALLBACK_RECV`.
 const SEND: c_int = 5;
 const RECEIVE: c_int = 6;
-/// Enough that a wait in between costs nothing.
-const ENOUGH: usize = 256 << 10;
+/// How much may be read between two polls of the socket, in bytes: so much that the polls cost nothing.
+const READ_MAX: usize = 256 << 10;
 
-/// The longest packet that never blocks. Those on the library's stack are shorter, the lists of algorithms that make it
-/// crash are longer.
-const SHORT: usize = 128;
-/// How much of them may wait for the socket. Only a server that asks and asks, and reads nothing, gets that far.
-const BEHIND_MAX: usize = 64 << 10;
+/// The longest packet that never blocks, in bytes. Packets on the library's stack are shorter; the algorithm lists that
+/// must be deferred are longer.
+const SHORT_PACKET_MAX: usize = 128;
+/// How much of short packets may be queued, in bytes. Only a server that keeps sending requests and reads nothing gets
+/// there.
+const QUEUE_MAX: usize = 64 << 10;
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const SEND_FLAGS: c_int = libc::MSG_NOSIGNAL;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const SEND_FLAGS: c_int = 0;
 
-/// "Nothing for now", to the library.
-const AGAIN: libc::ssize_t = -(libc::EAGAIN as libc::ssize_t);
+/// Tells the library that the call would block.
+const WOULD_BLOCK: libc::ssize_t = -(libc::EAGAIN as libc::ssize_t);
 
-/// Enough for a version line and the lists of algorithms behind it.
-const RECORDED: usize = 32 << 10;
+/// How much is recorded, in bytes: enough for the server's version line and its algorithm lists.
+const RECORD_MAX: usize = 32 << 10;
 
 thread_local! {
     static RECORD: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
-    static LEFT: Cell<usize> = const { Cell::new(ENOUGH) };
-    static CAME: Cell<bool> = const { Cell::new(false) };
-    /// Nothing is left of what was taken: the last call for more gave nothing.
+    static READ_LEFT: Cell<usize> = const { Cell::new(READ_MAX) };
+    static HAS_READ: Cell<bool> = const { Cell::new(false) };
+    /// The socket had no more data at the last read, so the library is not in the middle of received data.
     static DRAINED: Cell<bool> = const { Cell::new(true) };
-    /// A packet was put off, and goes when it is sent again.
-    static PUT_OFF: Cell<bool> = const { Cell::new(false) };
-    /// The ends of short packets, in their order: they go before all else.
-    static BEHIND: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    /// What comes is acknowledged at once.
-    static PROMPT: Cell<bool> = const { Cell::new(false) };
+    /// A long packet was deferred once; it is sent when the library tries again.
+    static DEFERRED: Cell<bool> = const { Cell::new(false) };
+    /// Ends of short packets that the socket did not take, in order. They are sent before anything else.
+    static QUEUE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Received data is acknowledged at once.
+    static QUICK_ACK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From now on calls of this session, which must not block, take no more than that between two [`renew`]s, and send
-/// nothing new while they look at what they took.
+/// Installs the callbacks. The session must be non-blocking. Its calls then read at most `READ_MAX` bytes between two
+/// calls of `renew`, and start no long packet while received data is being processed.
 pub fn bound(session: &Session) {
     let mut locked = session.raw();
     let (send, receive): (Send, Receive) = (send, receive);
     DRAINED.set(true);
-    PUT_OFF.set(false);
-    BEHIND.take();
-    PROMPT.set(true);
+    DEFERRED.set(false);
+    QUEUE.take();
+    QUICK_ACK.set(true);
     // SAFETY: the session is live and locked, and the library calls the functions with what their types say.
     unsafe {
         libssh2_session_callback_set(&raw mut *locked, SEND, send as *mut c_void);
@@ -85,43 +92,43 @@ pub fn bound(session: &Session) {
     }
 }
 
-/// The caller has waited: its next calls may take as much again.
+/// Lets the next calls read up to `READ_MAX` bytes again. To be called after the socket was polled.
 pub fn renew() {
-    LEFT.set(ENOUGH);
+    READ_LEFT.set(READ_MAX);
 }
 
-/// Until then, calls take nothing at all.
+/// Lets the next calls read nothing, until `renew`.
 pub fn hold() {
-    LEFT.set(0);
+    READ_LEFT.set(0);
 }
 
-/// From now on the beginning of what this thread's calls take in is kept.
+/// Starts to record what this thread's calls read, up to `RECORD_MAX` bytes.
 pub fn record() {
     RECORD.set(Some(Vec::new()));
 }
 
-/// What was kept, and no more is.
+/// Stops recording and returns what was recorded.
 pub fn recorded() -> Vec<u8> {
     RECORD.take().unwrap_or_default()
 }
 
-/// Whether this thread's calls have taken anything in since this was last asked: of what is not for the caller, nothing
-/// else tells.
+/// Whether this thread's calls have read anything since the last call of this function. Nothing else shows data that
+/// was not for the caller.
 pub fn has_come() -> bool {
-    CAME.take()
+    HAS_READ.take()
 }
 
-/// Whether short packets wait for the socket.
-pub fn is_behind() -> bool {
-    BEHIND.with_borrow(|behind| !behind.is_empty())
+/// Whether ends of short packets are queued.
+pub fn has_queue() -> bool {
+    QUEUE.with_borrow(|queue| !queue.is_empty())
 }
 
-/// Sends what waits of short packets, and says whether that is all.
-pub fn catch_up(socket: c_int) -> io::Result<bool> {
-    BEHIND.with_borrow_mut(|behind| {
-        while !behind.is_empty() {
-            match usize::try_from(send_some(socket, behind)) {
-                Ok(size) => drop(behind.drain(..size)),
+/// Sends the queue. Returns whether it is empty now.
+pub fn send_queue(socket: c_int) -> io::Result<bool> {
+    QUEUE.with_borrow_mut(|queue| {
+        while !queue.is_empty() {
+            match usize::try_from(send_some(socket, queue)) {
+                Ok(size) => drop(queue.drain(..size)),
                 Err(_) => match io::Error::last_os_error() {
                     error if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                     error if error.kind() == io::ErrorKind::Interrupted => {}
@@ -138,12 +145,12 @@ fn send_some(socket: c_int, bytes: &[u8]) -> libc::ssize_t {
     unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) }
 }
 
-/// A shell has started: what comes is acknowledged when the system does so.
+/// Leaves acknowledgements to the system again. To be called once a shell has started.
 pub fn acknowledge_later() {
-    PROMPT.set(false);
+    QUICK_ACK.set(false);
 }
 
-/// Has the system acknowledge what was taken from a TCP socket (tcp(7)). Elsewhere nothing happens.
+/// Makes the system acknowledge the data that was read from a TCP socket (tcp(7)). Does nothing on other systems.
 fn acknowledge(socket: c_int) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -163,14 +170,14 @@ fn acknowledge(socket: c_int) {
     let _ = socket;
 }
 
-/// What both give: an error is its number below zero.
+/// The result of both callbacks: a size, or a negative error number.
 fn result(size: libc::ssize_t) -> libc::ssize_t {
     if size >= 0 {
         return size;
     }
     match io::Error::last_os_error().raw_os_error() {
         Some(code) if code != libc::EWOULDBLOCK && code != libc::EINTR => -(code as libc::ssize_t),
-        _ => AGAIN,
+        _ => WOULD_BLOCK,
     }
 }
 
@@ -184,36 +191,36 @@ extern "C" fn send(
     _flags: c_int,
     _session: *mut *mut c_void,
 ) -> libc::ssize_t {
-    let is_short = length <= SHORT;
-    if !is_short && !DRAINED.get() && !PUT_OFF.replace(true) {
-        return AGAIN;
+    let is_short = length <= SHORT_PACKET_MAX;
+    if !is_short && !DRAINED.get() && !DEFERRED.replace(true) {
+        return WOULD_BLOCK;
     }
     // SAFETY: the library gives a buffer of `length` bytes.
     let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), length) };
-    let size = match catch_up(socket) {
+    let size = match send_queue(socket) {
         Ok(true) => result(send_some(socket, bytes)),
-        Ok(false) => AGAIN,
+        Ok(false) => WOULD_BLOCK,
         Err(_) => result(-1),
     };
     let sent = usize::try_from(size).unwrap_or(0);
-    let size = if is_short && (size >= 0 || size == AGAIN) {
-        keep(bytes.get(sent..).unwrap_or_default(), length)
+    let size = if is_short && (size >= 0 || size == WOULD_BLOCK) {
+        enqueue(bytes.get(sent..).unwrap_or_default(), length)
     } else {
         size
     };
     if usize::try_from(size) == Ok(length) {
-        PUT_OFF.set(false);
+        DEFERRED.set(false);
     }
     size
 }
 
-/// Keeps the end of a short packet, which counts as sent then.
-fn keep(rest: &[u8], length: usize) -> libc::ssize_t {
-    BEHIND.with_borrow_mut(|behind| {
-        if behind.len() + rest.len() > BEHIND_MAX {
+/// Queues the end of a short packet of `length` bytes, and returns `length`: to the library the packet is sent.
+fn enqueue(rest: &[u8], length: usize) -> libc::ssize_t {
+    QUEUE.with_borrow_mut(|queue| {
+        if queue.len() + rest.len() > QUEUE_MAX {
             return -(libc::ENOBUFS as libc::ssize_t);
         }
-        behind.extend(rest);
+        queue.extend(rest);
         length.cast_signed()
     })
 }
@@ -228,22 +235,22 @@ extern "C" fn receive(
     flags: c_int,
     _session: *mut *mut c_void,
 ) -> libc::ssize_t {
-    let left = LEFT.get();
+    let left = READ_LEFT.get();
     let size = if left == 0 {
-        AGAIN
+        WOULD_BLOCK
     } else {
-        // SAFETY: the library gives a buffer of at least `length` bytes, and less is asked for at most.
+        // SAFETY: the library gives a buffer of at least `length` bytes, and at most that many are requested.
         result(unsafe { libc::recv(socket, buffer, length.min(left), flags) })
     };
     DRAINED.set(size <= 0);
     if let Ok(size) = usize::try_from(size) {
-        LEFT.set(left - size);
-        CAME.set(CAME.get() || size > 0);
-        if size > 0 && PROMPT.get() {
+        READ_LEFT.set(left - size);
+        HAS_READ.set(HAS_READ.get() || size > 0);
+        if size > 0 && QUICK_ACK.get() {
             acknowledge(socket);
         }
         RECORD.with_borrow_mut(|record| {
-            if let Some(record) = record.as_mut().filter(|record| record.len() < RECORDED) {
+            if let Some(record) = record.as_mut().filter(|record| record.len() < RECORD_MAX) {
                 // SAFETY: recv(2) has written that many bytes there.
                 record.extend(unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), size) });
             }
@@ -274,47 +281,56 @@ mod tests {
         let mut expected = Vec::new();
         loop {
             let size = pass(&ours, &long);
-            if size == AGAIN {
+            if size == WOULD_BLOCK {
                 break;
             }
             expected.extend(&long[..usize::try_from(size).unwrap()]);
         }
         for letter in b'a'..=b'z' {
-            assert_eq!(pass(&ours, &[letter; SHORT]), SHORT.cast_signed());
-            expected.extend([letter; SHORT]);
+            assert_eq!(
+                pass(&ours, &[letter; SHORT_PACKET_MAX]),
+                SHORT_PACKET_MAX.cast_signed()
+            );
+            expected.extend([letter; SHORT_PACKET_MAX]);
         }
-        // A long one does not pass them.
-        assert_eq!(pass(&ours, &long), AGAIN);
-        assert!(is_behind());
-        assert!(!catch_up(ours.as_raw_fd()).unwrap());
+        // A long packet does not overtake them.
+        assert_eq!(pass(&ours, &long), WOULD_BLOCK);
+        assert!(has_queue());
+        assert!(!send_queue(ours.as_raw_fd()).unwrap());
         theirs.set_nonblocking(true).unwrap();
         let mut came = Vec::new();
         while came.len() < expected.len() {
-            // It ends for now, as there is nothing more to read.
+            // Ends with an error, since nothing more can be read for now.
             theirs.read_to_end(&mut came).unwrap_err();
-            catch_up(ours.as_raw_fd()).unwrap();
+            send_queue(ours.as_raw_fd()).unwrap();
         }
-        assert!(came == expected && !is_behind());
-        // The end of a long one that was put off is short: then the next long one is put off again.
-        PUT_OFF.set(true);
-        while pass(&ours, &long) != AGAIN {}
-        assert_eq!(pass(&ours, &long[..SHORT]), SHORT.cast_signed());
-        assert!(!PUT_OFF.get());
+        assert!(came == expected && !has_queue());
+        // The end of a deferred long packet is short. The next long packet is deferred again.
+        DEFERRED.set(true);
+        while pass(&ours, &long) != WOULD_BLOCK {}
+        assert_eq!(
+            pass(&ours, &long[..SHORT_PACKET_MAX]),
+            SHORT_PACKET_MAX.cast_signed()
+        );
+        assert!(!DEFERRED.get());
         theirs.read_to_end(&mut came).unwrap_err();
-        assert!(catch_up(ours.as_raw_fd()).unwrap());
+        assert!(send_queue(ours.as_raw_fd()).unwrap());
         theirs.read_to_end(&mut came).unwrap_err();
-        // While more is to be looked at, a long one is put off once, and a short one is not.
+        // While received data is being processed, a long packet is deferred once and a short one is not.
         DRAINED.set(false);
         assert_eq!(pass(&ours, b"short"), 5);
-        assert_eq!(pass(&ours, &long), AGAIN);
+        assert_eq!(pass(&ours, &long), WOULD_BLOCK);
         assert_eq!(pass(&ours, &long), 1000);
-        // Nobody reads, and somebody asks: there is an end to it.
-        while pass(&ours, &long) != AGAIN {
-            PUT_OFF.set(true);
+        // The queue is limited if the peer keeps sending requests and reads nothing.
+        while pass(&ours, &long) != WOULD_BLOCK {
+            DEFERRED.set(true);
         }
-        while pass(&ours, &[0; SHORT]) > 0 {}
-        assert_eq!(BEHIND.with_borrow(Vec::len) / SHORT, BEHIND_MAX / SHORT);
+        while pass(&ours, &[0; SHORT_PACKET_MAX]) > 0 {}
+        assert_eq!(
+            QUEUE.with_borrow(Vec::len) / SHORT_PACKET_MAX,
+            QUEUE_MAX / SHORT_PACKET_MAX
+        );
         drop(theirs);
-        assert!(pass(&ours, &long) < 0 && catch_up(ours.as_raw_fd()).is_err());
+        assert!(pass(&ours, &long) < 0 && send_queue(ours.as_raw_fd()).is_err());
     }
 }

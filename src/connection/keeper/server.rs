@@ -251,7 +251,7 @@ impl Keeper {
     /// One turn: waits for something to happen, and does what follows from it.
     fn turn(&mut self) -> io::Result<()> {
         if let Some(socket) = self.transport.socket() {
-            inflow::catch_up(socket.as_raw_fd())?;
+            inflow::send_queue(socket.as_raw_fd())?;
         }
         let more = self.pump()?;
         if inflow::has_come() {
@@ -312,7 +312,7 @@ impl Keeper {
         flags.set(PollFlags::POLLIN, self.reads());
         flags.set(
             PollFlags::POLLOUT,
-            self.transport.owes_output() || inflow::is_behind(),
+            self.transport.owes_output() || inflow::has_queue(),
         );
         let full = self.clients.len() >= CLIENTS_MAX;
         let lifeline = self

@@ -90,11 +90,11 @@ impl Link {
             };
             flags.set(
                 PollFlags::POLLOUT,
-                flags.contains(PollFlags::POLLOUT) || inflow::is_behind(),
+                flags.contains(PollFlags::POLLOUT) || inflow::has_queue(),
             );
             self.wait(flags, clock)?;
             // An error of the socket comes again with the call.
-            drop(inflow::catch_up(self.socket.as_raw_fd()));
+            drop(inflow::send_queue(self.socket.as_raw_fd()));
         }
     }
 
