@@ -1,8 +1,8 @@
-//! Has the compiler's unwinder linked in on Linux, where the standard library would have it loaded as `libgcc_s.so.1`: to
-//! load and bind that library is a tenth of what a command takes to start.
+//! Links the compiler's unwinder statically on Linux, where the standard library would load it as `libgcc_s.so.1`.
+//! Loading and binding that library takes a tenth of a command's start-up time.
 //!
-//! The linker is asked for `-lgcc_s` all the same, and finds a file of that name here, which names the static one: a linker
-//! script (ld(1), "Implicit Linker Scripts"). Where the compiler has none, nothing is changed.
+//! The linker is still given `-lgcc_s`, and finds a file of that name in `OUT_DIR`: a linker script that names the
+//! static library (ld(1), "Implicit Linker Scripts"). If the compiler has no static unwinder, nothing is changed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,7 +27,7 @@ fn main() {
     }
 }
 
-/// Whether `cc`, which links, knows where the static unwinder is: of a file that it has not, it gives the bare name back.
+/// Whether `cc`, which does the linking, has the static unwinder. For a file that it lacks, `cc` prints the bare name.
 fn has_static_unwinder() -> bool {
     let found = Command::new("cc")
         .arg("-print-file-name=libgcc_eh.a")

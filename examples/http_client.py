@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Starts a job by `rsig serve`, signals it and waits for its end, over the socket that the server listens on.
+"""Starts a job with `rsig serve`, sends it a signal and waits for it to end, over the Unix socket of the server.
 
     examples/http_client.py SOCKET HOST COMMAND
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a command by `rsig mcp`, as an agent's client does: JSON-RPC, one message a line.
+"""Runs a command with `rsig mcp`, as an agent's client does: JSON-RPC, one message per line.
 
     examples/mcp_client.py HOST COMMAND
 """

@@ -1,12 +1,12 @@
-//! Waits of ten seconds and more, which tests shorten.
+//! Scaling of waits of ten seconds or more, so that tests can shorten them.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// Divides the long waits. For the tests of rsig alone.
+/// Environment variable with the divisor of long waits. Only for rsig's own tests.
 const VARIABLE: &str = "RSIG_TEST_CLOCK";
 
-/// A long wait: as given, or shortened where a test says so.
+/// Returns `wait`, divided by `RSIG_TEST_CLOCK` if a test sets it.
 pub fn long(wait: Duration) -> Duration {
     static DIVISOR: LazyLock<u32> = LazyLock::new(|| {
         let value = std::env::var(VARIABLE).ok();

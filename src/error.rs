@@ -1,4 +1,4 @@
-//! What a user, a script or a program must be able to tell apart when something could not be done.
+//! Failures: kinds that scripts and programs can tell apart, with the exit statuses and words for each, and a message.
 
 use std::fmt;
 use std::io;
@@ -7,61 +7,61 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
-/// The kinds of failure, as `kill --json` names them, each with an exit status of its own meaning.
+/// The kinds of failure. Each has an exit status, a word in `kill --json`, and words in the servers' replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
-    /// The command line says something that can't be.
+    /// The command line is invalid.
     Usage,
-    /// The host is none of those that may be used.
+    /// The host is not one of the allowed hosts.
     HostDenied,
-    /// No job of that id or name.
+    /// No job has that id or name.
     NotFound,
-    /// The word fits several jobs.
+    /// The word matches several jobs.
     Ambiguous,
-    /// The job had ended before.
+    /// The job had already ended.
     NotRunning,
     /// The job is lost: whether it has ended is not known.
     Lost,
     /// The job's host has no such signal.
     BadSignal,
-    /// The host could not be reached, or broke off.
+    /// The host could not be reached, or the connection was lost.
     Unreachable,
-    /// The server took the login, and its shell says nothing: another one would take as long.
+    /// The server accepted the login, but the shell did not respond. A retry would take as long again.
     Silent,
     /// The host's name can't be resolved.
     Unresolved,
     /// The host refused every key and password.
     Auth,
-    /// The host's key is not the one that is known.
+    /// The host's key is not the known one.
     HostKey,
-    /// The job's processes are another user's.
+    /// The job's processes belong to another user.
     NotPermitted,
-    /// The command is not there.
+    /// The command was not found.
     CommandMissing,
     /// The command can't be executed.
     CommandDenied,
-    /// No channel is held that could take the signal.
+    /// No open channel can take the signal.
     NoChannel,
-    /// The login runs no shell, so that nothing that was sent to one can have been carried out.
+    /// The login does not run a shell, so nothing that was sent to the shell was executed.
     NoShell,
-    /// There is no such container, or it does not run: as [`Self::NoShell`], and it may come back.
+    /// The container does not exist or does not run. Like [`Self::NoShell`], but the container may come back.
     NoContainer,
-    /// The connection broke, and whether the signal was sent can't be found out.
+    /// The connection broke, and it can't be determined whether the signal was sent.
     Unconfirmed,
-    /// The job has not ended, as it would have to.
+    /// The job has not ended, but the operation requires it.
     StillRunning,
-    /// Another job that has not ended has the name.
+    /// An unfinished job already has the name.
     NameTaken,
-    /// The job has no input that could be sent to.
+    /// The job's standard input is not open.
     NotOpen,
-    /// The time that was given is over.
+    /// The timeout expired.
     TimedOut,
     /// Anything else; the message says what.
     Failed,
 }
 
 impl Kind {
-    /// The exit status that goes with it.
+    /// The exit status for this kind.
     pub fn exit_status(self) -> u8 {
         match self {
             Self::Usage | Self::BadSignal | Self::HostDenied => exit::USAGE,
@@ -80,7 +80,7 @@ impl Kind {
         }
     }
 
-    /// Whether the host may be reached at another time.
+    /// Whether the host may be reachable later.
     pub fn is_outage(self) -> bool {
         matches!(
             self,
@@ -88,17 +88,17 @@ impl Kind {
         )
     }
 
-    /// Whether nothing that was sent to a shell can have been carried out.
+    /// Whether nothing that was sent to the shell can have been executed.
     pub fn is_without_shell(self) -> bool {
         matches!(self, Self::NoShell | Self::NoContainer)
     }
 
-    /// Whether the same may be asked once more at once: the connection was found broken.
+    /// Whether the request may be retried at once, because the connection was found broken.
     pub fn is_worth_another_try(self) -> bool {
         self.is_outage() && self != Self::Silent
     }
 
-    /// The word in `kill --json`, the status and word of `rsig serve`, and the word of `rsig mcp`.
+    /// The word in `kill --json`, the HTTP status and word in `rsig serve`, and the word in `rsig mcp`.
     fn terms(self) -> (&'static str, u16, &'static str, &'static str) {
         match self {
             Self::Usage => ("failed", 400, "bad_value", "bad_param"),
@@ -126,60 +126,58 @@ impl Kind {
         }
     }
 
-    /// The word that stands for it in `kill --json`.
+    /// The word in `kill --json`.
     pub fn word(self) -> &'static str {
         self.terms().0
     }
 
-    /// The status and the word of `rsig serve`.
+    /// The HTTP status and the word in `rsig serve`.
     #[cfg(feature = "serve")]
     pub fn http(self) -> (u16, &'static str) {
         let (_, status, word, _) = self.terms();
         (status, word)
     }
 
-    /// The word of `rsig mcp`.
+    /// The word in `rsig mcp`.
     #[cfg(feature = "mcp")]
     pub fn mcp(self) -> &'static str {
         self.terms().3
     }
 }
 
-/// The exit statuses of rsig itself; `wait` and `run` also pass on the job's.
+/// The exit statuses of rsig itself. `wait` and `run` also pass on the job's exit status.
 pub mod exit {
-    /// Done.
+    /// Success.
     pub const DONE: u8 = 0;
-    /// Failed for a reason that the message gives.
+    /// Any other failure; see the message.
     pub const FAILED: u8 = 1;
-    /// The command line is wrong.
+    /// The command line is invalid.
     pub const USAGE: u8 = 2;
-    /// No such job, or the word fits several.
+    /// No such job, or the word matches several.
     pub const NO_JOB: u8 = 3;
     /// The job had already ended, and nothing was sent.
     pub const NOT_RUNNING: u8 = 4;
-    /// Still running when the time was over.
+    /// The timeout expired while the job was still running.
     pub const TIMED_OUT: u8 = 124;
     /// `run`: the command can't be executed.
     pub const COMMAND_DENIED: u8 = 126;
-    /// `run`: the command is not there.
+    /// `run`: the command was not found.
     pub const COMMAND_MISSING: u8 = 127;
     /// The job is lost; or, in `wait` and `run`, rsig itself failed.
     pub const LOST: u8 = 125;
-    /// The host could not be reached, or refused the login or was refused for its key.
+    /// The host could not be reached, refused the login, or was rejected because of its host key.
     pub const UNREACHABLE: u8 = 255;
 }
 
-/// Something could not be done: what kind of thing that is, and the sentence for the user.
+/// A failed operation: its kind, for programs, and its message, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What a program tells apart.
     pub kind: Kind,
-    /// What a person reads: what happened, to which job or host, what to do next.
+    /// What happened, to which job or host, and what to do next.
     pub message: String,
 }
 
 impl Failure {
-    /// A failure of a kind, with the sentence that says what happened.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -189,7 +187,7 @@ impl Failure {
 }
 
 impl Failure {
-    /// The command line is wrong.
+    /// The command line is invalid.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message)
     }
@@ -200,7 +198,7 @@ impl Failure {
     }
 }
 
-/// What an error of the system means, with what to do where a limit is reached.
+/// The text of a system error, with advice if a resource limit was reached.
 pub fn reason(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         None => error.to_string(),
@@ -217,7 +215,7 @@ pub fn reason(error: &io::Error) -> String {
     }
 }
 
-/// A thread could not be started.
+/// The failure to start a thread.
 pub fn no_thread(error: &io::Error) -> Failure {
     Failure::new(
         Kind::Failed,
@@ -234,7 +232,7 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl From<anyhow::Error> for Failure {
-    /// Takes the failure out of its context; an error without one is of kind [`Kind::Failed`].
+    /// Keeps the kind of a [`Failure`] in the error's chain. Any other error has the kind [`Kind::Failed`].
     fn from(error: anyhow::Error) -> Self {
         let kind = error
             .downcast_ref::<Self>()

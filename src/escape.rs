@@ -1,15 +1,15 @@
-//! Text that came from a host, made fit for a terminal or a log line.
+//! Escaping of text from a host for a terminal or a log line.
 //!
-//! Escape sequences, bidirectional overrides and invisible characters can make a message say
-//! something else than it does. This module shows them instead of passing them on. It does not
-//! undo its escapes: the result is for people to read, not for programs.
+//! Escape sequences, bidirectional overrides and invisible characters can make a message appear to
+//! say something else. This module makes them visible instead of passing them on. The escaping is
+//! not reversible: the result is for people to read, not for programs.
 
 use std::fmt::Write as _;
 
 /// At most `max` characters of `text` with every control, format and line-separating character
 /// escaped (`\n`, `\x1b`, `\u{202e}`) and each byte that is not UTF-8 shown as `\xNN`.
 ///
-/// A text that was cut ends in `...`, which is not counted in `max`.
+/// Truncated text ends in `...`, which does not count towards `max`.
 pub fn printable(text: impl AsRef<[u8]>, max: usize) -> String {
     let mut shown = String::new();
     let mut length = 0;

@@ -1,7 +1,7 @@
 //! Patterns of `*` (any number of characters) and `?` (one), for bytes or for characters.
 
-/// Whether all of `text` fits `pattern`. Goes back to the last `*` only, so that its time is
-/// bounded by the product of the two lengths.
+/// Whether `pattern` matches all of `text`. Backtracks to the last `*` only, so the time is bounded
+/// by the product of the two lengths.
 pub fn matches<T: PartialEq + From<u8>>(pattern: &[T], text: &[T]) -> bool {
     let (star, any) = (T::from(b'*'), T::from(b'?'));
     let (mut p, mut t) = (0, 0);
@@ -17,7 +17,7 @@ pub fn matches<T: PartialEq + From<u8>>(pattern: &[T], text: &[T]) -> bool {
                 t += 1;
             }
             _ => {
-                // The last star takes one unit more.
+                // Let the last star match one more unit.
                 let Some((at, from)) = last_star else {
                     return false;
                 };

@@ -1,9 +1,9 @@
-//! The HOST word of the command line and the options that take part in connecting.
+//! The HOST word of the command line, and the connection options.
 //!
 //! `ssh -G` passes `host:22` unsplit and rejects `ssh://user@[::1]:99`, so the word is split here,
 //! before any other program sees it. Names end up in configuration tokens such as `%h`, which a
-//! `ProxyCommand` hands to a shell and an `IdentityFile` puts into a path: characters that ssh(1)
-//! refuses in them for that reason are refused here too.
+//! `ProxyCommand` passes to a shell and an `IdentityFile` puts into a path. So the characters that
+//! ssh(1) refuses in names are refused here too.
 
 mod container;
 
@@ -19,10 +19,10 @@ pub use container::{Chosen, Container};
 
 use crate::error::Failure;
 
-/// The longest host or user name that is taken (RFC 1035 2.3.4 allows 255 octets for a host).
+/// Maximum length of a host or user name, in characters (RFC 1035 2.3.4 allows 255 octets for a host).
 const NAME_MAX: usize = 255;
 
-/// A host as the user named it: this machine, a container, or one that is reached over SSH.
+/// A host as the user named it: this machine, a container, or a host reached over SSH.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Host {
@@ -30,14 +30,14 @@ pub struct Host {
     place: Place,
 }
 
-/// Where that is.
+/// Where a host is and how it is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     Local,
     Container(Container),
-    /// By the built-in client.
+    /// Reached by the built-in SSH client.
     Ssh(Remote),
-    /// By the `ssh` program.
+    /// Reached by the `ssh` program.
     OpenSsh(Remote),
 }
 
@@ -46,45 +46,42 @@ pub enum Place {
 pub struct Remote {
     /// The user before `@`, if any.
     pub user: Option<String>,
-    /// An alias of `ssh_config(5)`, a host name or an address, without brackets.
+    /// An alias in `ssh_config(5)`, a host name, or an address without brackets.
     pub name: String,
     /// The port after `:`, if any.
     pub port: Option<u16>,
 }
 
-/// Why a word is no host.
+/// Why a word is not a valid host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
-    /// Nothing where the host should be.
     #[error("the host is empty")]
     EmptyHost,
-    /// Nothing before the `@`.
     #[error("the user before '@' is empty")]
     EmptyUser,
-    /// `-x` would be taken for an option by other programs.
+    /// Other programs would take `-x` for an option.
     #[error("a {0} must not begin with '-'")]
     LeadingDash(&'static str),
-    /// A character that has a meaning to a shell, or none in a name.
+    /// A character that is special to a shell, or not allowed in a name.
     #[error("a {what} must not hold {character:?}")]
     BadCharacter {
         /// `host` or `user`.
         what: &'static str,
-        /// The first character at fault.
+        /// The first bad character.
         character: char,
     },
-    /// Longer than any name can be.
     #[error("the {0} is longer than {NAME_MAX} characters")]
     TooLong(&'static str),
-    /// `%` without the number of a character behind it.
+    /// `%` not followed by two hexadecimal digits.
     #[error("{0:?}: in a URI, '%' stands before two hexadecimal digits; write %25 for '%'")]
     BadEscape(String),
     /// Not a whole number from 1 to 65535.
     #[error("{0:?} is not a port (1 to 65535)")]
     BadPort(String),
-    /// `::1` without brackets: where would the port begin?
+    /// `::1` without brackets: it would be ambiguous where the port begins.
     #[error("put an IPv6 address in brackets: [{0}]")]
     BareIpv6(String),
-    /// `[` without `]`, or text in brackets that is no address.
+    /// `[` without `]`, or text in brackets that is not an address.
     #[error("{0:?} is not an IPv6 address in brackets")]
     BadBrackets(String),
 }
@@ -98,12 +95,11 @@ impl Host {
         self.place == Place::Local
     }
 
-    /// Where it is.
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// The parts of a word for the built-in client.
+    /// The parts of the word, if the host is reached by the built-in SSH client.
     pub fn remote(&self) -> Option<&Remote> {
         match &self.place {
             Place::Ssh(remote) => Some(remote),
@@ -145,7 +141,7 @@ impl FromStr for Remote {
             None => (None, rest),
         };
         let decode = |user: &str| match uri {
-            Some(_) => decoded(user).ok_or_else(|| HostError::BadEscape(user.to_owned())),
+            Some(_) => percent_decode(user).ok_or_else(|| HostError::BadEscape(user.to_owned())),
             None => Ok(user.to_owned()),
         };
         let user = user.map(decode).transpose()?;
@@ -161,8 +157,8 @@ impl FromStr for Remote {
     }
 }
 
-/// A user as it stands in a URI (RFC 3986 2.1): ssh(1) decodes that part alone.
-fn decoded(user: &str) -> Option<String> {
+/// Decodes the user of a URI (RFC 3986 2.1). ssh(1) decodes no other part of the URI either.
+fn percent_decode(user: &str) -> Option<String> {
     let mut parts = user.split('%');
     let mut bytes = parts.next()?.as_bytes().to_vec();
     for part in parts {
@@ -201,20 +197,20 @@ fn split_port(rest: &str) -> Result<(&str, Option<&str>), HostError> {
         return Err(HostError::EmptyHost);
     }
     check_name("host", name, REFUSED_IN_HOST)?;
-    let climbs = |part| matches!(part, "" | "." | "..");
-    if name.contains('/') && name.split('/').any(climbs) {
+    let is_bad_part = |part| matches!(part, "" | "." | "..");
+    if name.contains('/') && name.split('/').any(is_bad_part) {
         let (what, character) = ("host", '/');
         return Err(HostError::BadCharacter { what, character });
     }
     Ok((name, port))
 }
 
-/// What a shell would act on, as in ssh.c, and `,`, which separates hosts here.
+/// Characters special to a shell, as in ssh.c, and `,`, which separates hosts here.
 const REFUSED_IN_USER: &str = "'`\";&<>|(){}$,[]";
-/// The same, and a backslash.
+/// The same plus the backslash.
 const REFUSED_IN_HOST: &str = "'`\";&<>|(){}$,[]\\";
 
-/// An address, also with a zone id (`fe80::1%eth0`).
+/// Whether `text` is an IPv6 address, with or without a zone id (`fe80::1%eth0`).
 fn is_ipv6(text: &str) -> bool {
     let (address, zone) = text.split_once('%').unwrap_or((text, "0"));
     let is_zone = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -229,7 +225,7 @@ fn check_name(what: &'static str, name: &str, refused: &str) -> Result<(), HostE
         return Err(HostError::TooLong(what));
     }
     let is_bad = |c: char| !(c.is_alphanumeric() || c.is_ascii_graphic()) || refused.contains(c);
-    // As in ssh.c: a backslash at the end would take away the meaning of what follows the name.
+    // As in ssh.c: a backslash at the end would escape the character after the name.
     match name.chars().find(|c| is_bad(*c)) {
         None if name.ends_with('\\') => Some('\\'),
         found => found,
@@ -239,7 +235,7 @@ fn check_name(what: &'static str, name: &str, refused: &str) -> Result<(), HostE
     })
 }
 
-/// Reads the directory of jobs on a host.
+/// Parses the value of `--jobs-dir`.
 pub fn parse_jobs_dir(text: &str) -> Result<String, String> {
     let path = text.trim_end_matches('/');
     if path.starts_with('/') && !path.contains('\n') {
@@ -249,7 +245,7 @@ pub fn parse_jobs_dir(text: &str) -> Result<String, String> {
     }
 }
 
-/// A port as typed: digits alone, 1 to 65535.
+/// Parses a port: digits only, 1 to 65535.
 pub fn parse_port(text: &str) -> Result<u16, HostError> {
     let digits_only = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse::<u16>() {
@@ -278,21 +274,21 @@ impl From<Host> for String {
     }
 }
 
-/// The options of the command line that take part in connecting, with ssh(1)'s meanings.
-/// They are kept in a job's record, so that later commands need the job alone.
+/// The connection options of the command line, with ssh(1)'s meanings. A job's record keeps them, so
+/// later commands only need the job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Connect {
-    /// `-p`; wins over a port in the HOST word.
+    /// `-p`; overrides a port in the HOST word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// `-l`; wins over a user in the HOST word.
+    /// `-l`; overrides a user in the HOST word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// `-i`, in the order given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub identities: Vec<PathBuf>,
-    /// `-F`; `none` is a word of its own to ssh(1).
+    /// `-F`; `none` has a special meaning to ssh(1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<PathBuf>,
     /// `-J`.
@@ -301,23 +297,23 @@ pub struct Connect {
     /// `-o`, each `KEY=VALUE` as typed, in the order given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
-    /// `--prefix` and `--sudo`: the words of a command in front of `/bin/sh -s` on the host.
+    /// `--prefix` and `--sudo`: the words of a command that runs `/bin/sh -s` on the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub prefix: Vec<String>,
-    /// `--jobs-dir`: where jobs' files go on the host, if not to the home.
+    /// `--jobs-dir`: where jobs' files are kept on the host, if not in the home directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs_dir: Option<String>,
-    /// What chooses the machine that a container is on.
+    /// The settings that select the machine of a container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen: Option<Chosen>,
 }
 
 impl Connect {
-    /// The same options with the paths of `-i` and `-F` made absolute, so that they mean the same from another directory.
-    /// Paths inside `-o` stay as typed.
+    /// Makes the paths of `-i` and `-F` absolute, so that they stay valid in another directory. Paths inside `-o` stay
+    /// as typed.
     pub fn absolute(mut self, cwd: impl Fn() -> io::Result<PathBuf>) -> io::Result<Self> {
         let paths = self.identities.iter_mut().chain(&mut self.config);
-        // `none` is a word of its own to ssh; what begins with one of these characters is expanded later.
+        // `none` has a special meaning to ssh; paths that begin with one of these characters are expanded later.
         let is_relative = |path: &Path| {
             let bytes = path.as_os_str().as_encoded_bytes();
             path.is_relative()
@@ -330,7 +326,7 @@ impl Connect {
         Ok(self)
     }
 
-    /// Holds `-l`'s user against the same rules as one in the HOST word.
+    /// Checks the user of `-l` by the same rules as a user in the HOST word.
     pub fn check(&self) -> Result<(), HostError> {
         match self.user.as_deref() {
             Some("") => Err(HostError::EmptyUser),
@@ -340,18 +336,16 @@ impl Connect {
     }
 }
 
-/// Everything that decides where a connection goes and how: what a keeper is found by.
+/// Everything that determines where a connection goes and how. Keepers are looked up by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Destination {
-    /// The HOST word.
     pub host: Host,
-    /// The connecting options beside it.
     #[serde(default)]
     pub connect: Connect,
 }
 
 impl Destination {
-    /// A host with the options that were given beside it.
+    /// For a container, reads the settings that select its machine, and fails if SSH options are given.
     pub fn new(host: Host, connect: Connect) -> Result<Self, Failure> {
         let Place::Container(container) = host.place() else {
             return Ok(Self { host, connect });
@@ -374,14 +368,14 @@ impl Destination {
         Ok(Self { host, connect })
     }
 
-    /// What runs there and then reads the scripts.
+    /// The command that runs on the host and reads the scripts.
     pub fn shell(&self) -> Vec<&str> {
-        static NOTHING: Chosen = Chosen {
+        static NONE_CHOSEN: Chosen = Chosen {
             variables: BTreeMap::new(),
             context: None,
             namespace: None,
         };
-        let chosen = self.connect.chosen.as_ref().unwrap_or(&NOTHING);
+        let chosen = self.connect.chosen.as_ref().unwrap_or(&NONE_CHOSEN);
         let mut words = match self.host.place() {
             Place::Container(container) => container.words(chosen),
             _ => Vec::new(),
@@ -391,7 +385,7 @@ impl Destination {
         words
     }
 
-    /// The variables that the first of these words is started with or without.
+    /// The variables to set, or to unset if `None`, for the first word of [`Self::shell`].
     pub fn environment(&self) -> Vec<(&'static str, Option<&str>)> {
         match (self.host.place(), &self.connect.chosen) {
             (Place::Container(container), Some(chosen)) => container.environment(chosen).collect(),
@@ -399,14 +393,14 @@ impl Destination {
         }
     }
 
-    /// The prefix in a shell's words, if there is one.
+    /// The prefix, quoted for a shell, if there is one.
     pub fn prefix(&self) -> Option<String> {
         let words = self.connect.prefix.iter().map(String::as_str);
-        // A NUL is in none of them: they come from an argument.
+        // Quoting fails only on a NUL, and arguments contain none.
         (!self.connect.prefix.is_empty()).then(|| shlex::try_join(words).unwrap_or_default())
     }
 
-    /// What the scripts there find a job by, whose directory is not known.
+    /// The place to pass to the scripts on the host for a job whose directory is not known.
     pub fn place_of(&self, id: &str) -> String {
         match &self.connect.jobs_dir {
             Some(jobs_dir) => format!("{jobs_dir}/{id}"),
@@ -414,35 +408,35 @@ impl Destination {
         }
     }
 
-    /// Whether jobs there are processes of this machine that this process can see.
+    /// Whether jobs are processes of this machine that this process can see.
     pub fn is_plain_local(&self) -> bool {
         self.host.is_local() && self.connect.prefix.is_empty()
     }
 
-    /// Whether its shells are started by something in front of them.
+    /// Whether shells are started by a prefix or by a container program.
     pub fn has_prefix(&self) -> bool {
         self.shell() != ["/bin/sh", "-s"]
     }
 
-    /// Whether its shells are started by a program of this machine that needs nothing else.
+    /// Whether shells are child processes on this machine, without SSH.
     pub fn is_process(&self) -> bool {
         matches!(self.host.place(), Place::Local | Place::Container(_))
     }
 
-    /// Whether jobs start where its shells do, and not in the home directory.
+    /// Whether jobs start in the shell's directory instead of the home directory.
     pub fn stays(&self) -> bool {
         self.host.remote().is_none() && !self.is_plain_local()
     }
 
-    /// Whether its shells have the directory, the environment, the umask and the limits of the command that starts them.
+    /// Whether shells inherit the directory, environment, umask and limits of the command that starts them.
     pub fn inherits(&self) -> bool {
         self.host.is_local()
     }
 
-    /// Whether the prefix makes another user of a shell.
+    /// Whether the prefix switches the user, with sudo or doas.
     pub fn has_sudo(&self) -> bool {
-        let makes = |word: &String| matches!(word.rsplit('/').next(), Some("sudo" | "doas"));
-        self.connect.prefix.iter().any(makes)
+        let is_sudo = |word: &String| matches!(word.rsplit('/').next(), Some("sudo" | "doas"));
+        self.connect.prefix.iter().any(is_sudo)
     }
 }
 

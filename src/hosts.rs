@@ -1,24 +1,24 @@
-//! Host words: one word for several hosts, expanded and folded back, as pdsh and ClusterShell write them.
+//! Host words: one word for several hosts, in the syntax of pdsh and ClusterShell. Words are expanded and folded.
 //!
-//! `web[01-03,7],db` is web01, web02, web03, web7 and db; `@name` is a group. A range has no step, and words can't be
-//! excluded. Brackets with anything but digits, `-` and `,` in them are left to [`crate::host`]: `[::1]:22` is an
+//! `web[01-03,7],db` is web01, web02, web03, web7 and db; `@name` is a group. Ranges have no step, and words can't be
+//! excluded. Brackets that hold anything but digits, `-` and `,` are left to [`crate::host`]: `[::1]:22` is an
 //! address.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::escape::printable;
 
-/// The most hosts that a word may stand for.
+/// Maximum number of hosts that a word may expand to.
 pub const HOSTS_MAX: usize = 10_000;
-/// How deep groups may hold groups.
-const NESTED_MAX: usize = 100;
-/// Longer numbers are not counted with.
+/// Maximum nesting depth of groups.
+const GROUP_DEPTH_MAX: usize = 100;
+/// Maximum number of digits in a range; longer numbers are not treated as numbers.
 const DIGITS_MAX: usize = 18;
 
-/// The members of a group, by its name without the `@`.
+/// Returns the members of a group, given its name without the `@`.
 pub type Groups<'a> = dyn Fn(&str) -> Option<Vec<String>> + 'a;
 
-/// The hosts that a text stands for, each once, in the order in which they come.
+/// Expands a text into its hosts, without duplicates, in order of first occurrence.
 pub fn expand(text: &str, groups: &Groups<'_>) -> Result<Vec<String>, String> {
     let mut expansion = Expansion {
         groups,
@@ -33,9 +33,9 @@ pub fn expand(text: &str, groups: &Groups<'_>) -> Result<Vec<String>, String> {
 struct Expansion<'a> {
     groups: &'a Groups<'a>,
     hosts: Vec<String>,
-    /// Hosts, and groups with their `@`: what was added once adds nothing more.
+    /// Hosts, and groups with their `@`, that were already added; they are skipped if they occur again.
     seen: HashSet<String>,
-    /// The groups that are being expanded, the outermost first.
+    /// The groups being expanded, outermost first.
     open: Vec<String>,
 }
 
@@ -44,10 +44,10 @@ impl Expansion<'_> {
         for part in split(text)? {
             for word in alternatives(part)? {
                 if let Some(at) = self.open.iter().position(|open| *open == word) {
-                    let circle = self.open.get(at..).unwrap_or_default().join(", ");
-                    let circle = printable(format!("{circle}, {word}"), 300);
+                    let cycle = self.open.get(at..).unwrap_or_default().join(", ");
+                    let cycle = printable(format!("{cycle}, {word}"), 300);
                     let word = printable(word, 80);
-                    return Err(format!("the group {word} holds itself: {circle}"));
+                    return Err(format!("the group {word} holds itself: {cycle}"));
                 }
                 if !self.seen.insert(word.clone()) {
                     continue;
@@ -65,10 +65,10 @@ impl Expansion<'_> {
     fn add_group(&mut self, name: &str) -> Result<(), String> {
         let members = (self.groups)(name)
             .ok_or_else(|| format!("no group {name:?} in the configuration file"))?;
-        if self.open.len() == NESTED_MAX {
+        if self.open.len() == GROUP_DEPTH_MAX {
             let name = printable(name, 80);
             return Err(format!(
-                "the group @{name} is in more than {NESTED_MAX} others, one in the other"
+                "the group @{name} is in more than {GROUP_DEPTH_MAX} others, one in the other"
             ));
         }
         self.open.push(format!("@{name}"));
@@ -85,7 +85,7 @@ fn too_many(text: &str) -> String {
     format!("{shown} stands for more than {HOSTS_MAX} hosts")
 }
 
-/// The parts between commas outside brackets.
+/// Splits a text at the commas outside brackets.
 fn split(text: &str) -> Result<Vec<&str>, String> {
     let mut in_brackets = false;
     let parts = text
@@ -94,7 +94,7 @@ fn split(text: &str) -> Result<Vec<&str>, String> {
             letter == ',' && !in_brackets
         })
         .collect();
-    // A control character is worth a message of its own: the word is no host.
+    // A word with a control character gets a more specific message when it is parsed as a host.
     if in_brackets && !text.contains(char::is_control) {
         let shown = printable(text, 80);
         return Err(format!("the brackets are not closed in {shown}"));
@@ -102,7 +102,7 @@ fn split(text: &str) -> Result<Vec<&str>, String> {
     Ok(parts)
 }
 
-/// All words that one with ranges stands for; the last range counts fastest.
+/// Expands the ranges of a word; the last range varies fastest.
 fn alternatives(part: &str) -> Result<Vec<String>, String> {
     let mut words = vec![String::new()];
     let mut rest = part;
@@ -129,7 +129,7 @@ fn alternatives(part: &str) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
-/// What stands before, in and behind the first brackets.
+/// Splits a text into the parts before, in and after the first brackets.
 fn brackets(text: &str) -> Option<(&str, &str, &str)> {
     let (before, rest) = text.split_once('[')?;
     let (inner, behind) = rest.split_once(']')?;
@@ -137,11 +137,11 @@ fn brackets(text: &str) -> Option<(&str, &str, &str)> {
 }
 
 fn is_range(inner: &str) -> bool {
-    let of_range = |byte: u8| byte.is_ascii_digit() || b"-,".contains(&byte);
-    inner.bytes().all(of_range)
+    let is_range_byte = |byte: u8| byte.is_ascii_digit() || b"-,".contains(&byte);
+    inner.bytes().all(is_range_byte)
 }
 
-/// The numbers of `01-03,7`.
+/// Expands a range such as `01-03,7`.
 fn range(inner: &str) -> Result<Vec<String>, String> {
     let mut numbers = Vec::new();
     for item in inner.split(',') {
@@ -171,7 +171,7 @@ fn range(inner: &str) -> Result<Vec<String>, String> {
     Ok(numbers)
 }
 
-/// The shortest way to write hosts that [`expand`] reads: the opposite of ranges.
+/// Folds hosts into the shortest text that [`expand`] reads; the inverse of expanding ranges.
 pub fn fold<'a>(hosts: impl IntoIterator<Item = &'a str>) -> String {
     let mut items: Vec<Vec<Token>> = Vec::new();
     let mut seen = HashSet::new();
@@ -182,7 +182,7 @@ pub fn fold<'a>(hosts: impl IntoIterator<Item = &'a str>) -> String {
             .map(tokens),
     );
     let longest = items.iter().map(Vec::len).max().unwrap_or(0);
-    // What differs in one number alone becomes one, the last number first.
+    // Merge items that differ in a single number, beginning with the last number.
     for place in (0..longest).rev() {
         let mut merged: Vec<Vec<Token>> = Vec::new();
         let mut alike: HashMap<Vec<Token>, usize> = HashMap::new();
@@ -230,17 +230,17 @@ impl Token {
             run = match run {
                 Some((first, last)) if follows(first, last, digits) => Some((first, digits)),
                 before => {
-                    runs.extend(before.map(written));
+                    runs.extend(before.map(format_run));
                     Some((digits, digits))
                 }
             };
         }
-        runs.extend(run.map(written));
+        runs.extend(run.map(format_run));
         format!("[{}]", runs.join(","))
     }
 }
 
-/// Whether a number is the next one of a run, padded as its first one.
+/// Whether a number continues a run, with the padding of the run's first number.
 fn follows(first: &str, last: &str, digits: &str) -> bool {
     let padded = first.len() > 1 && first.starts_with('0');
     let width = if padded { first.len() } else { 0 };
@@ -250,7 +250,7 @@ fn follows(first: &str, last: &str, digits: &str) -> bool {
     next.is_ok_and(|next| next == digits) && (!padded || digits.len() == width)
 }
 
-fn written((first, last): (&str, &str)) -> String {
+fn format_run((first, last): (&str, &str)) -> String {
     if first == last {
         first.to_owned()
     } else {
@@ -258,7 +258,8 @@ fn written((first, last): (&str, &str)) -> String {
     }
 }
 
-/// A host's text and numbers in turn. An address in brackets is text as a whole: within brackets a range has no meaning.
+/// Splits a host into alternating text and numbers. A host with brackets stays one text: a range has no meaning inside
+/// brackets.
 fn tokens(host: &str) -> Vec<Token> {
     if host.contains('[') {
         return vec![Token::Text(host.to_owned())];
@@ -295,7 +296,7 @@ mod tests {
             "c" => &["@a"],
             "empty" => &[],
             "\x1b[2J" => &["@\x1b[2J"],
-            // Each in the one before.
+            // Each group is nested in the previous one.
             _ if name.parse().is_ok_and(|depth: u32| depth < 50_000) => {
                 let depth: u32 = name.parse().unwrap_or_default();
                 return Some(vec![format!("@{}", depth + 1)]);
@@ -383,7 +384,7 @@ mod tests {
         }
     }
 
-    /// Groups that double what they hold are expanded once.
+    /// Each group is expanded once, or nested groups would take exponential time.
     #[test]
     fn groups_of_groups_take_no_time() {
         let doubling = |name: &str| match name.parse::<u32>() {

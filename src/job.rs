@@ -1,4 +1,4 @@
-//! What a job is: its id, its name, its state, and the record that this machine keeps of it.
+//! The types that describe a job: id, name, state, and the record that this machine keeps of it.
 //!
 //! Nothing here talks to a host or to the state file.
 
@@ -14,16 +14,15 @@ use crate::signal::Os;
 /// Crockford's base32 in lower case: no `i`, `l`, `o` or `u`.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
-/// The identity of a job, on every machine: 8 characters of [`ALPHABET`], which is 40 random bits.
+/// The id of a job, the same on every machine: 8 characters of [`ALPHABET`], 40 random bits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct JobId(String);
 
 impl JobId {
-    /// How many characters an id has.
+    /// Length of an id, in characters.
     pub const LENGTH: usize = 8;
 
-    /// A new id.
     pub fn random() -> anyhow::Result<Self> {
         let bytes = random_bytes::<{ Self::LENGTH }>()?;
         Ok(Self(
@@ -34,7 +33,6 @@ impl JobId {
         ))
     }
 
-    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -46,7 +44,7 @@ impl fmt::Display for JobId {
     }
 }
 
-/// Whether every character could stand in an id.
+/// Whether every character is in [`ALPHABET`].
 pub fn is_id_text(text: &str) -> bool {
     text.bytes().all(|byte| ALPHABET.contains(&byte))
 }
@@ -84,13 +82,13 @@ pub struct JobWord {
 }
 
 impl JobWord {
-    /// `HOST/ID` is split at the last `/`, which no id and no name holds.
+    /// `HOST/ID` is split at the last `/`: ids and names contain none.
     pub fn parse(word: impl AsRef<std::ffi::OsStr>) -> Result<Self, HostError> {
         let text = word.as_ref().to_string_lossy().into_owned();
         let there = match text.rsplit_once('/') {
             Some((host, id)) => match id.parse() {
                 Ok(id) => Some((host.parse()?, id)),
-                // No job has such an id, whatever the host.
+                // Not a valid id, so no job on any host has it.
                 Err(BadJobId) => None,
             },
             None => None,
@@ -133,13 +131,12 @@ impl From<&Record> for JobWord {
 pub struct JobName(String);
 
 impl JobName {
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The word can't name a job.
+/// The word is not a valid job name.
 #[derive(Debug, thiserror::Error)]
 #[error("a name is 1 to 64 letters, digits, '.', '_' or '-', and begins with a letter or a digit")]
 pub struct BadJobName;
@@ -171,26 +168,26 @@ impl TryFrom<String> for JobName {
     }
 }
 
-/// How a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Asked for; its host has not said yet that it runs.
+    /// Requested; the host has not yet confirmed that it runs.
     Starting,
-    /// Its process is there.
+    /// Its process exists.
     Running,
     /// Stopped by STOP.
     Stopped,
-    /// Over, and its end is recorded.
+    /// Ended, and its end is recorded on the host.
     Exited,
-    /// Its host was asked: the process is gone and nothing recorded its end, or it never started.
+    /// According to the host, the process is gone and its end was not recorded, or it never started.
     Lost,
-    /// Its host can't be asked now, or another machine answers under its name.
+    /// Its host can't be reached now, or another machine answers to its name.
     Unknown,
 }
 
 impl State {
-    /// Every state, in the order in which help lists them.
+    /// Every state, in the order of the help text.
     pub const ALL: [Self; 6] = [
         Self::Starting,
         Self::Running,
@@ -200,12 +197,12 @@ impl State {
         Self::Unknown,
     ];
 
-    /// Whether nothing can come after it.
+    /// Whether no other state can follow.
     pub fn is_finished(self) -> bool {
         matches!(self, Self::Exited | Self::Lost)
     }
 
-    /// The word of the command line and of the JSON.
+    /// The word on the command line and in JSON.
     pub fn word(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -224,7 +221,7 @@ impl fmt::Display for State {
     }
 }
 
-/// The word is no state.
+/// The word is not a state.
 #[derive(Debug, thiserror::Error)]
 #[error("not a state: starting, running, stopped, exited, lost or unknown")]
 pub struct BadState;
@@ -253,7 +250,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The word of the command line and of the JSON.
+    /// The word on the command line and in JSON.
     pub fn word(self) -> &'static str {
         match self {
             Self::Group => "group",
@@ -263,47 +260,46 @@ impl Target {
     }
 }
 
-/// What ended a job from outside.
+/// Which of rsig's limits ended a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EndedBy {
-    /// Nobody was in contact with its host any more.
+    /// Its tether: its client was gone for too long.
     Tether,
-    /// Its time limit.
+    /// Its time limit was reached.
     Timeout,
 }
 
-/// Seconds since 1970-01-01 UTC, by the clock of the job's host.
+/// Seconds since 1970-01-01 UTC.
 pub type Epoch = i64;
 
-/// What this machine keeps of a job. `None` is: not known (yet).
+/// This machine's record of a job. `None` means not known (yet).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// The job's id.
     pub id: JobId,
     /// The name that the user gave it.
     pub name: Option<JobName>,
-    /// Where it runs, and how to get there.
+    /// Where it runs, and how to connect.
     pub destination: Destination,
     /// The command and its arguments.
     pub command: Vec<String>,
-    /// The directory that it was to start in, as given.
+    /// The working directory to start in, as given.
     pub cwd: Option<String>,
-    /// Its directory on the host.
+    /// The job directory on the host.
     pub dir: Option<String>,
-    /// How it stood when its host was last asked.
+    /// Its state when its host was last asked.
     pub state: State,
-    /// The number of its first process.
+    /// The pid of its first process.
     pub pid: Option<u32>,
-    /// The number of its process group.
+    /// The id of its process group.
     pub pgid: Option<u32>,
-    /// What `uname -s` says on its host.
+    /// The output of `uname -s` on its host.
     pub os: Option<String>,
-    /// When its first process started, in its host's own unit: with the boot, what no other process has.
+    /// The start time of its first process, in its host's own unit. Unique among processes together with `boot`.
     pub birth: Option<String>,
-    /// On which boot of its host.
+    /// The boot of its host on which it started.
     pub boot: Option<String>,
-    /// What its host keeps over reboots, and in a container the start time of process 1.
+    /// An identity of its host that survives reboots, and in a container the start time of process 1.
     pub machine: Option<String>,
     /// When it started, by the host's clock.
     pub started_at: Option<Epoch>,
@@ -311,30 +307,30 @@ pub struct Record {
     pub finished_at: Option<Epoch>,
     /// Its exit status; 128+n when signal n ended it.
     pub exit_status: Option<u8>,
-    /// It ran into the time limit that it was given, and was ended for that.
+    /// It was ended because it reached its time limit.
     #[serde(default)]
     pub timed_out: bool,
-    /// Its time limit or its tether could not end it.
+    /// Its time limit or its tether could not be enforced.
     #[serde(default)]
     pub unkept: bool,
-    /// What ended it, where that was not its own doing or a signal.
+    /// The limit that ended it, if any.
     pub ended_by: Option<EndedBy>,
-    /// Its host or its container has begun again since it started.
+    /// Its host or its container was restarted after it started.
     #[serde(default)]
     pub rebooted: bool,
-    /// It is forgotten, with its files, once it has ended and its output is read.
+    /// Its record and its files are removed once it has ended and its output was read.
     #[serde(default)]
     pub ephemeral: bool,
-    /// The last signal that rsig sent it, without SIG.
+    /// The last signal that rsig sent it, without `SIG`.
     pub last_signal: Option<String>,
     /// When its host was last asked, by this machine's clock.
     pub checked_at: Option<Epoch>,
-    /// When it was asked for, by this machine's clock.
+    /// When it was requested, by this machine's clock.
     pub created_at: Epoch,
 }
 
 impl Record {
-    /// A job that is about to be asked for.
+    /// The record of a job that is about to be requested.
     pub fn new(
         id: JobId,
         name: Option<JobName>,
@@ -369,23 +365,23 @@ impl Record {
         }
     }
 
-    /// A job that nothing is known of but its id and where it is said to be.
+    /// The record of a job of which only the id and the supposed host are known.
     pub fn unmet(id: JobId, destination: Destination) -> Self {
         Self::new(id, None, destination, Vec::new())
     }
 
-    /// Whether its host has yet to say what it is: every job has a command.
+    /// Whether the host has not yet told what the job is: every known job has a command.
     pub fn is_unmet(&self) -> bool {
         self.command.is_empty()
     }
 
-    /// The operating system of the job's host, where it is known.
+    /// The operating system of the job's host, if known.
     pub fn system(&self) -> Option<Os> {
         self.os.as_deref().map(Os::from_uname)
     }
 
-    /// The signal that ended the job, if its exit status is 128+n: a job that exits with such a status by itself
-    /// can't be told apart.
+    /// The signal that ended the job, if its exit status is 128+n. A job that exits with such a status by itself can't
+    /// be distinguished.
     pub fn exit_signal(&self) -> Option<String> {
         let status = self.exit_status?;
         crate::signal::name_of_exit_status(self.system()?, status.into())
@@ -404,8 +400,8 @@ impl Record {
         }
     }
 
-    /// The job's directory for the scripts on its host, or its id. Which process it is stands before the path, so that
-    /// the host can tell whether it runs if the directory is gone.
+    /// The place of the job for the scripts on its host: the job directory, or the id if it is not known. The identity
+    /// of the process precedes the path, so that the host can tell whether it runs even if the directory is gone.
     pub fn job_dir(&self) -> String {
         let Some(dir) = &self.dir else {
             return self.destination.place_of(self.id.as_str());
@@ -418,7 +414,7 @@ impl Record {
         }
     }
 
-    /// What is said of a lost job.
+    /// Why the job is lost, as part of a message.
     pub fn why_lost(&self) -> &'static str {
         if self.rebooted {
             "its host or container began again since it started, and nothing recorded its end"
@@ -427,7 +423,7 @@ impl Record {
         }
     }
 
-    /// What the user should know of a job that runs on.
+    /// A warning for the user about a job that still runs.
     pub fn caution(&self) -> Option<String> {
         let runs = matches!(self.state, State::Running | State::Stopped);
         (self.unkept && runs).then(|| {
@@ -438,37 +434,36 @@ impl Record {
         })
     }
 
-    /// What ended it, if that was not its own doing or a signal.
+    /// The limit that ended it, if any.
     pub fn cause(&self) -> Option<EndedBy> {
         self.ended_by.or(self.timed_out.then_some(EndedBy::Timeout))
     }
 
-    /// The host that the job is on.
     pub fn host(&self) -> &Host {
         &self.destination.host
     }
 }
 
-/// The time by this machine's clock.
+/// The current time by this machine's clock.
 pub fn now() -> Epoch {
     jiff::Timestamp::now().as_second()
 }
 
-/// A time as RFC 3339 has it, in UTC; none for one that no calendar holds.
+/// Formats a time by RFC 3339, in UTC. `None` if it is out of range.
 pub fn rfc3339(epoch: Epoch) -> Option<String> {
     jiff::Timestamp::from_second(epoch)
         .ok()
         .map(|time| time.to_string())
 }
 
-/// Bytes that nobody can guess.
+/// Unpredictable bytes.
 pub fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
     Ok(bytes)
 }
 
-/// [`random_bytes`] in hexadecimal: twice as many characters.
+/// [`random_bytes`] in hexadecimal: `2 * N` characters.
 pub fn random_hex<const N: usize>() -> anyhow::Result<String> {
     Ok(random_bytes::<N>()?
         .iter()
@@ -477,17 +472,17 @@ pub fn random_hex<const N: usize>() -> anyhow::Result<String> {
         }))
 }
 
-/// The way that a signal took.
+/// How a signal was delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
-    /// By the SSH channel's own signal request.
+    /// By a signal request on the SSH channel.
     Channel,
     /// By a `kill` on the host.
     Pid,
 }
 
 impl Via {
-    /// The word of the JSON.
+    /// The word in JSON.
     pub fn word(self) -> &'static str {
         match self {
             Self::Channel => "channel",
@@ -496,16 +491,16 @@ impl Via {
     }
 }
 
-/// What became of a signal.
+/// Whether a signal was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(into = "Option<bool>")]
 pub enum Sent {
     /// Nothing was sent.
     #[default]
     No,
-    /// The host confirmed it.
+    /// The host confirmed that it was sent.
     Yes(Via),
-    /// The connection broke, and the host can't be asked.
+    /// Unknown: the connection broke, and the host can't be asked.
     Unknown,
 }
 

@@ -1,4 +1,4 @@
-//! Any machine: jobs that this one has no record of, by `HOST/ID` and by `ps --discover`.
+//! Jobs without a record on this machine, reached as `HOST/ID` and found by `ps --discover`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
@@ -10,7 +10,7 @@ use crate::harness::{Fixture, Output, Rsig, Site, on_two_sites, poll_until};
 use crate::jobs::{SOON, json_lines};
 use crate::kit::clear_message;
 
-/// Another machine of the same user's: a state directory of its own.
+/// Another machine of the same user: a separate state directory.
 struct Elsewhere<'a> {
     f: &'a Fixture,
     state: PathBuf,
@@ -33,7 +33,7 @@ impl<'a> Elsewhere<'a> {
             .run()
     }
 
-    /// A command about jobs that are named as HOST/ID, with what is needed to connect.
+    /// Runs a command about jobs named as HOST/ID, with the options needed to connect.
     #[track_caller]
     fn ask(&self, words: &[&str]) -> Output {
         let (verb, rest) = words.split_first().expect("a verb");
@@ -51,7 +51,7 @@ impl<'a> Elsewhere<'a> {
         self.ask(&[&["ps", "--host", &self.f.host, "--discover"], options].concat())
     }
 
-    /// What discovery finds, by id.
+    /// The jobs that discovery finds.
     #[track_caller]
     fn found(&self) -> Vec<Value> {
         let output = self.discover(&["--json"]);
@@ -77,10 +77,10 @@ impl<'a> Elsewhere<'a> {
     }
 }
 
-/// The state file and what belongs to it; keepers stay.
+/// Deletes the state file and the files that belong to it; keepers keep running.
 fn lose_state_file(state: &Path) {
     for name in ["jobs.db", "jobs.db-wal", "jobs.db-shm"] {
-        // Not all of them are always there.
+        // Not all of them always exist.
         drop(fs::remove_file(state.join(name)));
     }
 }
@@ -90,7 +90,7 @@ on_two_sites! {
         let other = Elsewhere::new(f, "other");
         let job = f.spawn_listener();
         let there = format!("{}/{job}", f.host);
-        // Numbers are those of the host, which nobody here knew the system of.
+        // A number is one of the host's signal numbers. The host's system is not known here yet.
         let told = json_lines(other.ask(&["kill", "--json", &there, "10"]).ok()).remove(0);
         assert_eq!([&told["job"], &told["id"], &told["host"], &told["signal"]], [&there, &job, &f.host, "USR1"]);
         other.ask(&["kill", "-RTMIN+1", &there]).ok();
@@ -107,7 +107,7 @@ on_two_sites! {
         other.ask(&["kill", &there]).code(4).stderr_has("status 137");
         other.ask(&["stop", &there]).ok();
         other.ask(&["kill", &there, "EMT"]).code(2).stderr_has("EMT");
-        // No record has come of it, and none is needed.
+        // No record was created, and none is needed.
         assert!(other.recorded().is_empty());
         other.ask(&["rm", "--forget", &there]).code(3);
         other.ask(&["rm", &there]).ok().stdout_is(&format!("{job}\n"));
@@ -141,7 +141,7 @@ on_two_sites! {
             assert_eq!(found.len(), 2);
             assert!(found.iter().all(|job| *job == with_times_of(job)), "{found:#?}\n{before:#?}");
         }
-        // By name and by id, without any option: the record says how to connect.
+        // By name and by id, without options: the record says how to connect.
         f.rsig.run(&["kill", "-w", "20s", "train"]).ok().stdout_has("ended with status 143");
         f.rsig.run(&["wait", &ended]).code(3);
         f.rsig.run(&["rm", "train", "odd"]).ok();
@@ -163,13 +163,13 @@ on_two_sites! {
             found.sort();
             assert_eq!(found, expected);
         }
-        // Each name is what it was, and of the new ones the one that still runs is the one to signal.
+        // Names stay with their jobs. Of the adopted jobs that share a name, the running one gets it.
         for (name, job) in [("train", &own), ("free", &free), ("free-too", &again)] {
             let shown: Value = serde_json::from_str(&here.run(&["ps", "--json", name]).ok().line()).expect("JSON");
             assert_eq!(shown[0]["id"], job.as_str(), "{name}");
         }
         here.run(&["kill", "-w", "20s", "train"]).ok().stdout_has(&own);
-        // Also when its own job has ended, or is forgotten.
+        // Even if the job of that name has ended, or its record was removed.
         here.run(&["kill", "train"]).code(4).stderr_has(&own);
         here.run(&["rm", "train"]).ok();
         here.run(&["kill", "train"]).code(3);
@@ -178,7 +178,7 @@ on_two_sites! {
         here.run(&["kill", "-w", "20s", "train", "KILL"]).ok().stdout_has(&next);
         here.run(&["kill", "-w", "20s", &clashing]).ok().stdout_has("ended with status 143");
         assert_eq!(here.run(&["ps", "-q", "--state", "running"]).ok().stdout().lines().count(), 2);
-        // A state of its own is chosen from what is found.
+        // `--state` selects from the jobs that were found.
         here.discover(&["-q", "--state", "running"]).ok();
         assert_eq!(here.discover(&["-q", "--state", "exited"]).ok().stdout().lines().count(), 3);
     }
@@ -186,7 +186,7 @@ on_two_sites! {
     fn a_record_of_another_job_with_the_same_id_is_never_changed(f: &Fixture) {
         let (here, there) = (Elsewhere::new(f, "here"), Elsewhere::new(f, "there"));
         let job = there.spawn(&["-n", "real"], &["sleep", "1000"]);
-        // One that says to be on another host.
+        // A record of a job on another host.
         here.run(&["spawn", "-n", "mine", "local", "--", "true"]).ok();
         let database = rusqlite::Connection::open(here.state.join("jobs.db")).expect("it opens");
         let mark = "UPDATE jobs SET record = json_set(record, '$.id', ?1, '$.destination.host', 'faraway.invalid', \
@@ -223,7 +223,7 @@ on_two_sites! {
         meta(&jobs[2], &format!(r#"{{"id":"{}","name":"x","command":["{}"],"cwd":null,"created_at":1}}"#, jobs[2], "a".repeat(1 << 20)));
         fs::remove_file(f.file(&jobs[3], "meta")).expect("we are root");
         meta(&jobs[4], &format!(r#"{{"id":"{}","name":"../a b","command":["\u001b[31m","b"],"cwd":null,"created_at":1,"more":1}}"#, jobs[4]));
-        // What is in the place of a job and is none, and a job of which only the place is left.
+        // Entries that are not jobs: a file, a directory whose name is not an id, and a symbolic link.
         let dir = f.jobs_dir();
         fs::write(dir.join("aaaaaaaa"), "").expect("we are root");
         fs::create_dir(dir.join("not-a-id")).expect("we are root");
@@ -237,10 +237,10 @@ on_two_sites! {
         assert!(found.iter().all(|found| found["state"] == "exited" && found["name"] != "liar" && found["name"] != "../a b"));
         let shown = other.discover(&[]).ok().stdout();
         assert!(!shown.contains('\u{1b}') && shown.lines().count() == 7, "{shown}");
-        // They are jobs all the same.
+        // They are still jobs.
         other.run(&["wait", &jobs[0]]).ok();
         other.ask(&["kill", &format!("{}/bbbbbbbb", f.host)]).code(1).stderr_has("writable by other users");
-        // Its start has come no further than to create these.
+        // A start that got no further than creating these files.
         let begun = dir.join("cccccccc");
         fs::create_dir(&begun).expect("we are root");
         let uid = fs::metadata(&dir).expect("it is there").uid();
@@ -254,7 +254,7 @@ on_two_sites! {
         let found = other.found();
         let started = found.iter().find(|found| found["id"] == "cccccccc").expect("it is found");
         assert_eq!(started["state"], "starting");
-        // Where others can write, nothing is believed.
+        // If others can write to the directory, nothing in it is trusted.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("we are root");
         let output = other.discover(&[]);
         clear_message(output.code(1).stdout_is("").stderr_has("nothing in it is trusted"));
@@ -337,7 +337,7 @@ fn connecting_options_need_a_host_to_connect_to() {
             "state was made by {line:?}"
         );
     }
-    // An id that can't be one names no job, and no host is asked.
+    // A word with an invalid id names no job, and no host is contacted.
     for word in [
         "web/abc",
         "web/../etc",

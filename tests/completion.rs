@@ -1,4 +1,4 @@
-//! What real shells offer at the TAB key, with the committed scripts.
+//! Completion at the TAB key in real shells, with the committed scripts.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ impl Jobs {
         Self { rsig, train, built }
     }
 
-    /// What rsig itself answers the shell of that name.
+    /// rsig's output for the completion script of that shell.
     fn answer(&self, shell: &str, words: &[&str]) -> String {
         self.rsig
             .command(words)
@@ -46,7 +46,7 @@ impl Jobs {
         values.flatten().map(str::to_owned).collect()
     }
 
-    /// A shell with our rsig in its PATH.
+    /// A shell with the tested rsig in its PATH.
     fn shell(&self, program: &str) -> Invocation {
         let bin = Path::new(env!("CARGO_BIN_EXE_rsig"))
             .parent()
@@ -80,7 +80,7 @@ fn jobs_are_offered_where_they_make_sense() {
         expected.sort_unstable();
         assert_eq!(offered, expected, "{words:?}");
     }
-    // One that is named already is not offered again.
+    // A job that is already on the line is not offered again.
     assert_eq!(jobs.offered(&["wait", "train", ""]), [train]);
     assert_eq!(jobs.offered(&["kill", "-s", "USR1", "tr"]), ["train"]);
     assert_eq!(jobs.offered(&["kill", "-USR1", "tr"]), ["train"]);
@@ -143,7 +143,7 @@ fn hosts_of_the_users_configuration_are_offered() {
     assert_eq!(offer(&["spawn", "-J", "a,w"]), "a,web1\t\n");
 }
 
-/// Lines that are typed, and the words of rsig's that stand there then. Each shell's own way to complete takes part.
+/// Typed lines, and the rsig command line that each becomes. The shell's own completion takes part.
 const TYPED: [(&str, &str); 10] = [
     ("rsig ki\t", "kill"),
     ("rsig kill tr\t", "kill train"),
@@ -158,19 +158,19 @@ const TYPED: [(&str, &str); 10] = [
 ];
 
 fn type_all(jobs: &Jobs, shell: Tty, load: &str) {
-    // The line is not read off the screen, where it is drawn in pieces, but run: by this function, not by rsig.
+    // The screen draws the line in pieces, so the line is not read from it but run, by this function instead of rsig.
     let prepare = format!("{load}; rsig() {{ printf '<%s>' \"$*\"; }}; echo ready$((20+3))");
     type_prepared(jobs, shell, &prepare, &TYPED);
 }
 
-/// The same in a shell whose language is another. It shows `ready23` when all is prepared.
+/// The same for a shell with its own syntax. `prepare` makes it show `ready23` once it is ready.
 fn type_prepared(jobs: &Jobs, mut shell: Tty, prepare: &str, typed: &[(&str, &str)]) {
     std::fs::create_dir(jobs.rsig.home().join(".ssh")).expect("a directory");
     std::fs::write(jobs.rsig.home().join(".ssh/config"), "Host greenhouse\n").expect("a file");
     shell.send(&format!("{prepare}\r"));
     shell.wait_for("ready23");
     for (index, (typed, words)) in typed.iter().enumerate() {
-        // A word behind it shows that the completed one was ended.
+        // The word typed right after it shows that completion ended the previous word.
         shell.send(&format!("{typed}mark{index}\r"));
         shell.wait_for(&format!("<{words} mark{index}>"));
     }
@@ -244,7 +244,7 @@ fn elvish_completes() {
     let shell = jobs.shell("elvish").arg("-norc").tty(100, 40);
     let prepare = "eval (env RSIG_COMPLETE=elvish rsig | slurp); use str; \
          fn rsig {|@words| print '<'(str:join ' ' $words)'>' }; print ready(+ 20 3)";
-    // Where the word has to be quoted, elvish shows it, and takes it at the Enter key.
+    // If the word must be quoted, elvish only displays it, and inserts it at the Enter key.
     let typed = TYPED.map(|(typed, words)| match typed {
         "rsig kill --signal=TER\t" => ("rsig kill --signal=TER\t\r", words),
         "rsig ps --state running,l\t" => ("rsig ps --state running,l\t\r", words),
@@ -253,7 +253,7 @@ fn elvish_completes() {
     type_prepared(&jobs, shell, prepare, &typed);
 }
 
-/// On request, with the path of nushell in `RSIG_TEST_NU`: Debian has no package of it.
+/// Runs on request, with the path of nushell in `RSIG_TEST_NU`: Debian does not package it.
 #[test]
 #[ignore = "needs nushell, named by RSIG_TEST_NU"]
 fn nushell_completes() {

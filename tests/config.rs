@@ -1,4 +1,5 @@
-//! The configuration file and host words: what is in force, what is refused, and ranges beside ClusterShell's `nodeset`.
+//! The configuration file and host words: effective settings, rejected files, and ranges compared with ClusterShell's
+//! `nodeset`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -16,7 +17,7 @@ fn write(rsig: &Rsig, text: &str) -> PathBuf {
     path
 }
 
-/// The value of a setting, and where it comes from.
+/// The value of a setting, and its source.
 fn setting(output: &Output, name: &str) -> Option<(String, String)> {
     let rows: Vec<Value> = serde_json::from_str(&output.ok().stdout()).expect("JSON");
     let text = |row: &Value, key: &str| row[key].as_str().expect("text").to_owned();
@@ -56,7 +57,7 @@ fn words_stand_for_the_hosts_of_nodeset() {
         let ours = rsig.run(&["config", word]);
         let theirs = rsig.within(tool("nodeset").args(["-e", word])).run();
         assert_eq!(sorted(ours), sorted(theirs), "{word}");
-        // It names the hosts that have no keeper, folded.
+        // The error names the hosts that have no keeper, folded.
         let folded = |output: &str| {
             let words = output
                 .split_whitespace()
@@ -136,7 +137,7 @@ fn what_is_in_force_and_where_it_comes_from() {
         .ok()
         .stdout_has("[default: 3]");
 
-    // Another file, or none.
+    // Another file, or no file.
     let other = rsig.dir().join("other.toml");
     fs::write(&other, "[defaults]\ngrace = \"1s\"\n").expect("ours");
     let shown = rsig
@@ -242,7 +243,7 @@ fn defaults_hold_unless_the_command_line_says_otherwise() {
     rsig.run(&["run", "local", "sleep", "1000"]).code(124);
     rsig.run(&["run", "--timeout", "60s", "local", "sleep", "0.4"])
         .ok();
-    // A default gives way to what it conflicts with.
+    // A default is dropped if it conflicts with an option on the command line.
     rsig.run(&["run", "--tether", "5s", "--timeout", "60s", "local", "true"])
         .ok();
     rsig.run(&["ps", "-aq"]).ok().stdout_is(&format!("{id}\n"));
@@ -272,7 +273,7 @@ fn names_of_ones_own_lead_to_hosts() {
         (&Value::from(&*f.host), &"env 'OWN=1'".into())
     );
     f.await_written(&id, "1\n");
-    // What is kept with the job needs the file no more; and the name works wherever a host does.
+    // The job's record does not depend on the file any more. The name is accepted wherever a host is.
     f.rsig
         .run(&["kill", "--host", "mine", "-s", "WINCH"])
         .ok()
@@ -299,7 +300,7 @@ fn names_of_ones_own_lead_to_hosts() {
         .ok()
         .stdout_has(&id);
     f.rsig.run(&["spawn", "@both", "true"]).code(2);
-    // Lines stand behind the word, not behind what it leads to.
+    // Lines are prefixed with the word as typed, not with the host that it stands for.
     write(
         &f.rsig,
         &format!(

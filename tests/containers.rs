@@ -1,4 +1,4 @@
-//! Containers: jobs behind a prefix that takes long to start, by a keeper that holds its shells.
+//! Containers: jobs behind a prefix that takes long to start, through a keeper that holds its shells.
 
 use std::fs;
 
@@ -11,9 +11,9 @@ use crate::jobs::json_lines;
 use crate::keepers::kill9;
 use crate::kit::clear_message;
 
-/// rsig with a container, and a word that gets there.
+/// rsig, and a container that it reaches with a prefix.
 struct Place {
-    // Dropped first, so that keepers are gone before their container is.
+    // Dropped first, so that keepers end before their container does.
     rsig: Rsig,
     container: Container,
 }
@@ -58,7 +58,7 @@ impl Place {
         serde_json::from_str::<Value>(&output).expect("JSON")[0].clone()
     }
 
-    /// The programs that this machine runs for shells in the container.
+    /// Number of processes on this machine that run shells in the container.
     fn clients(&self) -> usize {
         let all = self.rsig.processes();
         let is_client = |cmdline: &str| cmdline.starts_with("podman exec");
@@ -121,7 +121,7 @@ fn a_run_in_a_container_passes_everything_on() {
         .stdin("in\n")
         .run();
     output.code(3).stdout_is("in\n/\n").stderr_has("oops");
-    // Much more than a pipe and the keeper's queues hold, over a connection of its own.
+    // Far more than a pipe and the keeper's queues hold, over a separate connection.
     let words = Place::words(
         "run",
         &[],
@@ -159,7 +159,7 @@ fn commands_share_the_shells_of_one_keeper() {
         place.run(&Place::words("run", &[], &["--", "true"])).ok();
     }
     assert_eq!(place.clients(), 1);
-    // Two at once need two, and no more stay than that.
+    // Two commands at once need two shells, and no more than two are kept.
     let long = place.start(&Place::words(
         "run",
         &[],
@@ -171,7 +171,7 @@ fn commands_share_the_shells_of_one_keeper() {
         serde_json::from_str(&place.run(&["keeper", "status", "--json"]).ok().line())
             .expect("JSON");
     assert_eq!(keepers.as_array().map(Vec::len), Some(1));
-    // One of them may be the run's own by now.
+    // One of the two may be the run's private shell by now.
     assert!(place.clients() <= 2);
     place.run(&["keeper", "stop", "--all"]).ok();
     poll_until("its shells are gone", SOON, || place.clients() == 0);
@@ -197,7 +197,7 @@ fn what_a_killed_keeper_was_doing_is_found_out() {
             place.run(&["tail", &job]).ok().stdout() == "usr1\n".repeat(round)
         });
     }
-    // A shell in the middle of a script is lost as a connection is.
+    // A shell that dies in the middle of a script is handled like a broken connection.
     let follower = place.start(&["tail", "-f", &job]);
     follower.wait_for_stdout(&"usr1\n".repeat(3));
     for process in place.container.processes() {
@@ -260,8 +260,8 @@ fn a_container_that_cannot_be_used_is_said() {
     clear_message(place.run(&missing).code(125).stderr_has("no-such-program"));
 }
 
-/// A `kubectl` that enters the container by its namespaces, and a `docker` that is podman; each writes down what it was
-/// started with. `PATH` with them in front.
+/// A `kubectl` that enters the container through its namespaces, and a `docker` that is podman. Each logs its arguments
+/// and the variables that select the machine. Returns a `PATH` with both in front.
 fn stand_ins(place: &Place) -> String {
     let dir = place.rsig.dir().join("bin");
     let log = place.rsig.dir().join("log");
@@ -321,7 +321,7 @@ fn a_container_is_a_host() {
         .ok()
         .line();
         let there = format!("{host}/{job}");
-        // By the record, and by what the host itself knows.
+        // Through the record, and through what the host itself knows.
         poll_until("it is on", SOON, || {
             rsig(&["tail", &job]).run().ok().stdout() == "on\n"
         });
@@ -348,7 +348,7 @@ fn a_container_is_a_host() {
         rsig(&["wait", "train"]).run().code(143);
         rsig(&["rm", &job]).run().ok();
     }
-    // The prefix comes inside, and is a part of the place.
+    // The prefix runs inside the container, and is part of the place.
     let words = [
         "run",
         "--prefix",
@@ -431,7 +431,7 @@ fn what_chooses_the_machine_is_kept() {
         assert!(last().contains(expected), "{} {expected}", last());
         (job, expected)
     });
-    // Nothing of it is as it was, and no keeper knows the way.
+    // All of these settings have changed since, and no keeper is connected.
     place.rsig.run(&["keeper", "stop", "--all"]).ok();
     write_file(&docker, r#"{"currentContext":"near"}"#, 0o600);
     write_file(&kube, &config("dev"), 0o600);
@@ -491,14 +491,14 @@ fn a_container_that_has_begun_again_has_lost_its_jobs() {
             .ok()
             .line();
         if again {
-            // The same name, and nothing that was in it.
+            // A container of the same name, without the files of the old one.
             place.container.podman(&["rm", "-f", "-t", "0", "box"]).ok();
             fs::remove_dir_all(place.container.root().join("root/.local")).expect("our own");
             place.container.launch();
         } else {
             place.container.podman(&["restart", "-t", "0", "box"]).ok();
         }
-        // Its process ids begin again, and the very one may be another's.
+        // Process ids start over, so another process may get the job's pid.
         let others: Vec<String> = (0..20)
             .map(|_| {
                 place

@@ -1,4 +1,4 @@
-//! What contrib/ and examples/ have, driven as CI systems and programs do.
+//! The programs in contrib/ and examples/, used as CI systems and other programs use them.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::clients::python;
 use crate::harness::{Fixture, Invocation, Process, Scratch, Site, poll_until};
 use crate::jobs::SOON;
 
-/// The PATH of a machine on which rsig is installed.
+/// The PATH of a machine with rsig installed.
 fn path_with_rsig() -> OsString {
     let program = Path::new(env!("CARGO_BIN_EXE_rsig"));
     let mut path = program.parent().expect("a folder").as_os_str().to_owned();
@@ -19,7 +19,7 @@ fn path_with_rsig() -> OsString {
     path
 }
 
-/// The action's script for this server, in an environment as GitHub's runner makes it.
+/// The action's script for this server, in an environment like that of GitHub's runner.
 fn action(f: &Fixture, command: &str) -> Invocation {
     let server = f.server.as_ref().expect("a server");
     let address = format!("[127.0.0.1]:{}", server.port());
@@ -123,7 +123,7 @@ fn the_files_for_ci_systems_fit_their_schemas() {
             .args(files.iter().map(|file| root.join(file)))
             .run()
             .ok();
-        // It would take a file that is nothing at all, were the schema empty.
+        // An empty schema would accept anything, so a wrong file must fail.
         let scratch = Scratch::new();
         let wrong = scratch.file(
             "wrong.yml",
@@ -143,7 +143,7 @@ pub mod examples {
     use super::path_with_rsig;
     use crate::harness::{Invocation, Rsig, tool};
 
-    /// A program of examples/.
+    /// A program in examples/.
     pub fn example(rsig: &Rsig, name: &str, words: &[&str]) -> Invocation {
         let file = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("examples")

@@ -1,10 +1,10 @@
-//! The README and the book: every example that can run is run, every link leads somewhere, and the reference is that of
-//! the manual pages.
+//! The README and the book: every example that can run is run, every link has a target, and the reference matches the
+//! manual pages.
 //!
-//! An example is a block of code. `console` is a session: what stands behind `$ ` is typed, and what follows is what the
-//! terminal shows then, but for ids, pids, times and what `...` stands for. `sh` is a script whose commands succeed.
-//! `toml` is the configuration file of its page, and `json` is JSON. The examples of a page run one after the other, in
-//! one shell, with a real server behind every host.
+//! An example is a code block. `console` is a session: text after `$ ` is typed, and the lines that follow are the
+//! expected output, except that ids, pids and times may differ and `...` stands for anything. `sh` is a script whose
+//! commands succeed. `toml` is the configuration file of its page, and `json` is JSON. The examples of a page run one
+//! after the other, in one shell, with a real server behind every host.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::harness::{Fixture, Output, Rsig, Scratch, Site, tool};
 
-/// What can't run here: the page, the first line of the example, and why.
+/// Examples that can't run here: the page, the first line of the example, and the reason.
 const NOT_RUN: [(&str, &str, &str); 15] = [
     (
         "README.md",
@@ -108,7 +108,7 @@ fn read(page: &str) -> String {
     fs::read_to_string(root().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"))
 }
 
-/// The blocks of a page, those that are indented by four included.
+/// The code blocks of a page, including those indented by four spaces.
 fn examples(text: &str) -> Vec<Example> {
     let mut found: Vec<Example> = Vec::new();
     let (mut fence, mut indented) = (false, false);
@@ -139,11 +139,11 @@ fn examples(text: &str) -> Vec<Example> {
     found
 }
 
-/// Programs that the examples start, in the home of their user.
+/// Programs that the examples start, installed in the user's home.
 const PROGRAMS: [(&str, &str); 10] = [
     (
         "train",
-        // No shell with children: one that STOP meets in vfork(2) never shows as stopped.
+        // Not a shell with children: a shell that STOP meets in vfork(2) is never reported as stopped.
         "#!/usr/bin/perl\n$| = 1;\n$SIG{TERM} = sub { print qq(saved\n); exit 0 };\n$SIG{USR1} = sub { print qq(checkpoint\n) };\n\
          printf qq(epoch %d: loss 0.%d\n), $_, 900 - 7 * $_ for 1 .. 13;\n\
          open my $ready, '>>', 'ready'; print $ready qq(\n); close $ready;\nsleep 1 while 1;\n",
@@ -173,7 +173,7 @@ fn install_programs(home: &Path) {
     }
 }
 
-/// Writes the configuration of a page, which has every host lead to the server.
+/// Writes the configuration of a page, with every host leading to the server.
 fn configure(f: &Fixture, toml: &str) {
     let server = f.server.as_ref().expect("a server");
     let config = format!("config = \"{}\"\n", server.ssh_config("*").display());
@@ -185,7 +185,7 @@ fn configure(f: &Fixture, toml: &str) {
     };
     let path = f.rsig.home().join(".config/rsig/config.toml");
     fs::create_dir_all(path.parent().expect("it has one")).expect("ours");
-    // One of the hosts is behind the others.
+    // One host runs an older version than the others.
     fs::write(
         &path,
         toml + "\n[hosts.web3]\nprefix = \"env VERSION=2.4.0\"\n",
@@ -204,7 +204,7 @@ fn as_user(rsig: &Rsig, program: &str) -> crate::harness::Invocation {
         .limit(Duration::from_secs(120))
 }
 
-/// Something that is typed, and what the page shows for it; a script has nothing to show.
+/// A command, and the output that the page shows for it; None for a script.
 struct Typed {
     line: String,
     shown: Option<String>,
@@ -269,8 +269,8 @@ fn check_page(page: &str) {
             other => panic!("{page}: {other:?} is not run, and not named in NOT_RUN"),
         }
     }
-    // What one step has printed ends in its status, and `$?` is left as it was. The next one begins when all programs are
-    // ready that were started until then.
+    // After each step the script prints its exit status and keeps `$?`. The next step begins once all programs that
+    // were started so far are ready.
     let mut script = "unset RSIG_STATE_DIR\nshopt -s expand_aliases\nexec 2>&1\n\
         mark() {\nlocal status=$?\nprintf '\\036%s\\036' \"$status\"\n\
         until [ \"$(cat \"$THERE/ready\" ready 2>/dev/null | wc -l)\" -ge \"$1\" ]; do sleep 0.05; done\n\
@@ -319,7 +319,7 @@ fn compare(page: &str, f: &Fixture, steps: &[Typed], output: &Output) {
         };
         let is_right = match &step.shown {
             Some(expected) => {
-                // The hosts of one command answer in any order.
+                // The hosts of one command reply in any order.
                 let several = step.line.contains(['[', '@']);
                 fits(&plain(expected, several), &plain(shown, several))
             }
@@ -336,7 +336,7 @@ fn compare(page: &str, f: &Fixture, steps: &[Typed], output: &Output) {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Text without what differs from run to run: ids, pids, times.
+/// Replaces what differs between runs: ids, pids, times.
 fn plain(text: &str, sorted: bool) -> String {
     let mut lines: Vec<String> = text.lines().map(plain_line).collect();
     if sorted {
@@ -375,7 +375,7 @@ fn plain_line(line: &str) -> String {
                 .last()
                 .is_some_and(|before| before == "status" || before == "exited")
         {
-            // Pids, which have three digits at least, dates and times of day.
+            // Pids, which have at least three digits, dates, and times of day.
             words.push("N".to_owned());
         } else if word.len() == 20 && word.ends_with('Z') && word.contains('T') {
             words.push("N".to_owned());
@@ -397,7 +397,7 @@ fn plain_line(line: &str) -> String {
     words.join(" ")
 }
 
-/// Whether text fits a pattern in which `...` stands for anything.
+/// Whether text matches a pattern in which `...` stands for anything.
 fn fits(pattern: &str, text: &str) -> bool {
     let mut pieces = pattern.split("...");
     let Some(mut rest) = pieces
@@ -532,7 +532,7 @@ fn the_readme_is_short_and_its_first_line_ends_as_it_says() {
     output.ok().stdout_has("exit status 143\n");
 }
 
-/// As GitHub and mdBook make it of a heading.
+/// The anchor that GitHub and mdBook generate for a heading.
 fn anchor(heading: &str) -> String {
     heading
         .trim()

@@ -1,4 +1,4 @@
-//! Broken networks: connections that are cut, held or refused at any point, and hosts that are gone.
+//! Broken networks: connections that are cut, held or refused at any point, and unreachable hosts.
 
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -17,9 +17,9 @@ use crate::harness::{
 };
 use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
 
-/// Bytes after which to cut: a few at the start and in the middle, more at the `ends`, counted from the end, where the
-/// script and its answer are.
-fn points(total: u64, ends: &[u64]) -> Vec<u64> {
+/// Offsets in bytes at which to cut: a few at the start and in the middle, and those in `ends`, which count back from
+/// the end, where the script and its answer are.
+fn cut_points(total: u64, ends: &[u64]) -> Vec<u64> {
     let ends = ends.iter().map(|back| total.saturating_sub(*back));
     [0, 15, 900, total / 3, total / 2]
         .into_iter()
@@ -27,8 +27,8 @@ fn points(total: u64, ends: &[u64]) -> Vec<u64> {
         .collect()
 }
 
-/// How many bytes a command sends and gets.
-fn measured(proxy: &Proxy, run: impl FnOnce()) -> [(Direction, u64); 2] {
+/// Number of bytes that a command sends and receives.
+fn count_bytes(proxy: &Proxy, run: impl FnOnce()) -> [(Direction, u64); 2] {
     let bytes = || {
         [Direction::ToServer, Direction::ToClient]
             .map(|direction| (direction, proxy.bytes(direction)))
@@ -53,12 +53,12 @@ fn settle(server: &Server) {
     });
 }
 
-/// Where a command is cut.
+/// Where a command's connection is cut.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     direction: Direction,
     after: u64,
-    /// The host can't be reached from then on, until the command has ended.
+    /// From then on the host is unreachable, until the command has ended.
     gone: bool,
 }
 
@@ -75,15 +75,15 @@ fn run_cut(f: &Fixture, proxy: &Proxy, cut: Cut, words: &[&str]) -> Output {
     let output = running.wait();
     proxy.refuse(false);
     settle(f.server.as_ref().expect("a server"));
-    // A cut that did not come about must not wait for the next command.
+    // A cut that did not happen must not hit the next command.
     proxy.cut();
     output
 }
 
-/// How many spawns were cut. Each has a file of its own, since two cuts may be at the same point.
+/// Number of spawns that were cut. Each has a file of its own, since two cuts may be at the same point.
 static MARKS: AtomicUsize = AtomicUsize::new(0);
 
-/// Cuts a spawn, and holds what is there then against what rsig said and knows.
+/// Cuts a spawn, then compares what is on the host with what rsig reported and recorded.
 #[track_caller]
 fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
     let mark = format!("ran-{}", MARKS.fetch_add(1, Ordering::Relaxed));
@@ -118,7 +118,7 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
                 clear_message(output.code(255).stdout_is(""));
                 output.stderr_has(&format!("rsig ps {id}"));
             }
-            // What says `starting` is made older than a job may be on its way.
+            // Backdates `starting` jobs by more than a start may take.
             let statement = "UPDATE jobs SET record = json_set(record, '$.created_at', created_at - 100) WHERE state = 'starting'";
             kit::database(&f.rsig)
                 .execute(statement, [])
@@ -145,11 +145,11 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
 fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
     let (f, proxy) = Fixture::with(Some(Server::openssh(Login::User).start())).through_proxy();
     f.spawn(&[], &["true"]);
-    let totals = measured(&proxy, || {
+    let totals = count_bytes(&proxy, || {
         drop(f.spawn(&[], &["sh", "-c", "echo x >>ran; exec sleep 1000"]));
     });
     for (direction, total) in totals {
-        points(total, &[4000, 1500, 500, 150, 40, 1])
+        cut_points(total, &[4000, 1500, 500, 150, 40, 1])
             .into_iter()
             .for_each(|after| {
                 check_spawn(
@@ -174,7 +174,7 @@ fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
             );
         }
     }
-    // After all of it, as many jobs run as are said to.
+    // In the end, exactly as many jobs run as rsig says.
     let known = kit::recorded(&f.rsig)
         .iter()
         .filter(|id| state(&f.rsig, id) == "running")
@@ -192,10 +192,10 @@ fn a_spawn_that_is_cut_anywhere_starts_nothing_twice_and_loses_nothing() {
     );
 }
 
-/// How many USR1 the counting job has got.
+/// Number of USR1 signals that the counting job has received.
 #[track_caller]
 fn counted_so_far(f: &Fixture, pid: i32) -> usize {
-    // A shell takes USR1 before USR2: once it has said that it got the second, it has counted the first.
+    // A shell handles USR1 before USR2: once it has reported the second, it has counted the first.
     let synced = f.job_home().join("sync");
     drop(fs::remove_file(&synced));
     kill(Pid::from_raw(pid), Signal::SIGUSR2).expect("it runs");
@@ -203,7 +203,7 @@ fn counted_so_far(f: &Fixture, pid: i32) -> usize {
     lines(&f.job_home().join("count"))
 }
 
-/// Cuts a `kill --json` of USR1 to a counting job, and holds the count against the answer.
+/// Cuts a `kill --json` of USR1 to a counting job, and compares the count with the report.
 #[track_caller]
 fn check_kill(f: &Fixture, proxy: &Proxy, cut: Cut, (job, pid): (&str, i32)) -> Value {
     let before = counted_so_far(f, pid);
@@ -236,10 +236,10 @@ fn a_kill_that_is_cut_anywhere_sends_its_signal_at_most_once_and_says_what_it_di
         .expect("a pid");
     let job = (job.as_str(), i32::try_from(pid).expect("a pid"));
     let mut sent = Vec::new();
-    for (direction, total) in measured(&proxy, || {
+    for (direction, total) in count_bytes(&proxy, || {
         f.rsig.run(&["kill", job.0, "USR1"]).ok();
     }) {
-        for after in points(
+        for after in cut_points(
             total,
             &[
                 3000, 1000, 600, 500, 450, 400, 350, 300, 250, 200, 150, 40, 1,
@@ -287,7 +287,7 @@ fn a_wait_goes_on_over_cuts() {
     );
     settle(server);
     let wait = f.rsig.spawn_process(&["wait", &job]);
-    // A script outlives its connection for a while, and has children: the next one is told by its number.
+    // A script outlives its connection for a while and has children, so the next script is recognised by its pid.
     let mut scripts: Vec<i32> = Vec::new();
     for by_server in [false, true] {
         poll_until("it asks the host", SOON, || {
@@ -357,7 +357,7 @@ fn a_server_that_stays_away_in_mid_wait_lets_the_time_run_out_and_the_next_one_g
     wait.wait().code(7);
 }
 
-/// A port where nobody listens, nor will as long as the socket is there.
+/// A port without a listener, which stays so as long as the socket exists.
 fn silent_port() -> (u16, OwnedFd) {
     let held = socket(
         AddressFamily::Inet,
@@ -443,7 +443,7 @@ fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
         .run(&["spawn", "local", "--", "sleep", "1000"])
         .ok()
         .line();
-    // A job on a host that has since gone silent.
+    // A job on a host that has since stopped responding.
     let silent = Sayer::start(Says::Once(vec![]));
     let config = config_for(&f.rsig, "dead", silent.port(), "ConnectTimeout 1");
     let dead = f
@@ -520,7 +520,7 @@ fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
 
 #[test]
 fn a_connection_that_falls_silent_ends_in_a_time_out() {
-    // Each on a proxy of its own, all at once.
+    // Each case has its own proxy; all run at once.
     let mut f = Fixture::with(Some(Server::openssh(Login::User).start()));
     let job = f.spawn(&[], &["sleep", "1000"]);
     f.rsig.clock = 5;
@@ -538,7 +538,7 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
             .expect("our own file")
             .replace("Port", "ConnectTimeout 2\nPort");
         fs::write(&config, text).expect("our own file");
-        // A record of the same job, by another way.
+        // A record of the same job, reached through the proxy.
         let config = config.display().to_string();
         let copy = format!("{}000{}", &job[..4], started.len());
         let statement =
@@ -552,11 +552,11 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
             "JOB" => copy.clone(),
             word => word.to_owned(),
         };
-        let total = measured(&proxy, || {
+        let total = count_bytes(&proxy, || {
             f.rsig.run(&["ps", "--json", &copy]).ok();
         });
         let before = proxy.bytes(Direction::ToServer);
-        // So slow that the answer is still on its way when it is held.
+        // So slow that the answer is still in transit when it is held.
         proxy.set_delay(Duration::from_millis(100));
         let running = f
             .rsig
@@ -588,7 +588,7 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
     }
 }
 
-/// Input that is cut off on its way starts nothing, and leaves nothing behind.
+/// Input that is cut off in transit starts nothing, and leaves nothing behind.
 #[test]
 fn half_an_input_starts_nothing() {
     let (f, proxy) = Fixture::with(Some(Server::openssh(Login::User).start())).through_proxy();
@@ -607,7 +607,7 @@ fn half_an_input_starts_nothing() {
     settle(f.server.as_ref().expect("a server"));
 }
 
-/// A shell with a disk of its own, of 4 MB, where the jobs' files are.
+/// A shell whose job files are on a separate disk of 4 MB.
 pub fn on_a_small_disk(rsig: &Rsig, script: &str) -> Output {
     let script =
         format!("mkdir disk && mount -t tmpfs -o size=4m,mode=700 small disk && {{ {script}\n}}");
@@ -627,7 +627,8 @@ pub fn on_a_small_disk(rsig: &Rsig, script: &str) -> Output {
         .run()
 }
 
-/// What a job writes when its host's disk is full is lost, and that is its own failure; its end is not lost.
+/// Output written while the host's disk is full is lost, and the job itself fails to write it. The job's end is not
+/// lost.
 #[test]
 fn a_disk_that_is_full_in_mid_output_loses_no_end() {
     let rsig = Rsig::new();
@@ -658,13 +659,13 @@ fn a_start_on_a_full_disk_says_where_and_what_to_do() {
     );
 }
 
-/// Nothing on the host is counted by a clock.
+/// Nothing on the host is measured with the wall clock.
 #[test]
 fn a_clock_that_jumps_changes_nothing() {
     let rsig = Rsig::new();
     let bin = rsig.dir().join("bin");
     fs::create_dir(&bin).expect("a new directory");
-    // A day on, a day back, a day on.
+    // Alternately a day ahead and a day back.
     let date = "#!/bin/sh\nnow=$(/bin/date +%s)\nif rm \"$0.on\" 2>/dev/null; then echo $((now - 86400)); else : >\"$0.on\"; \
                 echo $((now + 86400)); fi\n";
     fs::write(bin.join("date"), date).expect("a new file");

@@ -1,5 +1,5 @@
-//! Files and directories of a job that are somebody else's, or that somebody else could have changed: nothing in them
-//! is believed, removed or signalled.
+//! Job files and directories that belong to another user, or that another user could have changed: nothing in them is
+//! trusted, removed or signalled.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
@@ -8,14 +8,14 @@ use std::path::Path;
 use crate::harness::{Fixture, Process, Site, poll_until};
 use crate::kit::{self, SOON, clear_message};
 
-/// Somebody who is neither root nor the account.
+/// A user who is neither root nor the account.
 const STRANGER: u32 = 65_533;
 
 fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("we are root");
 }
 
-/// A job directory that is tampered with, and whether rsig may say that it is another's (else: that it can't tell).
+/// Ways to tamper with a job's directory.
 const TAMPERED: [&str; 7] = [
     "the directory is another user's",
     "the directory is a link",
@@ -45,7 +45,7 @@ fn tamper(what: &str, jobs: &Path, job: &str, aside: &Path) {
             chown(dir.join("pid"), Some(STRANGER), None).expect("we are root");
         }
         _ => {
-            // The number of a process that is not the job: another start time.
+            // The pid of a process that is not the job: the start time differs.
             let text = fs::read_to_string(dir.join("pid")).expect("it is there");
             let mut words: Vec<&str> = text.split(' ').collect();
             words[2] = "1";

@@ -1,5 +1,5 @@
-//! A host behind a program that hangs without a word, as podman-exec(1) and docker-exec(1) do at times when their container
-//! is restarted. SIGSTOP plays that: nothing is read or said any more, and no stream ends.
+//! A host behind a program that hangs silently, as podman-exec(1) and docker-exec(1) sometimes do when their container
+//! is restarted. SIGSTOP simulates this: nothing is read or written any more, and no stream ends.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{Process, Rsig, SOON, poll_until};
 
-/// Behind this program, in front of the shell.
+/// A prefix, so that there is a program in front of the shell.
 const PREFIX: [&str; 2] = ["--prefix", "env BEHIND=1"];
 
 fn rsig(keeper: bool) -> Rsig {
@@ -19,7 +19,7 @@ fn rsig(keeper: bool) -> Rsig {
     rsig
 }
 
-/// Stops the shells that keepers and commands have, and gives them.
+/// Stops the shells of keepers and commands, and returns them.
 fn hang(rsig: &Rsig) -> Vec<Process> {
     let processes = rsig.processes();
     let is_rsig = |pid: i32| {
@@ -33,7 +33,7 @@ fn hang(rsig: &Rsig) -> Vec<Process> {
         .collect();
     assert!(!shells.is_empty(), "{processes:?}");
     for shell in &shells {
-        // Each leads a group.
+        // Each leads a process group.
         killpg(Pid::from_raw(shell.pid), Signal::SIGSTOP).expect("it is ours");
     }
     shells
@@ -44,7 +44,7 @@ fn spawn(rsig: &Rsig, line: &str) -> String {
     rsig.run(&words).ok().line()
 }
 
-fn are_gone(shells: &[Process]) {
+fn await_gone(shells: &[Process]) {
     poll_until("the hanging shells are gone", SOON, || {
         !shells.iter().any(Process::runs)
     });
@@ -60,13 +60,13 @@ fn a_shell_that_hangs_is_not_used() {
     poll_until("both have run", SOON, || {
         fs::read_to_string(&counted).is_ok_and(|text| text == "x\nx\n")
     });
-    are_gone(&hung);
+    await_gone(&hung);
     let hung = hang(&rsig);
     rsig.run(&["kill", &job, "--wait", "30s"]).ok();
-    are_gone(&hung);
+    await_gone(&hung);
     let hung = hang(&rsig);
     rsig.run(&["ps"]).ok().stdout_has("running");
-    are_gone(&hung);
+    await_gone(&hung);
     rsig.run(&["stop", "--all", "--yes"]).ok();
 }
 
@@ -76,7 +76,7 @@ fn a_keeper_leaves_no_process_that_hangs() {
     let job = spawn(&rsig, "exec sleep 1000");
     let hung = hang(&rsig);
     rsig.run(&["keeper", "stop", "--all"]).ok();
-    are_gone(&hung);
+    await_gone(&hung);
     rsig.run(&["stop", &job]).ok();
 }
 

@@ -1,4 +1,4 @@
-//! Jobs that are there and look gone: what may still run is never called gone.
+//! Jobs that exist but look gone: a job that may still run is never reported as gone.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -12,16 +12,16 @@ use crate::harness::{Fixture, Invocation, Output, Process, Site, on_two_sites, p
 use crate::jobs::{SOON, json_lines, pick};
 use crate::kit;
 
-/// A user who is not root, and to whom /proc can hide something.
+/// A user other than root, from whom /proc can hide processes.
 const USER: u32 = 65_531;
 
-/// Runs on with its first thread gone.
+/// A program that keeps running after its first thread has exited.
 const HEADLESS: &str = "import ctypes, os, threading, time
 threading.Thread(target=time.sleep, args=(1000,)).start()
 print('ready', flush=True)
 ctypes.CDLL(None).syscall(93 if os.uname().machine == 'aarch64' else 60, 0)";
 
-/// Can't be dumped: with hidepid, /proc hides it from its own user.
+/// A program that can't be dumped: with hidepid, /proc hides it even from its own user.
 const SECRET: &str = "import ctypes, time
 ctypes.CDLL(None).prctl(4, 0)
 print('ready', flush=True)
@@ -33,11 +33,11 @@ fn process_of(f: &Fixture, job: &str) -> Process {
     Process::find(pid.expect("a number")).expect("it runs")
 }
 
-/// This machine as another one sees itself.
+/// This machine, made to look like a different one.
 struct Machine {
     f: Fixture,
     user: u32,
-    /// What is done before rsig starts, in namespaces of its own.
+    /// Shell command that runs before rsig starts, in namespaces of its own.
     setup: &'static str,
 }
 
@@ -110,14 +110,14 @@ fn a_job_that_proc_hides_is_there() {
     assert!(!process.runs());
     assert_eq!(machine.state(&job), "exited");
 
-    // A time limit ends it.
+    // Its timeout ends it.
     let job = machine.spawn(&["--timeout", "500ms", "local", "--", "python3", "-c", SECRET]);
     machine
         .run(&["wait", &job])
         .code(143)
         .stdout_has("timed out");
 
-    // Without its supervisor, what has its number counts.
+    // Without its supervisor, any process with its pid counts as the job.
     let job = machine.spawn(&["local", "--", "python3", "-c", SECRET]);
     machine.f.await_written(&job, "ready\n");
     let process = process_of(&machine.f, &job);
@@ -152,12 +152,12 @@ fn another_login_node_says_nothing_and_a_reboot_ends_a_job() {
     assert_eq!(machine.state(&job), "unknown");
     machine.run(&["stop", &job]).code(255);
     machine.run(&["rm", &job]).code(1);
-    // The same where the home is not shared.
+    // The same if the home is not shared.
     let jobs = machine.f.jobs_dir();
     let aside = jobs.with_file_name("aside");
     fs::rename(jobs.join(&job), &aside).expect("on one disk");
     assert_eq!(machine.state(&job), "unknown");
-    // And the machine itself knows its process.
+    // The machine itself recognises its process.
     machine.setup = "true";
     assert_eq!(machine.state(&job), "running");
     fs::rename(&aside, jobs.join(&job)).expect("on one disk");
@@ -182,7 +182,7 @@ fn a_limit_that_cannot_be_kept_ends_nothing() {
         "sleep",
         "1000",
     ];
-    // By then it is another user's.
+    // By the time the limit expires, the process belongs to another user.
     let job = machine.spawn(&[&["--timeout", "3s"][..], &words].concat());
     let process = process_of(&machine.f, &job);
     poll_until("the limit is given up", SOON, || {
@@ -204,7 +204,7 @@ fn a_limit_that_cannot_be_kept_ends_nothing() {
     assert!(process.runs());
     process.kill();
     machine.run(&["wait", &job]).code(137).stderr_is_empty();
-    // In the foreground it is told while it goes on.
+    // In the foreground, the warning is printed while the job goes on.
     let words = [&["run", "--timeout", "3s"][..], &words].concat();
     let run = machine.command(&words).start();
     run.wait_for_stderr("its time limit or tether can't be kept");
@@ -240,15 +240,15 @@ on_two_sites! {
         let process = f.process(&job);
         let (jobs, aside) = (f.jobs_dir(), f.job_home().join("aside"));
         fs::rename(&jobs, &aside).expect("on one disk");
-        // The process is there, so it runs; its machine knows that much.
+        // The process exists, so the job runs; its machine knows that much.
         assert_eq!(f.state(&job), "running");
-        // It is signalled, and what becomes of it then is not known.
+        // The signal is sent, but its effect is not known.
         let output = f.rsig.run(&["kill", "--no-keeper", "--json", "-w", "20s", &signalled]);
         let told = json_lines(output.code(255)).remove(0);
         assert_eq!(told["sent"], true, "{output}");
         let message = told["error"]["message"].as_str().expect("a message");
         assert!(message.ends_with("; TERM was sent"), "{output}");
-        // What has ended has ended.
+        // A job that is known to have ended stays so.
         assert_eq!(f.state(&gone), "exited");
         process.kill();
         poll_until("it has ended", SOON, || !process.runs());
@@ -297,7 +297,7 @@ on_two_sites! {
             f.rsig.run(&["wait", "--timeout", "100ms", &job]).code(124);
             f.rsig.run(&["rm", &job]).code(1).stdout_is("");
             let told = json_lines(&f.rsig.run(&["kill", "--json", "-w", "20s", "-s", "TERM", &job])).remove(0);
-            // Its end may not have been recorded, nor be about to.
+            // Its end may not have been recorded, and may never be.
             assert!(told["sent"] == true && told["still_running"] != true, "{remove}: {told}");
             assert!(!process.runs());
             f.rsig.run(&["rm", &job]).ok();
@@ -308,12 +308,12 @@ on_two_sites! {
 
 fn kill_sleeps(f: &Fixture) {
     for sleep in f.processes().iter().filter(|one| one.name == "sleep") {
-        // It may have ended meanwhile.
+        // It may have ended in the meantime.
         let _ = kill(Pid::from_raw(sleep.pid), Signal::SIGKILL);
     }
 }
 
-/// Sleeps that are killed are not time that has passed.
+/// A `sleep` that is killed early does not count as time that has passed.
 #[test]
 fn a_killed_sleep_shortens_no_limit() {
     let f = Site::Local.start();
@@ -349,7 +349,7 @@ fn a_killed_sleep_shortens_no_limit() {
     drop(run);
 }
 
-/// However many processes a user may have, a start comes off or leaves nothing.
+/// Whatever the limit on a user's processes, a start succeeds or leaves nothing behind.
 #[test]
 fn where_no_process_can_be_made_nothing_is_left() {
     const LIMITS: [&str; 9] = [
@@ -369,7 +369,7 @@ fn where_no_process_can_be_made_nothing_is_left() {
         machine.setup = limit;
         let run = machine.run(&["run", "local", "true"]);
         machine.f.await_no_processes();
-        // One that started its job may lack the process that removes its files.
+        // A run that started its job may lack the process that removes the job's files.
         for job in machine.f.on_host() {
             fs::remove_dir_all(machine.f.jobs_dir().join(job)).expect("its job has ended");
         }
@@ -404,7 +404,7 @@ fn what_its_tether_ended_says_so() {
     ));
     run.wait_for_stdout("1");
     let job = f.on_host().remove(0);
-    // SIGKILL: it can't end its job itself.
+    // SIGKILL, so the command can't end its job itself.
     drop(run);
     poll_until("its tether has ended it", SOON, || {
         f.job(&job)["state"] == "exited"

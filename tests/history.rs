@@ -1,4 +1,4 @@
-//! `rsig history`: what is written down of a job, and what never is.
+//! `rsig history`: what is recorded about a job, and what never is.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn history(f: &Fixture, job: &str) -> Vec<Value> {
     f.json(&["history", "--json", job])
 }
 
-/// The events by name.
+/// Names of the events.
 fn names(events: &[Value]) -> Vec<&str> {
     events
         .iter()
@@ -49,7 +49,7 @@ on_two_sites! {
         assert_eq!(end, [json!("exited"), json!(143), json!("TERM"), json!(false)]);
         assert!(events[4]["finished_at"].is_string());
 
-        // By the beginning of its id and by its name too; and as a table.
+        // By a prefix of its id and by its name too; and as a table.
         assert_eq!(history(f, &job[..5]), events);
         assert_eq!(history(f, "train"), events);
         let table = f.rsig.run(&["history", &job]).ok().stdout();
@@ -62,7 +62,8 @@ on_two_sites! {
             assert!(!bytes.windows(6).any(|window| window == b"s3cret"), "{part}");
         }
 
-        // A second signal, a job that is stopped to be removed, one whose record alone is dropped, one never started.
+        // A second signal; a job that is stopped in order to be removed; a job whose record alone is removed; a job
+        // that never started.
         let job = f.spawn(&[], &["perl", "-e", "$SIG{TERM} = 'IGNORE'; $| = 1; print qq(ready\n); sleep 1 while 1"]);
         f.await_written(&job, "ready\n");
         f.rsig.run(&["kill", &job, "-w", "2s", "--then", "KILL"]).ok();
@@ -109,7 +110,7 @@ fn a_host_that_is_gone_leaves_no_signal_that_was_not_sent() {
     f.server.as_mut().expect("a server").restart();
 }
 
-/// What is kept of the past, and of other jobs, makes no command slower.
+/// Neither old events nor the records of other jobs slow a command down.
 #[test]
 fn a_long_history_costs_nothing() {
     let rsig = Rsig::new();
@@ -138,7 +139,8 @@ fn a_long_history_costs_nothing() {
                 'command', json('[]'), 'state', 'exited', 'created_at', 1700000000) FROM n";
     transaction.execute(fill, []).expect("filled");
     transaction.commit().expect("written");
-    // A command that read them all would take some ten times as long; a busy machine may need another look.
+    // A command that read all of them would take about ten times as long. On a busy machine one measurement may not be
+    // enough.
     let mut after = Duration::MAX;
     poll_until("it is as quick as before", SOON, || {
         after = after.min(kill(5));

@@ -1,4 +1,4 @@
-//! Far sides that are no SSH server, no shell, or speak the scripts' language to do harm.
+//! Peers that are not an SSH server, not a shell, or that speak the scripts' protocol in order to do harm.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -101,7 +101,7 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
         .map(|(name, says, said)| (name, Sayer::start(says), said))
         .collect();
     for (name, sayer, said) in &sayers {
-        // A megabyte may take a busy machine longer than the silence that others are told by.
+        // On a busy machine a megabyte may take longer than the timeout that detects silence.
         let timeout = if *said == "not with SSH" {
             "ConnectTimeout 6"
         } else {
@@ -121,7 +121,7 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
     assert_eq!(kit::recorded(&rsig), Vec::<String>::new());
 }
 
-/// A host whose login runs this script, whatever it is asked to run: the configuration for it.
+/// Makes a host whose login runs this script, whatever command is requested. Returns the configuration for it.
 fn forced(server: &Server, name: &str, script: &str) -> String {
     let file = server.dir().join(format!("{name}.sh"));
     fs::write(&file, script).expect("the server's directory is ours");
@@ -143,7 +143,7 @@ fn forced(server: &Server, name: &str, script: &str) -> String {
         .expect("our paths are UTF-8")
 }
 
-/// What `spawn` and the commands about a job that is said to run there come to.
+/// Asserts that `spawn`, and commands about a job recorded as running there, fail as expected.
 #[track_caller]
 fn nothing_works(rsig: &Rsig, name: &str, config: &str, said: &str) {
     let output =
@@ -285,7 +285,7 @@ fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
     let [job] = kit::recorded(&f.rsig)
         .try_into()
         .expect("what may have started is recorded");
-    // As it says: once the login speaks less, it tells.
+    // As the message says: once the login prints less, the state can be determined.
     fs::write(f.job_home().join(".bashrc"), "").expect("the home is writable");
     poll_until("it is resolved", SOON, || {
         let state = kit::state(&f.rsig, &job);
@@ -293,7 +293,7 @@ fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
     });
 }
 
-/// Speaks as a script that rsig sent would, up to a point.
+/// Behaves like a script that rsig sent, up to a point.
 const SPEAKER: &str = "while read -r nonce; do case $nonce in rs_nonce=*) break ;; esac; done
 nonce=${nonce#rs_nonce=}
 m() { printf '\\001%s %s\\n' \"$nonce\" \"$1\"; }
@@ -381,14 +381,14 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
         );
         clear_message(output.code(code).stdout_is(""));
         output.stderr_has(name).stderr_has(said);
-        // What may have started stays known, what was refused does not.
+        // A job that may have started stays recorded; a refused one does not.
         let records = kit::recorded(&rsig);
         assert_eq!(records.len(), usize::from(code == 255), "{output}");
         for id in records {
             rsig.run(&["rm", "--forget", &id]).ok();
         }
     }
-    // Believed, since any path and system may be so; but shown as text.
+    // Accepted, since any path and system name is possible, but escaped when shown.
     let lines = r"m begin; printf 'started 7 7 1 b L\033[2J 5 m n\ndirectory /x\033[31m\n'; m end";
     let config = forced(&server, "paint", &format!("{SPEAKER}{lines}"));
     let job = rsig
@@ -451,7 +451,7 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
         ("cut", "m begin; echo job 0 running - - 5 5 1 Linux n"),
     ];
     let accepted = |command: &str, name: &str, output: &Output| match (command, name) {
-        // Words that a host may say: only the host's own truth is at stake.
+        // Valid answers: a host can lie only about itself.
         (_, "lines") => true,
         ("ps", _) => output.status().code() == Some(0),
         ("wait", _) => matches!(output.status().code(), Some(124 | 125)),
@@ -461,7 +461,7 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
         let config = forced(&server, name, &format!("{SPEAKER}{lines}"));
         let id = format!("000000{number:02}");
         record_on(&rsig, &id, name, &config);
-        // Of those that read the same answers in the same way, one for each nonsense.
+        // The other commands read answers in the same way, so two of them are enough for each case.
         let others: [&[&str]; 4] = [
             &["ps"],
             &["wait", "--timeout", "1s"],
@@ -493,8 +493,8 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
     }
 }
 
-/// An SSH server that lets rsig in, and then does what the word says (see `clients/hostile_server.py`); and the
-/// configuration for it.
+/// Starts an SSH server that accepts rsig's login and then misbehaves as `kind` says (see `clients/hostile_server.py`).
+/// Returns it and the configuration for it.
 fn hostile(rsig: &Rsig, kind: &str) -> (Running, String) {
     let server = python("python")
         .arg("-u")
@@ -520,7 +520,7 @@ fn keeper_of(rsig: &Rsig) -> Option<Process> {
         .find(|process| process.cmdline.contains("keeper-serve"))
 }
 
-/// A value of a process's memory in kB; none once it has ended.
+/// A value of a process's memory in kB; 0 once it has ended.
 fn memory(process: &Process, key: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
     let line = text
@@ -530,8 +530,8 @@ fn memory(process: &Process, key: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// The keeper of a server that does harm stays small and serves its commands, or goes; and the command ends with a clear
-/// word once the server does, if not before.
+/// The keeper of a server that does harm stays small and serves its commands, or ends. Its command ends with a clear
+/// message, at the latest when the server does.
 #[track_caller]
 fn stays_above_water(kind: &str) {
     let mut rsig = Rsig::new();
@@ -540,11 +540,11 @@ fn stays_above_water(kind: &str) {
     record_on(&rsig, "00000000", "hostile", &config);
     let mut command = rsig.command(&["kill", "--json", "00000000"]).start();
     server.wait_for_stdout("begun");
-    // It may have gone already.
+    // It may have ended already.
     let keeper = keeper_of(&rsig);
     let runs = || keeper.as_ref().is_some_and(Process::runs);
     let floods = !matches!(kind, "silent" | "output" | "errors");
-    // libssh2 keeps these, so the keeper has to go.
+    // libssh2 stores these, so the keeper has to end.
     let hoards = kind == "banners";
     let (mut anonymous, mut peak, mut rounds) = (0, 0, 0);
     poll_until(&format!("{kind}: enough was sent"), SOON, || {
@@ -553,7 +553,7 @@ fn stays_above_water(kind: &str) {
             peak = peak.max(memory(process, "VmHWM"));
         }
         rounds += 1;
-        // One that is about to end listens no more, and takes a moment to go.
+        // A keeper that is about to end accepts no connection, and takes a moment to end.
         poll_until(
             &format!("{kind}: the keeper answers, or goes"),
             SOON,
@@ -578,7 +578,7 @@ fn stays_above_water(kind: &str) {
                 rounds >= 20
             })
     });
-    // What is to be ignored is no reason to go.
+    // Messages to be ignored are no reason for the keeper to end.
     assert!(runs() || !matches!(kind, "ignore" | "renewal"), "{kind}");
     server.wait().ok();
     let output = command.wait();
@@ -598,7 +598,7 @@ fn stays_above_water(kind: &str) {
     });
 }
 
-/// Each a test of its own: they take a while, most of it waiting.
+/// Each is a separate test, since each takes a while, mostly waiting.
 macro_rules! keepers_stay_above_water {
     ($($name:ident: $kind:literal;)+) => {
         mod a_keeper_stays_above_water {

@@ -1,4 +1,4 @@
-//! Signals that end a command: as the first process of a container too, and while a start is under way.
+//! Signals that end a command, including as the first process of a container and while a start is in progress.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ fn the_first_process_of_a_container_ends_by_signals() {
     }
 }
 
-/// Starts a job over a line that is stuck from the moment at which the start is sent.
+/// Starts a job over a connection that hangs from the moment the start is sent.
 fn stuck_spawn(f: &Fixture, proxy: &Proxy) -> Running {
     let passed = proxy.bytes(Direction::ToServer);
     proxy.hold_both();
@@ -78,7 +78,7 @@ fn stuck_spawn(f: &Fixture, proxy: &Proxy) -> Running {
     let spawn = f
         .rsig
         .spawn_process(&f.words("spawn", &["-n", "stuck", "-c"], &[line]));
-    // What is sent waits in the proxy.
+    // Data that is sent waits in the proxy.
     poll_until("the job is recorded", SOON, || {
         !recorded(&f.rsig).is_empty()
     });
@@ -111,7 +111,7 @@ fn an_interrupted_spawn_says_what_may_still_start() {
             .stderr_has(&id)
             .stderr_has("may still start")
             .stderr_has("rsig stop");
-        // The keeper cancels it as soon as it can.
+        // The keeper cancels the start as soon as it can.
         proxy.release();
         poll_until("it has gone", Duration::from_secs(30), || {
             ["lost", "exited"].contains(&f.state(&id).as_str())

@@ -1,4 +1,4 @@
-//! The keeper: signals by channel first, one round trip, and nothing lost when it dies.
+//! The keeper: signals go by channel first and take one round trip, and nothing is lost when the keeper dies.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,7 +19,7 @@ use crate::keepers::{
     nothing_is_left, proven, warm,
 };
 
-/// The value of a key in one line of JSON, as it is written there.
+/// The value of a key in one line of JSON, as written there.
 fn value(json: &str, key: &str) -> String {
     let rest = json
         .split_once(&format!("\"{key}\":"))
@@ -33,7 +33,7 @@ fn honours(f: &Fixture) -> bool {
     f.way() == "channel"
 }
 
-/// The ways that a signal can take by a relay.
+/// How to send a signal: any way, or by pid alone.
 const WAYS: [&str; 2] = ["any", "pid"];
 
 fn kill_by<'a>(way: &str, job: &'a str) -> Vec<&'a str> {
@@ -82,13 +82,13 @@ on_every_kept_site! {
     }
 }
 
-/// Servers that honour channel signals, behind a proxy.
+/// Servers that pass channel signals on, each behind a proxy.
 fn honouring() -> [(Fixture, Proxy); 2] {
     [Server::openssh(Login::User), Server::dropbear(Login::Root)]
         .map(|options| kept(options.start()).through_proxy())
 }
 
-/// Every pair of the two.
+/// All pairs of the two.
 fn pairs<A: Copy, B: Copy, const N: usize>(
     some: [A; 2],
     others: [B; N],
@@ -134,7 +134,7 @@ fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
             });
             proxy.release();
             kill.wait().ok();
-            // By pid from now on.
+            // From now on signals go by pid.
             let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
             assert_eq!(value(&json, "via"), "\"pid\"");
             ends_with(&f, &job, 2, &format!("{direction:?}"));
@@ -157,7 +157,7 @@ fn a_relay_that_stands_still_is_passed_by_and_stays_silent() {
             .iter()
             .find(|process| process.pid == helper.ppid)
             .expect("the helper's parent");
-        // One of the helpers has a shell of its own in between.
+        // One of the helpers has another shell in between.
         while let Some(parent) = all
             .iter()
             .find(|p| p.pid == relay.ppid && p.cmdline.ends_with("sh -s"))
@@ -226,7 +226,7 @@ fn a_client_that_is_killed_leaves_no_trace() {
     for milliseconds in 0..25 {
         let words: [&[&str]; 3] = [&["kill", &job, "USR1"], &["ps"], &["wait", &job]];
         let client = f.rsig.spawn_process(words[milliseconds % 3]);
-        // Any moment will do.
+        // Kills the client at an arbitrary moment.
         std::thread::sleep(Duration::from_millis(milliseconds as u64));
         kill9(client.pid());
     }
@@ -234,7 +234,7 @@ fn a_client_that_is_killed_leaves_no_trace() {
     poll_until("the relay and the spare shell alone are left", SOON, || {
         helpers(&f).len() == before
     });
-    // A relay answers in the order in which it was asked: by now each one that was to be sent has been.
+    // A relay handles requests in order, so after this signal all earlier requests have been carried out.
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     let claims = std::fs::read_dir(f.jobs_dir().join(&job))
         .expect("the job's directory")
@@ -302,7 +302,7 @@ fn an_end_is_pushed_and_nothing_polls_for_it() {
     for (f, proxy) in honouring() {
         let job = new_counter(&f);
         warm(&f, &job);
-        // By the spare shell: once that is there, no other is opened.
+        // `ps` uses the spare shell; once that is open, no other is opened.
         f.rsig.run(&["ps"]).ok();
         let waiting = f.rsig.spawn_process(&["wait", &job]);
         poll_until("it is waited for", SOON, || keepers(&f)[0]["commands"] == 1);
@@ -317,12 +317,12 @@ fn an_end_is_pushed_and_nothing_polls_for_it() {
             proxy.bytes(Direction::ToServer) < bytes + 1000,
             "a script was sent"
         );
-        // A job that is over before its relay is ready.
+        // A job that ends before its relay is ready.
         for _ in 0..5 {
             let job = f.spawn(&[], &["sh", "-c", "exit 3"]);
             f.rsig.run(&["wait", &job]).code(3);
         }
-        // Time-outs, and a second signal.
+        // Timeouts, and a second signal.
         let job = f.spawn(
             &[],
             &[
@@ -357,7 +357,7 @@ fn a_warm_kill_costs_one_round_trip() {
     f.rsig.run(&kill_by("any", &job)).ok();
     poll_until("the answer has come", SOON, answered);
     let turns = proxy.turns();
-    // A request and an answer each.
+    // Each is one request and one reply.
     for _ in 0..2 {
         f.rsig.run(&kill_by("any", &job)).ok();
         poll_until("the answer has come", SOON, answered);
@@ -365,7 +365,7 @@ fn a_warm_kill_costs_one_round_trip() {
     assert_eq!(proxy.turns() - turns, 4);
 }
 
-/// Nothing but the answers to the keeper's questions comes for longer than it would bear without one.
+/// For longer than the keeper tolerates silence, nothing is received but the replies to its keepalives.
 #[test]
 fn a_quiet_connection_is_kept_and_serves_the_next_command() {
     let f = kept(Server::openssh(Login::User).start());
@@ -393,7 +393,7 @@ fn a_quiet_connection_is_kept_and_serves_the_next_command() {
     ends_with(&f, &job, 1, "after the quiet");
 }
 
-/// It asks on a channel, and its questions come one by one, with nothing behind them.
+/// The server sends its keepalives on a channel, one at a time, with nothing after them.
 #[test]
 fn a_server_that_asks_for_signs_of_life_gets_them() {
     let lines = "ClientAliveInterval 1\nClientAliveCountMax 1\n";
@@ -505,7 +505,7 @@ fn an_idle_keeper_goes() {
         .run()
         .ok()
         .line();
-    // A running job's relay keeps it.
+    // A running job's relay keeps the keeper alive.
     warm(&f, &job);
     f.rsig.run(&["stop", &job]).ok();
     poll_until("the keeper goes", SOON, || keeper_pids(&f).is_empty());
@@ -528,7 +528,7 @@ fn many_commands_at_once_start_one() {
     let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
     let job = new_counter(&f);
     for _ in 0..3 {
-        // Its socket stays behind.
+        // The socket stays behind.
         keeper_pids(&f).into_iter().for_each(kill9);
         poll_until("its connection is closed", SOON, || {
             proxy.open_connections() == 0
@@ -593,7 +593,7 @@ fn a_password_is_asked_once_on_the_users_terminal() {
     terminal.send("sesame");
     terminal.send(ENTER);
     assert!(terminal.wait().success(), "{}", terminal.text());
-    // Nobody could be asked here.
+    // No terminal here, so a question could not be answered.
     f.rsig.run(&words).ok();
     assert_eq!(keeper_pids(&f).len(), 1);
 }
@@ -632,7 +632,7 @@ fn another_user_is_not_listened_to() {
         tool("setpriv").args(words).arg(&socket).run()
     };
     as_nobody().code(3);
-    // Even where it gets through to the socket.
+    // Even if it can connect to the socket.
     let open = |path: &std::path::Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
     };
@@ -658,7 +658,7 @@ fn a_log_is_read_over_the_shared_connection_unless_it_is_long() {
         assert_eq!(output.ok().stdout_bytes(), vec![0; size]);
         assert_eq!(output.stderr(), "err\n");
         assert_eq!(logins(), before + more, "{size}");
-        // Only what is asked for counts.
+        // Only the requested stream counts.
         let output = f.rsig.run(&["tail", "-n", "all", "--stderr", &job]);
         assert_eq!(output.ok().stderr(), "err\n");
         assert_eq!(logins(), before + more, "{size}");
@@ -710,7 +710,7 @@ fn a_flood_on_its_socket_stays_outside() {
                     .write_all(&[&[13, 0, 0, 0, 1][..], b"sleep 10000 \n"].concat())
                     .expect("it reads");
             }
-            // Until it reads no more, or hangs up.
+            // Until the keeper reads no more, or hangs up.
             (0..4000)
                 .take_while(|_| stream.write_all(content).is_ok())
                 .for_each(drop);

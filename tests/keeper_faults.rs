@@ -1,5 +1,5 @@
-//! The keeper where its surroundings are not as it would have them: another version's socket, a path too long, a forced
-//! command, connections that fall silent, a machine that slept.
+//! The keeper under adverse conditions: another version's socket, a path that is too long, a forced command,
+//! connections that fall silent, a suspended machine.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -19,13 +19,13 @@ use crate::keepers::{
     dots, ends_with, keeper_pids, keepers, kept, new_counter, nothing_is_left, warm,
 };
 
-/// What `kill --json` says of one job.
+/// The report of `kill --json` for one job.
 #[track_caller]
 fn report(f: &Fixture, words: &[&str]) -> Value {
     f.json(words).remove(0)
 }
 
-/// The socket of the one keeper that runs: its last argument.
+/// The socket of the only keeper: its last argument.
 #[track_caller]
 fn socket(f: &Fixture) -> PathBuf {
     let [pid] = keeper_pids(f)[..] else {
@@ -35,7 +35,7 @@ fn socket(f: &Fixture) -> PathBuf {
     PathBuf::from(cmdline.rsplit(' ').next().expect("it is told its socket"))
 }
 
-/// The words by which deliveries to a job were claimed on its host.
+/// Claims of deliveries to a job, as found on its host.
 fn claims(f: &Fixture, job: &str) -> Vec<String> {
     let names = fs::read_dir(f.jobs_dir().join(job))
         .expect("the job's directory")
@@ -45,7 +45,7 @@ fn claims(f: &Fixture, job: &str) -> Vec<String> {
         .collect()
 }
 
-/// What listens where a keeper would, and greets as one of another version.
+/// A listener in a keeper's place, whose greeting has another version.
 struct Stranger {
     heard: Arc<Mutex<Vec<Vec<u8>>>>,
     closing: Arc<AtomicBool>,
@@ -78,7 +78,7 @@ impl Stranger {
         }
     }
 
-    /// What each connection has said, to its end.
+    /// Everything that each connection has sent.
     fn heard(&self) -> Vec<Vec<u8>> {
         self.heard.lock().expect("no panic").clone()
     }
@@ -92,7 +92,7 @@ fn greet(mut stream: UnixStream, hello: &[u8]) -> Vec<u8> {
     stream
         .set_read_timeout(Some(SOON))
         .expect("an option of the socket");
-    // The other side may hang up at any point.
+    // The other side may hang up at any time.
     drop(stream.write_all(hello));
     drop(stream.read_to_end(&mut heard));
     heard
@@ -130,7 +130,7 @@ fn another_versions_keeper_is_left_alone() {
         "it was replaced"
     );
     assert!(keeper_pids(&f).is_empty(), "another one was started");
-    // One greeting each, and not a word more.
+    // Each connection sent one greeting and nothing else.
     let heard = stranger.heard();
     assert!(!heard.is_empty());
     for said in heard {
@@ -149,7 +149,7 @@ fn another_versions_keeper_is_left_alone() {
     ends_with(&f, &job, 1, "beside another version");
 }
 
-/// Waits until the keeper has a shell ready, and gives its pid.
+/// Waits until the keeper has a spare shell, and returns its pid.
 fn await_spare(f: &Fixture) -> i32 {
     let server = f.server.as_ref().expect("a host that is kept");
     let mut idle = Vec::new();
@@ -160,15 +160,15 @@ fn await_spare(f: &Fixture) -> i32 {
     idle[0]
 }
 
-/// Waits until a keeper has given its silent connection up: at once, or when the next command wants something of it.
-fn given_up(f: &Fixture, keeper: i32) {
+/// Waits until a keeper has given up its silent connection: at once, or when the next command needs it.
+fn await_given_up(f: &Fixture, keeper: i32) {
     poll_until("the keeper gives its connection up", SOON, || {
         f.rsig.run(&["ps"]).ok().stderr_is_empty();
         !keeper_pids(f).contains(&keeper)
     });
 }
 
-/// Removes a directory that rsig has made outside of the test's own.
+/// Removes, on drop, a directory that rsig created outside the test's own.
 struct Removed(PathBuf);
 
 impl Drop for Removed {
@@ -232,7 +232,7 @@ fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
         rsig(&["keeper", "status"]).ok().stdout_has("");
         assert!(keeper_pids(&f).is_empty());
 
-        // Where it is not this user's alone, there is no keeper.
+        // If the directory is not private to this user, there is no keeper.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("ours");
         rsig(&["wait", &job]).code(138);
         let job = rsig(&f.words("spawn", &[], &["--", "sleep", "1000"]))
@@ -271,7 +271,7 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
         }
         let f = kept(server);
         let job = new_counter(&f);
-        // Whether its probe has been given up by now or not.
+        // Whether or not the probe has already failed.
         for _ in 0..2 {
             let told = report(&f, &["kill", "--json", &job, "USR1"]);
             assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
@@ -294,7 +294,7 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
             said.contains("forced commands") && said.contains("nothing was sent"),
             "{said}"
         );
-        // It still tells of the end.
+        // The relay still reports the job's end.
         ends_with(
             &f,
             &job,
@@ -323,7 +323,8 @@ fn the_lock_says_when_the_job_has_taken_all_signals() {
                 let last = files.flatten().map(|file| file.path()).max();
                 fs::read_to_string(last.expect("a file")).expect("readable")
             };
-            // On a busy machine, the job may take it only after the look: the next signal is followed by another.
+            // On a busy machine, the job may take the signal only after rsig has looked. Another signal makes rsig look
+            // again.
             poll_until("it is taken", SOON, || {
                 last().ends_with("free\nclean\n") || {
                     f.rsig.run(&["kill", &job, "CONT"]).ok();
@@ -358,8 +359,8 @@ fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twic
     assert_eq!(proxy.connections(), connections + 1);
     poll_until("it is counted", SOON, || dots(&f, &job) == 1);
     assert_eq!(claims(&f, &job), ["c1"], "the relay was asked first");
-    given_up(&f, pid);
-    // The old connection's relay now gets the same signal, and finds it claimed.
+    await_given_up(&f, pid);
+    // The relay on the old connection now gets the same signal, and finds it claimed.
     proxy.release();
     poll_until("the old connection ends", SOON, || {
         proxy.open_connections() <= keeper_pids(&f).len()
@@ -395,14 +396,14 @@ fn where_nothing_gets_through_any_more_a_signal_is_not_said_to_be_sent() {
         proxy.open_connections() == 0
     });
     assert_eq!(keeper_pids(&f), Vec::<i32>::new());
-    // It may have been sent after all, but not more than once.
+    // The signal may have been sent after all, but at most once.
     f.rsig.run(&["stop", &job]).ok();
     assert!(dots(&f, &job) <= 1, "{} were counted", dots(&f, &job));
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
     nothing_is_left(&f);
 }
 
-/// Has the clock that counts a machine's sleep jump by an hour once a file is there.
+/// Makes CLOCK_BOOTTIME, which counts suspended time, jump by an hour once a file exists.
 const CLOCK: &str = r#"
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -419,7 +420,7 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 }
 "#;
 
-/// Has a keeper start that goes by the [`CLOCK`], and gives the file that has it jump, and a job whose relay it holds.
+/// Starts a keeper that uses the [`CLOCK`]. Returns the file that makes the clock jump, and a job whose relay it holds.
 fn on_a_clock(f: &Fixture) -> (PathBuf, String) {
     let (library, slept) = (f.rsig.dir().join("clock.so"), f.rsig.dir().join("slept"));
     let cc = tool("cc")
@@ -449,7 +450,7 @@ fn a_machine_that_slept_makes_a_new_connection() {
             panic!("one keeper")
         };
 
-        // Asleep, nothing runs; and by the time that it wakes up, no router between the two knows the connection.
+        // A suspended machine runs nothing; and when it resumes, no router in between knows the connection any more.
         let keeper = Pid::from_raw(pid);
         kill(keeper, Signal::SIGSTOP).expect("it runs");
         poll_until("it stands still", SOON, || {
@@ -468,14 +469,14 @@ fn a_machine_that_slept_makes_a_new_connection() {
             "{clock_jumps}"
         );
         assert_eq!(proxy.connections(), connections + 1);
-        // A relay is not even asked once its connection is doubted: nothing was sent in its name.
+        // A relay whose connection is in doubt is not even asked, so nothing was claimed in its name.
         assert_eq!(
             claims(&f, &job) == ["c1"],
             !clock_jumps,
             "{:?}",
             claims(&f, &job)
         );
-        given_up(&f, pid);
+        await_given_up(&f, pid);
         proxy.release();
         poll_until("the old connection ends", SOON, || {
             proxy.open_connections() <= keeper_pids(&f).len()

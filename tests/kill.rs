@@ -30,10 +30,11 @@ const KILL_KEYS: [&str; 15] = [
     "error",
 ];
 
-/// A job that ends with 7 on TERM. No shell with children: one that STOP meets in vfork(2) never shows as stopped.
+/// A job that exits with 7 on TERM. Not a shell with children: a shell that STOP meets in vfork(2) never shows as
+/// stopped.
 const CATCHES_TERM: &str =
     "$| = 1; $SIG{TERM} = sub { exit 7 }; print qq(ready\n); sleep 1 while 1";
-/// One that does not care.
+/// A job that ignores TERM.
 const IGNORES_TERM: &str = "$| = 1; $SIG{TERM} = 'IGNORE'; print qq(ready\n); sleep 1 while 1";
 
 fn perl_job(f: &Fixture, program: &str) -> String {
@@ -42,10 +43,10 @@ fn perl_job(f: &Fixture, program: &str) -> String {
     job
 }
 
-/// How often a listener has got a signal, all that are under way included.
+/// How often a listener has received a signal, including those still in transit.
 fn heard(f: &Fixture, job: &str, name: &str) -> usize {
-    // The kernel delivers by number, not in the order of arrival: what came before the first of these is heard before
-    // the second.
+    // The kernel delivers by number, not in order of arrival: signals sent before the first of these two are received
+    // before the second.
     for last in ["USR1", "USR2"] {
         f.rsig.run(&["kill", job, last]).ok();
         poll_until("the last one arrives", SOON, || {
@@ -55,7 +56,7 @@ fn heard(f: &Fixture, job: &str, name: &str) -> usize {
     f.written(job).lines().filter(|line| *line == name).count()
 }
 
-/// Changes one word of a file of the job's.
+/// Changes one word in one of a job's files.
 fn edit(f: &Fixture, job: &str, file: &str, field: usize, value: &str) {
     let path = f.file(job, file);
     let text = fs::read_to_string(&path).expect("the file");
@@ -129,7 +130,8 @@ on_every_site! {
     }
 
     fn wait_then_and_stop_tell_how_the_job_ended(f: &Fixture) {
-        // Whether it was sent, whether the job still runs, its status and signal, and what came of the second signal.
+        // Whether it was sent, whether the job still runs, its exit status and signal, and the result of the second
+        // signal.
         let kill = |words: &[&str], code| {
             let output = f.rsig.run(&[words, &["--json"]].concat());
             let told = json_lines(output.code(code).stderr_is_empty()).remove(0);
@@ -140,7 +142,7 @@ on_every_site! {
 
         let job = perl_job(f, CATCHES_TERM);
         assert_eq!(kill(&["kill", &job, "-w", "20s"], 0), json!([true, false, 7, null, null]));
-        // Also when it had ended before.
+        // The same if it had ended before.
         assert_eq!(kill(&["kill", &job, "-w", "20s"], 0), json!([false, false, 7, null, null]));
         assert_eq!(kill(&["stop", &job], 0), json!([false, false, 7, null, null]));
         f.rsig.run(&["kill", &job]).code(4).stdout_is("").stderr_has("already ended with status 7");
@@ -156,7 +158,7 @@ on_every_site! {
         assert!(start.elapsed() >= Duration::from_millis(200));
         f.rsig.run(&["kill", &job, "-w", "1ms"]).code(124).stdout_has("still running");
         assert_eq!(kill(&["kill", &job, "-w", "100ms", "--then", "CONT"], 124), json!([true, true, null, null, then("CONT")]));
-        // The second wait is as long as the first: long enough.
+        // The second wait is as long as the first, so it is long enough.
         let told = kill(&["kill", &job, "-w", "2s", "--then", "USR1"], 0);
         assert_eq!(told, json!([true, false, 138, "USR1", then("USR1")]));
 
@@ -178,7 +180,7 @@ on_every_site! {
         f.await_state(&job, "stopped");
         f.rsig.run(&["kill", &job, "CONT"]).ok();
         f.await_state(&job, "running");
-        // It has no terminal, so the terminal's stop signals do nothing, and rsig says so.
+        // The job has no terminal, so the terminal's stop signals do nothing, and rsig says so.
         for signal in ["TSTP", "TTIN", "TTOU"] {
             f.rsig.run(&["kill", &job, signal]).ok().stdout_has("STOP stops one");
         }
@@ -192,8 +194,7 @@ on_every_site! {
 
     fn ten_at_once_arrive_exactly_ten_times(f: &Fixture) {
         let job = f.spawn_listener();
-        // Real-time signals queue, so that none is merged with another.
-        // dropbear lets five log in at a time.
+        // Real-time signals queue, so none is merged with another. Dropbear allows five logins at once.
         let at_once = if f.site == Site::DropbearRoot { 5 } else { 10 };
         for count in [at_once, 10 - at_once] {
             let kills: Vec<_> = (0..count).map(|_| f.rsig.spawn_process(&["kill", &job, "RTMIN+6"])).collect();
@@ -203,7 +204,7 @@ on_every_site! {
         }
         assert_eq!(heard(f, &job, "NUM40"), 10);
 
-        // Each has left its claim behind.
+        // Each signal has left its claim.
         let files = fs::read_dir(f.file(&job, "")).expect("readable").flatten();
         let claims: Vec<_> = files.filter(|file| file.file_name().to_string_lossy().starts_with("sig.")).collect();
         assert_eq!(claims.len(), 12);
@@ -218,7 +219,7 @@ on_every_site! {
 
 on_two_sites! {
     fn another_process_of_the_same_number_is_never_signalled(f: &Fixture) {
-        // What a job's files say: its start time is another one, or it is of another boot.
+        // Changes to a job's files: another start time, or another boot.
         let cases: [(&[(&str, usize)], &str); 2] = [(&[("pid", 2)], "1"), (&[("pid", 3), ("supervisor", 2)], "0-another-boot")];
         for (fields, value) in cases {
             let job = f.spawn(&[], &["sleep", "1000"]);
@@ -229,14 +230,14 @@ on_two_sites! {
             if fields.len() == 1 {
                 supervisor.kill();
             }
-            // A relay of the job's goes by what it saw itself when the job began, not by these files.
+            // The job's relay uses what it saw when the job started, not these files.
             let output = f.rsig.run(&["kill", "--no-keeper", "--json", &job]);
             let told = json_lines(output.code(125)).remove(0);
             assert_eq!(pick(&told, ["sent", "still_running"]), json!([false, null]));
             assert_eq!(told["error"]["kind"], "lost");
             assert!(process.runs());
             assert_eq!(f.state(&job), "lost");
-            // The relay of a job whose supervisor lives waits for its end, and rightly so.
+            // The relay of a job whose supervisor lives rightly waits for the job's end.
             f.rsig.run(&["wait", "--no-keeper", &job]).code(125);
             f.rsig.run(&["rm", &job]).ok();
             process.kill();
@@ -246,12 +247,12 @@ on_two_sites! {
     fn a_job_of_another_machine_that_shares_the_home_is_left_alone(f: &Fixture) {
         let job = f.spawn(&[], &["sleep", "1000"]);
         let process = f.process(&job);
-        // The name alone says nothing: a host may be renamed.
+        // The name alone does not matter: a host may be renamed.
         edit(f, &job, "pid", 7, "some-other-node");
         assert_eq!(f.state(&job), "running");
         edit(f, &job, "pid", 3, "0-another-boot");
         edit(f, &job, "pid", 6, "another-machine:1");
-        // Not by a relay of the job's, which is where the job is.
+        // Without the keeper: the job's relay runs on the job's own machine.
         let direct = |words: &[&str]| f.rsig.run(&[words, &["--no-keeper", &job]].concat());
         for words in [&["kill", "-s", "KILL"][..], &["kill", "-s", "KILL", "-w", "20s"], &["stop"]] {
             direct(words).code(255).stdout_is("").stderr_has("some-other-node");
@@ -273,7 +274,7 @@ on_two_sites! {
         assert_eq!(f.state(&job), "unknown");
         f.rsig.run(&f.words("spawn", &[], &["true"])).code(1).stderr_has("other users can write");
         fs::set_permissions(f.jobs_dir(), fs::Permissions::from_mode(0o700)).expect("ours");
-        // A link in its place is not followed.
+        // A symbolic link in its place is not followed.
         let (real, moved) = (f.file(&job, ""), f.jobs_dir().join("moved"));
         fs::rename(&real, &moved).and_then(|()| std::os::unix::fs::symlink(&moved, f.jobs_dir().join(&job))).expect("ours");
         f.rsig.run(&kill).code(1).stdout_is("");
@@ -337,13 +338,13 @@ on_two_sites! {
         assert_eq!(told.len(), 4, "a job that two words name comes once");
         let more = pick(&told[1], ["name", "signal", "signal_number", "via", "target", "error"]);
         assert_eq!(more, json!(["sleeper", "TERM", 15, f.way(), "group", null]));
-        // The highest status wins: 4 where one had ended.
+        // The highest status wins: 4, since one job had ended.
         let next = f.spawn(&[], &["sleep", "1000"]);
         f.rsig.run(&["kill", "-9", &catches, &next]).code(4).stdout_has("KILL sent").stderr_has("already ended");
     }
 }
 
-/// The script of one that takes a job's lock again and again. In `inside` stands who has it.
+/// A process that takes a job's lock again and again. The file `inside` names the holder.
 const CONTENDER: &str = r#"
 rs_me=
 rs_system=Linux
@@ -361,7 +362,7 @@ while :; do
     rs_settle "$rs_me" "$rs_locked"
 done"#;
 
-/// Each of many has the lock alone, however often one that has it, or is about to, is killed.
+/// Of many processes only one has the lock at a time, even if the holder, or one about to be, is killed.
 #[test]
 fn the_lock_of_a_job_has_one_holder_at_a_time() {
     let rsig = Rsig::new();
@@ -384,7 +385,7 @@ fn the_lock_of_a_job_has_one_holder_at_a_time() {
         let mut contenders: Vec<_> = (0..12).map(|_| start()).collect();
         for round in 0..60 {
             std::thread::sleep(Duration::from_millis(30));
-            // Mostly the one that has it, else any.
+            // Usually the holder, else any of them.
             let inside = read("inside");
             let holder = inside.split(' ').next().and_then(|pid| pid.parse().ok());
             let victim = contenders
@@ -408,7 +409,7 @@ fn the_lock_of_a_job_has_one_holder_at_a_time() {
     }
 }
 
-/// A pooled shell holds the lock for its script, and ends with one that is killed: nobody is left to wait for.
+/// A pooled shell holds the lock for its script, and ends if the script is killed, so the lock has no live holder.
 #[test]
 fn a_script_that_is_killed_with_the_lock_takes_its_shell_along() {
     let f = Site::OpenSshRoot.start();
@@ -416,7 +417,7 @@ fn a_script_that_is_killed_with_the_lock_takes_its_shell_along() {
     let job = perl_job(&f, blocks);
     f.rsig.run(&["kill", &job, "TERM"]).ok();
     for _ in 0..3 {
-        // It waits for the pending one, with the lock, until it is clear that the job does not take it.
+        // It holds the lock and waits for the pending signal, until it is clear that the job does not take it.
         let kill = f.rsig.spawn_process(&["kill", &job, "TERM"]);
         let mut killed = None;
         poll_until("a script holds the lock", SOON, || {
@@ -440,7 +441,7 @@ fn a_script_that_is_killed_with_the_lock_takes_its_shell_along() {
     f.await_no_processes();
 }
 
-/// The shell that has a job's lock and has not released it.
+/// The shell that holds a job's lock.
 fn lock_holder(f: &Fixture, job: &str) -> Option<Process> {
     let files = fs::read_dir(f.file(job, "lock")).ok()?.flatten();
     let last = files.map(|file| file.path()).max()?;
@@ -464,13 +465,13 @@ fn a_broken_connection_sends_nothing_twice() {
         .zip(before)
     {
         let whole = proxy.bytes(direction) - before;
-        // Closer and closer to the end, which is where the signal is sent and confirmed.
+        // Cuts near the end, where the signal is sent and confirmed.
         for missing in [1, 40, 80, 120, 200, 300, 500, 900, 1500] {
             proxy.cut_after_bytes(direction, whole.saturating_sub(missing));
             let output = f.rsig.run(&["kill", &job, "RTMIN+6"]);
             match output.status().code() {
                 Some(0) => sent += 1,
-                // Before the login was through nothing can have been sent, and nothing is tried again.
+                // If the login was not complete, nothing can have been sent, and rsig does not try again.
                 Some(255) => assert!(output.stderr().contains("server"), "{output}"),
                 _ => panic!("{output}"),
             }

@@ -1,10 +1,10 @@
-//! The shape of the source: imports go downward only, and files do not import each other in circles.
+//! Structure of the source: imports go downward only, and there are no import cycles between files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// The modules of `src`, from the top to the bottom. A module imports those of its own layer and those below it.
+/// The modules of `src`, from top to bottom. A module imports only from its own layer and the layers below.
 const LAYERS: [&[&str]; 9] = [
     &["main"],
     &["cmd", "servers"],
@@ -17,11 +17,11 @@ const LAYERS: [&[&str]; 9] = [
     &["clock", "error", "escape", "glob", "sys"],
 ];
 
-/// The imports that go upward all the same: a module and the one that it imports. To be emptied.
+/// Known imports that go upward: a module and the one that it imports. Should stay empty.
 const UPWARD: [(&str, &str); 0] = [];
 
-/// The circles of files that are there all the same. To be emptied.
-const CIRCLES: [&[&str]; 0] = [];
+/// Known import cycles between files. Should stay empty.
+const CYCLES: [&[&str]; 0] = [];
 
 #[test]
 fn imports_go_downward() {
@@ -53,18 +53,18 @@ fn no_file_imports_itself_by_way_of_others() {
         .keys()
         .map(|file| (file.as_str(), reached_from(file, &imports)))
         .collect();
-    let in_circles = reached.iter().filter(|(file, all)| all.contains(*file));
-    let found: BTreeSet<Vec<&str>> = in_circles
+    let in_cycles = reached.iter().filter(|(file, all)| all.contains(*file));
+    let found: BTreeSet<Vec<&str>> = in_cycles
         .map(|(file, all)| {
             let both_ways = all.iter().filter(|other| reached[*other].contains(file));
             both_ways.copied().collect()
         })
         .collect();
-    let known = CIRCLES.iter().map(|circle| circle.to_vec()).collect();
+    let known = CYCLES.iter().map(|cycle| cycle.to_vec()).collect();
     assert_eq!(found, known, "left: found; right: known in {}", file!());
 }
 
-/// What a file imports, directly and by way of others.
+/// All files that a file imports, directly or indirectly.
 fn reached_from<'a>(
     file: &'a str,
     imports: &'a BTreeMap<String, BTreeSet<String>>,
@@ -81,14 +81,14 @@ fn reached_from<'a>(
     reached
 }
 
-/// The name under `src` that a file belongs to.
+/// The module below `src` that a file belongs to.
 fn module(file: &str) -> &str {
     let first = file.split('/').next().unwrap_or(file);
     first.trim_end_matches(".rs")
 }
 
-/// Each file of `src` with those that it imports. What a folder's `mod.rs` and the files below it share is the folder's
-/// own affair, and `main.rs` declares everything; tests are left out.
+/// Each file of `src` with the files that it imports. Left out are imports between a folder's `mod.rs` and the files
+/// below it, the imports of `main.rs`, which declares everything, and tests.
 fn imports() -> BTreeMap<String, BTreeSet<String>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = BTreeMap::new();
@@ -137,7 +137,7 @@ fn same_folder(one: &str, other: &str) -> bool {
     owns(one, other) || owns(other, one)
 }
 
-/// The paths in a text that begin with `crate` or `super`, each member of a list in braces by itself.
+/// The paths in a text that begin with `crate` or `super`. A list in braces gives one path per member.
 fn paths(text: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for start in ["crate", "super"] {
@@ -151,7 +151,7 @@ fn paths(text: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Reads a path and what is in its braces, behind the names before it; gives what follows.
+/// Reads a path and the list in its braces, with the names in `before` in front. Returns the rest of the text.
 fn collect<'a>(text: &'a str, before: &mut Vec<String>, found: &mut Vec<Vec<String>>) -> &'a str {
     let depth = before.len();
     let mut rest = text.trim_start();
@@ -164,7 +164,7 @@ fn collect<'a>(text: &'a str, before: &mut Vec<String>, found: &mut Vec<Vec<Stri
                 rest = &inner[1..];
                 while !rest.trim_start().starts_with('}') && !rest.trim().is_empty() {
                     rest = collect(rest, before, found);
-                    // An alias, and the comma.
+                    // Skips an alias, and the comma.
                     let end = rest.find([',', '}']).unwrap_or(rest.len());
                     rest = rest[end..].strip_prefix(',').unwrap_or(&rest[end..]);
                 }

@@ -1,4 +1,4 @@
-//! `--timeout`: jobs that end by themselves.
+//! `--timeout`: jobs that are ended after a time limit.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::harness::{Fixture, Login, Server, Site, on_two_sites, poll_until};
 use crate::jobs::{SOON, keys};
 use crate::kit;
 
-/// A job that cares for TERM not at all.
+/// A job that ignores TERM.
 const STUBBORN: [&str; 3] = [
     "perl",
     "-e",
@@ -28,7 +28,7 @@ on_two_sites! {
         assert_eq!(keys(listed.trim_matches(['[', ']'])).len(), 19, "{listed}");
         f.await_no_processes();
 
-        // A stopped one as well, whoever is connected: nobody.
+        // A stopped job too, even if no client is connected.
         let job = f.spawn(&["--timeout", "4s"], &["sleep", "1000"]);
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(f.process(&job).pid), nix::sys::signal::SIGSTOP).expect("it runs");
         f.rsig.run(&["keeper", "stop", "--all"]);
@@ -58,7 +58,7 @@ on_two_sites! {
             assert!(!f.rsig.run(&["ps", &job]).ok().stdout().contains("timed out"));
             f.await_no_processes();
         }
-        // What is started beside it leaves the job as it would be without.
+        // The watchdog does not change the signals and open files that the job gets.
         let line = "grep -E '^Sig(Ign|Blk)' /proc/self/status; ls -m /proc/self/fd; exec sleep 1000";
         let jobs = [&[][..], &["--timeout", "1h"]].map(|options| f.spawn(options, &["sh", "-c", line]));
         for job in &jobs {
@@ -68,7 +68,7 @@ on_two_sites! {
         assert_eq!(f.written(&jobs[0]), f.written(&jobs[1]));
         f.rsig.run(&["kill", "-9", "-w", "20s", &jobs[0], &jobs[1]]).ok();
         f.await_no_processes();
-        // A command that is not there is refused as ever, and nothing waits for it.
+        // A missing command is refused as usual, and no process stays behind.
         f.rsig.run(&f.words("spawn", &["--timeout", "1h"], &["no-such-command"])).code(1).stderr_has("not found");
         f.await_no_processes();
     }
@@ -98,7 +98,7 @@ fn what_is_asked_of_a_limit_is_checked_first() {
             .stdout_is("")
             .stderr_has(said);
     }
-    // A limit that is over at once, and one of no time at all.
+    // Limits that expire at once, and a limit of zero.
     for limit in ["0s", "1ms", "1ns"] {
         let job = f.spawn(&["--timeout", limit], &["sleep", "1000"]);
         f.rsig
@@ -109,7 +109,7 @@ fn what_is_asked_of_a_limit_is_checked_first() {
     f.await_no_processes();
 }
 
-/// A stray signal for the watchdog, as for the supervisor, changes nothing.
+/// A stray signal to the watchdog changes nothing, as with the supervisor.
 #[test]
 fn stray_signals_do_not_end_the_watch() {
     let f = crate::harness::Site::Local.start();

@@ -1,4 +1,4 @@
-//! Logging in: keys, agents, passwords, host keys, configuration, busy servers; and that no secret gets anywhere.
+//! Logging in: keys, agents, passwords, host keys, configuration, busy servers; and that no secret leaks.
 
 use std::fs;
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::kit::{self, SOON, clear_message, interrupted};
 
 const SECRET: &str = "hunter2 & $(sesame)";
 
-/// A fixture whose configuration has these lines in front.
+/// A fixture whose configuration begins with these lines.
 fn with_lines(server: Server, lines: &str) -> Fixture {
     let mut f = Fixture::with(Some(server));
     let lines = lines.replace(
@@ -45,8 +45,8 @@ fn spawn(f: &Fixture, options: &[&str]) -> Output {
     f.rsig.run(&f.words("spawn", options, &["true"]))
 }
 
-/// An askpass program that gives this answer, and adds the question to a file beside it. Made by another process:
-/// one that was open for writing here could not be run.
+/// An askpass program that prints this answer, and appends the question to a file beside it. Another process creates
+/// it: a file that this process had open for writing could not be run.
 fn askpass(dir: &Path, answer: &str) -> String {
     let program = dir.join("askpass").display().to_string();
     let text =
@@ -78,7 +78,7 @@ fn keys_of_every_kind_let_in_and_a_lack_of_them_is_explained() {
             .as_ref()
             .expect("a server")
             .add_authorized(&key.public);
-        // Only this one: the configuration's own comes behind it, and is unreadable.
+        // This key is tried first, and suffices: the configuration's own key comes after it.
         configure(&mut f, &format!("IdentityFile {}", key.private.display()));
         let output = spawn(&f, &["-v"]);
         output
@@ -160,7 +160,7 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
             .env("SSH_AUTH_SOCK", &socket)
             .run()
     };
-    // The key is named: its public half tells which of the agent's it is, and nobody has to open it.
+    // The key file is configured: its public half identifies the agent's key, so the file need not be decrypted.
     configure(
         &mut f,
         &format!("IdentityFile {}", locked.private.display()),
@@ -169,7 +169,7 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
         .ok()
         .stderr_has("(agent)")
         .stderr_lacks("other0");
-    // By its public half alone, as one does with keys that only the agent has.
+    // With the public half alone, as for keys that only the agent has.
     fs::remove_file(&locked.private).expect("our own file");
     configure(
         &mut f,
@@ -181,7 +181,7 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
         &format!("IdentityFile none\nIdentitiesOnly no\nIdentityAgent {socket}"),
     );
     spawn(&f, &[]).ok();
-    // IdentitiesOnly keeps the agent's other keys out.
+    // IdentitiesOnly excludes the agent's other keys.
     configure(&mut f, "IdentityFile none\nIdentitiesOnly yes");
     clear_message(with_agent(&f).code(255).stderr_has("refused the login"));
     configure(
@@ -213,7 +213,7 @@ fn the_key_that_let_in_is_tried_first_the_next_time() {
     assert_eq!(tried().0, 4);
     let (count, said) = tried();
     assert!(count == 1 && !said.contains("the server takes"), "{said}");
-    // A memory that is wrong, or can't be read.
+    // The remembered key is wrong, or the memory can't be read.
     let server = f.server.as_ref().expect("a server");
     let authorized = server.home().join(".ssh/authorized_keys");
     fs::write(&authorized, format!("{}\n", others[1].public)).expect("a file of ours");
@@ -238,7 +238,7 @@ fn the_key_that_let_in_is_tried_first_the_next_time() {
 fn an_agent_that_never_answers_is_named_and_the_key_files_are_tried() {
     let server = Server::openssh(Login::User).start();
     let socket = server.dir().join("silent");
-    // It accepts, as the system does for it, and never says a word.
+    // The system accepts connections on its behalf, but the agent never replies.
     let _silent = std::os::unix::net::UnixListener::bind(&socket).expect("our own directory");
     let key = server.client_key().private.clone();
     let f = with_lines(server, "IdentityAgent {dir}/silent");
@@ -289,7 +289,7 @@ fn a_banner_is_shown_unless_the_log_level_hides_it() {
         .config("Banner {dir}/banner")
         .start();
     let mut f = Fixture::with(Some(server));
-    // Two keys, the first of them unknown: the server is asked what it takes.
+    // Two keys, the first of them not authorized: the server is asked which methods it accepts.
     let dir = f.server.as_ref().expect("a server").dir().to_owned();
     keys::generate(&dir.join("other"), Type::Ed25519, "", Format::OpenSsh);
     for (level, options, is_shown) in [
@@ -332,7 +332,7 @@ fn a_passphrase_is_asked_for_and_may_be_wrong() {
         let key = keys::generate(&server.dir().join("locked"), kind, SECRET, format);
         server.add_authorized(&key.public);
         let f = with_lines(server, "IdentityFile {dir}/locked");
-        // The other key of the configuration must not help.
+        // The configuration's other key must not be used.
         fs::remove_file(&f.server.as_ref().expect("a server").client_key().private)
             .expect("our own file");
         for (answer, code) in [(SECRET, 0), ("wrong", 255)] {
@@ -353,7 +353,7 @@ fn a_passphrase_is_asked_for_and_may_be_wrong() {
     }
 }
 
-/// The ways to ask for a password.
+/// Servers that ask for a password, one for each method.
 fn password_servers() -> [(&'static str, Server); 2] {
     [
         (
@@ -407,7 +407,7 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
             terminal.text()
         );
         assert!(terminal.echoes(), "{method}: the echo stays off");
-        // Nobody to ask: said, and not waited for.
+        // Without a terminal the command fails instead of waiting.
         let output = f
             .rsig
             .run(&f.words("spawn", &["-o", "BatchMode=yes"], &["true"]));
@@ -455,7 +455,8 @@ fn a_key_and_then_a_password_are_two_steps() {
 
 #[test]
 fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
-    // Words of their own: other tests give theirs to ssh-keygen as arguments, and this one in another run to grep.
+    // Unique secrets: other tests pass theirs to ssh-keygen as arguments, and another run of this test passes its own
+    // to grep.
     let number = std::process::id();
     let (password, token) = (
         &*format!("pa55-of-the-account-{number}"),
@@ -502,7 +503,7 @@ fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
         let out = f.jobs_dir().join(output.line()).join("out");
         fs::read_to_string(out).is_ok_and(|text| text == format!("{}\n", token.len()))
     });
-    // The job's own environment apart, it is nowhere on either side.
+    // Apart from the job's own environment, the secrets are on neither side.
     for dir in [f.rsig.state(), f.rsig.home(), &f.jobs_dir()] {
         for secret in [password, token] {
             let found = tool("grep").args(["-raF", "--", secret]).arg(dir).run();
@@ -569,7 +570,7 @@ fn a_host_key_that_changed_or_is_revoked_or_unknown_is_refused_with_the_reason()
         );
     }
     assert_eq!(kit::recorded(&f.rsig), Vec::<String>::new());
-    // accept-new: one line more, and from then on it is known.
+    // accept-new adds one line, and from then on the key is known.
     fs::remove_file(&known).expect("our own file");
     let output = f
         .rsig
@@ -584,7 +585,7 @@ fn a_host_key_that_changed_or_is_revoked_or_unknown_is_refused_with_the_reason()
         .run(&f.words("spawn", &["-o", &strict("yes")], &["true"]))
         .ok()
         .stderr_is_empty();
-    // A garbled line hides no other.
+    // A malformed line does not hide others.
     fs::write(
         &known,
         format!("garbage\n{name}\n{name} ssh-ed25519 %%%\n{text}"),
@@ -646,7 +647,7 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
             .run();
         output.ok().stderr_is_empty();
     }
-    // Hosts as they may be typed; -i, -l and -p on the command line.
+    // Host forms that users type; -i, -l and -p on the command line.
     let known = format!("{dir}/all-known");
     fs::write(
         &known,
@@ -681,7 +682,7 @@ fn configuration_is_expanded_and_hosts_are_split_as_ssh_does() {
             "nobody@127.0.0.1:1",
         ),
     ];
-    // All that was given is kept with the job.
+    // All these settings are stored with the job.
     for job in &jobs {
         f.rsig.run(&["wait", job]).ok();
     }
@@ -739,14 +740,14 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
     rsig.run(&["kill", &job, "--wait", "20s"])
         .ok()
         .stdout_has("143");
-    // Given by -J as well, to a host that has no jump of its own.
+    // With -J too, for a host without a jump host in its configuration.
     let plain = text(inner.ssh_config("inner")) + &text(gate.ssh_config("gate"));
     fs::write(&config, plain).expect("our own directory");
     let accepted = gate.log().matches("Accepted publickey").count();
     rsig.run(&["spawn", "-F", &config, "-J", "gate", "inner", "--", "true"])
         .ok();
     assert!(gate.log().matches("Accepted publickey").count() > accepted);
-    // A gate that lets nobody in is named.
+    // An unreachable jump host is named.
     drop(gate);
     let output = rsig.run(&["spawn", "-F", &config, "-J", "gate", "inner", "--", "true"]);
     clear_message(output.code(255).stderr_has("jump host gate"));
@@ -779,7 +780,7 @@ fn a_proxy_may_ask_on_the_terminal_and_gets_no_ctrl_c_from_it() {
         text.contains("caught") && !text.contains("connect"),
         "{text}"
     );
-    // Ctrl-C at its question ends the command.
+    // Ctrl-C at the proxy's question ends the command.
     let words = f.words("spawn", &[], &["true"]);
     let mut terminal = f.rsig.command(&words).tty(200, 50);
     terminal.wait_for("May I?");
@@ -838,6 +839,6 @@ fn one_session_at_a_time_is_enough() {
     poll_until("it has written", SOON, || {
         f.rsig.run(&["tail", &job]).ok().stdout() == "out\n"
     });
-    // Several scripts over one connection, each behind the other.
+    // Several scripts over one connection, one after the other.
     f.rsig.run(&["rm", "--force", &job, &other]).ok();
 }

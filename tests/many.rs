@@ -1,4 +1,4 @@
-//! Many jobs and many hosts: `spawn` on several, jobs that are picked rather than named, `wait --any`, `--parallel`.
+//! Many jobs and many hosts: `spawn` on several hosts, jobs selected by pattern, `wait --any`, `--parallel`.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::harness::{Login, Rsig, Server, Site, on_two_sites, poll_until};
 use crate::jobs::{SOON, json_lines};
 use crate::kit::{self, Sayer, Says};
 
-/// Several servers and one rsig, whose configuration knows them as s0, s1, ...
+/// Several servers and one rsig. The configuration names the servers s0, s1, ...
 struct Farm {
     rsig: Rsig,
     servers: Vec<Server>,
@@ -39,7 +39,7 @@ impl Farm {
         farm
     }
 
-    /// Writes the configuration; the lines come first, and so win.
+    /// Writes the configuration. `first` precedes the servers' entries, and so overrides them.
     fn configure(&self, first: &str) {
         let mut text = first.to_owned();
         for (number, server) in self.servers.iter().enumerate() {
@@ -65,8 +65,8 @@ fn host_of(rsig: &Rsig, job: &str) -> String {
         .to_owned()
 }
 
-/// A host that takes connections and says nothing.
-fn silent(sayer: &Sayer) -> String {
+/// The configuration of a host that accepts connections and never sends anything.
+fn silent_host_config(sayer: &Sayer) -> String {
     format!(
         "Host dead\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\n",
         sayer.port()
@@ -80,7 +80,7 @@ fn a_job_is_started_on_several_hosts() {
     let output = farm
         .rsig
         .run(&farm.spawn("s2,s0,local,s1", &["sleep", "1000"]));
-    // A slow one holds the others' ids back for no more than a second.
+    // The ids are in the order of the hosts, unless a host is slow: it holds the others back for at most a second.
     let in_turn = start.elapsed() < Duration::from_secs(1);
     let jobs = ids(&output.ok().stdout());
     let mut hosts: Vec<String> = jobs.iter().map(|job| host_of(&farm.rsig, job)).collect();
@@ -131,7 +131,7 @@ fn a_job_is_started_on_several_hosts() {
         .run(&["spawn", "--parallel", "0", "local", "true"])
         .code(2);
 
-    // Signalled and waited for together.
+    // One command signals them all and waits for them.
     let output = farm
         .rsig
         .run(&["kill", "--all", "--yes", "--json", "-w", "20s"]);
@@ -150,8 +150,8 @@ fn a_job_is_started_on_several_hosts() {
 fn a_dead_host_holds_nobody() {
     let farm = Farm::start(&[Login::User, Login::User]);
     let sayer = Sayer::start(Says::Once(Vec::new()));
-    farm.configure(&silent(&sayer));
-    // It comes first, and takes longer than others are held back for.
+    farm.configure(&silent_host_config(&sayer));
+    // The dead host comes first, and takes longer than it can hold the other ids back.
     let slow = farm.rsig.run(&[
         "spawn",
         "-F",
@@ -190,7 +190,7 @@ fn a_dead_host_holds_nobody() {
             .any(|event| event["event"] == "not_started" && event["host"] == "dead")
     );
 
-    // A host that dies later: its jobs say so, the others are done with.
+    // A host that dies later: its jobs are reported as errors, and the other hosts are handled.
     farm.configure(&format!(
         "Host s0\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\n",
         sayer.port()
@@ -221,7 +221,7 @@ fn a_dead_host_holds_nobody() {
     assert_eq!(kit::state(&farm.rsig, &jobs[0]), "running");
 }
 
-/// Only connecting takes a place: who waits for long keeps nobody from being asked.
+/// `--parallel` limits connecting only: a long wait for one host does not delay the requests to others.
 #[test]
 fn a_wait_for_many_hosts_sees_each_end() {
     let farm = Farm::start(&[Login::User, Login::User]);
@@ -292,12 +292,12 @@ on_two_sites! {
         assert_eq!(picked(&["stop", "--name", "*-2"]), sorted(&[&two]));
         assert_eq!(picked(&["kill", "--all", "--host", &f.host, "--name", "serve", "--yes", "-w", "20s"]), sorted(&[&other]));
 
-        // Nothing fits: that is said, and is no failure.
+        // No job matches: this is reported, but is not a failure.
         for words in [&["kill", "--name", "nobody*"][..], &["stop", "--host", "elsewhere"], &["wait", "--name", "serve"], &["rm", "--name", "nobody"]] {
             f.rsig.run(words).ok().stdout_is("").stderr_has("nothing was done");
             f.rsig.run(&[words, &["-q"]].concat()).ok().stdout_is("").stderr_is_empty();
         }
-        // Finished ones alone are removed.
+        // Only finished jobs are removed.
         let removed = ids(&f.rsig.run(&["rm", "--host", &f.host]).ok().stdout());
         assert_eq!(sorted(&removed.iter().collect::<Vec<_>>()), sorted(&[&two, &other]));
         f.rsig.run(&["wait", "--timeout", "10ms", "--all"]).code(124).stdout_has(&one).stdout_has(&here);
@@ -313,7 +313,7 @@ on_two_sites! {
             let output = f.rsig.run(&[words, &["--json"]].concat());
             let told = json_lines(output.ok().stderr_is_empty()).remove(0);
             assert_eq!([&told["sent"], &told["still_running"], &told["error"]], [&Value::from(false), &false.into(), &Value::Null]);
-            // Named, it is an error as ever.
+            // A job that is named explicitly is still an error.
             f.rsig.run(&["kill", &job]).code(4);
         }
         let (job, gate) = f.spawn_gated(&[], 3);
@@ -336,7 +336,7 @@ on_two_sites! {
     }
 }
 
-/// Both ends are told by relays, and the first does not wait for the second.
+/// Relays report both ends, and the report of the first does not wait for the second.
 #[test]
 fn an_end_that_a_relay_tells_of_is_told_at_once() {
     let f = Site::OpenSshUser.start_with_keeper();

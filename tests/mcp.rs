@@ -1,4 +1,4 @@
-//! `rsig mcp`, by the client of another implementation.
+//! `rsig mcp`, driven by a client of another implementation.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::jobs::{JOB_KEYS, LISTENER, SOON, pick};
 use crate::keepers::{keeper_pids, kept};
 use crate::kit;
 
-/// Starts a job that is one line for a shell.
+/// Starts a job from a shell command line.
 #[track_caller]
 fn spawn(mcp: &mut Mcp, f: &Fixture, line: &str) -> String {
     let answer = mcp.call("ssh_spawn", json!({ "host": f.host, "command": line }));
@@ -26,7 +26,7 @@ fn lines(answer: &Value) -> Vec<Value> {
     lines.map(|line| pick(line, ["stream", "text"])).collect()
 }
 
-/// Waits until no job is left on the host: on this machine the client and its server stay.
+/// Waits until no job is left on the host. If the host is this machine, the client and its server stay.
 #[track_caller]
 fn await_no_job(f: &Fixture) {
     let is_jobs =
@@ -169,7 +169,7 @@ on_two_sites! {
         f.await_written(&job, &format!("{}\ndeep 'red'\nhalf", place.display()));
         assert!(mcp.fails("ssh_spawn", order, "bad_param").contains("train"));
 
-        // A line is complete once its end is written.
+        // A line is complete once its newline is written.
         let first = mcp.call("ssh_tail", json!({ "job_id": "train" }));
         let text = place.display().to_string();
         let known = [json!(["stdout", text]), json!(["stdout", "deep 'red'"]), json!(["stderr", "oops"])];
@@ -256,13 +256,13 @@ on_two_sites! {
                 "exit_status": 3, "timed_out": false, "job_id": null, "error": null,
             })
         );
-        // The whole group is ended.
+        // The timeout ends the whole process group.
         let line = "(sleep 1000; echo no) & echo begun; wait";
         let late = mcp.call("ssh_exec", json!({ "host": f.host, "command": line, "timeout_ms": 2000 }));
         assert_eq!(pick(&late, ["stdout", "exit_status", "timed_out"]), json!(["begun\n", 143, true]));
         await_no_job(f);
         assert_eq!(f.on_host(), [""; 0]);
-        // Of much, the end; the rest stays to be read.
+        // Of a long output, the end is returned; the rest can still be read.
         let much = mcp.call("ssh_exec", json!({ "host": f.host, "command": "seq 1 30000" }));
         let text = much["stdout"].as_str().expect("text");
         assert!(text.ends_with("29999\n30000\n") && text.len() == 64 << 10 && much["stdout_cut"] == true);
@@ -380,7 +380,7 @@ fn every_kind_of_error_is_an_answer() {
             "{message}"
         );
     }
-    // A job on another host is none here.
+    // A job of a host that is not allowed is not found.
     let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
     let there = format!("local/{here}");
     for (tool, word) in [
@@ -416,7 +416,7 @@ fn every_kind_of_error_is_an_answer() {
         json!({ "host": "nohost.invalid", "command": "true" }),
         "delivery_failed",
     );
-    // A job that has not said yet which process it is.
+    // A job that has not reported its pid yet.
     std::fs::rename(f.file(&job, "pid"), f.file(&job, "not yet")).expect("ours");
     kit::database(&f.rsig)
         .execute(
@@ -484,7 +484,7 @@ fn every_face_sees_the_same_jobs() {
     f.rsig.run(&["kill", &job, "HUP", "-w", "20s"]).ok();
     let ended = third.call("ssh_signal", json!({ "job_id": job }));
     assert_eq!(pick(&ended, ["sent", "exit_status"]), json!([false, 129]));
-    // One that only its host knows.
+    // A job that is known only to its host.
     f.rsig.run(&["rm", "--forget", &job]).ok();
     let there = format!("server/{job}");
     assert_eq!(
@@ -502,7 +502,7 @@ fn every_face_sees_the_same_jobs() {
     assert_eq!(f.on_host(), [""; 0]);
 }
 
-/// Each line is given once, whoever asks, while the job writes them.
+/// Each line is returned exactly once, while the job writes.
 #[test]
 fn a_long_output_is_read_by_its_cursors() {
     let f = Site::OpenSshUser.start_with_keeper();
@@ -535,7 +535,7 @@ fn a_long_output_is_read_by_its_cursors() {
                 .iter())
         );
     }
-    // The last lines, of each stream its share.
+    // The last lines: each stream gets its share.
     let last = mcp.call("ssh_tail", json!({ "job_id": job, "max_lines": 3 }));
     assert_eq!(
         lines(&last),
@@ -570,7 +570,7 @@ fn a_hundred_calls_side_by_side() {
     for answer in mcp.calls(&signals) {
         assert_eq!(answer["sent"], true, "{answer}");
     }
-    // Each has come, and once.
+    // Each signal has arrived, exactly once.
     f.await_written(&job, &format!("ready\n{}", "USR1\n".repeat(100)));
     let cursor = mcp.call("ssh_tail", json!({ "job_id": job }))["cursor"].clone();
     let mixed: Vec<(&str, Value)> = (0..100)
@@ -604,7 +604,7 @@ fn a_hundred_calls_side_by_side() {
     mcp.close();
 }
 
-/// The script that starts a command waits for its end, but not if others need its session, or its connection ends.
+/// The script that starts a command also waits for its end, unless others need its session or its connection ends.
 #[test]
 fn a_command_is_heard_of_whatever_becomes_of_the_script_that_started_it() {
     let f = kept(Server::openssh(Login::User).config("MaxSessions 1").start());
@@ -641,7 +641,7 @@ fn a_command_is_heard_of_whatever_becomes_of_the_script_that_started_it() {
     mcp.close();
 }
 
-/// On a line that is stuck, the answer comes in time and has the id: within the time limit and ConnectTimeout.
+/// On a stuck connection, the answer arrives in time (time limit and ConnectTimeout) and contains the job's id.
 #[test]
 fn a_stuck_line_is_answered_in_time() {
     for (options, limit) in [(&[][..], 20), (&["-o", "ConnectTimeout=2"], 9)] {
@@ -660,7 +660,7 @@ fn a_stuck_line_is_answered_in_time() {
         assert!(took < Duration::from_secs(limit), "{took:?}");
         assert_eq!(answer["error"]["kind"], "delivery_failed", "{answer}");
         assert_eq!(answer["job_id"].as_str().map(str::len), Some(8), "{answer}");
-        // What arrives now is cancelled.
+        // A request that arrives only now is cancelled.
         proxy.release();
         poll_until("nothing of it runs", SOON, || {
             f.processes()
@@ -722,7 +722,7 @@ fn a_call_that_is_given_up_leaves_the_job_alone() {
     let listed = mcp.call("ssh_list_jobs", json!({}));
     assert_eq!(listed["jobs"][0]["state"], "running");
     let job = listed["jobs"][0]["id"].as_str().expect("an id");
-    // Whatever waited for it has ended by itself, and only the job is left.
+    // The process that waited for the job has ended by itself, and only the job is left.
     mcp.call(
         "ssh_signal",
         json!({ "job_id": job, "signal": "KILL", "wait_ms": 20000 }),
@@ -735,7 +735,7 @@ fn a_call_that_is_given_up_leaves_the_job_alone() {
 fn nothing_but_the_protocol_is_on_standard_output() {
     let f = Site::OpenSshUser.start();
     let config = f.connect.last().expect("-F CONFIG");
-    // A helper that would ask for a password, were it asked; and a login that would need one.
+    // A helper that would supply a password if it were called, and a login that would need one.
     let scratch = Scratch::new();
     let asked = scratch.path().join("asked");
     let helper = scratch.file(
@@ -813,7 +813,7 @@ fn nothing_but_the_protocol_is_on_standard_output() {
         .stderr_has("--allow-host");
 }
 
-/// A signal to the server itself ends it at once, and no job.
+/// A signal to the server ends it at once, but no job.
 #[test]
 fn a_server_that_is_ended_leaves_jobs_alone() {
     let f = Site::Local.start();

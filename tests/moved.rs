@@ -1,4 +1,4 @@
-//! Warm commands notice that a destination means something else by now.
+//! Commands that find a keeper running notice that their destination has come to mean another host.
 
 use std::fs;
 use std::path::Path;
@@ -8,12 +8,12 @@ use crate::jobs::SOON;
 use crate::keepers::keepers;
 use crate::kit::lines;
 
-/// Two servers, of which `web` is one or the other.
+/// Two servers. The configuration makes `web` one or the other.
 struct Two {
     f: Fixture,
     other: Server,
     config: String,
-    /// What the configuration says of each.
+    /// The configuration text for each server.
     texts: [String; 2],
 }
 
@@ -40,7 +40,7 @@ impl Two {
         &self.texts[usize::from(is_other)]
     }
 
-    /// Who a new job runs as.
+    /// The user that a new job runs as.
     #[track_caller]
     fn user(&self) -> String {
         let rsig = &self.f.rsig;
@@ -51,7 +51,7 @@ impl Two {
     }
 
     #[track_caller]
-    fn is_at(&self, other: bool) {
+    fn assert_at(&self, other: bool) {
         let own = self.f.server.as_ref().expect("a server");
         let server = if other { &self.other } else { own };
         assert_eq!(self.user(), server.uid().to_string());
@@ -62,7 +62,7 @@ fn write(file: &str, text: &str) {
     fs::write(file, text).expect("a directory of ours");
 }
 
-/// Lets a change become old enough for its stamp to be trusted: until then ssh is asked in any case.
+/// Waits until a change is old enough for its timestamp to be trusted. Until then, ssh is asked in any case.
 fn settle() {
     std::thread::sleep(std::time::Duration::from_secs(3));
 }
@@ -71,10 +71,10 @@ fn settle() {
 fn a_changed_alias_is_another_host() {
     let two = Two::start();
     write(&two.config, two.text(false));
-    two.is_at(false);
+    two.assert_at(false);
     settle();
-    two.is_at(false);
-    two.is_at(false);
+    two.assert_at(false);
+    two.assert_at(false);
     assert_eq!(keepers(&two.f).len(), 1);
     let job = two
         .f
@@ -82,13 +82,13 @@ fn a_changed_alias_is_another_host() {
         .run(&["spawn", "-F", &two.config, "web", "sleep", "1000"]);
     let job = job.ok().line();
     write(&two.config, two.text(true));
-    two.is_at(true);
+    two.assert_at(true);
     assert_eq!(keepers(&two.f).len(), 2);
-    // Its process is there, wherever it is asked for: nothing says that it is lost.
+    // The job's process exists even if another host is asked for it: nothing shows that it is lost.
     assert_ne!(two.f.state(&job), "lost");
-    // And back to the keeper that is still there.
+    // Back to the first keeper, which still runs.
     write(&two.config, two.text(false));
-    two.is_at(false);
+    two.assert_at(false);
     assert_eq!(keepers(&two.f).len(), 2);
     assert_eq!(two.f.state(&job), "running");
     two.f.rsig.run(&["kill", "-9", &job, "--wait", "20s"]).ok();
@@ -105,22 +105,22 @@ fn a_file_that_is_included_or_only_then_there_counts() {
         two.text(false)
     );
     write(&two.config, &text);
-    two.is_at(false);
+    two.assert_at(false);
     settle();
-    two.is_at(false);
+    two.assert_at(false);
     write(&format!("{directory}/a.conf"), two.text(true));
-    two.is_at(true);
+    two.assert_at(true);
     settle();
-    two.is_at(true);
+    two.assert_at(true);
     write(&format!("{directory}/a.conf"), two.text(false));
-    two.is_at(false);
-    // Beside it, and read before it.
+    two.assert_at(false);
+    // A file in the same directory that is read first.
     write(&format!("{directory}/0.conf"), two.text(true));
-    two.is_at(true);
+    two.assert_at(true);
     fs::remove_dir_all(&directory).expect("a directory of ours");
-    two.is_at(false);
+    two.assert_at(false);
     write(&late, two.text(true));
-    two.is_at(true);
+    two.assert_at(true);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn ssh_is_asked_once() {
     write(&two.config, &text);
     settle();
     for _ in 0..3 {
-        two.is_at(false);
+        two.assert_at(false);
     }
     assert_eq!(lines(Path::new(&count)), 1);
 }
@@ -140,7 +140,7 @@ fn ssh_is_asked_once() {
 fn another_network_is_another_host() {
     let two = Two::start();
     write(&two.config, two.text(false));
-    two.is_at(false);
+    two.assert_at(false);
     let spawn = ["-F", &two.config, "web", "true"];
     let there = |words: &[&str]| {
         let unshare = tool("unshare").args(["--net", env!("CARGO_BIN_EXE_rsig")]);
@@ -150,5 +150,5 @@ fn another_network_is_another_host() {
     poll_until("the keeper is still there", SOON, || {
         keepers(&two.f).len() == 1
     });
-    two.is_at(false);
+    two.assert_at(false);
 }

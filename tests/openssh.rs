@@ -11,14 +11,14 @@ use crate::jobs::json_lines;
 use crate::keepers::{keeper_pids, kept, kill9};
 use crate::kit::clear_message;
 
-/// A server that commands reach by the `ssh` program.
+/// A server that commands reach through the `ssh` program.
 fn by_openssh(server: Server) -> Fixture {
     let mut f = kept(server);
     "openssh://server".clone_into(&mut f.host);
     f
 }
 
-/// The programs that hold connections.
+/// The number of `ssh` processes that hold a connection.
 fn masters(f: &Fixture) -> usize {
     let all = f.rsig.processes();
     all.iter()
@@ -79,7 +79,7 @@ fn everything_works_by_the_ssh_program() {
     let connect: Vec<&str> = f.connect.iter().map(String::as_str).collect();
     let words = [&["ps", "--discover", "--host", &f.host][..], &connect].concat();
     f.rsig.run(&words).ok().stdout_has(&job);
-    // One for the host, and one for the prefix.
+    // One keeper for the host, and one for the prefix.
     assert_eq!(keeper_pids(&f).len(), 2);
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
     poll_until("nothing of ssh is left", SOON, || masters(&f) == 0);
@@ -126,10 +126,10 @@ fn a_certificate_of_the_host_is_enough() {
         format!("UserKnownHostsFile={}", known.display()),
     ]);
     run(&f, &[], &["echo", "in"]).ok().stdout_is("in\n");
-    // It is what the built-in client lacks.
+    // The built-in client does not support host certificates.
     "server".clone_into(&mut f.host);
     run(&f, &[], &["true"]).code(255);
-    // One that another authority has signed is refused.
+    // A certificate that another authority signed is refused.
     let other = keys::generate(
         &f.rsig.dir().join("other"),
         Type::Ed25519,
@@ -213,7 +213,7 @@ fn why_ssh_does_not_connect_is_said() {
         let told = json_lines(f.rsig.run(&words).code(255)).remove(0);
         assert_eq!(told["error"]["kind"], kind, "{told}");
     }
-    // What ssh never heard of, and a host without ssh.
+    // An option that ssh does not know, and a missing ssh program.
     let words = [&["kill", "-o", "NoSuchOption=1"][..], &connect, &[&there]].concat();
     clear_message(f.rsig.run(&words).code(1).stderr_has("nosuchoption"));
     let empty = f.rsig.dir().join("empty");
@@ -236,7 +236,7 @@ fn ssh_asks_on_the_terminal_once() {
     f.connect
         .extend(["-o", "PreferredAuthentications=password"].map(str::to_owned));
     let words = f.words("run", &[], &["--", "echo", "in"]);
-    // Ctrl-C leaves nothing behind, and the terminal as it was.
+    // Ctrl-C leaves nothing behind and restores the terminal.
     let mut terminal = f.rsig.command(&words).tty(200, 50);
     terminal.wait_for("assword:");
     poll_until("the echo is off", SOON, || !terminal.echoes());
@@ -253,7 +253,7 @@ fn ssh_asks_on_the_terminal_once() {
     terminal.wait_for("in");
     assert_eq!(terminal.wait().code(), Some(0), "{}", terminal.text());
     assert!(!terminal.text().contains(secret));
-    // The next one asks nothing, and outlives the terminal.
+    // The connection outlives the terminal, and the next command asks for nothing.
     drop(terminal);
     f.rsig.run(&words).ok().stdout_is("in\n");
     assert_eq!(masters(&f), 2, "the connection, and a shell");
@@ -278,7 +278,7 @@ fn a_ticket_of_kerberos_is_enough() {
     let server = f.server.as_ref().expect("a server");
     realm.log_in(server.user());
     run(&f).ok().stdout_is(&format!("{}\n", server.uid()));
-    // It is what the built-in client lacks, and says so.
+    // The built-in client does not support GSSAPI, and says so.
     "server".clone_into(&mut f.host);
     clear_message(run(&f).code(255).stderr_has("gssapi"));
 }

@@ -1,4 +1,4 @@
-//! `rsig wait` while its host can't be asked: it goes on, and says so once.
+//! `rsig wait` while its host can't be reached: it keeps waiting, and says so once.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use crate::harness::{Fixture, Login, Rsig, Running, Server, Site, poll_until};
 use crate::jobs::{SOON, json_lines};
 use crate::kit::{Sayer, Says, config_for, interrupted, record_on};
 
-fn stopped(f: &mut Fixture) {
+fn stop_server(f: &mut Fixture) {
     f.server.as_mut().expect("a server").stop();
 }
 
-fn restarted(f: &mut Fixture) {
+fn restart_server(f: &mut Fixture) {
     f.server.as_mut().expect("a server").restart();
 }
 
-/// Says once that it waits, and once that the host is there again.
+/// Asserts that the command says once that it is waiting, and once that the host is in contact again.
 #[track_caller]
-fn says_both_once(stderr: &str) {
+fn assert_said_once(stderr: &str) {
     for said in ["still waiting", "in contact again"] {
         assert_eq!(stderr.matches(said).count(), 1, "{stderr}");
     }
@@ -32,7 +32,7 @@ fn a_wait_begins_before_its_host_is_there() {
     let (job, gate) = f.spawn_gated(&[], 5);
     let here = f.rsig.run(&["spawn", "-c", "local", "exit 3"]).ok().line();
     let there = format!("server/{job}");
-    stopped(&mut f);
+    stop_server(&mut f);
     let one = f.rsig.spawn_process(&["wait", &job]);
     let both = f.rsig.spawn_process(&["wait", "--json", &here, &job]);
     let by_host = f
@@ -42,17 +42,17 @@ fn a_wait_begins_before_its_host_is_there() {
         .arg(&there)
         .env("RSIG_STATE_DIR", f.rsig.dir().join("other-state"))
         .start();
-    // What can be known is told meanwhile, and one end is enough for --any.
+    // Ends that can be learned are reported meanwhile, and one is enough for --any.
     both.wait_for_stdout(&here);
     f.rsig.run(&["wait", "--any", &job, &here]).code(3);
     for wait in [&one, &both, &by_host] {
         wait.wait_for_stderr("still waiting");
     }
-    restarted(&mut f);
+    restart_server(&mut f);
     gate.open();
     for wait in [one, both, by_host] {
         let output = wait.wait();
-        says_both_once(output.code(5).stderr());
+        assert_said_once(output.code(5).stderr());
     }
 }
 
@@ -65,7 +65,7 @@ fn the_time_runs_out_while_a_host_is_gone() {
         process.kill();
     }
     f.rsig.run(&["wait", &lost]).code(125);
-    stopped(&mut f);
+    stop_server(&mut f);
     let output = f.rsig.run(&["wait", "--json", "--timeout", "1s", &job]);
     assert_eq!(json_lines(output.code(124))[0]["state"], "unknown");
     output.stderr_has("still waiting").stderr_has("not known");
@@ -162,7 +162,7 @@ fn a_wait_outlasts_a_home_that_is_not_mounted() {
     let _ = fs::remove_dir_all(&jobs);
     fs::rename(&aside, &jobs).expect("on one disk");
     let output = wait.wait();
-    says_both_once(output.code(6).stderr());
+    assert_said_once(output.code(6).stderr());
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_server_that_takes_the_login_and_says_nothing_costs_its_time_once() {
         let server = Server::openssh(Login::User).config("ForceCommand sleep 1000");
         let mut f = Fixture::with(Some(server.start()));
         f.rsig.keeper = keeper;
-        // A wait of 15 s takes 3.
+        // A timeout of 15 s becomes 3 s.
         f.rsig.clock = 5;
         let config = f.connect[1].clone();
         record_on(&f.rsig, "00000000", "server", &config);

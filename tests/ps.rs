@@ -1,4 +1,4 @@
-//! `rsig ps`: how jobs stand, as their hosts say.
+//! `rsig ps`: the state of jobs, as their hosts report it.
 
 use std::fs;
 use std::time::Duration;
@@ -19,15 +19,15 @@ fn ids(f: &Fixture, options: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// Three processes that each use some CPU time and memory and then sleep: the job's first one, a child in a session of
-/// its own, and one in another whose parent has gone.
+/// Three processes that each use some CPU time and memory and then sleep: the job's first process, a child in a session
+/// of its own, and one in another session whose parent has gone.
 const FAMILY: &str = r#"(setsid sh -c "$1" sh 0.1 &)
     setsid sh -c "$1" sh 0.2 &
     exec sh -c "$1" sh 0.3"#;
 const BUSY: &str = r#"exec perl -e '$| = 1; my $m = "x" x 3e6; while ((times)[0] < $ARGV[0]) { $n++ for 1 .. 1000 }
     print "ready\n"; sleep 1000' "$1""#;
 
-/// What /proc says of the processes that have the job's id in their environment: CPU time, memory and their number.
+/// CPU time, memory and number of the processes that have the job's id in their environment, from /proc.
 fn measured(job: &str) -> (f64, u64, usize) {
     let mark = format!("RSIG_JOB={job}");
     let is_of_job = |pid: i32| {
@@ -83,7 +83,7 @@ on_two_sites! {
             assert!(told["cpu_percent"].as_f64().expect("known") < 5.0, "{told}");
         }
         assert!(of(&families[0])["cpu_seconds"].as_f64() > Some(0.55), "{told:?}");
-        // What it has waited for counts.
+        // The CPU time of children that the job has waited for counts too.
         poll_until("the use of a job of short processes shows", SOON, || {
             let output = f.rsig.run(&["ps", "-r", "--json", &burning]);
             let told: Value = serde_json::from_str(&output.ok().line()).expect("JSON");
@@ -142,7 +142,7 @@ on_two_sites! {
         f.rsig.run(&["ps", "-q", "nosuchjob", "runs"]).code(3).stdout_is(&format!("{runs}\n")).stderr_has("nosuchjob");
         f.rsig.run(&["ps", "--state", "nosuch"]).code(2).stdout_is("");
 
-        // A job that has ended meanwhile is shown once more.
+        // A job that has ended since the last `ps` is shown once more.
         f.rsig.run(&["kill", "-9", runs]).ok();
         f.await_state(runs, "exited");
         assert_eq!(ids(f, &[]), [stopped, here]);
@@ -203,7 +203,7 @@ fn a_table_fits_its_terminal_and_is_plain_without_one() {
         let mut terminal = ps.tty(columns, 24);
         assert!(terminal.wait().success());
         let text = terminal.text();
-        // The spinner may have been there before.
+        // The spinner may precede the table.
         let table: Vec<&str> = text
             .lines()
             .skip_while(|line| !line.contains("NAME"))
@@ -243,7 +243,7 @@ fn one_connection_serves_all_jobs_of_a_host() {
     let sessions = starts(&f);
     assert_eq!(ids(&f, &[]), jobs);
     assert_eq!((connections() - before, starts(&f) - sessions), (1, 1));
-    // Nor does it take more to signal and to await them all.
+    // Signalling and awaiting all of them takes one connection, and so does removing them.
     let words: Vec<&str> = jobs.iter().map(String::as_str).collect();
     f.rsig
         .run(&[&["kill", "-s", "TERM", "-w", "20s"], &words[..]].concat())
@@ -273,7 +273,7 @@ fn a_dead_host_costs_its_jobs_their_state_and_nobody_else() {
     );
     f.rsig.run(&["ps"]).ok().stdout_has("unknown (was running)");
     assert_eq!(ids(&f, &["--state", "unknown"]), [there.as_str()]);
-    // The last known state stays in the record, and --cached asks nobody.
+    // The last known state stays in the record, and --cached asks no host.
     let cached = f.rsig.run(&["ps", "--cached", "--json"]);
     let told: Value = serde_json::from_str(&cached.ok().stderr_is_empty().line()).expect("JSON");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! `rsig spawn --log-max`: the newest part of each stream is kept, and what is gone is said.
+//! `rsig spawn --log-max`: the newest part of each stream is kept, and what was dropped is reported.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -33,7 +33,7 @@ fn files(f: &Fixture, job: &str, stream: &str) -> Vec<(u64, u64)> {
     files
 }
 
-/// What of a stream is on the host.
+/// The part of a stream that is on the host.
 fn kept(f: &Fixture, job: &str, stream: &str) -> String {
     let files = files(f, job, stream).into_iter();
     files
@@ -43,14 +43,14 @@ fn kept(f: &Fixture, job: &str, stream: &str) -> String {
         .collect()
 }
 
-/// The kilobytes that the files of a job take on the disk.
+/// The disk space that a job's files take, in kB.
 fn disk_use(f: &Fixture, job: &str) -> u64 {
     let entries = fs::read_dir(f.file(job, "")).expect("it is there");
     let blocks = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.blocks()));
     blocks.sum::<u64>() / 2
 }
 
-/// The dd that spools a job's standard output, the shell that runs it, and the one that sees to that.
+/// The dd that spools a job's standard output, the shell that runs dd, and the one that restarts that shell.
 fn spoolers(f: &Fixture) -> Option<[Process; 3]> {
     let all = f.processes();
     let reads_pipe = |process: &&Process| {
@@ -64,8 +64,8 @@ fn spoolers(f: &Fixture) -> Option<[Process; 3]> {
     Some([dd, shell, tender])
 }
 
-fn kill_it(process: &Process) {
-    // It may have ended by itself.
+fn kill_process(process: &Process) {
+    // The process may have ended by itself.
     let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
 }
 
@@ -93,7 +93,7 @@ on_two_sites! {
             assert!(output.ok().stdout() == left, "{words:?}");
             assert_eq!(output.stderr(), said, "{words:?}");
         }
-        // Counted from the first byte ever, where it is there.
+        // Counted from the first byte ever written, if that position is still kept.
         let position = format!("+{}", all.len() - 13);
         for (words, expected) in [
             (&["-n", "2"][..], "1499999\n1500000\n"),
@@ -108,7 +108,7 @@ on_two_sites! {
             let output = f.rsig.run(&[&["tail"], words, &[&job]].concat());
             assert_eq!((output.ok().stdout().as_str(), output.stderr()), (expected, ""), "{words:?}");
         }
-        // One of the first lines that are there.
+        // From one of the first lines that are kept.
         let first = left.lines().nth(1).expect("a line");
         let output = f.rsig.run(&["tail", "-n", &format!("+{first}"), &job]);
         assert!(output.ok().stderr_is_empty().stdout() == left[left.find('\n').expect("a line") + 1..]);
@@ -139,15 +139,15 @@ on_two_sites! {
     }
 
     fn a_killed_spooler_costs_the_job_nothing(f: &Fixture) {
-        // It would die of SIGPIPE, and block when nobody reads.
+        // If nothing read its pipe, this job would be killed by SIGPIPE, or would block.
         let line = "$| = 1; for (1 .. 100) { print qq($_ $_ $_\n) x 400; select undef, undef, undef, 0.05 }";
         let all: String = (1..=100).map(|n| format!("{n} {n} {n}\n").repeat(400)).collect();
         let job = f.spawn(&["--log-max", "256K"], &["perl", "-e", line]);
         let mut killed = 0;
         while killed < 6 && !f.has_ended(&job) {
             let Some(processes) = spoolers(f) else { continue };
-            // What a dd has read and not written would be lost with it.
-            kill_it(&processes[1 + killed % 2]);
+            // Only the shells are killed: what dd has read but not yet written would be lost with it.
+            kill_process(&processes[1 + killed % 2]);
             let before = files(f, &job, "out");
             poll_until("it goes on", SOON, || f.has_ended(&job) || files(f, &job, "out") != before);
             killed += 1;
@@ -168,7 +168,7 @@ on_two_sites! {
         let job = f.spawn(&["--log-max", "64K"], &["sh", "-c", &line]);
         poll_until("it is spooled", SOON, || spoolers(f).is_some());
         let [dd, shell, tender] = spoolers(f).expect("they wait for the job");
-        [tender, shell, dd].iter().for_each(kill_it);
+        [tender, shell, dd].iter().for_each(kill_process);
         fs::write(gate, "").expect("the job's home is writable");
         f.rsig.run(&["wait", &job]).code(5);
         f.await_no_processes();
@@ -195,7 +195,7 @@ on_two_sites! {
         f.rsig.run(&["rm", "--force", &job]).ok();
         f.await_no_processes();
         assert!(f.on_host().is_empty());
-        // By somebody else, while it runs: the job goes on, and is not kept by a full pipe from ending.
+        // Another process removes the files while the job runs: the job goes on, and no full pipe keeps it from ending.
         let job = f.spawn(&["--log-max", "256K"], &["seq", "3000000"]);
         fs::remove_dir_all(f.file(&job, "")).or_else(|_| fs::remove_dir_all(f.file(&job, ""))).expect("ours");
         f.await_no_processes();
@@ -210,7 +210,7 @@ on_two_sites! {
         fs::write(&copied, "some input\n").expect("ours");
         let job = f.spawn(&["--log-max", "64K", "--stdin", copied.to_str().expect("UTF-8")], &["cat"]);
         f.rsig.run(&["wait", "--for", "input", &job]).ok().stdout_is("some input\n");
-        // What it gets is what every job gets.
+        // The job inherits the same signal masks and descriptors as any other job.
         let line = "grep -E '^Sig(Ign|Blk)' /proc/self/status; ls -m /proc/self/fd";
         let jobs = [&[][..], &["--log-max", "64K"]].map(|options| f.spawn(options, &["sh", "-c", line]));
         let told = jobs.map(|job| {
@@ -223,8 +223,8 @@ on_two_sites! {
     }
 }
 
-/// The number of bytes in a note on what is gone.
-fn said(line: &str, job: &str) -> f64 {
+/// The number of bytes that a note reports as gone.
+fn bytes_reported(line: &str, job: &str) -> f64 {
     let words: Vec<&str> = line.split(' ').collect();
     assert!(
         line.starts_with(&format!("rsig: {job} on local: "))
@@ -238,7 +238,7 @@ fn said(line: &str, job: &str) -> f64 {
     words[4].parse::<f64>().expect("a number") * [1.0, 1e3, 1e6][unit]
 }
 
-/// Whether a text is another one without some of its parts.
+/// Whether `text` is `all` with some parts left out.
 fn is_in_order(mut text: &str, mut all: &str) -> bool {
     while !text.is_empty() {
         let same = text
@@ -255,7 +255,7 @@ fn is_in_order(mut text: &str, mut all: &str) -> bool {
     true
 }
 
-/// One that is stopped while the job writes far more than is kept, and one beside it.
+/// One follower is stopped while the job writes far more than is kept; another one runs beside it.
 #[test]
 fn a_follower_that_falls_behind_goes_on_and_says_so() {
     let f = Site::Local.start();
@@ -284,20 +284,24 @@ fn a_follower_that_falls_behind_goes_on_and_says_so() {
     assert!(is_in_order(&shown, &all), "{output}");
     let gone = all.len() - shown.len();
     assert!(gone > 1_000_000, "{gone}");
-    // Said at most once a second, and all of it.
-    let said: f64 = output.stderr().lines().map(|line| said(line, &job)).sum();
+    // Reported at most once a second, and completely.
+    let said: f64 = output
+        .stderr()
+        .lines()
+        .map(|line| bytes_reported(line, &job))
+        .sum();
     let gone = f64::from(u32::try_from(gone).expect("a few MB"));
     assert!((said / gone - 1.0).abs() < 0.1, "{output}");
     let shown = fast.wait().ok().stdout();
     assert!(shown.starts_with("begun\n") && shown.ends_with("\n299999\n300000\nend\n"));
     assert!(is_in_order(&shown, &all));
-    // Neither has removed anything.
+    // Neither follower has removed anything.
     let left = f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout();
     assert!(left.len() >= 64 << 10 && all.ends_with(&left));
     f.await_no_processes();
 }
 
-/// Over a connection that breaks: what is shown is exact, and each gap is said.
+/// Over a connection that breaks, the output is exact, and any gap is reported.
 #[test]
 fn a_follower_over_cuts_is_exact() {
     use crate::harness::{Direction, Proxy};
@@ -324,7 +328,7 @@ fn a_follower_over_cuts_is_exact() {
     assert!(!output.stderr().contains("are gone"), "{output}");
 }
 
-/// What a shell of a host could do otherwise.
+/// What could work differently in another shell of the host.
 fn in_shell(shell: &str) {
     let mut f = Site::Local.start();
     f.rsig = Rsig::new().with_shell(program_path(shell));
@@ -335,7 +339,7 @@ fn in_shell(shell: &str) {
     follow.wait_for_stdout("60000\n");
     poll_until("it is spooled", SOON, || {
         spoolers(&f).is_some_and(|all| {
-            kill_it(&all[1]);
+            kill_process(&all[1]);
             true
         })
     });

@@ -1,11 +1,11 @@
-//! `rsig rm`: forgets what is over, and takes its files away.
+//! `rsig rm`: forgets finished jobs and removes their files.
 
 use std::fs;
 
 use crate::harness::{Fixture, Site, on_two_sites, poll_until};
 use crate::jobs::SOON;
 
-fn ended(f: &Fixture, options: &[&str]) -> String {
+fn spawn_ended(f: &Fixture, options: &[&str]) -> String {
     let job = f.spawn(options, &["true"]);
     f.rsig.run(&["wait", &job]).ok();
     job
@@ -13,7 +13,7 @@ fn ended(f: &Fixture, options: &[&str]) -> String {
 
 on_two_sites! {
     fn takes_finished_jobs_and_their_files_away(f: &Fixture) {
-        let (first, second, third) = (ended(f, &["-n", "first"]), ended(f, &[]), ended(f, &[]));
+        let (first, second, third) = (spawn_ended(f, &["-n", "first"]), spawn_ended(f, &[]), spawn_ended(f, &[]));
         let runs = f.spawn(&[], &["sleep", "1000"]);
         f.rsig.run(&["rm", "first"]).ok().stdout_is(&format!("{first}\n")).stderr_is_empty();
         assert!(!f.file(&first, "").exists() && f.file(&second, "").exists());
@@ -40,7 +40,7 @@ on_two_sites! {
         let stopped = f.spawn(&[], &["sleep", "1000"]);
         f.rsig.run(&["kill", &stopped, "STOP"]).ok();
         f.await_state(&stopped, "stopped");
-        let over = ended(f, &[]);
+        let over = spawn_ended(f, &[]);
         let output = f.rsig.run(&["rm", "--force", &stopped, &over]);
         let mut ids: Vec<String> = output.ok().stdout().lines().map(str::to_owned).collect();
         ids.sort_unstable();
@@ -51,7 +51,7 @@ on_two_sites! {
     }
 
     fn forget_drops_the_record_alone(f: &Fixture) {
-        let over = ended(f, &[]);
+        let over = spawn_ended(f, &[]);
         let runs = f.spawn(&[], &["sleep", "1000"]);
         let output = f.rsig.run(&["rm", "--forget", &over, &runs]);
         output.ok().stdout_is(&format!("{over}\n{runs}\n")).stderr_has("its files stay").stderr_has("it may still run");
@@ -61,7 +61,7 @@ on_two_sites! {
     }
 
     fn what_others_could_have_touched_stays(f: &Fixture) {
-        // A link where the job's directory was: what it leads to is not ours to remove.
+        // A symbolic link in place of the job's directory: its target is not ours to remove.
         let (job, gate) = f.spawn_gated(&[], 0);
         gate.open();
         poll_until("it ends", SOON, || f.has_ended(&job));
@@ -70,7 +70,7 @@ on_two_sites! {
         std::os::unix::fs::symlink(&kept, f.jobs_dir().join(&job)).expect("ours");
         f.rsig.run(&["rm", &job]).code(1).stdout_is("").stderr_has("nothing in it is touched");
         assert!(kept.join("out").exists());
-        // Gone already is as good as removed, once the end is known.
+        // A directory that is already gone counts as removed, once the job's end is known.
         fs::remove_file(f.jobs_dir().join(&job)).expect("ours");
         f.rsig.run(&["rm", &job]).ok().stdout_is(&format!("{job}\n"));
     }
@@ -79,7 +79,7 @@ on_two_sites! {
 #[test]
 fn a_host_that_is_gone_keeps_its_jobs_unless_they_are_forgotten() {
     let mut f = Site::OpenSshUser.start();
-    let there = ended(&f, &[]);
+    let there = spawn_ended(&f, &[]);
     let here = f.rsig.run(&["spawn", "local", "true"]).ok().line();
     f.rsig.run(&["wait", &here]).ok();
     f.server.as_mut().expect("a server").stop();
@@ -95,7 +95,7 @@ fn a_host_that_is_gone_keeps_its_jobs_unless_they_are_forgotten() {
         .stderr_has("its files stay");
 }
 
-/// Two shells one after the other on one connection: dropbear once ended the second with the first.
+/// Two shells in succession on one connection: dropbear once ended the second together with the first.
 #[test]
 fn dropbear_serves_a_shell_right_behind_another() {
     let f = Site::DropbearRoot.start();

@@ -38,12 +38,12 @@ impl Fixture {
     }
 }
 
-/// A job that says what it gets, and ends with status 9 by INT alone.
+/// A job that prints the signals it receives; of these only INT ends it, with status 9.
 const STUBBORN: &str =
     "trap 'echo term' TERM; trap 'echo usr1' USR1; trap 'echo int; exit 9' INT; echo up
     while :; do sleep 0.05; done";
 
-/// A job that survives INT, and takes a second to end by TERM.
+/// A job that survives INT, and takes a second to end on TERM.
 const PATIENT: &str = "trap 'echo int' INT; trap 'echo term; sleep 1; exit 7' TERM; echo up
     while :; do sleep 0.05; done";
 
@@ -66,7 +66,7 @@ on_every_site! {
         assert!(output.ok().stdout_bytes() == bytes, "{} bytes came back", output.stdout_bytes().len());
         f.rsig.command(&f.run_words(&[], "cat; echo over")).stdin(*b"").run().ok().stdout_is("over\n");
         f.rsig.command(&f.run_words(&["--stdin", "/dev/null"], "wc -c")).stdin(*b"xyz").run().ok().stdout_has("0");
-        // What it does not read is not waited for.
+        // Input that the job does not read is not waited for.
         f.rsig.command(&f.run_words(&[], "head -c 3")).stdin(vec![b'x'; 500_000]).run().ok().stdout_is("xxx");
         f.await_no_jobs();
     }
@@ -79,7 +79,7 @@ on_every_site! {
         let job = f.only_job();
         run.signal(Signal::SIGTSTP);
         f.await_state(&job, "stopped");
-        // Then it stops itself: a CONT before that would go by.
+        // rsig stops itself after the job. A CONT before that would have no effect.
         let stat = format!("/proc/{}/stat", run.pid());
         poll_until("rsig is stopped", SOON, || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
         run.signal(Signal::SIGCONT);
@@ -87,7 +87,7 @@ on_every_site! {
         run.signal(Signal::SIGTERM);
         run.wait_for_stdout("term\n");
         assert!(!run.has_ended());
-        // A second one shortens nothing.
+        // A second TERM does not shorten the grace.
         run.signal(Signal::SIGTERM);
         run.wait().code(137);
         let told = f.rsig.run(&["history", &job]).ok().stdout();
@@ -108,7 +108,7 @@ on_two_sites! {
         followers.iter().for_each(|follower| follower.wait_for_stdout("one\n"));
         std::fs::write(&gate, "").expect("the home is writable");
         followers.iter().for_each(|follower| follower.wait_for_stdout("two\n"));
-        // Both have all of it before it is removed.
+        // Both followers get all of the output before it is removed.
         std::fs::remove_file(&gate).expect("it is ours");
         let output = run.wait();
         output.ok().stderr_is_empty().stdout_is("one\ntwo\n");
@@ -199,7 +199,7 @@ on_two_sites! {
         let run = f.start_run(&["--tether", "4s"], "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done");
         run.wait_for_stdout("up\n");
         let job = f.only_job();
-        // What is stopped before its keeper has begun to hold the job can't see to that any more.
+        // If rsig is stopped before its keeper holds the job, it can no longer make the keeper do so.
         if f.is_remote() {
             poll_until("it is held", SOON, || f.file(&job, "beat").exists());
         }
@@ -215,7 +215,7 @@ on_two_sites! {
     }
 }
 
-/// What counts is when they came, and not when the host had the one before.
+/// Signals count by the time they reach rsig, not by the time the host has handled the previous one.
 #[test]
 fn signals_that_come_together_count_once_on_a_slow_line() {
     let mut f = Site::OpenSshUser.start_with_keeper();
@@ -236,7 +236,7 @@ fn signals_that_come_together_count_once_on_a_slow_line() {
 #[test]
 fn cuts_are_bridged_at_the_right_byte_both_ways() {
     let (f, proxy) = Site::OpenSshUser.start().through_proxy();
-    // The numbers come back doubled: what is lost or comes twice on either way shows.
+    // The numbers come back doubled, so a line that is lost or duplicated in either direction shows.
     let mut run = f.start_run(
         &[],
         "while read -r n; do echo $((n * 2)); done; echo end of input >&2; exit 5",
@@ -308,7 +308,7 @@ fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
     f.await_no_jobs();
 }
 
-/// Connections that break before the first heartbeat comes, one after the other, are contact all the same.
+/// Connections that break one after the other, each before its first heartbeat, still count as contact.
 #[test]
 fn short_connections_keep_a_job_from_its_tether() {
     const TETHER: Duration = Duration::from_secs(4);
@@ -318,12 +318,12 @@ fn short_connections_keep_a_job_from_its_tether() {
     let run = f.rsig.command(&words).stdin(*b"").start();
     let begun = Instant::now();
     while begun.elapsed() < TETHER * 2 {
-        // The output of a new connection has come: a heartbeat comes once a second.
+        // The new connection has delivered output. A heartbeat is sent only once a second.
         let so_far = run.stdout_so_far().len();
         poll_until("more has come", SOON, || run.stdout_so_far().len() > so_far);
         proxy.cut();
     }
-    // Each connection had a keeper, or two.
+    // Each connection had one or two keepers.
     let pid = run.pid().to_string();
     poll_until("no keeper is left as a zombie", SOON, || {
         let children = tool("ps").args(["-o", "stat=", "--ppid", &pid]).run();
@@ -336,7 +336,7 @@ fn short_connections_keep_a_job_from_its_tether() {
     run.wait().code(5).stderr_lacks("tether");
 }
 
-/// A new keeper is the old program, which has no file any more.
+/// A new keeper runs the old program, whose file no longer exists.
 #[test]
 fn a_run_goes_on_when_rsig_is_upgraded() {
     let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
@@ -359,8 +359,8 @@ fn a_run_goes_on_when_rsig_is_upgraded() {
     run.wait().code(5);
 }
 
-/// Writes until the pipe has been full for two seconds, and says in a file how much it took.
-const FILLS: &str = r"use Fcntl;
+/// Writes until the pipe has been full for two seconds, then writes to a file how much the pipe took.
+const PIPE_FILLER: &str = r"use Fcntl;
 fcntl STDOUT, F_SETFL, O_WRONLY | O_NONBLOCK;
 my ($total, $full, $block) = (0, 0, 'x' x 4096);
 while ($full < 1000) {
@@ -378,7 +378,11 @@ fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it
             "\"$@\" | {{ until [ -e '{}' ]; do sleep 0.05; done; wc -c; }}",
             gate.display()
         );
-        let words = f.words("run", &["--backlog", "32"], &["--", "perl", "-e", FILLS]);
+        let words = f.words(
+            "run",
+            &["--backlog", "32"],
+            &["--", "perl", "-e", PIPE_FILLER],
+        );
         let mut script = tool("sh")
             .args(["-c", &line, "sh", env!("CARGO_BIN_EXE_rsig")])
             .args(words);
@@ -413,7 +417,7 @@ fn output_that_nobody_reads_is_bounded_and_what_is_read_is_deleted() {
     let jobs = f.on_host();
     let left: u64 = std::fs::read_dir(f.jobs_dir().join(&jobs[0]))
         .expect("the job's directory")
-        // Some go at this moment, with the supervisor.
+        // Some files are being removed right now, as the supervisor ends.
         .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()))
         .sum();
     assert!(left < 64 << 20, "{left} bytes are left on the host");
@@ -424,7 +428,7 @@ fn no_input_is_ever_taken_for_commands() {
     let f = Site::OpenSshUser.start_with_keeper();
     let pwned = f.job_home().join("pwned");
     let input = format!("touch {}\n", pwned.display()).repeat(100_000);
-    // Ends while input is on its way, early and late, and while the stream moves to a connection of its own.
+    // The job ends while input is in transit, early and late, and while the stream moves to a connection of its own.
     for line in [
         "exit 3",
         "head -n 1 >/dev/null; exit 3",
@@ -436,7 +440,7 @@ fn no_input_is_ever_taken_for_commands() {
             f.rsig.command(&words).stdin(input.as_bytes()).run().code(3);
         }
     }
-    // The stream moves, and finds no job's directory any more, or an empty one.
+    // The stream moves to a new connection, where the job's directory is missing or empty.
     for line in [
         "rm -rf .local/state/rsig/jobs/$RSIG_JOB; sleep 4",
         "sleep 1; rm -rf .local/state/rsig/jobs/$RSIG_JOB/*; sleep 4",
@@ -450,7 +454,7 @@ fn no_input_is_ever_taken_for_commands() {
     assert!(!pwned.exists());
 }
 
-/// The job goes on, and whoever runs it hears that something may be missing.
+/// The job goes on, and the user of `run` is told that output may be missing.
 #[test]
 fn a_killed_dd_costs_no_more_than_it_had_read() {
     for (line, status) in [
@@ -500,7 +504,7 @@ fn one_session_is_enough() {
         let output = f.rsig.command(&words).stdin(input.clone()).run();
         assert!(output.ok().stdout_bytes() == input);
         assert_eq!(output.stderr(), "done\n");
-        // Others come to their turn beside it.
+        // Other commands get their turn beside it.
         let run = f.start_run(&[], STUBBORN);
         run.wait_for_stdout("up\n");
         let job = f.only_job();

@@ -1,5 +1,5 @@
-//! Tests of the harness: what no other test would notice when it broke. Nothing is left behind, and proxies cut, hold
-//! and delay as they are told to.
+//! Tests of the harness, for faults that no other test would notice: nothing is left behind, and proxies cut, hold and
+//! delay as told.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -24,7 +24,7 @@ fn each_server() -> [Options; 4] {
     ]
 }
 
-/// Starts a process that outlives the session and tells its pid.
+/// Starts a process that outlives the session, and returns its pid.
 fn leave_a_job(server: &Server) -> i32 {
     let pid = server
         .run("sh -c 'setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!'")
@@ -33,7 +33,7 @@ fn leave_a_job(server: &Server) -> i32 {
     pid.parse().expect("a pid")
 }
 
-/// What a script needs to listen on a port and send back what it gets.
+/// A server that accepts one connection and sends back what it receives. Returns its port and thread.
 fn echo_server() -> (u16, std::thread::JoinHandle<()>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("an address").port();
@@ -86,7 +86,7 @@ fn a_panicking_test_leaves_nothing() {
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
 }
 
-/// Not a test: the process that the next one kills.
+/// Not a test: the process that the next test kills.
 #[test]
 #[ignore = "started by a_killed_test_process_leaves_nothing"]
 fn helper_that_is_killed() {
@@ -170,7 +170,7 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
     let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).expect("the proxy listens");
     stream.set_nodelay(true).expect("a socket option");
     let mut answer = [0; 4];
-    // Of several trips the quickest: a busy machine adds to some.
+    // The quickest of several round trips: a busy machine slows down some.
     let trips = [(); 5].map(|()| {
         let start = Instant::now();
         stream.write_all(b"ping").expect("sent");
@@ -183,7 +183,7 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
         "{trips:?}"
     );
 
-    // A delay line: chunks are under way together. With a sleep per read these 128 would take 6 s each way.
+    // A delay line: chunks are in transit together. With a sleep per read, these 128 would take 6 s each way.
     let start = Instant::now();
     let mut sender = stream.try_clone().expect("a descriptor");
     let sending = std::thread::spawn(move || sender.write_all(&vec![7; 2 << 20]));
@@ -256,7 +256,7 @@ fn a_proxy_freezes_what_is_open_and_nothing_else() {
     proxy.freeze();
     old.set_read_timeout(Some(Duration::from_secs(1)))
         .expect("a socket option");
-    // What had passed by then still comes.
+    // What had passed the proxy before still arrives.
     while old.read(&mut buffer).is_ok() {}
     connect()
         .read_exact(&mut buffer)

@@ -1,4 +1,4 @@
-//! `rsig send`: appends to the input of a job, each sending once, in one piece.
+//! `rsig send`: appends to a job's input, each send exactly once and in one piece.
 
 use std::collections::HashSet;
 use std::fs;
@@ -80,7 +80,7 @@ on_two_sites! {
     }
 }
 
-/// The connection is cut at every stage of a sending, which arrives once all the same.
+/// The connection is cut at every stage of a send, which still arrives exactly once.
 #[test]
 fn a_cut_connection_neither_doubles_nor_drops() {
     let (mut f, proxy) = Site::OpenSshUser.start().through_proxy();
@@ -94,7 +94,7 @@ fn a_cut_connection_neither_doubles_nor_drops() {
         let connections = proxy.connections();
         proxy.cut_after_bytes(direction, bytes);
         f.rsig.run(&["send", &job, &number.to_string()]).ok();
-        // What the shells of the pool said meanwhile may have been cut instead.
+        // Output of the pool's shells may have been cut instead.
         assert!(proxy.connections() > connections || bytes >= 150);
         expected += &format!("{number}\n");
     }
@@ -113,7 +113,7 @@ fn a_cut_connection_neither_doubles_nor_drops() {
     assert!(f.written(&job) == expected);
 }
 
-/// A sender that is killed has sent all of it or nothing, and leaves the lock to others.
+/// A sender that is killed has sent everything or nothing, and does not keep the lock from others.
 #[test]
 fn a_killed_sender_sends_all_or_nothing() {
     for site in [Site::Local, Site::OpenSshUser] {
@@ -151,7 +151,7 @@ fn a_killed_sender_sends_all_or_nothing() {
     }
 }
 
-/// A sender that died after it had decided and before it had moved its file: the next one does that, before its own.
+/// A sender died between recording its decision and moving its file. The next sender moves that file first.
 #[test]
 fn what_was_decided_is_carried_out() {
     let f = Site::Local.start();

@@ -1,4 +1,4 @@
-//! `rsig serve`, by curl, by hand and by schemathesis.
+//! `rsig serve`, driven by curl, by raw connections and by schemathesis.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -14,18 +14,18 @@ use crate::clients::{file, python};
 use crate::harness::{Fixture, Invocation, Process, Running, Site, on_two_sites, poll_until, tool};
 use crate::jobs::{JOB_KEYS, LISTENER, SOON, keys, pick};
 
-/// A server, and what a client has to know of it.
+/// A server, and what a client needs to know about it.
 struct Http {
-    /// What to call the host.
+    /// The host, as requests name it.
     host: String,
     server: Running,
     base: String,
-    /// Words for curl.
-    way: Vec<String>,
+    /// Options that make curl reach the server.
+    curl_options: Vec<String>,
 }
 
 impl Http {
-    /// One on the socket.
+    /// Starts a server on the socket.
     #[track_caller]
     fn start(f: &Fixture, options: &[&str]) -> Self {
         let server = f.rsig.spawn_process(&f.server_words("serve", options));
@@ -35,11 +35,11 @@ impl Http {
             host: f.host.clone(),
             server,
             base: "http://localhost".to_owned(),
-            way: vec!["--unix-socket".to_owned(), socket],
+            curl_options: vec!["--unix-socket".to_owned(), socket],
         }
     }
 
-    /// One on a port, with the token.
+    /// Starts a server on a port. Requests carry the token.
     #[track_caller]
     fn on_port(f: &Fixture, address: &str, options: &[&str]) -> Self {
         let words = [&["--listen", address], options].concat();
@@ -56,7 +56,7 @@ impl Http {
             host: f.host.clone(),
             server,
             base: format!("http://{address}"),
-            way: vec!["--header".to_owned(), header],
+            curl_options: vec!["--header".to_owned(), header],
         }
     }
 
@@ -64,17 +64,17 @@ impl Http {
         self.base.trim_start_matches("http://")
     }
 
-    /// curl with these words, the last of which is a path.
+    /// A call of curl. The last word is the path, the others are options.
     fn curl(&self, words: &[&str]) -> Invocation {
         let (path, options) = words.split_last().expect("a path");
         let curl = tool("curl").args(["--silent", "--show-error", "--globoff", "--max-time", "50"]);
-        curl.args(&self.way)
+        curl.args(&self.curl_options)
             .args(options)
             .arg(format!("{}{path}", self.base))
             .limit(SOON)
     }
 
-    /// The status and the body of an answer.
+    /// Returns the status and the body of the response.
     #[track_caller]
     fn ask(&self, words: &[&str]) -> (u16, Vec<u8>) {
         let output = self
@@ -93,7 +93,7 @@ impl Http {
         )
     }
 
-    /// The same, where the body is JSON.
+    /// The same, with the body parsed as JSON.
     #[track_caller]
     fn json(&self, words: &[&str]) -> (u16, Value) {
         let (status, body) = self.ask(words);
@@ -106,7 +106,7 @@ impl Http {
         )
     }
 
-    /// The status and the word of a refusal.
+    /// Returns the status and the error code of a refusal.
     #[track_caller]
     fn refusal(&self, words: &[&str]) -> (u16, String) {
         let (status, body) = self.json(words);
@@ -130,7 +130,7 @@ impl Http {
         self.json(&["--json", &body.to_string(), "/processes"])
     }
 
-    /// Starts a job that is a line for a shell.
+    /// Starts a job from a shell command line.
     #[track_caller]
     fn spawn(&self, line: &str) -> String {
         let (status, job) = self.post(&json!({ "host": self.host, "command": line }));
@@ -138,7 +138,7 @@ impl Http {
         job["id"].as_str().expect("an id").to_owned()
     }
 
-    /// Ends the server as a service manager would.
+    /// Stops the server as a service manager would.
     #[track_caller]
     fn stop(self) {
         self.server.signal(Signal::SIGTERM);
@@ -153,7 +153,7 @@ fn token(f: &Fixture) -> String {
         .to_owned()
 }
 
-/// The script that follows the log of a job.
+/// The process of the script that follows a job's log.
 #[track_caller]
 fn reader(f: &Fixture, job: &str) -> Process {
     let log = f.file(job, "out");
@@ -220,7 +220,7 @@ on_two_sites! {
         assert_eq!(http.json(&["-X", "DELETE", "/processes/train"]), ok);
         assert_eq!(http.refusal(&["/processes/train"]), (404, "not_found".to_owned()));
 
-        // One that is sent its input, and one that takes none.
+        // A job without open input, and one whose input is sent.
         let deaf = http.spawn("exec sleep 1000");
         let path = format!("/processes/{deaf}/_stdin");
         assert_eq!(http.refusal(&["--json", r#"{"text": ""}"#, &path]), (409, "not_open".to_owned()));
@@ -236,7 +236,7 @@ on_two_sites! {
         assert_eq!(http.refusal(&["--json", r#"{"text": ""}"#, &path]), (409, "not_running".to_owned()));
         assert_eq!(http.json(&["-X", "DELETE", &format!("/processes/{cat}")]), ok);
 
-        // One that does not want to end, as words; and one that is stopped to be removed.
+        // A job that ignores TERM, its command given as words; and a job that is ended in order to be removed.
         let stubborn = json!({ "host": f.host, "command": ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"] });
         let job = http.post(&stubborn).1["id"].as_str().expect("an id").to_owned();
         f.await_written(&job, "ready\n");
@@ -264,7 +264,7 @@ on_two_sites! {
         for bad in ["wait_for=%28", "wait=5s"] {
             assert_eq!(http.refusal(&[&path(bad)]), (400, "bad_value".to_owned()), "{bad}");
         }
-        // The job's end is the end of the waiting.
+        // The end of the job ends the wait.
         let waiting = ask("wait_for=never&wait=1m").start();
         f.rsig.run(&["kill", &job, "KILL"]).ok();
         waiting.wait().ok().stdout_has("rsig-matched: false").stdout_has("one\n");
@@ -304,7 +304,7 @@ on_two_sites! {
         follower.wait_for_stdout("ne\n");
         fs::write(&gate, "").expect("the home is writable");
         assert_eq!(follower.wait().ok().stdout_bytes(), b"ne\ntwo\0");
-        // A client that goes takes its follower with it, also where the job says nothing.
+        // A client that disconnects ends its follower, even if the job writes nothing.
         let silent = http.spawn("exec sleep 1000");
         let process = f.process(&silent);
         let path = format!("/processes/{silent}/_log?follow=1");
@@ -313,7 +313,7 @@ on_two_sites! {
         let reader = reader(f, &silent);
         drop(follower);
         poll_until("nobody follows any more", SOON, || !reader.runs());
-        // So does a server that stops, but not as if that were the end of the job.
+        // A server that stops does so too, but the response does not end as if the job had ended.
         let follower = http.curl(&["--no-buffer", "--verbose", &path]).start();
         follower.wait_for_stderr("200 OK");
         http.stop();
@@ -452,7 +452,7 @@ fn what_makes_no_sense_is_said_to() {
     ]);
     assert!(!String::from_utf8_lossy(&secret).contains("s3cret"));
     assert_eq!(http.ask(&["--head", "/processes"]).0, 200);
-    // No page of another origin may read an answer, and none may ask whether it might.
+    // Pages of other origins may not read responses, and a preflight request is refused.
     let head = http
         .curl(&["--include", "-H", "Origin: http://evil.example", "/"])
         .run();
@@ -538,7 +538,7 @@ fn a_port_needs_the_token() {
         }
         let good = token(&f);
         let bare = Http {
-            way: vec![],
+            curl_options: vec![],
             ..http
         };
         let half = format!("Authorization: Bearer {}", &good[..good.len() - 1]);
@@ -571,7 +571,7 @@ fn a_port_needs_the_token() {
         );
         bare.stop();
     }
-    // It stays as it is, 256 bits of nobody else's.
+    // The token stays the same: 256 bits that no other user can read.
     let path = f.rsig.state().join("serve.token");
     let mode = || {
         fs::metadata(&path)
@@ -620,7 +620,7 @@ fn the_socket_is_this_users_and_one_servers() {
     http.stop();
     assert!(!path.exists() && process.runs());
     assert_eq!(f.state(&job), "running");
-    // What one leaves behind that is killed is taken over.
+    // The socket that a killed server leaves behind is taken over.
     let http = Http::start(&f, &[]);
     http.server.signal(Signal::SIGKILL);
     drop(http);
@@ -647,8 +647,8 @@ fn the_socket_is_this_users_and_one_servers() {
     );
 }
 
-/// Whether a process still has the server's end of the connection from this port of 127.0.0.1: a closed socket that
-/// has something to send yet stands in the table with inode 0 (proc_net_tcp).
+/// Whether a process still holds the server's end of the connection from this port of 127.0.0.1. A closed socket that
+/// still has data to send is listed with inode 0 (proc_net_tcp).
 fn holds_connection_of(client: u16) -> bool {
     let table = fs::read_to_string("/proc/net/tcp").expect("a table of connections");
     let from = format!(":{client:04X}");
@@ -702,7 +702,7 @@ fn who_is_too_slow_is_cut_off() {
             })
         })
         .collect();
-    // One that takes nothing of what it has asked for: meanwhile it is not held in memory, and others are served.
+    // A client that does not read its response: the response is not held in memory, and others are served meanwhile.
     let mut stalled = connect();
     write!(stalled, "GET /processes/{job}/_log HTTP/1.1\r\n{head}\r\n").expect("it takes it");
     assert_eq!(http.ask(&["/processes?running=1"]).0, 200);
@@ -810,7 +810,7 @@ fn a_client_that_vanishes_leaves_no_trace() {
     http.stop();
 }
 
-/// The document against the server: schemathesis makes requests up by it, good ones and bad ones.
+/// The OpenAPI document against the server: schemathesis generates valid and invalid requests from it.
 #[test]
 fn the_document_is_true() {
     let f = Site::OpenSshUser.start_with_keeper();
@@ -847,7 +847,7 @@ fn the_document_is_true() {
         .limit(SOON * 6)
         .run();
     checked.ok();
-    // It has got behind the door.
+    // Some requests were accepted.
     assert!(
         !f.rsig.run(&["ps", "-aq"]).ok().stdout().is_empty(),
         "no job was started: {checked}"

@@ -1,4 +1,4 @@
-//! `run` on several hosts: whose line it is, which status and which signals, and `--gather` beside `clush -b`.
+//! `run` on several hosts: line prefixes, exit status, signals, and `--gather` compared with `clush -b`.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use crate::harness::{Login, Output, Rsig, Running, Server, poll_until, tool};
 use crate::jobs::SOON;
 use crate::kit::{self, Sayer, Says};
 
-/// One server under many addresses, and rsig. 127.1.0.N is a host, `gone` is none, and `silent` says nothing.
+/// One server under many addresses, and rsig. Each 127.1.0.N is a host, `gone` is unreachable, and `silent` never
+/// answers.
 struct Farm {
     rsig: Rsig,
     server: Server,
@@ -64,7 +65,7 @@ impl Farm {
         self.rsig.spawn_process(&self.words(options, hosts, line))
     }
 
-    /// No job runs, and none is recorded as running.
+    /// Waits until no job runs and none is recorded as running.
     fn await_no_jobs(&self) {
         let line = "while :; do sleep";
         poll_until("no job is left", SOON, || {
@@ -79,15 +80,15 @@ impl Farm {
     }
 }
 
-/// The lines of one host, without its name.
-fn of<'a>(text: &'a str, host: &str) -> Vec<&'a str> {
+/// The lines of one host, without their prefix.
+fn lines_of<'a>(text: &'a str, host: &str) -> Vec<&'a str> {
     let label = format!("{host}: ");
     text.lines()
         .filter_map(|line| line.strip_prefix(&label))
         .collect()
 }
 
-/// A line that ends the job with a status of the host's own: 0 for those that are not named.
+/// A command line that exits with a status chosen by host: 0 for hosts that are not listed.
 fn statuses(of: &[(&str, u8)]) -> String {
     let arms = of
         .iter()
@@ -95,7 +96,7 @@ fn statuses(of: &[(&str, u8)]) -> String {
     format!("case $SSH_CONNECTION in {}esac", arms.collect::<String>())
 }
 
-/// A job that says what it gets, and ends by KILL alone.
+/// A job that prints the signals it receives, and that only KILL ends.
 const STUBBORN: &str =
     "trap 'echo int' INT; trap 'echo term' TERM; echo up; while :; do sleep 0.05; done";
 
@@ -118,15 +119,15 @@ fn each_line_is_whole_and_behind_its_host() {
             "x".repeat(70000 - 65536),
             "last".to_owned(),
         ]);
-        assert_eq!(of(&out, &host), expected, "{host}");
-        assert_eq!(of(err, &host), numbered("err"), "{host}");
+        assert_eq!(lines_of(&out, &host), expected, "{host}");
+        assert_eq!(lines_of(err, &host), numbered("err"), "{host}");
         lines += expected.len();
     }
     assert_eq!(out.lines().count(), lines);
     assert!(out.ends_with('\n'));
     farm.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
 
-    // One host, also as a range, is a run as ever; nothing is written where nothing comes.
+    // A single host, even one given as a range, is an ordinary run. Without output, nothing is written.
     farm.run(&[], "127.1.0.[1-1]", "printf a")
         .ok()
         .stdout_is("a");
@@ -149,7 +150,7 @@ fn the_status_is_the_first_in_the_order_of_the_hosts() {
         .stderr_has("rsig: 127.1.0.2: ended with status 3\n")
         .stderr_has("rsig: 127.1.0.3: ended with status 4\n");
     farm.run(&[], "127.1.0.[4,3,2]", &line).code(4);
-    // A host that can't be reached holds nobody, and is one that failed.
+    // An unreachable host does not delay the others, and counts as failed.
     let output = farm.run(
         &[],
         "127.1.0.1,gone,127.1.0.2",
@@ -160,7 +161,7 @@ fn the_status_is_the_first_in_the_order_of_the_hosts() {
         .stdout_has("127.1.0.1: here\n")
         .stdout_has("127.1.0.2: here\n");
     assert_eq!(
-        of(
+        lines_of(
             &format!("{}\n", output.stderr().replace("rsig: ", "")),
             "gone"
         )
@@ -235,7 +236,7 @@ fn signals_go_to_all() {
             let out = String::from_utf8_lossy(&run.stdout_so_far()).into_owned();
             out.matches("int\n").count() >= 4 * count || count == 3
         });
-        // What follows sooner is not counted.
+        // A signal that follows sooner is not counted.
         std::thread::sleep(Duration::from_millis(600));
     }
     let output = run.wait();
@@ -277,7 +278,7 @@ fn signals_go_to_all() {
     farm.await_no_jobs();
 }
 
-/// Whatever has come by then: a host that says nothing keeps nobody.
+/// Whatever stage the run has reached, and even if a host never answers.
 #[test]
 fn an_interrupt_ends_it_at_every_moment() {
     let farm = Farm::start();
@@ -307,7 +308,7 @@ fn parallel_and_fail_fast() {
     let farm = Farm::start();
     let alone = "mkdir alone && sleep 0.1 && rmdir alone";
     farm.run(&["--parallel", "1"], "127.1.0.[1-4]", alone).ok();
-    // All at once: each waits for the others.
+    // All at once: each job waits for the others.
     let all = "touch here-$$; until [ $(ls | grep -c here-) -ge 12 ]; do sleep 0.1; done";
     farm.run(&[], "127.1.0.[1-12]", all).ok();
 
@@ -317,7 +318,7 @@ fn parallel_and_fail_fast() {
         .code(3)
         .stdout_is("127.1.0.1: up\n127.1.0.2: up\n")
         .stderr_has("not run on 127.1.0.[3-4]\n");
-    // Those that run are ended, and their status is not the reason.
+    // Jobs that still run are ended, and their status does not become the exit status.
     let line = format!(
         "{}; while :; do sleep 0.1; done",
         statuses(&[("127.1.0.3", 5)])
@@ -351,7 +352,7 @@ fn equal_outputs_come_once_as_by_clush() {
         let ours = farm.run(&["--gather"], hosts, line);
         let clush = tool("clush").args(["-b", "-q", "-w", hosts, "-o", &options, line]);
         let theirs = farm.rsig.within(clush).run();
-        // By itself it says how many nodes there are where a terminal would see it: only without -q.
+        // clush prints the number of nodes only without -q.
         let without_counts = |text: String| {
             let lines = text.lines().map(|line| match line.split_once(" (") {
                 Some((hosts, _)) if line.ends_with(')') => hosts.to_owned(),
@@ -392,7 +393,7 @@ fn a_hundred_hosts_at_once() {
     farm.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
 }
 
-/// As `rsig run ... | head -1`: who prints nothing more ends too.
+/// As in `rsig run ... | head -1`: a job that prints nothing more is ended too.
 #[test]
 fn a_reader_that_has_gone_ends_all() {
     let farm = Farm::start();

@@ -1,4 +1,5 @@
-//! The main flow under every `/bin/sh` that a host may have, behind every login shell, and on hosts that lack much.
+//! The main flow under every `/bin/sh` that a host may have, behind every login shell, and on hosts that lack many
+//! tools.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -16,7 +17,7 @@ use crate::jobs::{LISTENER, SOON, json_lines, pick};
 use crate::keepers::{ends_with, kept, new_counter, nothing_is_left, warm};
 use serde_json::json;
 
-/// What a shell could spoil: quotes, an escape that `echo` would take, bytes that are no text.
+/// Words that a shell could garble: quotes, an escape that `echo` would interpret, bytes that are not text.
 const WORDS: [&str; 7] = [
     "",
     "it's",
@@ -27,7 +28,7 @@ const WORDS: [&str; 7] = [
     "ü\u{1}",
 ];
 
-/// Everything that the scripts do, once.
+/// Runs everything that the scripts do, once.
 fn main_flow(f: &Fixture) {
     // Spawn, environment, bytes, tail.
     let job = f.spawn(
@@ -56,7 +57,7 @@ fn main_flow(f: &Fixture) {
         .stdout_is("")
         .stderr_has("err");
 
-    // A job with a session of its own, nothing inherited and every signal at its default.
+    // A job in a session of its own, with nothing inherited and every signal at its default.
     let job = f.spawn(&[], &["cat", "/proc/self/status", "/proc/self/stat"]);
     f.rsig.run(&["wait", &job]).ok();
     let told = f.rsig.run(&["tail", "-n", "all", &job]).ok().stdout();
@@ -81,7 +82,7 @@ fn main_flow(f: &Fixture) {
         "{told}"
     );
 
-    // Signals, by name and by number, to the group; what is stopped and continued; the end.
+    // Signals to the group, by name and by number; stopping and continuing; the end.
     let job = f.spawn(&[], &["perl", "-e", LISTENER]);
     f.await_written(&job, "ready\n");
     for (signal, name) in [
@@ -118,7 +119,7 @@ fn main_flow(f: &Fixture) {
     );
     f.rsig.run(&["kill", &job]).code(4);
 
-    // Children, and what follows a job to its end.
+    // Children, and a follower that runs until the job ends.
     let job = f.spawn(&["-c"], &["echo one; sleep 1000; echo two"]);
     let follow = f.rsig.spawn_process(&["tail", "-f", &job]);
     follow.wait_for_stdout("one\n");
@@ -131,7 +132,7 @@ fn main_flow(f: &Fixture) {
     follow.wait().ok().stdout_is("one\n");
     f.await_no_processes();
 
-    // The shell that waits for it says nothing of its own in its log.
+    // The shell that waits for the job writes nothing of its own to the job's log.
     let job = f.spawn(&[], &["sleep", "1000"]);
     f.rsig.run(&["kill", "-w", "20s", &job, "TERM"]).ok();
     f.rsig
@@ -140,7 +141,7 @@ fn main_flow(f: &Fixture) {
         .stdout_is("")
         .stderr_is_empty();
 
-    // A time limit, met and not; and what is forgotten by itself.
+    // A time limit that expires and one that does not, and a job that is removed automatically.
     let job = f.spawn(&["--timeout", "300ms"], &["sleep", "1000"]);
     f.rsig
         .run(&["wait", &job])
@@ -187,13 +188,14 @@ fn main_flow(f: &Fixture) {
     assert_eq!(f.on_host(), [""; 0]);
 }
 
-/// Which file this machine's `/bin/sh` is: another one while something is mounted over it.
+/// Identifies this machine's `/bin/sh`: another file while something is mounted over it.
 fn system_shell() -> (u64, u64) {
     let file = fs::metadata("/bin/sh").expect("every machine has one");
     (file.dev(), file.ino())
 }
 
-/// What a login may export, and a shell between it and the job could change; and what changes what tools say.
+/// Variables that a login may export and that a shell on the way to the job could change, and variables that change the
+/// output of tools.
 const ENVIRONMENT: [(&str, &[u8]); 30] = [
     ("BASH_FUNC_cd%%", b"() {  echo no\n}"),
     ("BASH_FUNC_kill%%", b"() { echo `date`;   return 1; }"),
@@ -227,8 +229,8 @@ const ENVIRONMENT: [(&str, &[u8]); 30] = [
     ("state", b"lost"),
 ];
 
-/// The job gets its login's environment to the byte, and the scripts work whatever it is.
-fn environment(f: &Fixture, shell: &str) {
+/// The job gets its login's environment byte for byte, and the scripts work in any environment.
+fn check_environment(f: &Fixture, shell: &str) {
     let big = "x".repeat(100_000);
     let every: Vec<u8> = (1..=255).collect();
     let given = || {
@@ -238,7 +240,7 @@ fn environment(f: &Fixture, shell: &str) {
             ("EVERY", OsStr::from_bytes(&every)),
         ])
     };
-    // By env(1): the shell that makes the namespace would lose some.
+    // By env(1): the shell that creates the namespace would lose some variables.
     let rsig = |words: &[&str]| {
         let variable = |(name, value): (&str, &OsStr)| {
             [OsStr::new(name), OsStr::new("="), value]
@@ -312,8 +314,8 @@ fn environment(f: &Fixture, shell: &str) {
     f.await_no_processes();
 }
 
-/// A `PATH` that has none of the scripts' tools is the job's own affair.
-fn without_tools(f: &Fixture, shell: &str) {
+/// A `PATH` without the scripts' tools affects only the job.
+fn check_without_tools(f: &Fixture, shell: &str) {
     let within = |path: &str, words: &[&str]| {
         let unshare =
             tool("unshare").args(with_system_shell(&program_path(shell)).into_iter().skip(1));
@@ -345,8 +347,8 @@ fn without_tools(f: &Fixture, shell: &str) {
     }
 }
 
-/// This machine with another program as its `/bin/sh`.
-fn under(shell: &str) {
+/// Checks this machine with another program as its `/bin/sh`.
+fn check_under(shell: &str) {
     let before = system_shell();
     let mut f = Site::Local.start();
     f.rsig = Rsig::new().with_shell(program_path(shell));
@@ -358,34 +360,34 @@ fn under(shell: &str) {
         &["sh", "-c", "readlink /proc/$PPID/exe; cat /proc/$PPID/comm"],
     );
     f.rsig.run(&["wait", &supervisor]).ok();
-    environment(&f, shell);
-    without_tools(&f, shell);
+    check_environment(&f, shell);
+    check_without_tools(&f, shell);
     main_flow(&f);
     assert_eq!(system_shell(), before);
 }
 
 #[test]
 fn dash_reads_the_scripts() {
-    under("dash");
+    check_under("dash");
 }
 
 #[test]
 fn bash_reads_the_scripts() {
-    under("bash");
+    check_under("bash");
 }
 
 #[test]
 fn busybox_reads_the_scripts() {
-    under("busybox");
+    check_under("busybox");
 }
 
 #[test]
 fn mksh_reads_the_scripts() {
-    under("mksh");
+    check_under("mksh");
 }
 
-/// A host with another program as its `/bin/sh`, and jobs of a keeper's there.
-fn relayed_under(shell: &str) {
+/// Checks a keeper's jobs on a host with another program as its `/bin/sh`.
+fn check_relays_under(shell: &str) {
     let f = kept(
         Server::openssh(Login::User)
             .system_shell(program_path(shell))
@@ -404,7 +406,7 @@ fn relayed_under(shell: &str) {
     });
     ends_with(&f, &job, 6, shell);
 
-    // The end is told, and not only found in the end by asking.
+    // The end is reported, not just found by a later query.
     let job = f.spawn(&[], &["sleep", "1000"]);
     warm(&f, &job);
     let start = Instant::now();
@@ -425,14 +427,14 @@ fn relayed_under(shell: &str) {
 fn relays_work_under_any_shell() {
     ["bash", "busybox", "mksh"]
         .into_iter()
-        .for_each(relayed_under);
+        .for_each(check_relays_under);
 }
 
-/// A directory with all that the scripts need, and with `more`: the only one in PATH.
+/// A directory with every program that the scripts need, and with `more`. It is the only one in PATH.
 fn bare_path(dir: &Path, more: &[&str]) -> PathBuf {
     let bin = dir.join("bare");
     fs::create_dir(&bin).expect("a new directory");
-    // These are for the job and for rsig; the rest is what a host must have.
+    // These are for the job and for rsig; the others are what a host must have.
     let own = ["sh", "env", "perl", "readlink", "printf", "sed"];
     let needed = [
         "cat", "date", "dd", "head", "ls", "mkdir", "mkfifo", "mv", "rm", "sleep", "tail", "tr",
@@ -448,7 +450,7 @@ fn bare_path(dir: &Path, more: &[&str]) -> PathBuf {
     bin
 }
 
-/// How a job is detached where there is no setsid. Perl, which the flow's jobs need, is given to them alone.
+/// How a job is detached if setsid is missing. Perl, which the flow's jobs need, is given to them alone.
 fn without_setsid(shell: &str, more: &[&str]) {
     let mut f = Site::Local.start();
     let rsig = Rsig::new();
@@ -514,7 +516,7 @@ fn mksh_does_too() {
 
 #[test]
 fn nothing_detaches_a_job_where_job_control_does_not_work() {
-    // Nor is it started in the group of whoever asked for it.
+    // Nor is it started in the process group of the command that asked for it.
     for shell in ["dash", "busybox"] {
         let rsig = Rsig::new();
         let bare = bare_path(rsig.dir(), &[]);
@@ -575,7 +577,7 @@ fn every_login_shell_may_talk(options: &Options) {
     }
 }
 
-/// The files, joined as rsig joins them.
+/// Checks the script files, joined as rsig joins them.
 #[test]
 fn the_scripts_are_clean() {
     let file = |name: &str| {
@@ -624,7 +626,7 @@ fn the_scripts_are_clean() {
     ];
     for (files, given) in scripts {
         let text = files.iter().map(|name| file(name)).collect::<String>();
-        // Not every script uses all that the files set (SC2034) and define (SC2317).
+        // Not every script uses everything that the files set (SC2034) and define (SC2317).
         let given = given.replace('=', "=''");
         tool("shellcheck")
             .args(["-s", "sh", "-e", "SC2034,SC2317", "-"])
@@ -653,7 +655,7 @@ fn the_scripts_are_clean() {
         .ok();
 }
 
-/// What a login or its server does with standard error is nothing that a shell, or a stream, depends on.
+/// No shell or stream depends on what a login or its server does with standard error.
 #[test]
 fn a_login_without_standard_error_is_as_good_as_any() {
     let login = |line: &str| Server::openssh(Login::User).home_file(".bashrc", line);

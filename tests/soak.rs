@@ -1,5 +1,5 @@
-//! Long runs at random: `cargo test -- --ignored soak`. Each ends after `RSIG_SOAK_SECONDS` (200) at the latest, and prints
-//! its seed, which `RSIG_SOAK_SEED` repeats.
+//! Long random runs: `cargo test -- --ignored soak`. Each ends after at most `RSIG_SOAK_SECONDS` (200) and prints its
+//! seed. `RSIG_SOAK_SEED` repeats a run.
 
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
@@ -10,7 +10,7 @@ use crate::jobs::{SOON, json_lines};
 use crate::keepers::{dots, keeper_pids, kept, kill9, new_counter};
 use crate::kit;
 
-/// Numbers that a seed decides, by splitmix64.
+/// Pseudo-random numbers from a seed, by splitmix64.
 struct Random(u64);
 
 impl Random {
@@ -37,8 +37,8 @@ fn limit() -> Duration {
     Duration::from_secs(seconds.unwrap_or(200))
 }
 
-/// Signals to one job while connections are cut, and keepers and clients killed. What a client confirmed has been counted
-/// once; where one was killed or could not tell, once at most.
+/// Signals one job while connections are cut and keepers and clients are killed. A signal that a client confirmed was
+/// counted exactly once; one whose client was killed or could not tell, at most once.
 #[test]
 #[ignore = "minutes"]
 fn soak_2000_signals_are_neither_lost_nor_doubled() {
@@ -92,7 +92,7 @@ fn soak_2000_signals_are_neither_lost_nor_doubled() {
     assert!(confirmed_in_all * 2 > sent, "most of them arrive");
 }
 
-/// Cuts the connections at random bytes until a program has ended.
+/// Cuts the connections at random positions until a program has ended.
 fn cut_at_random(
     running: &mut Running,
     proxy: &Proxy,
@@ -115,7 +115,7 @@ fn cut_at_random(
     cuts
 }
 
-/// Prints a number of bytes, with every value among them, that no part of repeats soon.
+/// Prints a given number of bytes, with every value among them, in which no part repeats soon.
 const BYTES: &str = r#"my ($left, $n) = ($ARGV[0], 0);
 while ($left > 0) { my $part = pack("N*", map { $n++ * 2654435761 % 4294967296 } 1 .. 16384); $left -= length $part; print $part }"#;
 const SIZE: usize = 500 << 20;
@@ -135,7 +135,7 @@ fn checksum() -> String {
         .line()
 }
 
-/// rsig between two programs of a pipeline.
+/// Runs rsig between two programs of a pipeline.
 fn piped(f: &Fixture, line: &str, words: &[&str]) -> Running {
     f.rsig
         .within(tool("sh").args([
@@ -178,8 +178,8 @@ fn soak_500_mb_go_through_run_both_ways_over_200_cuts() {
     run.wait().ok().stdout_is(&(checksum() + "\n"));
 }
 
-/// 64 loops of commands on a state file whose disk fills and is emptied: what was said to be started has its record, what
-/// failed said why, and the file stays whole.
+/// 64 loops of commands on a state file whose disk fills up and is emptied: every job reported as started has its
+/// record, every failure gave a reason, and the file stays intact.
 #[test]
 #[ignore = "minutes"]
 fn soak_64_writers_outlive_a_disk_that_fills() {

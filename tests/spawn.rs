@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::harness::{Site, on_every_site, on_two_sites, poll_until, tool};
 use crate::jobs::{SOON, json_lines};
 
-/// Words that a shell, a quoting or a decoding could spoil.
+/// Words that a shell, quoting or decoding could garble.
 fn odd_words() -> Vec<OsString> {
     let mut words: Vec<OsString> = [
         "",
@@ -90,7 +90,7 @@ fn variables(bytes: &[u8]) -> BTreeMap<String, OsString> {
 }
 
 on_every_site! {
-    // That the job does not hold standard output is seen to by `run`, which waits for its end.
+    // `run` waits for the end of standard output, and so checks that the job does not hold it open.
     fn prints_the_id_alone_and_returns_while_the_job_runs(f: &Fixture) {
         let line = r#"job=$("$@") && echo "[$job]""#;
         let words = f.words("spawn", &["--name", "napper"], &["sleep", "1000"]);
@@ -111,7 +111,7 @@ on_every_site! {
         f.rsig.run(&["wait", &job]).ok();
         let expected: Vec<u8> = words.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
         assert!(f.rsig.run(&["tail", "-c", "+1", &job]).ok().stdout_bytes() == expected);
-        // A command line is shown on one line, whatever it holds.
+        // A command line is shown on one line, whatever it contains.
         assert_eq!(f.rsig.run(&["ps", &job]).ok().stdout().lines().count(), 2);
     }
 
@@ -150,7 +150,7 @@ on_every_site! {
         assert!(cookie.len() == 32 && cookie.bytes().all(|byte| byte.is_ascii_hexdigit()), "{cookie}");
         assert!(!is_in_some_argv(&secret) && !is_in_some_argv(cookie));
 
-        // Nor is it written down, on either side.
+        // The value is not written to disk either, on either side.
         let files = |dir| fs::read_dir(dir).expect("readable").flatten().filter(|entry| entry.file_name() != "out");
         for entry in files(f.rsig.state().to_owned()).chain(files(f.jobs_dir().join(&job))) {
             if entry.file_type().expect("a type").is_file() {
@@ -169,7 +169,7 @@ on_every_site! {
             Some(server) => variables(server.run("exec cat /proc/self/environ").ok().stdout_bytes()),
             None => variables(f.rsig.within(tool("cat")).arg("/proc/self/environ").run().ok().stdout_bytes()),
         };
-        // The connection is another one.
+        // The connection differs.
         for name in ["SSH_CLIENT", "SSH_CONNECTION"] {
             assert_eq!(job.remove(name).is_some(), expected.remove(name).is_some(), "{name}");
         }
@@ -216,7 +216,7 @@ on_every_site! {
         let process = f.process(&job);
         let is_its_own = |target: PathBuf| target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir());
         for process in [process.pid, process.ppid] {
-            // Whoever becomes a program has others open for a moment.
+            // A process that is about to execute a program has other descriptors open for a moment.
             poll_until("only its own are open", SOON, || {
                 let open = fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").flatten();
                 open.map(|entry| fs::read_link(entry.path())).all(|target| target.is_ok_and(is_its_own))
@@ -348,7 +348,7 @@ on_two_sites! {
         assert_eq!(f.on_host(), [job.as_str()]);
         gate.open();
         poll_until("it ends", SOON, || f.has_ended(&job));
-        // This machine still takes it for running: the host knows better.
+        // This machine still considers the job running; the host knows better.
         let next = f.spawn(&["-n", "train"], &["sleep", "1000"]);
         assert_eq!(f.job("train")["id"], next.as_str());
         f.rsig.run(&["kill", "train", "KILL", "-w", "20s"]).ok();
@@ -356,7 +356,7 @@ on_two_sites! {
     }
 }
 
-/// A shell that changes to `/` from its login's directory sets the same value.
+/// OLDPWD is the home: a shell that changes from its login's directory to `/` sets the same value.
 #[test]
 fn a_job_gets_its_logins_previous_directory() {
     let f = Site::Local.start();
@@ -419,7 +419,7 @@ fn usage_is_checked_before_anything_else() {
     );
 }
 
-/// A default ACL takes the place of the umask.
+/// A default ACL replaces the umask.
 #[test]
 fn a_default_acl_opens_no_file() {
     let f = Site::Local.start();

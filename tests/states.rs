@@ -1,4 +1,4 @@
-//! What a job's state is, whatever became of its processes.
+//! The state of a job, whatever happened to its processes.
 
 use std::fs;
 
@@ -8,8 +8,8 @@ use serde_json::json;
 use crate::harness::{Process, on_two_sites, poll_until};
 use crate::jobs::{SOON, json_lines, pick};
 
-/// Waits in clone(2) for a child that has its program still to become (`CLONE_VFORK`), as a shell does after vfork(2).
-const STARTS: &str = r#"use POSIX;
+/// Waits in clone(2) for a child that has not executed its program yet (`CLONE_VFORK`), as a shell does after vfork(2).
+const IN_VFORK: &str = r#"use POSIX;
 my $clone = (POSIX::uname())[4] eq 'aarch64' ? 220 : 56;
 if (syscall($clone, 0x4000 | SIGCHLD, 0, 0, 0, 0) == 0) {
     syswrite STDOUT, "ready\n";
@@ -29,14 +29,14 @@ on_two_sites! {
     }
 
     fn what_is_stopped_while_it_starts_a_program_is_stopped(f: &Fixture) {
-        let job = f.spawn(&[], &["perl", "-e", STARTS]);
+        let job = f.spawn(&[], &["perl", "-e", IN_VFORK]);
         f.await_written(&job, "ready\n");
         f.rsig.run(&["kill", &job, "STOP"]).ok();
         f.await_state(&job, "stopped");
         f.rsig.run(&["kill", &job, "CONT"]).ok();
         f.await_state(&job, "running");
         f.rsig.run(&["kill", &job, "STOP"]).ok();
-        // It takes TERM only once it goes on.
+        // TERM takes effect only once the job continues.
         f.rsig.run(&["stop", "--grace", "20s", &job]).ok().stdout_has("143 (TERM)");
     }
 
@@ -79,7 +79,7 @@ on_two_sites! {
             assert_eq!(told["error"]["kind"], "lost");
         }
         f.rsig.run(&["kill", &job]).code(125).stderr_has("lost");
-        // It is shown, and asked about again; only its name or --lost removes it.
+        // The job is still shown, and its host is asked about it again; only its name or --lost removes it.
         f.rsig.run(&["ps", "-q"]).ok().stdout_is(&format!("{job}\n"));
         f.rsig.run(&["rm", "--finished"]).ok().stdout_is("");
         f.rsig.run(&["rm", "--older-than", "0s"]).ok().stdout_is("");
@@ -104,7 +104,7 @@ on_two_sites! {
     }
 
     fn a_name_with_parentheses_and_line_breaks_is_no_riddle(f: &Fixture) {
-        // The kernel's name for the process stands in its stat, and could pass for fields of it.
+        // The kernel's name for the process is part of its stat file, and could be mistaken for other fields.
         let name = "a) Z 1 1\n) T";
         let program = f.job_home().join(name);
         fs::copy("/bin/sleep", &program).expect("the home is writable");

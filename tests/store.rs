@@ -12,7 +12,7 @@ use crate::harness::scratch::{make_dir, write_file};
 use crate::harness::{Invocation, Rsig, Running, poll_until, tool};
 use crate::kit::{self, SOON, clear_message};
 
-/// Everything that touches the state file.
+/// Every command that uses the state file.
 const COMMANDS: [&[&str]; 8] = [
     &["spawn", "local", "--", "touch", "started"],
     &["kill", "job"],
@@ -24,7 +24,7 @@ const COMMANDS: [&[&str]; 8] = [
     &["rm", "--finished"],
 ];
 
-/// Holds the file against SQLite's own check.
+/// Runs SQLite's own integrity check on the file.
 #[track_caller]
 fn assert_whole(rsig: &Rsig) {
     let verdict: String = kit::database(rsig)
@@ -36,7 +36,7 @@ fn assert_whole(rsig: &Rsig) {
 #[test]
 fn what_64_processes_write_at_once_is_all_there() {
     let rsig = Rsig::new();
-    // The first ones race for making the file, too.
+    // The first ones also race to create the file.
     let started: Vec<Running> = (0..64)
         .map(|_| rsig.spawn_process(&["spawn", "local", "--", "true"]))
         .collect();
@@ -49,7 +49,7 @@ fn what_64_processes_write_at_once_is_all_there() {
         kit::recorded(&rsig).into_iter().collect::<HashSet<_>>(),
         ids
     );
-    // Then 64 that change records, and among them some that take records away.
+    // Then 64 processes that change records, some of which remove them.
     let (gone, kept): (Vec<&String>, Vec<&String>) = ids.iter().partition(|id| id.as_str() < "8");
     let removing = gone.iter().map(|id| rsig.spawn_process(&["rm", id]));
     let waiting = kept.iter().map(|id| rsig.spawn_process(&["wait", id]));
@@ -74,7 +74,7 @@ fn what_64_processes_write_at_once_is_all_there() {
     assert_whole(&rsig);
 }
 
-/// Each command reads all of the write-ahead log, so it must not grow with what was ever done.
+/// Each command reads the whole write-ahead log, so its size must not depend on the number of past commands.
 #[test]
 fn the_log_of_the_state_file_stays_short() {
     let rsig = Rsig::new();
@@ -121,21 +121,21 @@ fn a_name_is_given_to_one_of_many_who_want_it_at_once() {
 
 #[test]
 fn a_process_that_is_killed_at_any_moment_leaves_the_file_whole() {
-    // How long one takes, so that the moments are spread over all of it.
+    // The duration of one command, over which the kills are spread.
     let measured = Rsig::new();
     let start = Instant::now();
     measured.run(&["spawn", "local", "--", "true"]).ok();
     let whole = start.elapsed();
     let rsig = Rsig::new();
     for moment in 0..40 {
-        // The first half makes the file each time; the second writes to one that is there.
+        // The first half creates the file each time; the second half writes to an existing one.
         if moment < 20 {
             for entry in fs::read_dir(rsig.state()).expect("the directory is there") {
                 fs::remove_file(entry.expect("an entry").path()).expect("our own file");
             }
         }
         let running = rsig.spawn_process(&["spawn", "local", "--", "true"]);
-        // The moment itself is what is tested.
+        // The moment of the kill is what is tested.
         std::thread::sleep(whole * (moment % 20) / 20);
         running.signal(Signal::SIGKILL);
         drop(running);
@@ -143,7 +143,7 @@ fn a_process_that_is_killed_at_any_moment_leaves_the_file_whole() {
         assert_whole(&rsig);
         assert!(kit::recorded(&rsig).contains(&job));
     }
-    // What was cut short is known for what it is, at the latest a minute after.
+    // An interrupted start is recognised as such after a minute at most.
     let database = kit::database(&rsig);
     database
         .execute(
@@ -161,7 +161,7 @@ fn a_process_that_is_killed_at_any_moment_leaves_the_file_whole() {
     });
 }
 
-/// A whole state file of ours, as bytes.
+/// An intact state file of rsig, as bytes.
 fn a_state_file() -> Vec<u8> {
     let rsig = Rsig::new();
     let job = rsig.run(&["spawn", "local", "--", "true"]).ok().line();
@@ -286,7 +286,7 @@ fn what_is_no_file_in_its_place_is_named_and_left_as_it_is() {
             "dangling" => symlink(&elsewhere, &file).expect("a link"),
             "fifo" => drop(tool("mkfifo").arg(&file).run().ok()),
             _ => {
-                // Root reads everything, so this one is a socket: it can't be opened by anybody.
+                // Root can read everything, so this one is a socket: no user can open it.
                 drop(std::os::unix::net::UnixListener::bind(&file).expect("a socket"));
             }
         }
@@ -386,12 +386,12 @@ fn an_open_umask_opens_nothing() {
             .env("HOME", rsig.home())
             .cwd(rsig.home())
     };
-    // Without RSIG_STATE_DIR: the directories on the way are made as well.
+    // Without RSIG_STATE_DIR, so that the parent directories are created as well.
     let job = under("spawn local -- sh -c 'umask; sleep 1000; :'")
         .run()
         .ok()
         .line();
-    // The job has the login's own.
+    // The job has the login's own umask.
     poll_until("it has said its umask", SOON, || {
         under(&format!("tail {job}")).run().ok().stdout() == "0000\n"
     });
@@ -428,7 +428,7 @@ fn without_a_place_for_the_state_file_that_is_said() {
         ("HOME", "relative"),
         ("XDG_STATE_HOME", "relative"),
     ] {
-        // A user that no file knows.
+        // A user without an entry in the password database.
         let output = tool("setpriv")
             .args(["--reuid=54321", "--regid=54321", "--clear-groups"])
             .args([env!("CARGO_BIN_EXE_rsig"), "ps"])
@@ -451,7 +451,7 @@ fn a_state_file_that_is_locked_for_a_moment_is_waited_for() {
         .execute_batch("BEGIN IMMEDIATE")
         .expect("a transaction");
     let rm = rsig.spawn_process(&["rm", &job]);
-    // Readers are not kept waiting, and see what was there before.
+    // Readers do not wait, and see the state before the transaction.
     for _ in 0..3 {
         assert_eq!(kit::recorded(&rsig), [job.as_str()]);
     }

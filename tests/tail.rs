@@ -1,4 +1,4 @@
-//! `rsig tail`: every byte of both streams, once, from where it was asked.
+//! `rsig tail`: every byte of both streams, once, from the requested position.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::harness::{Direction, Proxy, Site, on_every_site, on_two_sites, poll_until, tool};
 use crate::jobs::SOON;
 
-/// Writes 50 MB, in pieces that end anywhere, with every byte in them.
-const MUCH: &str = r#"my $block = join "", map { chr(($_ * 7 + ($_ >> 8)) % 256) } 0 .. 99_999;
+/// Writes 50 MB that contain every byte value, in pieces that end at arbitrary positions.
+const WRITER: &str = r#"my $block = join "", map { chr(($_ * 7 + ($_ >> 8)) % 256) } 0 .. 99_999;
 print $block for 1 .. 500;"#;
 
 on_two_sites! {
@@ -49,7 +49,7 @@ on_two_sites! {
     }
 
     fn every_byte_of_50_mb_comes_once_and_as_it_was_written(f: &Fixture) {
-        let job = f.spawn(&[], &["perl", "-e", MUCH]);
+        let job = f.spawn(&[], &["perl", "-e", WRITER]);
         let followed = f.rsig.run(&["tail", "-f", "-n", "all", &job]);
         f.rsig.run(&["wait", &job]).ok();
         let written = fs::read(f.file(&job, "out")).expect("readable");
@@ -71,7 +71,7 @@ on_two_sites! {
         let other = f.rsig.spawn_process(&["tail", "-f", "-n", "+2", "--stderr", &job]);
         tail.wait_for_stdout("one\n");
         tail.wait_for_stderr("uno\n");
-        // Without a newline too.
+        // Even without a newline.
         fs::write(&gates[0], "").expect("writable");
         tail.wait_for_stdout("one\ntwo");
         assert!(!tail.has_ended());
@@ -100,7 +100,8 @@ on_two_sites! {
 on_every_site! {
     fn a_reader_that_goes_leaves_nothing_on_the_host(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&[], 0);
-        // A relay's shell has two below it: what waits for the end of the job, and the shell that reads the relay's input.
+        // A relay's shell has two children: the process that waits for the job's end, and the shell that reads the
+        // relay's input.
         let below = if f.rsig.keeper && f.is_remote() { 2 } else { 0 };
         let ready = || {
             let all = f.processes();
@@ -118,7 +119,7 @@ on_every_site! {
         gate.open();
         f.rsig.run(&["wait", &job]).ok();
 
-        // The end of a pipe is nothing to speak of.
+        // A closed pipe is not worth a message.
         let much = f.spawn(&[], &["seq", "300000"]);
         let line = r#""$@" | head -n 2"#;
         let pipe = f.rsig.within(tool("sh"))
@@ -137,7 +138,7 @@ on_two_sites! {
         tail.wait_for_stdout("something\n");
         fs::write(f.file(&job, "out"), "").expect("writable");
         tail.wait().code(1).stderr_has("cut short");
-        // Another file in its place, however long.
+        // Another file in its place, even a longer one.
         let tail = f.rsig.spawn_process(&["tail", "-f", &job]);
         fs::write(f.file(&job, "out"), "more\n").expect("writable");
         tail.wait_for_stdout("more\n");
@@ -159,7 +160,7 @@ fn every_byte_comes_once_over_fifty_cuts() {
     let mut f = Site::OpenSshUser.start();
     let proxy = Proxy::start(f.server.as_ref().expect("a server").port(), Duration::ZERO);
     f.go_through(&proxy);
-    let job = f.spawn(&[], &["perl", "-e", &MUCH.replace("500", "1000")]);
+    let job = f.spawn(&[], &["perl", "-e", &WRITER.replace("500", "1000")]);
     let before = proxy.connections();
     proxy.cut_after_bytes(Direction::ToClient, 1_000_000);
     let tail = f.rsig.spawn_process(&["tail", "-f", "-n", "all", &job]);
@@ -179,7 +180,7 @@ fn every_byte_comes_once_over_fifty_cuts() {
     assert!(followed.stderr().matches("connecting again").count() >= 50);
 }
 
-/// Escape sequences of a job's are passed on: tail is to it what cat is.
+/// Escape sequences of a job are passed on, as cat(1) does.
 #[test]
 fn bytes_are_not_touched() {
     let f = Site::Local.start();
@@ -191,7 +192,8 @@ fn bytes_are_not_touched() {
     );
 }
 
-/// While a reader takes its time, nobody works; and it gets all the same, even after a server would have counted as silent.
+/// A slow reader costs no CPU time, and still gets everything, even after a time in which a server would count as
+/// silent.
 #[test]
 fn a_reader_that_takes_its_time_costs_nothing() {
     let f = Site::OpenSshUser.start();

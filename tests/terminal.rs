@@ -1,4 +1,4 @@
-//! What a person sees on a terminal, what a pipe gets, and Ctrl-C.
+//! What a user sees on a terminal, what a pipe gets, and Ctrl-C.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use crate::harness::tty::CTRL_C;
 use crate::harness::{Fixture, Login, Rsig, Server, Tty, poll_until, tool};
 use crate::kit::{self, SOON, Sayer, Says, config_for, harmless, interrupted, record_on};
 
-/// A machine that knows a few jobs.
+/// A machine with records of a few jobs.
 fn with_jobs() -> Rsig {
     let rsig = Rsig::new();
     let long = "x".repeat(300);
@@ -56,7 +56,7 @@ fn a_table_fits_its_terminal() {
         for words in [&["ps", "-a"][..], &["ps", "-a", "--cached"]] {
             let lines = table(rsig.command(words).tty(columns, 24));
             assert_eq!(lines.len(), 4, "one line a job: {lines:?}");
-            // The wide character counts for two, so there is room for it.
+            // The wide character counts as two, so there is room for it.
             let wide = lines
                 .iter()
                 .map(|line| line.chars().count())
@@ -104,7 +104,7 @@ fn colour_is_for_terminals_that_want_it() {
         "an empty one says nothing (no-color.org)"
     );
     assert!(!shown("TERM", "dumb"));
-    // A pipe gets the words alone, and all of them.
+    // A pipe gets plain text, and all of it.
     let output = rsig.run(&["ps", "-a"]);
     harmless(&output.ok().stdout());
     output
@@ -136,7 +136,7 @@ fn a_reader_that_goes_ends_it_quietly() {
         let output = rsig.within(shell).run();
         output.ok().stderr_is_empty();
         let text = output.stdout();
-        // 141 is an end by PIPE, as of any other program.
+        // 141 means ended by PIPE, as for any other program.
         assert!(
             text.ends_with("141\n"),
             "{:?} ... {:?}",

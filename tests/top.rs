@@ -1,4 +1,4 @@
-//! `rsig top` in a real terminal: tmux draws what it writes.
+//! `rsig top` in a real terminal: tmux renders its output.
 
 use std::path::PathBuf;
 
@@ -9,14 +9,14 @@ use crate::harness::{Fixture, Process, Rsig, Site, tool};
 use crate::jobs::{LISTENER, SOON};
 use crate::kit::{Sayer, Says, config_for, harmless, record_on};
 
-/// A tmux server with one window, in which a shell runs `rsig top`, and says afterwards how it ended and whether the
-/// terminal is as it was.
+/// A tmux server with one window. A shell in it runs `rsig top`, then prints its exit status and whether the terminal
+/// is as before.
 struct Screen<'a> {
     rsig: &'a Rsig,
     socket: PathBuf,
 }
 
-const AROUND: &str = r#"before=$(stty -g); "$@"; echo "ended with $?"; [ "$(stty -g)" = "$before" ] && echo "as before"
+const WRAPPER: &str = r#"before=$(stty -g); "$@"; echo "ended with $?"; [ "$(stty -g)" = "$before" ] && echo "as before"
     exec sleep 1000"#;
 
 impl<'a> Screen<'a> {
@@ -32,7 +32,7 @@ impl<'a> Screen<'a> {
             env,
             "sh",
             "-c",
-            AROUND,
+            WRAPPER,
             "sh",
             env!("CARGO_BIN_EXE_rsig"),
             "top",
@@ -79,7 +79,7 @@ impl<'a> Screen<'a> {
         }
     }
 
-    /// The words of the row about a job.
+    /// The words of a job's row.
     fn row(&self, job: &str) -> Vec<String> {
         let lines = self.lines();
         let row = lines
@@ -111,7 +111,7 @@ impl<'a> Screen<'a> {
             .expect("it runs")
     }
 
-    /// It has ended with this status, and the terminal is as it was.
+    /// Waits until `rsig top` has ended with this status, and asserts that the terminal is as before.
     #[track_caller]
     fn await_end(&self, status: i32) {
         self.wait_for("as before");
@@ -173,7 +173,7 @@ fn jobs_are_watched_and_signalled(f: &Fixture) {
         "{lines:#?}"
     );
 
-    // Signals, by keys and by name; what they do is seen on the host.
+    // Signals, by key and by name; their effect is checked on the host.
     screen.keys(&["s"]);
     screen.wait_for(&format!("{listener} (listener) on server: STOP sent"));
     screen.wait_for_row(&listener, &["stopped"]);
@@ -199,7 +199,7 @@ fn jobs_are_watched_and_signalled(f: &Fixture) {
     screen.wait_for_row(&idle, &["exited", "143"]);
     screen.keys(&["Escape"]);
 
-    // A question before several are killed.
+    // A confirmation before several jobs are killed.
     let other = f.spawn(&[], &["sleep", "1000"]);
     screen.wait_for_row(&other, &["running", "0.0%"]);
     screen.keys(&["Home", "Space", "Down", "Space"]);

@@ -1,4 +1,4 @@
-//! `--target tree`: what a job has started, whatever became of its group, its session, its parents and its environment.
+//! `--target tree`: what a job has started, whatever happened to its group, session, parents and environment.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
@@ -13,10 +13,10 @@ use serde_json::Value;
 use crate::harness::{Fixture, Process, Proxy, Site, on_two_sites, poll_until, tool};
 use crate::jobs::{SOON, json_lines};
 
-/// Tells the directories of these jobs apart.
+/// Numbers the directories of these jobs.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// Starts a job that runs this line of shell, in which `note NAME` writes down the process that it runs in.
+/// Starts a job that runs this shell command line, in which `note NAME` records the process that it runs in.
 fn spawn_noting(f: &Fixture, line: &str, names: &[&str]) -> (String, Vec<Process>) {
     let line = format!(r#"note() {{ sh -c 'echo $PPID' >"$1.new"; mv "$1.new" "$1"; }}; {line}"#);
     let dir = f
@@ -43,10 +43,10 @@ fn spawn_noting(f: &Fixture, line: &str, names: &[&str]) -> (String, Vec<Process
     (job, found)
 }
 
-// No shell that starts something again and again: one that STOP meets in vfork(2) never shows as stopped.
+// Jobs that get STOP must not use a shell that keeps starting programs: one stopped in vfork(2) never shows as stopped.
 
-/// A process that outlives its parent and leads a session of its own, one that has left its group alone, and one that
-/// shows no environment; the words behind each say what becomes of it.
+/// `daemon` outlives its parent and leads a session of its own; `grandchild` has only left its group and
+/// session; `hidden` shows no environment; `sibling` is still in the group.
 const FAMILY: &str = "
     (setsid sh -c 'sh -c \"echo \\$PPID\" >daemon.new; mv daemon.new daemon; exec sleep 1000' &)
     setsid sh -c 'sh -c \"echo \\$PPID\" >grandchild.new; mv grandchild.new grandchild; sleep 1000; :' &
@@ -64,7 +64,7 @@ fn await_gone(processes: &[Process]) {
     poll_until("the processes are gone", SOON, || gone(processes));
 }
 
-/// Until nothing is left of what the jobs of these tests run. A keeper's shells are.
+/// Waits until nothing that the jobs of these tests run is left. A keeper's shells may stay.
 fn await_quiet(f: &Fixture) {
     let is_ours = |process: &Process| process.name == "sleep" || process.name == "perl";
     poll_until("nothing of the jobs is left", SOON, || {
@@ -76,14 +76,14 @@ fn is_stopped(process: &Process) -> bool {
     Process::find(process.pid).is_some_and(|now| now.is_stopped())
 }
 
-/// Held by whoever starts a crowd that keeps forking: several at once leave a small machine no time for anything else.
-static ALONE: Mutex<()> = Mutex::new(());
+/// Held while a job keeps forking: several such jobs at once leave a small machine no time for anything else.
+static FORK_LOCK: Mutex<()> = Mutex::new(());
 
 on_two_sites! {
     fn a_signal_reaches_what_has_left_the_group(f: &Fixture) {
         let line = format!("{FAMILY} while :; do sleep 0.05; done");
         let (job, members) = spawn_noting(f, &line, &MEMBERS);
-        // The group alone leaves the others.
+        // A signal to the group alone does not reach the others.
         f.rsig.run(&["kill", "-w", "20s", &job]).ok();
         let (left, dead): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.name != "sleep" || member.runs());
         assert!(dead.len() <= 1 && left.iter().filter(|member| member.runs()).count() >= 2);
@@ -95,7 +95,8 @@ on_two_sites! {
     }
 
     fn the_whole_tree_is_signalled_while_the_job_runs(f: &Fixture) {
-        // One hides its environment, so only its parent shows whose it is; with it is a child in a session of its own.
+        // One process hides its environment, so only its parent shows which job it belongs to. Its child has a session
+        // of its own.
         let line = format!("{FAMILY} env -i PATH=\"$PATH\" sh -c 'setsid sleep 1001 & sleep 1000' & note hider; wait");
         let (job, mut members) = spawn_noting(f, &line, &MEMBERS);
         let hidden = |f: &Fixture| f.processes().into_iter().filter(|process| process.cmdline == "sleep 1001").collect::<Vec<_>>();
@@ -148,7 +149,8 @@ on_two_sites! {
     }
 
     fn what_keeps_forking_does_not_slip_away(f: &Fixture) {
-        // Twelve that each keep four others alive, which come and go, every other one in a session of its own.
+        // Twelve processes that each keep four short-lived children alive, about every other one in a session of its
+        // own.
         let bomb = "$| = 1; use POSIX; $SIG{CHLD} = 'IGNORE';
             sub forked { my $pid; select undef, undef, undef, 0.01 until defined($pid = fork); $pid }
             for (1..11) { last unless forked() }
@@ -161,7 +163,7 @@ on_two_sites! {
                 kill 'KILL', shift @kept if @kept > 4;
                 select undef, undef, undef, 0.01;
             }";
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = FORK_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in ["TERM", "KILL", "INT"] {
             let job = f.spawn(&[], &["perl", "-e", bomb]);
             let ours = || f.processes().into_iter().filter(|process| process.name == "perl").collect::<Vec<_>>();
@@ -206,7 +208,7 @@ on_two_sites! {
             "trap 'exit 5' TERM; (trap '' TERM; note deaf; exec setsid sleep 1000) & while :; do sleep 0.05; done",
             &["deaf"],
         );
-        // The job ends, and what it started does not.
+        // The job ends, but what it started does not.
         f.rsig.run(&["kill", "--target", "tree", "-w", "2s", &job]).code(124).stdout_has("what it started still runs");
         assert!(members[0].runs() && f.job(&job)["exit_status"] == 5);
         f.rsig.run(&["stop", "--target", "tree", "--grace", "2s", &job]).ok();
@@ -252,7 +254,7 @@ fn rsig_itself_what_started_it_and_other_jobs_are_spared() {
 /// Enough processes that stopping them takes a while.
 const CROWD: usize = 151;
 
-/// A job of so many processes; each adds a line to `count` for every USR1.
+/// Starts a job of `size` processes. Each adds a line to `count` for every USR1.
 fn spawn_crowd(f: &Fixture, size: usize) -> String {
     let crowd = "$| = 1; use POSIX; open my $out, '>>', 'count';
         for (2..shift) { last unless fork; }
@@ -271,7 +273,7 @@ fn spawn_crowd(f: &Fixture, size: usize) -> String {
     job
 }
 
-/// How many signals the crowd has got.
+/// The number of signals that the crowd has received.
 fn count_of_crowd(f: &Fixture) -> usize {
     fs::read_to_string(f.job_home().join("count"))
         .expect("readable")
@@ -279,7 +281,7 @@ fn count_of_crowd(f: &Fixture) -> usize {
         .count()
 }
 
-/// None of the crowd is stopped, and each got the signal once.
+/// Asserts that no process of the crowd is stopped, and that each received every signal once.
 fn assert_crowd_goes_on(f: &Fixture, size: usize, signals: usize) {
     let crowd = || {
         f.processes()
@@ -309,11 +311,11 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
             .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
         poll_until("it is being stopped", SOON, || is_stopped(&first));
         proxy.cut();
-        // It asks again with the same claim.
+        // The command asks again, with the same claim.
         kill.wait().ok().stdout_has("USR1 sent to its whole tree");
         assert_crowd_goes_on(&f, CROWD, signals);
     }
-    // A cut that is never mended.
+    // A cut that is never repaired.
     let kill = f
         .rsig
         .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
@@ -338,11 +340,11 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
             .map(|process| process.pid)
     };
     let send = |pid: i32, signal| kill(Pid::from_raw(pid), signal).is_ok();
-    // Each fails if what it would kill has done its work by then.
+    // Each returns false if its victim has already done its work.
     let kill_command = |command: i32| send(command, Signal::SIGKILL);
     let kill_script =
         |command: i32| shells_of(command).is_some_and(|script| send(script, Signal::SIGKILL));
-    // The part of the script which does the work, by what can be sent to it short of KILL.
+    // Sends all signals short of KILL to the part of the script that does the work.
     let signal_worker = |command: i32| {
         let worker = shells_of(command).and_then(shells_of);
         worker.is_some_and(|worker| {
@@ -373,7 +375,7 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
     }
 }
 
-/// The script of the far side, and the shells that it has to run in.
+/// The script for the host, and the shells in which it must work.
 const PARTS: [&str; 7] = [
     include_str!("../src/remote/frame.sh"),
     include_str!("../src/remote/host.sh"),
@@ -391,7 +393,7 @@ const SHELLS: [&[&str]; 5] = [
     &["mksh"],
 ];
 
-/// Runs a call of the script's functions in a shell.
+/// Calls the script's functions in a shell.
 fn in_shell(f: &Fixture, shell: &[&str], system: &str, call: &str) -> String {
     let [frame, host, rest @ ..] = PARTS;
     let rest = rest.join("\n");
@@ -470,7 +472,7 @@ fn the_script_does_the_same_in_every_shell() {
     }
 }
 
-/// Elsewhere than on Linux there is no /proc: ps tells, and only by parent links.
+/// Systems other than Linux have no /proc: ps is asked instead, and only parent links are followed.
 #[test]
 fn without_proc_the_links_are_followed_and_that_is_said() {
     let f = Site::Local.start();
@@ -496,7 +498,7 @@ fn without_proc_the_links_are_followed_and_that_is_said() {
         let text = fs::read_to_string(&file).expect("readable");
         let mut words: Vec<&str> = text.trim_end().split(' ').collect();
         words[2] = &birth;
-        // The start time of process 1 has another unit there, too.
+        // The start time of process 1 has another unit on such systems, too.
         words[6] = words[6].split(':').next().expect("a machine");
         fs::write(&file, words.join(" ") + "\n").expect("ours");
         let told = in_shell(

@@ -1,4 +1,4 @@
-//! A state file that can't be written, or can't be at all: what is done and reported stays the same.
+//! A state file that can't be written, or can't exist at all: what is done and reported stays the same.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -10,8 +10,8 @@ use crate::harness::{Fixture, Login, Output, Rsig, Server, poll_until, tool};
 use crate::jobs::SOON;
 use crate::kit::clear_message;
 
-/// Runs a script in a mount namespace of its own, where the state directory is a file system of 400 kB. In it, `r` is
-/// rsig with one line of report: its first word, its exit status, how many lines it wrote to standard error.
+/// Runs a script in a mount namespace of its own, where the state directory is a file system of 400 kB. In it, `r` runs
+/// rsig and prints one line: the first word, the exit status and the number of lines on standard error.
 fn script(rsig: &Rsig, lines: &str) -> Output {
     let script = format!(
         "mount -t tmpfs -o size=400k,mode=700 small \"$RSIG_STATE_DIR\" || exit 99
@@ -26,10 +26,10 @@ fn script(rsig: &Rsig, lines: &str) -> Output {
 }
 
 const FULL: &str = "dd if=/dev/zero of=\"$RSIG_STATE_DIR/fill\" bs=1k 2>/dev/null";
-/// A mount over it, since files that are open for writing keep one from being made read-only.
+/// A mount over the directory: files open for writing keep the original mount from being made read-only.
 const READ_ONLY: &str = "mount --bind \"$RSIG_STATE_DIR\" \"$RSIG_STATE_DIR\" &&
     mount -o remount,bind,ro \"$RSIG_STATE_DIR\"";
-/// Another writer, until the file `open` is there.
+/// Another writer, which holds the lock until the file `open` exists.
 const LOCKED: &str = r#"python3 -c 'import os, sqlite3, sys, time
 database = sqlite3.connect(os.environ["RSIG_STATE_DIR"] + "/jobs.db", isolation_level=None)
 database.execute("BEGIN IMMEDIATE")
@@ -40,7 +40,7 @@ while not os.path.exists("open"): time.sleep(0.05)' & while [ ! -e locked ]; do 
 fn what_cannot_be_written_down_changes_nothing() {
     for (what, make, said) in [
         ("full", FULL, "no space left on device; free some space"),
-        // What `run` holds open can still be written.
+        // A file that `run` holds open can still be written.
         ("read-only", READ_ONLY, "read-only file system"),
         ("locked", LOCKED, "another process keeps it locked"),
     ] {
@@ -75,7 +75,7 @@ fn what_cannot_be_written_down_changes_nothing() {
     }
 }
 
-/// The result comes first, and then what waits for the lock: for a moment where nobody writes under it.
+/// The result is printed before the command waits for the lock, and that wait is short if nothing is written under it.
 #[test]
 fn a_locked_file_delays_no_result() {
     let rsig = Rsig::new();
@@ -133,7 +133,7 @@ fn a_host_is_reached_where_no_socket_can_be_made() {
     }
 }
 
-/// No file, and none can be made: no record is missing, and hosts can be asked.
+/// No file exists and none can be created: no record is missing, and hosts can be asked.
 #[test]
 fn without_a_state_file_commands_work_and_nothing_is_started() {
     let small = "mount -t tmpfs -o size=16k,mode=700 smaller \"$RSIG_STATE_DIR\"";
@@ -161,7 +161,7 @@ fn without_a_state_file_commands_work_and_nothing_is_started() {
             .collect::<Vec<_>>()
             .join("\n");
         if what == "small" {
-            // A file is made, and nothing fits into it.
+            // The file is created, but nothing fits into it.
             assert!(["ps 0 0", "ps 0 1"].contains(&ps.as_str()), "{output}");
             assert!(rest.contains("kill 3 1\nkill 0 1\nspawn 1 1\n"), "{output}");
         } else {
@@ -204,7 +204,7 @@ fn too_few_files_are_told() {
     clear_message(&output);
 }
 
-/// Locks that fail as on Lustre or NFS without them.
+/// File locks fail, as on Lustre or NFS without lock support.
 #[test]
 fn a_file_system_without_locks_is_told_at_once() {
     let code = "#define _GNU_SOURCE
@@ -248,7 +248,7 @@ fn a_file_system_without_locks_is_told_at_once() {
     }
 }
 
-/// As sudo leaves it.
+/// HOME as sudo leaves it.
 #[test]
 fn root_makes_nothing_in_the_home_of_another_user() {
     let rsig = Rsig::new();

@@ -1,4 +1,4 @@
-//! What is wrong on the command line: said once, before anything is touched; and words that name no job.
+//! Errors on the command line, reported once and before anything is touched; and words that name no job.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -8,9 +8,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use crate::harness::{Output, Rsig};
 use crate::kit::{self, clear_message};
 
-/// One message, and no more than that.
+/// Asserts that there is exactly one message.
 #[track_caller]
-fn one_message(output: &Output) {
+fn assert_one_message(output: &Output) {
     clear_message(output);
     let first = output.stderr().lines().next().unwrap_or_default();
     assert!(
@@ -127,7 +127,7 @@ fn what_is_wrong_on_the_command_line_is_said_before_anything_is_touched() {
             .stderr_has(said)
             .stderr_lacks("secret");
         if !line.is_empty() {
-            one_message(&output);
+            assert_one_message(&output);
         }
         let made = fs::read_dir(rsig.state())
             .expect("the state directory is there")
@@ -223,7 +223,7 @@ fn a_beginning_that_fits_several_jobs_lists_them() {
         .ok()
         .line();
     rsig.run(&["wait", &first]).ok();
-    // Records of finished jobs whose ids begin alike.
+    // Records of finished jobs whose ids have the same beginning.
     let prefix = &first[..3];
     let database = kit::database(&rsig);
     let copy =
@@ -254,7 +254,7 @@ fn a_beginning_that_fits_several_jobs_lists_them() {
     let output = rsig.run(&["kill", "--json", prefix]);
     let report: serde_json::Value = serde_json::from_str(&output.code(3).line()).expect("JSON");
     assert_eq!(report["error"]["kind"], "ambiguous");
-    // One character more makes it unique, two characters are never enough.
+    // One more character makes it unique; two characters are never enough.
     rsig.run(&["ps", "--cached", "-q", &first[..4]])
         .ok()
         .stdout_is(&format!("{first}\n"));
@@ -298,7 +298,7 @@ fn a_command_of_100_kb_and_odd_bytes_reaches_the_job_whole() {
     );
 }
 
-/// Servers are left out of a build that does without them.
+/// A build without a server's feature lacks its command.
 #[test]
 fn the_commands_are_those_of_the_features() {
     let rsig = Rsig::new();

@@ -1,4 +1,4 @@
-//! Other users of the host: behind sudo and su, and with a home that can't be written.
+//! Other users of the host: reached through sudo and su, and with a home that can't be written.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -11,7 +11,7 @@ use crate::jobs::json_lines;
 use crate::keepers::keeper_pids;
 use crate::kit::clear_message;
 
-/// A user without a home, whom every system has, and what the commands are that become one.
+/// A user that every system has and that has no home, and the commands that become this user.
 const NOBODY: &str = "65534";
 const BECOME: [&str; 3] = [
     "sudo -n -H -u nobody",
@@ -19,7 +19,7 @@ const BECOME: [&str; 3] = [
     "setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/nonexistent",
 ];
 
-/// A directory in which everybody can make their own.
+/// A directory in which every user can create directories.
 fn open_dir(f: &Fixture) -> PathBuf {
     let dir = f.rsig.dir().join("open");
     fs::create_dir_all(&dir).expect("our own");
@@ -74,7 +74,7 @@ fn jobs_of_another_user_are_jobs() {
         f.rsig.run(&["wait", &job]).code(7);
         f.rsig.run(&["rm", &job]).ok();
     }
-    // Each has its keeper.
+    // Each prefix has its keeper.
     assert_eq!(keeper_pids(&f).len(), BECOME.len());
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
 }
@@ -82,7 +82,7 @@ fn jobs_of_another_user_are_jobs() {
 #[test]
 fn a_pool_behind_sudo_is_closed_soon() {
     let mut f = Site::Local.start_with_keeper();
-    // A minute becomes ten seconds; the ten minutes of others stay.
+    // The minute for sudo becomes ten seconds; the ten minutes for others stay as they are.
     f.rsig.clock = 6;
     let open = open_dir(&f);
     for (index, prefix) in BECOME.into_iter().enumerate() {
@@ -123,7 +123,7 @@ fn what_keeps_a_user_out_is_said() {
             .stderr_has("can't be written")
             .stderr_has("--jobs-dir"),
     );
-    // One that others can write to, which is nobody's business to close.
+    // A directory that other users can write to: it is not this user's to close, so no chmod is suggested.
     let open = open_dir(&f);
     let output = run(&["--jobs-dir", open.to_str().expect("UTF-8")]);
     clear_message(
@@ -154,7 +154,7 @@ on_two_sites! {
         let shown = f.job(&job);
         assert_eq!([&shown["jobs_dir"], &shown["dir"]], [dir, &format!("{dir}/{job}")]);
         poll_until("it is on", SOON, || f.rsig.run(&["tail", &job]).ok().stdout() == "on\n");
-        // From another machine, it is found there and nowhere else.
+        // From another machine, the job is found in that directory and nowhere else.
         let other = f.rsig.dir().join("other");
         fs::create_dir(&other).expect("our own");
         fs::set_permissions(&other, Permissions::from_mode(0o700)).expect("our own");
@@ -175,7 +175,7 @@ on_two_sites! {
         f.rsig.run(&["rm", "far"]).ok();
         assert_eq!(fs::read_dir(&base).expect("it is there").count(), 0);
         f.rsig.run(&f.words("run", &["--jobs-dir", dir], &["--", "echo", "in"])).ok().stdout_is("in\n");
-        // The directory of all jobs is away: nothing can be said.
+        // While the directory of all jobs is away, nothing can be said about the job.
         let job = f.spawn(&["--jobs-dir", dir], &["true"]);
         poll_until("it ends", SOON, || f.job(&job)["state"] == "exited");
         let job = f.spawn(&["--jobs-dir", dir], &["sleep", "1000"]);

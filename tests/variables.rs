@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::harness::{Fixture, Invocation, Login, Proxy, Server};
 use crate::keepers::{keepers, kept};
 
-/// A value that no shell may take apart.
+/// A value that no shell may split or expand.
 const AWKWARD: &str = " a  'b' \"c\" $HOME `id` \\ * é ";
 
-/// A server that takes the variables of tests, but not all of them.
+/// A server that accepts some of the tests' variables, but not all.
 fn accepting() -> Fixture {
     kept(
         Server::openssh(Login::User)
@@ -22,7 +22,7 @@ fn script(names: &str) -> String {
     format!(r#"for v in {names}; do eval "printf '%s=[%s]\n' $v \"\${{$v-unset}}\""; done"#)
 }
 
-/// A command that prints variables, with these options of ssh.
+/// A command that prints variables, run with these ssh options.
 fn printing(f: &Fixture, verb: &str, options: &[&str], names: &str) -> Invocation {
     let script = script(names);
     let options: Vec<&str> = options.iter().flat_map(|option| ["-o", option]).collect();
@@ -73,11 +73,11 @@ fn variables_reach_jobs_as_with_ssh() {
         .run(&["tail", "-n", "all", &job])
         .ok()
         .stdout_is(&expected);
-    // And by a connection of its own.
+    // Over a connection of its own, too.
     let mut alone = printing(&f, "run", &options, names);
     alone = alone.env("RSIG_KEEPER", "0");
     with_values(alone).run().ok().stdout_is(&expected);
-    // No value is written down.
+    // No value is written to disk.
     for file in fs::read_dir(f.rsig.state().join("keepers")).expect("keepers were here") {
         let file = file.expect("a name").path();
         let text = fs::read(&file).unwrap_or_default();
@@ -107,7 +107,7 @@ fn each_environment_has_a_keeper_of_its_own() {
         run(None);
     }
     assert_eq!(keepers(&f).len(), 3);
-    // What is not sent makes no difference, and what starts nothing takes any of them.
+    // A variable that is not sent makes no difference, and a command that starts nothing uses any of the keepers.
     let command = printing(&f, "spawn", &["SendEnv=RS_*"], "RS_A");
     let job = command.env("OTHER", "1").run().ok().line();
     let wait = f.rsig.command(&["wait", &job]).env("RS_A", "three");
@@ -133,7 +133,7 @@ fn commands_of_several_environments_may_begin_together() {
 #[test]
 fn many_shells_at_once_have_the_variables() {
     let mut f = accepting();
-    // So that many requests wait for their answers.
+    // A delay, so that many requests wait for their replies.
     let server = f.server.as_ref().expect("a server");
     let proxy = Proxy::start(server.port(), Duration::from_millis(20));
     f.go_through(&proxy);

@@ -1,4 +1,4 @@
-//! `rsig wait`: for as long as it takes, and then the job's own exit status.
+//! `rsig wait`: waits as long as it takes, and exits with the job's own status.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::jobs::{JOB_KEYS, SOON, json_lines, keys, pick};
 
 on_two_sites! {
     fn exits_as_the_job_does(f: &Fixture) {
-        // What a signal ended can't be told from `exit 128+n`.
+        // An end by a signal can't be told from `exit 128+n`.
         let cases = [(0, ""), (3, ""), (124, ""), (125, ""), (127, ""), (137, " (KILL)"), (143, " (TERM)"), (255, "")];
         let jobs = cases.map(|(status, _)| f.spawn(&["-c"], &[&format!("exit {status}")]));
         for (job, (status, signal)) in jobs.iter().zip(cases) {
@@ -19,7 +19,7 @@ on_two_sites! {
             // Again, from the record alone.
             f.rsig.run(&["wait", "-q", job]).code(status).stdout_is("");
         }
-        // Of several, the last named counts.
+        // Of several jobs, the last one named counts.
         f.rsig.run(&["wait", &jobs[1], &jobs[0]]).code(0);
         f.rsig.run(&["wait", &jobs[0], &jobs[1]]).code(3);
     }
@@ -109,7 +109,7 @@ fn a_wait_goes_on_when_its_connection_breaks() {
     wait.wait().code(9);
 }
 
-/// A wait outlasts the server too, for as long as it was given.
+/// A wait outlasts the server too, within its timeout.
 fn outlasts_its_server(keeper: bool) {
     let mut f = Site::OpenSshUser.start();
     f.rsig.keeper = keeper;

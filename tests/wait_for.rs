@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::harness::{Fixture, Rsig, Site, on_two_sites, poll_until, program_path};
 use crate::jobs::{SOON, json_lines, pick};
 
-/// A job that writes what a file of this test holds, as it grows, until the file `end` is there.
+/// A job that copies a file of this test to its output as the file grows, until the file `end` exists.
 fn spawn_writer(f: &Fixture, options: &[&str]) -> (String, impl Fn(&str) + use<>) {
     let home = f.job_home().to_owned();
     fs::write(home.join("said"), "").expect("the job's home is writable");
@@ -30,7 +30,7 @@ on_two_sites! {
         let (job, say) = spawn_writer(f, &[]);
         say("starting\nnot ready\nread");
         f.rsig.run(&["wait", "--timeout", "300ms", "--for", "^ready", &job]).code(124).stdout_is("");
-        // Out of what was there before, also of the unfinished line.
+        // Matches in earlier output, the unfinished line included.
         f.rsig.run(&["wait", "--for", "^(start|stop)ing$", &job]).ok().stdout_is("starting\n");
         f.rsig.run(&["wait", "--for", "^rea", &job]).ok().stdout_is("read\n");
         let mut wait = f.rsig.spawn_process(&["wait", "--for", "^ready:? [0-9]{2,}$", &job]);
@@ -46,7 +46,7 @@ on_two_sites! {
         let output = other.wait();
         output.code(1).stderr_has("ended with status 3 without such a line").stderr_has("\n  after");
         assert_eq!(pick(&json_lines(&output)[0], ["state", "exit_status", "line"]), json!(["exited", 3, null]));
-        // And from a job that has ended.
+        // A match in the output of a job that has ended.
         f.rsig.run(&["wait", "--for", "75$", &job]).ok().stdout_is("ready 75\n");
     }
 
@@ -91,10 +91,10 @@ on_two_sites! {
         f.rsig.run(&["wait", "--any", "--for", "ready [2-9]", &never, &two, &one]).ok().stdout_is("ready 2\n");
         f.rsig.run(&["wait", "--timeout", "2s", "--for", "ready 1", &never, &one]).code(124).stdout_is("ready 1\n");
         gate.open();
-        // As of several jobs that end: the last one named counts.
+        // As for several jobs that end, the last one named counts.
         all.wait().ok().stderr_has("without such a line");
         f.rsig.run(&["wait", "--for", "ready", &one, &never]).code(1);
-        // Not the end of one is enough, but a line.
+        // The end of one job is not enough; a line is needed.
         f.rsig.run(&["wait", "--any", "--for", "ready", &never, &one]).ok().stdout_is("ready 1\n");
         f.rsig.run(&["stop", &one, &two]).ok();
     }
@@ -114,7 +114,7 @@ on_two_sites! {
     }
 }
 
-/// Lines longer than what is looked at backwards, and a log longer than what is searched at a time.
+/// Lines longer than the first window of the backward search, and a log longer than is searched at a time.
 #[test]
 fn long_lines_and_long_logs() {
     let f = Site::Local.start();
@@ -133,14 +133,14 @@ fn long_lines_and_long_logs() {
     );
     f.rsig.run(&["wait", "--for", "^16999999$", &job]).ok();
     f.rsig.run(&["wait", "--for", "^lastly$", &job]).ok();
-    // No line is cut where a part ends.
+    // No line is split where such a part ends.
     f.rsig
         .run(&["wait", "--for", "^.{0,6}$|^[^891x]", &job])
         .ok()
         .stdout_is("lastly\n");
 }
 
-/// A wait outlasts its connection and its server, and goes on behind what it has searched.
+/// A wait outlasts its connection and its server, and continues after what it has searched.
 #[test]
 fn a_wait_for_a_line_outlasts_its_server() {
     for keeper in [false, true] {

@@ -1,4 +1,4 @@
-//! Commands by a keeper whose shells are behind `podman exec`, against `podman exec` itself.
+//! Commands through a keeper whose shells run behind `podman exec`, compared with `podman exec` itself.
 
 use std::process::Command;
 use std::time::Duration;
@@ -53,7 +53,7 @@ pub fn behind_a_prefix(session: &Session) -> Vec<Row> {
         }
     };
     let rows = rows.map(measure).into();
-    // Its shells end before their container does.
+    // The keeper's shells must end before the container does.
     let stopped = command(ours, &["keeper", "stop", "--all"]).output();
     drop(stopped.expect("rsig starts"));
     rows

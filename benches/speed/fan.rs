@@ -1,4 +1,4 @@
-//! Many jobs on many hosts, by one command.
+//! Many jobs on many hosts, with one command.
 
 use std::process::Command;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use super::table::{Row, Target};
 const HOSTS: usize = 20;
 const JOBS: usize = 200;
 
-/// 200 jobs signalled and waited for, on 20 hosts and on one.
+/// 200 jobs signalled and waited for: on 20 hosts, and on one.
 pub fn out(session: &Session) -> Vec<Row> {
     let place = start(HOSTS);
     let all: Vec<String> = (1..=HOSTS).map(|number| format!("s{number}")).collect();
     let spread = all.join(",");
     let (mut on_many, mut on_one) = (Vec::new(), Vec::new());
-    // One round goes before and is not counted: it starts the keepers.
+    // The first round is not counted: it starts the keepers.
     for round in 0..=session.runs(5, 2) {
         let many = timed(&place, &spread, JOBS / HOSTS);
         let one = timed(&place, "s1", JOBS);
@@ -35,7 +35,8 @@ pub fn out(session: &Session) -> Vec<Row> {
     }]
 }
 
-/// One command on 100 hosts and on 250: the first, which connects to all, against ClusterShell's, and those that follow.
+/// One command on 100 and on 250 hosts. The first command, which connects to every host, is compared with
+/// ClusterShell's; later ones are measured alone.
 pub fn many_hosts(session: &Session) -> Vec<Row> {
     let counts: &[usize] = if session.quick { &[100] } else { &[100, 250] };
     counts
@@ -106,7 +107,7 @@ fn on_hosts(session: &Session, count: usize) -> Vec<Row> {
     rows
 }
 
-/// The mean proportional set size of the keepers, in megabytes (proc(5)).
+/// Mean proportional set size of the keepers, in megabytes (proc(5)).
 fn memory(place: &Place) -> f64 {
     let mut keepers = place.fixture.rsig.processes();
     keepers.retain(|process| process.cmdline.contains("keeper-serve"));
@@ -122,7 +123,7 @@ fn memory(place: &Place) -> f64 {
     sizes.iter().sum::<f64>() / f64::from(u32::try_from(sizes.len()).unwrap_or(1).max(1)) / 1e3
 }
 
-/// One sshd on all addresses of this machine, with a name for each of so many.
+/// One sshd on all addresses of this machine, with `count` host names that lead to it.
 fn start(count: usize) -> Place {
     let server = Server::openssh(Login::Root)
         .everywhere()
@@ -154,7 +155,7 @@ fn start(count: usize) -> Place {
     }
 }
 
-/// Starts so many jobs on each of the hosts, and times the command that ends them all.
+/// Starts `each` jobs on each of the hosts, and times the command that ends them all.
 fn timed(place: &Place, hosts: &str, each: usize) -> Duration {
     let config = place.fixture.connect.last().expect("it is named by -F");
     let mut ids = Vec::new();

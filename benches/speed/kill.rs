@@ -1,4 +1,4 @@
-//! A signal without anything kept warm: connect, send, leave.
+//! A signal without a keeper: connect, send, disconnect.
 
 use super::measure::{Figure, in_turns, time};
 use super::ps::fill;
@@ -12,7 +12,7 @@ pub fn on_loopback(session: &Session) -> Vec<Row> {
 pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     let place = Place::behind_proxy();
     let mut rows = against_ssh(&place, session.runs(8, 3), "100 ms", 1.0);
-    // Two turns of the line are a round trip; the two version lines cross.
+    // Two changes of direction are a round trip. The two version lines cross, so they count as well.
     let turns = |command: &mut std::process::Command| {
         let proxy = place.proxy.as_ref().expect("the place has a proxy");
         let before = proxy.turns();
@@ -45,7 +45,7 @@ fn against_ssh(place: &Place, runs: usize, network: &str, at_most: f64) -> Vec<R
     ["0", "USR1"].map(row).into()
 }
 
-/// The same with a state file of another size.
+/// `kill` with a large state file, compared with a small one.
 pub fn among_records(session: &Session) -> Vec<Row> {
     let (few, many) = (Place::start(), Place::start());
     let jobs = [&few, &many].map(Place::sleeper);

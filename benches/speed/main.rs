@@ -1,13 +1,13 @@
-//! Whole processes of rsig, timed against OpenSSH's client on the same server in the same run, as a table to be read.
+//! Times whole rsig processes against OpenSSH's client, on the same server in the same run, and prints a table.
 //!
-//! `cargo bench` runs all of it, `cargo bench -- kill tail` the rows whose names hold one of these words, and
-//! `--quick` takes fewer runs and smaller files. Nothing here passes or fails: what a machine does besides shows in
-//! the spread of the runs, and a person weighs it. It needs what the tests need (root, sshd: see `harness`).
+//! `cargo bench` measures every row, `cargo bench -- kill tail` the rows whose names contain one of these words.
+//! `--quick` takes fewer runs and smaller files. Nothing here passes or fails: other load on the machine shows in the
+//! spread of the runs, and a person judges it. The requirements are those of the tests (root, sshd: see `harness`).
 //!
-//! Jobs are files. ext4 without a journal takes no inode again for a minute, and looks through all of those for each new
-//! file, so what has just run there slows what runs next. `just bench` has its files in memory.
+//! Jobs are files. ext4 without a journal does not reuse an inode for a minute, and searches all recently freed ones
+//! for each new file, so earlier runs slow down later ones. `just bench` keeps its files in memory.
 //!
-//! To add a row, write a function that takes a [`Session`] and returns a [`Row`] or several, and name it in [`ROWS`].
+//! To add a row, write a function that takes a [`Session`] and returns one or more [`Row`]s, and add it to [`ROWS`].
 
 #[path = "../../tests/harness/mod.rs"]
 #[allow(unused_macros, reason = "each program uses a part of it")]
@@ -29,10 +29,10 @@ mod warm;
 use session::Session;
 use table::Row;
 
-/// Measures one row, or several that belong together.
+/// Measures one row, or several related ones.
 type Measure = fn(&Session) -> Vec<Row>;
 
-/// What measures, and the name that the command line picks it by.
+/// The measurements, each with the name that selects it on the command line.
 const ROWS: &[(&str, Measure)] = &[
     ("start", start::version),
     ("kill-loopback", kill::on_loopback),
@@ -59,7 +59,7 @@ const ROWS: &[(&str, Measure)] = &[
 ];
 
 fn main() {
-    // `--bench` is cargo's own.
+    // cargo adds `--bench`.
     let words: Vec<String> = std::env::args()
         .skip(1)
         .filter(|word| word != "--bench")

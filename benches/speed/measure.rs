@@ -1,4 +1,4 @@
-//! Times and sizes of whole processes.
+//! Times and memory sizes of whole processes.
 
 use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
@@ -6,17 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a figure counts.
+/// Unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Milliseconds,
-    /// Of 10^6 bytes.
+    /// A megabyte is 10^6 bytes.
     MegabytesPerSecond,
     Megabytes,
     Number,
 }
 
-/// What several runs of one thing came to.
+/// Summary of several runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
     pub unit: Unit,
@@ -49,7 +49,7 @@ impl Figure {
         )
     }
 
-    /// The rates at which `size` bytes went through.
+    /// Throughput of runs that transferred `size` bytes each.
     pub fn rates(times: &[Duration], size: u64) -> Self {
         let size = f64::from(u32::try_from(size / 1000).expect("a size below 4 TB")) / 1e3;
         Self::of(
@@ -66,10 +66,10 @@ impl Figure {
     }
 }
 
-/// The time of one process from its start to its end; its output goes nowhere.
+/// Time of one process from start to end. Its output is discarded.
 ///
 /// # Panics
-/// When it fails: a time of something that did not work says nothing.
+/// If the process fails, since its time would be meaningless.
 pub fn time(command: &mut Command) -> Duration {
     command
         .stdin(Stdio::null())
@@ -84,8 +84,8 @@ pub fn time(command: &mut Command) -> Duration {
     time
 }
 
-/// The times of two commands that take turns, `runs` each, so that whatever else the machine does hits both. One
-/// run of each goes before and is not counted.
+/// Times of two commands that run alternately, `runs` times each, so that other load on the machine affects both. One
+/// run of each goes first and is not counted.
 pub fn in_turns(
     runs: usize,
     one: &mut Command,
@@ -96,13 +96,13 @@ pub fn in_turns(
     (0..runs).map(|_| (time(one), time(other))).unzip()
 }
 
-/// The times of one command alone.
+/// Times of one command, after one run that is not counted.
 pub fn alone(runs: usize, command: &mut Command) -> Vec<Duration> {
     time(command);
     (0..runs).map(|_| time(command)).collect()
 }
 
-/// The peak of a process's resident memory in megabytes, and how many bytes it wrote.
+/// Peak resident memory of a process in megabytes, and the number of bytes that it wrote.
 pub fn peak(command: &mut Command) -> (f64, u64) {
     command
         .stdin(Stdio::null())
@@ -114,7 +114,7 @@ pub fn peak(command: &mut Command) -> (f64, u64) {
     let mut stdout = child.stdout.take().expect("stdout is a pipe");
     let ended = AtomicBool::new(false);
     let found = thread::scope(|scope| {
-        // The kernel forgets the mark at the end of the process, so it is read until then.
+        // The kernel drops the mark when the process ends, so it is read repeatedly until then.
         let mark = scope.spawn(|| {
             let mut mark = 0;
             while !ended.load(Ordering::Relaxed) {

@@ -9,8 +9,8 @@ use super::measure::{Figure, alone, time};
 use super::session::{Job, Place, Session};
 use super::table::{Row, Target};
 
-/// Writes `finished` and `running` more records into the state file, each a copy of `model`'s but for its id, its
-/// start and its state. Returns the ids of the running ones.
+/// Adds `finished` and `running` records to the state file, each a copy of `model`'s with its own id, start time and
+/// state. Returns the ids of the running ones.
 pub fn fill(place: &Place, model: &Job, finished: u32, running: u32) -> Vec<String> {
     let mut connection = Connection::open(place.fixture.rsig.state().join("jobs.db"))
         .expect("rsig made its state file");
@@ -50,10 +50,10 @@ pub fn fill(place: &Place, model: &Job, finished: u32, running: u32) -> Vec<Stri
     ids
 }
 
-/// Crockford's base32.
+/// Crockford's base32 alphabet.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
-/// An id of rsig's alphabet, scattered over all of them as random ones are.
+/// An id for a number. The ids are spread over the whole range, as random ones are.
 fn id(number: u32) -> String {
     let scattered = u64::from(number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let letter = |place: u32| {
@@ -94,8 +94,8 @@ pub fn cached(session: &Session) -> Vec<Row> {
     ]
 }
 
-/// A thousand jobs on one host. One of them runs; the others are copies of its files, which say the same of the same
-/// process, so that the script does for each what it does for a real one.
+/// A thousand jobs on one host. One of them runs. The others are copies of its files, which describe the same process,
+/// so the script does the same work for each as for a real job.
 pub fn thousand(session: &Session) -> Vec<Row> {
     let place = Place::behind_proxy();
     let proxy = place.proxy.as_ref().expect("the place has a proxy");

@@ -1,4 +1,4 @@
-//! A command in the foreground: what it costs beyond the command itself, and how much goes through.
+//! A command in the foreground: its overhead over the bare command, and its throughput.
 
 use std::process::Stdio;
 
@@ -7,17 +7,17 @@ use super::session::{Place, Session};
 use super::table::{Row, Target};
 
 const MEGABYTE: u64 = 1_000_000;
-/// The round trip of the proxy, in milliseconds.
-const ROUND_TRIP: f64 = 100.0;
+/// Round trip time of the proxy, in milliseconds.
+const ROUND_TRIP_MS: f64 = 100.0;
 
-/// The time of a command that ends at once.
+/// Time of a command that ends at once.
 pub fn round_trips(session: &Session) -> Vec<Row> {
     let place = Place::behind_proxy();
     let row = |options: &[&str]| {
         let mut run = place.rsig(&place.fixture.words("run", options, &["true"]));
         let (rsig, peer) = in_turns(session.runs(12, 4), &mut run, &mut place.ssh("true"));
         let (rsig, peer) = (Figure::times(&rsig), Figure::times(&peer));
-        let target = Target::AtMost((peer.median + ROUND_TRIP).round());
+        let target = Target::AtMost((peer.median + ROUND_TRIP_MS).round());
         let what = format!("run {} true / ssh host true, 100 ms", options.join(" "));
         Row {
             what,
@@ -55,7 +55,7 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     )]
 }
 
-/// Commands about another job of a host, while a run carries all that the line takes.
+/// Commands about another job of the same host, while a run saturates the connection.
 pub fn beside(session: &Session) -> Vec<Row> {
     let mut place = Place::behind_proxy();
     place.fixture.rsig.keeper = true;
@@ -76,7 +76,7 @@ pub fn beside(session: &Session) -> Vec<Row> {
         row("kill", 150.0, &["kill", &job.id, "USR1"]),
         row("ps", 170.0, &["ps", &job.id]),
     ];
-    // Its job ends by its tether, and with the place.
+    // Its job is ended by the tether, or when the place is dropped.
     bulk.kill().expect("it runs");
     bulk.wait().expect("it is our child");
     time(&mut place.rsig(&["keeper", "stop", "--all"]));

@@ -1,5 +1,5 @@
-//! Commands one after another in a loop, as scripts, agents and programs run them: means, so that a slow one among fast ones
-//! counts. The peer is `true` by OpenSSH's client over a ControlMaster, in turns with them.
+//! Commands in a loop, as scripts, agents and programs run them. The figures are means, so that a slow command among
+//! fast ones counts. The peer, in turn with them, is `true` through OpenSSH's client with a ControlMaster.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,10 +14,10 @@ use super::session::{Job, Session};
 use super::table::{Row, Target};
 use super::warm::Warm;
 
-/// How many go one after another before the peer has its turn.
-const BLOCK: usize = 5;
+/// Number of commands in a block; a block of the peer follows.
+const BLOCK_SIZE: usize = 5;
 
-/// The means of blocks of `one`, and of as many blocks of the peer between them. A block of each goes before and is not
+/// Mean times of `blocks` blocks of `one`, and of the peer's blocks in between. One block of each goes first and is not
 /// counted.
 fn means(blocks: usize, one: &mut dyn FnMut() -> Duration, peer: &mut Command) -> (Figure, Figure) {
     let mean = |times: Vec<Duration>| {
@@ -26,8 +26,8 @@ fn means(blocks: usize, one: &mut dyn FnMut() -> Duration, peer: &mut Command) -
     };
     let mut both = || {
         (
-            mean((0..BLOCK).map(|_| one()).collect()),
-            mean((0..BLOCK).map(|_| time(peer)).collect()),
+            mean((0..BLOCK_SIZE).map(|_| one()).collect()),
+            mean((0..BLOCK_SIZE).map(|_| time(peer)).collect()),
         )
     };
     both();
@@ -36,7 +36,7 @@ fn means(blocks: usize, one: &mut dyn FnMut() -> Duration, peer: &mut Command) -
     (figure(ours), figure(theirs))
 }
 
-/// What a row is to be: on loopback a ratio to the peer, at 100 ms a time.
+/// Target of a row: on loopback a ratio to the peer, at 100 ms a time in milliseconds.
 type Goal = (f64, f64);
 
 struct Sequence<'a> {
@@ -88,7 +88,7 @@ fn commands(session: &Session, slow: bool) -> Vec<Row> {
     sequence.command("spawn", (1.4, 115.0), &spawn);
     let run = warm.place.fixture.words("run", &[], &["--", "true"]);
     sequence.command("run true", (1.6, 118.0), &run);
-    let mut jobs: Vec<Job> = (0..BLOCK * (sequence.blocks + 1))
+    let mut jobs: Vec<Job> = (0..BLOCK_SIZE * (sequence.blocks + 1))
         .map(|_| warm.place.job(&["sleep", "3600"]))
         .collect();
     sequence.row(
@@ -117,7 +117,7 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     commands(session, true)
 }
 
-/// A client of `rsig mcp`.
+/// An MCP client of `rsig mcp`.
 struct Mcp {
     child: Child,
     input: ChildStdin,
@@ -179,13 +179,13 @@ impl Mcp {
 
 impl Drop for Mcp {
     fn drop(&mut self) {
-        // One that has gone needs no end.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A request over the socket of `rsig serve`, from its start to the end of the answer.
+/// Time of a request over the socket of `rsig serve`, from connecting to the end of the response.
 fn request(socket: &std::path::Path, method: &str, path: &str, body: &str) -> Duration {
     let start = Instant::now();
     let mut stream = UnixStream::connect(socket).expect("rsig serve listens");

@@ -1,4 +1,4 @@
-//! What the rows share: a server with an rsig beside it, and the commands that are timed.
+//! What the rows share: a server, an rsig that knows it, and the commands to time.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,29 +9,29 @@ use super::harness::program_path;
 use super::harness::scratch::Scratch;
 use super::harness::{Fixture, Login, Proxy, Server};
 
-/// Half of the proxy's round trip.
-const ONE_WAY: Duration = Duration::from_millis(50);
+/// Delay of the proxy each way: half the round trip.
+const DELAY: Duration = Duration::from_millis(50);
 
-/// How thorough the measuring is.
+/// How thoroughly to measure.
 pub struct Session {
     pub quick: bool,
 }
 
 impl Session {
-    /// How many runs each side gets.
+    /// Number of runs for each side.
     pub fn runs(&self, thorough: usize, quick: usize) -> usize {
         if self.quick { quick } else { thorough }
     }
 }
 
-/// A server, and the way there.
+/// A server, with a proxy in front of it or without.
 pub struct Place {
     pub fixture: Fixture,
     pub proxy: Option<Proxy>,
 }
 
 impl Place {
-    /// A new sshd and an rsig that knows it.
+    /// Starts a new sshd and sets up an rsig that knows it.
     pub fn start() -> Self {
         Self {
             fixture: Fixture::with(Some(Server::openssh(Login::Root).start())),
@@ -39,14 +39,14 @@ impl Place {
         }
     }
 
-    /// The same with 100 ms of round trip between the two.
+    /// Same, with a round trip of 100 ms between the two.
     pub fn behind_proxy() -> Self {
         let mut place = Self::start();
         place.slow_down();
         place
     }
 
-    /// Puts 100 ms of round trip between the two.
+    /// Adds a round trip of 100 ms between the two.
     pub fn slow_down(&mut self) {
         let port = self
             .fixture
@@ -54,17 +54,17 @@ impl Place {
             .as_ref()
             .expect("the place has a server")
             .port();
-        let proxy = Proxy::start(port, ONE_WAY);
+        let proxy = Proxy::start(port, DELAY);
         self.fixture.go_through(&proxy);
         self.proxy = Some(proxy);
     }
 
-    /// The same where the proxy is there and has been made faster.
+    /// Restores that delay on a proxy that was made faster.
     pub fn slow_down_again(&self) {
         self.proxy
             .as_ref()
             .expect("the place has a proxy")
-            .set_delay(ONE_WAY);
+            .set_delay(DELAY);
     }
 
     pub fn rsig(&self, words: &[&str]) -> Command {
@@ -90,7 +90,7 @@ impl Place {
         command
     }
 
-    /// Starts a job that sleeps through USR1.
+    /// Starts a job that sleeps and ignores USR1.
     pub fn sleeper(&self) -> Job {
         self.job(&["env", "--ignore-signal=USR1", "sleep", "3600"])
     }
@@ -118,8 +118,8 @@ impl Job {
     }
 }
 
-/// rsig as an installation leaves it, like what it is held against: a linker writes a file into scattered pages, from which
-/// it starts a sixth slower.
+/// A copy of rsig, as an installation makes one: the programs it is compared with were installed too. A linker writes a
+/// file into scattered pages, and such a file starts a sixth slower.
 pub fn installed() -> &'static Path {
     static INSTALLED: LazyLock<(Scratch, PathBuf)> = LazyLock::new(|| {
         let scratch = Scratch::new();

@@ -1,4 +1,4 @@
-//! Starting rsig at all.
+//! Starting rsig.
 
 use super::measure::{Figure, alone};
 use super::session::{Place, Session};

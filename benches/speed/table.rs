@@ -1,26 +1,26 @@
-//! The table.
+//! The table of results.
 
 use super::measure::{Figure, Unit};
 
-/// One line of it.
+/// A row of the table.
 pub struct Row {
     pub what: String,
     pub rsig: Figure,
-    /// The same of whatever it is held against.
+    /// The same measurement of the program that rsig is compared with.
     pub peer: Option<Figure>,
     pub target: Target,
 }
 
-/// What rsig's median is to be.
+/// Target for rsig's median.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// So many of the row's units, at most.
+    /// At most this many of the row's units.
     AtMost(f64),
-    /// So many times the peer's median, at most.
+    /// At most this many times the peer's median.
     RatioAtMost(f64),
-    /// So many times the peer's median, at least.
+    /// At least this many times the peer's median.
     RatioAtLeast(f64),
-    /// Only to be known.
+    /// No target, for information only.
     None,
 }
 

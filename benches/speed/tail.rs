@@ -1,4 +1,4 @@
-//! A large output as a whole.
+//! A large output, printed in full.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ fn against_ssh(place: &Place, size: u64, runs: usize, network: &str, target: Tar
     }
 }
 
-/// The peak of rsig's memory must not grow with the file.
+/// rsig's peak memory must not grow with the file.
 pub fn memory(session: &Session) -> Vec<Row> {
     let place = Place::start();
     let of = |size: u64| {
@@ -63,12 +63,12 @@ pub fn memory(session: &Session) -> Vec<Row> {
         what: format!("peak memory of tail: {megabytes} MB / 100 MB"),
         rsig: large,
         peer: Some(small),
-        // What a peak holds of the receive window is chance; a file kept in memory would be far above.
+        // How much of the receive window a peak includes is chance; a file held in memory would be far above this.
         target: Target::AtMost(24.0),
     }]
 }
 
-/// A finished job that has written so many bytes of text.
+/// A finished job that has written `size` bytes of text.
 fn writer(place: &Place, size: u64) -> Job {
     let line =
         "2024-05-17T09:41:07Z INFO  worker-3: epoch 17 of 90, loss 0.2371, 1482 samples a second";

@@ -1,6 +1,6 @@
-//! Commands by a keeper that has been there before, against OpenSSH's client by a ControlMaster.
+//! Commands through a keeper that is already connected, compared with OpenSSH's client through a ControlMaster.
 //!
-//! What it takes is told in milliseconds; behind the proxy a round trip is 100 of them.
+//! Targets behind the proxy are in milliseconds; a round trip takes 100 ms.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -12,9 +12,9 @@ use super::measure::{Figure, Unit, alone, in_turns, time};
 use super::session::{Job, Place, Session};
 use super::table::{Row, Target};
 
-const SOON: Duration = Duration::from_secs(20);
+const SETTLE_MAX: Duration = Duration::from_secs(20);
 
-/// A server that takes channel signals, the rsig beside it by a keeper, and a ControlMaster.
+/// A server that passes signals on, an rsig with a keeper, and a ControlMaster.
 pub struct Warm {
     pub place: Place,
     control: PathBuf,
@@ -37,7 +37,7 @@ impl Warm {
         warm
     }
 
-    /// OpenSSH's client by the ControlMaster.
+    /// OpenSSH's client through the ControlMaster.
     pub fn ssh(&self, line: &str) -> Command {
         self.ssh_with(&[], line)
     }
@@ -58,7 +58,7 @@ impl Warm {
         self.place.rsig(words)
     }
 
-    /// A job whose relay takes signals, and a spare shell.
+    /// Starts a job and waits until its relay accepts signals.
     fn job(&self, command: &[&str]) -> Job {
         let job = self.place.job(command);
         self.settle(&job);
@@ -73,7 +73,7 @@ impl Warm {
 
     fn settle(&self, job: &Job) {
         let taken = format!("[\"{}\",true]", job.id);
-        poll_until("the relay is ready", SOON, || {
+        poll_until("the relay is ready", SETTLE_MAX, || {
             let status = self
                 .rsig(&["keeper", "status", "--json"])
                 .output()
@@ -85,7 +85,7 @@ impl Warm {
 
 impl Drop for Warm {
     fn drop(&mut self) {
-        // One that has gone needs no end.
+        // It may have ended already.
         let _ = self
             .ssh_with(&["-O", "exit"], "")
             .stderr(Stdio::null())
@@ -167,7 +167,7 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     rows
 }
 
-/// Times with a pause before each: what comes without one waits for the spare shell of the one before.
+/// Times with a pause before each. Without it a command would wait for the spare shell that the previous one used up.
 fn spaced(runs: usize, mut one: impl FnMut() -> Duration) -> Vec<Duration> {
     (0..runs)
         .map(|_| {
@@ -177,7 +177,7 @@ fn spaced(runs: usize, mut one: impl FnMut() -> Duration) -> Vec<Duration> {
         .collect()
 }
 
-/// From the end of a job to the end of the `wait` for it.
+/// Time from the end of a job to the end of the `wait` for it.
 fn end_of_a_job(warm: &Warm, runs: usize) -> Row {
     let times: Vec<Duration> = (0..runs)
         .map(|_| {
@@ -187,7 +187,7 @@ fn end_of_a_job(warm: &Warm, runs: usize) -> Row {
                 .stdout(Stdio::null())
                 .spawn()
                 .expect("rsig starts");
-            // It asks for the end once, and is silent then.
+            // By then `wait` has sent its only request and waits for the reply.
             thread::sleep(Duration::from_millis(300));
             let pid = nix::unistd::Pid::from_raw(job.pid().parse().expect("a pid"));
             let start = Instant::now();
@@ -204,7 +204,7 @@ fn end_of_a_job(warm: &Warm, runs: usize) -> Row {
     }
 }
 
-/// Many jobs, one command; and what the keeper takes meanwhile.
+/// Many jobs with one command, and the keeper's memory.
 pub fn many(session: &Session) -> Vec<Row> {
     let warm = Warm::start(true);
     warm.place

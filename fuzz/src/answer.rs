@@ -1,10 +1,11 @@
-//! Answers of hosts: all that parses what a host's script printed, behind the frame that tells it from noise.
+//! Answers from hosts: everything that parses the output of a host's script, once the frame has separated it from
+//! noise.
 //!
-//! The first three bytes choose the script, what is asked of it, and how many jobs it is about. The rest is what the shell
-//! says, where these bytes stand for what a fuzzer can't know or does seldom:
+//! The first three bytes choose the script, its options, and the number of jobs. The rest is the shell's output, in
+//! which these bytes stand for what a fuzzer can't know or seldom produces:
 //!
-//!     \x01  the introduction of a mark      \x04  the end of what is read at once
-//!     \x02  a lone \x01                     \x05  the same, and the stream is the other one of the shell's
+//!     \x01  the beginning of a mark      \x04  the end of one read
+//!     \x02  a literal \x01               \x05  the same, and a switch to the shell's other stream
 //!     \x03  a mark that is cut short
 
 use std::cell::{Cell, RefCell};
@@ -28,10 +29,10 @@ use crate::remote::{
 use crate::signal::{Os, SignalWord};
 use crate::terminal::{self, JobJson, Listed};
 
-/// The last words of an answer, behind the introduction of a mark.
-const LAST: [&[u8]; 4] = [b"end", b"cut", b"paused", b"ended "];
+/// Words of the marks that end an answer.
+const END_WORDS: [&[u8]; 4] = [b"end", b"cut", b"paused", b"ended "];
 
-/// A shell that says what a fuzzer makes up.
+/// A shell whose output the fuzzer makes up.
 struct Said {
     template: Vec<u8>,
     chunks: VecDeque<(bool, Vec<u8>)>,
@@ -47,7 +48,7 @@ impl Said {
         }
     }
 
-    /// Puts the script's nonce where the template has a mark.
+    /// Inserts the script's nonce where the template has a mark.
     fn fill(&mut self, nonce: &[u8]) {
         let mark = [b"\x01", nonce, b" "].concat();
         let (mut errors, mut chunk) = (false, Vec::new());
@@ -66,17 +67,17 @@ impl Said {
         self.chunks.push_back((errors, chunk));
     }
 
-    /// Whether an answer that ends may be in it at all.
+    /// Whether the template can contain a complete answer.
     fn has_end(&self) -> bool {
         let out: Vec<u8> = whole_output(&self.template);
-        LAST.iter().any(|word| {
+        END_WORDS.iter().any(|word| {
             let mark = [b"\x01", *word].concat();
             out.windows(mark.len()).any(|found| found == mark)
         })
     }
 }
 
-/// What comes on standard output, in one piece.
+/// All standard output of a template.
 fn whole_output(template: &[u8]) -> Vec<u8> {
     let mut errors = false;
     let mut out = Vec::new();
@@ -92,7 +93,7 @@ fn whole_output(template: &[u8]) -> Vec<u8> {
 }
 
 impl Shell for Said {
-    /// Its scripts are short.
+    /// Claims to have the primer, so scripts are sent without it.
     fn primed(&self) -> Option<u64> {
         static PRIMED: LazyLock<u64> = LazyLock::new(|| remote::primer().mark);
         Some(*PRIMED)
@@ -142,7 +143,7 @@ impl Shell for Said {
     }
 }
 
-/// Has a job in the foreground.
+/// A client that runs a job in the foreground.
 struct Foreground {
     delivered: u64,
     pauses: bool,
@@ -188,13 +189,14 @@ fn record() -> Record {
     Record::new(id, None, destination, command)
 }
 
-/// What a terminal would act on is in no text that is shown.
+/// Asserts that a text to be shown has no character that a terminal would act on.
 pub fn assert_plain(text: &str) {
     let acted_on = |c: char| c.is_control() && c != '\n';
     assert!(!text.contains(acted_on), "{text:?}");
 }
 
-/// Takes what a host said of a job into a record, whose state depends on what was said, and shows it.
+/// Updates a record with a host's answer about a job, and formats it. The record's previous state depends on the
+/// answer.
 fn take(seen: &Seen, usage: Option<Usage>) {
     let mut record = record();
     let state = seen.pid.unwrap_or_default() as usize % State::ALL.len();
@@ -226,7 +228,7 @@ fn show(record: Record, answer: Option<(Seen, Option<Usage>)>) {
         .for_each(|cell| assert_plain(cell));
     let json = serde_json::to_string(&JobJson::new(record, *state)).expect("JSON");
     serde_json::from_str::<serde_json::Value>(&json).expect("JSON that can be read");
-    // The state file gives the same back.
+    // A record that is written to the state file is read back unchanged.
     let kept = serde_json::to_string(record).expect("JSON");
     assert_eq!(
         serde_json::from_str::<Record>(&kept).expect("a record"),
@@ -286,7 +288,7 @@ fn start(shell: &mut Said, option: u8) -> Result<(), Failure> {
         }),
         tether: None,
     };
-    // A refusal is final, whether the script goes on to its end or not.
+    // A refusal is final, even if the script does not reach its end.
     let (started, mut hearing) = start::start_and_hear("web1", shell, &request)??;
     assert!(started.dir.starts_with('/'));
     let mut record = record();
@@ -307,7 +309,7 @@ fn start(shell: &mut Said, option: u8) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads a log, and once more from where the first reading has ended.
+/// Reads a log, then once more from the position that the first reading reached.
 fn tail(shell: &mut Said, option: u8) -> Result<(), Failure> {
     let gone: RefCell<BTreeMap<u8, u64>> = RefCell::default();
     let passed = Cell::new(0);
@@ -334,7 +336,7 @@ fn tail(shell: &mut Said, option: u8) -> Result<(), Failure> {
         },
         enough: None,
         gone: &|gone_now| {
-            // Positions of one stream only ever grow.
+            // Positions within a stream only grow.
             let last = gone
                 .borrow_mut()
                 .insert(gone_now.stream as u8, gone_now.position);

@@ -1,4 +1,4 @@
-//! The configuration file, and what is shown of a text that nobody can trust.
+//! The configuration file, and the escaping of untrusted text.
 
 use std::path::PathBuf;
 
@@ -64,7 +64,7 @@ fn escape(data: &[u8]) {
     };
     let whole = printable(data, usize::MAX);
     assert!(!whole.contains(is_unseen));
-    // What is shown can be shown.
+    // Escaping escaped text changes nothing.
     assert_eq!(printable(&whole, usize::MAX), whole);
     for max in [0, 1, 5, 80] {
         let shown = printable(data, max);

@@ -1,7 +1,7 @@
 //! Words of the command line: hosts, ranges and groups, jobs, names, signals, durations, sizes and prefixes.
 //!
-//! The first line is the word. Each further one is a group of the configuration file: its name, `=`, and its members with
-//! spaces between them.
+//! The first line is the word. Each further line is a group of the configuration file: its name, `=`, and its members,
+//! separated by spaces.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +15,9 @@ use crate::job::{JobId, JobName, JobWord, State};
 use crate::signal::{self, Os, SignalWord};
 
 const SYSTEMS: [Os; 5] = [Os::Linux, Os::Darwin, Os::FreeBSD, Os::Bsd, Os::Other];
-/// How many hosts of a word are folded again, and how many are looked at one by one.
-const FOLDED: usize = 300;
-const LOOKED_AT: usize = 10;
+/// Maximum number of hosts that are folded again, and of hosts that are checked one by one.
+const FOLD_MAX: usize = 300;
+const CHECK_MAX: usize = 10;
 
 pub fn host_word(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -43,12 +43,12 @@ fn range(word: &str, groups: &BTreeMap<&str, Vec<String>>) {
     assert!(hosts.len() <= HOSTS_MAX);
     let each: BTreeSet<&str> = hosts.iter().map(String::as_str).collect();
     assert_eq!(each.len(), hosts.len());
-    if hosts.len() > FOLDED || hosts.iter().any(|host| host.parse::<Host>().is_err()) {
+    if hosts.len() > FOLD_MAX || hosts.iter().any(|host| host.parse::<Host>().is_err()) {
         return;
     }
-    hosts.iter().take(LOOKED_AT).for_each(|word| host(word));
+    hosts.iter().take(CHECK_MAX).for_each(|word| host(word));
     let folded = hosts::fold(each.iter().copied());
-    // What is folded stands for the same hosts, without any group.
+    // The folded form stands for the same hosts, without any group.
     let again = hosts::expand(&folded, &|_| None).expect("hosts");
     let again: BTreeSet<&str> = again.iter().map(String::as_str).collect();
     assert_eq!(again, each, "{folded}");
@@ -64,10 +64,10 @@ fn host(word: &str) {
     let json = serde_json::to_string(&host).expect("JSON");
     assert_eq!(serde_json::from_str::<Host>(&json).expect("a host"), host);
     if let Place::Ssh(remote) | Place::OpenSsh(remote) = host.place() {
-        same_again(remote);
+        check_parts(remote);
         ssh::fuzz::host_name(&remote.name, remote.port.unwrap_or(22));
     }
-    // A container's own variables are not asked for: they would be read each time.
+    // A container's own variables are left out: they would be read each time.
     let destination = Destination {
         host,
         connect: Connect {
@@ -86,11 +86,11 @@ fn host(word: &str) {
     );
 }
 
-/// The parts of a host make the same host.
-fn same_again(remote: &Remote) {
+/// Asserts that the parts of a host, put together, parse as the same host.
+fn check_parts(remote: &Remote) {
     let mut word = "ssh://".to_owned();
     if let Some(user) = &remote.user {
-        // The user of a URI is decoded.
+        // The user of a URI is percent-decoded.
         word += &format!("{}@", user.replace('%', "%25"));
     }
     if remote.name.contains(':') {
@@ -144,7 +144,7 @@ fn signal(word: &str) {
     for os in SYSTEMS {
         match parsed.on(os) {
             Ok(signal) => {
-                // Its own name is the same signal there.
+                // The signal's own name is the same signal on that system.
                 let again = signal.name().parse::<SignalWord>().expect("a signal");
                 assert_eq!(again.on(os), Ok(signal));
                 assert!(!signal.wire().is_empty());
@@ -166,7 +166,7 @@ fn value(word: &str) {
         assert!(duration <= values::DURATION_MAX);
         let shown = humantime::format_duration(duration).to_string();
         assert_eq!(values::duration(&shown), Ok(duration));
-        // Deadlines are made of them.
+        // Deadlines are computed from durations.
         let _ = std::time::Instant::now() + duration * 2;
     }
     if let Ok(max) = values::log_max(word) {
@@ -199,7 +199,8 @@ fn value(word: &str) {
     let _ = values::is_variable(word);
 }
 
-/// Two halves as a pattern and a text: the answer is that of the plain definition.
+/// Matches the first half of the data, as a pattern, against the second half. The result must agree with the plain
+/// definition.
 fn pattern(data: &[u8]) {
     let (pattern, text) = data.split_at(data.len() / 2);
     let fits = glob::matches(pattern, text);

@@ -1,4 +1,4 @@
-//! What the fuzz targets run: rsig's own modules, and a function for each target.
+//! rsig's own modules, and a function for each fuzz target.
 
 #![allow(
     dead_code,
@@ -10,7 +10,7 @@ mod answer;
 mod config_file;
 mod host_word;
 
-/// What src/main.rs declares, but for the servers. Its modules find each other at the root.
+/// The modules that src/main.rs declares, without the servers. They find each other at the crate's root.
 #[path = "../../src"]
 mod src {
     pub mod clock;
@@ -38,7 +38,8 @@ pub use answer::answer;
 pub use config_file::config_file;
 pub use host_word::host_word;
 
-/// What commands and keepers say to each other. The first bit chooses frames of either side, or what a keeper does.
+/// The protocol between commands and keepers. The lowest bit of the first byte chooses frames in both directions, or
+/// actions of a keeper.
 pub fn keeper(data: &[u8]) {
     match data {
         [choice, data @ ..] if choice & 1 == 0 => connection::keeper::fuzz::frames(data),
@@ -47,13 +48,14 @@ pub fn keeper(data: &[u8]) {
     }
 }
 
-/// Files of host keys and of keys, and keys of servers.
+/// Files of host keys, key files, and servers' keys.
 pub fn hosts_file(data: &[u8]) {
     connection::ssh::fuzz::known_hosts(data);
     connection::ssh::fuzz::keys(data);
 }
 
-/// What ssh says of a configuration, and a server before its version. The first byte chooses.
+/// The output of `ssh -G` and `ssh -v -G`, the expansion of values, and what a server sends before its version line.
+/// The first byte chooses.
 pub fn ssh_config(data: &[u8]) {
     let [choice, data @ ..] = data else {
         return;

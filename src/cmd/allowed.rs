@@ -1,7 +1,8 @@
-//! Which hosts may be used: a limit that whoever serves others sets, and that no command steps over.
+//! The hosts that may be used (`--allow-host`): a limit that the operator of a server sets, and that every command
+//! obeys.
 //!
-//! A pattern is held against what was typed, part by part, before any configuration is read: where an alias leads, and as
-//! whom, is ssh_config's business and that of whoever set the limit.
+//! A pattern is matched against the host as typed, part by part, before any configuration is read. Where an alias
+//! leads, and as which user, is up to ssh_config and to the operator who set the limit.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,18 +10,18 @@ use std::str::FromStr;
 use crate::glob;
 use crate::host::{Host, Remote};
 
-/// A pattern for hosts: `local`, or `[USER@]HOST[:PORT]`, with `*` and `?` in each part. A part that it does not have must
-/// not be there: `web*` is neither `root@web1` nor `web1:2222`.
+/// A pattern for hosts: `local`, or `[USER@]HOST[:PORT]`, with `*` and `?` in each part. A part that the pattern lacks
+/// must be absent: `web*` matches neither `root@web1` nor `web1:2222`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPattern {
     user: Option<String>,
     name: String,
     port: Option<String>,
-    /// The name is one for all of what was typed: a container, or what the `ssh` program connects to.
+    /// The name is matched against the whole host as typed: a container, or a host of the `ssh` program.
     whole: bool,
 }
 
-/// The word is no pattern that a host could fit.
+/// The word is not a valid host pattern.
 #[derive(Debug, thiserror::Error)]
 #[error("a pattern for hosts is `local` or [USER@]HOST[:PORT], with * and ? in any part")]
 pub struct BadHostPattern;
@@ -79,13 +80,13 @@ impl HostPattern {
     fn fits(&self, host: &Host) -> bool {
         let remote = host.remote().filter(|_| !self.whole);
         let Some(Remote { user, name, port }) = remote else {
-            // A container's pattern has its scheme, and no other pattern fits one.
+            // A container or `openssh://` host matches only patterns with its scheme.
             return self.user.is_none()
                 && self.port.is_none()
                 && self.whole != host.is_local()
                 && fits(&self.name, &host.to_string());
         };
-        // `ssh://local` is another machine, which the word for this one does not mean.
+        // `ssh://local` is another machine: the pattern `local` does not match it.
         let named_local =
             name == Host::LOCAL && user.is_none() && port.is_none() && self.name == Host::LOCAL;
         let part = |pattern: Option<&String>, part: Option<&str>| match (pattern, part) {
@@ -111,7 +112,7 @@ fn fits(pattern: &str, text: &str) -> bool {
 pub struct AllowedHosts(Vec<HostPattern>);
 
 impl AllowedHosts {
-    /// Those that fit one of the patterns; all where there is none.
+    /// The hosts that match one of the patterns; all hosts if there are none.
     #[cfg_attr(
         not(any(feature = "mcp", feature = "serve")),
         allow(dead_code, reason = "servers limit their clients")

@@ -1,4 +1,4 @@
-//! The groups of flags that several commands share.
+//! Groups of options that several commands share.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use crate::job::{JobName, JobWord};
 use crate::state::Store;
 use crate::terminal::{Spinner, warn};
 
-/// How many hosts are contacted at once where no option says it.
+/// Number of hosts contacted at once by commands without `--parallel`.
 const PARALLEL_DEFAULT: usize = 16;
 
 /// How hosts are reached.
@@ -43,7 +43,7 @@ impl Reach {
         self.context_with(warn)
     }
 
-    /// The same; `warn` takes what the user should hear in any case.
+    /// The same, with a function for warnings, which are shown even with `-q`.
     pub fn context_with(self, warn: fn(&str)) -> Result<Context, Failure> {
         let keeper =
             !self.no_keeper && std::env::var_os("RSIG_KEEPER").is_none_or(|value| value != "0");
@@ -89,7 +89,7 @@ impl Common {
         Spinner::new(text, !self.quiet && !self.reach.verbose)
     }
 
-    /// What the user should know, unless they want none of it.
+    /// Prints an informational message, unless `-q` was given.
     pub fn note(self, text: &str) {
         if !self.quiet {
             warn(text);
@@ -156,9 +156,9 @@ pub struct WayArgs {
     jobs_dir: Option<String>,
 }
 
-/// The heading of these options on commands that start a job.
+/// Help heading of the connection options on commands that start a job.
 pub const KEPT: &str = "Connecting (kept with the job)";
-/// The heading of these options on commands that take `HOST/ID`.
+/// Help heading of the connection options on commands that take `HOST/ID`.
 pub const FOR_HOST_ID: &str = "Connecting (for HOST/ID)";
 
 impl ConnectArgs {
@@ -206,7 +206,7 @@ impl WayArgs {
     }
 }
 
-/// The record of a job says how to connect: only `HOST/ID` has a use for the options.
+/// Rejects connection options if no job is named as `HOST/ID`: a job's record already says how to connect.
 fn for_jobs(connect: Connect, jobs: &[JobWord]) -> Result<Connect, Failure> {
     if connect == Connect::default() || jobs.iter().any(|job| job.there().is_some()) {
         return Ok(connect);
@@ -240,7 +240,7 @@ pub struct JobArgs {
 }
 
 impl JobArgs {
-    /// Checks the options and the command; a variable without a value gets the one that it has here.
+    /// Checks the options and the command. A variable given without a value takes its value from this process.
     pub fn check(&mut self, command: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
         if self.terminal {
             return Err(Failure::usage(
@@ -272,7 +272,7 @@ impl JobArgs {
     }
 }
 
-/// Reads a JOB word, bytes that are not UTF-8 included: no job has such a name.
+/// Parses a JOB word. Bytes that are not UTF-8 are accepted: such a word names no job.
 pub fn job_word() -> impl clap::builder::TypedValueParser<Value = JobWord> {
     OsStringValueParser::new().try_map(JobWord::parse)
 }

@@ -1,10 +1,10 @@
-//! What a shell offers at the TAB key.
+//! Shell completion.
 //!
-//! The scripts in `completions/` hold no words of their own: they pass the words up to the cursor, the last being the one
-//! that is typed, with [`VARIABLE`] naming the shell, and show the answer: a value, a tab and a description on each line.
-//! Options and commands come from clap's definitions, jobs and hosts from the state file, which is only read. No host is
-//! asked, but docker, podman or kubectl for containers once their scheme is typed; where something fails, nothing is
-//! offered.
+//! The scripts in `completions/` contain no candidates of their own. They run rsig with the words up to the cursor, the
+//! last of which is being completed, and with the shell's name in [`VARIABLE`]. The output has one candidate on each
+//! line: a value, a tab and a description. Options and commands come from clap's definitions, jobs and hosts from the
+//! state file, which is only read. No host is contacted; docker, podman or kubectl is run to list containers once its
+//! scheme has been typed. On any failure, nothing is offered.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -29,18 +29,18 @@ use crate::signal::{self, Os};
 use crate::state::{Config, Store, Which};
 use crate::terminal::{print_bytes, warn};
 
-/// Names the shell that asks.
+/// The environment variable that names the shell.
 pub const VARIABLE: &str = "RSIG_COMPLETE";
-/// At most this many jobs are offered, the newest first.
+/// Maximum number of jobs offered, the newest first.
 const JOBS_MAX: u32 = 1000;
-/// The part of a job's command that its description shows, in characters.
+/// Maximum length of a job's command in a description, in characters.
 const COMMAND_MAX: usize = 60;
 
-/// How long a program may take to name its containers, and how much it may say.
-const PROGRAM_MAX: Duration = Duration::from_secs(2);
-const SAID_MAX: u64 = 1 << 20;
+/// Maximum time for a program to list its containers, and maximum size of its output in bytes.
+const PROGRAM_TIME_MAX: Duration = Duration::from_secs(2);
+const PROGRAM_OUTPUT_MAX: u64 = 1 << 20;
 
-/// Answers a shell at the TAB key, or prints the script to source if there are no words.
+/// Prints the candidates, or the shell's completion script to source if there are no words.
 pub fn run(shell: &OsStr, words: Vec<OsString>) -> u8 {
     let script = match shell.to_str() {
         Some("bash") => include_str!("../../completions/rsig.bash"),
@@ -61,7 +61,7 @@ pub fn run(shell: &OsStr, words: Vec<OsString>) -> u8 {
     } else {
         candidates(words).iter().filter_map(line).collect()
     };
-    // A shell that is gone needs no answer.
+    // A failed write is harmless: the shell has gone.
     drop(print_bytes(false, text.as_bytes()));
     exit::DONE
 }
@@ -74,7 +74,7 @@ fn line(candidate: &Candidate) -> Option<String> {
     is_one_word.then(|| format!("{value}\t{}\n", help.unwrap_or_default()))
 }
 
-/// The candidates for the last of the words, of which the first is `rsig`.
+/// The candidates for the last word. The first word is `rsig`.
 fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
     let mut definition = definition();
     let current = words.pop().unwrap_or_default();
@@ -89,7 +89,7 @@ fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
         let parser = definition.clone().ignore_errors(true);
         let matches = parser.try_get_matches_from(&words).unwrap_or_default();
         if let Some((verb, given)) = matches.subcommand() {
-            // Jobs are an argument of one of these names.
+            // The ids of the arguments that hold jobs.
             named.extend(["jobs", "words"].iter().flat_map(|id| raw(given, id)));
             let signals = dashed_signals(verb, given, &named, &current);
             if !signals.is_empty() {
@@ -102,7 +102,7 @@ fn candidates(mut words: Vec<OsString>) -> Vec<Candidate> {
             }
         }
     }
-    // After a dash alone, only long options are offered: they say more.
+    // After a single dash, only long options are offered: they are more descriptive.
     words.push(if current == "-" { "--".into() } else { current });
     let (here, last) = (std::env::current_dir().ok(), words.len() - 1);
     let found = complete(&mut definition, words, last, here.as_deref());
@@ -124,7 +124,7 @@ fn is_set(given: &ArgMatches, flag: &str) -> bool {
     matches!(given.try_get_one(flag), Ok(Some(true)))
 }
 
-/// What is offered for an argument that depends on the words before.
+/// An argument whose candidates depend on the words before it, and its completer.
 fn by_context(
     verb: &str,
     given: &ArgMatches,
@@ -132,7 +132,7 @@ fn by_context(
 ) -> Option<(&'static str, ArgValueCompleter)> {
     Some(match verb {
         "kill" => {
-            let completer = match signal_place(given) {
+            let completer = match signal_index(given) {
                 Some(place) if place == named.len() => {
                     let os = system(given, named);
                     ArgValueCompleter::new(move |current: &OsStr| signals(os, current))
@@ -147,7 +147,7 @@ fn by_context(
         "rm" if is_set(given, "force") || is_set(given, "forget") => {
             ("jobs", ArgValueCompleter::new(any))
         }
-        // The files of other hosts are not known here.
+        // Files on other hosts are not known.
         "spawn" | "run" if raw(given, "host") == [Host::LOCAL] => {
             ("command", ArgValueCompleter::new(PathCompleter::any()))
         }
@@ -156,7 +156,7 @@ fn by_context(
 }
 
 /// The index of the signal among the words of `kill`: `-l SIGNAL`, `JOB SIGNAL`, or none in `-s SIGNAL JOB...`.
-fn signal_place(given: &ArgMatches) -> Option<usize> {
+fn signal_index(given: &ArgMatches) -> Option<usize> {
     match (is_set(given, "list"), given.try_contains_id("signal")) {
         (true, _) => Some(0),
         (false, Ok(true)) => None,
@@ -164,7 +164,7 @@ fn signal_place(given: &ArgMatches) -> Option<usize> {
     }
 }
 
-/// The signals for `kill -TE`. There may be none: `-F` is an option.
+/// The signals for `kill -TE`. Empty if none matches: the word may be an option such as `-J`.
 fn dashed_signals(
     verb: &str,
     given: &ArgMatches,
@@ -175,7 +175,7 @@ fn dashed_signals(
         Some(name)
             if verb == "kill"
                 && name.starts_with(|letter: char| letter.is_ascii_uppercase())
-                && signal_place(given) == Some(1) =>
+                && signal_index(given) == Some(1) =>
         {
             prefixed("-", signals(system(given, named), OsStr::new(name)))
         }
@@ -213,14 +213,14 @@ pub fn any(current: &OsStr) -> Vec<Candidate> {
     jobs(Which::All, current).unwrap_or_default()
 }
 
-/// Names first, then ids.
+/// Jobs by name, then by id.
 fn jobs(which: Which, current: &OsStr) -> Option<Vec<Candidate>> {
     let prefix = current.to_str()?;
     let store = Store::peek()?;
     let records = store.fitting(which, prefix, JOBS_MAX).ok()?;
     let names = records.iter().filter_map(|record| {
         let name = record.name.as_ref()?;
-        // A name stands for one job; older jobs of that name are offered by id.
+        // A name refers to one job; older jobs of that name are offered by id.
         let named = store.named(name).ok()??;
         let help = format!("{} {}", record.id, description(record));
         let is_meant = name.as_str().starts_with(prefix) && named.id == record.id;
@@ -250,7 +250,7 @@ pub fn signal(current: &OsStr) -> Vec<Candidate> {
     signals(Os::here(), current)
 }
 
-/// Spelled like the prefix: with or without SIG, in upper or lower case.
+/// Signals, spelled like the typed prefix: with or without SIG, in upper or lower case.
 fn signals(os: Os, current: &OsStr) -> Vec<Candidate> {
     let typed = current.to_string_lossy();
     let upper = typed.to_ascii_uppercase();
@@ -258,7 +258,7 @@ fn signals(os: Os, current: &OsStr) -> Vec<Candidate> {
     let is_lower = typed.starts_with(|letter: char| letter.is_ascii_lowercase());
     let fitting = signal::table(os).into_iter().filter_map(|row| {
         let mut name = format!("{sig}{}", row.name);
-        // There are too many real-time signals to offer them unasked.
+        // Real-time signals are too many to offer before part of a name is typed.
         if !name.starts_with(&upper) || (upper == sig && row.name.starts_with("RTM")) {
             return None;
         }
@@ -275,16 +275,16 @@ pub fn states() -> Vec<Candidate> {
     State::ALL.map(|state| Candidate::new(state.word())).into()
 }
 
-/// The hosts of recorded jobs, as they were typed.
+/// The hosts of recorded jobs, as typed.
 pub fn recorded_host(current: &OsStr) -> Vec<Candidate> {
     let hosts = Store::peek().and_then(|store| store.hosts().ok());
-    fitting_hosts(hosts.unwrap_or_default(), current)
+    matching_hosts(hosts.unwrap_or_default(), current)
 }
 
-/// This machine, the hosts of recorded jobs, and those of `~/.ssh/config`.
+/// This machine, hosts of recorded jobs, of `~/.ssh/config` and of rsig's configuration file, and containers.
 pub fn host(current: &OsStr) -> Vec<Candidate> {
     let mut candidates = recorded_host(current);
-    candidates.extend(fitting_hosts(vec![Host::LOCAL.to_owned()], current));
+    candidates.extend(matching_hosts(vec![Host::LOCAL.to_owned()], current));
     if !current.as_encoded_bytes().starts_with(b"@") {
         candidates.extend(configured_host(current));
     }
@@ -303,7 +303,8 @@ pub fn host(current: &OsStr) -> Vec<Candidate> {
     candidates
 }
 
-/// Running containers, whose program is asked, and aliases for the `ssh` program; until a scheme is typed, that alone.
+/// Running containers, as listed by the scheme's program, and aliases for `openssh://`. Until a scheme has been typed,
+/// only schemes.
 fn scheme_host(current: &OsStr) -> Vec<Candidate> {
     const SCHEMES: [&str; 4] = ["docker://", "podman://", "kubectl://", "openssh://"];
     let typed = current.to_str().unwrap_or_default();
@@ -317,10 +318,10 @@ fn scheme_host(current: &OsStr) -> Vec<Candidate> {
     };
     let names = match (program, rest.split_once('/')) {
         ("openssh", _) => return prefixed("openssh://", configured_host(OsStr::new(rest))),
-        ("docker" | "podman", None) => said(program, &["ps", "--format", "{{.Names}}"]),
-        ("kubectl", None) => said(program, &["get", "pods", "-o", "name"]),
+        ("docker" | "podman", None) => program_output(program, &["ps", "--format", "{{.Names}}"]),
+        ("kubectl", None) => program_output(program, &["get", "pods", "-o", "name"]),
         ("kubectl", Some((namespace, _))) => {
-            said(program, &["get", "pods", "-o", "name", "-n", namespace])
+            program_output(program, &["get", "pods", "-o", "name", "-n", namespace])
         }
         _ => return Vec::new(),
     };
@@ -329,14 +330,14 @@ fn scheme_host(current: &OsStr) -> Vec<Candidate> {
     let names = names
         .lines()
         .map(|name| name.strip_prefix("pod/").unwrap_or(name));
-    fitting_hosts(
+    matching_hosts(
         names.map(|name| format!("{before}{name}")).collect(),
         current,
     )
 }
 
-/// What a program prints, if that is soon.
-fn said(program: &str, words: &[&str]) -> String {
+/// The output of a program, or nothing if it takes too long.
+fn program_output(program: &str, words: &[&str]) -> String {
     let mut command = std::process::Command::new(program);
     command
         .args(words)
@@ -347,28 +348,29 @@ fn said(program: &str, words: &[&str]) -> String {
     };
     let (sender, receiver) = std::sync::mpsc::channel();
     if let Some(out) = child.stdout.take() {
-        // The receiver is gone when it took too long. Without a thread, nothing is received.
-        let read = move || drop(sender.send(std::io::read_to_string(out.take(SAID_MAX))));
+        // After the timeout, the receiver is gone and a failed send is harmless. If no thread can be started, nothing
+        // is received.
+        let read = move || drop(sender.send(std::io::read_to_string(out.take(PROGRAM_OUTPUT_MAX))));
         drop(std::thread::Builder::new().spawn(read));
     }
-    let said = receiver.recv_timeout(PROGRAM_MAX);
-    // One that has ended needs no end.
+    let output = receiver.recv_timeout(PROGRAM_TIME_MAX);
+    // Fails harmlessly if the program has ended.
     let _ = child.kill();
     let _ = child.wait();
-    said.ok().and_then(Result::ok).unwrap_or_default()
+    output.ok().and_then(Result::ok).unwrap_or_default()
 }
 
-/// The last host of a list.
+/// Candidates for the last host of a list.
 pub fn hosts(current: &OsStr) -> Vec<Candidate> {
     last_part(',', current, host)
 }
 
-/// The last host of a list of jump hosts.
+/// Candidates for the last host of a list of jump hosts.
 pub fn jump(current: &OsStr) -> Vec<Candidate> {
     last_part(',', current, configured_host)
 }
 
-/// The hosts of `~/.ssh/config`, after the user that is typed.
+/// The hosts of `~/.ssh/config`, after a `USER@` that has been typed.
 fn configured_host(current: &OsStr) -> Vec<Candidate> {
     let read = || {
         let path = PathBuf::from(std::env::var_os("HOME")?).join(".ssh/config");
@@ -376,11 +378,11 @@ fn configured_host(current: &OsStr) -> Vec<Candidate> {
         Some(aliases(&String::from_utf8_lossy(&config)))
     };
     last_part('@', current, |name| {
-        fitting_hosts(read().unwrap_or_default(), name)
+        matching_hosts(read().unwrap_or_default(), name)
     })
 }
 
-/// Completes what follows the last separator.
+/// Completes the part after the last separator.
 fn last_part(
     separator: char,
     current: &OsStr,
@@ -392,8 +394,8 @@ fn last_part(
     prefixed(before, complete(OsStr::new(last)))
 }
 
-/// The hosts with this prefix that rsig accepts.
-fn fitting_hosts(hosts: Vec<String>, current: &OsStr) -> Vec<Candidate> {
+/// The hosts that start with the typed prefix and that rsig accepts.
+fn matching_hosts(hosts: Vec<String>, current: &OsStr) -> Vec<Candidate> {
     let prefix = current.to_string_lossy();
     let fits = |host: &String| host.starts_with(&*prefix) && host.parse::<Host>().is_ok();
     hosts.into_iter().filter(fits).map(Candidate::new).collect()
@@ -425,7 +427,7 @@ mod tests {
             .join(" ")
     }
 
-    /// What is offered after `rsig`, the last word being the one that is typed.
+    /// The candidates for the last word of a command line, without the leading `rsig`.
     fn offered(line: &str) -> String {
         let words = std::iter::once("rsig").chain(line.split(' '));
         values(&candidates(words.map(OsString::from).collect()))
@@ -521,7 +523,7 @@ mod tests {
         assert_eq!(aliases(config), ["web1", "web2", "db1", "db2"]);
         let names = || ["web1", "we-b", "we$b"].map(str::to_owned).to_vec();
         assert_eq!(
-            values(&fitting_hosts(names(), OsStr::new("we"))),
+            values(&matching_hosts(names(), OsStr::new("we"))),
             "web1 we-b"
         );
     }

@@ -1,5 +1,5 @@
-//! `config`: shows the configuration that is in force. And the defaults of the configuration file, as clap's own: the
-//! command line wins over them.
+//! `config`: shows the configuration in effect. Also makes the defaults of the configuration file clap's own defaults,
+//! so that the command line overrides them.
 
 use std::ffi::OsString;
 
@@ -16,8 +16,8 @@ use crate::state::config::Setting;
 use crate::state::{Config as File, state_directory};
 use crate::terminal::{Output, Table};
 
-/// The options that may have a default: none that says which jobs are meant, or that ends or removes some. Those that say
-/// how a host is reached are the file's own business.
+/// The options that may have a default in the configuration file: none that selects jobs, or that ends or removes them.
+/// Connection options are not listed: the file's own module handles them.
 const OPTIONS: [&str; 21] = [
     "backlog",
     "cwd",
@@ -41,8 +41,8 @@ const OPTIONS: [&str; 21] = [
     "verbose",
     "via",
 ];
-/// The variable that stands for `--no-keeper`.
-const KEEPER: &str = "RSIG_KEEPER";
+/// The environment variable that corresponds to `--no-keeper`.
+const KEEPER_VARIABLE: &str = "RSIG_KEEPER";
 
 /// Show the configuration that is in force, and where each value comes from
 #[derive(Args, Debug)]
@@ -119,8 +119,12 @@ fn rows(file: &'static File) -> Result<Vec<Row>, Failure> {
             by_variable(&["RSIG_STATE_DIR", "XDG_STATE_HOME"]),
         ),
     ];
-    if let Some(value) = std::env::var_os(KEEPER) {
-        rows.push(row("no-keeper", (value == "0").to_string(), KEEPER));
+    if let Some(value) = std::env::var_os(KEEPER_VARIABLE) {
+        rows.push(row(
+            "no-keeper",
+            (value == "0").to_string(),
+            KEEPER_VARIABLE,
+        ));
     }
     let is_set = |key: &str| file.defaults().any(|setting| setting.key == key);
     for key in OPTIONS.iter().filter(|key| !is_set(key)) {
@@ -131,8 +135,9 @@ fn rows(file: &'static File) -> Result<Vec<Row>, Failure> {
         });
         rows.extend(values.map(|value| row(key, value.to_string_lossy().into_owned(), "default")));
     }
-    let is_hidden =
-        |setting: &&Setting| setting.key == "no-keeper" && std::env::var_os(KEEPER).is_some();
+    let is_hidden = |setting: &&Setting| {
+        setting.key == "no-keeper" && std::env::var_os(KEEPER_VARIABLE).is_some()
+    };
     for setting in file.settings.iter().filter(|setting| !is_hidden(setting)) {
         let name = match setting.section.as_str() {
             "defaults" => setting.key.clone(),
@@ -153,7 +158,7 @@ fn option<'a>(verb: &'a clap::Command, key: &str) -> Option<&'a clap::Arg> {
         .find(|argument| argument.get_long() == Some(key))
 }
 
-/// Gives a definition the file's defaults. What is given wins over a default that it conflicts with.
+/// Adds the file's defaults to a definition. A default that conflicts with an option on the command line is left out.
 pub fn apply(
     definition: &mut clap::Command,
     file: &'static File,
@@ -171,9 +176,10 @@ pub fn apply(
     let parser = definition.clone().ignore_errors(true);
     let matches = parser.try_get_matches_from(words).ok();
     let given = matches.as_ref().and_then(ArgMatches::subcommand);
-    // A variable wins over the file.
-    let counts =
-        |setting: &&Setting| setting.key != "no-keeper" || std::env::var_os(KEEPER).is_none();
+    // The environment variable overrides the file.
+    let counts = |setting: &&Setting| {
+        setting.key != "no-keeper" || std::env::var_os(KEEPER_VARIABLE).is_none()
+    };
     *definition = std::mem::take(definition).mut_subcommands(|verb| {
         let given = given.filter(|(name, _)| *name == verb.get_name());
         let given = given.map(|(_, matches)| matches);
@@ -204,7 +210,7 @@ fn with_default(
     verb.mut_arg(id, |argument| argument.default_values(values))
 }
 
-/// The failure of a default that is no value of its option, for a verb.
+/// The failure for a default that is not a valid value of its option in a verb.
 pub fn blamed(definition: &clap::Command, verb: &str, file: &File) -> Option<Failure> {
     let words = [definition.get_name(), verb].map(OsString::from);
     let error = definition.clone().try_get_matches_from(words).err()?;

@@ -1,4 +1,4 @@
-//! What every command works with.
+//! What every command works with: the state file, and how and to which hosts it may connect.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -20,20 +20,20 @@ pub struct Context {
     pub allowed: AllowedHosts,
 }
 
-/// A context for several threads.
+/// A context that several threads share.
 pub struct SharedContext {
     context: Mutex<Context>,
-    new: Mutex<Vec<NewRecord>>,
+    queue: Mutex<Vec<NewRecord>>,
 }
 
-/// A record that is to be added, and what came of it.
+/// A record to insert, and the result.
 type NewRecord = (Record, Arc<OnceLock<Result<(), Failure>>>);
 
 impl SharedContext {
     pub fn new(context: Context) -> Self {
         Self {
             context: Mutex::new(context),
-            new: Mutex::default(),
+            queue: Mutex::default(),
         }
     }
 
@@ -41,13 +41,14 @@ impl SharedContext {
         self.context.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`Store::insert`]. What comes while another thread writes goes in one transaction: each costs an fsync.
+    /// See [`Store::insert`]. Records that arrive while another thread writes go in one transaction, since each
+    /// transaction costs an fsync.
     pub fn insert(&self, record: &Record) -> Result<(), Failure> {
-        let new = || self.new.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = || self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let result = Arc::new(OnceLock::new());
-        new().push((record.clone(), Arc::clone(&result)));
+        queue().push((record.clone(), Arc::clone(&result)));
         let mut context = self.lock();
-        let all = std::mem::take(&mut *new());
+        let all = std::mem::take(&mut *queue());
         if !all.is_empty() {
             let inserted = context.store.insert(all.iter().map(|(record, _)| record));
             for (_, result) in all {
@@ -59,7 +60,7 @@ impl SharedContext {
 }
 
 impl Context {
-    /// The job that a word stands for. For `HOST/ID` without a record here, [`super::jobs::meet`] asks the host.
+    /// The job that a word names. If `HOST/ID` has no record here, [`super::jobs::meet`] asks the host later.
     pub fn resolve(&self, word: &JobWord) -> Result<Record, Failure> {
         let record = match word.there() {
             None if word.as_str().contains('/') => {
@@ -70,7 +71,8 @@ impl Context {
             None => self.store.resolve(word.as_str())?,
             Some((host, id)) => {
                 let destination = configured().destination(host, &self.connect)?;
-                // Without options, the record knows the way; with others, it may be another machine's job.
+                // Without connection options, the record's own are used. With different ones, the record may be that of
+                // a job on another machine.
                 let is_same = |record: &Record| {
                     if self.connect == Connect::default() {
                         record.host() == &destination.host

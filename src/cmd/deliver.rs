@@ -1,4 +1,4 @@
-//! Signals for jobs on any number of hosts: what `kill`, `stop` and `rm --force` have in common.
+//! Sends signals to jobs on any number of hosts: the common part of `kill`, `stop` and `rm --force`.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{self, Sender};
@@ -40,7 +40,7 @@ pub struct Sending {
 }
 
 impl Sending {
-    /// How TERM ends a job: KILL follows after the grace.
+    /// Options to end a job: KILL follows the first signal after the grace.
     pub fn stop(grace: Duration, target: Target) -> Self {
         Self {
             wait: Some(grace),
@@ -52,16 +52,16 @@ impl Sending {
     }
 }
 
-/// What became of one job's signals, or of waiting for its end.
+/// The result of signalling one job, or of waiting for it.
 pub struct Report {
-    /// The word that stood for the job.
+    /// The word that named the job.
     pub word: String,
-    /// The signals as they are on the job's host, where that is known.
+    /// The signals as the job's host defines them, if its system is known.
     pub signal: Option<Signal>,
     pub then_signal: Option<Signal>,
-    /// The line of its output that was waited for.
+    /// The line of output that was waited for.
     pub found: Option<Found>,
-    /// A failure alone when there is no such job.
+    /// `Err` only if there is no such job.
     pub outcome: Result<Outcome, Failure>,
 }
 
@@ -95,7 +95,7 @@ impl Report {
         self.failure().is_some_and(|failure| failure.kind == kind)
     }
 
-    /// A lost job is not known to have ended: that is a failure of its own.
+    /// Turns the report of a lost job, whose end is not known, into a failure of its own kind.
     fn mark_lost(&mut self) {
         if let Ok(outcome) = &mut self.outcome
             && outcome.record.state == State::Lost
@@ -114,7 +114,7 @@ impl Report {
     }
 }
 
-/// Sends a signal to jobs and waits for them, all hosts at once. The reports come as they are known.
+/// Sends a signal to jobs and waits for them, on all hosts at once. Yields each report as soon as it is known.
 pub fn send<'a>(
     context: &'a mut Context,
     jobs: Jobs,
@@ -122,12 +122,12 @@ pub fn send<'a>(
     sending: &Sending,
 ) -> impl Iterator<Item = Report> + use<'a> {
     let selected = jobs.selected;
-    // What is left of a tree is the signal's target even when the job itself has ended.
+    // With the target `tree`, remaining descendants get the signal even if the job itself has ended.
     let (over, running): (Vec<Job>, Vec<Job>) = jobs
         .found
         .into_iter()
         .partition(|job| job.record.state == State::Exited && sending.target != Target::Tree);
-    // A job that had ended is worth a hint on what it left behind, unless its end is all that is asked for.
+    // For a job that has already ended, its host is asked what the job left behind, unless only its end matters.
     let (asked, known) = if sending.wait.is_none() && !selected {
         (over, Vec::new())
     } else {
@@ -139,7 +139,7 @@ pub fn send<'a>(
         .map(|(word, failure)| Report::new(word, Err(failure)));
     let of_known = {
         let sending = sending.clone();
-        move |job| of_ended(job, signal, &sending, selected)
+        move |job| report_ended(job, signal, &sending, selected)
     };
     let limit = match sending.wait {
         Some(_) => Limit::Connecting,
@@ -175,8 +175,8 @@ pub fn send<'a>(
         })
 }
 
-/// Asks the hosts of jobs that had ended what they left behind. These are asked last, and without a password prompt:
-/// where a host can't be asked, the end is known all the same.
+/// Asks hosts what jobs that have already ended left behind. This is done last and without a password prompt: if a host
+/// can't be reached, the job's end is still known.
 fn ask_ended(
     policy: Policy,
     jobs: Vec<Job>,
@@ -200,13 +200,13 @@ fn ask_ended(
                 .map(|report| (report.word.clone(), report))
                 .collect();
             for job in jobs {
-                // A host that has more to say than "not reached" is believed.
+                // The answer counts if it is about the job, not if the host could not be reached.
                 let told = reports.remove(&job.word).filter(|report| {
                     report.is_failure(Kind::NotRunning)
                         || report.is_failure(Kind::BadSignal)
                         || matches!(&report.outcome, Ok(outcome) if outcome.sent != Sent::No)
                 });
-                let report = told.unwrap_or_else(|| of_ended(job, signal, &sending, false));
+                let report = told.unwrap_or_else(|| report_ended(job, signal, &sending, false));
                 // The receiver is dropped only at the end, so a failed send is harmless.
                 drop(sender.send(report));
             }
@@ -215,8 +215,8 @@ fn ask_ended(
     .into_iter()
 }
 
-/// The report of a job whose end is known here.
-fn of_ended(job: Job, signal: SignalWord, sending: &Sending, selected: bool) -> Report {
+/// The report of a job whose end is already on record.
+fn report_ended(job: Job, signal: SignalWord, sending: &Sending, selected: bool) -> Report {
     let record = job.record;
     let error = (sending.wait.is_none() && !selected).then(|| ended_before(&record));
     let on = |signal: SignalWord| record.system().and_then(|os| signal.on(os).ok());
@@ -234,7 +234,7 @@ fn of_ended(job: Job, signal: SignalWord, sending: &Sending, selected: bool) -> 
     }
 }
 
-/// Keeps what was learned of a job.
+/// Records a report in the state file.
 pub fn write_down(store: &mut Store, report: &Report, target: Target) {
     let Ok(outcome) = &report.outcome else {
         return;
@@ -297,7 +297,7 @@ pub fn on_host(
     });
 }
 
-/// Asks for the operating system of a job whose host has not told it yet.
+/// Asks the host for the operating system of a job if the record lacks it.
 fn learn_system(connection: &mut HostConnection<'_>, record: &mut Record) -> Result<(), Failure> {
     if record.os.is_some() {
         return Ok(());
@@ -316,7 +316,7 @@ fn learn_system(connection: &mut HostConnection<'_>, record: &mut Record) -> Res
     }
 }
 
-/// The signals on the job's host.
+/// The signals as the job's host defines them.
 fn signals(
     record: &Record,
     signal: SignalWord,

@@ -1,12 +1,12 @@
-//! The clean-up of `run`: the job's files are removed once it has ended and its output has been delivered.
+//! Cleanup for `run`: removes a job's files once it has ended and its output has been delivered.
 
 use crate::connection::HostConnection;
 use crate::error::Failure;
 use crate::job::Record;
 use crate::remote::look::{self, Streams};
 
-/// Removes the files of jobs of the line's host that have ended and whose output has been read, and says of which. `read`
-/// is what has just been delivered to its end.
+/// Removes the files of those jobs on the connection's host that have ended and whose output has been read. Returns for
+/// each job whether its files are gone. `read`: the streams that have just been delivered to their ends.
 pub fn forget_read(
     connection: &mut HostConnection<'_>,
     records: &mut [Record],

@@ -1,4 +1,4 @@
-//! `history`: shows what was done to jobs, those included that are forgotten by now.
+//! `history`: shows what was done to jobs, including jobs that have been forgotten since.
 
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
@@ -35,7 +35,7 @@ impl History {
         let job = match &self.job {
             None => None,
             Some(word) => {
-                // Of HOST/ID, the id is enough here.
+                // Of HOST/ID, the id alone identifies the job.
                 let word = word.there().map_or(word.as_str(), |(_, id)| id.as_str());
                 Some(match store.resolve(word) {
                     Ok(record) => record.id,
@@ -65,13 +65,13 @@ fn table(entries: &[Entry]) -> Table {
             entry.job.to_string(),
             entry.name.as_ref().map_or("-", JobName::as_str).to_owned(),
             printable(&entry.host, 255),
-            done(&entry.action),
+            describe(&entry.action),
         ]);
     }
     table
 }
 
-fn done(action: &Action) -> String {
+fn describe(action: &Action) -> String {
     match action {
         Action::Spawn { command } => format!("spawn: {}", terminal::command_line(command)),
         Action::NotStarted { error } => format!("not started ({error})"),

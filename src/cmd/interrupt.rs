@@ -1,4 +1,4 @@
-//! Commands that a signal ends, and starts that are given up.
+//! Ends commands on signals, and cancels starts that are given up.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -17,13 +17,13 @@ use crate::state::Store;
 use crate::sys;
 use crate::terminal::warn;
 
-/// How long a start that is given up may take to be cancelled.
-const CANCEL_MAX: Duration = Duration::from_millis(800);
+/// Maximum wait for the host to confirm that a start was cancelled.
+const CANCEL_WAIT_MAX: Duration = Duration::from_millis(800);
 
-/// For how long it is tried where nobody waits for that.
-const CANCEL_LATER_MAX: Duration = Duration::from_secs(300);
+/// Maximum time during which a cancellation is tried in the background.
+const CANCEL_RETRY_MAX: Duration = Duration::from_secs(300);
 
-/// Has the signals that end a command end this one even where the kernel would drop them: the first process of a
+/// Makes the signals that end a command end this one even if the kernel would drop them: the first process of a
 /// container gets no signal that it does not handle (pid_namespaces(7)).
 pub fn end_first_process() -> Result<(), Failure> {
     if std::process::id() == 1 {
@@ -32,7 +32,8 @@ pub fn end_first_process() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ends the process at the first signal that asks for it, after `last`. A signal that was ignored at the start stays so.
+/// Calls `last` and ends the process at the first signal that asks it to end. Signals that were ignored at the start
+/// stay ignored.
 pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<Caught, Failure> {
     let caught = Caught::default();
     let all = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]
@@ -59,13 +60,13 @@ pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<Caught, Failure
         .map_err(|error| failed(&reason(&error)))
 }
 
-/// Whether such a signal has come.
+/// Whether such a signal has arrived.
 #[derive(Default)]
 pub struct Caught(Arc<AtomicBool>);
 
 impl Caught {
-    /// Leaves the end of the process to the signal, if one has come: it reaches what this process has started too, and
-    /// what fails then is of no interest.
+    /// Blocks if a signal has arrived, until it ends the process. The signal reaches child processes too, and the
+    /// failures that this causes are not worth reporting.
     pub fn give_way(&self) {
         while self.0.load(Ordering::Relaxed) {
             std::thread::park();
@@ -73,7 +74,7 @@ impl Caught {
     }
 }
 
-/// Ends this process as the signal would have: a shell that runs a script stops it then.
+/// Ends this process as the signal would have, so that a shell that runs a script stops the script.
 fn die(signal: i32) -> ! {
     if std::process::id() != 1 {
         drop(low_level::emulate_default_handler(signal));
@@ -81,13 +82,13 @@ fn die(signal: i32) -> ! {
     low_level::exit(128 + signal)
 }
 
-/// The starts of a command that have not come to an end.
+/// The starts of a command that are not completed.
 #[derive(Default)]
 pub struct Starts(Mutex<Vec<Start>>);
 
 struct Start {
     record: Record,
-    /// The connection over which the host was asked for the job, or is about to be.
+    /// The connection over which the start request was sent, or is about to be.
     asked: Option<DetachedConnection>,
 }
 
@@ -96,14 +97,14 @@ impl Starts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A job is recorded.
+    /// To be called once a job is recorded.
     pub fn begin(&self, record: &Record) {
         let record = record.clone();
         let asked = None;
         self.lock().push(Start { record, asked });
     }
 
-    /// The host is about to be asked for it. Where all is given up, this does not return.
+    /// To be called just before the start request is sent. Does not return once all starts are given up.
     pub fn asked(&self, id: &JobId, connection: DetachedConnection) {
         let mut starts = self.lock();
         if let Some(start) = starts.iter_mut().find(|start| start.record.id == *id) {
@@ -111,24 +112,26 @@ impl Starts {
         }
     }
 
-    /// Tells the user what became of it. Where all is given up, this does not return.
+    /// Completes a start: `tell` reports the result to the user. Does not return once all starts are given up.
     pub fn end(&self, id: &JobId, tell: impl FnOnce()) {
         let mut starts = self.lock();
         starts.retain(|start| start.record.id != *id);
         tell();
     }
 
-    /// Gives all of them up. Those whose host was not asked do not happen; the others are cancelled, or the user is told.
+    /// Gives up all starts. Those whose request was not sent do not happen. The others are cancelled, or the user is
+    /// told that they may still happen.
     pub fn give_up(&self) {
-        // Held to the end, so that no other start is sent meanwhile.
+        // The lock is held to the end, so that no other start request is sent meanwhile.
         let mut starts = self.lock();
         let mut over: Vec<Record> = Vec::new();
         let cancelled: Vec<_> = starts
             .drain(..)
             .map(|Start { record, asked }| {
                 let place = record.job_dir();
-                let thread = asked
-                    .map(|line| std::thread::Builder::new().spawn(move || give_up(line, place)));
+                let thread = asked.map(|connection| {
+                    std::thread::Builder::new().spawn(move || give_up(connection, place))
+                });
                 (record, thread)
             })
             .collect();
@@ -151,55 +154,55 @@ impl Starts {
             over.iter()
                 .for_each(|record| store.not_started(record, Kind::Failed));
         }
-        // No start may be sent from now on.
+        // Leaks the lock: no start request may be sent from now on.
         std::mem::forget(starts);
     }
 }
 
-/// Cancels a start that was given up as soon as its host can be reached, in a thread that nobody waits for.
-pub fn cancel_later(line: DetachedConnection, place: String) {
+/// Cancels a start that was given up as soon as its host can be reached, in a thread that is never joined.
+pub fn cancel_later(detached: DetachedConnection, place: String) {
     if let Ok(script) = cancelling_script(&place) {
-        // Here and not in the thread: this process may end at once, and a shared keeper does it then.
-        line.connection().leave_script(script);
+        // Here and not in the thread: this process may end at once, and then a shared keeper runs the script.
+        detached.connection().leave_script(script);
     }
     let work = move || {
-        let mut line = line.connection();
-        let until = Instant::now() + CANCEL_LATER_MAX;
+        let mut connection = detached.connection();
+        let until = Instant::now() + CANCEL_RETRY_MAX;
         let left = || until.saturating_duration_since(Instant::now());
-        // After that, the job's time limit ends it.
+        // If this fails, the job's time limit ends it.
         let _ = keep_trying(left, || {
-            let host = line.host();
-            let cancelled = line.ask(|shell| cancel(&host, shell, &place));
+            let host = connection.host();
+            let cancelled = connection.ask(|shell| cancel(&host, shell, &place));
             if cancelled.is_err() {
-                line.hang_up();
+                connection.hang_up();
             }
             cancelled
         });
     };
-    // Without a thread, its time limit ends it too.
+    // If no thread can be started, the job's time limit ends it too.
     let _ = std::thread::Builder::new().spawn(work);
 }
 
-/// Cancels a start that was given up, and says whether the host has confirmed that in time. Where it has not, a shared
-/// keeper does it when it can.
-pub fn give_up(line: DetachedConnection, place: String) -> bool {
+/// Cancels a start that was given up. Returns whether the host confirmed that in time. If not, a shared keeper cancels
+/// the start when it can.
+pub fn give_up(detached: DetachedConnection, place: String) -> bool {
     let script = cancelling_script(&place);
     let (sender, receiver) = mpsc::channel();
-    let line = Arc::new(line);
-    let own = Arc::clone(&line);
+    let detached = Arc::new(detached);
+    let own = Arc::clone(&detached);
     let work = move || {
-        let mut line = own.connection();
-        let host = line.host();
-        let cancelled = line
+        let mut connection = own.connection();
+        let host = connection.host();
+        let cancelled = connection
             .shell()
             .and_then(|mut shell| cancel(&host, shell.as_mut(), &place));
-        // The receiver is dropped when the time is over.
+        // Fails harmlessly after the timeout: the receiver is gone.
         let _ = sender.send(cancelled.is_ok());
     };
     let started = std::thread::Builder::new().spawn(work);
-    let confirmed = started.is_ok() && receiver.recv_timeout(CANCEL_MAX).unwrap_or(false);
+    let confirmed = started.is_ok() && receiver.recv_timeout(CANCEL_WAIT_MAX).unwrap_or(false);
     if !confirmed && let Ok(script) = script {
-        line.connection().leave_script(script);
+        detached.connection().leave_script(script);
     }
     confirmed
 }

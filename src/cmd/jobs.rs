@@ -1,4 +1,4 @@
-//! From JOB words to records, and from records to work on their hosts.
+//! Resolves JOB words to records, and runs work on the hosts of jobs.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -15,10 +15,10 @@ use crate::remote::{self, Standing};
 use crate::state::Which;
 use crate::terminal;
 
-/// How many jobs a question lists.
+/// Maximum number of jobs listed in a confirmation prompt.
 const LISTED_MAX: usize = 10;
 
-/// A job, and the word that stands for it.
+/// A job, and the word that names it.
 #[derive(Clone, Debug)]
 pub struct Job {
     pub word: String,
@@ -34,18 +34,18 @@ impl From<Record> for Job {
     }
 }
 
-/// The jobs that a command is about.
+/// The jobs that a command acts on.
 #[derive(Debug, Default)]
 pub struct Jobs {
     pub found: Vec<Job>,
-    /// The words that name no job, and why.
+    /// The words that name no job, with the reason.
     pub unknown: Vec<(String, Failure)>,
-    /// They were selected, not named: one that has ended meanwhile is passed over.
+    /// The jobs were selected, not named: a job that has ended meanwhile is not an error.
     pub selected: bool,
 }
 
 impl Jobs {
-    /// The jobs that words stand for. A job that several words name comes once.
+    /// The jobs that words name. A job that several words name is listed once.
     pub fn named(context: &Context, words: &[JobWord]) -> Self {
         let mut jobs = Self::default();
         for word in words {
@@ -65,7 +65,7 @@ impl Jobs {
         jobs
     }
 
-    /// The unfinished jobs that are selected. Asks first whether all of them are to get `signals`.
+    /// The selected unfinished jobs. With `--all`, asks the user to confirm that all of them get `signals`.
     fn selected(
         context: &Context,
         selectors: &Selectors,
@@ -86,7 +86,7 @@ impl Jobs {
         })
     }
 
-    /// The jobs that are selected, else those that are named.
+    /// The selected jobs if there are selectors, else the named ones.
     pub fn of(
         context: &Context,
         selectors: &Selectors,
@@ -118,7 +118,7 @@ impl JobsArgs {
     }
 }
 
-/// Asks on the terminal whether all these jobs are meant.
+/// Asks the user on the terminal to confirm the signal to all these jobs.
 fn confirm(signals: &str, records: &[Record]) -> Result<(), Failure> {
     let jobs = match records.len() {
         1 => "1 job".to_owned(),
@@ -143,8 +143,8 @@ fn confirm(signals: &str, records: &[Record]) -> Result<(), Failure> {
     Err(Failure::new(Kind::Failed, "nothing was sent"))
 }
 
-/// Asks the host about those jobs of which only the id is known. Returns the jobs that are there, and the others with
-/// the reason.
+/// Completes the records of jobs that are known only by id, by asking the host. Returns the jobs that exist there, and
+/// the others with the reason.
 pub fn meet(
     connection: &mut HostConnection<'_>,
     jobs: Vec<Job>,
@@ -189,7 +189,7 @@ pub fn meet(
     (there, missing)
 }
 
-/// The failure of a job that its host does not know.
+/// The failure for a job that its host does not know.
 pub fn not_there(record: &Record) -> Failure {
     let message = format!(
         "no job {}: `rsig ps --host {} --discover` lists the jobs there",
@@ -199,33 +199,35 @@ pub fn not_there(record: &Record) -> Failure {
     Failure::new(Kind::NotFound, message)
 }
 
-/// Sorts jobs by host and by the way there, in the order in which the hosts come.
+/// Groups jobs by destination (host and how to connect to it), in order of first appearance.
 pub fn by_host(jobs: Vec<Job>) -> Vec<(Destination, Vec<Job>)> {
     let mut groups: Vec<(Destination, Vec<Job>)> = Vec::new();
-    let mut places = HashMap::new();
+    let mut indices = HashMap::new();
     for job in jobs {
         let destination = &job.record.destination;
-        let place = *places.entry(destination.clone()).or_insert_with(|| {
+        let index = *indices.entry(destination.clone()).or_insert_with(|| {
             groups.push((destination.clone(), Vec::new()));
             groups.len() - 1
         });
-        if let Some((_, jobs)) = groups.get_mut(place) {
+        if let Some((_, jobs)) = groups.get_mut(index) {
             jobs.push(job);
         }
     }
     groups
 }
 
-/// Which limit holds for the number of hosts that are worked on at once.
+/// What [`Policy::parallel`] limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// [`Policy::parallel`].
+    /// The number of hosts worked on at once.
     Work,
-    /// The same while connecting only: hosts whose jobs are waited for must not keep the others from being asked.
+    /// The number of hosts connected to at once: waiting for the jobs of some hosts must not keep others from being
+    /// asked.
     Connecting,
 }
 
-/// Works on all hosts at once, and returns what comes of it as it comes. The work goes on when the receiver is dropped.
+/// Works on all hosts at once, within the limit. Sends each result to the returned receiver as it is ready. The work
+/// goes on even if the receiver is dropped.
 pub fn on_each_host<T: Send + 'static, R: Send + 'static>(
     policy: &Policy,
     limit: Limit,
@@ -236,7 +238,7 @@ pub fn on_each_host<T: Send + 'static, R: Send + 'static>(
     let policy = *policy;
     let permits = (limit == Limit::Connecting).then(|| Arc::new(Permits::new(policy.parallel)));
     let threads = match limit {
-        // One host needs no thread: the results of one script come together anyway.
+        // One host needs no thread: the results of one script arrive together anyway.
         Limit::Work if hosts.len() == 1 => 0,
         Limit::Work => hosts.len().min(policy.parallel),
         Limit::Connecting => hosts.len(),
@@ -248,12 +250,12 @@ pub fn on_each_host<T: Send + 'static, R: Send + 'static>(
             let Some((destination, task)) = next else {
                 return;
             };
-            let line = HostConnection::new(&destination, &policy);
-            let mut line = match &permits {
-                Some(permits) => line.with_permits(Arc::clone(permits)),
-                None => line,
+            let connection = HostConnection::new(&destination, &policy);
+            let mut connection = match &permits {
+                Some(permits) => connection.with_permits(Arc::clone(permits)),
+                None => connection,
             };
-            work(&mut line, task, &sender);
+            work(&mut connection, task, &sender);
         }
     });
     let started = (0..threads).filter(|_| {
@@ -262,7 +264,7 @@ pub fn on_each_host<T: Send + 'static, R: Send + 'static>(
             .spawn(move || worker(sender))
             .is_ok()
     });
-    // Where no thread can be started, the work is done all the same.
+    // If there is no thread, or none can be started, the caller's thread does the work.
     if started.count() == 0 {
         worker(sender);
     }

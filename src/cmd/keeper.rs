@@ -65,7 +65,7 @@ impl Keeper {
     }
 }
 
-/// Ends the keepers of hosts, whatever options they connect with, or all keepers.
+/// Ends all keepers, or those of the given hosts, whatever options they connect with.
 fn stop(hosts: Option<&Hosts>, out: &mut Output) -> Result<(), Failure> {
     let wanted: Option<Vec<String>> = hosts.map(|hosts| {
         let hosts = Hosts::all(std::slice::from_ref(hosts));
@@ -94,7 +94,7 @@ fn stop(hosts: Option<&Hosts>, out: &mut Output) -> Result<(), Failure> {
     Err(Failure::new(Kind::Failed, message))
 }
 
-/// This user's keepers on this machine. One that does not answer is gone, or of another version.
+/// This user's keepers on this machine. A keeper that does not respond is left out: it is gone, or of another version.
 fn keepers() -> Result<Vec<(PathBuf, Status)>, Failure> {
     let sockets = path::all().map_err(|error| {
         let message = format!("the directory of the keepers can't be read: {error}");

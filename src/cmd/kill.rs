@@ -106,7 +106,7 @@ impl Kill {
     }
 }
 
-/// Tells `JOB [SIGNAL]` from `-s SIGNAL JOB...`.
+/// Splits `JOB [SIGNAL]`, or the jobs of `-s SIGNAL JOB...`, into jobs and signal.
 fn job_and_signal(
     mut words: Vec<OsString>,
     signal: Option<SignalWord>,

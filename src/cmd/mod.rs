@@ -1,6 +1,6 @@
-//! The command line: one verb, one file, with its flags, what it does and how it prints.
+//! The command line. Each verb has a file with its options, its action and its output.
 //!
-//! What a verb does takes a [`context::Context`] and gives typed results, so that the servers call it too.
+//! Actions take a [`context::Context`] and return typed results, so that the servers can call them too.
 
 pub mod allowed;
 pub mod args;
@@ -15,8 +15,8 @@ mod interrupt;
 pub mod jobs;
 mod keeper;
 mod kill;
-// The pages are those of a build with everything.
 mod outage;
+// The man pages describe a build with all features.
 #[cfg(all(test, feature = "mcp", feature = "serve"))]
 mod pages;
 pub mod pattern;
@@ -50,7 +50,7 @@ use crate::error::{Failure, Kind};
 use crate::state::Config;
 use crate::terminal;
 
-/// Makes the command line of its verbs: the definition, a parsed command, and what runs it.
+/// Generates the command line from a list of verbs: the definition, the parsed command, and the code that runs it.
 macro_rules! verbs {
     ($($(#[$only:meta])? $name:literal => $file:ident::$Verb:ident,)*) => {
         #[derive(Debug)]
@@ -58,7 +58,7 @@ macro_rules! verbs {
             $($(#[$only])? $Verb($file::$Verb),)*
         }
 
-        /// Adds the definitions of the verbs that are wanted.
+        /// Adds the definitions of the wanted verbs.
         fn define(command: clap::Command, is_wanted: impl Fn(&str) -> bool) -> clap::Command {
             $(
                 $(#[$only])?
@@ -85,7 +85,7 @@ macro_rules! verbs {
                 }
             }
 
-            /// Runs the command, and gives its exit status.
+            /// Runs the command and returns its exit status.
             pub fn run(self) -> Result<u8, Failure> {
                 if !self.handles_signals() {
                     interrupt::end_first_process()?;
@@ -123,7 +123,8 @@ fn definition() -> clap::Command {
     define(program(), |_| true)
 }
 
-/// The definition for one command: that of its verb alone, since all of them take as long as the rest of its start.
+/// The definition for one verb only: building all of them takes as long as the rest of a command's start-up. For an
+/// unknown verb, the whole definition.
 fn definition_for(verb: &str) -> clap::Command {
     let definition = define(program(), |name| name == verb);
     if definition.has_subcommands() {
@@ -144,7 +145,7 @@ fn program() -> clap::Command {
 }
 
 impl Command {
-    /// Reads a command line. A wrong one, or one that asks for help, prints and exits.
+    /// Parses a command line. Prints a message and exits if it is invalid or asks for help.
     pub fn parse(mut words: Vec<OsString>) -> Self {
         let verb = words.get(1).cloned().unwrap_or_default();
         let verb = verb.to_string_lossy();
@@ -159,7 +160,7 @@ impl Command {
             .try_get_matches_from_mut(words)
             .and_then(|mut matches| Self::read(&mut matches));
         let fault = match (&parsed, configured) {
-            // Help is given with any configuration.
+            // Help is shown even if the configuration file is invalid.
             (Err(error), _) if !error.use_stderr() => None,
             (_, Err(failure)) => Some(failure),
             (Err(_), Ok(file)) => config::blamed(&definition, &verb, file),
@@ -180,7 +181,7 @@ impl Command {
         matches!(self, Self::Run(_) | Self::Spawn(_))
     }
 
-    /// The exit status for a failure of this command; `wait` and `run` pass on the job's own.
+    /// The exit status for a failure of this command. `wait` and `run` differ, since they pass on the job's own status.
     pub fn status_of_failure(&self) -> fn(Kind) -> u8 {
         match self {
             Self::Run(_) => foreground::process::status_of_failure,

@@ -1,38 +1,38 @@
-//! What a wait says of a host that can't be asked for a while, and when it asks again.
+//! An outage of a host while its jobs are waited for: what the user is told, and when to try again.
 
 use std::time::Duration;
 
 use crate::connection::Backoff;
 use crate::error::Failure;
 
-/// How many connections may break one after the other before the user is told.
+/// Number of connections that may break in a row before the user is told.
 const QUIET_BREAKS_MAX: u32 = 2;
 
-/// The time in which a host can't be asked, or says nothing of a job.
+/// The time during which a host can't be reached or does not know a job's state.
 #[derive(Default)]
 pub struct Outage {
     pub had_contact: bool,
     pub failures: u32,
-    told: bool,
+    is_told: bool,
     backoff: Backoff,
 }
 
 impl Outage {
-    /// Tells the user once. Gives the pause before the next attempt.
+    /// Records a failed attempt, and tells the user once. Returns the pause before the next attempt.
     pub fn lasts(&mut self, failure: &Failure, connected: bool, note: fn(&str)) -> Duration {
         self.had_contact |= connected;
         self.failures += 1;
-        // What is over with the next attempt is not worth a message.
-        if !self.told && (!connected || self.failures > QUIET_BREAKS_MAX) {
-            self.told = true;
+        // An outage that the next attempt may end is not worth a message.
+        if !self.is_told && (!connected || self.failures > QUIET_BREAKS_MAX) {
+            self.is_told = true;
             note(&format!("{failure}; still waiting"));
         }
         self.backoff.next()
     }
 
-    /// Tells the user, if the outage was told.
+    /// Ends the outage, and tells the user if they were told of it.
     pub fn end(&mut self, host: &str, note: fn(&str)) {
-        if self.told {
+        if self.is_told {
             note(&format!("{host}: in contact again"));
         }
         *self = Self {

@@ -1,7 +1,7 @@
-//! The man pages: made from clap's definitions and the texts in `pages/`, and held against those in `man/`.
+//! Generates the man pages from clap's definitions and the texts in `pages/`, and compares them with those in `man/`.
 //!
-//! A text is roff in man(7)'s macros. The comment lines OPTIONS, COMMANDS, ENVIRONMENT, FILES and SEE in it stand for
-//! what comes from the definitions, or is the same in all pages.
+//! A text is roff with man(7)'s macros. Its comment lines OPTIONS, COMMANDS, ENVIRONMENT, FILES and SEE are
+//! placeholders for parts that come from the definitions or are the same in all pages.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,13 +11,13 @@ use clap_mangen::Man;
 
 use super::definition;
 
-/// Set to anything, it makes the test write the pages instead.
+/// The environment variable that, if set, makes the test write the pages instead of comparing them.
 const RENEW: &str = "RSIG_RENEW_PAGES";
 
 const ENVIRONMENT: &str = include_str!("pages/environment.roff");
 const FILES: &str = include_str!("pages/files.roff");
 
-/// The text of a page.
+/// The text from `pages/` for a page.
 fn text(page: &str) -> &'static str {
     match page {
         "rsig" => include_str!("pages/rsig.roff"),
@@ -82,7 +82,7 @@ fn page(command: &Command, names: &[String]) -> String {
             ".\\\" COMMANDS" => page += &commands(command),
             ".\\\" ENVIRONMENT" => page += ENVIRONMENT,
             ".\\\" FILES" => page += FILES,
-            ".\\\" SEE" => page += &see(names, &name, text(&name).ends_with(line)),
+            ".\\\" SEE" => page += &see_also(names, &name, text(&name).ends_with(line)),
             line => {
                 page += line;
                 page.push('\n');
@@ -92,12 +92,12 @@ fn page(command: &Command, names: &[String]) -> String {
     page
 }
 
-/// A section of `clap_mangen`'s, without what it says of the font of each quote.
+/// A section as `clap_mangen` renders it, with the plain roff escape for apostrophes.
 fn rendered(write: impl Fn(&mut dyn std::io::Write) -> std::io::Result<()>) -> String {
     let mut out = Vec::new();
     write(&mut out).expect("memory can be written to");
     let text = String::from_utf8(out).expect("roff is text");
-    // It defines the escape of an apostrophe in front of each section.
+    // clap_mangen defines a string for the apostrophe before each section.
     text.lines()
         .filter(|line| !line.starts_with(".ie \\n(.g") && !line.starts_with(".el .ds"))
         .fold(String::new(), |mut text, line| {
@@ -107,7 +107,7 @@ fn rendered(write: impl Fn(&mut dyn std::io::Write) -> std::io::Result<()>) -> S
         })
 }
 
-/// The usage that --help shows: what is typed as it stands in bold, what stands for something in italics.
+/// The usage that --help shows, with literal words in bold and placeholders in italics.
 fn synopsis(command: &Command) -> String {
     let usage = command.clone().render_usage().to_string();
     let lines = usage
@@ -121,7 +121,7 @@ fn synopsis(command: &Command) -> String {
     lines.join("\n.br\n") + "\n"
 }
 
-/// The commands that a page is about: those below one that only holds others together.
+/// The commands that a page documents: the command, or its subcommands if it only groups them.
 fn forms(command: &Command) -> Vec<&Command> {
     if command.has_subcommands() && command.get_name() != "rsig" {
         command
@@ -183,8 +183,8 @@ fn commands(definition: &Command) -> String {
     section
 }
 
-/// The other pages; `last` where nothing comes behind them.
-fn see(names: &[String], this: &str, last: bool) -> String {
+/// References to the other pages. `last`: nothing follows them.
+fn see_also(names: &[String], this: &str, last: bool) -> String {
     let others: Vec<String> = names
         .iter()
         .filter(|name| *name != this)
@@ -234,7 +234,7 @@ fn the_man_pages_are_those_of_the_definitions() {
     );
 }
 
-/// The sections that every page has, and nothing that a terminal of 80 columns would break.
+/// Every page has all sections, and contains only ASCII and no comment that was not replaced.
 #[test]
 fn every_man_page_is_complete() {
     for (name, page) in pages() {

@@ -1,4 +1,4 @@
-//! The regular expression that `wait --for` takes.
+//! The regular expression of `wait --for`, and the last lines of output for the message if no line matched.
 
 use std::io::ErrorKind;
 use std::process::{Command, Stdio};
@@ -8,17 +8,18 @@ use crate::connection::HostConnection;
 use crate::escape::printable;
 use crate::remote::output::{From, Progress, Wanted, read};
 
-/// How many lines of each stream a message shows, and of how many bytes.
+/// Number of lines of each stream that a message shows, and their maximum length in characters.
 const LAST_LINES: u64 = 3;
 const LAST_LINE_MAX: usize = 200;
-const SHOWN_MAX: usize = 64 << 10;
+/// Maximum number of bytes of each stream kept to find these lines.
+const TAIL_MAX: usize = 64 << 10;
 
-/// An extended regular expression for one line. Its host's grep evaluates it, in the C locale.
+/// An extended regular expression, matched against single lines by the grep of the job's host, in the C locale.
 #[derive(Clone, Debug)]
 pub struct Pattern(Arc<str>);
 
 impl Pattern {
-    /// Refuses what this machine's grep refuses, if there is one: the host's may still refuse more.
+    /// Rejects what this machine's grep rejects, if there is one. The host's grep may reject more.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.contains(['\n', '\0']) {
             return Err(
@@ -53,7 +54,7 @@ impl Pattern {
     }
 }
 
-/// The last lines of a job's output, each behind a line break, for a message.
+/// The last lines of a job's output for a message, each preceded by a line break. Empty if they can't be read.
 pub fn last_lines(connection: &mut HostConnection<'_>, place: &str) -> String {
     let wanted = Wanted {
         place,
@@ -77,7 +78,7 @@ pub fn last_lines(connection: &mut HostConnection<'_>, place: &str) -> String {
             &mut |stream, bytes| {
                 let text: &mut Vec<u8> = &mut texts[stream as usize];
                 text.extend_from_slice(bytes);
-                text.drain(..text.len().saturating_sub(SHOWN_MAX));
+                text.drain(..text.len().saturating_sub(TAIL_MAX));
                 Ok(())
             },
         )

@@ -1,4 +1,4 @@
-//! The processes of a job, as its host lists them. No verb of the command line: `ps` shows the first of them.
+//! Lists the processes of a job on its host. For the HTTP server only: `ps` shows just the first process.
 
 use super::context::Context;
 use super::jobs::{Job, meet};
@@ -7,7 +7,7 @@ use crate::error::Failure;
 use crate::job::{JobWord, State};
 use crate::remote;
 
-/// The numbers of the processes of a job's group on its host; none once its first process has ended.
+/// The pids of the job's process group on its host. Empty once the job's first process has ended.
 pub fn pids(context: &mut Context, word: &JobWord) -> Result<Vec<u32>, Failure> {
     let record = context.resolve(word)?;
     if record.state == State::Exited {

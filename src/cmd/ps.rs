@@ -112,13 +112,13 @@ impl Ps {
 
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The oldest first, or in the order in which they were named.
+    /// Sorted by age, the oldest first, or in the order in which they were named.
     pub jobs: Vec<Listed>,
-    /// Words that name no job, and hosts that could not be asked.
+    /// For words that name no job, and for hosts that could not be asked.
     pub failures: Vec<Failure>,
 }
 
-/// Lists jobs. What has exited just now is shown: that is news.
+/// Lists jobs. A job that turns out to have exited since the last look is listed too.
 pub fn ps(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
     let mut listing = Listing::default();
     if filter.discover {
@@ -138,7 +138,7 @@ pub fn ps(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
     Ok(listing)
 }
 
-/// The jobs that the filter means, as they were last known.
+/// Lists the recorded jobs that match the filter, in their last known states.
 pub fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Result<(), Failure> {
     let mut records = Vec::new();
     if filter.jobs.is_empty() {
@@ -171,19 +171,19 @@ pub fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Re
     Ok(())
 }
 
-/// What the hosts say of jobs, or why one could not be asked.
+/// Jobs of one host, and what the host reports about them, or why it could not be asked.
 type Answer = (Vec<Job>, Result<Vec<(Seen, Option<Usage>)>, Failure>);
 
-/// Asks the hosts of all jobs that have not exited, all at once, one script each.
+/// Asks the hosts of all jobs that have not exited, all hosts at once, with one script each.
 fn ask(context: &mut Context, filter: &Filter, listing: &mut Listing) {
     let asked = listing
         .jobs
         .iter()
         .enumerate()
         .filter(|(_, job)| job.state != State::Exited)
-        .map(|(place, job)| Job {
-            // The place in the listing, where an answer belongs.
-            word: place.to_string(),
+        .map(|(index, job)| Job {
+            // The index in the listing, where the answer belongs.
+            word: index.to_string(),
             record: job.record.clone(),
         });
     let hosts = by_host(asked.collect());
@@ -203,15 +203,15 @@ fn ask(context: &mut Context, filter: &Filter, listing: &mut Listing) {
             }
         };
         for Job { word, record } in asked {
-            let place = word.parse::<usize>().ok();
-            let Some(job) = place.and_then(|place| listing.jobs.get_mut(place)) else {
+            let index = word.parse::<usize>().ok();
+            let Some(job) = index.and_then(|index| listing.jobs.get_mut(index)) else {
                 continue;
             };
             job.record = record;
             job.take(answers.next());
         }
     }
-    // A job of which only the id is known is none unless its host says so.
+    // A job known only by id is listed only if its host confirms it.
     listing
         .jobs
         .retain(|job| !job.record.is_unmet() || job.state != State::Unknown);
@@ -251,8 +251,8 @@ fn see(
     tell((jobs, seen));
 }
 
-/// Lists all jobs that the hosts know, and the unfinished ones recorded here as theirs that they do not know. Jobs
-/// without a record here get one; a record that is here keeps what it says about the job and the way there.
+/// Lists all jobs that the hosts know, and the unfinished jobs recorded for these hosts that the hosts do not know. A
+/// job without a record gets one; an existing record keeps its description of the job and of how to connect.
 fn discover(context: &mut Context, hosts: &[Hosts], listing: &mut Listing) -> Result<(), Failure> {
     let connect = context.connect.clone();
     let way = |word: &Host| configured().destination(word, &connect);
@@ -264,10 +264,10 @@ fn discover(context: &mut Context, hosts: &[Hosts], listing: &mut Listing) -> Re
         &context.policy,
         Limit::Work,
         hosts,
-        |line, destination: Destination, sender| {
-            let host = line.host();
-            let jobs_dir = line.jobs_dir();
-            let found = line
+        |connection, destination: Destination, sender| {
+            let host = connection.host();
+            let jobs_dir = connection.jobs_dir();
+            let found = connection
                 .shell()
                 .and_then(|mut shell| remote::discover(&host, shell.as_mut(), jobs_dir));
             drop(sender.send((destination, found)));
@@ -280,7 +280,7 @@ fn discover(context: &mut Context, hosts: &[Hosts], listing: &mut Listing) -> Re
         }
     }
     listing.jobs.sort_by_key(|job| job.record.created_at);
-    // Without any answer, there is no list to show.
+    // If no host answered, there is no list to show.
     match listing.failures.pop() {
         Some(failure) if listing.failures.len() + 1 == asked => Err(failure),
         failure => {
@@ -296,7 +296,7 @@ fn adopt(
     found: Vec<remote::Met>,
     listed: &mut Vec<Listed>,
 ) -> Result<(), Failure> {
-    // Another way to get there may be one to another machine.
+    // A different way to connect may lead to a different machine.
     let mut recorded: HashMap<JobId, Record> = context
         .store
         .list(Which::All)?
@@ -338,7 +338,7 @@ fn adopt(
             });
         }
     }
-    // The first of a name gets it: a job that can still be signalled, else the newest.
+    // Of jobs with the same name, the first gets it: one that can still be signalled, else the newest.
     adopted.sort_by_key(|record| (record.state.is_finished(), Reverse(record.created_at)));
     context.store.adopt(&adopted);
     context.store.update(listed.iter().map(|job| &job.record));

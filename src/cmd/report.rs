@@ -1,4 +1,4 @@
-//! How `kill` and `stop` print what became of signals.
+//! Prints the results of the signals of `kill` and `stop`.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::job::{JobName, Record, State, Target};
 use crate::signal::{Signal, SignalWord};
 use crate::terminal::{self, FailureJson, Output, Spinner, warn};
 
-/// Prints the reports of `kill` and `stop`, and gives the highest of their statuses.
+/// Prints the reports of `kill` and `stop`, and returns the highest of their statuses.
 pub fn report(
     reports: impl Iterator<Item = Report>,
     signal: SignalWord,
@@ -63,7 +63,7 @@ struct ThenJson {
     via: Option<&'static str>,
 }
 
-/// One job's line of `kill --json`.
+/// The object that `kill --json` prints for a job.
 #[derive(Serialize)]
 struct ReportJson<'a> {
     job: &'a str,
@@ -83,7 +83,7 @@ struct ReportJson<'a> {
     error: Option<FailureJson<'a>>,
 }
 
-/// The signal is as typed where the job's host is not known.
+/// The signal is shown as typed if the system of the job's host is not known.
 fn json_of<'a>(report: &'a Report, asked: SignalWord, sending: &Sending) -> ReportJson<'a> {
     let outcome = report.outcome.as_ref().ok();
     let record = outcome.map(|outcome| &outcome.record);
@@ -121,7 +121,7 @@ fn json_of<'a>(report: &'a Report, asked: SignalWord, sending: &Sending) -> Repo
     }
 }
 
-/// What became of one job's signals, failed ones too.
+/// The result of one job's signals, or why they failed, as one line.
 pub fn sentence(report: &Report, sending: &Sending) -> String {
     match (report.failure(), &report.outcome) {
         (None, Ok(outcome)) => line_of(report, outcome, sending),
@@ -129,7 +129,7 @@ pub fn sentence(report: &Report, sending: &Sending) -> String {
     }
 }
 
-/// What became of one job's signals.
+/// The result of one job's signals as one line.
 fn line_of(report: &Report, outcome: &Outcome, sending: &Sending) -> String {
     let waiting = sending.wait.is_some();
     let label = outcome.record.label();
@@ -144,9 +144,9 @@ fn line_of(report: &Report, outcome: &Outcome, sending: &Sending) -> String {
             parts.push(format!("{signal} sent{to}{}", caution(signal)));
         }
         (_, Some(signal)) if signal.is_existence_check() => return format!("{label}: it runs"),
-        // A selected job that had ended meanwhile.
+        // A selected job that has ended meanwhile.
         (Sent::No, _) if !waiting && outcome.record.state.is_finished() => parts.push(end(outcome)),
-        // Its relay knows no more than that.
+        // The job's relay knows no more than that.
         (Sent::No, _) if !waiting => parts.push("it had already ended".to_owned()),
         _ => {}
     }
@@ -159,7 +159,7 @@ fn line_of(report: &Report, outcome: &Outcome, sending: &Sending) -> String {
     format!("{label}: {}", parts.join(", "))
 }
 
-/// What the sender of this signal should know.
+/// A note for the sender of this signal.
 fn caution(signal: Signal) -> &'static str {
     if signal.stops_only_interactively() {
         " (it does nothing unless the job catches it: a job has no terminal; STOP stops one)"
@@ -168,7 +168,7 @@ fn caution(signal: Signal) -> &'static str {
     }
 }
 
-/// How the waiting ended.
+/// How the wait ended.
 fn end(outcome: &Outcome) -> String {
     let waited = rounded(outcome.waited);
     let ended = terminal::ended(&outcome.record);
@@ -182,7 +182,7 @@ fn end(outcome: &Outcome) -> String {
     }
 }
 
-/// To the millisecond below a second, to the tenth above.
+/// In milliseconds below one second, else in seconds and tenths.
 fn rounded(time: Duration) -> String {
     if time < Duration::from_secs(1) {
         format!("{} ms", time.as_millis())

@@ -23,7 +23,7 @@ use crate::signal::SignalWord;
 use crate::state::Which;
 use crate::terminal::{Output, warn};
 
-/// How long a job that is stopped first may take to end by itself.
+/// Time that a job stopped by `--force` has to end by itself before KILL.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Forget finished jobs, and remove their files from their hosts
@@ -104,7 +104,7 @@ impl Rm {
         Ok(status)
     }
 
-    /// The finished jobs that are selected; lost ones only when they are asked for.
+    /// The finished jobs that are selected; lost ones only with `--lost`.
     fn picked(&self, context: &Context) -> Result<Vec<Record>, Failure> {
         let picks =
             self.finished || self.lost || self.older_than.is_some() || self.picking.is_given();
@@ -132,7 +132,7 @@ fn is_older(record: &Record, age: Duration) -> bool {
     u64::try_from(now().saturating_sub(ended)).is_ok_and(|seconds| seconds >= age.as_secs())
 }
 
-/// Drops records, and asks no host.
+/// Drops records without contacting any host.
 fn forget(context: &mut Context, jobs: Jobs) -> impl Iterator<Item = Result<Record, Failure>> {
     let unknown = jobs.unknown.into_iter().map(|(_, failure)| Err(failure));
     unknown.chain(jobs.found.into_iter().map(|Job { record, .. }| {
@@ -154,13 +154,13 @@ fn left_behind(record: &Record) -> String {
     format!("{}: {what} in {dir}", record.label())
 }
 
-/// What became of a job, and of the signals that were to end it first.
+/// The result of removing a job, and of the signals sent to end it first.
 struct Removed {
     stopped: Option<Report>,
     result: Result<Record, Failure>,
 }
 
-/// Forgets jobs and removes their files, all hosts at once. `force` stops those first that still run.
+/// Forgets jobs and removes their files, on all hosts at once. With `force`, jobs that still run are stopped first.
 pub fn remove(
     context: &mut Context,
     jobs: Jobs,
@@ -202,7 +202,7 @@ fn on_host(connection: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> 
         .partition(|job| force && job.record.state != State::Exited);
     let mut stopped = HashMap::new();
     for report in stop(connection, running) {
-        match end(&report) {
+        match ended_record(&report) {
             Ok(record) => {
                 over.push(Job::from(record.clone()));
                 stopped.insert(record.id, report);
@@ -254,8 +254,8 @@ fn stop(connection: &mut HostConnection<'_>, running: Vec<Job>) -> Vec<Report> {
     reports.into_iter().collect()
 }
 
-/// The job, if it has ended.
-fn end(report: &Report) -> Result<Record, Failure> {
+/// The record of a job that has ended, else the failure.
+fn ended_record(report: &Report) -> Result<Record, Failure> {
     let outcome = report.outcome.as_ref().map_err(Clone::clone)?;
     match (&outcome.error, outcome.still_running) {
         (Some(failure), _) => Err(failure.clone()),

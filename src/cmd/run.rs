@@ -1,5 +1,5 @@
-//! `run`: runs a job in the foreground. This file has its flags, and this process's own streams; [`foreground`] holds the
-//! job, and [`several`] those of several hosts.
+//! `run`: runs a job in the foreground. This module has the options and connects the job to this process's own streams.
+//! [`foreground`] runs the job, and [`several`] coordinates jobs on several hosts.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -120,7 +120,7 @@ impl Run {
         }
     }
 
-    /// What has no meaning on several hosts; an input that they don't get is said.
+    /// Rejects options that are invalid on several hosts, and notes that standard input is not passed on to them.
     fn refuse_for_several(&self) -> Result<(), Failure> {
         if self.job.name.is_some() && self.host.0.len() > 1 {
             return Err(Failure::usage(start::ONE_NAME));
@@ -173,7 +173,7 @@ fn alone(
     }
 }
 
-/// Whether something was piped in, or may still be.
+/// Whether standard input has data, or may still get some.
 fn has_input() -> bool {
     let Some(file) = own_input() else {
         return false;
@@ -185,14 +185,14 @@ fn has_input() -> bool {
     if kind.is_file() {
         return metadata.len() > 0;
     }
-    // A pipe that nobody writes to any more, and that is empty, is at its end.
+    // An empty pipe without a writer is at its end.
     let mut poll = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
     let at_end = nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok()
         && poll[0].revents() == Some(PollFlags::POLLHUP);
     (kind.is_fifo() || kind.is_socket()) && !at_end
 }
 
-/// The job's input. A terminal is not passed on, and /dev/null is what the job has by itself.
+/// The job's input. `None` for /dev/null, which the job has by default, and for a terminal unless `--stdin -` names it.
 fn input(given: Option<&Path>) -> Result<Option<Box<dyn Read + Send>>, Failure> {
     match given {
         Some(path) if path != Path::new("-") => {

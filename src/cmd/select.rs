@@ -1,4 +1,4 @@
-//! Selecting jobs by what they have in common instead of naming each.
+//! Selects jobs by host or name pattern instead of naming each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -70,7 +70,7 @@ impl Picking {
 }
 
 impl fmt::Display for Picking {
-    /// What follows "jobs" in a message.
+    /// The text that follows "jobs" in a message.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts = Hosts::all(&self.host);
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();

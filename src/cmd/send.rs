@@ -1,4 +1,4 @@
-//! `send`: appends to the input of a job, exactly once.
+//! `send`: appends data to a job's input, exactly once.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -57,19 +57,19 @@ impl Send {
     }
 }
 
-/// The longest text that is part of a script, in bytes.
+/// Longest text sent as part of a script, in bytes.
 const TEXT_MAX: usize = 16 << 10;
-/// How often a broken connection is made anew, and how long that is tried.
-const RETRIES: u32 = 2;
+/// Maximum number of reconnects after a connection broke, and maximum time for each.
+const RETRIES_MAX: u32 = 2;
 const OUTAGE_MAX: Duration = Duration::from_secs(30);
 
-/// A text and a newline.
+/// Data for a text and a newline.
 pub fn line(mut text: Vec<u8>) -> Result<Data, Failure> {
     text.push(b'\n');
     data(text)
 }
 
-/// Some bytes.
+/// Data for some bytes: part of the script if short, else in an unnamed file.
 pub fn data(bytes: Vec<u8>) -> Result<Data, Failure> {
     if bytes.len() <= TEXT_MAX && !bytes.contains(&0) {
         return Ok(Data::Text(bytes));
@@ -87,7 +87,7 @@ pub fn data(bytes: Vec<u8>) -> Result<Data, Failure> {
     Ok(Data::Input(Input::new(file, bytes.len() as u64)))
 }
 
-/// Appends to a job's input. Done once it is on the host's disk.
+/// Appends data to a job's input. Returns once the data is on the host's disk.
 pub fn append(
     context: &mut Context,
     word: &JobWord,
@@ -103,7 +103,7 @@ pub fn append(
         data,
         eof,
     };
-    // What may be much gets a connection of its own: the keeper's is for short things.
+    // Data that may be long gets a private connection: the keeper's is for short transfers.
     let policy = Policy {
         keeper: context.policy.keeper && matches!(data, Data::Text(_)),
         ..context.policy
@@ -134,7 +134,7 @@ pub fn append(
             }
             Err(failure) if failure.kind.is_outage() && asked => {
                 breaks += 1;
-                if breaks > RETRIES {
+                if breaks > RETRIES_MAX {
                     return Err(unconfirmed(&failure));
                 }
                 let until = Instant::now() + clock::long(OUTAGE_MAX);

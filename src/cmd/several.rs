@@ -1,5 +1,5 @@
-//! `run` on several hosts: a run in the foreground for each, by a thread of its own. This file holds them together:
-//! who runs when, which signals they get, what is said of each, and the status of all.
+//! `run` on several hosts: a foreground run for each host, in a thread of its own. This module coordinates the runs: it
+//! decides when each starts, passes signals to them, reports on each, and combines their statuses.
 
 use std::io;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::remote::Stream;
 use crate::signal::SignalWord;
 use crate::terminal::{self, Gathered, Lines, print_gathered, warn};
 
-/// How long the jobs may take to be stopped before this process stops itself.
+/// Maximum wait for the jobs to be stopped (Ctrl-Z) before this process stops itself.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(3);
-/// What the job of a host that is ended for another one's sake gets.
-fn end() -> Pass {
+/// The signal for jobs that are ended because of another host.
+fn term_signal() -> Pass {
     Pass {
         signal: SignalWord::TERM,
         at: Instant::now(),
@@ -32,43 +32,43 @@ fn end() -> Pass {
     }
 }
 
-/// The files that the run on one host has open at the most.
+/// Maximum number of files that the run on one host keeps open.
 const FILES_PER_HOST: u64 = 8;
-/// Those that are open besides.
-const FILES_BESIDES: u64 = 64;
+/// Number of files reserved for the rest of this process.
+const FILES_RESERVED: u64 = 64;
 
-/// As many hosts as the limit on open files allows.
+/// The number of hosts that the limit on open files allows at once.
 pub fn all_at_once() -> usize {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    let hosts = limit.saturating_sub(FILES_BESIDES) / FILES_PER_HOST;
+    let hosts = limit.saturating_sub(FILES_RESERVED) / FILES_PER_HOST;
     usize::try_from(hosts.max(1)).unwrap_or(usize::MAX)
 }
 
-/// How the hosts are run.
+/// How the jobs are run.
 pub struct Options {
-    /// How many at once.
+    /// Number of hosts that run at once.
     pub parallel: usize,
     pub gather: bool,
     pub fail_fast: bool,
     pub note: fn(&str),
 }
 
-/// What happens while they run.
+/// An event while the jobs run.
 enum Message {
     Signal(Pass),
-    /// A job was stopped, for this process to stop.
+    /// A job was stopped, so that this process can stop too.
     Stopped,
-    /// The output can't be written.
+    /// Output can't be written.
     Broken(io::Error),
-    /// The run on a host was given up before its job ran.
+    /// The run on a host was given up before its job started.
     GivenUp(usize, u8),
-    /// The run on a host is over.
+    /// The run on a host has ended.
     Over(usize, Ended),
 }
 
 struct Ended {
     status: u8,
-    /// Why it failed.
+    /// Why the run failed.
     message: Option<String>,
     output: Option<Gathered>,
 }
@@ -76,9 +76,9 @@ struct Ended {
 /// One of the hosts.
 struct Member {
     word: String,
-    /// The way to its run, while there is one.
+    /// Passes signals to the run, while there is one.
     signals: Option<Sender<Option<Pass>>>,
-    /// Whether its job ran.
+    /// Whether the job ran.
     ran: bool,
     status: u8,
     output: Option<Gathered>,
@@ -90,9 +90,9 @@ struct Group {
     messages: (Sender<Message>, Receiver<Message>),
     context: Arc<SharedContext>,
     permits: Arc<Permits>,
-    /// No other host is started any more, and why that is.
+    /// Why no further hosts are started; `None` while they are.
     over: Option<Over>,
-    /// When this process stops itself at the latest, and how many jobs have been stopped.
+    /// While a stop is pending: its deadline, and the number of jobs stopped so far.
     stop: Option<(Instant, usize)>,
 }
 
@@ -102,7 +102,7 @@ enum Over {
     Broken(io::Error),
 }
 
-/// Runs a job on each host, and gives the first status that is not 0 in their order.
+/// Runs a job on each host. Returns the first nonzero status, in the order of the hosts.
 pub fn run(
     context: Context,
     hosts: impl Iterator<Item = (String, Request)>,
@@ -153,7 +153,8 @@ impl Group {
         self.members.iter().filter(runs).count()
     }
 
-    /// Starts the run on a host in a thread that nobody waits for: a host that does not answer must not hold this process.
+    /// Starts the run on a host in a thread that is never joined: a host that does not respond must not block this
+    /// process.
     fn start(&mut self, at: usize, request: Request) {
         let Some(member) = self.members.get_mut(at) else {
             return;
@@ -176,7 +177,7 @@ impl Group {
         let context = Arc::clone(&self.context);
         let (word, gather) = (member.word.clone(), self.options.gather);
         let thread = std::thread::Builder::new().spawn(move || {
-            let ended = one(&context, request, outside, &word, gather, &messages);
+            let ended = run_host(&context, request, outside, &word, gather, &messages);
             drop(messages.send(Message::Over(at, ended)));
         });
         (member.signals, member.ran) = (Some(wake), true);
@@ -220,7 +221,7 @@ impl Group {
             Message::Broken(error) => {
                 if !matches!(self.over, Some(Over::Broken(_))) {
                     self.over = Some(Over::Broken(error));
-                    self.pass(end());
+                    self.pass(term_signal());
                 }
             }
             Message::GivenUp(at, status) => {
@@ -243,7 +244,7 @@ impl Group {
             .iter()
             .filter_map(|member| member.signals.as_ref())
         {
-            // A run that is over has no receiver any more.
+            // Sending to a run that has ended fails, which is harmless.
             let _ = signals.send(Some(pass));
         }
     }
@@ -252,7 +253,7 @@ impl Group {
         let Some(member) = self.members.get_mut(at) else {
             return;
         };
-        // One that was given up is over already.
+        // A run that was given up has already ended for the group.
         if member.signals.take().is_none() {
             return;
         }
@@ -262,17 +263,17 @@ impl Group {
         {
             warn(&message);
         }
-        // What ends for another host's sake has not failed by itself.
+        // A job that was ended because another host's job failed does not count as failed.
         if !matches!(self.over, Some(Over::Failed)) {
             member.status = ended.status;
         }
         if ended.status != exit::DONE && self.options.fail_fast && self.over.is_none() {
             self.over = Some(Over::Failed);
-            self.pass(end());
+            self.pass(term_signal());
         }
     }
 
-    /// Stops this process once all jobs are stopped: on the terminal, Ctrl-Z.
+    /// Stops this process once all jobs are stopped (Ctrl-Z on the terminal), or at the deadline.
     fn stop_when_stopped(&mut self) {
         if let Some((until, stopped)) = self.stop
             && (stopped >= self.running() || Instant::now() >= until)
@@ -295,7 +296,7 @@ impl Group {
             });
             outputs.extend(member.output.map(|output| (member.word, output)));
         }
-        // Threads that were given up may hold the store for ever.
+        // The store may never be dropped, which would write this: threads that were given up may hold it for ever.
         self.context.lock().store.write_deferred();
         if let Some(Over::Broken(error)) = self.over {
             return Err(terminal::unprinted(&error));
@@ -312,8 +313,8 @@ impl Group {
     }
 }
 
-/// The run on one host, to its end.
-fn one(
+/// Runs the job on one host to its end.
+fn run_host(
     context: &SharedContext,
     request: Request,
     outside: Outside,

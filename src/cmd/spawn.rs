@@ -125,7 +125,7 @@ impl Spawn {
     }
 }
 
-/// All of a file, or of standard input for `-`. What has no known size is copied to an unnamed file first.
+/// A whole file as input, or standard input for `-`. Input of unknown size is first copied to an unnamed file.
 pub fn whole_input(path: &Path) -> Result<Input, Failure> {
     let unreadable =
         |error: io::Error| Failure::usage(format!("--stdin {}: {error}", path.display()));

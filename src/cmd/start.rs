@@ -1,6 +1,7 @@
-//! Starts jobs: what `spawn`, `run` and the servers have in common.
+//! Starts jobs: the common part of `spawn`, `run` and the servers.
 //!
-//! A job is recorded before its host is asked for it. Where the answer is lost, the host is asked whether the job runs.
+//! A job is recorded before the start request is sent to its host. If the answer is lost, the host is asked whether the
+//! job runs.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -32,26 +33,26 @@ pub struct Request {
     pub destination: Destination,
     pub command: Vec<OsString>,
     pub job: JobArgs,
-    /// What the job reads; else nothing.
+    /// The job's input, copied to the host before the job starts.
     pub input: Option<Arc<Input>>,
-    /// `rsig send` gives the job its input.
+    /// The job's input stays open for `rsig send`.
     pub open: bool,
     pub merge: bool,
-    /// How much of each output is kept; else all.
+    /// How much of each output is kept; `None`: all.
     pub log_max: Option<LogMax>,
     /// The job is removed once its output has been delivered.
     pub ephemeral: bool,
     pub foreground: Option<Foreground>,
-    /// So many bytes of each of its streams come once it has ended.
+    /// Once the job has ended, this many bytes from the end of each output are returned.
     pub last: Option<u64>,
-    /// The id that the job gets; else a new one.
+    /// The job's id; `None`: a random one.
     pub id: Option<JobId>,
     /// The job is not started after this time.
     pub start_by: Option<Instant>,
 }
 
 impl Request {
-    /// A command in its user's home, with a login's environment only.
+    /// A request to run a command in the user's home directory with the environment of a login only.
     pub fn new(destination: Destination, command: Vec<OsString>) -> Self {
         Self {
             destination,
@@ -69,18 +70,18 @@ impl Request {
         }
     }
 
-    /// Whether it is not to be started any more.
+    /// Whether `start_by` has passed.
     fn is_late(&self) -> bool {
         self.start_by.is_some_and(|time| Instant::now() > time)
     }
 }
 
-/// How a job in the foreground is held.
+/// How a foreground job is tied to its client.
 #[derive(Clone)]
 pub struct Foreground {
-    /// How its streams are passed on.
+    /// How the job's streams are passed on.
     pub spool: Spool,
-    /// What ends it when nobody holds it any more.
+    /// Ends the job when its client is gone.
     pub tether: Option<Tether>,
 }
 
@@ -88,12 +89,13 @@ pub struct Foreground {
 pub const ONE_NAME: &str =
     "-n: a name stands for one job; omit it to start one on each of several hosts";
 
-/// How long ids are held back to print them in the order of their hosts.
+/// Time for which ids are held back, so that they are printed in the order of their hosts.
 const ORDER_WAIT: Duration = Duration::from_secs(1);
-/// More input than this, in bytes, gets a connection of its own: the keeper's is for short scripts.
+/// Maximum input sent over the keeper's connection, in bytes. More gets a private connection: the keeper's is for short
+/// scripts.
 const KEEPER_INPUT_MAX: u64 = 1 << 20;
 
-/// Starts a job.
+/// Starts one job.
 #[cfg(any(feature = "mcp", feature = "serve"))]
 pub fn spawn(context: &mut Context, request: Request) -> Result<Spawned, Failure> {
     let none = || Failure::new(Kind::Failed, "nothing is known of the start");
@@ -115,19 +117,19 @@ pub fn spawn_each(
     let jobs = requests.iter().map(|request| Job::new(context, request));
     let jobs: Vec<Result<Job, Failure>> = jobs.collect();
     let new: Vec<&Record> = jobs.iter().flatten().map(|job| &job.record).collect();
-    // A name stands for one job. Many go in one transaction, since each costs an fsync.
+    // Only a single job can have a name. Several records go in one transaction, since each transaction costs an fsync.
     let recorded = match new.as_slice() {
         [] => Ok(()),
         [record] => reserve(context, record),
         records => context.store.insert(records.iter().copied()),
     };
-    for (place, (request, job)) in requests.into_iter().zip(jobs).enumerate() {
+    for (index, (request, job)) in requests.into_iter().zip(jobs).enumerate() {
         let size = request.input.as_ref().map_or(0, |input| input.size());
         policy.keeper &= size <= KEEPER_INPUT_MAX;
         match job.and_then(|job| recorded.clone().map(|()| job)) {
             Ok(job) => {
                 starts.begin(&job.record);
-                hosts.push((request.destination.clone(), (place, request, job)));
+                hosts.push((request.destination.clone(), (index, request, job)));
             }
             Err(failure) => refused.push(Err(failure)),
         }
@@ -137,12 +139,12 @@ pub fn spawn_each(
         &policy,
         Limit::Work,
         hosts,
-        move |connection, (place, request, job): (usize, Request, Job), sender| {
+        move |connection, (index, request, job): (usize, Request, Job), sender| {
             let launched = launch(connection, job, &request, &mut |connection, order| {
-                detached(connection, order, &asked)
+                send_detached(connection, order, &asked)
             });
             // The receiver is dropped only at the end, so a failed send is harmless.
-            drop(sender.send((place, launched)));
+            drop(sender.send((index, launched)));
         },
     );
     let starts = Arc::clone(starts);
@@ -156,27 +158,27 @@ pub fn spawn_each(
         }))
 }
 
-/// What comes within [`ORDER_WAIT`] after the first, in order; the rest as it comes, since a slow host must not hold back
-/// the others.
+/// Yields the results that arrive within [`ORDER_WAIT`] of the first one in order, and the rest as they arrive: a slow
+/// host must not hold back the others.
 fn in_order<T>(results: Receiver<(usize, T)>) -> impl Iterator<Item = T> {
     let mut early: Vec<(usize, T)> = results.recv().into_iter().collect();
     let until = Instant::now() + ORDER_WAIT;
     while let Ok(result) = results.recv_timeout(until.saturating_duration_since(Instant::now())) {
         early.push(result);
     }
-    early.sort_by_key(|(place, _)| *place);
+    early.sort_by_key(|(index, _)| *index);
     early.into_iter().chain(results).map(|(_, result)| result)
 }
 
-/// The streams of a job in the foreground, which the script that has started it passes on.
+/// The streams of a job, passed on by the script that started it.
 pub struct Flow {
-    /// Where that script runs.
+    /// The shell that runs the script.
     pub shell: Box<dyn Shell>,
-    /// How far it was heard.
+    /// How far the script's output was read.
     pub hearing: Hearing,
 }
 
-/// Starts a job in the foreground. Its streams come with it, unless that connection broke.
+/// Starts a foreground job. Returns its streams too, unless the connection broke.
 pub fn in_foreground(
     context: &SharedContext,
     connection: &HostConnection<'_>,
@@ -192,7 +194,7 @@ pub fn in_foreground(
     Ok((settle(&mut context.lock(), launched)?, flow))
 }
 
-/// Starts a job whose streams come at its end. They come with it, unless that connection broke.
+/// Starts a job whose output is returned once it has ended. Returns its streams too, unless the connection broke.
 #[cfg(feature = "mcp")]
 pub fn to_its_end(
     context: &mut Context,
@@ -204,13 +206,13 @@ pub fn to_its_end(
     let place = job.record.job_dir();
     let (launched, flow) = launch_and_follow(connection, job, request, &|_| Ok(()));
     if request.is_late() && matches!(launched, Launched::Runs(_)) {
-        // Nobody waits for it any more, or knows of it.
+        // The client has stopped waiting for the job and does not know of it.
         cancel_later(connection.detach(), place);
     }
     Ok((settle(context, launched)?, flow))
 }
 
-/// Asks for a job whose streams come with it; `on_asked` is called before.
+/// Starts a job whose streams come over the same shell. `on_asked` is called just before the request is sent.
 fn launch_and_follow(
     connection: &HostConnection<'_>,
     job: Job,
@@ -241,7 +243,7 @@ fn launch_and_follow(
     (launched, flow)
 }
 
-/// A job that is recorded and about to be asked for.
+/// A job about to be started: its record, and its working directory.
 struct Job {
     record: Record,
     directory: Option<OsString>,
@@ -271,16 +273,16 @@ impl Job {
     }
 }
 
-/// What a host says of an order: what it has started or why it has not, or that its answer was lost. The outer failure: it
-/// did not leave.
-type Asked = Result<Result<Result<Started, Failure>, Failure>, Failure>;
+/// A host's answer to a start request: what was started, or why nothing was. The middle failure: the answer was lost.
+/// The outer failure: the request was not sent.
+type StartAnswer = Result<Result<Result<Started, Failure>, Failure>, Failure>;
 
-/// Asks a host for a job, by what sends the order.
+/// Starts a job on a host; `send` sends the request.
 fn launch(
     connection: &mut HostConnection<'_>,
     job: Job,
     request: &Request,
-    send: &mut dyn FnMut(&mut HostConnection<'_>, &StartRequest<'_>) -> Asked,
+    send: &mut dyn FnMut(&mut HostConnection<'_>, &StartRequest<'_>) -> StartAnswer,
 ) -> Launched {
     let Job {
         mut record,
@@ -345,8 +347,8 @@ fn launch(
                 return after_a_break(connection, record, failure);
             }
             Ok(Err(failure)) => return Launched::NotStarted(record, failure),
-            // It may have been killed before it read anything, or in the middle; where there is none a second time, there
-            // was none the first time.
+            // The shell may have been killed before it read anything, or halfway. If there is no shell the second time
+            // either, there was none the first time.
             Err(failure) if failure.kind.is_without_shell() => {
                 silent_shells += 1;
                 if !connection.gives_another(silent_shells) {
@@ -356,8 +358,8 @@ fn launch(
             Err(failure) if failure.kind == Kind::Silent => return unsure(&record, &failure),
             Err(failure) => {
                 let broke = Instant::now();
-                // A connection that another command made may have been broken for long: then nothing has reached the
-                // host. Should it have after all, the id is taken there, and that job is found.
+                // A connection made by another command may have been broken for a long time; then the request has not
+                // reached the host. If it has after all, the id is taken there, and that job is found.
                 if failure.kind.is_outage() && stale && !again && is_absent(connection, &place) {
                     again = true;
                 } else if broke.elapsed() < LOOKING_MAX {
@@ -388,7 +390,7 @@ fn launch(
     Launched::Runs(Spawned { record, warning })
 }
 
-/// Keeps what came of it.
+/// Records the result in the state file.
 fn settle(context: &mut Context, launched: Launched) -> Result<Spawned, Failure> {
     match launched {
         Launched::Runs(spawned) => {
@@ -403,12 +405,12 @@ fn settle(context: &mut Context, launched: Launched) -> Result<Spawned, Failure>
     }
 }
 
-/// Sends the order for a job in the background.
-fn detached(
+/// Sends the request for a background job.
+fn send_detached(
     connection: &mut HostConnection<'_>,
     order: &StartRequest<'_>,
     starts: &Starts,
-) -> Asked {
+) -> StartAnswer {
     let host = connection.host();
     let mut shell = connection.shell()?;
     starts.asked(order.id, connection.detach());
@@ -419,8 +421,8 @@ fn detached(
     Ok(answer)
 }
 
-/// The directory to name to the host: on this machine a relative one is taken from here. Behind a prefix it may be another
-/// file system's.
+/// The working directory to send to the host. On this machine, a relative one is resolved against the current
+/// directory, but not behind a prefix, where the file system may be a different one.
 fn directory(
     destination: &Destination,
     cwd: Option<OsString>,
@@ -436,7 +438,7 @@ fn directory(
         let message = format!("the current directory can't be read: {error}; use -C DIR");
         Failure::new(Kind::Failed, message)
     })?;
-    // `join` of nothing would add a slash.
+    // Joining an empty path would add a slash.
     let directory = if cwd.as_os_str().is_empty() {
         here
     } else {
@@ -445,7 +447,7 @@ fn directory(
     Ok(Some(directory.into_os_string()))
 }
 
-/// Records the job before anything is asked of its host.
+/// Records a job before its host is contacted.
 fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     let Err(error) = context.store.insert([record]) else {
         return Ok(());
@@ -473,7 +475,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     if !context.allowed.has(holder.host()) {
         return Err(taken(&holder, " as far as is known"));
     }
-    // What this machine knows may be old: only the host can say whether that job still runs.
+    // The record may be out of date: only the host knows whether that job still runs.
     let policy = context.policy;
     let destination = holder.destination.clone();
     let mut connection = HostConnection::new(&destination, &policy);

@@ -1,4 +1,4 @@
-//! What came of asking a host for a job. Where its answer was lost, the host is asked whether the job runs.
+//! The result of a start request. If the answer was lost, the host is asked whether the job runs.
 
 use std::time::{Duration, Instant};
 
@@ -10,27 +10,25 @@ use crate::remote::{Seen, Standing, look};
 /// A job that was started.
 pub struct Spawned {
     pub record: Record,
-    /// What the user should know.
+    /// A warning for the user.
     pub warning: Option<String>,
 }
 
-/// What came of asking a host for a job.
+/// The result of a start request.
 pub enum Launched {
-    /// It runs.
     Runs(Spawned),
-    /// It was not started.
     NotStarted(Record, Failure),
-    /// That can't be found out.
+    /// It is not known whether the job runs.
     Unsure(Failure),
 }
 
-/// How often the host is asked about a start whose answer was lost.
+/// Maximum number of times the host is asked about a start whose answer was lost, and the pause in between.
 const LOOKS_MAX: u32 = 5;
 const LOOK_PAUSE: Duration = Duration::from_millis(300);
-/// No further look begins after this time: a silent host takes long to give no answer.
+/// Time after which no further look begins: a host that does not respond takes a long time to fail.
 pub(super) const LOOKING_MAX: Duration = Duration::from_secs(10);
 
-/// Whether the host, asked over a new connection, knows nothing of a job.
+/// Whether the host, asked over a new connection, has no such job.
 pub(super) fn is_absent(connection: &mut HostConnection<'_>, place: &str) -> bool {
     connection.hang_up();
     let host = connection.host();
@@ -48,7 +46,7 @@ pub(super) fn is_absent(connection: &mut HostConnection<'_>, place: &str) -> boo
     })
 }
 
-/// The host gave no answer that tells: looks whether the job runs, or never started.
+/// Finds out whether a job runs or was never started, after the host gave no conclusive answer.
 pub(super) fn after_a_break(
     connection: &mut HostConnection<'_>,
     mut record: Record,
@@ -65,10 +63,10 @@ pub(super) fn after_a_break(
         seen = match answer {
             Ok(mut seen) => seen.pop(),
             Err(failure) if failure.kind.is_outage() => None,
-            // It would say the same again.
+            // The answer would be the same again.
             Err(_) => break,
         };
-        // What is about to start, or may still be on its way there, is given time.
+        // A job that is about to start, or whose request may still be on its way, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
             None | Some(Standing::Starting | Standing::Absent)
                 if attempt + 1 < LOOKS_MAX && began.elapsed() < LOOKING_MAX =>

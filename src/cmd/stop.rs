@@ -12,7 +12,7 @@ use crate::error::Failure;
 use crate::job::Target;
 use crate::signal::SignalWord;
 
-/// How long a job may take to end by itself, where no option says it.
+/// Default time that a job has to end by itself.
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// End jobs: TERM, then CONT if stopped, then KILL after the grace

@@ -1,4 +1,4 @@
-//! `tail`: passes a job's output on.
+//! `tail`: shows a job's output.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ impl Tail {
         let mut broken = None;
         let result = tail(&mut context, &self.job, &request, &mut |stream, bytes| {
             spinner.stop();
-            missing.borrow_mut().say(self.common, false);
+            missing.borrow_mut().print_note(self.common, false);
             terminal::print_bytes(stream == Stream::Err, bytes).map_err(|error| {
                 let failure = Failure::new(Kind::Failed, error.to_string());
                 broken = Some(error);
@@ -82,7 +82,7 @@ impl Tail {
             })
         });
         spinner.stop();
-        missing.borrow_mut().say(self.common, true);
+        missing.borrow_mut().print_note(self.common, true);
         if let Some(error) = broken {
             return Err(terminal::unprinted(&error));
         }
@@ -97,35 +97,36 @@ impl Tail {
     }
 }
 
-/// What is gone of the output that is shown.
+/// Requested output that is gone from the host, for notes to the user.
 #[derive(Default)]
 struct Missing {
-    /// Of which nothing was said yet.
+    /// Number of bytes not reported yet.
     bytes: u64,
-    /// Which job's, and how much is kept.
-    of: [String; 2],
-    said: Option<Instant>,
+    /// The job's label, and its `--log-max`.
+    label_and_max: [String; 2],
+    noted_at: Option<Instant>,
 }
 
 impl Missing {
     fn add(&mut self, gone: &Gone) {
         self.bytes += gone.bytes;
-        self.of = [gone.label, gone.max].map(str::to_owned);
+        self.label_and_max = [gone.label, gone.max].map(str::to_owned);
     }
 
-    /// A slow reader may fall behind again and again, so this is not said every time.
-    fn say(&mut self, common: Common, last: bool) {
-        if self.bytes > 0 && (last || self.said.is_none_or(|at| at.elapsed() >= NOTE_PAUSE)) {
-            let (size, [label, max]) = (amount(self.bytes), &self.of);
+    /// Prints a note, but not every time: a slow reader may fall behind again and again.
+    fn print_note(&mut self, common: Common, last: bool) {
+        if self.bytes > 0 && (last || self.noted_at.is_none_or(|at| at.elapsed() >= NOTE_INTERVAL))
+        {
+            let (size, [label, max]) = (amount(self.bytes), &self.label_and_max);
             common.note(&format!(
                 "{label}: {size} of its output are gone (--log-max {max})"
             ));
-            (self.bytes, self.said) = (0, Some(Instant::now()));
+            (self.bytes, self.noted_at) = (0, Some(Instant::now()));
         }
     }
 }
 
-/// A number of bytes for a sentence.
+/// A number of bytes for a message.
 fn amount(bytes: u64) -> String {
     let mut tenths = bytes;
     for unit in ["kB", "MB", "GB", "TB"] {
@@ -140,28 +141,29 @@ fn amount(bytes: u64) -> String {
     format!("{} TB", tenths / 10)
 }
 
-/// The least time between two notes on what is gone.
-const NOTE_PAUSE: Duration = Duration::from_secs(1);
-/// How many bytes go over the connection that a host's commands share.
+/// Minimum interval between two notes on output that is gone.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum number of bytes read over the connection that a host's commands share.
 const SHARED_BYTES_MAX: u64 = 256 << 10;
-/// The pause after a connection that broke.
-const AFTER_A_BREAK: Duration = Duration::from_millis(200);
+/// Pause before reconnecting after a connection broke.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// What to show of a job's output.
 pub struct Request<'a> {
-    /// Its standard output.
+    /// Include standard output.
     pub out: bool,
-    /// Its standard error.
+    /// Include standard error.
     pub err: bool,
     /// Where to begin.
     pub from: From,
     /// Go on until the job ends.
     pub follow: bool,
-    /// What is to come is not much, so the keeper's connection will do.
+    /// Little output is expected, so the keeper's connection is used throughout.
     pub brief: bool,
-    /// Ends the reading once it holds: asked after all that comes, and several times a second. It does not change back.
+    /// Ends the reading once it returns true. It is called after each read and several times a second, and must not
+    /// change back.
     pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
-    /// Takes what is gone of the output.
+    /// Called with output that is gone from the host.
     pub gone: &'a dyn Fn(&Gone<'_>),
 }
 
@@ -173,9 +175,9 @@ impl Request<'_> {
 
 /// A job whose output was passed on.
 pub struct Tailed {
-    /// The job as it stood before the first byte was read.
+    /// The job's record, in its state before the first byte was read.
     pub record: Record,
-    /// The job was started with `--log-max`.
+    /// Set if the job was started with `--log-max`.
     pub ring: Option<Ring>,
     /// See [`Read::begin`].
     #[cfg_attr(
@@ -217,7 +219,7 @@ pub fn tail(
     let read = if request.follow && !request.brief && !destination.is_plain_local() {
         follow(&destination, &policy, &wanted, sink)?
     } else {
-        // Gone on with behind what was passed on, should an old connection turn out to be broken.
+        // If an old connection turns out to be broken, reading continues after the output already passed on.
         let mut progress = Progress::default();
         let mut connection = HostConnection::new(&destination, &policy);
         let host = connection.host();
@@ -228,7 +230,7 @@ pub fn tail(
         };
         let first = connection.ask(|shell| read(&host, shell, &some, &mut progress, sink))?;
         if first.paused {
-            // What is much gets a connection of its own: the keeper's is for short things.
+            // Long output gets a private connection: the keeper's is for short transfers.
             let policy = Policy {
                 keeper: false,
                 ..policy
@@ -265,7 +267,7 @@ pub fn tail(
     Ok(tailed)
 }
 
-/// Follows a log over as many connections as it takes, each byte once.
+/// Follows a log over as many connections as needed. Passes each byte on once.
 fn follow(
     destination: &Destination,
     policy: &Policy,
@@ -274,7 +276,7 @@ fn follow(
 ) -> Result<Read, Failure> {
     let host = destination.to_string();
     let mut progress = Progress::default();
-    // The first connection is to be had at once, or not at all.
+    // The first connection is tried only once.
     let mut connection = HostConnection::new(destination, policy);
     connection.connect()?;
     let mut first = true;
@@ -310,8 +312,8 @@ fn follow(
             }
             other => return other,
         }
-        // A host that takes every connection and breaks it is not asked in a circle.
-        std::thread::sleep(AFTER_A_BREAK);
+        // A host that accepts every connection and then breaks it must not cause a busy loop.
+        std::thread::sleep(RECONNECT_PAUSE);
         let left = || {
             if wanted.is_enough() {
                 Duration::ZERO
@@ -324,7 +326,7 @@ fn follow(
     }
 }
 
-/// Whether what is asked for is certainly not much.
+/// Whether the requested output is known to be short.
 fn is_short(request: &Request<'_>) -> bool {
     let few = match request.from {
         From::LastLines(count) => count <= 1000,
@@ -334,7 +336,7 @@ fn is_short(request: &Request<'_>) -> bool {
     request.brief || (few && !request.follow)
 }
 
-/// Why the host has no output of the job to give.
+/// Why the host can't provide the job's output, if so.
 fn unreadable(label: &str, seen: &Seen) -> Option<Failure> {
     let (kind, why) = match seen.standing {
         Standing::Absent => (

@@ -1,8 +1,8 @@
-//! `top`: the jobs of all hosts on a terminal, live. What is on the screen and what keys mean is decided in
-//! [`crate::terminal::screen`].
+//! `top`: a live view of the jobs of all hosts on a terminal. [`crate::terminal::screen`] decides what is on the screen
+//! and what keys do.
 //!
-//! Each host has a thread that asks it, so that one that does not answer delays nobody else. What a key asks for is done
-//! as the other verbs do it, by a thread with a context of its own. The main thread has the screen.
+//! Each host is asked by a thread of its own, so that a host that does not respond delays no other. The action of a key
+//! is carried out by the code of the other verbs, in a thread with its own context. The main thread owns the screen.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -40,18 +40,18 @@ use crate::sys::process::is_ignored;
 use crate::terminal::screen::{Action, Screen, SortKey};
 use crate::terminal::{self, Listed};
 
-/// After this time without an answer, a host's jobs are shown as unknown.
+/// Time without an answer after which a host's jobs are shown as unknown.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
-/// How long a host is left alone after a failure.
+/// Pause before a host is asked again after a failure.
 const FAILURE_PAUSE: Duration = Duration::from_secs(10);
-/// How long this process may take to end after a signal.
+/// Time that the main thread has to end this process after a signal.
 const END_MAX: Duration = Duration::from_secs(1);
-/// How often the screen is drawn, if nothing happens.
-const PACE: Duration = Duration::from_millis(250);
-/// How often the state file is read.
-const LIST_PACE: Duration = Duration::from_secs(1);
+/// Interval at which the screen is drawn if nothing happens.
+const DRAW_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval at which the state file is read.
+const LIST_INTERVAL: Duration = Duration::from_secs(1);
 /// The exit status of a Rust program that panics.
-const PANICKED: i32 = 101;
+const PANIC_STATUS: i32 = 101;
 
 /// Watch jobs on a terminal: what they use, the end of their output, keys for signals
 #[derive(Args, Debug)]
@@ -102,16 +102,16 @@ impl Top {
             shown: None,
             sender,
         };
-        // What can fail is done before the screen is taken.
+        // These steps can fail, so they come before the terminal is taken over.
         top.list()?;
         on_signals(&top.sender)?;
         let mut screen = FullScreen::enter()?;
         on_keys(&top.sender)?;
-        top.go_on(&mut screen.0, &events)
+        top.run_until_end(&mut screen.0, &events)
     }
 }
 
-/// What was to be said on standard error.
+/// Messages that the other verbs print on standard error.
 static NOTES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn notes() -> Vec<String> {
@@ -130,19 +130,19 @@ fn new_context(no_keeper: bool, parallel: Parallel) -> Result<Context, Failure> 
     };
     let mut context = reach.context_with(note)?;
     context.policy.parallel = parallel.number();
-    // The terminal is taken.
+    // No prompts: the screen occupies the terminal.
     context.policy.batch = true;
     Ok(context)
 }
 
-/// What happens while the screen is there.
+/// An event while the screen is shown.
 enum Event {
     Key(KeyEvent),
     Resized,
     Answer(Destination, Task, Result<Glance, Failure>),
-    /// What became of a key.
+    /// The result of a key's action, as text.
     Told(String),
-    /// A signal, or the terminal is gone.
+    /// A signal; HUP also if the terminal is gone.
     Signal(i32),
 }
 
@@ -156,9 +156,9 @@ struct Task {
 /// A host, and the thread that asks it.
 struct Host {
     tasks: Sender<Task>,
-    /// Since when an answer is waited for.
+    /// When the host was asked, while its answer is pending.
     asked: Option<Instant>,
-    /// When it is to be asked next.
+    /// When the host is to be asked next.
     due: Instant,
     failure: Option<String>,
 }
@@ -172,21 +172,21 @@ struct Watch {
     new_context: Arc<dyn Fn() -> Result<Context, Failure> + Send + Sync>,
     permits: Arc<Permits>,
     hosts: HashMap<Destination, Host>,
-    /// The job whose output was asked for last.
+    /// The job whose output was requested last.
     shown: Option<JobId>,
     sender: Sender<Event>,
 }
 
 impl Watch {
-    /// Goes on until the user has enough, or a signal comes. Gives the exit status.
-    fn go_on(
+    /// Runs until the user quits or a signal arrives. Returns the exit status.
+    fn run_until_end(
         &mut self,
         terminal: &mut DefaultTerminal,
         events: &Receiver<Event>,
     ) -> Result<u8, Failure> {
         let mut listed = Instant::now();
         loop {
-            if listed.elapsed() >= LIST_PACE {
+            if listed.elapsed() >= LIST_INTERVAL {
                 listed = Instant::now();
                 if let Err(failure) = self.list() {
                     self.screen.message = failure.message;
@@ -197,7 +197,7 @@ impl Watch {
             terminal
                 .draw(|frame| self.screen.draw(frame))
                 .map_err(|error| unusable(&error))?;
-            let mut next = events.recv_timeout(PACE).ok();
+            let mut next = events.recv_timeout(DRAW_INTERVAL).ok();
             while let Some(event) = next {
                 if let Some(status) = self.take(event) {
                     return Ok(status);
@@ -210,7 +210,7 @@ impl Watch {
         }
     }
 
-    /// Lists the jobs as they are on record. What a host has said since stays, and so do those that ended meanwhile.
+    /// Lists the recorded jobs. Keeps what hosts have reported since, and jobs that have ended meanwhile.
     fn list(&mut self) -> Result<(), Failure> {
         let mut listing = Listing::default();
         recorded(&self.context, &self.filter, &mut listing)?;
@@ -233,7 +233,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Asks each host whose time has come.
+    /// Asks each host that is due.
     fn ask(&mut self) {
         let selected = self.screen.selected().cloned();
         let shown = selected.as_ref().map(|record| record.id.clone());
@@ -253,10 +253,10 @@ impl Watch {
         for (destination, jobs) in groups {
             let host = match self.hosts.entry(destination) {
                 Entry::Occupied(host) => host.into_mut(),
-                Entry::Vacant(place) => {
+                Entry::Vacant(entry) => {
                     let (permits, sender) = (Arc::clone(&self.permits), self.sender.clone());
-                    match on_host(place.key().clone(), self.context.policy, permits, sender) {
-                        Ok(tasks) => place.insert(Host {
+                    match on_host(entry.key().clone(), self.context.policy, permits, sender) {
+                        Ok(tasks) => entry.insert(Host {
                             tasks,
                             asked: None,
                             due: Instant::now(),
@@ -276,12 +276,12 @@ impl Watch {
             let has_shown = jobs.iter().any(|record| Some(&record.id) == shown.as_ref());
             let shown = shown.clone().filter(|_| has_shown);
             host.asked = Some(Instant::now());
-            // Its thread lasts as long as this sender.
+            // Can't fail: the host's thread lasts as long as this sender.
             drop(host.tasks.send(Task { jobs, shown }));
         }
     }
 
-    /// The hosts that do not answer, in order.
+    /// Messages on hosts that fail or do not respond, sorted. Marks the jobs of hosts that do not respond as unknown.
     fn troubles(&mut self) -> Vec<String> {
         let mut troubles = Vec::new();
         for (destination, host) in &self.hosts {
@@ -304,7 +304,7 @@ impl Watch {
         troubles
     }
 
-    /// Takes in what has happened. Gives an exit status when that is the end.
+    /// Handles an event. Returns an exit status if this process is to end.
     fn take(&mut self, event: Event) -> Option<u8> {
         match event {
             Event::Key(key) => return self.screen.key(key).and_then(|action| self.act(action)),
@@ -357,7 +357,7 @@ impl Watch {
             };
             let before = job.record.clone();
             job.take(answer);
-            // Nothing is written for the time of the look alone.
+            // A change of the check's time alone is not written.
             let mut now = job.record.clone();
             now.checked_at = before.checked_at;
             if now != before {
@@ -410,7 +410,7 @@ impl Watch {
         });
     }
 
-    /// Does what a key asks for, without anybody waiting.
+    /// Carries out a key's action in a thread that is never joined.
     fn start(&self, work: impl FnOnce(&mut Context, &dyn Fn(String)) + Send + 'static) {
         let (new_context, sender) = (Arc::clone(&self.new_context), self.sender.clone());
         let told = sender.clone();
@@ -434,7 +434,7 @@ fn named(jobs: Vec<Record>) -> Jobs {
     }
 }
 
-/// Starts the thread that asks a host, and ends with the returned sender.
+/// Starts the thread that asks a host. It ends when the returned sender is dropped.
 fn on_host(
     destination: Destination,
     policy: Policy,
@@ -450,7 +450,7 @@ fn on_host(
             let places: Vec<&str> = places.iter().map(String::as_str).collect();
             let is_shown = |record: &Record| Some(&record.id) == task.shown.as_ref();
             let shown = task.jobs.iter().position(is_shown);
-            let shown = shown.and_then(|place| places.get(place).copied());
+            let shown = shown.and_then(|index| places.get(index).copied());
             let answer = connection.ask(|shell| glance(&host, shell, &places, shown));
             if answer.is_err() {
                 connection.hang_up();
@@ -483,7 +483,8 @@ fn on_keys(events: &Sender<Event>) -> Result<(), Failure> {
     })
 }
 
-/// Has this process end by what ends others, its terminal put right; even if the main thread waits for something.
+/// Ends this process on the signals that end other programs, with its terminal restored, even if the main thread is
+/// blocked.
 fn on_signals(events: &Sender<Event>) -> Result<(), Failure> {
     let taken = [SIGHUP, SIGINT, SIGTERM]
         .into_iter()
@@ -502,11 +503,11 @@ fn on_signals(events: &Sender<Event>) -> Result<(), Failure> {
     })
 }
 
-/// The terminal, taken whole until this is dropped.
+/// The terminal in full-screen mode, until this is dropped.
 struct FullScreen(DefaultTerminal);
 
-/// Puts the terminal right, the cursor too: only the end of ratatui's own terminal would show that. One that has gone
-/// needs nothing.
+/// Restores the terminal and shows the cursor, which ratatui does only when its own terminal is dropped. Errors are
+/// ignored: the terminal may be gone.
 fn restore() {
     drop(ratatui::try_restore());
     drop(execute!(io::stdout(), Show));
@@ -518,12 +519,12 @@ impl FullScreen {
             restore();
             unusable(&error)
         })?;
-        // Whichever thread it is: the others must not go on drawing.
+        // A panic in any thread ends the process: the other threads must not go on drawing.
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             restore();
             hook(panic);
-            std::process::exit(PANICKED);
+            std::process::exit(PANIC_STATUS);
         }));
         Ok(Self(terminal))
     }

@@ -1,4 +1,4 @@
-//! Readers of option values.
+//! Parsers of option values.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -18,10 +18,10 @@ use crate::remote::start::LogMax;
 use crate::signal::Os;
 use crate::state::Config;
 
-/// A hundred years: no clock can be set beyond its range.
+/// Longest duration accepted, a hundred years: added to the current time, it stays within the range of any clock.
 pub const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// The least and the most of a job's output that can be asked to be kept.
+/// Bounds of `--log-max`, in bytes.
 const LOG_MIN: u64 = 64 << 10;
 const LOG_MAX: u64 = 1 << 40;
 
@@ -43,11 +43,11 @@ impl From<OsWord> for Os {
     }
 }
 
-/// The words of a command in front of a shell.
+/// The words of a command that starts the host's shell (`--prefix`).
 #[derive(Clone, Debug)]
 pub struct Prefix(pub Vec<String>);
 
-/// Splits a prefix like a shell's words, without expansion.
+/// Splits a prefix into words as a shell would, without expansion.
 pub fn prefix(text: &str) -> Result<Prefix, String> {
     match shlex::split(text) {
         Some(words) if !words.is_empty() => Ok(Prefix(words)),
@@ -56,7 +56,7 @@ pub fn prefix(text: &str) -> Result<Prefix, String> {
     }
 }
 
-/// Reads a duration in humantime's words.
+/// Parses a duration in humantime's format.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if !text.is_empty()
         && text
@@ -74,7 +74,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Reads `-o`'s value, which ssh takes as `KEY=VALUE` and as `KEY VALUE`.
+/// Parses the value of `-o`, which ssh accepts as `KEY=VALUE` and as `KEY VALUE`.
 pub fn ssh_option(text: &str) -> Result<String, String> {
     let key = text.split(['=', ' ', '\t']).next().unwrap_or_default();
     let known_form = !key.is_empty()
@@ -87,7 +87,7 @@ pub fn ssh_option(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether a word can name a variable.
+/// Whether a word is a valid name of an environment variable.
 pub fn is_variable(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
         && name
@@ -95,7 +95,7 @@ pub fn is_variable(name: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// Reads `-e`'s value, which may be any bytes.
+/// Parses `KEY[=VALUE]` of `-e`; the value may be any bytes.
 #[derive(Clone, Debug)]
 pub struct Variables;
 
@@ -132,20 +132,20 @@ impl TypedValueParser for Variables {
                 ContextValue::String(argument.to_string()),
             );
         }
-        // Only the name: the value may be a secret.
+        // Only the name is shown: the value may be a secret.
         let shown = printable(name, 80);
         error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
         Err(error)
     }
 }
 
-/// The configuration of a command line that was read: it was found good then.
+/// The configuration file, which was found valid when the command line was parsed.
 pub fn configured() -> &'static Config {
     static NONE: LazyLock<Config> = LazyLock::new(Config::default);
     Config::current().unwrap_or(&NONE)
 }
 
-/// The hosts that a HOST word stands for: see [`hosts::expand`].
+/// The hosts that a HOST word expands to: see [`hosts::expand`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hosts(pub Vec<Host>);
 
@@ -169,14 +169,14 @@ impl FromStr for Hosts {
 }
 
 impl Hosts {
-    /// Where jobs of these hosts are, for an option that may be given several times.
+    /// The hosts of a repeatable option, with the names of the configuration file replaced by the hosts they stand for.
     pub fn all(options: &[Self]) -> Vec<Host> {
         let words = options.iter().flat_map(|hosts| &hosts.0);
         words.map(|word| configured().host(word)).collect()
     }
 }
 
-/// Reads the value of `tail -n`.
+/// Parses the value of `tail -n`.
 pub fn lines(text: &str) -> Result<Start, String> {
     match (text, text.strip_prefix('+')) {
         ("all", _) => Ok(Start::Byte(1)),
@@ -185,7 +185,7 @@ pub fn lines(text: &str) -> Result<Start, String> {
     }
 }
 
-/// Reads the value of `tail -c`.
+/// Parses the value of `tail -c`.
 pub fn bytes(text: &str) -> Result<Start, String> {
     match text.strip_prefix('+') {
         Some(number) => count(number).map(Start::Byte),
@@ -193,7 +193,7 @@ pub fn bytes(text: &str) -> Result<Start, String> {
     }
 }
 
-/// Reads the value of `spawn --log-max`.
+/// Parses the value of `spawn --log-max`.
 pub fn log_max(text: &str) -> Result<LogMax, String> {
     let word = text.to_ascii_uppercase();
     let digits = word.trim_end_matches(|letter: char| !letter.is_ascii_digit());
@@ -216,7 +216,7 @@ pub fn log_max(text: &str) -> Result<LogMax, String> {
     }
 }
 
-/// Reads the value of `serve --listen`: a port of this machine that no other machine can reach.
+/// Parses the value of `serve --listen`: a loopback address and port, which other machines can't reach.
 #[cfg(feature = "serve")]
 pub fn listen(text: &str) -> Result<std::net::SocketAddr, String> {
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -234,7 +234,7 @@ pub fn listen(text: &str) -> Result<std::net::SocketAddr, String> {
     }
 }
 
-/// Reads a count within the arithmetic of every shell.
+/// Parses a count that the arithmetic of every shell can represent.
 fn count(text: &str) -> Result<u64, String> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse::<u64>() {

@@ -25,15 +25,15 @@ use crate::remote::Stream;
 use crate::remote::search::{Found, Search, Searched, search};
 use crate::terminal::{self, JobJson, Output, warn};
 
-/// How long the other hosts go on waiting after one end was enough.
-const SLICE: Duration = Duration::from_secs(10);
-/// How soon a host is asked again about jobs of which it could say nothing.
-const UNKNOWN_SLICE: Duration = Duration::from_secs(1);
-/// How long one script searches output, so that its shell is given back to others.
+/// With `--any`: longest wait of one script, after which a host's worker checks whether another host's job has ended.
+const ANY_SLICE: Duration = Duration::from_secs(10);
+/// Longest wait of one script after a failure, so that the host is soon asked again about jobs whose state is unknown.
+const RETRY_SLICE: Duration = Duration::from_secs(1);
+/// Longest search of one script, so that its shell is soon checked in for others.
 const SEARCH_SLICE: Duration = Duration::from_secs(1);
-/// The pause before a job that has not started yet is searched again.
+/// Pause before the output of a job that has not started yet is searched again.
 const START_PAUSE: Duration = Duration::from_millis(200);
-/// How long a host may take to answer once the time is over.
+/// Time that a host has to answer after the timeout.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// How long is waited.
@@ -124,7 +124,7 @@ impl Wait {
     }
 }
 
-/// `wait --for --json`: a job, and its line.
+/// A job and the line found, for `wait --for --json`.
 #[derive(Serialize)]
 struct FoundJson<'a> {
     #[serde(flatten)]
@@ -147,7 +147,7 @@ impl<'a> FoundJson<'a> {
 }
 
 impl Until {
-    /// What tells a report that is enough for --any.
+    /// Returns the test for a report that satisfies `--any`.
     fn is_done(&self) -> fn(&Report) -> bool {
         match self.pattern {
             Some(_) => |report| report.found.is_some(),
@@ -156,7 +156,7 @@ impl Until {
     }
 }
 
-/// Waits for jobs, all hosts at once. The reports come as the jobs end.
+/// Waits for jobs, on all hosts at once. Yields a report as each job ends.
 pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<Item = Report> {
     let (over, running): (Vec<Job>, Vec<Job>) = jobs
         .found
@@ -203,7 +203,7 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
         let left = end.saturating_duration_since(Instant::now()) + patience;
         let report = match waited.recv_timeout(left) {
             Ok(report) => report,
-            // Who asks that host may be in the middle of connecting.
+            // The host's worker may still be connecting.
             Err(RecvTimeoutError::Timeout) => timed_out(awaited.pop()?, None),
             Err(RecvTimeoutError::Disconnected) => return None,
         };
@@ -228,7 +228,7 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
     })
 }
 
-/// The report of a job of which nothing is known when the time is over.
+/// The report of a job whose state is unknown at the timeout.
 fn timed_out(job: Job, why: Option<&Failure>) -> Report {
     let label = job.record.label();
     let why = why.map_or_else(String::new, |why| format!(" ({why})"));
@@ -240,7 +240,7 @@ fn has_ended(report: &Report) -> bool {
     matches!(&report.outcome, Ok(outcome) if outcome.error.is_none() && outcome.record.state.is_finished())
 }
 
-/// The waiting for one host's jobs.
+/// The wait, as the workers of all hosts share it.
 struct Watch {
     end: Instant,
     until: Until,
@@ -281,7 +281,7 @@ impl Watch {
         }
     }
 
-    /// Waits for a while, and passes on what is final.
+    /// Waits for one slice of time, and reports the jobs that are settled.
     fn round(
         &self,
         connection: &mut HostConnection<'_>,
@@ -295,7 +295,7 @@ impl Watch {
             ..Round::default()
         };
         if let Err(failure) = connection.connect() {
-            if round.goes_on(&failure) {
+            if round.keeps_waiting(&failure) {
                 round.open = jobs;
             } else {
                 jobs.into_iter()
@@ -307,7 +307,7 @@ impl Watch {
         round.had_contact = true;
         let (jobs, missing) = meet(connection, jobs);
         for (job, failure) in missing {
-            if round.goes_on(&failure) {
+            if round.keeps_waiting(&failure) {
                 round.open.push(job);
             } else {
                 report(Report::failed(job, failure));
@@ -328,14 +328,14 @@ impl Watch {
         }
         let left = self.end.saturating_duration_since(Instant::now());
         let slice = match (outage.failures > 0, self.until.any) {
-            (true, _) => left.min(UNKNOWN_SLICE),
-            (false, true) => left.min(SLICE),
+            (true, _) => left.min(RETRY_SLICE),
+            (false, true) => left.min(ANY_SLICE),
             (false, false) => left,
         };
         delivery::deliver(connection, requests, Some(slice), &mut |outcome| {
             let word = words.remove(&outcome.record.id).unwrap_or_default();
             let is_open = match &outcome.error {
-                Some(failure) => round.goes_on(failure),
+                Some(failure) => round.keeps_waiting(failure),
                 None => {
                     round.answered = true;
                     !outcome.record.state.is_finished() && slice < left
@@ -351,7 +351,7 @@ impl Watch {
         round
     }
 
-    /// The same for a line of their output; `searched` is how far each job's was searched.
+    /// The same for a line of the jobs' output. `searched` holds the position up to which each job's was searched.
     fn search(
         &self,
         connection: &mut HostConnection<'_>,
@@ -377,7 +377,7 @@ impl Watch {
             Ok(answers) => answers,
             Err(failure) => {
                 for job in jobs {
-                    if round.goes_on(&failure) {
+                    if round.keeps_waiting(&failure) {
                         round.open.push(job);
                     } else {
                         report(Report::failed(job, failure.clone()));
@@ -399,13 +399,13 @@ impl Watch {
                         Some(_) => None,
                         None => outcome
                             .error
-                            .or_else(|| lineless(connection, &outcome.record)),
+                            .or_else(|| no_line_failure(connection, &outcome.record)),
                     };
                     (outcome, found)
                 }
             };
             let is_open = match &outcome.error {
-                Some(failure) => round.goes_on(failure),
+                Some(failure) => round.keeps_waiting(failure),
                 None => {
                     round.answered = true;
                     let is_final = is_over && outcome.record.state.is_finished();
@@ -413,7 +413,7 @@ impl Watch {
                 }
             };
             if is_open {
-                // Its files are not there yet.
+                // The job's files do not exist yet.
                 std::thread::sleep(if is_over {
                     START_PAUSE.min(left())
                 } else {
@@ -431,8 +431,8 @@ impl Watch {
     }
 }
 
-/// Why a job will not have the line that is waited for; nothing for a lost job and one that is about to start.
-fn lineless(connection: &mut HostConnection<'_>, record: &Record) -> Option<Failure> {
+/// Why the line can no longer appear in a job's output. `None` for a lost job and for one that may still start.
+fn no_line_failure(connection: &mut HostConnection<'_>, record: &Record) -> Option<Failure> {
     let label = record.label();
     let message = match record.state {
         State::Exited => {
@@ -455,33 +455,34 @@ fn lineless(connection: &mut HostConnection<'_>, record: &Record) -> Option<Fail
     Some(Failure::new(Kind::Failed, message))
 }
 
-/// What came of a while of waiting.
+/// The result of waiting for one slice of time.
 #[derive(Default)]
 struct Round {
     /// The jobs that are still waited for.
     open: Vec<Job>,
-    /// Why some of them are unknown.
+    /// Why the state of some of them is unknown.
     failure: Option<Failure>,
     connected: bool,
-    /// The host has said something of a job.
+    /// The host has reported on at least one job.
     answered: bool,
-    /// There was a connection now or before.
+    /// A connection was made in this round or before.
     had_contact: bool,
 }
 
 impl Round {
-    /// Whether a job is waited for in spite of a failure. A name that was never resolved may be a wrong one.
-    fn goes_on(&mut self, failure: &Failure) -> bool {
-        let goes_on = matches!(failure.kind, Kind::Unreachable | Kind::Silent)
+    /// Whether to keep waiting for a job after a failure, which is noted then. A host name that has never resolved may
+    /// be misspelled, so that failure counts as an outage only after a connection was made.
+    fn keeps_waiting(&mut self, failure: &Failure) -> bool {
+        let is_outage = matches!(failure.kind, Kind::Unreachable | Kind::Silent)
             || failure.kind.is_outage() && self.had_contact;
-        if goes_on {
+        if is_outage {
             self.failure = Some(failure.clone());
         }
-        goes_on
+        is_outage
     }
 }
 
-/// The state to show: nothing can be said of a job whose host could not be asked.
+/// The state to show: unknown if the host could not be asked, unless the job has exited.
 fn state(outcome: &Outcome) -> State {
     match outcome.error {
         Some(_) if outcome.record.state != State::Exited => State::Unknown,
@@ -489,7 +490,7 @@ fn state(outcome: &Outcome) -> State {
     }
 }
 
-/// How a job stands at the end of the wait.
+/// The state of a job at the end of the wait, as a line for the user.
 pub fn line(record: &Record) -> String {
     let label = record.label();
     match record.state {
@@ -500,7 +501,8 @@ pub fn line(record: &Record) -> String {
     }
 }
 
-/// 124 if any job still runs, else 255, else 125, else the status of the last one.
+/// 124 if any job still runs, else 255 if any host was unreachable, else 125 if any job is lost or rsig failed, else
+/// the status of the last job.
 fn status(reports: &[Report], for_line: bool) -> u8 {
     let status_of = if for_line { status_of_line } else { status_of };
     let statuses: Vec<Status> = reports.iter().map(status_of).collect();
@@ -517,9 +519,9 @@ fn status(reports: &[Report], for_line: bool) -> u8 {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Status {
-    /// What the waiting came to.
+    /// The outcome of the wait itself.
     Ours(u8),
-    /// What the job exited with.
+    /// The job's exit status.
     Jobs(u8),
 }
 
@@ -536,7 +538,7 @@ fn status_of(report: &Report) -> Status {
     }
 }
 
-/// The same for a line: 0 if it was found, 1 if the job ended without.
+/// The same for `--for`: 0 if the line was found, 1 if the job ended without it.
 fn status_of_line(report: &Report) -> Status {
     match (&report.outcome, report.failure()) {
         _ if report.found.is_some() => Status::Jobs(exit::DONE),
@@ -546,7 +548,7 @@ fn status_of_line(report: &Report) -> Status {
     }
 }
 
-/// The status for a failure of rsig itself in `wait` and `run`, where 1 and 3 could be the job's.
+/// The exit status for a failure of rsig itself in `wait` and `run`, where 1 and 3 could be the job's status.
 pub fn status_of_failure(kind: Kind) -> u8 {
     match kind.exit_status() {
         exit::FAILED | exit::NO_JOB | exit::NOT_RUNNING => exit::LOST,

@@ -1,18 +1,18 @@
-//! Two things that clap can't express, done to the words before it sees them.
+//! Rewrites the command line before clap parses it, for two rules that clap can't express.
 //!
-//! Everything behind HOST is the job's command, also what looks like an option of rsig. And a word such as `-9` or
-//! `-FPE` is a signal in `kill`, where clap would read `-F PE`.
+//! Everything after HOST is the job's command, even if it looks like an option of rsig. And in `kill`, a word such as
+//! `-9` or `-FPE` is a signal, where clap would read `-F PE`.
 
 use std::ffi::{OsStr, OsString};
 
 use crate::signal;
 
-/// What a word behind the verb is to it.
+/// The kind of a word after the verb.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
     /// An option, with or without a value in the same word.
     Option,
-    /// The value of the option before it.
+    /// The value of the preceding option.
     Value,
     /// The first `--`.
     Dashes,
@@ -20,8 +20,8 @@ enum Word {
     Positional,
 }
 
-/// Where the words behind the verb begin.
-const BEHIND_VERB: usize = 2;
+/// Index of the first word after the verb.
+const FIRST_ARGUMENT: usize = 2;
 
 /// Rewrites the words of a command line for clap.
 pub fn arrange(definition: &clap::Command, words: &mut Vec<OsString>) {
@@ -37,29 +37,29 @@ pub fn arrange(definition: &clap::Command, words: &mut Vec<OsString>) {
     }
 }
 
-/// Sees to it that everything behind HOST is taken as it is: a `--` stands before or directly behind it, not both.
+/// Makes clap take everything after HOST as it is: exactly one `--` stands before HOST or directly after it.
 fn separate_command(kinds: &[Word], words: &mut Vec<OsString>) {
     let find = |wanted| {
         kinds
             .iter()
             .position(|kind| *kind == wanted)
-            .map(|at| at + BEHIND_VERB)
+            .map(|at| at + FIRST_ARGUMENT)
     };
     let Some(host) = find(Word::Positional) else {
         return;
     };
     let dashes_before = find(Word::Dashes).is_some_and(|dashes| dashes < host);
-    let dashes_behind = words.get(host + 1).is_some_and(|word| word == "--");
-    match (dashes_before, dashes_behind) {
+    let dashes_after = words.get(host + 1).is_some_and(|word| word == "--");
+    match (dashes_before, dashes_after) {
         (true, true) => drop(words.remove(host + 1)),
         (false, false) => words.insert(host + 1, "--".into()),
         _ => {}
     }
 }
 
-/// Turns a word that is a signal in kill(1)'s form into an option that clap knows.
+/// Rewrites a signal in kill(1)'s form as an option that clap knows.
 fn separate_signal(kinds: &[Word], words: &mut [OsString]) {
-    for (word, kind) in words.iter_mut().skip(BEHIND_VERB).zip(kinds) {
+    for (word, kind) in words.iter_mut().skip(FIRST_ARGUMENT).zip(kinds) {
         if let Some(name) = word
             .to_str()
             .filter(|text| *kind == Word::Option && signal::dashed(text).is_some())
@@ -69,11 +69,11 @@ fn separate_signal(kinds: &[Word], words: &mut [OsString]) {
     }
 }
 
-/// What each word behind the verb is.
+/// The kind of each word after the verb.
 fn classify(command: &clap::Command, words: &[OsString]) -> Vec<Word> {
     let mut kinds = Vec::new();
     let mut previous = None;
-    for word in words.iter().skip(BEHIND_VERB) {
+    for word in words.iter().skip(FIRST_ARGUMENT) {
         let text = word.to_str().unwrap_or_default();
         kinds.push(match (kinds.last(), previous.replace(word)) {
             _ if kinds.contains(&Word::Dashes) => Word::Positional,
@@ -102,7 +102,8 @@ fn takes_next(command: &clap::Command, word: &OsStr) -> bool {
                 .get_arguments()
                 .any(|argument| argument.get_long() == Some(long) && takes(argument));
     }
-    // In a bundle such as -vn, the first option with a value takes the rest of the word, or else the next one.
+    // In a bundle such as -vn, the first option with a value takes the rest of the word, or the next word if there is
+    // no rest.
     let mut letters = text.chars().skip(1);
     while let Some(letter) = letters.next() {
         if command

@@ -1,4 +1,4 @@
-//! This machine as a host: the scripts go to a `/bin/sh -s` that is a child process, of the command or of a keeper.
+//! This machine as a host: scripts go to a `/bin/sh -s` that is a child process of the command or of a keeper.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,7 +21,7 @@ use crate::error::{Failure, Kind, reason};
 use crate::host::Destination;
 use crate::sys;
 
-/// A new shell.
+/// Starts a shell.
 pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
     let mut child = start(&mut command(destination), Stdio::piped).map_err(|error| {
         let program = destination.shell().first().copied().unwrap_or_default();
@@ -46,12 +46,12 @@ pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
     }))
 }
 
-/// Starts a shell for a script whose answer nobody reads, whatever becomes of this process.
+/// Starts a shell that runs a script even if this process ends. Its output is discarded.
 pub fn leave_script(destination: &Destination, script: &str) {
     if let Ok(mut child) = start(&mut command(destination), Stdio::null)
         && let Some(mut input) = child.stdin.take()
     {
-        // A shell that is gone can run nothing.
+        // A shell that has ended can't run the script.
         let _ = input.write_all(script.as_bytes());
     }
 }
@@ -71,7 +71,7 @@ fn command(destination: &Destination) -> Command {
 
 fn start(command: &mut Command, output: fn() -> Stdio) -> io::Result<Child> {
     command
-        // A terminal's Ctrl-C and Ctrl-Z are for rsig.
+        // The terminal's Ctrl-C and Ctrl-Z must reach rsig only.
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(output())
@@ -83,19 +83,19 @@ fn start(command: &mut Command, output: fn() -> Stdio) -> io::Result<Child> {
 /// Starts the shells of a keeper's pool, each as the command that started the keeper would have started it.
 pub struct Launcher {
     destination: Destination,
-    /// What has connected, where each shell is one of its.
+    /// The connection that the shells use, if the destination is `openssh://`.
     master: Option<Master>,
     directory: PathBuf,
     mask: Mode,
 }
 
-/// What a process is sent last before it is used, and what its shell says then.
+/// The last thing that a process is sent before it is used, and the reply of its shell.
 pub const READY: (&[u8], &[u8]) = (b"printf '\\001%s\\n' rsig-ready\n", b"\x01rsig-ready\n");
-/// How much a prefix may say before its shell is there.
+/// How much a prefix may print before its shell is ready, in bytes.
 const NOISE_MAX: usize = 64 << 10;
 
 impl Launcher {
-    /// For a process that is about to leave its directory and its umask.
+    /// Records the directory and the umask of this process, which is about to leave them.
     pub fn new(destination: &Destination, master: Option<Master>) -> io::Result<Self> {
         let mask = umask(Mode::empty());
         umask(mask);
@@ -125,8 +125,8 @@ impl Launcher {
             out: child.stdout.take(),
             err: child.stderr.take(),
             child: Some(child),
-            before: Vec::new(),
-            behind: Vec::new(),
+            noise: Vec::new(),
+            unread: Vec::new(),
         };
         for fd in process.fds().into_iter().flatten() {
             let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
@@ -136,15 +136,15 @@ impl Launcher {
     }
 }
 
-/// A shell whose pipes do not block.
+/// A shell with non-blocking pipes.
 pub struct Process {
     child: Option<Child>,
     input: Option<ChildStdin>,
     out: Option<ChildStdout>,
     err: Option<ChildStderr>,
-    /// What it said before its shell was there, and what came with the last of that.
-    before: Vec<u8>,
-    behind: Vec<u8>,
+    /// Output before the reply to [`READY`], and output that was received together with that reply.
+    noise: Vec<u8>,
+    unread: Vec<u8>,
 }
 
 impl Process {
@@ -157,19 +157,19 @@ impl Process {
         ]
     }
 
-    /// Succeeds once the shell has said [`READY`].
+    /// Succeeds once the shell has replied to [`READY`].
     pub fn await_shell(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         while self.read(true, buffer).is_ok_and(|size| size > 0) {}
         loop {
             let size = self.read(false, buffer)?;
-            self.before
+            self.noise
                 .extend_from_slice(buffer.get(..size).unwrap_or_default());
-            if let Some(at) = memmem::find(&self.before, READY.1) {
-                self.behind = self.before.split_off(at + READY.1.len());
-                self.before = Vec::new();
+            if let Some(at) = memmem::find(&self.noise, READY.1) {
+                self.unread = self.noise.split_off(at + READY.1.len());
+                self.noise = Vec::new();
                 return Ok(());
             }
-            if size == 0 || self.before.len() > NOISE_MAX {
+            if size == 0 || self.noise.len() > NOISE_MAX {
                 return Err(io::Error::other("no shell was started"));
             }
         }
@@ -177,9 +177,9 @@ impl Process {
 
     /// As read(2): 0 is the end of the stream.
     pub fn read(&mut self, error_stream: bool, buffer: &mut [u8]) -> io::Result<usize> {
-        if !error_stream && !self.behind.is_empty() {
-            let size = self.behind.len().min(buffer.len());
-            for (to, from) in buffer.iter_mut().zip(self.behind.drain(..size)) {
+        if !error_stream && !self.unread.is_empty() {
+            let size = self.unread.len().min(buffer.len());
+            for (to, from) in buffer.iter_mut().zip(self.unread.drain(..size)) {
                 *to = from;
             }
             return Ok(size);
@@ -206,7 +206,7 @@ impl Process {
         }
     }
 
-    /// Writes as much as the pipe takes. What a shell that has ended would have been given is dropped.
+    /// Writes as much as the pipe takes. If the shell has ended, the bytes are dropped.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let result = match &mut self.input {
             Some(input) => input.write(bytes),
@@ -230,7 +230,7 @@ impl Process {
     }
 
     pub fn kill(&mut self) {
-        // It leads a group. Another user's can't be killed.
+        // The child leads a process group. It can't be killed if it belongs to another user.
         let group = self
             .child
             .as_ref()
@@ -245,10 +245,10 @@ impl Process {
     }
 
     pub fn at_end(&self) -> bool {
-        self.out.is_none() && self.err.is_none() && self.behind.is_empty()
+        self.out.is_none() && self.err.is_none() && self.unread.is_empty()
     }
 
-    /// Has the process waited for, by a thread: it has closed its streams, and ends in its own time.
+    /// Starts a thread that waits for the process, which has closed its streams and may take its time to exit.
     pub fn reap(&mut self) -> io::Result<()> {
         self.input = None;
         let Some(mut child) = self.child.take() else {
@@ -287,12 +287,12 @@ impl Shell for LocalShell {
     }
 
     fn input(&self) -> io::Result<ShellInput> {
-        let (input, beaten) = (Arc::clone(&self.input), Arc::clone(&self.input));
+        let (input, heartbeat_input) = (Arc::clone(&self.input), Arc::clone(&self.input));
         Ok(ShellInput::new(
             Box::new(move |bytes| write(&input, bytes)),
             Box::new(move |every| {
-                let input = Arc::clone(&beaten);
-                let beats = move || {
+                let input = Arc::clone(&heartbeat_input);
+                let send_heartbeats = move || {
                     loop {
                         std::thread::sleep(every);
                         if write(&input, b"\n").is_err() {
@@ -300,8 +300,8 @@ impl Shell for LocalShell {
                         }
                     }
                 };
-                // Without a thread, the tether ends the job.
-                drop(std::thread::Builder::new().spawn(beats));
+                // Without a thread, no heartbeats are sent, and the tether ends the job.
+                drop(std::thread::Builder::new().spawn(send_heartbeats));
             }),
         ))
     }
@@ -326,7 +326,7 @@ impl Shell for LocalShell {
             let ready = |fd: &PollFd| fd.any().unwrap_or(false);
             let out_ready = self.out.is_some() && fds.first().is_some_and(ready);
             drop(fds);
-            // Only what poll named is read, so neither read waits.
+            // Only a stream that poll reported is read, so neither read blocks.
             if let Some(out) = self.out.as_mut().filter(|_| out_ready) {
                 match out.read(buffer)? {
                     0 => self.out = None,
@@ -343,7 +343,7 @@ impl Shell for LocalShell {
 }
 
 impl Drop for LocalShell {
-    /// Its script ends when its input does; one that does not is ended, so that none is left behind.
+    /// A script ends with its input. A shell that does not end is killed, so that no process is left behind.
     fn drop(&mut self) {
         drop(
             self.input
@@ -358,7 +358,7 @@ impl Drop for LocalShell {
                 _ => return,
             }
         }
-        // Failure means that it ended meanwhile.
+        // Failure means that it has ended meanwhile.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,7 +1,7 @@
-//! Gets a script to a host's `/bin/sh -s`: a child process on this machine, or a shell of a keeper's over SSH.
+//! Runs `/bin/sh -s` on a host, as a child process on this machine or as a shell of a keeper, and sends scripts to it.
 //!
-//! SSH is spoken by keepers alone: the one that a host's commands share, or a private one that ends with its command.
-//! What is said to a shell is the business of [`crate::remote`].
+//! Only keepers speak SSH: the keeper that all commands for a host share, or a private one that ends with its command.
+//! [`crate::remote`] decides what is sent to a shell.
 
 pub mod keeper;
 mod local;
@@ -21,34 +21,34 @@ use keeper::connect::KeeperConnection;
 use keeper::protocol::Reply;
 pub use permits::Permits;
 
-/// What came from a shell.
+/// The result of reading from a shell.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Chunk {
-    /// That many bytes of its standard output.
+    /// This many bytes of standard output.
     Out(usize),
-    /// That many bytes of its standard error.
+    /// This many bytes of standard error.
     Err(usize),
     /// The shell has ended.
     End,
-    /// Nothing came in time.
+    /// Nothing arrived before the deadline.
     Nothing,
 }
 
-/// The functions that scripts share, which a shell is given while it waits for its first script.
+/// The functions that all scripts share. A pooled shell is given them while it waits for its first script.
 pub struct Primer {
     pub text: Vec<u8>,
-    /// Tells these functions from those of another rsig.
+    /// Distinguishes these functions from those of another rsig.
     pub mark: u64,
 }
 
-/// A live `/bin/sh -s`.
+/// A running `/bin/sh -s`.
 pub trait Shell {
-    /// The mark of the primer that it was given.
+    /// The mark of the primer that the shell was given.
     fn primed(&self) -> Option<u64> {
         None
     }
 
-    /// Whether it runs behind a program that can hang without a word, which no keepalive notices.
+    /// Whether the shell runs behind a program that can hang silently, which no keepalive detects.
     fn may_hang(&self) -> bool {
         false
     }
@@ -63,35 +63,36 @@ pub trait Shell {
         self.write(text, until)
     }
 
-    /// Sends all of `bytes` to its standard input.
+    /// Writes all of `bytes` to the shell's standard input.
     fn write(&mut self, bytes: &[u8], until: Instant) -> std::io::Result<()>;
 
-    /// Reads what comes next into `buffer`.
+    /// Reads the next bytes into `buffer`.
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> std::io::Result<Chunk>;
 
-    /// Whether another command waits for this shell: a stream should go on later.
+    /// Whether another command waits for this shell. A stream should then stop, and continue later.
     fn is_wanted(&self) -> bool {
         false
     }
 
-    /// Gives the shell back to its pool: the whole answer has been read. A shell that is dropped without this is closed.
+    /// Returns the shell to its pool. To be called when the whole answer was read; a shell that is dropped without this
+    /// is closed.
     fn check_in(&mut self) {}
 
     /// Asks the pool to keep a channel for a job's relay, which `script` starts.
     fn keep_relay(&mut self, _job: &JobId, _word: String, _script: String) {}
 
-    /// The way into the shell for other threads.
+    /// A handle with which other threads write to the shell.
     fn input(&self) -> std::io::Result<ShellInput>;
 }
 
-/// How often to look whether another thread still writes.
+/// Interval between checks whether another thread is still writing.
 const WRITER_RECHECK: Duration = Duration::from_millis(5);
 
 type Write = dyn Fn(&[u8]) -> std::io::Result<()> + Send + Sync;
 
-/// The way into a shell for other threads than the one that reads. Each write arrives in one piece.
+/// Writes to a shell from threads other than the one that reads from it. Each write arrives in one piece.
 pub struct ShellInput {
-    /// None after the last line: what follows would be taken for commands.
+    /// `None` after the last line: anything after it would be run as commands.
     write: Mutex<Option<Box<Write>>>,
     beat: Box<dyn Fn(Duration) + Send + Sync>,
 }
@@ -114,8 +115,9 @@ impl ShellInput {
             .and_then(|write| write(bytes))
     }
 
-    /// The way, unless another thread is writing: the reader must not wait for a writer that may wait for the reader.
-    fn unused(&self) -> Option<MutexGuard<'_, Option<Box<Write>>>> {
+    /// The writer, unless another thread is writing: the reader must not wait for a writer that may wait for the
+    /// reader.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Option<Box<Write>>>> {
         match self.write.try_lock() {
             Ok(write) => Some(write),
             Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
@@ -123,19 +125,19 @@ impl ShellInput {
         }
     }
 
-    /// Writes, unless another thread is writing, or has written the last line.
+    /// Writes, unless another thread is writing or the last line was written.
     pub fn try_write(&self, bytes: &[u8]) {
-        if let Some(write) = self.unused().as_deref().and_then(Option::as_ref) {
-            // Who reads will find the connection broken.
+        if let Some(write) = self.try_lock().as_deref().and_then(Option::as_ref) {
+            // The thread that reads will notice a broken connection.
             drop(write(bytes));
         }
     }
 
-    /// Writes the last line: nothing comes behind it. False if another thread was writing for as long as `patience`.
-    pub fn finish(&self, line: &str, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+    /// Writes the last line; later writes fail. False if another thread kept writing until `timeout`.
+    pub fn finish(&self, line: &str, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
         loop {
-            if let Some(mut write) = self.unused() {
+            if let Some(mut write) = self.try_lock() {
                 if let Some(write) = write.take() {
                     drop(write(line.as_bytes()));
                 }
@@ -148,14 +150,14 @@ impl ShellInput {
         }
     }
 
-    /// Has the pool send the shell an empty line every so often, even while this process is stopped.
+    /// Makes the pool send the shell an empty line at this interval, even while this process is stopped.
     pub fn beat(&self, every: Duration) {
         (self.beat)(every);
     }
 }
 
-/// A private connection that is made while a stream goes on over a shared one, without asking anything. Where it can't be
-/// made, the stream stays.
+/// A private connection that is made in the background, without asking the user anything, while a stream uses a shared
+/// one. If it can't be made, the stream stays on the shared connection.
 pub struct PrivateConnection {
     shared: Arc<Preparation>,
 }
@@ -168,18 +170,18 @@ struct Preparation {
 
 #[derive(Default)]
 struct Prepared {
-    /// The stream carries much.
-    hurries: bool,
-    over: bool,
-    way: Option<Way>,
+    /// The stream has carried `SHARED_BYTES_MAX` bytes.
+    is_large: bool,
+    cancelled: bool,
+    backend: Option<Backend>,
 }
 
-/// How long a stream stays on the shared connection, and how much it carries there.
+/// How long a stream stays on the shared connection, and how many bytes it carries there, before a private one is made.
 const SHARED_TIME_MAX: Duration = Duration::from_secs(2);
 const SHARED_BYTES_MAX: u64 = 2 << 20;
 
 impl PrivateConnection {
-    /// Prepares one for what goes over a line; none where that is private already.
+    /// Starts to prepare a private connection for a stream over `connection`; `None` if that is private already.
     pub fn prepare(connection: &HostConnection<'_>) -> Option<Self> {
         if !connection.may_be_stale() {
             return None;
@@ -200,50 +202,50 @@ impl PrivateConnection {
         };
         let prepare = move || {
             let state = shared.lock();
-            let waits = |state: &mut Prepared| !state.hurries && !state.over;
+            let waits = |state: &mut Prepared| !state.is_large && !state.cancelled;
             let waited = shared
                 .changed
                 .wait_timeout_while(state, SHARED_TIME_MAX, waits);
-            if waited.is_ok_and(|(state, _)| state.over) {
+            if waited.is_ok_and(|(state, _)| state.cancelled) {
                 return;
             }
-            // Many streams may begin together: their connections must not all be made at once.
+            // Many streams may start together, and their connections must not all be made at once.
             let permit = permits.as_ref().map(|permits| permits.take());
-            let way = Way::private(&destination, &policy).ok();
+            let backend = Backend::private(&destination, &policy).ok();
             drop(permit);
             let mut state = shared.lock();
-            if !state.over {
-                state.way = way;
+            if !state.cancelled {
+                state.backend = backend;
             }
         };
-        // Without a thread, the stream stays.
+        // Without a thread, the stream stays on the shared connection.
         drop(std::thread::Builder::new().spawn(prepare));
         Some(this)
     }
 
-    /// Tells how much the stream has carried.
+    /// Reports how many bytes the stream has carried.
     pub fn carried(&self, bytes: u64) {
         if bytes >= SHARED_BYTES_MAX {
-            self.shared.lock().hurries = true;
+            self.shared.lock().is_large = true;
             self.shared.changed.notify_all();
         }
     }
 
     pub fn is_ready(&self) -> bool {
-        self.shared.lock().way.is_some()
+        self.shared.lock().backend.is_some()
     }
 
-    /// Has a line go on over the new connection.
+    /// Makes `connection` use the private connection, once it is ready.
     pub fn take_over(&self, connection: &mut HostConnection<'_>) {
-        if let Some(way) = self.shared.lock().way.take() {
-            connection.way = Some(way);
+        if let Some(backend) = self.shared.lock().backend.take() {
+            connection.backend = Some(backend);
         }
     }
 }
 
 impl Drop for PrivateConnection {
     fn drop(&mut self) {
-        self.shared.lock().over = true;
+        self.shared.lock().cancelled = true;
         self.shared.changed.notify_all();
     }
 }
@@ -254,25 +256,27 @@ impl Preparation {
     }
 }
 
-/// The relays that a keeper holds. Requests may be made one after the other; their answers come in any order.
+/// The relays that a keeper holds. Several requests may be sent before their replies are read, which arrive in any
+/// order.
 pub trait Relays {
-    /// Whether the relay of a job may be held.
+    /// Whether the keeper may hold the relay of a job.
     fn holds(&self, job: &JobId) -> bool;
 
-    /// Ends the conversation and returns the replies that were still to come: what is not among them will not be done.
+    /// Ends the conversation and returns the outstanding replies. A request whose reply is not among them will not be
+    /// carried out.
     fn part(&mut self) -> Vec<Reply>;
 
-    /// Asks for a signal to be sent to a job by its relay.
+    /// Requests that a job's relay send it a signal.
     fn signal(&mut self, job: &JobId, name: &str) -> std::io::Result<()>;
 
-    /// Asks to be told of a job's end.
+    /// Requests a reply when a job ends.
     fn watch(&mut self, job: &JobId) -> std::io::Result<()>;
 
-    /// The next reply; `TimedOut` when none has come by then, any other error means that the keeper has gone.
+    /// The next reply. `TimedOut` if none has arrived by `until`; any other error means that the keeper has gone.
     fn next(&mut self, until: Instant) -> std::io::Result<Reply>;
 }
 
-/// The pauses between attempts to connect, each twice as long as the one before, up to a limit.
+/// The pauses between connection attempts, each twice as long as the previous one, up to a limit.
 pub struct Backoff(Duration);
 
 impl Backoff {
@@ -291,14 +295,13 @@ impl Default for Backoff {
     }
 }
 
-/// How many shells in a row may end without a word before the host counts as having none: on a private connection, and on
-/// a shared one.
+/// How many shells in a row may end without output before the host is considered to have no shell: on a private
+/// connection, and on a shared one.
 const SILENT_SHELLS_MAX: (u32, u32) = (2, 4);
-/// The pause before another shell is asked for on a shared connection.
+/// Pause before another shell is requested on a shared connection.
 const SILENT_SHELL_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connects again and again, the more seldom the longer that lasts, for as long as the host is not reached and there is
-/// time left.
+/// Repeats `connect` with growing pauses while the host is not reached and time is left.
 pub fn keep_trying<T>(
     left: impl Fn() -> Duration,
     mut connect: impl FnMut() -> Result<T, Failure>,
@@ -318,18 +321,18 @@ pub struct HostConnection<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
     permits: Option<Arc<Permits>>,
-    way: Option<Way>,
+    backend: Option<Backend>,
 }
 
 #[derive(Clone)]
-enum Way {
+enum Backend {
     /// Each shell is a child process.
     Local,
     Keeper(KeeperConnection),
 }
 
-impl Way {
-    /// One that no other command uses.
+impl Backend {
+    /// A keeper or local shells that no other command uses.
     fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
         if destination.is_process() {
             return Ok(Self::Local);
@@ -339,7 +342,7 @@ impl Way {
     }
 
     fn open(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
-        // A shell of this machine is there at once.
+        // A local shell starts at once: a keeper would not save time.
         if !destination.is_plain_local()
             && let Some(keeper) = KeeperConnection::shared(destination, policy)?
         {
@@ -367,17 +370,17 @@ impl Way {
 }
 
 impl<'a> HostConnection<'a> {
-    /// Nothing is connected yet.
+    /// Does not connect yet.
     pub fn new(destination: &'a Destination, policy: &'a Policy) -> Self {
         Self {
             destination,
             policy,
             permits: None,
-            way: None,
+            backend: None,
         }
     }
 
-    /// Takes a permit for as long as connecting lasts.
+    /// Holds one of these permits while connecting.
     pub fn with_permits(self, permits: Arc<Permits>) -> Self {
         Self {
             permits: Some(permits),
@@ -390,39 +393,39 @@ impl<'a> HostConnection<'a> {
         self.destination.to_string()
     }
 
-    /// Where jobs' files go, if not to the home.
+    /// The directory for jobs' files, if not the home directory.
     pub fn jobs_dir(&self) -> Option<&'a str> {
         self.destination.connect.jobs_dir.as_deref()
     }
 
-    /// Connects, unless that was done.
+    /// Connects, unless already connected.
     pub fn connect(&mut self) -> Result<(), Failure> {
-        self.way().map(drop)
+        self.backend().map(drop)
     }
 
-    /// Another user of the same connection, for another thread.
+    /// Another handle to the same connection, for another thread.
     pub fn share(&self) -> Self {
         Self {
             permits: None,
-            way: self.way.clone(),
+            backend: self.backend.clone(),
             ..*self
         }
     }
 
-    /// The same for a thread that may outlive this one.
+    /// Another handle to the same connection, for a thread that may outlive this one.
     pub fn detach(&self) -> DetachedConnection {
         DetachedConnection {
             destination: self.destination.clone(),
             policy: *self.policy,
-            way: self.way.clone(),
+            backend: self.backend.clone(),
         }
     }
 
-    /// Leaves a script to a shell of this machine, or to the shared keeper if there is one.
+    /// Hands a script over to a local shell, or to the shared keeper if there is one, without waiting for it to run.
     pub fn leave_script(&self, script: String) {
-        match &self.way {
-            Some(Way::Local) => local::leave_script(self.destination, &script),
-            Some(Way::Keeper(keeper)) => keeper.leave_script(script),
+        match &self.backend {
+            Some(Backend::Local) => local::leave_script(self.destination, &script),
+            Some(Backend::Keeper(keeper)) => keeper.leave_script(script),
             None => {}
         }
     }
@@ -430,11 +433,11 @@ impl<'a> HostConnection<'a> {
     /// Checks a shell out of the pool.
     pub fn shell(&mut self) -> Result<Box<dyn Shell>, Failure> {
         let (destination, policy) = (self.destination, self.policy);
-        self.way()?.shell(destination, policy)
+        self.backend()?.shell(destination, policy)
     }
 
-    /// Has a shell do what may be done twice: where an old connection turns out to be broken, it is done again over a new
-    /// one; and where a shell ends without a word, by another.
+    /// Runs `work`, which must be safe to repeat, with a shell. It is repeated over a new connection if the old one
+    /// turns out to be broken, and with another shell if the first ends without output.
     pub fn ask<T>(
         &mut self,
         mut work: impl FnMut(&mut dyn Shell) -> Result<T, Failure>,
@@ -460,9 +463,9 @@ impl<'a> HostConnection<'a> {
         }
     }
 
-    /// Whether to ask for another shell after `silent` ones that ended without a word. One may have been killed before it
-    /// said anything; and Dropbear before 2024.86 ends a channel that is opened in the moment in which the shell of
-    /// another one ends.
+    /// Whether to request another shell after `silent` ones that ended without output. A shell may have been killed
+    /// before it printed anything; and Dropbear before 2024.86 ends a channel that is opened at the moment at which the
+    /// shell of another one ends.
     pub fn gives_another(&self, silent: u32) -> bool {
         let another = gives_another(silent, self.may_be_stale());
         if silent > 1 && another {
@@ -473,28 +476,28 @@ impl<'a> HostConnection<'a> {
 
     /// The relays that the host's keeper may hold.
     pub fn relays(&mut self) -> Option<Box<dyn Relays>> {
-        match self.way().ok()? {
-            Way::Local => None,
-            Way::Keeper(keeper) => keeper.relays(),
+        match self.backend().ok()? {
+            Backend::Local => None,
+            Backend::Keeper(keeper) => keeper.relays(),
         }
     }
 
-    /// How long its host may take to be connected to, once it is; on this machine there is no such time.
+    /// How long connecting to the host may take. Connects first, to find out; `None` for local shells.
     #[cfg(feature = "mcp")]
     pub fn connect_timeout(&mut self) -> Option<Duration> {
-        match self.way().ok()? {
-            Way::Local => None,
-            Way::Keeper(keeper) => keeper.connect_timeout(),
+        match self.backend().ok()? {
+            Backend::Local => None,
+            Backend::Keeper(keeper) => keeper.connect_timeout(),
         }
     }
 
-    /// Whether another command made the connection, so that it may be found broken.
+    /// Whether another command may have made the connection, so that it may turn out to be broken.
     pub fn may_be_stale(&self) -> bool {
-        matches!(&self.way, Some(Way::Keeper(keeper)) if keeper.is_shared())
+        matches!(&self.backend, Some(Backend::Keeper(keeper)) if keeper.is_shared())
     }
 
-    /// Connects anew after a break, again and again while the host is not reached and the time is not over. The user is
-    /// told when it lasts.
+    /// Reconnects after a break, and retries while the host is not reached, until `until`. The user is told after the
+    /// second failure.
     pub fn connect_again(&mut self, why: &Failure, until: Instant) -> Result<(), Failure> {
         self.hang_up();
         let mut failures = 0;
@@ -502,7 +505,7 @@ impl<'a> HostConnection<'a> {
         keep_trying(left, || {
             let connected = self.connect();
             failures += u32::from(connected.is_err());
-            // What is over with the next attempt is not worth a message.
+            // A failure that the next attempt repairs is not worth a message.
             if failures == 2 {
                 (self.policy.warn)(&format!("{why}; connecting again"));
             }
@@ -510,19 +513,19 @@ impl<'a> HostConnection<'a> {
         })
     }
 
-    /// Gives the connection up. A private one ends for all that share it.
+    /// Drops the connection. A private one ends for all handles that share it.
     pub fn hang_up(&mut self) {
-        if let Some(Way::Keeper(keeper)) = self.way.take() {
+        if let Some(Backend::Keeper(keeper)) = self.backend.take() {
             keeper.end();
         }
     }
 
-    fn way(&mut self) -> Result<&mut Way, Failure> {
-        match &mut self.way {
-            Some(way) => Ok(way),
+    fn backend(&mut self) -> Result<&mut Backend, Failure> {
+        match &mut self.backend {
+            Some(backend) => Ok(backend),
             none => {
                 let _permit = self.permits.as_ref().map(|permits| permits.take());
-                Ok(none.insert(Way::open(self.destination, self.policy)?))
+                Ok(none.insert(Backend::open(self.destination, self.policy)?))
             }
         }
     }
@@ -532,7 +535,7 @@ impl<'a> HostConnection<'a> {
 pub struct DetachedConnection {
     destination: Destination,
     policy: Policy,
-    way: Option<Way>,
+    backend: Option<Backend>,
 }
 
 impl DetachedConnection {
@@ -541,7 +544,7 @@ impl DetachedConnection {
             destination: &self.destination,
             policy: &self.policy,
             permits: None,
-            way: self.way.clone(),
+            backend: self.backend.clone(),
         }
     }
 }
@@ -560,28 +563,28 @@ fn gives_another(silent: u32, shared: bool) -> bool {
 pub struct Policy {
     /// Never ask the user anything.
     pub batch: bool,
-    /// Connect by way of the host's keeper, and start one where there is none.
+    /// Use the host's shared keeper, and start one if there is none.
     pub keeper: bool,
-    /// Jobs are started, with what this command's environment gives them. Without that, any keeper of the destination will do.
+    /// Jobs are started, with variables of this command's environment. Otherwise any keeper of the destination will do.
     pub starts: bool,
-    /// How many hosts are talked to at once, at most.
+    /// Maximum number of hosts to contact at once.
     pub parallel: usize,
-    /// The steps are wanted.
+    /// The steps of connecting are reported (`-v`).
     pub verbose: bool,
-    /// The server's banner is not wanted.
+    /// The server's banner is not shown.
     pub quiet: bool,
-    /// Takes a line for each step of connecting, for `-v`.
+    /// Called with a line for each step of connecting, for `-v`.
     pub step: fn(&str),
-    /// Takes what the user should hear in any case.
+    /// Called with messages that the user should always see.
     pub warn: fn(&str),
 }
 
-/// Waits until one of the descriptors is ready, or the time is over: then it gives false.
+/// Waits until one of the descriptors is ready. False if the deadline passed first.
 pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> std::io::Result<bool> {
     crate::sys::inflow::renew();
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        // Rounded up, so that the last millisecond is not spent spinning; a longer wait is taken in parts.
+        // Rounded up, so that the last millisecond is not spent spinning. A wait that is too long for poll(2) is split.
         let milliseconds = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         match nix::poll::poll(
             fds,
@@ -609,7 +612,7 @@ mod tests {
         let input = ShellInput::new(Box::new(write), Box::new(|_| ()));
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| input.write(b"much"));
-            while input.unused().is_some() {
+            while input.try_lock().is_some() {
                 std::thread::yield_now();
             }
             input.try_write(b"ping");

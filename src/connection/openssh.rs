@@ -1,6 +1,7 @@
-//! `openssh://`: the `ssh` program connects, once for each keeper (`ssh -M`), and each shell is an `ssh -S` over that.
+//! `openssh://`: the `ssh` program connects, once for each keeper (`ssh -M`), and each shell is an `ssh -S` over that
+//! connection.
 //!
-//! For what the built-in client lacks: Kerberos, FIDO keys, PKCS#11, host certificates.
+//! For what the built-in client does not support: Kerberos, FIDO keys, PKCS#11, host certificates.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -12,12 +13,12 @@ use crate::escape::printable;
 use crate::host::{Destination, Place, Remote};
 use crate::sys;
 
-/// How long the connection stays when the keeper was killed, in seconds.
-const PERSIST: u32 = 60;
-/// How much of what ssh says is kept.
-const SAID_MAX: u64 = 64 << 10;
-/// What neither the connection nor its shells are to do, whatever the configuration says.
-const PLAIN: [&str; 6] = [
+/// How long the connection stays open after the keeper was killed, in seconds.
+const PERSIST_SECONDS: u32 = 60;
+/// How much of ssh's standard error is kept, in bytes.
+const STDERR_MAX: u64 = 64 << 10;
+/// Options that switch off what neither the connection nor its shells may do, whatever the configuration says.
+const BASE_OPTIONS: [&str; 6] = [
     "-o",
     "ClearAllForwardings=yes",
     "-o",
@@ -26,15 +27,15 @@ const PLAIN: [&str; 6] = [
     "RemoteCommand=none",
 ];
 
-/// An `ssh` in the background that holds a connection.
+/// A background `ssh` that holds a connection.
 pub struct Master {
     socket: PathBuf,
-    /// The words of the command line that say where to connect, and how.
-    way: Vec<String>,
+    /// The arguments that say where to connect, and how.
+    connection_args: Vec<String>,
     name: String,
 }
 
-/// The destination's parts, where it is one of these.
+/// The remote part of a destination, if it is `openssh://`.
 fn remote(destination: &Destination) -> Option<&Remote> {
     match destination.host.place() {
         Place::OpenSsh(remote) => Some(remote),
@@ -43,7 +44,7 @@ fn remote(destination: &Destination) -> Option<&Remote> {
 }
 
 impl Master {
-    /// Connects, and asks on the user's terminal what ssh asks; `None` where ssh is not to connect.
+    /// Connects. ssh asks its questions on the user's terminal. `None` if the destination is not `openssh://`.
     pub fn connect(
         destination: &Destination,
         socket: PathBuf,
@@ -54,19 +55,25 @@ impl Master {
         };
         let master = Self {
             socket,
-            way: way(destination, remote),
+            connection_args: connection_args(destination, remote),
             name: remote.name.clone(),
         };
         let mut command = master.ssh();
-        command.args(["-f", "-N", "-M", "-o", &format!("ControlPersist={PERSIST}")]);
+        command.args([
+            "-f",
+            "-N",
+            "-M",
+            "-o",
+            &format!("ControlPersist={PERSIST_SECONDS}"),
+        ]);
         if policy.batch {
             command.args(["-o", "BatchMode=yes"]);
         }
         if let Some(jump) = &destination.connect.jump {
             command.args(["-J", jump]);
         }
-        master.add_way(&mut command);
-        // In this order, the first value counts: what was given does.
+        master.add_connection_args(&mut command);
+        // ssh uses the first value of an option, so the user's options come first.
         command.args(["-o", "ServerAliveInterval=10"]);
         command.args(["--", &master.name]);
         (policy.step)(&format!("{destination}: starting ssh -M"));
@@ -80,23 +87,25 @@ impl Master {
             Failure::new(Kind::Failed, message)
         };
         let mut child = command.stderr(Stdio::piped()).spawn().map_err(failed)?;
-        let mut said = Vec::new();
+        let mut messages = Vec::new();
         if let Some(err) = child.stderr.take() {
-            // It lets go of its standard error when it goes to the background.
-            err.take(SAID_MAX).read_to_end(&mut said).map_err(failed)?;
+            // ssh closes its standard error when it goes to the background.
+            err.take(STDERR_MAX)
+                .read_to_end(&mut messages)
+                .map_err(failed)?;
         }
         let status = child.wait().map_err(failed)?;
-        let said = String::from_utf8_lossy(&said);
+        let messages = String::from_utf8_lossy(&messages);
         if status.success() {
             return Ok(Some(master));
         }
-        Err(refusal(destination, &said))
+        Err(refusal(destination, &messages))
     }
 
-    /// The command that is a shell on the host.
+    /// The command that runs a shell on the host.
     pub fn shell(&self, destination: &Destination) -> Command {
         let mut command = self.ssh();
-        // Without the connection it would make one of its own.
+        // If the connection is gone, ssh must not make one of its own.
         command.args([
             "-T",
             "-o",
@@ -106,8 +115,8 @@ impl Master {
             "-o",
             "ProxyCommand=false",
         ]);
-        self.add_way(&mut command);
-        // A NUL is in none of the words: they come from an argument.
+        self.add_connection_args(&mut command);
+        // No word contains a NUL, since all come from arguments.
         let words = shlex::try_join(destination.shell()).unwrap_or_default();
         command.args(["--", &self.name, &format!("exec {words}")]);
         command
@@ -115,30 +124,30 @@ impl Master {
 
     fn ssh(&self) -> Command {
         let mut command = Command::new("ssh");
-        command.arg("-S").arg(&self.socket).args(PLAIN);
+        command.arg("-S").arg(&self.socket).args(BASE_OPTIONS);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         sys::process::start_clean(&mut command);
         command
     }
 
-    fn add_way(&self, command: &mut Command) {
-        command.args(&self.way);
+    fn add_connection_args(&self, command: &mut Command) {
+        command.args(&self.connection_args);
     }
 }
 
 impl Drop for Master {
     fn drop(&mut self) {
         let mut command = self.ssh();
-        self.add_way(&mut command);
+        self.add_connection_args(&mut command);
         command.args(["-O", "exit", "--", &self.name]);
-        // One that has ended needs no end.
+        // If ssh has ended already, this fails, which is harmless.
         drop(command.stderr(Stdio::null()).status());
         drop(std::fs::remove_file(&self.socket));
     }
 }
 
-/// The options of the command line but for the jump hosts, which a shell has no use for.
-fn way(destination: &Destination, remote: &Remote) -> Vec<String> {
+/// The options of the command line except for the jump hosts, which a shell does not need.
+fn connection_args(destination: &Destination, remote: &Remote) -> Vec<String> {
     let connect = &destination.connect;
     let path = |path: &Path| path.to_string_lossy().into_owned();
     let mut words = Vec::new();
@@ -164,9 +173,9 @@ fn way(destination: &Destination, remote: &Remote) -> Vec<String> {
     words
 }
 
-/// Why ssh has not connected.
-fn refusal(destination: &Destination, said: &str) -> Failure {
-    let lower = said.to_lowercase();
+/// Why ssh did not connect.
+fn refusal(destination: &Destination, messages: &str) -> Failure {
+    let lower = messages.to_lowercase();
     let kinds = [
         ("host key verification failed", Kind::HostKey),
         ("permission denied", Kind::Auth),
@@ -176,7 +185,7 @@ fn refusal(destination: &Destination, said: &str) -> Failure {
     ];
     let kind = kinds.iter().find(|(words, _)| lower.contains(words));
     let kind = kind.map_or(Kind::Unreachable, |(_, kind)| *kind);
-    let last = said.lines().rev().find(|line| !line.trim().is_empty());
+    let last = messages.lines().rev().find(|line| !line.trim().is_empty());
     let last = printable(last.unwrap_or("it ended without a word"), 300);
     Failure::new(kind, format!("{destination}: ssh: {last}"))
 }

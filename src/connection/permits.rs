@@ -7,7 +7,7 @@ pub struct Permits {
     freed: Condvar,
 }
 
-/// Returned when it is dropped.
+/// A permit; returned when it is dropped.
 pub struct Permit<'a>(&'a Permits);
 
 impl Permits {

@@ -1,9 +1,9 @@
-//! Gets signals to the jobs of one host, each exactly once, and follows the jobs to their ends.
+//! Sends signals to the jobs of one host, each exactly once, and waits for the jobs to end.
 //!
-//! Each delivery has a claim: a word that the host turns into a file, which only one script or relay can create. So
-//! whatever breaks, a later attempt with the same claim sends nothing twice. A signal goes by its job's relay if one is
-//! held ([`relay`]), else by pid in a script ([`script`]). What can't be asked any more is reported as unknown, never as
-//! done.
+//! Each delivery has a claim: a word that the host turns into a file, which only one script or relay can create. So if
+//! anything fails, a later attempt with the same claim sends nothing twice. A signal goes by the job's relay if one is
+//! held ([`relay`]), otherwise by pid in a script ([`script`]). If the result can no longer be learned, it is reported
+//! as unknown, never as sent.
 
 mod progress;
 mod relay;
@@ -23,34 +23,33 @@ use crate::remote::Seen;
 use crate::remote::signal::Answer;
 use crate::signal::Signal;
 
-/// The shortest time from one script of a wait to the next.
+/// Minimum interval between two scripts of a wait.
 const SCRIPT_INTERVAL: Duration = Duration::from_millis(200);
-/// How often a broken connection is made anew before a delivery gives up.
-const RETRIES: u32 = 2;
-/// A script that fails after this time has found a silent host.
-const SILENCE: Duration = Duration::from_secs(25);
-/// How long a wait outlives its host: a server that is restarted takes less.
+/// Maximum number of reconnects in a row before a delivery gives up.
+const RETRIES_MAX: u32 = 2;
+/// A script that takes longer than this to fail has found a host that does not respond.
+const SLOW_FAILURE_MIN: Duration = Duration::from_secs(25);
+/// Maximum time to keep reconnecting after the last contact with the host. A server restarts in less.
 const OUTAGE_MAX: Duration = Duration::from_secs(30);
 
-/// What is to happen to one job.
+/// The signals to send to one job.
 #[derive(Clone)]
 pub struct SignalRequest {
-    /// The job.
     pub record: Record,
-    /// What is sent at once; nothing when the job is only waited for.
+    /// The signal to send at once; `None` if the job is only waited for.
     pub signal: Option<Signal>,
-    /// What is sent when it still runs after the wait.
+    /// The signal to send if the job still runs after the wait.
     pub then: Option<Signal>,
-    /// To which of its processes.
+    /// The processes that get the signals.
     pub target: Target,
-    /// A stopped job gets CONT after the signal, so that it can die of it.
+    /// Send CONT after the signal, so that a stopped job can act on it.
     pub wake: bool,
-    /// Which ways the signals may take.
+    /// How the signals may be delivered.
     pub ways: Ways,
 }
 
 impl SignalRequest {
-    /// Sends nothing.
+    /// A request that sends nothing.
     pub fn wait(record: Record) -> Self {
         Self {
             record,
@@ -76,34 +75,34 @@ pub enum Ways {
     Pid,
 }
 
-/// How one job came out.
+/// The result for one job.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The job, as its host says it stands now.
+    /// The job, updated with its state on the host.
     pub record: Record,
-    /// What became of the first signal.
+    /// Whether the first signal was sent.
     pub sent: Sent,
-    /// What became of the second, if there was one to send and time came for it.
+    /// Whether the second signal was sent; `None` if there is none or it was not due.
     pub then: Option<Sent>,
-    /// Whether it still runs, where that was asked.
+    /// Whether the job still runs, if that was checked.
     pub still_running: Option<bool>,
-    /// How long it was waited for.
+    /// Time since the delivery began.
     pub waited: Duration,
-    /// Why it came out badly.
+    /// Why the delivery failed.
     pub error: Option<Failure>,
-    /// What the user should know.
+    /// A note for the user.
     pub note: Option<String>,
 }
 
 impl Outcome {
-    /// What a host's word on a job comes to for whoever waits for it.
+    /// The result of a wait for a job whose state on the host is `seen`.
     pub fn seen(record: Record, seen: Seen) -> Self {
         let mut delivery = Delivery::new(SignalRequest::wait(record), "");
         delivery.answer(Answer::State(seen), true);
         delivery.outcome
     }
 
-    /// A job that nothing was done to.
+    /// An outcome for a job to which nothing has been done yet.
     pub fn of(record: Record) -> Self {
         Self {
             record,
@@ -117,17 +116,17 @@ impl Outcome {
     }
 }
 
-/// The deliveries that are not settled yet, and where the settled ones go.
+/// The unsettled deliveries of one host, and the callback that gets the outcomes of settled ones.
 struct Batch<'a> {
     deliveries: Vec<Delivery>,
     started: Instant,
-    /// Whether the ends of the jobs are waited for.
+    /// Whether to wait for the jobs to end.
     waiting: bool,
     on_outcome: &'a mut dyn FnMut(Outcome),
 }
 
 impl Batch<'_> {
-    /// Changes a delivery, and passes its outcome on if that settles it.
+    /// Changes a delivery. If that settles it, passes its outcome to `on_outcome`.
     fn update(&mut self, index: usize, change: impl FnOnce(&mut Delivery, bool)) {
         let Some(delivery) = self.deliveries.get_mut(index) else {
             return;
@@ -155,18 +154,18 @@ impl Batch<'_> {
     }
 }
 
-/// How long the jobs are waited for.
+/// The time limits of a wait.
 struct Deadlines {
-    /// After each of the two signals.
+    /// Time to wait after each of the two signals.
     wait: Duration,
-    /// When that is over for the current one.
+    /// When the wait after the current signal ends.
     until: Instant,
-    /// The second signals are sent.
+    /// The second signals were sent.
     second: bool,
 }
 
-/// Sends signals to jobs of one host, and waits for the jobs for `wait` after each of the two signals. Each job's outcome
-/// is passed on as soon as it is known.
+/// Sends signals to jobs of one host, and waits up to `wait` after each of the two signals for the jobs to end. Each
+/// outcome is passed to `on_outcome` as soon as it is known.
 pub fn deliver(
     connection: &mut HostConnection,
     requests: Vec<SignalRequest>,
@@ -201,7 +200,7 @@ fn carry_out(
 ) -> Result<(), Failure> {
     let started = Instant::now();
     batch.started = started;
-    // A keeper may hold no more than the memory of a connection.
+    // A shared keeper may hold a connection that is already dead, so it does not count as contact.
     let mut last_contact = (!connection.may_be_stale()).then_some(started);
     if relay::deliver(connection, batch, wait.map(|wait| started + wait)) {
         last_contact = Some(Instant::now());
@@ -211,8 +210,8 @@ fn carry_out(
         until: started + wait,
         second: false,
     });
-    let (mut breaks, mut silent_shells) = (0, 0);
-    // What had been asked for before the first shell that ended without a word.
+    let (mut retries, mut silent_shells) = (0, 0);
+    // The `asked` flags from before the first shell that ended without output.
     let mut asked_before = None;
     while !batch.deliveries.is_empty() {
         let begun = Instant::now();
@@ -224,11 +223,11 @@ fn carry_out(
         let plan = script::plan(&batch.deliveries, deadlines.as_ref(), begun);
         match script::carry_out(connection, batch, &plan) {
             Ok(()) => {
-                (breaks, silent_shells, asked_before) = (0, 0, None);
+                (retries, silent_shells, asked_before) = (0, 0, None);
                 last_contact = Some(Instant::now());
             }
-            // It may have been killed after it had sent something: only if a second one is silent too, neither was a
-            // shell, and nothing was sent.
+            // A shell that ended without output may have been killed after it sent a signal. Only if a second one fails
+            // in the same way does the host have no shell, and nothing was sent.
             Err(failure) if failure.kind.is_without_shell() => {
                 silent_shells += 1;
                 asked_before.get_or_insert(asked);
@@ -241,19 +240,19 @@ fn carry_out(
                 }
                 return Err(failure);
             }
-            // Nothing is lost with a wait alone: who waits may begin it anew.
+            // A wait that sends no signals is not retried: its caller can start it again.
             Err(failure)
                 if failure.kind.is_worth_another_try()
-                    && breaks < RETRIES
+                    && retries < RETRIES_MAX
                     && batch.sends_signals() =>
             {
-                // It takes long to find out that a host is silent: one more attempt, not two.
-                let is_silent = begun.elapsed() >= clock::long(SILENCE);
-                breaks += if is_silent { RETRIES } else { 1 };
-                let patience = last_contact
+                // A host that does not respond takes long to detect: make one more attempt, not two.
+                let is_silent = begun.elapsed() >= clock::long(SLOW_FAILURE_MIN);
+                retries += if is_silent { RETRIES_MAX } else { 1 };
+                let retry_until = last_contact
                     .zip(deadlines.as_ref())
                     .map(|(last, deadlines)| deadlines.until.min(last + clock::long(OUTAGE_MAX)));
-                connection.connect_again(&failure, patience.unwrap_or(begun))?;
+                connection.connect_again(&failure, retry_until.unwrap_or(begun))?;
                 last_contact = last_contact.map(|_| Instant::now());
                 continue;
             }
@@ -277,7 +276,7 @@ fn carry_out(
             batch.update_all(|_, delivery, _| delivery.settled = true);
             break;
         }
-        // A script can't wait for a job that is about to start.
+        // A script can't wait for a job that has not started yet, so keep an interval between scripts.
         let interval = SCRIPT_INTERVAL.saturating_sub(begun.elapsed());
         std::thread::sleep(interval.min(deadlines.until.saturating_duration_since(now)));
     }

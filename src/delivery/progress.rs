@@ -1,4 +1,4 @@
-//! One job's delivery: what was asked, what was answered, what follows from it. No I/O.
+//! The state of one job's delivery: what was requested, what was answered, and what follows from that. No I/O.
 
 use super::{Outcome, Sent, SignalRequest, Via, Ways};
 use crate::connection::keeper::protocol::End;
@@ -9,27 +9,27 @@ use crate::remote::signal::{Answer, Attempt, AttemptResult};
 use crate::remote::{Seen, Standing};
 use crate::signal::Signal;
 
-/// The delivery of up to two signals to a job, and the wait for its end.
+/// A delivery of up to two signals to a job, and the wait for its end.
 pub struct Delivery {
     pub signal: Option<Signal>,
     pub then: Option<Signal>,
     pub target: Target,
     pub wake: bool,
     pub ways: Ways,
-    /// What the first signal is claimed by on the host.
+    /// The claim of the first signal on the host.
     pub claim: String,
     pub then_claim: String,
-    /// The first signal may have been sent, whatever came back.
+    /// The first signal may have been sent, whatever the result says.
     pub asked: bool,
     pub then_asked: bool,
     pub outcome: Outcome,
     /// The outcome is final.
     pub settled: bool,
-    /// How many of its processes the host has counted.
+    /// Number of the job's processes, as counted by the host.
     pub processes: u32,
-    /// The host found nothing that could be signalled.
+    /// The host found no process to signal.
     gone: bool,
-    /// A signal was sent, and the state of the job before that is still to come.
+    /// A signal was just sent. The next state report is from before the signal.
     just_sent: bool,
 }
 
@@ -53,7 +53,7 @@ impl Delivery {
         }
     }
 
-    /// The job's directory on its host, or its id if that is not known yet.
+    /// The job's directory on its host, or its id if the directory is not known yet.
     pub fn job_dir(&self) -> String {
         let record = &self.outcome.record;
         record.job_dir()
@@ -94,11 +94,11 @@ impl Delivery {
         self.settled = true;
     }
 
-    /// Takes what a script says.
+    /// Processes an answer of a script.
     pub fn answer(&mut self, answer: Answer, waiting: bool) {
         match answer {
             Answer::Result(result) => self.result(Via::Pid, result, waiting),
-            Answer::State(seen) => self.state(&seen, waiting),
+            Answer::State(seen) => self.apply_state(&seen, waiting),
             Answer::Processes(number) => self.processes = number,
             Answer::LacksAwk => self.fail(
                 Kind::Failed,
@@ -115,7 +115,7 @@ impl Delivery {
         }
     }
 
-    /// Takes what came of an attempt.
+    /// Processes the result of an attempt.
     pub fn result(&mut self, via: Via, result: AttemptResult, waiting: bool) {
         let sent = match result {
             AttemptResult::Sent => Sent::Yes(via),
@@ -129,7 +129,7 @@ impl Delivery {
         }
         match result {
             AttemptResult::Sent => self.just_sent = true,
-            // The state of the job itself is still to come.
+            // The job's state is still to come.
             AttemptResult::Gone => self.gone = true,
             AttemptResult::Denied => self.fail(
                 Kind::NotPermitted,
@@ -140,20 +140,20 @@ impl Delivery {
                 "an earlier attempt was cut short on its host, so whether the signal was sent is not known",
             ),
         }
-        // Only its state is missing, which nobody waits for.
+        // Only the job's state is missing, and no wait needs it.
         if result == AttemptResult::Gone && !waiting && self.target != Target::Tree {
             self.outcome.still_running = Some(false);
             self.fail(Kind::NotRunning, "its process was gone; nothing was sent");
         }
     }
 
-    /// Takes what the host says of the job.
-    fn state(&mut self, seen: &Seen, waiting: bool) {
+    /// Processes the job's state on the host.
+    fn apply_state(&mut self, seen: &Seen, waiting: bool) {
         let state = seen.state(&self.outcome.record);
         seen.update(&mut self.outcome.record);
         let is_from_before = std::mem::take(&mut self.just_sent);
         match (state, seen.standing) {
-            // What it had started may still run.
+            // Processes that the job started may still run.
             _ if is_from_before && waiting && self.target == Target::Tree => {}
             (State::Exited | State::Lost, _) => {
                 let left = self.processes > 0 && self.target == Target::Tree;
@@ -168,12 +168,12 @@ impl Delivery {
                 let what = format!(
                     "it runs on {node}, but another machine answers under the name of its host"
                 );
-                self.unknown(&what);
+                self.fail_as_unknown(&what);
             }
-            (State::Unknown, Standing::Away) => self.unknown(
+            (State::Unknown, Standing::Away) => self.fail_as_unknown(
                 "the directory of all jobs is missing on its host: is the file system mounted?",
             ),
-            (State::Unknown, _) if self.signal.is_none() => self.unknown(NOT_BELIEVED),
+            (State::Unknown, _) if self.signal.is_none() => self.fail_as_unknown(NOT_BELIEVED),
             (State::Unknown, _) => self.fail(Kind::Failed, NOT_BELIEVED),
             (State::Starting, _) if self.unsent().is_some() => self.fail(
                 Kind::Failed,
@@ -196,8 +196,8 @@ impl Delivery {
         }
     }
 
-    /// Nothing can be said of the job now.
-    fn unknown(&mut self, why: &str) {
+    /// Fails the delivery: the job's state can't be determined now.
+    fn fail_as_unknown(&mut self, why: &str) {
         let sent = match (self.signal, self.outcome.sent) {
             (Some(_), Sent::No) => "; nothing was sent".to_owned(),
             (Some(signal), Sent::Yes(_)) => format!("; {} was sent", signal.name()),
@@ -206,7 +206,7 @@ impl Delivery {
         self.fail(Kind::Unreachable, &format!("{why}{sent}"));
     }
 
-    /// The failure of a signal for this job, which has ended.
+    /// The error for a signal to this job, which has ended.
     fn ended_failure(&self) -> Failure {
         let record = &self.outcome.record;
         let mut failure = ended_before(record);
@@ -226,7 +226,7 @@ impl Delivery {
         failure
     }
 
-    /// Takes the job's end from its relay.
+    /// Records the job's end, as reported by its relay.
     pub fn end(&mut self, end: End) {
         let record = &mut self.outcome.record;
         record.state = State::Exited;
@@ -238,11 +238,11 @@ impl Delivery {
         self.settled = true;
     }
 
-    /// The host can't be asked any more.
+    /// Settles the delivery after the host became unreachable.
     pub fn give_up(&mut self, failure: &Failure, waiting: bool) {
         self.settled = true;
         if !waiting && matches!(self.outcome.sent, Sent::Yes(_)) {
-            // Only the state of the job is missing.
+            // Only the job's state is missing.
             return;
         }
         if self.unsent().is_some() && self.asked {
@@ -261,10 +261,10 @@ impl Delivery {
     }
 }
 
-/// What is said of a job whose directory is a link, or not its user's alone.
+/// The error for a job whose directory is a link, or is owned or writable by other users.
 pub const NOT_BELIEVED: &str = "its directory is writable by other users, so it is not trusted";
 
-/// The failure of a signal for a job that has ended.
+/// The error for a signal to a job that has ended.
 pub fn ended_before(record: &Record) -> Failure {
     let end = match (record.state, record.exit_status) {
         (State::Exited, Some(status)) => format!("it had already ended with status {status}"),

@@ -1,7 +1,8 @@
-//! Delivery by the relays of jobs, and the ends that they tell of.
+//! Delivery by the jobs' relays, which also report when the jobs end.
 //!
-//! What is not settled here is left to the scripts. A signal whose number was told may have been sent, so the script that
-//! takes over claims that number; one whose number was not told was not sent.
+//! Whatever is not settled here is left to the scripts. If the relay's keeper reported the number of a signal, the
+//! signal may have been sent, so the script that takes over claims that number. Without a reported number, nothing was
+//! sent.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -14,17 +15,18 @@ use crate::error::Kind;
 use crate::job::Target;
 use crate::remote::signal::AttemptResult;
 
-/// How long a keeper may take to answer: what it gives the relay, and the signals that wait before this one.
+/// Maximum time for a keeper to answer. It includes the time that the keeper gives the relay, and the signals queued
+/// before this one.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 
-/// What a job's relay was asked, and what it has answered.
+/// What was requested of a job's relay, and its answers.
 #[derive(Clone, Copy, Default)]
 struct Asked {
     signal: bool,
     relayed: Option<Relayed>,
     watch: bool,
     watched: Option<bool>,
-    /// Its relay has said something of the job.
+    /// The relay has confirmed something about the job.
     answered: bool,
 }
 
@@ -34,20 +36,20 @@ impl Asked {
     }
 }
 
-/// Sends what can go by relay. If the relays of all jobs tell of their ends, waits for those until then. Returns whether a
-/// relay has answered.
+/// Sends the signals that can go by relay. If the relays of all jobs watch for their ends, waits for these until
+/// `until`. Returns whether a relay has answered.
 pub fn deliver(connection: &mut HostConnection, batch: &mut Batch, until: Option<Instant>) -> bool {
     let mut asked = vec![Asked::default(); batch.deliveries.len()];
     let goes_by_channel = |delivery: &Delivery| channel_name(delivery).is_some();
     if (until.is_some() || batch.deliveries.iter().any(goes_by_channel))
         && let Some(mut relays) = connection.relays()
     {
-        // If the keeper goes, the scripts do the rest.
-        drop(converse(relays.as_mut(), batch, &mut asked, until));
+        // If the keeper is gone, the scripts do the rest.
+        drop(send_and_wait(relays.as_mut(), batch, &mut asked, until));
         if asked.iter().copied().any(Asked::is_unanswered) {
-            // What the keeper has not done by now must not be done after a script has done it.
+            // The keeper must not send a signal after a script has taken over.
             for reply in relays.part() {
-                take(&reply, batch, &mut asked);
+                apply(&reply, batch, &mut asked);
             }
         }
     }
@@ -55,9 +57,9 @@ pub fn deliver(connection: &mut HostConnection, batch: &mut Batch, until: Option
     batch.update_all(|index, delivery, waiting| {
         let asked = asked[index];
         if delivery.unsent().is_some() && delivery.ways == Ways::Channel {
-            refuse(delivery, asked);
+            fail_channel_only(delivery, asked);
         } else if delivery.unsent().is_none() && delivery.then_unsent().is_none() {
-            // The signal is sent and nobody waits, or the relay has not told of an end in time.
+            // The signal was sent and there is no wait, or the relay has not reported the end in time.
             delivery.settled = !waiting || is_over && asked.watched == Some(true);
             delivery.outcome.still_running = (delivery.settled && waiting).then_some(true);
         }
@@ -65,7 +67,7 @@ pub fn deliver(connection: &mut HostConnection, batch: &mut Batch, until: Option
     asked.iter().any(|asked| asked.answered)
 }
 
-fn converse(
+fn send_and_wait(
     relays: &mut dyn Relays,
     batch: &mut Batch,
     asked: &mut [Asked],
@@ -76,7 +78,7 @@ fn converse(
         if !relays.holds(id) {
             continue;
         }
-        // Asked first, so that an end that follows from the signal is not missed.
+        // Requested first, so that an end caused by the signal is not missed.
         if until.is_some() {
             asked.watch = true;
             relays.watch(id)?;
@@ -86,9 +88,9 @@ fn converse(
             relays.signal(id, name)?;
         }
     }
-    let patience = Instant::now() + ANSWER_MAX;
+    let deadline = Instant::now() + ANSWER_MAX;
     while asked.iter().copied().any(Asked::is_unanswered) {
-        take(&relays.next(patience)?, batch, asked);
+        apply(&relays.next(deadline)?, batch, asked);
     }
     let Some(until) = until else { return Ok(()) };
     let is_left_to_relay = |(delivery, asked): (&Delivery, &Asked)| {
@@ -102,7 +104,7 @@ fn converse(
         && batch.deliveries.iter().any(|delivery| !delivery.settled)
     {
         match relays.next(until) {
-            Ok(reply) => take(&reply, batch, asked),
+            Ok(reply) => apply(&reply, batch, asked),
             Err(error) if error.kind() == ErrorKind::TimedOut => break,
             Err(error) => {
                 asked
@@ -115,13 +117,14 @@ fn converse(
     Ok(())
 }
 
-/// The name under which a delivery's signal can go by channel, if it can.
+/// The name under which a delivery's signal can go by channel, if it can go that way.
 fn channel_name(delivery: &Delivery) -> Option<&'static str> {
-    let may = delivery.ways != Ways::Pid && delivery.target == Target::Group && !delivery.wake;
-    delivery.unsent().filter(|_| may)?.channel_name()
+    let is_eligible =
+        delivery.ways != Ways::Pid && delivery.target == Target::Group && !delivery.wake;
+    delivery.unsent().filter(|_| is_eligible)?.channel_name()
 }
 
-fn take(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
+fn apply(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
     let (Reply::Numbered { job, .. }
     | Reply::Signalled { job, .. }
     | Reply::Watching { job }
@@ -130,8 +133,8 @@ fn take(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
     else {
         return;
     };
-    let is_it = |delivery: &Delivery| delivery.outcome.record.id.as_str() == job;
-    let Some(index) = batch.deliveries.iter().position(is_it) else {
+    let is_job = |delivery: &Delivery| delivery.outcome.record.id.as_str() == job;
+    let Some(index) = batch.deliveries.iter().position(is_job) else {
         return;
     };
     let asked = &mut asked[index];
@@ -156,7 +159,7 @@ fn take(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
         }
         Reply::Ended { end, .. } => {
             asked.watched = Some(true);
-            // Whether it ended before the signal, a script has to tell.
+            // Only a script can tell whether the job ended before the signal.
             if delivery.unsent().is_none() {
                 delivery.end(*end);
             }
@@ -166,8 +169,8 @@ fn take(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
     });
 }
 
-/// The signal was to go by channel alone, and did not.
-fn refuse(delivery: &mut Delivery, asked: Asked) {
+/// Fails a delivery whose signal was to go by channel only and did not.
+fn fail_channel_only(delivery: &mut Delivery, asked: Asked) {
     let signal = delivery
         .signal
         .map(|signal| signal.name())

@@ -1,4 +1,4 @@
-//! Delivery by pid, and waiting without a relay: scripts that do both for all jobs of a host.
+//! Delivery by pid, and waiting without a relay: each script does both for all jobs of a host.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,12 @@ use crate::connection::HostConnection;
 use crate::error::Failure;
 use crate::remote::signal::{self, JobPlan, Plan};
 
-/// How long one script waits at most. Others may wait for its shell, and a broken connection is noticed after it.
+/// Maximum time for which one script waits. Other commands may be waiting for its shell, and a broken connection is
+/// noticed only after it.
 const SCRIPT_MAX: Duration = Duration::from_secs(1);
 
-/// Plans the next script: what is unsent is sent, what is sent is waited for. The second signals go into the script in
-/// which the time runs out, so that it is the host that decides whether they are needed.
+/// Plans the next script: unsent signals are sent, and jobs are waited for. The second signals go into the script in
+/// which the wait ends, so that the host decides whether they are still needed.
 pub fn plan(deliveries: &[Delivery], deadlines: Option<&Deadlines>, now: Instant) -> Plan {
     let left = deadlines.map(|deadlines| deadlines.until.saturating_duration_since(now));
     let is_last = deadlines.is_some_and(|deadlines| !deadlines.second)
@@ -36,7 +37,7 @@ pub fn plan(deliveries: &[Delivery], deadlines: Option<&Deadlines>, now: Instant
     }
 }
 
-/// Carries out one script, and settles what it settles.
+/// Runs one script, and settles deliveries with its answers.
 pub fn carry_out(
     connection: &mut HostConnection,
     batch: &mut Batch,
@@ -81,7 +82,7 @@ mod tests {
         };
         let deliveries = [Delivery::new(request, "nonce")];
         let now = Instant::now();
-        // What is left of the time in ms, whether the second signal is sent; whether it is now, and the waits of the script.
+        // The time left in ms, whether the second signals were sent; whether this script sends them, and its two waits.
         for (left, second, then, wait, then_wait) in [
             (5000, false, false, 1000, 0),
             (1001, false, false, 1000, 0),

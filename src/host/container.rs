@@ -1,7 +1,7 @@
-//! `docker://`, `podman://` and `kubectl://`: a container is this machine behind a prefix.
+//! Hosts `docker://`, `podman://` and `kubectl://`: a container is treated as this machine with a prefix.
 //!
-//! What chooses the machine that the container is on is read once and kept: the variables that the program goes by, and
-//! the current context of Docker and Kubernetes where no variable names one.
+//! The settings that select the machine of the container are read once and kept: the program's environment variables,
+//! and the current context of Docker and Kubernetes if no variable names one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{HostError, check_name};
 
-/// The words that begin a container's host, the program each means, and the variables that it goes by.
+/// The scheme of a container's host, its program, and the environment variables that the program reads.
 const ENGINES: [(&str, &str, &[&str]); 3] = [
     (
         "docker://",
@@ -43,26 +43,26 @@ const ENGINES: [(&str, &str, &[&str]); 3] = [
     ),
     ("kubectl://", "kubectl", &["HOME", "KUBECONFIG"]),
 ];
-/// The largest configuration file that is read.
+/// Maximum size of a configuration file, in bytes; larger ones are ignored.
 const CONFIG_MAX: u64 = 4 << 20;
 
-/// A container, as the user named it.
+/// A container as the user named it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Container {
     program: &'static str,
     variables: &'static [&'static str],
     namespace: Option<String>,
-    /// The container's name, or the pod's.
+    /// The name of the container or pod.
     name: String,
-    /// The container in the pod.
+    /// The name of the container in the pod.
     in_pod: Option<String>,
 }
 
-/// What chooses the machine.
+/// The settings that select the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Chosen {
-    /// The program's variables that are set; the others are not.
+    /// The program's environment variables that are set; the others are unset.
     pub variables: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
@@ -71,7 +71,7 @@ pub struct Chosen {
 }
 
 impl Container {
-    /// Reads a host's word; `None` where it names no container.
+    /// Parses a HOST word; `None` if it does not name a container.
     pub fn parse(typed: &str) -> Result<Option<Self>, HostError> {
         let found = ENGINES
             .into_iter()
@@ -112,7 +112,7 @@ impl Container {
         }))
     }
 
-    /// The command that goes in front of the container's shell.
+    /// The command that runs a shell in the container.
     pub fn words<'a>(&'a self, chosen: &'a Chosen) -> Vec<&'a str> {
         let mut words = vec![self.program, "exec", "-i"];
         let namespace = self.namespace.as_ref().or(chosen.namespace.as_ref());
@@ -134,7 +134,7 @@ impl Container {
         words
     }
 
-    /// What each of the program's variables is to be; unset where that is none.
+    /// The values of the program's environment variables; `None` means unset.
     pub fn environment<'a>(
         &'a self,
         chosen: &'a Chosen,
@@ -143,7 +143,7 @@ impl Container {
         self.variables.iter().copied().map(value)
     }
 
-    /// Reads what chooses the machine now.
+    /// Reads the settings that select the machine now.
     pub fn choose(&self) -> Chosen {
         let set = |name: &&'static str| {
             let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
@@ -192,7 +192,7 @@ impl Container {
     }
 }
 
-/// What a shell would act on.
+/// Characters special to a shell, and others that are not allowed in a name.
 const REFUSED: &str = "'`\";&<>|(){}$,[]\\@:";
 
 fn read(path: &Path) -> Option<String> {
@@ -210,13 +210,13 @@ fn docker_context(directory: &Path) -> Option<String> {
     (!context.is_empty()).then(|| context.to_owned())
 }
 
-/// The current context of a configuration of kubectl's.
+/// The current context in a configuration of kubectl.
 fn kube_context(config: &Yaml) -> Option<String> {
     let context = config["current-context"].as_str()?;
     (!context.is_empty()).then(|| context.to_owned())
 }
 
-/// The namespace of a context.
+/// The namespace of a context, if set.
 fn kube_namespace(config: &Yaml, context: &str) -> Option<String> {
     let mut contexts = config["contexts"].as_vec()?.iter();
     let named = contexts.find(|named| named["name"].as_str() == Some(context))?;

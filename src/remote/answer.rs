@@ -1,7 +1,7 @@
-//! Reads what a script says, inside its frame.
+//! Reads the answer of a script out of its frame.
 //!
-//! What comes from a host is not trusted: every line, the noise before the answer and the time it may take are
-//! bounded, and only the nonce of the script marks its beginning and its end.
+//! A host is not trusted: the length of each line, the output before the answer and the time are all limited, and only
+//! the script's nonce marks the beginning and the end of the answer.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -15,50 +15,51 @@ use crate::connection::{Chunk, Shell};
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
 
-/// How much a login may say before the answer begins.
+/// Maximum output of a login before the answer, in bytes.
 const NOISE_MAX: usize = 1 << 20;
-/// For as long as it takes: a wait is begun anew after this time.
-const LONG: Duration = Duration::from_secs(24 * 3600);
-/// The longest mark.
+/// Stands for no timeout. A read that reaches it is repeated.
+const NO_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Maximum length of a mark after the nonce, in bytes.
 const MARK_MAX: usize = 64;
-/// The longest line of an answer.
+/// Maximum length of a line of an answer, in bytes.
 const LINE_MAX: usize = 64 << 10;
-/// The most that an answer may hold in all; 100,000 jobs fit.
+/// Maximum length of an answer, in bytes; 100,000 jobs fit.
 const ANSWER_MAX: usize = 16 << 20;
-/// How much of a host's own words a message shows, in characters.
-const SHOWN: usize = 300;
-/// How long a script may take to be sent, and to begin its answer: a slow login's time.
+/// Maximum length of a quotation of the host's output in a message, in characters.
+const QUOTE_MAX: usize = 300;
+/// Maximum time to send a script and to get its short answer, generous enough for a slow login.
 pub fn patience() -> Duration {
     clock::long(Duration::from_secs(30))
 }
-/// How long it may say nothing before that.
+/// Maximum time until the answer begins.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// The buffer that output is read into.
-const BUFFER: usize = 256 << 10;
+/// Size of the buffer for output, in bytes.
+const BUFFER_SIZE: usize = 256 << 10;
 
-/// How often a reading that may be called off looks whether it was.
+/// Interval at which a read that can be cancelled checks whether it was.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
-/// Ends the stream and leaves the shell to others.
+/// Ends a stream, so that the shell can run other scripts.
 pub(super) const QUIT: &str = "quit\n";
-/// What asks a script for a sign of life, after how long a silence, and how often before its shell is given up.
+/// The ping for a streaming script: the line, the interval without output after which it is sent, and the number of
+/// unanswered pings after which the shell counts as dead.
 pub(super) const PING: &[u8] = b"ping\n";
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PINGS_MAX: u32 = 3;
 
-/// Where a stream stands.
+/// The position within the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Before the frame: whatever the login says.
+    /// Before the frame: output of the login.
     Noise,
-    /// Between begin and data or end.
+    /// Between `begin` and `data` or `end`.
     Lines,
-    /// Between data and end.
+    /// Between `data` and `end`.
     Data,
-    /// After the end.
+    /// After `end`.
     Over,
 }
 
-/// Which of a job's two streams.
+/// One of a job's two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
@@ -70,17 +71,17 @@ pub enum Stream {
 /// How an answer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// All was said.
+    /// The answer is complete.
     Whole,
-    /// A log became shorter while it was followed.
+    /// A log was truncated or replaced while it was followed.
     Cut,
-    /// The job ended: how, in the script's words.
+    /// The job ended; the text after `ended` says how.
     Ended(String),
-    /// The client asked for a pause: the job goes on.
+    /// The client asked the stream to stop; the job still runs.
     Paused,
 }
 
-/// What takes the parts of an answer.
+/// Receives the parts of an answer.
 pub trait Listener {
     /// A line, without its end.
     fn line(&mut self, line: &str) -> Result<(), Failure>;
@@ -93,13 +94,13 @@ pub trait Listener {
         ))
     }
 
-    /// The script takes lines from now on.
+    /// The script reads lines from its input from now on.
     fn begun(&mut self) {}
 
-    /// The job's time limit or its tether could not end it.
+    /// The job's time limit or its tether could not end the job.
     fn unkept(&mut self) {}
 
-    /// How much of a job's input its host has.
+    /// How much of the job's input the host has.
     fn have(&mut self, words: &str) -> Result<(), Failure> {
         Err(Failure::new(
             Kind::Failed,
@@ -107,7 +108,7 @@ pub trait Listener {
         ))
     }
 
-    /// Where in which stream the data goes on.
+    /// The stream and the position of the data that follows.
     fn at(&mut self, _words: &str) -> Result<(), Failure> {
         Ok(())
     }
@@ -115,27 +116,27 @@ pub trait Listener {
     /// Another command waits for the shell.
     fn wanted(&mut self) {}
 
-    /// The last line for a script that reads lines.
+    /// The last line to send to a script that reads lines.
     fn farewell(&mut self, _ending: &Ending) -> Option<&'static str> {
         None
     }
 
-    /// What to send to the script now, if anything: asked after all that comes, and every [`Listener::pace`].
+    /// What to send to the script now, if anything. Called after each read, and at intervals of [`Listener::pace`].
     fn reply(&mut self) -> Option<Vec<u8>> {
         None
     }
 
-    /// What asks a silent script for a sign of life.
+    /// The line that pings a script without output.
     fn ping(&mut self) -> Option<&'static [u8]> {
         None
     }
 
-    /// Whether enough was heard.
+    /// Whether the rest of the answer is not needed.
     fn is_done(&self) -> bool {
         false
     }
 
-    /// How long to wait for the script before it is asked for a reply again; else until something comes.
+    /// Maximum time to wait for output before [`Listener::reply`] is called again; `None` waits for output.
     fn pace(&self) -> Option<Duration> {
         None
     }
@@ -147,19 +148,19 @@ impl<F: FnMut(&str) -> Result<(), Failure>> Listener for F {
     }
 }
 
-/// One stream of the shell, cut into the parts of the frame.
+/// Splits the shell's output into the parts of the frame.
 struct Framed {
     phase: Phase,
-    /// What introduces each mark: a byte that is rare in text, so that text is not held back for it, and the nonce.
+    /// The bytes that begin each mark: a byte that is rare in text, so that text is seldom held back, and the nonce.
     mark: Vec<u8>,
-    /// Bytes that may be the beginning of a mark or of a line.
-    held: Vec<u8>,
-    noise: usize,
-    /// The beginning of the noise, for the error message.
-    said: Vec<u8>,
-    /// Which of the job's streams the data belongs to.
+    /// Bytes held back because they may begin a mark or an unfinished line.
+    held_back: Vec<u8>,
+    text_size: usize,
+    /// The beginning of the output before the frame, for error messages.
+    noise_head: Vec<u8>,
+    /// The job's stream that the data belongs to.
     stream: Stream,
-    /// Somebody else is to go on from here.
+    /// The script has printed `next`: another listener takes over from here.
     paused: bool,
     ending: Ending,
 }
@@ -170,16 +171,16 @@ impl Framed {
         Self {
             phase: Phase::Noise,
             mark,
-            held: vec![],
-            noise: 0,
-            said: vec![],
+            held_back: vec![],
+            text_size: 0,
+            noise_head: vec![],
             stream: Stream::Out,
             paused: false,
             ending: Ending::Whole,
         }
     }
 
-    /// Takes bytes in; passes data and lines on.
+    /// Processes bytes; passes data and lines to the listener.
     fn feed(
         &mut self,
         host: &str,
@@ -187,10 +188,10 @@ impl Framed {
         listener: &mut dyn Listener,
     ) -> Result<(), Failure> {
         let joined;
-        let mut rest = if self.held.is_empty() {
+        let mut rest = if self.held_back.is_empty() {
             bytes
         } else {
-            joined = [std::mem::take(&mut self.held).as_slice(), bytes].concat();
+            joined = [std::mem::take(&mut self.held_back).as_slice(), bytes].concat();
             joined.as_slice()
         };
         while self.phase != Phase::Over {
@@ -198,8 +199,8 @@ impl Framed {
                 let keep = possible_mark(rest, &self.mark);
                 let (sure, unsure) = rest.split_at(rest.len() - keep);
                 let used = self.take(host, sure, listener, false)?;
-                self.held = [sure.get(used..).unwrap_or_default(), unsure].concat();
-                return self.bounded(host);
+                self.held_back = [sure.get(used..).unwrap_or_default(), unsure].concat();
+                return self.check_limits(host);
             };
             let (before, from_mark) = rest.split_at(at);
             let word = from_mark.get(self.mark.len()..).unwrap_or_default();
@@ -207,7 +208,7 @@ impl Framed {
                 if word.len() >= MARK_MAX {
                     return Err(garbage(host, word));
                 }
-                self.held = rest.to_vec();
+                self.held_back = rest.to_vec();
                 return Ok(());
             };
             self.take(host, before, listener, true)?;
@@ -221,7 +222,7 @@ impl Framed {
                 (Phase::Lines | Phase::Data, b"end") => Phase::Over,
                 (Phase::Lines, b"next") => {
                     self.paused = true;
-                    self.held = after.get(1..).unwrap_or_default().to_vec();
+                    self.held_back = after.get(1..).unwrap_or_default().to_vec();
                     return Ok(());
                 }
                 (Phase::Data, b"err") => {
@@ -273,7 +274,8 @@ impl Framed {
         Ok(())
     }
 
-    /// Uses what certainly belongs to the phase, and says how many bytes that was. `whole`: no more of it will come.
+    /// Processes bytes that certainly belong to the current phase. Returns how many were used. With `whole`, a mark
+    /// follows, so a last line without an end is complete.
     fn take(
         &mut self,
         host: &str,
@@ -283,9 +285,11 @@ impl Framed {
     ) -> Result<usize, Failure> {
         match self.phase {
             Phase::Noise => {
-                self.noise += bytes.len();
-                let room = (4 * SHOWN).saturating_sub(self.said.len()).min(bytes.len());
-                self.said
+                self.text_size += bytes.len();
+                let room = (4 * QUOTE_MAX)
+                    .saturating_sub(self.noise_head.len())
+                    .min(bytes.len());
+                self.noise_head
                     .extend_from_slice(bytes.get(..room).unwrap_or_default());
                 Ok(bytes.len())
             }
@@ -296,7 +300,7 @@ impl Framed {
                     memchr::memrchr(b'\n', bytes).map_or(0, |at| at + 1)
                 };
                 let lines = bytes.get(..end).unwrap_or_default();
-                self.noise += lines.len();
+                self.text_size += lines.len();
                 for line in lines
                     .split(|byte| *byte == b'\n')
                     .filter(|line| !line.is_empty())
@@ -316,17 +320,19 @@ impl Framed {
         }
     }
 
-    /// Holds what has come against what a host may send.
-    fn bounded(&self, host: &str) -> Result<(), Failure> {
+    /// Fails if the host sends more than the limits allow.
+    fn check_limits(&self, host: &str) -> Result<(), Failure> {
         let flood = match self.phase {
-            Phase::Noise => self.noise > NOISE_MAX,
-            Phase::Lines => self.noise > NOISE_MAX + ANSWER_MAX || self.held.len() > LINE_MAX,
+            Phase::Noise => self.text_size > NOISE_MAX,
+            Phase::Lines => {
+                self.text_size > NOISE_MAX + ANSWER_MAX || self.held_back.len() > LINE_MAX
+            }
             Phase::Data | Phase::Over => false,
         };
         if flood {
             let message = format!(
                 "{host} sends far more than an answer: {}",
-                printable(&self.said, SHOWN)
+                printable(&self.noise_head, QUOTE_MAX)
             );
             return Err(Failure::new(Kind::Failed, message));
         }
@@ -334,7 +340,7 @@ impl Framed {
     }
 }
 
-/// How many of the last bytes could be the beginning of a mark.
+/// Number of bytes at the end that may be the beginning of a mark.
 fn possible_mark(bytes: &[u8], mark: &[u8]) -> usize {
     let longest = bytes.len().min(mark.len() - 1);
     (1..=longest)
@@ -343,42 +349,42 @@ fn possible_mark(bytes: &[u8], mark: &[u8]) -> usize {
         .unwrap_or(0)
 }
 
-/// What a host said that no script says.
+/// The error for output that no script prints.
 pub fn garbage(host: &str, what: &[u8]) -> Failure {
-    let said = printable(what, SHOWN);
+    let said = printable(what, QUOTE_MAX);
     Failure::new(
         Kind::Failed,
         format!("{host} sent an unexpected reply: {said}"),
     )
 }
 
-/// Sends a script and hears its whole answer; see [`Hearing`].
+/// Sends a script and reads its whole answer; see [`Hearing`].
 pub fn hear(
     host: &str,
     shell: &mut dyn Shell,
     script: &Script,
-    patience: Option<Duration>,
+    timeout: Option<Duration>,
     listener: &mut dyn Listener,
 ) -> Result<Ending, Failure> {
     let mut hearing = Hearing::begin(host, shell, script)?;
-    let ending = hearing.go_on(host, shell, patience, listener)?;
+    let ending = hearing.go_on(host, shell, timeout, listener)?;
     hearing.be_whole(host).map(|()| ending)
 }
 
-/// An answer that is being heard, in one go or in several: a script may say where somebody else is to go on.
+/// An answer that is being read. It can be read in several parts: a script can say where another listener takes over.
 pub struct Hearing {
     started: Instant,
     out: Framed,
-    /// The beginning of what the shell says on standard error, for messages.
-    said: Vec<u8>,
-    /// Why the script could not be sent.
-    unsent: Option<io::Error>,
-    /// How long nothing has come, and how often a sign of life was asked for since.
+    /// The beginning of the shell's standard error, for messages.
+    stderr_head: Vec<u8>,
+    /// The error when the script could not be sent.
+    send_error: Option<io::Error>,
+    /// Time since the last output, and number of pings since.
     silence: Duration,
     pings: u32,
 }
 
-fn broke(host: &str, error: &io::Error) -> Failure {
+fn connection_failure(host: &str, error: &io::Error) -> Failure {
     let message = match error.kind() {
         io::ErrorKind::TimedOut => format!("{host}: no answer in time"),
         _ => format!("{host}: the connection broke: {error}"),
@@ -390,74 +396,79 @@ impl Hearing {
     /// Sends a script.
     pub fn begin(host: &str, shell: &mut dyn Shell, script: &Script) -> Result<Self, Failure> {
         let started = Instant::now();
-        // A shell that has ended, or is none, no longer reads: what it said is worth more than the broken pipe.
+        // A shell that has ended, or a program that is not a shell, does not read its input. What it printed is more
+        // useful than the broken pipe, so read that first.
         let text = script.text(shell.primed());
-        let unsent = match shell.send_script(&text, script.done(), started + patience()) {
+        let send_error = match shell.send_script(&text, script.done(), started + patience()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
-            sent => sent.map_err(|error| broke(host, &error)).map(|()| None)?,
+            sent => sent
+                .map_err(|error| connection_failure(host, &error))
+                .map(|()| None)?,
         };
         Ok(Self {
             started,
             out: Framed::new(script.nonce()),
-            said: Vec::new(),
-            unsent,
+            stderr_head: Vec::new(),
+            send_error,
             silence: Duration::ZERO,
             pings: 0,
         })
     }
 
-    /// Hears the answer to its end, or to where somebody else is to go on. `patience` is how long that may take;
-    /// `None`: for as long as it lasts, once it has begun.
+    /// Reads the answer to its end, or to where another listener takes over, within `timeout` from when the script was
+    /// sent. `None` means no limit once the answer has begun.
     pub fn go_on(
         &mut self,
         host: &str,
         shell: &mut dyn Shell,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
         listener: &mut dyn Listener,
     ) -> Result<Ending, Failure> {
-        let mut buffer = vec![0; BUFFER];
-        let mut deaf = false;
+        let mut buffer = vec![0; BUFFER_SIZE];
+        let mut input_closed = false;
         if std::mem::take(&mut self.out.paused) {
             self.out.feed(host, &[], listener)?;
         }
         while !listener.is_done() && !self.is_over() {
-            self.hear_once(host, shell, patience, listener, &mut buffer)?;
-            self.look_alive(host, shell, patience, listener)?;
+            self.read_once(host, shell, timeout, listener, &mut buffer)?;
+            self.ping_if_silent(host, shell, timeout, listener)?;
             if self.out.paused {
                 return Ok(Ending::Whole);
             }
             if shell.is_wanted() {
                 listener.wanted();
             }
-            if let Some(reply) = listener.reply().filter(|_| !deaf) {
-                // The other side takes it when it can. One that has ended has said why, and that is still to be read.
-                match shell.write(&reply, Instant::now() + LONG) {
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => deaf = true,
-                    written => written.map_err(|error| broke(host, &error))?,
+            if let Some(reply) = listener.reply().filter(|_| !input_closed) {
+                // The script reads it when it can. A script that has ended has printed why, so continue to read.
+                match shell.write(&reply, Instant::now() + NO_TIMEOUT) {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => input_closed = true,
+                    written => written.map_err(|error| connection_failure(host, &error))?,
                 }
             }
         }
         if self.is_over() {
-            if let Some(line) = listener.farewell(&self.out.ending).filter(|_| !deaf) {
-                // A shell that is gone by now needs no farewell.
-                drop(shell.write(line.as_bytes(), Instant::now() + LONG));
+            if let Some(line) = listener
+                .farewell(&self.out.ending)
+                .filter(|_| !input_closed)
+            {
+                // The shell may be gone already; that is harmless.
+                drop(shell.write(line.as_bytes(), Instant::now() + NO_TIMEOUT));
             }
             shell.check_in();
         }
         Ok(self.out.ending.clone())
     }
 
-    /// Asks a script that goes on as long as it lasts for a sign of life, where nothing else would notice that its shell
-    /// hangs.
-    fn look_alive(
+    /// Pings a script that runs without a timeout, where nothing else would notice that its shell hangs.
+    fn ping_if_silent(
         &mut self,
         host: &str,
         shell: &mut dyn Shell,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
         listener: &mut dyn Listener,
     ) -> Result<(), Failure> {
         if self.silence < clock::long(PING_INTERVAL) * (self.pings + 1)
-            || !self.is_watched(shell, patience)
+            || !self.is_pinged(shell, timeout)
         {
             return Ok(());
         }
@@ -468,21 +479,21 @@ impl Hearing {
         }
         match listener.ping() {
             Some(line) => shell
-                .write(line, Instant::now() + LONG)
-                .map_err(|error| broke(host, &error)),
+                .write(line, Instant::now() + NO_TIMEOUT)
+                .map_err(|error| connection_failure(host, &error)),
             None => Ok(()),
         }
     }
 
-    fn is_watched(&self, shell: &dyn Shell, patience: Option<Duration>) -> bool {
-        shell.may_hang() && patience.is_none() && self.out.phase == Phase::Data
+    fn is_pinged(&self, shell: &dyn Shell, timeout: Option<Duration>) -> bool {
+        shell.may_hang() && timeout.is_none() && self.out.phase == Phase::Data
     }
 
     fn is_over(&self) -> bool {
         self.out.phase == Phase::Over
     }
 
-    /// Refuses an answer that is to go on where nobody goes on: it has no end.
+    /// Fails if the answer has no end because the script expects another listener to take over.
     pub(super) fn be_whole(&self, host: &str) -> Result<(), Failure> {
         if self.out.paused {
             return Err(garbage(host, b"next"));
@@ -490,68 +501,72 @@ impl Hearing {
         Ok(())
     }
 
-    /// Takes what comes next.
-    fn hear_once(
+    /// Reads and processes the next chunk.
+    fn read_once(
         &mut self,
         host: &str,
         shell: &mut dyn Shell,
-        limit: Option<Duration>,
+        timeout: Option<Duration>,
         listener: &mut dyn Listener,
         buffer: &mut [u8],
     ) -> Result<(), Failure> {
-        let is_watched = self.is_watched(shell, limit);
+        let is_pinged = self.is_pinged(shell, timeout);
         let Self {
             started,
             out,
-            said,
-            unsent,
+            stderr_head,
+            send_error,
             silence,
             pings,
         } = self;
-        let asked = Instant::now();
-        let deadline = match limit {
+        let read_started = Instant::now();
+        let deadline = match timeout {
             _ if out.phase == Phase::Noise => *started + clock::long(SILENCE_MAX),
-            Some(limit) => *started + limit,
-            None => Instant::now() + LONG,
+            Some(timeout) => *started + timeout,
+            None => Instant::now() + NO_TIMEOUT,
         };
-        let pace = listener.pace().unwrap_or(LONG);
-        let pace = pace.min(if is_watched { PING_INTERVAL } else { LONG });
+        let pace = listener.pace().unwrap_or(NO_TIMEOUT);
+        let pace = pace.min(if is_pinged { PING_INTERVAL } else { NO_TIMEOUT });
         let chunk = shell
-            .read(buffer, deadline.min(asked + pace))
-            .map_err(|error| broke(host, &error))?;
+            .read(buffer, deadline.min(read_started + pace))
+            .map_err(|error| connection_failure(host, &error))?;
         if chunk == Chunk::Nothing {
-            *silence += asked.elapsed();
+            *silence += read_started.elapsed();
         } else {
             (*silence, *pings) = (Duration::ZERO, 0);
         }
         match chunk {
             Chunk::Out(size) => out.feed(host, buffer.get(..size).unwrap_or_default(), listener),
             Chunk::Err(size) => {
-                let room = (4 * SHOWN).saturating_sub(said.len()).min(size);
-                said.extend_from_slice(buffer.get(..room).unwrap_or_default());
+                let room = (4 * QUOTE_MAX).saturating_sub(stderr_head.len()).min(size);
+                stderr_head.extend_from_slice(buffer.get(..room).unwrap_or_default());
                 Ok(())
             }
             Chunk::Nothing
-                if Instant::now() < deadline || limit.is_none() && out.phase != Phase::Noise =>
+                if Instant::now() < deadline || timeout.is_none() && out.phase != Phase::Noise =>
             {
                 Ok(())
             }
             Chunk::Nothing => {
-                let said = words(&out.said, said);
+                let said = quoted_output(&out.noise_head, stderr_head);
                 let message = format!("{host} accepted the login but did not respond{said}");
                 Err(Failure::new(Kind::Silent, message))
             }
             Chunk::End if out.phase == Phase::Noise => {
-                let why = unsent
+                let why = send_error
                     .take()
                     .map(|error| format!(" ({error})"))
                     .unwrap_or_default();
-                Err(no_shell(host, &why, &words(&out.said, said)))
+                Err(no_shell(
+                    host,
+                    &why,
+                    &quoted_output(&out.noise_head, stderr_head),
+                ))
             }
             Chunk::End => {
                 let message = format!(
                     "{host}: connection lost while waiting for the reply{}",
-                    words(&[], said)
+                    quoted_output(&[], stderr_head)
                 );
                 Err(Failure::new(Kind::Unreachable, message))
             }
@@ -559,14 +574,14 @@ impl Hearing {
     }
 }
 
-/// What a host said beside its answer, for a message.
-fn words(out: &[u8], err: &[u8]) -> String {
+/// A quotation of what the host printed outside the answer, for a message.
+fn quoted_output(out: &[u8], err: &[u8]) -> String {
     let said = if err.trim_ascii().is_empty() {
         out
     } else {
         err
     };
-    let said = printable(said.trim_ascii(), SHOWN);
+    let said = printable(said.trim_ascii(), QUOTE_MAX);
     if said.is_empty() {
         said
     } else {
@@ -596,7 +611,7 @@ mod tests {
         }
     }
 
-    /// What is heard of `text`, in pieces of `size` bytes.
+    /// What the listener gets of `text` when it arrives in pieces of `size` bytes.
     fn heard(nonce: &Nonce, text: &[u8], size: usize) -> Result<(Heard, Framed), Failure> {
         let mut framed = Framed::new(nonce);
         let mut heard = Heard::default();
@@ -611,7 +626,7 @@ mod tests {
         let script = Script::see(&[]).unwrap();
         let nonce = script.nonce();
         let mark = format!("\x01{} ", nonce.as_str());
-        // Data that looks like a mark for a while, and a last line without an end.
+        // Data that begins like a mark, and a last line without an end.
         let near = &mark[..mark.len() - 2];
         let text = format!(
             "hello\n\x01{mark}begin\none\ntwo\n{mark}data\n\x01\nx{near}y\n{near}{mark}end\nlater{mark}begin\n"
@@ -655,8 +670,8 @@ mod tests {
         let mut hearing = Hearing {
             started: Instant::now(),
             out: framed,
-            said: vec![],
-            unsent: None,
+            stderr_head: vec![],
+            send_error: None,
             silence: Duration::ZERO,
             pings: 0,
         };

@@ -1,6 +1,6 @@
 # Cancels a start that its client has given up.
 
-# cancel ID : takes the id, so that a later start is refused; or ends the job that already has it.
+# cancel ID : takes the id, so that a later start is refused. If a job already has the id, ends that job.
 cancel() {
 	place "$1"
 	if mkdir -p "${dir%/*}" && mkdir "$dir"; then

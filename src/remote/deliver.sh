@@ -1,4 +1,4 @@
-# Sends a signal to a job exactly once. Under the job's lock (lock.sh), one signal after the other is claimed and sent.
+# Sends a signal to a job exactly once. Signals are claimed and sent one at a time, under the job's lock (lock.sh).
 
 # outcome CLAIM : sets `sent` to what an earlier attempt of the same delivery recorded; empty if it has not yet.
 outcome() {
@@ -6,9 +6,9 @@ outcome() {
 	[ ! -O "sig.$1" ] || read -r _ sent <"sig.$1"
 } 2>/dev/null
 
-# claim CLAIM RETRY MILLISECONDS : claims the delivery. Leaves `sent` empty if this script is to send, else sets it to the
-# result of an earlier attempt, after waiting up to that long for it. The claim is a file that only one attempt can create.
-# If none can be created (full disk), a first attempt sends anyway and a RETRY does not.
+# claim CLAIM RETRY MILLISECONDS : claims the delivery. Leaves `sent` empty if this script has to send the signal.
+# Otherwise sets it to the result of an earlier attempt, after waiting up to that long for one. The claim is a file that
+# only one attempt can create. If none can be created (full disk), a first attempt sends anyway and a RETRY does not.
 claim() {
 	sent=
 	! rs_create "sig.$1" || return 0
@@ -25,7 +25,8 @@ claim() {
 	fi
 }
 
-# outlived : succeeds if the group of a job whose first process has ended still has members, and sets number to how many.
+# outlived : succeeds if the group of a job whose first process has ended still has members, and sets number to their
+# number.
 outlived() {
 	case $pgid in
 	'' | *[!0-9]* | 0 | 1) return 1 ;;
@@ -33,7 +34,7 @@ outlived() {
 	number=1
 	[ "$boot" = "$rs_boot" ] && kill -0 "-$pgid" || return 1
 	[ "$rs_system" = Linux ] || return 0
-	# If another process leads a group of that number, the job's group is gone.
+	# If another process leads a group with this number, the job's group is gone.
 	! rs_process "$pgid" || [ "$rs_birth" = "$birth" ] || return 1
 	number=0
 	for one in /proc/[0-9]*; do
@@ -42,9 +43,9 @@ outlived() {
 	[ "$number" -gt 0 ]
 } 2>/dev/null
 
-# approach INDEX PLACE : changes to the job's directory and looks at the job; waits for an end that is about to be recorded.
-# On failure reports the job's state. Sets bare for a running job without a directory: no signal for it can be claimed, so
-# an attempt that may not be the first does not send.
+# approach INDEX PLACE : changes to the job's directory and looks at the job; waits for an end that is about to be
+# recorded. On failure reports the job's state. Sets bare for a running job without a directory: a signal for it can't
+# be claimed, so an attempt that may not be the first does not send.
 approach() {
 	place "$2"
 	eval "dir_$1=\$dir"
@@ -63,9 +64,9 @@ approach() {
 	return 0
 }
 
-# deliver INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of the
-# job, unless CLAIM was taken before; then CONT if the job is stopped and CONT is 1. Reports the result, and the state of
-# the job before.
+# deliver INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : sends -ARGUMENT to the TARGET (group or process) of
+# the job, unless CLAIM was taken before. Then sends CONT if the job is stopped and CONT is 1. Reports the result, and
+# the job's state before the signal.
 deliver() {
 	approach "$1" "$2" || return 0
 	case $state in
@@ -84,7 +85,7 @@ deliver() {
 		sent=unconfirmed rs_locked=
 		[ "$9" = 1 ] || sent=
 	else
-		# A holder that takes longer has been stopped. Then send without the lock.
+		# A holder that takes longer than this must have been stopped. Then send without the lock.
 		rs_lock 0 || { rs_flush && rs_lock 5000; }
 		claim "$3" "$9" 1000
 	fi
@@ -117,7 +118,8 @@ deliver() {
 	report "$1"
 }
 
-# settle : runs after the answer, since it takes time: records for the next sender whether these jobs have pending signals.
+# settle : runs after the answer, since it takes time: records whether these jobs have pending signals, for the next
+# sender.
 settle() {
 	for one in $locks; do
 		eval "dir=\$dir_${one%%:*}"
@@ -127,7 +129,7 @@ settle() {
 	locks=
 }
 
-# if_left FUNCTION INDEX ... : runs deliver or tree for a job that has not ended; the job stays in `left`.
+# if_left FUNCTION INDEX ... : runs deliver or tree for a job in `left`, which has not ended. The job stays in `left`.
 if_left() {
 	case "$left " in
 	*" $2 "*)

@@ -1,13 +1,13 @@
 # Gives a job the environment that the login gave this shell, without the changes of our scripts, and default signal
-# dispositions. A shell can do neither by itself.
+# dispositions. A shell can't do either by itself.
 
-# rs_boot_time : sets rs_epoch to the time of the boot in seconds, a blank, and its hundredths, so that a later time can be
-# told without a process.
+# rs_boot_time : sets rs_epoch to the time of the boot in seconds, a blank, and its hundredths, so that later times can
+# be computed without starting a process.
 rs_boot_time() {
 	[ -r /proc/uptime ] && read -r rs_up rs_rest </proc/uptime || return
 	rs_now=$(date +%s.%N)
 	case $rs_now in
-	# Some systems have no fractions.
+	# Some systems print no fractions.
 	*.[0-9][0-9]*) ;;
 	*) rs_now=${rs_now%%.*}.00 ;;
 	esac
@@ -16,9 +16,9 @@ rs_boot_time() {
 	rs_epoch="$((${rs_now%.*} - ${rs_up%.*} + rs_rest / 100 - 1)) $((rs_rest % 100))"
 }
 
-# rs_environ BYTE : prints the arguments for env(1) that turn the environment which this shell passes on into the one it was
-# given, but for the job's own variables, rs_given: a value there may be a secret. BYTE (octal) stands for a newline within a
-# value. Run it in another directory than the shell's, as a job is.
+# rs_environ BYTE : prints the arguments for env(1) that turn the environment that this shell exports into the one that
+# it was given, except for the job's own variables, rs_given, whose values may be secrets. BYTE (octal) stands for a
+# newline within a value. Run it in a different directory than the shell's, as a job is.
 rs_environ() {
 	{
 		/usr/bin/env cat /proc/self/environ | tr '\0\n' "\n\\$1"
@@ -32,7 +32,7 @@ rs_environ() {
 		{ delete left[name] }
 		name in own { next }
 		name == "PWD" { words = words " PWD=\"$PWD\""; next }
-		# A job that changes its directory may have lost that (job.sh).
+		# A job that changes its directory may have lost this variable (job.sh).
 		name == "OLDPWD" || !($0 in passed) {
 			gsub(quote, quote "\\" quote quote)
 			gsub(line, "\n")
@@ -44,13 +44,13 @@ rs_environ() {
 		}'
 }
 
-# rs_unsets : if these arguments only remove variables that the shell itself can unset, sets rs_names to them.
+# rs_unsets : if rs_words only removes variables that the shell itself can unset, sets rs_names to them.
 # shellcheck disable=SC2016,SC2086
 rs_unsets() {
 	rs_names=
 	for rs_word in $rs_words; do
 		case $rs_word in
-		# Passed on as it is.
+		# PWD is exported as it is.
 		-u | 'PWD="$PWD"') ;;
 		PWD | OLDPWD | LC_ALL) rs_names="$rs_names $rs_word" ;;
 		*) return 1 ;;
@@ -59,9 +59,9 @@ rs_unsets() {
 	[ -n "$rs_names" ]
 }
 
-# rs_remember : sets rs_mask to the login's umask, rs_largest to its limit of a file's size, rs_setsid to a command that makes
-# a session and forks, and rs_epoch to the time of the boot; rs_words to the arguments for env(1), and rs_reset to a command
-# that resets signals if env(1) can't. Does so once per shell: they don't change while it lives.
+# rs_remember : sets rs_mask to the login's umask, rs_largest to its limit on file sizes, rs_setsid to a command that
+# makes a session and forks, rs_epoch to the time of the boot, rs_words to the arguments for env(1), and rs_reset to a
+# command that resets signals if env(1) can't. Runs only once per shell: they don't change while it runs.
 rs_mask='' rs_largest='' rs_setsid='setsid setsid' rs_epoch='' rs_words='' rs_reset=
 rs_remember() {
 	if [ -z "$rs_mask" ]; then

@@ -5,14 +5,15 @@ erase() {
 	(cd .. && rm -rf "./${dir##*/}")
 } 2>/dev/null
 
-# forget INDEX PLACE : answers whether they are gone. What is not finished, or not this machine's to judge, stays.
+# forget INDEX PLACE : removes a job's files and reports whether they are gone. Keeps those of a job that has not ended,
+# or whose state can't be determined on this machine.
 forget() {
 	place "$2"
 	if enter "$dir"; then
 		look
 		case $state in
 		exited | lost)
-			# Its supervisor or a spooler may still have written a last file.
+			# The supervisor or a spooler may still have written a last file.
 			if erase || erase || why=$(sleep 1 && cd .. && rm -rf "./${dir##*/}" 2>&1); then
 				rs_say gone "$1"
 			else
@@ -29,8 +30,8 @@ forget() {
 	esac
 }
 
-# forget_read INDEX PLACE OUT ERR : says how the job there stands, and removes its files if it has ended and its output is
-# read. OUT and ERR are 1 where all of that stream has just been; what was before is noted here.
+# forget_read INDEX PLACE OUT ERR : reports the job's state, and removes its files if it has ended and all its output
+# was read. OUT and ERR are 1 if all of that stream was read just now. Earlier reads are recorded here.
 forget_read() {
 	place "$2"
 	! enter "$dir" || look
@@ -41,7 +42,7 @@ forget_read() {
 	esac
 	[ "$3" = 0 ] || : >read.out
 	[ "$4" = 0 ] || : >read.err
-	# What a job in the foreground has written is not in these, and whoever runs it says when it is delivered.
+	# The output of a job in the foreground is not in these files, and its client says when it is delivered.
 	if [ ! -e out.pipe ]; then
 		[ -s out ] || : >read.out
 		[ -s err ] || : >read.err

@@ -1,21 +1,20 @@
-# The frame of every script: an answer stands between a begin mark and an end mark that nobody can guess, so that
-# chatter of a login shell before it and a broken connection after it can't be taken for the answer.
-# Given by the client: rs_nonce.
+# The frame of every script: an answer stands between a begin mark and an end mark that can't be guessed, so that output
+# of the login before it, or a broken connection after it, can't be taken for the answer. Given by the client: rs_nonce.
 #
-# Lines are collected and leave in one write: a second write may have to wait until the first one is acknowledged
-# (RFC 896), which costs a round trip.
+# Lines are collected and sent in one write: a second write may have to wait until the first one is acknowledged (RFC
+# 896), which costs a round trip.
 
 rs_said='' rs_begun=
 rs_newline='
 '
 
-# rs_say WORD... : adds a line to the answer; it leaves with the next rs_flush or rs_mark.
+# rs_say WORD... : adds a line to the answer; the next rs_flush or rs_mark sends it.
 rs_say() {
 	rs_said="$rs_said$*$rs_newline"
 	[ "${#rs_said}" -lt 4000 ] || rs_flush
 }
 
-# rs_flush : writes the collected lines. Call it before anything that takes time.
+# rs_flush : sends the collected lines. Call it before anything that takes time.
 rs_flush() {
 	if [ -z "$rs_begun" ]; then
 		printf '\001%s begin\n%s' "$rs_nonce" "$rs_said"
@@ -36,8 +35,8 @@ rs_mark() {
 	rs_begun=1 rs_said=
 }
 
-# rs_end : closes the answer and ends the script. rs_last names a function to run after that, when the client has stopped
-# waiting.
+# rs_end : closes the answer and ends the script. rs_last names a function to run after that, when the client no longer
+# waits.
 rs_last=:
 # shellcheck disable=SC2317
 rs_end() {

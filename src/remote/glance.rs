@@ -1,4 +1,4 @@
-//! The script of `top`: how a host's jobs stand, what they use, and the end of one's output, in one round trip.
+//! The script of `top`: the states of a host's jobs, what they use, and the end of one job's output, in one round trip.
 
 use super::answer::{Listener, Stream, hear, patience};
 use super::output::{From, Wanted};
@@ -8,17 +8,17 @@ use super::usage::{Usage, take_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 
-/// How much of each stream's end is asked for, in bytes.
+/// How much of the end of each stream is requested, in bytes.
 const OUTPUT_MAX: u64 = 16 << 10;
-/// How much is kept of what a host sends as that.
+/// How much of that is kept, in bytes, if a host sends more.
 const KEPT_MAX: usize = 32 << 10;
 
-/// What a host says of its jobs.
+/// The answer of a host.
 #[derive(Debug, Default)]
 pub struct Glance {
-    /// In the order in which they were asked about.
+    /// In the order of the request.
     pub jobs: Vec<(Seen, Option<Usage>)>,
-    /// The last bytes of both streams of the job whose output was asked for.
+    /// The last bytes of both streams of the job whose output was requested.
     pub out: Vec<u8>,
     pub err: Vec<u8>,
 }
@@ -26,7 +26,7 @@ pub struct Glance {
 struct Glancing<'a> {
     host: &'a str,
     answers: Vec<Option<(Seen, Option<Usage>)>>,
-    /// What follows is about the output.
+    /// The lines that follow are about the output.
     is_past_jobs: bool,
     glance: Glance,
 }
@@ -36,7 +36,7 @@ impl Listener for Glancing<'_> {
         if line == "output" {
             self.is_past_jobs = true;
         }
-        // How that one job stands was said before.
+        // The state of that job was reported before.
         if self.is_past_jobs {
             return Ok(());
         }
@@ -55,7 +55,7 @@ impl Listener for Glancing<'_> {
     }
 }
 
-/// Looks at jobs, and at the end of the output of one of them: `shown` is its place. `places`: see
+/// Gets the states and usage of jobs, and the end of the output of the job at `shown`. `places`: see
 /// [`crate::job::Record::job_dir`].
 pub fn glance(
     host: &str,

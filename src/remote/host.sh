@@ -1,6 +1,6 @@
-# The machine and the boot that a script runs on, and its environment.
+# Identifies the machine and the boot that a script runs on, and cleans its environment.
 
-# Functions that bash exports from the login: they would replace commands of the same name.
+# Functions that the login exported to bash: they would replace commands of the same name.
 rs_functions=
 [ -z "${BASH_VERSION-}" ] || rs_functions=$(
 	unset -f declare
@@ -8,7 +8,7 @@ rs_functions=
 	declare -Fx
 ) 2>/dev/null
 
-# rs_clean : removes variables and functions of the login that change what tools print.
+# rs_clean : removes the login's variables and functions that change what tools print.
 rs_clean() {
 	# shellcheck disable=SC2086
 	[ -z "$rs_functions" ] || unset -f $rs_functions
@@ -18,15 +18,15 @@ rs_clean() {
 	export LC_ALL
 } 2>/dev/null
 
-# rs_restores : succeeds if a job can get the login's environment back after rs_clean.
+# rs_restores : succeeds if a job can be given the login's environment again after rs_clean.
 rs_restores() {
 	[ -n "$rs_restorable" ]
 }
 
-# rs_host : sets rs_system, rs_node, rs_boot, rs_base (the directory of all jobs) and rs_restorable. Does so once per
-# shell: they don't change while it lives.
+# rs_host : sets rs_system, rs_node, rs_boot, rs_base (the directory of all jobs) and rs_restorable. Runs only once per
+# shell: they don't change while it runs.
 rs_boot='' rs_machine='' rs_restorable=
-# Added to a PATH without the tools of the scripts. The dot tells it from a PATH of the login's.
+# Appended to a PATH that lacks the tools of the scripts. The dot tells it apart from a PATH of the login.
 rs_tools=/usr/local/bin:/usr/bin:/bin/.
 rs_host() {
 	[ -z "$rs_boot" ] || return 0
@@ -36,7 +36,7 @@ rs_host() {
 		rs_clean
 	fi
 	if [ -r /proc/sys/kernel/random/boot_id ]; then
-		# Read, not asked of uname: a fork costs more than all of this.
+		# Read instead of calling uname: a fork costs more than all of this.
 		read -r rs_boot </proc/sys/kernel/random/boot_id
 		read -r rs_system </proc/sys/kernel/ostype
 		read -r rs_node </proc/sys/kernel/hostname
@@ -54,7 +54,7 @@ rs_host() {
 	esac
 }
 
-# rs_time : sets rs_now to the time in seconds, by rs_epoch (environ.sh) if that is known: date is a process.
+# rs_time : sets rs_now to the time in seconds, from rs_epoch (environ.sh) if that is set, which saves starting date.
 rs_time() {
 	if [ -n "$rs_epoch" ]; then
 		read -r rs_up rs_rest </proc/uptime
@@ -64,8 +64,8 @@ rs_time() {
 	fi
 }
 
-# rs_identify : sets rs_machine to an identity that survives reboots, a colon, and the start time of process 1. A container
-# shares its host's boot id, so only that start time tells one start of the container from the next.
+# rs_identify : sets rs_machine to an identity that survives reboots, a colon, and the start time of process 1. A
+# container has the boot id of its host, so only that start time tells one start of the container from the next.
 rs_identify() {
 	[ -z "$rs_machine" ] || return 0
 	[ ! -r /etc/machine-id ] || read -r rs_machine </etc/machine-id
@@ -79,8 +79,8 @@ rs_identify() {
 	! rs_process 1 || rs_machine=$rs_machine$rs_birth
 } 2>/dev/null
 
-# rs_origin BOOT MACHINE : sets rs_from to here (this boot of this machine), before (an earlier boot) or elsewhere (another
-# machine).
+# rs_origin BOOT MACHINE : sets rs_from to here (this boot of this machine), before (an earlier boot) or elsewhere
+# (another machine).
 rs_origin() {
 	rs_from=here
 	if [ "$1" = "$rs_boot" ]; then

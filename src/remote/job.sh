@@ -1,9 +1,10 @@
-# Becomes the job: leads a session of its own, and ends in the job's exec.
-# Given by the client: rs_directory, exported variables, and the command in rs_command's definition.
-# $1: the supervisor's system, $2: boot, $3: machine, $4: node, $5: the login's umask, $6: its home directory, $7: where it
-# starts, and where relative directories do, $8: the time of its start.
+# Becomes the job: leads a session of its own, and finally replaces itself with the job's command.
+# Given by the client: rs_directory, exported variables, and the command as arguments of rs_start.
+# $1: the supervisor's system, $2: boot, $3: machine, $4: node, $5: the login's umask, $6: its home directory, $7: the
+# directory to start in, which relative directories start from, $8: the time of the start.
 
-# rs_refuse KIND TEXT : the job can't start. spawn.sh reports the reason; the FIFO carries it even if the disk is full.
+# rs_refuse KIND TEXT : reports that the job can't start. spawn.sh passes the reason on; the FIFO carries it even if the
+# disk is full.
 rs_refuse() {
 	printf '%s\n' "$*" >"$rs_here/refused"
 	[ ! -p "$rs_here/ended" ] || printf 'refused %s\n' "$*" 1<>"$rs_here/ended"
@@ -62,26 +63,26 @@ case $rs_directory in
 *) rs_directory=$rs_from/$rs_directory ;;
 esac
 [ -d "$rs_directory" ] || rs_refuse directory "there is no directory $rs_directory"
-# A cd that fails ends some shells.
+# A cd that fails ends some shells, so check first.
 [ -x "$rs_directory" ] || rs_refuse directory "the directory $rs_directory can't be entered"
 cd "$rs_directory" || exit
 unset OLDPWD
 
-# rs_start COMMAND [ARG]... : records the job's identity, empties files that are not needed any more, and becomes the job.
+# rs_start COMMAND [ARG]... : records the job's identity, empties files that are no longer needed, and becomes the job.
 rs_start() {
 	rs_find "$1"
 	rs_process $$ || rs_refuse start "its own process can't be read from /proc or ps"
-	# A signal to the group would reach its other members.
+	# Otherwise a signal to the group would reach other processes.
 	[ "$rs_group" = $$ ] || rs_refuse start "it got no process group of its own"
 	rs_began="$$ $rs_group $rs_birth $rs_boot $rs_system $rs_began $rs_machine $rs_node"
-	# Emptied with builtins; the files themselves are removed at the job's end.
+	# Emptied with builtins; the files themselves are removed when the job ends.
 	{
 		: >"$rs_here/job" && : >"$rs_here/supervise" && { [ ! -s "$rs_here/become" ] || : >"$rs_here/become"; } &&
 			printf '%s\n' "$rs_began" >"$rs_here/pid"
 	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
 	[ ! -p "$rs_here/ended" ] || printf 'begun %s\n' "$rs_began" 1<>"$rs_here/ended"
 	umask "$rs_mask"
-	# exec takes a leading dash for an option, and env(1) a word with = for a variable.
+	# exec takes a word with a leading dash as an option, and env(1) a word with = as a variable.
 	case $1 in
 	-* | *=*)
 		shift

@@ -1,4 +1,4 @@
-//! The scripts that look at jobs, and that remove the files of finished ones.
+//! The scripts that report the states of jobs, and that remove the files of finished ones.
 
 use super::answer::{garbage, hear, patience};
 use super::script::{Script, file, flag};
@@ -7,7 +7,7 @@ use crate::connection::Shell;
 use crate::error::Failure;
 use crate::escape::printable;
 
-/// Asks a host how jobs stand, all of them in one script. `places`: see [`crate::job::Record::job_dir`].
+/// Gets the states of jobs, all in one script. `places`: see [`crate::job::Record::job_dir`].
 pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Seen>, Failure> {
     of_each(
         host,
@@ -25,11 +25,11 @@ pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<See
 /// What became of a job's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// They are gone, or there were none.
+    /// They are removed, or there were none.
     Gone,
-    /// They are there, in whole or in part, for the reason given.
+    /// They still exist, entirely or in part, for this reason.
     Kept(String),
-    /// The job is not finished, or not this host's to judge.
+    /// Not removed: the job has not ended, or its state can't be determined on this host.
     Refused(Seen),
 }
 
@@ -54,15 +54,15 @@ pub fn forget(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<
     )
 }
 
-/// Which of a job's streams.
+/// A set of a job's output streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Streams {
     pub out: bool,
     pub err: bool,
 }
 
-/// Removes the files of finished jobs whose output has been read: `read` is what has been just now. Says how each
-/// stood, and whether its files are gone.
+/// Removes the files of finished jobs whose output has been read; `read` says which streams were read just now. Returns
+/// the state of each job, and whether its files are gone.
 pub fn forget_read(
     host: &str,
     shell: &mut dyn Shell,
@@ -90,7 +90,7 @@ pub fn forget_read(
     )
 }
 
-/// Runs a script that has an answer for each of so many jobs.
+/// Runs a script that gives an answer for each of `jobs` jobs.
 pub(super) fn of_each<T>(
     host: &str,
     shell: &mut dyn Shell,
@@ -104,7 +104,7 @@ pub(super) fn of_each<T>(
     all(host, answers)
 }
 
-/// The answers for all jobs.
+/// The answers for all jobs; fails if one is missing.
 pub(super) fn all<T>(host: &str, answers: Vec<Option<T>>) -> Result<Vec<T>, Failure> {
     answers
         .into_iter()
@@ -119,7 +119,7 @@ pub(super) fn put<T>(answers: &mut [Option<T>], index: usize, answer: T) {
 }
 
 impl Script {
-    /// Says how jobs stand.
+    /// Reports the states of jobs.
     pub(super) fn see(places: &[&str]) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("see"));

@@ -1,14 +1,15 @@
-# Finds a job, checks that it belongs to this user, and determines its state. Only builtins run per job, so one script can
-# look at a thousand jobs.
+# Finds a job, checks that it belongs to this user, and determines its state. It runs only builtins for each job, so
+# that one script can check a thousand jobs.
 
-# about_jobs : begins a script about jobs. Not part of rs_prepare: a started job would inherit the umask.
+# about_jobs : begins a script about jobs. Not part of rs_prepare: a job that is started would inherit the umask.
 about_jobs() {
 	umask 077
 	rs_clean
 	elapsed=0 left='' locks='' kept=$rs_newline rs_private=$rs_trusted
 }
 
-# private DIR : succeeds if DIR belongs to this user and nobody else can write to it. rs_look is then how ls lists it.
+# private DIR : succeeds if DIR belongs to this user and is not writable by others. Sets rs_look to the output of ls for
+# it.
 rs_private=
 private() {
 	[ "$1" != "$rs_private" ] || return 0
@@ -20,9 +21,10 @@ private() {
 	rs_private=$1
 } 2>/dev/null
 
-# rs_prepare : in a pooled shell, before each script: determines what holds for all scripts of the shell. rs_trusted is the
-# directory of all jobs, if it was private, and rs_listed how ls lists it: a process costs more than the rest of a signal.
-# Its scripts hold locks in the name of the shell (lock.sh): a script that fails ends it.
+# rs_prepare : in a pooled shell, before each script: determines what is valid for all scripts of the shell. rs_trusted
+# is the directory of all jobs, if it was private, and rs_listed the output of ls for it: starting a process costs more
+# than the rest of a signal. Scripts hold locks in the name of the shell (lock.sh), so a script that fails ends the
+# shell.
 rs_trusted='' rs_listed=
 rs_prepare() {
 	rs_host
@@ -34,8 +36,8 @@ rs_prepare() {
 	rs_private=
 }
 
-# place PLACE : sets dir to a job's directory, given by the job's id or by its path. The client's record of the job may
-# precede the path, in case the directory is gone: PID PGID BIRTH BOOT MACHINE.
+# place PLACE : sets dir to a job's directory, given by the job's id or by its path. In case the directory is gone, the
+# client's record of the job may precede the path: PID PGID BIRTH BOOT MACHINE.
 place() {
 	case $1 in
 	/*) dir=$1 ;;
@@ -44,8 +46,8 @@ place() {
 	esac
 }
 
-# enter DIR : changes to a job's directory. On failure sets state: foreign (not accessible, a link, owned or writable by
-# others), or as `absent` does.
+# enter DIR : changes to a job's directory. On failure sets state: foreign (not accessible, a link, or owned or writable
+# by others), or as `absent` does.
 enter() {
 	unknown
 	if [ ! -d "$1" ] && [ ! -L "$1" ]; then
@@ -60,8 +62,8 @@ unknown() {
 	code=- ended=- expired=- pid=- pgid=- birth=- boot=- system=- began=- machine=- home=-
 }
 
-# absent DIR : sets the state of a job whose directory is missing: running or stopped by the client's record, none (the job
-# is gone), elsewhere, or away (unknown: the directory of all jobs is missing, as when the home is not mounted).
+# absent DIR : sets the state of a job whose directory is missing: running or stopped by the client's record, none (the
+# job is gone), elsewhere, or away (unknown: the directory of all jobs is missing, as when the home is not mounted).
 absent() {
 	if [ -d "${1%/*}" ] && [ ! -x "${1%/*}" ]; then
 		state=foreign
@@ -88,7 +90,7 @@ absent() {
 	pid=- pgid=- birth=- boot=- machine=-
 }
 
-# recall DIR : sets pid, pgid, birth, boot and machine as the client knows them. Fails if it did not say.
+# recall DIR : sets pid, pgid, birth, boot and machine from the client's record. Fails if the client gave none.
 recall() {
 	case $kept in
 	*"$rs_newline$1 "*) record=${kept#*"$rs_newline$1 "} ;;
@@ -115,17 +117,18 @@ is_running() {
 
 # has_ended : in a job's directory, succeeds if its end is recorded, and sets code, ended and expired.
 has_ended() {
-	# Read twice, since the first reading may have begun before it was written. The time is written last.
+	# Read twice, since the first read may have begun before it was written. The time is written last.
 	[ -O status ] && read -r code ended expired <status && [ -n "$ended" ] && read -r code ended expired <status
 }
 
-# is_ending : after has_ended has failed, succeeds if the supervisor has recorded the status and not the time.
+# is_ending : after has_ended has failed, succeeds if the supervisor has recorded the status but not yet the time.
 is_ending() {
 	case $code in - | '') return 1 ;; esac
 }
 
-# look : in a job's directory, sets state to exited, running, stopped, ending (the supervisor is about to record the end),
-# starting, lost or elsewhere (a job of another machine that shares this home), and all that is known of the job.
+# look : in a job's directory, sets state to exited, running, stopped, ending (the supervisor is about to record the
+# end), starting, lost or elsewhere (a job of another machine that shares this home), and the variables of the job's
+# record.
 look() {
 	unknown
 	state=
@@ -158,7 +161,7 @@ look() {
 	elif [ "$pid" = - ] && [ "$boot" = "$rs_boot" ] && [ ! -e refused ] && [ -n "$(find made -prune -mmin -2)" ]; then
 		state=starting
 	elif [ "$boot" = - ] && [ ! -e gone ] && [ -d "$PWD" ] && [ -n "$(find . -prune -mmin -2)" ]; then
-		# Its directory was created a moment ago, and not removed.
+		# Its directory was created a moment ago and not removed.
 		state=starting
 	else
 		state=lost
@@ -167,7 +170,7 @@ look() {
 	[ "$state" = exited ] || code=- ended=-
 } 2>/dev/null
 
-# report INDEX : prints the line about the job.
+# report INDEX : adds the `job` line to the answer.
 report() {
 	case $state in
 	running | stopped)
@@ -178,14 +181,14 @@ report() {
 		"$birth" "$boot" "$machine" "$home"
 }
 
-# fraction MILLISECONDS : sets seconds to less than a second.
+# fraction MILLISECONDS : sets seconds to that time as a decimal fraction. It must be less than a second.
 fraction() {
 	seconds=00$1
 	seconds=0.${seconds#"${seconds%???}"}
 }
 
-# nap MILLISECONDS : sleeps for less than a second and adds the time to `elapsed`. Sleeps a whole second if sleep(1) takes no
-# fractions.
+# nap MILLISECONDS : sleeps for less than a second and adds the time to `elapsed`. Sleeps a whole second if sleep(1)
+# takes no fractions.
 nap() {
 	rs_flush
 	fraction "$1"

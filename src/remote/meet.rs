@@ -1,4 +1,4 @@
-//! The scripts that ask a host about jobs that this machine has no record of: the host itself holds the truth.
+//! The scripts that ask a host about jobs that this machine has no record of. The host's files are authoritative.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +11,11 @@ use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::job::{Epoch, JobId, JobName, Record, State};
 
-/// The longest description that is written, in bytes; meet.sh passes over one that is much longer.
-const LONGEST: usize = 15_000;
+/// Maximum length of a job's description, in bytes; meet.sh skips files that are much longer.
+const DESCRIPTION_MAX: usize = 15_000;
 
-/// What the host keeps of a job, for whoever finds it there: one line of JSON in plain ASCII.
+/// A job's description in its directory on the host, for clients that have no record of the job: one line of JSON in
+/// plain ASCII.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub struct Meta {
     id: String,
@@ -27,7 +28,6 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// The description of a job.
     pub fn of(record: &Record) -> Self {
         Self {
             id: record.id.to_string(),
@@ -39,23 +39,23 @@ impl Meta {
         }
     }
 
-    /// As it is written. The command of one that would be too long is cut.
+    /// The line to write. The command and the directory are shortened if it would be too long.
     pub fn line(mut self) -> serde_json::Result<String> {
-        let mut room = LONGEST;
+        let mut room = DESCRIPTION_MAX;
         loop {
             self.cut(room);
             let line = ascii(&serde_json::to_string(&self)?);
-            if line.len() <= LONGEST || room == 0 {
+            if line.len() <= DESCRIPTION_MAX || room == 0 {
                 return Ok(line);
             }
             room /= 2;
         }
     }
 
-    /// Leaves so many words at most, of so many bytes each.
+    /// Shortens the command to about `room` words, and each text to about `room` bytes.
     fn cut(&mut self, room: usize) {
         const MARK: &str = "…";
-        // Many words are as bad as a long one.
+        // Many words make the line as long as one long word.
         if self.command.len() > room + 1 {
             self.command.truncate(room);
             self.command.push(MARK.to_owned());
@@ -73,7 +73,7 @@ impl Meta {
     }
 }
 
-/// JSON with everything escaped that is not plain ASCII; such characters stand in its strings only.
+/// Escapes all characters of JSON that are not plain ASCII; they occur only in its strings.
 fn ascii(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
@@ -91,21 +91,19 @@ fn ascii(json: &str) -> String {
     text
 }
 
-/// What a host says of a job that this machine has no record of.
+/// The answer of a host about a job that this machine has no record of.
 #[derive(Debug)]
 pub struct Met {
-    /// Its id.
     pub id: JobId,
-    /// How it stands.
     pub seen: Seen,
     meta: Option<Meta>,
     dir: String,
 }
 
 impl Met {
-    /// Takes what the host said into the job's record.
+    /// Updates the job's record with the answer.
     pub fn tell(self, record: &mut Record) {
-        // One that says it is another job is no word on this one.
+        // A description with another id is ignored.
         if let Some(meta) = self.meta.filter(|meta| meta.id == record.id.as_str()) {
             record.name = meta.name.and_then(|name| name.parse::<JobName>().ok());
             record.command = meta.command;
@@ -116,7 +114,7 @@ impl Met {
             record.created_at = started_at;
         }
         if self.seen.standing == Standing::Elsewhere && self.seen.pid.is_some() {
-            // As far as is known here.
+            // The best that is known here.
             record.state = State::Running;
         }
         record.dir = Some(self.dir);
@@ -124,7 +122,7 @@ impl Met {
     }
 }
 
-/// Asks a host about some jobs, whose files are in `jobs_dir` if not in the home.
+/// Asks a host about some jobs. `jobs_dir` is the directory of all jobs, if not the default in the home directory.
 pub fn meet(
     host: &str,
     shell: &mut dyn Shell,
@@ -148,7 +146,7 @@ pub fn discover(
     ask(host, shell, &Script::discover(jobs_dir)?, Vec::new())
 }
 
-/// Hears what a script says of the jobs with these ids, and of those that it finds itself.
+/// Reads a script's answers about the jobs with these ids, and about those that the script finds itself.
 fn ask(
     host: &str,
     shell: &mut dyn Shell,
@@ -165,7 +163,7 @@ fn ask(
         script,
         Some(patience() * 4),
         &mut |line: &str| {
-            let nonsense = || garbage(host, line.as_bytes());
+            let malformed = || garbage(host, line.as_bytes());
             if let Some(path) = line.strip_prefix("base ") {
                 path.clone_into(&mut base);
                 return Ok(());
@@ -174,16 +172,16 @@ fn ask(
                 foreign = Some(printable(path, 300));
                 return Ok(());
             }
-            // The jobs come one after the other.
+            // The jobs are reported one after the other.
             match indexed(line, met.len() + 1).filter(|(_, index, _)| *index == met.len()) {
                 Some(("found", index, id)) if index == ids.len() => {
-                    ids.push(id.parse().map_err(|_| nonsense())?);
+                    ids.push(id.parse().map_err(|_| malformed())?);
                 }
                 // An unreadable description is ignored.
                 Some(("meta", _, text)) => meta = serde_json::from_str(text).ok(),
                 Some(("job", index, _)) => {
                     let (_, seen) = job_line(host, line, index + 1)?;
-                    let id = ids.get(index).cloned().ok_or_else(nonsense)?;
+                    let id = ids.get(index).cloned().ok_or_else(malformed)?;
                     met.push(Met {
                         dir: format!("{base}/{id}"),
                         id,
@@ -191,7 +189,7 @@ fn ask(
                         meta: meta.take(),
                     });
                 }
-                _ => return Err(nonsense()),
+                _ => return Err(malformed()),
             }
             Ok(())
         },
@@ -208,7 +206,7 @@ fn ask(
 }
 
 impl Script {
-    /// Tells of some jobs all that the host knows.
+    /// Reports everything that the host knows about some jobs.
     pub(super) fn meet(ids: &[JobId], jobs_dir: Option<&str>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.set_base(jobs_dir)?;
@@ -217,7 +215,7 @@ impl Script {
         Ok(script)
     }
 
-    /// Tells of all jobs.
+    /// Reports all jobs.
     pub(super) fn discover(jobs_dir: Option<&str>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.set_base(jobs_dir)?;
@@ -267,7 +265,7 @@ mod tests {
             vec![""; 50_000],
         ] {
             let (_, line) = described(&words);
-            assert!(line.len() <= LONGEST, "{} bytes", line.len());
+            assert!(line.len() <= DESCRIPTION_MAX, "{} bytes", line.len());
             let meta: Meta = serde_json::from_str(&line).unwrap();
             assert!(meta.command.iter().any(|word| word.ends_with('…')));
         }

@@ -1,17 +1,17 @@
-# Tells of jobs to somebody who has no record of them.
+# Describes jobs to a client that has no record of them.
 
-# In this locale a range of characters is one of bytes.
+# In this locale, a range of characters is a range of bytes.
 LC_ALL=C
 rs_say base "$rs_base"
-# Looked at anew each time, since all that is told here is believed.
+# Checked again for each script, since everything reported here is trusted.
 rs_private=
-# More than rsig writes is not read at all.
+# A file longer than rsig writes is not read.
 large=
 if [ -d "$rs_base" ] && private "$rs_base"; then
 	large=$(find "$rs_base" -name meta -size +31 2>/dev/null)
 fi
 
-# describe INDEX : in a job's directory, gives the line in which it says what it is, if that is plain ASCII as rsig writes it.
+# describe INDEX : in a job's directory, reports the job's description, if it is plain ASCII as rsig writes it.
 describe() {
 	meta=
 	case "$large" in
@@ -24,7 +24,7 @@ describe() {
 	esac
 }
 
-# meet INDEX ID : how the job of that id stands, and what it is.
+# meet INDEX ID : reports the state and the description of the job with that id.
 meet() {
 	place "$2"
 	if enter "$dir"; then
@@ -34,7 +34,7 @@ meet() {
 	report "$1"
 }
 
-# discover : the same for every job of this user.
+# discover : does the same for each job of this user.
 discover() {
 	[ -d "$rs_base" ] || return 0
 	if ! private "$rs_base"; then
@@ -46,7 +46,7 @@ discover() {
 		case ${dir##*/} in
 		*[!0-9abcdefghjkmnpqrstvwxyz]*) continue ;;
 		esac
-		# What a job in the foreground has left for those who wait for it.
+		# The tombstone of a job in the foreground, for clients that wait for the job.
 		[ ! -e "$dir/gone" ] || continue
 		if enter "$dir"; then
 			look

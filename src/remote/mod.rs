@@ -1,7 +1,6 @@
-//! What is said to a host and what it answers: the shell scripts of the far side, and the only code that renders
-//! them and reads their answers.
+//! The shell scripts that run on a host, and the only code that renders them and parses their answers.
 //!
-//! How a script reaches its host is the business of [`crate::connection`].
+//! How a script is sent to its host is handled by [`crate::connection`].
 
 mod answer;
 mod glance;

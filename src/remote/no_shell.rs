@@ -1,8 +1,8 @@
-//! Why there is no shell, by what the programs in front of it say.
+//! Finds out why a host gave no shell, from the messages of the programs that should have started it.
 
 use crate::error::{Failure, Kind};
 
-/// Why a prefix or a login gave no shell, by what the programs in question say, and whose words they are.
+/// Parts of messages, in lower case, that a prefix or a login prints when it gives no shell, and what they mean.
 const NO_SHELL: [(&str, Kind, &str); 19] = [
     ("cannot fork", Kind::NoShell, NO_FORK),
     ("can't fork", Kind::NoShell, NO_FORK),
@@ -72,17 +72,17 @@ const NO_SHELL: [(&str, Kind, &str); 19] = [
     ("/bin/sh: no such file", Kind::NoShell, NO_SH),
     ("\"/bin/sh\": ", Kind::NoShell, NO_SH),
 ];
-/// It is the shell itself that says so: a script in a subshell of it has not begun.
+/// Printed by the shell itself, so the script in its subshell has not begun.
 pub(super) const NO_FORK: &str =
     "no further process could be started there (`ulimit -u` shows the limit)";
 const NO_PASSWORD: &str = "sudo wants a password, and can't ask for one here: it is run as `sudo -n`, which needs a \
     NOPASSWD rule in sudoers(5)";
 const NO_SH: &str = "there is no /bin/sh, which rsig needs";
 
-/// A shell ended before it said anything of ours.
+/// The error for a shell that ended before the answer began.
 pub(super) fn no_shell(host: &str, why: &str, said: &str) -> Failure {
     let lower = said.to_lowercase();
-    // As shells say it of a line of theirs: "/bin/sh: 50: ", "/bin/sh: line 50: ".
+    // A shell's message about a line of its script: "/bin/sh: 50: ", "/bin/sh: line 50: ".
     let is_line =
         |rest: &str| rest.starts_with("line ") || rest.starts_with(|c: char| c.is_ascii_digit());
     match NO_SHELL.iter().find(|(words, ..)| lower.contains(words)) {
@@ -94,7 +94,7 @@ pub(super) fn no_shell(host: &str, why: &str, said: &str) -> Failure {
             Failure::new(Kind::NoShell, message)
         }
         None => {
-            // A shell may say nothing of a fork that fails: where its script looks for a tool, say.
+            // A shell may print nothing if a fork fails, for example where the script checks for a tool.
             let guess = if said.is_empty() {
                 "a forced command or a --prefix without a shell, no shell access, or no further process or file allowed \
                  there, see `ulimit -u` and `ulimit -n`?"

@@ -1,4 +1,4 @@
-//! The script that passes a job's output on.
+//! The script that transfers a job's output.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use super::seen::{Note, Seen, Standing, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 
-/// Where in a log to begin.
+/// Where in a log to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// With the last so many lines.
+    /// At the last N lines.
     LastLines(u64),
-    /// With this line, counted from 1.
+    /// At this line, counted from 1.
     Line(u64),
-    /// With the last so many bytes.
+    /// At the last N bytes.
     LastBytes(u64),
-    /// With this byte, counted from 1.
+    /// At this byte, counted from 1.
     Byte(u64),
-    /// Behind so many bytes of each stream, which are there.
+    /// After this many bytes of each stream, which exist.
     #[cfg_attr(
         not(feature = "mcp"),
         allow(dead_code, reason = "cursors are such places")
@@ -33,7 +33,7 @@ pub enum From {
 }
 
 impl From {
-    /// The words of the script.
+    /// The values of `from` and `count` in tail.sh.
     pub fn words(self) -> (&'static str, u64) {
         match self {
             Self::LastLines(count) => ("lines", count),
@@ -44,7 +44,7 @@ impl From {
         }
     }
 
-    /// In whichever files are there.
+    /// The positions of [`From::Behind`], in any files.
     fn positions(self) -> Option<At> {
         match self {
             Self::Behind { out, err } => Some(At {
@@ -57,15 +57,16 @@ impl From {
     }
 }
 
-/// The last position in a stream: within the arithmetic of every shell, and far enough from the end of a u64 for sums.
+/// Maximum position in a stream: within the arithmetic of every shell, and far enough below the maximum of a u64 for
+/// sums.
 const POSITION_MAX: u64 = 1 << 53;
 
-/// Reads a position in a stream, or a number of its bytes or lines.
+/// Parses a position in a stream, or a number of bytes or lines.
 pub fn position(word: &str) -> Option<u64> {
     word.parse().ok().filter(|number| *number <= POSITION_MAX)
 }
 
-/// `out POSITION` or `err POSITION`.
+/// Parses `out POSITION` or `err POSITION`.
 pub(super) fn stream_position(words: &str) -> Option<(Stream, u64)> {
     let (stream, number) = words.split_once(' ')?;
     let stream = match stream {
@@ -78,43 +79,43 @@ pub(super) fn stream_position(words: &str) -> Option<(Stream, u64)> {
 
 /// What to read.
 pub struct Wanted<'a> {
-    /// The job: see [`super::signal::JobPlan::job_dir`].
+    /// The job's place: see [`super::signal::JobPlan::job_dir`].
     pub place: &'a str,
-    /// Its standard output.
+    /// Read standard output.
     pub out: bool,
-    /// Its standard error.
+    /// Read standard error.
     pub err: bool,
-    /// Where to begin, in each.
+    /// Where to start, in each stream.
     pub from: From,
-    /// Go on until the job ends.
+    /// Follow the output until the job ends.
     pub follow: bool,
-    /// Reads nothing for now if more bytes than this are there.
+    /// Pause at once, without data, if there are more bytes than this.
     pub most: Option<u64>,
-    /// Ends the reading for now once it holds: it goes on over another connection.
+    /// Pause once it returns true: the read continues over another connection.
     pub pause: Option<&'a (dyn Fn() -> bool + 'a)>,
-    /// Ends the reading once it holds.
+    /// Stop once it returns true.
     pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
-    /// Takes what is gone of a ring.
+    /// Called for output that a ring no longer has.
     pub gone: &'a dyn Fn(&Gone<'_>),
 }
 
-/// A job's log of which the newest part is kept: `--log-max`.
+/// A job's log with `--log-max`: only the newest part is kept.
 #[derive(Clone, Debug)]
 pub struct Ring {
-    /// How much that is, as its user wrote it.
+    /// The limit, as the user wrote it.
     pub max: String,
-    /// The positions of the oldest bytes when the reading began.
+    /// The positions of the oldest bytes of both streams when the read began.
     #[cfg_attr(
         not(feature = "serve"),
         allow(dead_code, reason = "an answer's head has them")
     )]
     pub oldest: [u64; 2],
-    /// The host's disk was full, and some bytes were never in it.
+    /// Some output was never stored, because the host's disk was full.
     pub has_lost: bool,
 }
 
 impl Ring {
-    /// Reads `MAX OUT ERR LOST`.
+    /// Parses `MAX OUT ERR LOST`.
     fn parse(words: &str) -> Option<Self> {
         let words: Vec<&str> = words.split(' ').collect();
         let &[max, out, err, lost] = words.as_slice() else {
@@ -129,10 +130,10 @@ impl Ring {
     }
 }
 
-/// Output that was wanted, and that a ring no longer has.
+/// Output that was requested and that a ring no longer has.
 #[derive(Clone, Copy)]
 pub struct Gone<'a> {
-    /// See [`crate::job::Record::label`]; empty where no record is known.
+    /// See [`crate::job::Record::label`]; empty if no record is known.
     pub label: &'a str,
     #[cfg_attr(
         not(feature = "mcp"),
@@ -140,7 +141,7 @@ pub struct Gone<'a> {
     )]
     pub stream: Stream,
     pub bytes: u64,
-    /// Where the stream goes on.
+    /// The position at which the stream continues.
     #[cfg_attr(
         not(feature = "mcp"),
         allow(dead_code, reason = "cursors are made of them")
@@ -151,13 +152,14 @@ pub struct Gone<'a> {
 }
 
 impl Wanted<'_> {
-    /// Whether no more is wanted.
+    /// Whether to stop reading.
     pub fn is_enough(&self) -> bool {
         self.enough.is_some_and(|enough| enough())
     }
 }
 
-/// What is left out of a stream before its first byte, since it was not written yet when the script looked.
+/// How much of a stream to skip before its first requested byte, which had not been written yet when the script
+/// started.
 #[derive(Clone, Copy, Debug, Default)]
 struct Skip {
     lines: u64,
@@ -165,7 +167,7 @@ struct Skip {
 }
 
 impl Skip {
-    /// The rest of `bytes` behind what is left out.
+    /// The rest of `bytes` after the skipped part.
     fn apply<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
         if self.bytes > 0 {
             let size = usize::try_from(self.bytes)
@@ -185,24 +187,24 @@ impl Skip {
     }
 }
 
-/// How the reading of a log ended.
+/// The result of reading a log.
 #[derive(Clone, Debug)]
 pub struct Read {
-    /// How the job stood when it began.
+    /// The job's state when the read began.
     pub seen: Seen,
     /// There is more to read: see [`Wanted::pause`] and [`Wanted::most`].
     pub paused: bool,
-    /// The log was followed and became shorter: what came after is not known.
+    /// The log was truncated or replaced, so output after that is unknown.
     pub cut: bool,
-    /// The positions in both streams of the first bytes that were wanted, or that came behind what is gone.
+    /// The positions in both streams of the first requested bytes, or of the first bytes that a ring still had.
     pub begin: [u64; 2],
     pub ring: Option<Ring>,
 }
 
-/// What takes a job's output: which stream, and the bytes.
+/// Receives a job's output: the stream, and the bytes.
 pub type Sink<'a> = dyn FnMut(Stream, &[u8]) -> Result<(), Failure> + 'a;
 
-/// The positions in both streams, and in which files they are.
+/// The positions in both streams, and the inodes of the files that they belong to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct At {
     pub(super) out: u64,
@@ -210,14 +212,14 @@ pub struct At {
     pub(super) inodes: [u64; 2],
 }
 
-/// How far a log has been read: from here it can be gone on with.
+/// How far a log has been read, so that a later call can continue there.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
-    /// None before the host has said where it begins.
+    /// `None` until the host has said where the output begins.
     at: Option<At>,
     out: Skip,
     err: Skip,
-    /// Where it began in both streams.
+    /// The positions in both streams at which the output began.
     begin: [u64; 2],
 }
 
@@ -338,13 +340,13 @@ impl Listener for Reading<'_> {
     }
 
     fn farewell(&mut self, ending: &Ending) -> Option<&'static str> {
-        // Where there is no job, no script follows it.
+        // If there is no job, the script has ended by itself.
         let follows = self.wanted.follow && *ending != Ending::Whole;
         (follows && !self.pausing).then_some(QUIT)
     }
 }
 
-/// Reads a job's output; where `progress` is of an earlier call, what came after that.
+/// Reads a job's output, and continues an earlier call if `progress` is that of one.
 pub fn read(
     host: &str,
     shell: &mut dyn Shell,
@@ -353,7 +355,7 @@ pub fn read(
     sink: &mut Sink<'_>,
 ) -> Result<Read, Failure> {
     let script = Script::tail(wanted, progress.at.or(wanted.from.positions()).as_ref())?;
-    // The sink is borrowed anew, since a Reading needs one lifetime for all of its references.
+    // The sink is reborrowed, since a `Reading` needs one lifetime for all of its references.
     let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
     let mut reading = Reading {
         host,
@@ -386,14 +388,14 @@ pub fn read(
 }
 
 impl Script {
-    /// Passes a job's output on.
+    /// Transfers a job's output.
     pub(super) fn tail(wanted: &Wanted, resume: Option<&At>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.add_tail(wanted, resume)?;
         Ok(script)
     }
 
-    /// The same as the last part of a script about jobs.
+    /// Adds this as the last part of a script about jobs.
     pub(super) fn add_tail(&mut self, wanted: &Wanted, resume: Option<&At>) -> Result<(), Failure> {
         let streams = match (wanted.out, wanted.err) {
             (true, false) => "out",

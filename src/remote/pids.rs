@@ -1,4 +1,4 @@
-//! The script that tells which processes a job has.
+//! The script that lists a job's processes.
 
 use super::answer::{garbage, hear, patience};
 use super::script::{Script, file};
@@ -6,7 +6,7 @@ use super::seen::{Seen, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 
-/// How a job stands, and the numbers of the processes of its group: none once its first process has ended. `place`: see
+/// A job's state, and the pids of its process group; none once its first process has ended. `place`: see
 /// [`super::signal::JobPlan::job_dir`].
 pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec<u32>), Failure> {
     let script = Script::pids(place)?;
@@ -29,7 +29,7 @@ pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec
 }
 
 impl Script {
-    /// Says which processes a job has.
+    /// Lists a job's processes.
     pub(super) fn pids(place: &str) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("pids"));

@@ -1,6 +1,6 @@
-# Tells which processes a job has.
+# Lists a job's processes.
 
-# in_group PGID : tells the number of every process of that group that has not ended.
+# in_group PGID : reports the number of each process of that group that has not ended.
 in_group() {
 	if [ "$rs_system" = Linux ]; then
 		for rs_entry in /proc/[0-9]*; do
@@ -15,8 +15,8 @@ in_group() {
 	fi
 } 2>/dev/null
 
-# pids INDEX PLACE : how the job there stands, and its processes if its first one is there: only then is the number of
-# its group certainly its own.
+# pids INDEX PLACE : reports the job's state, and its processes if its first one still runs: only then does the number
+# of the group certainly belong to the job.
 pids() {
 	place "$2"
 	! enter "$dir" || look

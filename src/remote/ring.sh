@@ -1,14 +1,15 @@
-# The spool of a job with --log-max. Its output is in files as that of a foreground job (spool.sh), but nobody waits for a
-# reader: the oldest file is removed as soon as the rest holds what is to be kept. Runs in the supervisor, before the job.
+# The spool of a job with --log-max. Its output is stored in files like that of a job in the foreground (spool.sh), but
+# does not wait for a reader: the oldest file is removed as soon as the rest holds the number of bytes to keep. Runs in
+# the supervisor, started before the job.
 # Given by the client: rs_keep, how many bytes of each stream are kept; rs_ring, the same as users write it.
 #
-# With U = min(rs_keep / 4, 1 MB), a dd takes U/8, or 4 kB if that is more, and a file is complete with U/2. So there are
-# fewer than rs_keep + U bytes at any time.
-# STREAM.gone holds the position of the first byte that is kept, and the number of newlines before it. STREAM.lost tells that
-# the disk was full, and some bytes are missing. STREAM.busy is a FIFO that a spooler and its dd hold open.
+# With U = min(rs_keep / 4, 1 MB), a dd reads U/8, or 4 kB if that is more, and a file is complete at U/2. So there are
+# fewer than rs_keep + U bytes at any time. STREAM.gone holds the position of the first byte that is kept, and the
+# number of newlines before it. STREAM.lost exists if the disk was full and some bytes are missing. STREAM.busy is a
+# FIFO that a spooler and its dd hold open.
 
-# rs_hold_pipes : holds both ends of the pipes for the job's life: it gets no SIGPIPE when a spooler is killed, and one that
-# begins late finds what it wrote.
+# rs_hold_pipes : holds both ends of the pipes open while the job runs: the job gets no SIGPIPE when a spooler is
+# killed, and a spooler that starts late finds what the job wrote.
 rs_hold_pipes() {
 	exec 3<>out.pipe
 	if [ -p err.pipe ]; then
@@ -19,8 +20,8 @@ rs_hold_pipes() {
 	fi
 }
 
-# rs_let_go : after the job's end, closes them once each spooler has opened its own, unless it was killed or has no room for
-# the file that says so.
+# rs_let_go : after the job's end, closes the pipes once each spooler has opened its own. Does not wait for a spooler
+# that was killed, nor forever for one that can't create the file that says so.
 rs_let_go() {
 	rs_tries=0
 	for rs_one in $rs_takers; do
@@ -37,7 +38,7 @@ rs_note() {
 	printf '%s %s\n' "$2" "$rs_lines" >"$1.gone.new" && mv -f "$1.gone.new" "$1.gone"
 }
 
-# rs_drop STREAM FILE NEXT : removes the oldest file. The record comes first, unless there is no room for it.
+# rs_drop STREAM FILE NEXT : removes the oldest file. Records that first, unless there is no room for the record.
 rs_drop() {
 	rs_new=$(wc -l <"$1.$2")
 	rs_lines=$((rs_lines + ${rs_new:-0})) rs_noted=
@@ -46,15 +47,16 @@ rs_drop() {
 	[ -n "$rs_noted" ] || rs_note "$1" "$3"
 }
 
-# rs_fill STREAM : spools standard input to its end, behind what is there.
+# rs_fill STREAM : spools standard input to its end, after the data that is stored already.
 rs_fill() {
-	# Without rs_tend, nobody reads what dd says. It must write all the same what it has read.
+	# If rs_tend is gone, nothing reads dd's messages, but dd must still write what it has read.
 	trap '' PIPE
 	rs_name=$1 rs_gone=0 rs_lines=0
 	rs_unit=$((rs_keep < 4194304 ? rs_keep / 4 : 1048576))
 	rs_blocks=$((rs_unit < 32768 ? 1 : rs_unit / 32768))
 	[ ! -s "$1.gone" ] || read -r rs_gone rs_lines <"$1.gone"
-	# The numbers of its files, in order. Those before were to be removed when a spooler died.
+	# The numbers of the stream's files, in order. A spooler that died may have left files before these, which were to
+	# be removed.
 	set --
 	rs_at=-1
 	while
@@ -79,12 +81,12 @@ rs_fill() {
 			rs_at=$rs_end
 			set -- "$@" "$rs_at"
 		fi
-		# It writes at once whatever it reads. Small blocks, since a job's short lines are a block each.
+		# dd writes at once what it reads. The blocks are small, since a short line of the job is a block of its own.
 		# shellcheck disable=SC2069 # what it says on standard error is not for the file
 		dd bs=4096 count="$rs_blocks" 2>&1 >>"$rs_name.$rs_at"
 		rs_code=$?
 		rs_sum "$rs_name.$rs_at"
-		# If ls was killed, another spooler measures again.
+		# If ls was killed, let another spooler measure again.
 		if [ "$rs_total" -lt $((rs_end - rs_at)) ] || { [ "$rs_total" -eq 0 ] && [ -s "$rs_name.$rs_at" ]; }; then
 			exit
 		elif [ "$rs_code" -eq 0 ] && [ "$rs_total" -eq $((rs_end - rs_at)) ]; then
@@ -101,9 +103,9 @@ rs_fill() {
 			(rs_tend "$rs_name") >/dev/null 2>&1 &
 			exit
 		fi
-		# Killed by a signal, so not for lack of room.
+		# Killed by a signal, so the disk is not full.
 		[ "$rs_code" -lt 128 ] || continue
-		# What dd had read is lost. So try with zeros whether there is room before it reads again.
+		# What dd had read is lost. So use zeros to test whether there is room before it reads again.
 		[ -e "$rs_name.lost" ] || mv -f "$rs_name.spare" "$rs_name.lost"
 		until dd if=/dev/zero bs=4096 count="$rs_blocks" >"$rs_name.spare"; do
 			[ -p "$rs_name.pipe" ] || exit
@@ -118,26 +120,26 @@ rs_fill() {
 	done
 }
 
-# rs_tend STREAM : spools the pipe on descriptor 6 until its end, or until the directory is gone; starts a spooler again that
-# was killed.
+# rs_tend STREAM : spools the pipe on descriptor 6 until its end, or until the directory is gone. Restarts a spooler
+# that was killed.
 rs_tend() {
 	rs_tender=$(exec /bin/sh -c 'echo "$PPID"')
 	until [ -e "$1.end" ] || [ ! -p "$1.pipe" ]; do
-		# Opened here and at once, since the directory may be removed at any time.
+		# Opened here, and at once, since the directory may be removed at any time.
 		exec 4<>"$1.busy"
 		exec 7<"$1.busy"
 		(rs_fill "$1") <&6 >&4 4>&- 7<&- &
 		exec 4>&-
-		# To the end of the spooler and of its dd, which may outlive it.
+		# Wait for the end of the spooler and of its dd, which may outlive it.
 		while read -r rs_line; do :; done <&7
 		exec 7<&-
 		[ -e "$1.end" ] || sleep 0.1 || sleep 1
 	done
-	# Without its directory, the job must not block.
+	# The job must not block if its directory is gone.
 	[ -e "$1.end" ] || ! kill -0 $$ || exec cat <&6
 }
 
-# rs_take_ring STREAM : the same from the beginning.
+# rs_take_ring STREAM : does the same from the beginning, for the stream's pipe.
 rs_take_ring() {
 	rs_clean
 	exec 6<"$1.pipe" 3>&- 4>&-

@@ -1,4 +1,4 @@
-//! Renders a script: the shell files of this folder, with their values quoted, in one frame.
+//! Renders a script: the shell files of this directory, with their values quoted, in one frame.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -7,7 +7,7 @@ use crate::connection::Primer;
 use crate::error::{Failure, Kind};
 use crate::job;
 
-/// A file of this folder.
+/// The text of a shell file of this directory.
 macro_rules! file {
     ($name:literal) => {
         include_str!(concat!($name, ".sh"))
@@ -15,19 +15,18 @@ macro_rules! file {
 }
 pub(super) use file;
 
-/// The marker of one script's answer: 128 random bits, which neither a login's chatter nor a job can know.
+/// The marker of one script's answer: 128 random bits, which neither the login's output nor a job can know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nonce(String);
 
 impl Nonce {
-    /// As text.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The files that scripts share, each behind those that it uses. They define functions, and set nothing but names with
-/// `rs_`, so that a shell can be given all of them before there is a script.
+/// The files that scripts share, each after those that it uses. They only define functions and set variables that begin
+/// with `rs_`, so a shell can be given all of them before its first script.
 const SHARED: [&str; 7] = [
     file!("frame"),
     file!("host"),
@@ -37,14 +36,14 @@ const SHARED: [&str; 7] = [
     file!("look"),
     file!("deliver"),
 ];
-/// How many of them a script needs that starts a job.
+/// Number of shared files that a script needs to start a job.
 pub(super) const TO_START: usize = 5;
-/// How many of them one about jobs needs.
+/// Number of shared files that a script about existing jobs needs.
 pub(super) const ABOUT_JOBS: usize = 6;
-/// And one that signals them.
+/// Number of shared files that a script needs to signal jobs.
 pub(super) const TO_SIGNAL: usize = 7;
 
-/// What a shell is given while it waits for its script.
+/// The shared functions, sent to a shell while it waits for its first script.
 pub fn primer() -> Primer {
     let files = SHARED.iter().copied().flat_map(stripped);
     let text = b"{\n"
@@ -53,11 +52,14 @@ pub fn primer() -> Primer {
         .chain(files)
         .chain(*b"rs_prepare\n}\n")
         .collect();
-    Primer { text, mark: PRIMED }
+    Primer {
+        text,
+        mark: PRIMER_MARK,
+    }
 }
 
-/// Tells what this rsig's shells are given ahead from what another one's are: FNV-1a of the files.
-const PRIMED: u64 = {
+/// Identifies the shared functions of this version of rsig: FNV-1a of the files.
+const PRIMER_MARK: u64 = {
     let (mut hash, mut file) = (0xcbf2_9ce4_8422_2325_u64, 0);
     while file < SHARED.len() {
         let (bytes, mut at) = (SHARED[file].as_bytes(), 0);
@@ -73,30 +75,31 @@ const PRIMED: u64 = {
 /// How a script runs in its shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// In a subshell without input: what it changes is gone when it ends, and the shell is as good as before.
+    /// In a subshell without input: its changes are discarded when it ends, so the shell can be used again.
     Pooled,
-    /// The same with the shell's input, which it has read to an agreed line when it succeeds.
+    /// The same, but with the shell's input. If it succeeds, it has read that to an agreed last line.
     Stream,
-    /// In the shell itself, as its last script: input that is left over would be taken for commands.
+    /// In the shell itself, as its last script: any input left over would be run as commands.
     Last,
 }
 
-/// A script on its way to being sent.
+/// A script that is being put together.
 pub struct Script {
-    /// How many of the shared files it needs.
+    /// Number of shared files that it needs.
     pub(super) needs: usize,
     pub(super) body: Vec<u8>,
     nonce: Nonce,
     pub(super) form: Form,
-    /// What its shell does before it, and remembers for later ones.
+    /// Commands that its shell runs before it, and whose effects stay for later scripts.
     pub(super) ahead: &'static str,
 }
 
-/// `( ... )` is no process of its own in ksh93 until a limit is set: a signal to the script would end the shell.
+/// In ksh93, `( ... )` is a separate process only once a limit is set in it. Without that, a signal to the script would
+/// end the shell.
 const OWN_PROCESS: &str = r#"case ${KSH_VERSION-} in *93*) ulimit -t "$(ulimit -t)" ;; esac"#;
 
 impl Script {
-    /// A script that uses the first few of the shared files.
+    /// A script that uses the first `needs` of the shared files.
     pub(super) fn begin(needs: usize) -> Result<Self, Failure> {
         let mut script = Self {
             needs,
@@ -109,12 +112,12 @@ impl Script {
         Ok(script)
     }
 
-    /// Has the directory of all jobs elsewhere than in the home.
+    /// Sets the directory of all jobs, if it is not the default in the home directory.
     pub(super) fn set_base(&mut self, jobs_dir: Option<&str>) -> Result<(), Failure> {
         jobs_dir.map_or(Ok(()), |dir| self.set("rs_base", dir))
     }
 
-    /// Adds a file, without what only its readers need.
+    /// Adds a file without comments and indentation.
     pub(super) fn include(&mut self, file: &str) {
         self.body.extend_from_slice(&stripped(file));
     }
@@ -127,7 +130,7 @@ impl Script {
         Ok(())
     }
 
-    /// Adds a call of one of the files' functions.
+    /// Adds a call of a function.
     pub(super) fn call(&mut self, function: &str, arguments: &[&str]) -> Result<(), Failure> {
         self.body.extend_from_slice(function.as_bytes());
         for argument in arguments {
@@ -138,7 +141,7 @@ impl Script {
         Ok(())
     }
 
-    /// The beginning of a file that is no script of its own: of a shell that a script starts.
+    /// The beginning of a file that a script writes, to be run by another shell.
     pub(super) fn file_of_its_own() -> Self {
         Self {
             needs: 0,
@@ -149,18 +152,17 @@ impl Script {
         }
     }
 
-    /// The marker of its answer.
     pub fn nonce(&self) -> &Nonce {
         &self.nonce
     }
 
-    /// What to send to a shell; `primed` if the shell has been given the shared files before.
+    /// The text to send to a shell. `primed` is the mark of the shared files that the shell was given before.
     ///
-    /// One compound command, which the shell has read whole before it runs any of it, so nothing in it can take the
-    /// rest of it from standard input.
+    /// It is one compound command. The shell reads it whole before it runs any of it, so nothing in it can consume the
+    /// rest from standard input.
     pub fn text(&self, primed: Option<u64>) -> Vec<u8> {
         let nonce = self.nonce.as_str();
-        let primed = primed == Some(PRIMED);
+        let primed = primed == Some(PRIMER_MARK);
         let begin = match self.form {
             Form::Last => format!("{{\nrs_nonce={nonce}\n"),
             Form::Pooled | Form::Stream => {
@@ -183,13 +185,13 @@ impl Script {
         text
     }
 
-    /// What the shell prints when it is ready for the next script; `None` for a script that is its last.
+    /// What the shell prints when it is ready for the next script; `None` if this script is its last.
     pub fn done(&self) -> Option<String> {
         (self.form != Form::Last).then(|| format!("\x01{} done\n", self.nonce.as_str()))
     }
 }
 
-/// A shell file without indentation and comment lines: some shells read a script byte by byte.
+/// A shell file without indentation, comment lines and empty lines: some shells read a script byte by byte.
 fn stripped(file: &str) -> Vec<u8> {
     let lines = file
         .lines()
@@ -202,7 +204,7 @@ fn stripped(file: &str) -> Vec<u8> {
         .collect()
 }
 
-/// A value as a word of the shell, in single quotes where it needs any.
+/// A value as a word of the shell, in single quotes if needed.
 pub(super) fn quoted(value: &OsStr) -> Result<Vec<u8>, Failure> {
     shlex::bytes::try_quote(value.as_bytes())
         .map(std::borrow::Cow::into_owned)
@@ -225,7 +227,7 @@ impl Script {
     }
 }
 
-/// A yes or no for a script.
+/// A boolean as an argument for a script.
 pub(super) fn flag(on: bool) -> &'static str {
     if on { "1" } else { "0" }
 }

@@ -9,18 +9,18 @@ use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
 
-/// The longest line that a host passes on, in bytes; see search.sh.
+/// Maximum length of a line that a host sends, in bytes; see search.sh.
 const LINE_MAX: usize = 1 << 20;
 
-/// A job whose output is searched.
+/// A job whose output is to be searched.
 pub struct Search {
     /// See [`crate::job::Record::job_dir`].
     pub place: String,
-    /// How far both streams were searched before.
+    /// The positions in both streams up to which they were searched before.
     pub at: [u64; 2],
 }
 
-/// A line that was searched for.
+/// A line that matches.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub stream: Stream,
@@ -28,11 +28,11 @@ pub struct Found {
     pub line: Vec<u8>,
 }
 
-/// What came of searching one job's output.
+/// The result of searching one job's output.
 pub enum Searched {
-    /// No line yet: so far both streams were searched.
+    /// No line yet; the positions in both streams up to which they were searched.
     Open([u64; 2]),
-    /// How the job stands; it is searched to its end, or can't be, where no line was found.
+    /// The job's state, and the line. Without a line, the output was searched to its end, or can't be searched.
     Over(Seen, Option<Found>),
 }
 
@@ -40,7 +40,7 @@ struct Searching<'a> {
     host: &'a str,
     seen: Vec<Option<Seen>>,
     open: Vec<Option<[u64; 2]>>,
-    /// The job whose line comes.
+    /// The job whose line follows as data, and that line.
     found: Option<(usize, Found)>,
     refused: Option<String>,
 }
@@ -92,8 +92,8 @@ impl Listener for Searching<'_> {
     }
 }
 
-/// Searches the output of jobs for a line that matches an extended regular expression, for `time` at most or until one
-/// is found. Gives what came of each job.
+/// Searches the output of jobs for a line that matches an extended regular expression, until one is found or for `time`
+/// at most. Returns the result for each job.
 pub fn search(
     host: &str,
     shell: &mut dyn Shell,
@@ -120,7 +120,8 @@ pub fn search(
         let message = format!("{host}: the regular expression can't be used there: {why}");
         return Err(Failure::new(Kind::Failed, message));
     }
-    // Each line has its end, unless it is cut short. None: the part of the log that it was in has just been removed.
+    // A line ends in a newline, unless it is cut short. It is empty if the part of the log that held it was removed in
+    // the meantime.
     let found = searching.found.take_if(|(_, found)| !found.line.is_empty());
     let (index, found) = found.unzip();
     let mut found = found.map(|mut found| {

@@ -1,17 +1,17 @@
 # Searches the output of jobs for a line, with stream.sh.
 # Given by the client: regex, an extended regular expression.
 
-# The most that is searched of a stream at a time. A longer line is searched in pieces.
+# The maximum that is searched of a stream at once, in bytes. A longer line is searched in pieces.
 search_max=67108864
 
-# search INDEX PLACE OUT ERR : adds a job to search, from these positions in its streams on.
+# search INDEX PLACE OUT ERR : adds a job to search, starting at these positions of its streams.
 search() {
 	place "$2"
 	eval "dir_$1=\$dir out_$1=\$3 err_$1=\$4 out_seen_$1='' err_seen_$1=''"
 	left="$left $1"
 }
 
-# can_search : sets search to the options of grep, or reports why it can't take the expression.
+# can_search : sets search to grep's options, or reports why grep rejects the expression.
 can_search() {
 	for search in -aE -E; do
 		why=$(grep "$search" -e "$regex" </dev/null 2>&1)
@@ -21,7 +21,7 @@ can_search() {
 	rs_end
 }
 
-# pass STREAM FROM SIZE : in a subshell, copies that part of a stream. Where files of a ring are gone, a newline is added.
+# pass STREAM FROM SIZE : in a subshell, copies that part of a stream. Adds a newline where files of a ring are gone.
 pass() {
 	reach "$1" "$2" 8 || exit 1
 	{
@@ -30,7 +30,7 @@ pass() {
 			after "$1" "$at"
 			[ -n "$next" ]
 		do
-			# The oldest go first: while this one is there, the next one is its own.
+			# The oldest files are removed first: while this one exists, so does the one after it.
 			[ ! -e ring ] || [ -e "$1.$at" ] || echo
 			at=$next
 			cat "$1.$next" 2>/dev/null
@@ -38,22 +38,23 @@ pass() {
 	} | head -c "$3"
 }
 
-# scan INDEX STREAM : searches what is new of a stream, and its unfinished last line again. Succeeds if a line matches; then
-# `pass` with these from and size copies the part that it is in. Else sets from to where to go on, and more if that is at
-# once.
+# scan INDEX STREAM : searches the new part of a stream, and its unfinished last line again. Succeeds if a line matches;
+# then `pass` with from and size as set here copies the part with the match. Otherwise sets from to where to continue,
+# and more if the rest can be searched at once.
 scan() {
 	kept "$2"
 	seen=''
 	eval "from=\$${2}_$1 seen=\$${2}_seen_$1"
 	[ "$last" != "$seen" ] || return 1
-	# What was there is gone, or the log was cut short.
+	# That part is gone, or the log was truncated.
 	[ "$from" -ge "$first" ] && [ "$from" -le "$last" ] || from=$first
 	size=$((last - from)) part=
 	[ "$size" -gt 0 ] || return 1
 	if [ "$size" -gt "$search_max" ]; then
 		size=$search_max part=1
 	fi
-	# Backwards in growing windows to where the last line begins. The letter shows whether it is empty.
+	# Look backwards in growing windows for the beginning of the last line. The added letter shows whether that line is
+	# empty.
 	window=4096 rest=0
 	while :; do
 		[ "$window" -le "$size" ] || window=$size
@@ -65,7 +66,7 @@ scan() {
 		window=$((window * 16))
 	done
 	if [ -n "$part" ]; then
-		# There is more of the last line.
+		# The last line continues after this part.
 		[ "$rest" -lt "$size" ] || rest=0
 		size=$((size - rest)) rest=0 more=1
 	else
@@ -74,22 +75,22 @@ scan() {
 	fresh=1
 	! pass "$2" "$from" "$size" | grep -q "$search" -e "$regex" 2>/dev/null || return 0
 	window=$((from + size - window)) from=$((from + size - rest))
-	# If that was removed meanwhile, all that is here now is new.
+	# If that part was removed meanwhile, everything that is stored now is new.
 	[ ! -e ring ] || kept "$2"
 	[ "$first" -le "$window" ] || from=$first
 	eval "${2}_$1=\$from"
 	return 1
 }
 
-# scan_job INDEX : looks at a job and searches its output. Sets hit if a line matches; else the job stays in left, or is
-# reported if it has ended or can't be searched.
+# scan_job INDEX : looks at a job and searches its output. Sets hit if a line matches. Otherwise the job stays in left,
+# or is reported if it has ended or can't be searched.
 scan_job() {
 	eval "dir=\$dir_$1"
 	if ! enter "$dir"; then
 		report "$1"
 		return
 	fi
-	# Before the read, so that everything written before the end is read.
+	# Check before the read, so that everything written before the end is read.
 	look
 	before=$more more='' whole=
 	! is_written || whole=1
@@ -104,7 +105,7 @@ scan_job() {
 	more=$before$more
 }
 
-# find_line MILLISECONDS : searches until a line is found, no job is left or the time is up.
+# find_line MILLISECONDS : searches until a line is found, no job is left, or the time is up.
 find_line() {
 	can_search
 	elapsed=0 step=5 more='' hit=

@@ -1,4 +1,4 @@
-# Looks at jobs.
+# Reports the states of jobs.
 
 # see INDEX PLACE : reports the job.
 see() {

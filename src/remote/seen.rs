@@ -1,76 +1,76 @@
-//! What a host says of a job: the `job` line that every script gives.
+//! A job's state as reported by its host: the `job` line of every script.
 
 use super::answer::garbage;
 use crate::error::Failure;
 use crate::job::{EndedBy, Epoch, Record, State, now};
 
-/// What a host found of a job.
+/// The state of a job on its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It ended, and its end is recorded.
+    /// The job has ended, and its end is recorded.
     Exited,
-    /// It runs.
+    /// The job runs.
     Running,
-    /// STOP stopped it.
+    /// The job was stopped by STOP.
     Stopped,
-    /// Its process is gone; its supervisor is about to record the end.
+    /// The job's process is gone, and its supervisor is about to record the end.
     Ending,
-    /// Its supervisor is there, or about to be; the job is not yet.
+    /// The supervisor runs or is about to start; the job does not run yet.
     Starting,
-    /// Gone without a recorded end.
+    /// The job is gone without a recorded end.
     Lost,
     /// Recorded by another machine that shares this home directory or this address.
     Elsewhere,
-    /// There is no such job on the host.
+    /// The host has no such job.
     Absent,
-    /// The directory of all jobs is missing, so nothing can be said: its file system may not be mounted.
+    /// The directory of all jobs is missing, so the state is unknown: its file system may not be mounted.
     Away,
-    /// Its directory is a link or writable by other users, so it is not trusted.
+    /// The job's directory is a link or writable by other users, so it is not trusted.
     Foreign,
 }
 
-/// What else there is to say about a job.
+/// An addition to a job's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// Its time limit ended it.
+    /// The job was ended by its time limit.
     TimedOut,
-    /// Its tether ended it: nobody had been in contact for too long.
+    /// The job was ended by its tether: there had been no contact for too long.
     Untied,
-    /// Its time limit or its tether could not end it: it runs as another user.
+    /// The time limit or the tether could not end the job, since it runs as another user.
     Unkept,
-    /// It runs, and its directory is gone.
+    /// The job runs, but its directory is gone.
     NoDirectory,
-    /// Its host or its container has begun again since it started.
+    /// The host or the container has restarted since the job started.
     Rebooted,
 }
 
-/// A host's word on one job.
+/// A host's report on one job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub standing: Standing,
     pub exit_status: Option<u8>,
-    /// When it ended, by the host's clock.
+    /// When the job ended, by the host's clock.
     pub finished_at: Option<Epoch>,
     pub note: Option<Note>,
     pub pid: Option<u32>,
     pub pgid: Option<u32>,
-    /// When it started, by the host's clock.
+    /// When the job started, by the host's clock.
     pub started_at: Option<Epoch>,
-    /// What `uname -s` said where it started.
+    /// The output of `uname -s` where the job started.
     pub os: Option<String>,
     /// See [`Record::birth`], [`Record::boot`] and [`Record::machine`].
     pub birth: Option<String>,
     pub boot: Option<String>,
     pub machine: Option<String>,
-    /// What `uname -n` said where it started.
+    /// The output of `uname -n` where the job started.
     pub node: Option<String>,
 }
 
-/// How long after a start was asked for its job may still turn up on the host, in seconds.
+/// Time after the request in which a starting job may still appear on the host, in seconds.
 const START_LAG: Epoch = 60;
 
 impl Seen {
-    /// Reads the fields behind `job INDEX`.
+    /// Parses the fields after `job INDEX`.
     fn parse(fields: &str) -> Option<Self> {
         let mut words = fields.splitn(12, ' ');
         let mut word = || words.next();
@@ -112,7 +112,7 @@ impl Seen {
         (standing != Standing::Exited || seen.exit_status.is_some()).then_some(seen)
     }
 
-    /// The word of a host that was asked for all its jobs and did not name this one.
+    /// The report for a job that is missing in a host's list of all jobs.
     pub fn absent() -> Self {
         Self {
             standing: Standing::Absent,
@@ -132,7 +132,7 @@ impl Seen {
 
     /// The state to show for the job, whose record is `record`.
     pub fn state(&self, record: &Record) -> State {
-        // A host may have said when that was.
+        // `created_at` may come from a host, so the difference may be out of range.
         let is_new = || now().saturating_sub(record.created_at) < START_LAG;
         match self.standing {
             Standing::Exited => State::Exited,
@@ -146,7 +146,7 @@ impl Seen {
         }
     }
 
-    /// Takes what the host said into the record. Where the host can't tell, the last known state stays.
+    /// Updates the record. If the host can't tell the state, the last known one stays.
     pub fn update(&self, record: &mut Record) {
         let state = self.state(record);
         record.checked_at = Some(now());
@@ -182,7 +182,7 @@ impl Seen {
     }
 }
 
-/// A field, `-` where it is not known; `None` where it is malformed.
+/// Parses a field: `Some(None)` for `-` (not known), `None` if it is malformed.
 #[allow(
     clippy::option_option,
     reason = "malformed and not known are two things"
@@ -195,7 +195,7 @@ pub(super) fn optional<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     }
 }
 
-/// One of the words that stand before a path in [`Record::job_dir`].
+/// Parses one of the words before a path in [`Record::job_dir`].
 #[allow(
     clippy::option_option,
     reason = "malformed and not known are two things"
@@ -214,7 +214,7 @@ pub fn indexed(line: &str, jobs: usize) -> Option<(&str, usize, &str)> {
     Some((word, index, words.next().unwrap_or_default()))
 }
 
-/// Reads a `job` line of a script about `jobs` jobs.
+/// Parses a `job` line of a script about `jobs` jobs.
 pub fn job_line(host: &str, line: &str, jobs: usize) -> Result<(usize, Seen), Failure> {
     indexed(line, jobs)
         .filter(|(word, ..)| *word == "job")

@@ -1,4 +1,4 @@
-//! The script that appends to the input of a job.
+//! The script that appends to a job's input.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,36 +12,36 @@ use crate::connection::Shell;
 use crate::error::Failure;
 use crate::escape::printable;
 
-/// What is appended.
+/// The data to append.
 pub enum Data {
-    /// A few bytes, none of them NUL: they are part of the script.
+    /// A few bytes, none of them NUL: sent as part of the script.
     Text(Vec<u8>),
-    /// They follow the script.
+    /// Sent after the script.
     Input(Input),
 }
 
-/// One sending.
+/// One append to a job's input.
 pub struct Sending<'a> {
     /// See [`crate::job::Record::job_dir`].
     pub place: &'a str,
     /// The same for every attempt: the host appends nothing twice for one claim.
     pub claim: &'a str,
     pub data: &'a Data,
-    /// The input ends behind it.
+    /// The input ends after the data.
     pub eof: bool,
 }
 
-/// What came of it.
+/// The result of an append.
 pub enum Answer {
-    /// It is in the job's input.
+    /// The data is in the job's input.
     Sent,
-    /// The job's input has ended.
+    /// The job's input had already ended.
     Closed,
-    /// The job has no input that can be sent to.
+    /// The job has no input that can be appended to.
     Never,
-    /// It could not be written.
+    /// The data could not be written.
     Refused(String),
-    /// The job has ended, or can't be looked at.
+    /// The job has ended, or its state can't be determined.
     State(Seen),
 }
 

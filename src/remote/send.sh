@@ -1,11 +1,12 @@
-# Appends to the input of a job that `rsig send` gives it (spool.sh), exactly once.
-# Given by the client: claim, the same for every attempt of one sending; text, or size, the number of bytes that the client
+# Appends to the input of a job that gets it by `rsig send` (spool.sh), exactly once.
+# Given by the client: claim, the same for every attempt of one send; text, or size, the number of bytes that the client
 # sends when asked; eof, 1 if the input ends there.
 #
-# What is to be appended is written to a file of its own. Then one line in in.last decides, under the job's lock: that this
-# file comes next in the input. Whoever has the lock carries out what was decided last, so a sender may die at any point.
+# The data is first written to a file of its own. Then one line in in.last, written under the job's lock, decides that
+# this file comes next in the input. The next holder of the lock completes the last decision, so a sender may die at any
+# point.
 
-# redo : carries out what was decided last. Sets next to where the input ends.
+# redo : completes the last decision. Sets next to the position of the input's end.
 redo() {
 	next=0
 	[ -s in.last ] || return 0
@@ -18,7 +19,7 @@ redo() {
 	: >"put.$last_claim"
 } 2>/dev/null
 
-# is_put : succeeds if an earlier attempt was decided.
+# is_put : succeeds if in.last has named an earlier attempt with the same claim.
 is_put() {
 	[ ! -e "put.$claim" ] || return 0
 	[ -s in.last ] && read -r last_claim last_file <in.last && [ "$last_claim" = "$claim" ]
@@ -37,7 +38,7 @@ write_new() {
 	fi
 }
 
-# put : appends the file to the input, with the lock held.
+# put : with the lock held, appends the file to the input.
 put() {
 	why='what was sent before could not be appended'
 	redo || return
@@ -51,8 +52,8 @@ put() {
 	redo || :
 }
 
-# send PLACE : answers `sent`, `closed`, `never` (the job has no such input) or `refused` and why, or reports the job if it
-# has ended or can't be looked at.
+# send PLACE : answers `sent`, `closed`, `never` (the job has no such input) or `refused` and why, or reports the job if
+# it has ended or its state can't be determined.
 send() {
 	place "$1"
 	dir_0=$dir
@@ -111,7 +112,7 @@ send() {
 	[ "$why" = sent ] || rm -f "$new" "$new.last"
 }
 
-# tidy : runs after the answer. An attempt is not repeated after a day.
+# tidy : runs after the answer. Removes old claims: an attempt is not repeated after a day.
 tidy() {
 	settle
 	set -- put.*

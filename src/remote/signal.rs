@@ -1,4 +1,4 @@
-//! The script that signals jobs and waits for their end.
+//! The script that signals jobs and waits for them to end.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ pub struct Attempt {
     /// The same for every attempt of one delivery: the host sends nothing twice for one claim.
     pub claim: String,
     pub signal: Signal,
-    /// If the job is stopped, it gets CONT after the signal, so that it can act on it.
+    /// If the job is stopped, send CONT after the signal, so that the job can act on it.
     pub wake: bool,
     /// An earlier attempt may have sent it.
     pub retry: bool,
 }
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptResult {
     Sent,
@@ -30,14 +30,14 @@ pub enum AttemptResult {
     Gone,
     /// The job's processes belong to another user.
     Denied,
-    /// An earlier attempt has the claim and never said what came of it.
+    /// An earlier attempt has the claim but did not record its result.
     Unconfirmed,
 }
 
 /// What one script does for a job.
 #[derive(Debug)]
 pub struct JobPlan {
-    /// The job's directory on its host, or its id if that is not known.
+    /// The job's directory on its host, or its id if the directory is not known.
     pub job_dir: String,
     pub target: Target,
     /// What to send at once.
@@ -50,26 +50,26 @@ pub struct JobPlan {
 #[derive(Debug, Default)]
 pub struct Plan {
     pub jobs: Vec<JobPlan>,
-    /// How long to wait for all jobs, if at all.
+    /// Time to wait for all jobs; `None` for no wait.
     pub wait: Option<Duration>,
     pub then_wait: Duration,
 }
 
-/// What a host says of a job while a plan is carried out.
+/// A host's answer about a job while a plan is carried out.
 pub enum Answer {
-    /// What came of the first or the second signal.
+    /// The result of the first or the second signal.
     Result(AttemptResult),
     /// The state of the job.
     State(Seen),
-    /// How many of the job's processes are there, whether or not its first one is.
+    /// Number of the job's processes, whether or not the first one still runs.
     Processes(u32),
-    /// There is no awk, so the job's processes can't be told apart.
+    /// The host has no awk, so the job's processes can't be identified.
     LacksAwk,
-    /// Environments can't be read: only the job's session and the children of its processes could be found.
+    /// Environments can't be read, so only the processes of the job's session and their children could be found.
     LinksOnly,
 }
 
-/// Carries out a plan on a host. Each answer is passed on with its job's index as it comes.
+/// Carries out a plan on a host. Each answer is passed on with its job's index as it arrives.
 pub fn carry_out(
     host: &str,
     shell: &mut dyn Shell,
@@ -77,7 +77,8 @@ pub fn carry_out(
     on_answer: &mut dyn FnMut(usize, Answer),
 ) -> Result<(), Failure> {
     let script = Script::signal(plan)?;
-    // Where nothing is sent, another shell can be asked the same: soon, if this one may hang without a word.
+    // If nothing is sent, another shell can run the same script: after a short timeout if this one may hang without
+    // output.
     let sends = |job: &JobPlan| job.first.is_some() || job.then.is_some();
     let answer = if shell.may_hang() && !plan.jobs.iter().any(sends) {
         patience() / 2
@@ -86,7 +87,7 @@ pub fn carry_out(
     };
     let patience = (plan.wait.unwrap_or_default() + plan.then_wait) * 2 + answer;
     let jobs = plan.jobs.len();
-    let mut told = vec![false; jobs];
+    let mut reported = vec![false; jobs];
     let mut listener = |line: &str| {
         let malformed = || garbage(host, line.as_bytes());
         let (index, answer) = match indexed(line, jobs) {
@@ -101,8 +102,8 @@ pub fn carry_out(
             Some(("lacks", index, _)) => (index, Answer::LacksAwk),
             _ => {
                 let (index, seen) = job_line(host, line, jobs)?;
-                if let Some(told) = told.get_mut(index) {
-                    *told = true;
+                if let Some(reported) = reported.get_mut(index) {
+                    *reported = true;
                 }
                 (index, Answer::State(seen))
             }
@@ -117,8 +118,8 @@ pub fn carry_out(
         Some(patience),
         &mut listener as &mut dyn Listener,
     )?;
-    // Every script gives the state of each job, at its end at the latest.
-    if told.contains(&false) {
+    // Every script reports the state of each job, at its end at the latest.
+    if reported.contains(&false) {
         return Err(garbage(host, b"nothing about the job"));
     }
     Ok(())
@@ -135,7 +136,7 @@ fn result(word: &str) -> Option<AttemptResult> {
 }
 
 impl Script {
-    /// Signals jobs and waits for them.
+    /// Sends signals to jobs and waits for the jobs to end.
     pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.needs = TO_SIGNAL;
@@ -175,7 +176,7 @@ impl Script {
         Ok(script)
     }
 
-    /// Adds a call that sends a signal, with these words before it.
+    /// Adds a call that sends a signal, with the words `before` in front of it.
     fn send(
         &mut self,
         before: &[&str],

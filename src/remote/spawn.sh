@@ -1,10 +1,11 @@
 # Starts a job: creates its directory and files, detaches its supervisor and reports the result.
-# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (the number of
-# bytes of input, or empty), rs_given (the names of the job's own variables), rs_stays (not empty if the job starts in this
-# shell's directory), rs_ring (ring.sh), rs_fifos (its pipes), and rs_more (`next` if stream.sh follows, or empty). All names
-# begin with rs_: an assignment to a variable that the login exports would change the job's environment.
+# Given by the client: rs_id rs_meta rs_cookie rs_job rs_supervise, rs_timeout (seconds, or empty), rs_size (the number
+# of bytes of input, or empty), rs_given (the names of the job's own variables), rs_stays (not empty if the job starts
+# in this shell's directory), rs_ring (ring.sh), rs_fifos (its FIFOs), and rs_more (`next` if stream.sh follows, or
+# empty). All names begin with rs_: an assignment to a variable that the login exports would change the job's
+# environment.
 
-# rs_refuse KIND TEXT : reports that nothing was started, and leaves nothing behind.
+# rs_refuse KIND TEXT : reports that nothing was started, and removes what was created.
 rs_refuse() {
 	trap - EXIT
 	if [ -n "$rs_made" ]; then
@@ -19,17 +20,17 @@ rs_refuse() {
 	rs_end
 }
 
-# rs_give_up : runs when the shell dies, as when it can't fork. Nothing here needs a fork.
+# rs_give_up : runs when the shell dies, for example because it can't fork. Nothing in it needs a fork.
 rs_give_up() {
 	rs_say refused start "no further process could be started there"
 	rs_mark end
 	cd / && exec rm -rf "${rs_made:-$rs_base/$rs_id}"
 }
 
-# rs_restore : writes rs_become, a function that executes a program in the restored environment (environ.sh).
+# rs_restore : writes rs_become, a function that executes a program in the restored environment (environ.sh), to a file.
 rs_restore() {
 	rs_restores || return
-	# What the shell remembers may be about variables that the job has of its own.
+	# The remembered arguments may be about variables that the job sets itself.
 	for rs_name in $rs_given; do
 		case "$rs_words " in
 		*"-u $rs_name "* | *"$rs_name="*) rs_words='' ;;
@@ -37,14 +38,14 @@ rs_restore() {
 	done
 	rs_remember
 	if [ -z "$rs_reset" ] && rs_unsets; then
-		# A program less than env(1).
+		# Saves starting env(1).
 		printf 'rs_become() {\nunset%s\nexec "$@"\n}\n' "$rs_names" >become
 	else
 		printf 'rs_become() {\nexec /usr/bin/env%s%s "$@"\n}\n' "$rs_words" "$rs_reset" >become
 	fi
 } >/dev/null 2>&1
 
-# rs_monitors : succeeds if `set -m` has an effect: without a terminal some shells ignore it.
+# rs_monitors : succeeds if `set -m` has an effect: some shells ignore it without a terminal.
 rs_monitors() {
 	sleep 1 &
 	rs_process $! && [ "$rs_group" = $! ]
@@ -57,7 +58,7 @@ rs_monitors() {
 # shellcheck disable=SC2086,SC2016
 rs_detach() {
 	case $rs_how in
-	# Of two, the second one leads a group, so it forks.
+	# With two setsids, the second one is a group leader, so it forks.
 	setsid) $rs_scope $rs_setsid /bin/sh "$@" ;;
 	perl) $rs_scope perl -MPOSIX -e 'defined($_ = fork) or die "fork: $!"; exit 0 if $_; POSIX::setsid(); exec @ARGV' \
 		/bin/sh "$@" ;;
@@ -73,7 +74,8 @@ os.execv(sys.argv[1], sys.argv[1:])' /bin/sh "$@" ;;
 	esac
 }
 
-# rs_write : writes the job's files. The job's end will overwrite the blanks of status, so a full disk can't lose it.
+# rs_write : writes the job's files. The blanks in status will be overwritten when the job ends, so a full disk can't
+# prevent recording the end.
 rs_write() {
 	printf '%s\n' "$rs_meta" >meta &&
 		printf '%s\n' "$rs_cookie" >cookie &&
@@ -97,7 +99,7 @@ case $rs_base in
 /*) ;;
 *) rs_refuse home "HOME is not set to an absolute path" ;;
 esac
-# Modes are given to mkdir, since a default ACL is stronger than the umask.
+# Modes are given to mkdir, since a default ACL overrides the umask.
 [ -d "$rs_base" ] || rs_why=$(
 	{
 		[ -d "${rs_base%/*}" ] || { mkdir -p "${rs_base%/rsig/jobs}/" && mkdir -m 700 "${rs_base%/*}"; }
@@ -107,7 +109,7 @@ esac
 [ -O "$rs_base" ] || rs_refuse home "$rs_base belongs to another user: remove it, or give it to this one"
 rs_look=${rs_listed-}
 [ "$rs_base" = "${rs_trusted-}" ] || rs_look=$(ls -ldn "$rs_base/." 2>/dev/null)
-# Files in a directory with a default ACL inherit it. A mkdir that failed runs again for its error message.
+# Files in a directory with a default ACL inherit it. A mkdir that failed is run again for its error message.
 rs_locks=$rs_base/$rs_id/lock
 case $rs_look in
 ??????????+*) rs_locks= ;;
@@ -132,31 +134,32 @@ os.removexattr(".", "system.posix_acl_default")' || rs_shut=1
 	mkdir -m 700 lock
 fi 2>/dev/null
 rs_identify
-# In a subshell where there is a limit of files, which ends who exceeds it; or for an error message.
+# Runs in a subshell if file sizes are limited, since a shell that exceeds the limit is killed; or for an error message.
 { [ "$rs_largest" = unlimited ] && rs_write 2>/dev/null; } || rs_why=$(rs_write 2>&1) ||
 	rs_refuse disk "$rs_base: ${rs_why:-is a limit reached there (see ulimit -a)?}"
 rs_restore
-# All input is here before the job starts. The client sends it when asked: the shell would read it as commands.
+# All input is stored here before the job starts. The client sends it only when asked, or the shell would read it as
+# commands.
 if [ -n "$rs_size" ]; then
 	rs_say input
 	rs_flush
 	rs_why=$(head -c "$rs_size" 2>&1 >input) || rs_refuse disk "$rs_why"
 	[ "$(($(wc -c <input)))" -eq "$rs_size" ] || rs_refuse disk "not all of its input came"
 fi
-# A line in the FIFO says that the job has begun, or why not; its end of file, that the supervisor is gone. Korn shells don't
-# pass on descriptors, and keep copies of them, so there the files are polled.
+# A line in the FIFO says that the job has begun, or why not; end of file, that the supervisor is gone. Korn shells
+# don't pass on descriptors and keep copies of them, so with them the files are polled.
 rs_tells=
 # shellcheck disable=SC2086
 mkfifo -m 600 ended $rs_fifos 2>/dev/null || [ -z "$rs_fifos" ] || rs_why=$(mkfifo -m 600 $rs_fifos 2>&1) ||
 	rs_refuse disk "$rs_why"
 if [ -p ended ] && [ -z "${KSH_VERSION-}" ]; then
 	rs_tells=1
-	# Open for writing until the supervisor has it open: the job may end before this shell reads.
+	# Keep it open for writing until the supervisor has opened it: the job may end before this shell reads.
 	exec 5<>ended
 	exec 6<ended
 fi
 
-# A session without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
+# Start a session without `&`, which would leave the job with INT and QUIT ignored (POSIX, 2.11).
 if command -v setsid >/dev/null 2>&1; then
 	rs_how=setsid
 elif command -v perl >/dev/null 2>&1 && perl -MPOSIX -e 1 2>/dev/null; then
@@ -170,7 +173,7 @@ else
 	rs_refuse session "it has no setsid, perl or python3, and its /bin/sh has no job control; one of them is needed"
 fi
 
-# If logind kills processes that a login leaves behind, a scope of the user manager outlives it.
+# If logind kills the processes that a login leaves behind, a scope of the user manager protects the job.
 rs_scope=
 if [ -n "${XDG_SESSION_ID-}" ] && command -v busctl >/dev/null 2>&1; then
 	case $(busctl get-property org.freedesktop.login1 /org/freedesktop/login1 \
@@ -189,7 +192,7 @@ fi
 rs_time
 set -- ./supervise "$rs_how" "$rs_system" "$rs_boot" "$rs_machine" "$rs_node" "$rs_mask" "$rs_home" \
 	"${rs_from:-$rs_home}" "$rs_now" "$rs_epoch"
-# Until the supervisor runs, errors appear on this standard error.
+# Until the supervisor runs, its errors appear on this standard error.
 { rs_detach "$@"; } </dev/null >/dev/null 2>>err 6<&-
 
 rs_tries=0 rs_why=

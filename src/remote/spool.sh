@@ -1,8 +1,9 @@
-# The spool of a foreground job: writes its output to files that are removed once delivered, and feeds its input. A file's
-# name ends in the position of its first byte in the stream. Runs in the supervisor, before the job.
-# Given by the client: rs_pipes, which of the streams out, err and in are pipes; rs_open, 1 if `rsig send` gives the input,
-# whose files are complete as soon as they exist; rs_limit, the number of bytes of a stream that may wait here; then the job
-# blocks as on a full pipe; rs_taker, what spools a stream: rs_take, or rs_take_ring (ring.sh) if rs_ring is not empty.
+# The spool of a job in the foreground: stores its output in files that are removed once delivered, and feeds its input.
+# A file's name ends in the position of its first byte in the stream. Runs in the supervisor, started before the job.
+# Given by the client: rs_pipes, which of the streams out, err and in are pipes; rs_open, 1 if `rsig send` gives the
+# input, whose files are complete as soon as they exist; rs_limit, the maximum number of undelivered bytes of a stream,
+# beyond which the job blocks as on a full pipe; rs_taker, the function that spools a stream: rs_take, or rs_take_ring
+# (ring.sh) if rs_ring is not empty.
 
 # rs_sum FILE... : sets rs_total to the total size of the files.
 rs_sum() {
@@ -15,7 +16,7 @@ rs_sum() {
 	done
 }
 
-# rs_waiting STREAM : sets rs_total to how many of the first rs_at bytes of a stream are not delivered.
+# rs_waiting STREAM : sets rs_total to the number of undelivered bytes among the first rs_at bytes of a stream.
 rs_waiting() {
 	rs_total=0
 	for rs_file in "$1".[0-9]*; do
@@ -31,7 +32,7 @@ rs_is_over() {
 	read -r rs_code rs_when rs_rest <status && [ -n "$rs_when" ]
 } 2>/dev/null
 
-# rs_go_on : sleeps shortly, after a while without input longer; exits when the job is over or never began.
+# rs_go_on : sleeps briefly, and longer after some time without input. Exits if the job is over or never began.
 rs_go_on() {
 	[ -e made ] && ! rs_is_over || exit
 	rs_idle=$((rs_idle + 1)) rs_time=0.02
@@ -40,8 +41,8 @@ rs_go_on() {
 	sleep "$rs_time" 2>/dev/null || sleep 1
 }
 
-# rs_was_last TEXT : succeeds if dd, which printed that text, read fewer blocks than it was told to, as at the end of a
-# stream. It counts complete and partial ones: `1+2 records in`. A warning may come before.
+# rs_was_last TEXT : succeeds if dd, which printed that text, read fewer blocks than requested, as at the end of a
+# stream. dd counts full and partial blocks: `1+2 records in`. A warning may precede that.
 rs_was_last() {
 	set -- "${1%%" records in"*}"
 	set -- "${1##*[!0-9+]}"
@@ -52,18 +53,18 @@ rs_was_last() {
 	esac
 }
 
-# rs_ring_bell : wakes who follows the job in the foreground (stream.sh).
+# rs_ring_bell : wakes the script that follows the job in the foreground (stream.sh).
 rs_ring_bell() {
 	[ ! -p bell ] || echo ring 1<>bell
 }
 
-# rs_take STREAM : spools the pipe of that name. STREAM.end tells that all of it is here; STREAM.full, that the disk was full
-# and the rest is lost; STREAM.torn, that a dd was killed, and what it had just read is lost.
+# rs_take STREAM : spools the pipe of that stream. STREAM.end exists if all of the stream is stored; STREAM.full, if the
+# disk was full and the rest is lost; STREAM.torn, if a dd was killed and what it had just read is lost.
 rs_take() {
 	rs_clean
 	exec <"$1.pipe"
 	rs_at=0
-	# The first bytes are told at once.
+	# The first bytes wake the reader at once.
 	rs_blocks=1
 	rs_most=$rs_limit
 	while :; do
@@ -75,8 +76,8 @@ rs_take() {
 			if ! rs_is_over; then
 				sleep 0.02 2>/dev/null || sleep 1
 			elif [ "$rs_most" = "$rs_limit" ]; then
-				# The job's last bytes are in the pipe, which holds a megabyte at most (pipe(7)). Later bytes are not the
-				# job's.
+				# The job's last bytes are in the pipe, which holds a megabyte at most (pipe(7)). Later bytes are from
+				# other processes.
 				rs_most=$((rs_total + 1048576))
 			else
 				exit
@@ -95,7 +96,7 @@ rs_take() {
 			break
 		elif [ "$rs_blocks" -eq 1 ]; then
 			rs_ring_bell
-			# Two files stay for readers, so they are small compared to the limit.
+			# Two files are kept for readers, so they are small compared to the limit.
 			rs_blocks=$((rs_limit / 4 / 65536))
 			[ "$rs_blocks" -le 256 ] || rs_blocks=256
 			continue
@@ -108,8 +109,7 @@ rs_take() {
 	rs_ring_bell
 }
 
-# rs_give : feeds the input to the job as it arrives, up to the size in in.end. The job sees end of file there, and nowhere
-# else.
+# rs_give : feeds the input to the job as it arrives, up to the size in in.end. Only there does the job see end of file.
 rs_give() {
 	rs_clean
 	exec 7>in.pipe
@@ -121,7 +121,7 @@ rs_give() {
 		exec 6<"in.$rs_at"
 		rs_given=
 		while :; do
-			# Checked before the read, so that everything written before is read.
+			# Checked before the read, so that everything written before the end is read.
 			[ ! -s in.end ] || read -r rs_all <in.end
 			if [ -z "$rs_given" ]; then
 				rs_sum "in.$rs_at"
@@ -150,10 +150,11 @@ rs_spool() {
 			rs_give </dev/null >/dev/null 2>&1 5>&- 4>&- 3>&- &
 			continue
 		fi
-		# Here from the start, so that the client need not wait for them.
+		# Created at the start, so that the client need not wait for them.
 		: >"$rs_part.spare"
 		: >"$rs_part.0"
-		# In parentheses, since some shells keep what is redirected for a function: the FIFO of 5 must have an end.
+		# In parentheses, since some shells keep descriptors that are redirected for a function: a copy of 5 would keep
+		# the FIFO from reaching end of file.
 		("$rs_taker" "$rs_part") >/dev/null 2>&1 5>&- &
 		rs_takers="$rs_takers $rs_part:$!"
 	done

@@ -14,48 +14,47 @@ use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::job::{Epoch, JobId};
 
-/// The size of a piece of the input.
-const PIECE: usize = 64 << 10;
+/// Size of the pieces in which input is sent, in bytes.
+const PIECE_SIZE: usize = 64 << 10;
 
 /// A job to start.
 #[derive(Clone)]
 pub struct StartRequest<'a> {
-    /// Its id.
     pub id: &'a JobId,
-    /// The secret that marks its processes.
+    /// The secret that marks the job's processes.
     pub cookie: &'a str,
-    /// What the host keeps for whoever finds the job there: one line of JSON.
+    /// The job's description in its directory on the host: one line of JSON. See [`super::meet::Meta`].
     pub meta: &'a str,
-    /// Where its files go, if not to the home.
+    /// The directory of all jobs, if not the default in the home directory.
     pub jobs_dir: Option<&'a str>,
     /// The command and its arguments.
     pub command: &'a [OsString],
-    /// Variables for its environment.
+    /// Variables to add to its environment.
     pub env: &'a [(String, OsString)],
-    /// Where it starts; else in the home directory.
+    /// The directory that it starts in; by default the home directory.
     pub directory: Option<OsString>,
-    /// The same where it starts in the shell's directory instead.
+    /// The default, and the base of a relative `directory`, is the shell's directory instead of the home directory.
     pub stays: bool,
-    /// Standard error goes where standard output goes.
+    /// Standard error goes to the same place as standard output.
     pub merge: bool,
-    /// How long it may run.
+    /// Its time limit.
     pub timeout: Option<Duration>,
-    /// Its input, which is on its host before it starts.
+    /// Its input, which is copied to the host before it starts.
     pub input: Option<&'a Input>,
-    /// `rsig send` gives it its input.
+    /// It gets its input by `rsig send`.
     pub open: bool,
-    /// Of each of its outputs, only the newest part is kept.
+    /// Only the newest part of each output stream is kept.
     pub log_max: Option<&'a LogMax>,
-    /// Its streams are passed on to whoever runs it in the foreground.
+    /// Its streams are transferred to the client, which runs it in the foreground.
     pub spool: Option<Spool>,
-    /// So many bytes of each of its streams are passed on once it has ended.
+    /// The number of bytes at the end of each stream that are transferred once it has ended.
     pub last: Option<u64>,
-    /// The job ends when whoever holds it is gone for so long.
+    /// The host ends the job if its client is gone for too long.
     pub tether: Option<Tether>,
 }
 
 impl StartRequest<'_> {
-    /// Which of the streams are pipes: `out`, `err`, `in`.
+    /// The streams that are pipes, of `out`, `err` and `in`.
     fn pipes(&self) -> Vec<&'static str> {
         let outputs = self.spool.is_some() || self.log_max.is_some();
         let input = self.open || self.spool.is_some_and(|spool| spool.input);
@@ -69,12 +68,12 @@ impl StartRequest<'_> {
             .collect()
     }
 
-    /// Whether the script goes on with the job's streams.
+    /// Whether the script continues with the job's streams.
     fn is_followed(&self) -> bool {
         self.spool.is_some() || self.last.is_some()
     }
 
-    /// The FIFOs of these streams, and the bell of whoever follows them.
+    /// The FIFOs of these streams, and the one that wakes the script that follows them (`bell`).
     fn fifos(&self) -> Vec<String> {
         let bell = self.is_followed().then(|| "bell".to_owned());
         let pipes = self.pipes().into_iter();
@@ -88,13 +87,13 @@ impl StartRequest<'_> {
             .collect()
     }
 
-    /// How much of each output is kept, as its user wrote it.
+    /// How much of each output stream is kept, as the user wrote it.
     fn ring(&self) -> &str {
         self.log_max.map_or("", |max| max.word.as_str())
     }
 }
 
-/// What a job is to read, all of it.
+/// The whole input of a job.
 #[derive(Debug)]
 pub struct Input {
     file: File,
@@ -102,23 +101,23 @@ pub struct Input {
 }
 
 impl Input {
-    /// The first so many bytes of a regular file.
+    /// The first `size` bytes of a regular file.
     pub fn new(file: File, size: u64) -> Self {
         Self { file, size }
     }
 
-    /// How many bytes there are.
+    /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 }
 
-/// Sends input to a script that asks for it.
+/// Sends input to a script that requests it.
 pub(super) struct Upload<'a> {
     input: Option<&'a Input>,
     asked: bool,
     sent: u64,
-    /// The input can't be read: then the script has its end early.
+    /// Why the input can't be read. The script then gets an early end of file.
     pub(super) unread: Option<std::io::Error>,
 }
 
@@ -132,7 +131,7 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// Takes a line of the script. Returns whether it asks for the input.
+    /// Processes a line of the script. Returns whether it requests the input.
     pub(super) fn asks(&mut self, line: &str) -> bool {
         let asks = line == "input" && self.input.is_some();
         self.asked |= asks;
@@ -145,7 +144,7 @@ impl<'a> Upload<'a> {
         self.asked && self.sent < size && self.unread.is_none()
     }
 
-    /// How long that may take: however slow the line is, it carries some kilobytes a second.
+    /// Maximum time to send the input: even a slow connection carries some kilobytes a second.
     pub(super) fn patience(&self) -> Duration {
         Duration::from_secs(self.input.map_or(0, Input::size) >> 12)
     }
@@ -154,8 +153,8 @@ impl<'a> Upload<'a> {
     pub(super) fn piece(&mut self) -> Option<Vec<u8>> {
         let input = self.input.filter(|_| self.is_open())?;
         let size = usize::try_from(input.size - self.sent)
-            .unwrap_or(PIECE)
-            .min(PIECE);
+            .unwrap_or(PIECE_SIZE)
+            .min(PIECE_SIZE);
         let mut piece = vec![0; size];
         match input.file.read_exact_at(&mut piece, self.sent) {
             Ok(()) => {
@@ -170,36 +169,36 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// How a job's streams are passed on.
+/// How the streams of a job in the foreground are transferred.
 #[derive(Clone, Copy, Debug)]
 pub struct Spool {
-    /// It gets input; else there is none.
+    /// Whether the job gets input.
     pub input: bool,
-    /// How many bytes of each output may wait on the host.
+    /// Maximum number of undelivered bytes of each output stream on the host.
     pub limit: u64,
 }
 
-/// How much of a job's output is kept, in bytes and as its user wrote it.
+/// How much of a job's output is kept, in bytes and as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogMax {
     pub bytes: u64,
     pub word: String,
 }
 
-/// What holds a job.
+/// A job's tether: the host ends the job when there is no contact with its client.
 #[derive(Clone, Debug)]
 pub struct Tether {
-    /// How long it may be without.
+    /// Maximum time without contact.
     pub patience: std::time::Duration,
-    /// The process that holds it, where that is on the same machine: its number and its birth (field 22 of proc(5)'s
-    /// stat). Elsewhere heartbeats have to come.
+    /// The client's process if it is on the same machine as the job: its pid and its start time (field 22 of proc(5)'s
+    /// stat, or as ps(1) prints it). `None` if the client sends heartbeats.
     pub holder: Option<(u32, String)>,
 }
 
-/// What the host says of a job that it has started.
+/// A host's report on a job that it has started.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Started {
-    /// The job's first process.
+    /// The pid of the job's first process.
     pub pid: u32,
     /// The job's process group.
     pub pgid: u32,
@@ -209,15 +208,15 @@ pub struct Started {
     pub birth: String,
     pub boot: String,
     pub machine: String,
-    /// When it started.
+    /// When the job started.
     #[allow(
         clippy::struct_field_names,
         reason = "the name that it has in every record"
     )]
     pub started_at: Epoch,
-    /// Its directory.
+    /// The job's directory.
     pub dir: String,
-    /// The host ends what a login leaves behind, and nothing could be done about it.
+    /// The host ends processes of a login when it logs out, and the job could not be protected from that.
     pub ends_at_logout: bool,
 }
 
@@ -230,7 +229,7 @@ pub fn start(
     Ok(start_and_hear(host, shell, request)?.map(|(started, _)| started))
 }
 
-/// Sees to it that a start that was given up does not happen, or that its job ends.
+/// Cancels a start that was given up: the job does not start later, or is ended.
 pub fn cancel(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(), Failure> {
     let script = Script::cancel(place)?;
     super::answer::hear(
@@ -243,24 +242,24 @@ pub fn cancel(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(), Fail
     .map(drop)
 }
 
-/// The same as text, for whoever runs it without reading an answer.
+/// The script of [`cancel`] as text, to be run without reading its answer.
 pub fn cancelling_script(place: &str) -> Result<String, Failure> {
     let text = Script::cancel(place)?.text(None);
     String::from_utf8(text).map_err(|error| Failure::new(Kind::Failed, error.to_string()))
 }
 
-/// Asks a shell's pool to hold a relay for a job that has just been started by it.
+/// Asks the shell's pool to keep a relay for a job that this shell has just started.
 pub fn keep_relay(shell: &mut dyn Shell, id: &JobId, started: &Started) -> Result<(), Failure> {
     let word = format!("relay-{}", crate::job::random_hex::<8>()?);
     let text = Script::relay(&started.dir, &word)?.text(shell.primed());
-    // A path that is no text can't be sent as such; then signals go by pid.
+    // A path that is not UTF-8 can't be sent as text; then signals go by pid.
     if let Ok(text) = String::from_utf8(text) {
         shell.keep_relay(id, word, text);
     }
     Ok(())
 }
 
-/// The same; where the job's streams are passed on, the answer goes on with them.
+/// As [`start`], but if the job's streams are transferred, the answer continues with them in the returned [`Hearing`].
 pub fn start_and_hear(
     host: &str,
     shell: &mut dyn Shell,
@@ -293,7 +292,7 @@ pub fn start_and_hear(
     match refusal {
         Some(refusal) => Ok(Err(refusal)),
         None if is_complete => {
-            // Only where its streams are passed on does the answer go on.
+            // The answer continues only if the job's streams are transferred.
             if !request.is_followed() {
                 hearing.be_whole(host)?;
             }
@@ -303,18 +302,18 @@ pub fn start_and_hear(
     }
 }
 
-/// What has been said of a job that is being started, and how much of its input has been sent.
+/// The answers about a job that is being started, and the upload of its input.
 struct Starting<'a> {
     host: &'a str,
     upload: Upload<'a>,
     started: Started,
     refusal: Option<Failure>,
-    /// It was said that the job has started.
+    /// The host has reported that the job has started.
     has_begun: bool,
 }
 
 impl Starting<'_> {
-    /// Whether the host has said that the job has started, and where its files are.
+    /// Whether the host has reported that the job has started, and where its files are.
     fn is_complete(&self) -> bool {
         self.has_begun && !self.started.dir.is_empty()
     }
@@ -358,7 +357,7 @@ impl Listener for Starting<'_> {
 }
 
 impl Started {
-    /// Reads `PID PGID BIRTH BOOT SYSTEM EPOCH MACHINE NODE`.
+    /// Parses `PID PGID BIRTH BOOT SYSTEM EPOCH MACHINE NODE`.
     fn parse(fields: &str) -> Option<Self> {
         let words: Vec<&str> = fields.splitn(8, ' ').collect();
         let &[pid, pgid, birth, boot, os, epoch, machine, _] = words.as_slice() else {
@@ -377,7 +376,7 @@ impl Started {
     }
 }
 
-/// Why a host did not start a job. Nothing is left behind there.
+/// The error for a job that a host did not start. Nothing is left behind on the host.
 fn refused(host: &str, rest: &str) -> Failure {
     let (kind, why) = rest.split_once(' ').unwrap_or((rest, ""));
     let why = printable(why, 300);
@@ -464,7 +463,7 @@ impl Script {
         Ok(script)
     }
 
-    /// Prevents a start, or ends its job.
+    /// Cancels a start, or ends its job.
     pub(super) fn cancel(place: &str) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("cancel"));
@@ -472,7 +471,7 @@ impl Script {
         Ok(script)
     }
 
-    /// Becomes the relay of the job in that directory. Its keeper sets rs_number.
+    /// Becomes the relay of the job in directory `dir`. The keeper sets rs_number.
     pub(super) fn relay(dir: &str, word: &str) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.needs = TO_SIGNAL;
@@ -487,7 +486,7 @@ impl Script {
     }
 }
 
-/// A time as sleep(1) takes it: whole seconds wherever they are, since POSIX knows no others.
+/// A time for sleep(1): in whole seconds if possible, since POSIX has no others.
 fn seconds(time: Duration) -> String {
     match time.subsec_millis() {
         0 if time.as_secs() > 0 => time.as_secs().to_string(),

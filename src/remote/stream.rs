@@ -1,5 +1,5 @@
-//! The script that stays with a job in the foreground: its output as it comes, its input, and its heartbeats, all over one
-//! shell.
+//! The script that runs as long as a job in the foreground: it transfers the job's output, its input and the
+//! heartbeats, all over one shell.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::job::{EndedBy, Epoch, Record, State, now};
 
-/// How long the last line may wait for other threads.
+/// Maximum time that the last line waits for other threads to finish writing.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
-/// How far the two streams have been passed on, in bytes.
+/// How much of the two streams has been delivered, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Positions {
     pub out: u64,
     pub err: u64,
 }
 
-/// How a job ended, as its stream says.
+/// How a job ended, as reported by its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
     pub state: State,
@@ -38,12 +38,12 @@ pub struct End {
 pub enum Loss {
     /// The host's disk was full.
     DiskFull,
-    /// A dd(1) that writes it there was killed. What it had just read is lost, if it had read anything.
+    /// A dd(1) that stores the output was killed. Anything that it had just read is lost.
     WriterKilled,
 }
 
 impl End {
-    /// Takes it into the job's record.
+    /// Records the end in the job's record.
     pub fn update(&self, record: &mut Record) {
         record.state = self.state;
         record.exit_status = self.exit_status;
@@ -54,53 +54,53 @@ impl End {
     }
 }
 
-/// Who has the job in the foreground.
+/// The client that has the job in the foreground.
 pub trait Runner {
-    /// The script takes lines from now on.
+    /// The script reads lines from its input from now on.
     fn begun(&mut self) {}
 
     /// Takes output.
     fn data(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure>;
 
-    /// Where a stream begins that is given in part.
+    /// The position at which a stream begins, if only a part of it is transferred.
     fn at(&mut self, _stream: Stream, _position: u64) {}
 
-    /// The host has `total` bytes of the input, and room for so many more.
+    /// The host has `total` bytes of the input, and room for `room` more.
     fn have(&mut self, _total: u64, _room: u64) {}
 
-    /// The job's time limit or its tether could not end it.
+    /// The job's time limit or its tether could not end the job.
     fn unkept(&mut self) {}
 
-    /// Says a line that asks the script for a sign of life.
+    /// Sends the script a line that pings it.
     fn ping(&mut self, line: &[u8]);
 
-    /// Whether the stream is to go on over another connection.
+    /// Whether the stream is to continue over another connection.
     fn wants_pause(&self) -> bool;
 
-    /// Says the last line to the script, unless another thread is saying something for as long as `patience`. Returns
-    /// whether it was said.
+    /// Sends the script the last line. Gives up if another thread is writing for as long as `patience`. Returns whether
+    /// the line was sent.
     fn finish(&mut self, line: &str, patience: Duration) -> bool;
 
-    /// Whether the host may forget the job, which has ended, and all of whose output was taken.
+    /// Whether the host may remove the files of the job, which has ended and whose output was delivered.
     fn forgets(&mut self, end: &End) -> bool;
 }
 
-/// A line of what a client says to the script: all before these positions is delivered.
+/// The line that tells the script that everything before these positions is delivered.
 pub fn ack(positions: Positions) -> Vec<u8> {
     format!("ack {} {}\n", positions.out, positions.err).into_bytes()
 }
 
-/// The next bytes of the input.
+/// The line, with data, that sends the next bytes of the input.
 pub fn input(bytes: &[u8]) -> Vec<u8> {
     [format!("in {}\n", bytes.len()).as_bytes(), bytes].concat()
 }
 
-/// The input ends after `total` bytes.
+/// The line that ends the input after `total` bytes.
 pub fn end_of_input(total: u64) -> Vec<u8> {
     format!("eof {total}\n").into_bytes()
 }
 
-/// Asks how much input is there, and how much more may come.
+/// The line that asks how much of the input the host has, and how much more fits.
 pub const ROOM: &[u8] = b"room\n";
 
 struct Streaming<'a> {
@@ -116,7 +116,7 @@ impl Listener for Streaming<'_> {
     }
 
     fn begun(&mut self) {
-        // Not before: a script that found no job would leave what is said to it to its shell, as commands.
+        // Not earlier: if the script found no job, lines sent to it would be run by its shell as commands.
         self.runner.begun();
     }
 
@@ -172,16 +172,16 @@ impl Listener for Streaming<'_> {
                 _ => false,
             };
             let line = if forgets { "forget\n" } else { QUIT };
-            // A shell to which it was not said is not used again.
+            // A shell that did not get this line is not used again.
             self.runner.finish(line, FAREWELL_MAX);
         }
         None
     }
 }
 
-/// Passes a job's output on from `positions` to its end. `None` where the runner wanted a pause.
+/// Transfers a job's output from `positions` to its end. Returns `None` if the runner wanted a pause.
 ///
-/// [`Kind::Unreachable`] when the connection broke: to be gone on with by another call.
+/// Fails with [`Kind::Unreachable`] if the connection broke; another call can then continue.
 pub fn stream(
     host: &str,
     shell: &mut dyn Shell,
@@ -194,7 +194,7 @@ pub fn stream(
     go_on(host, shell, &mut hearing, runner)
 }
 
-/// The same for a job that has just been started, by the script that did that.
+/// The same for a job that has just been started, in the answer of the script that started it.
 pub fn go_on(
     host: &str,
     shell: &mut dyn Shell,
@@ -219,7 +219,7 @@ pub fn go_on(
     }
 }
 
-/// `STATE CODE EPOCH`, and ` full` or ` torn` where output is missing.
+/// Parses `STATE CODE EPOCH`, with ` full` or ` torn` if output is missing.
 fn end(words: &str) -> Option<End> {
     let words: Vec<&str> = words.split(' ').collect();
     let (state, code, at, loss) = match words.as_slice() {
@@ -248,7 +248,7 @@ fn end(words: &str) -> Option<End> {
 }
 
 impl Script {
-    /// Passes a spooled job's output on.
+    /// Transfers a spooled job's output.
     pub(super) fn stream(place: &str, out_at: u64, err_at: u64) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.form = Form::Stream;

@@ -1,27 +1,28 @@
-# Follows a job's output from given positions to the job's end. Both streams go to standard output, with marks between them:
-# the login may have closed standard error. The log of a spawned job is one file, `out`. The output of a foreground job is in
-# files out.N, N being the position of their first byte, which are removed once delivered. So is that of a job with --log-max
-# (ring.sh), whose files nobody here removes, and may vanish at any time: a mark says at which position the data goes on.
+# Follows a job's output from given positions to the job's end. Both streams go to standard output, with marks between
+# them: the login may have closed standard error. The log of a spawned job is one file per stream, `out` and `err`. The
+# output of a job in the foreground is in files out.N, N being the position of their first byte, which are removed once
+# delivered. The output of a job with --log-max (ring.sh) is too, but its files are not removed here and may vanish at
+# any time: a mark says at which position the data continues.
 #
 # The client's lines on standard input:
 #   (nothing)      a heartbeat for the job's tether
 #   ack OUT ERR    everything before these positions is delivered
 #   in SIZE        SIZE bytes of the job's input follow
-#   room           asks how much input is here, and how much more fits
+#   room           asks how much of the input is stored here, and how much more fits
 #   eof TOTAL      the input ends after TOTAL bytes
-#   ping           asks for a sign of life
-#   quit           the client goes on elsewhere, or knows the job's end
-#   forget         the same, and the job's files are removed
-# A background process reads them up to `quit`, so that none is left in the shell's input. After any other end the shell is
-# not used again.
+#   ping           asks for a reply
+#   quit           the client continues elsewhere, or knows the job's end
+#   forget         the same, and the job's files are to be removed
+# A background process reads them up to `quit`, so that none is left in the shell's input. After any other end the shell
+# is not used again.
 
-# Not empty for who has the job in the foreground.
+# Not empty if the client has the job in the foreground.
 rs_runs=
-# Not empty where the client's heartbeats come from the job's start.
+# Not empty if the client sends heartbeats from the job's start.
 rs_beats=
-# How many bytes of each stream are to come, all of them at the job's end; or nothing.
+# Number of bytes at the end of each stream to send, all at the job's end; empty to send everything.
 rs_wanted=
-# How many bytes of input may wait here for the job.
+# Maximum number of bytes of input stored here for the job.
 rs_input_max=16777216
 
 # numbers STREAM : sets numbers to the positions in the names of a stream's files.
@@ -35,8 +36,8 @@ numbers() {
 	done
 }
 
-# behind STREAM POSITION : removes the files of a stream before a position, except the file with the position and the one
-# before: tail shows them, and a reader may still be there.
+# behind STREAM POSITION : removes the files of a stream before a position, except the file with the position and the
+# one before it: tail shows them, and may still be reading one.
 behind() {
 	numbers "$1"
 	in=0 before=0 old=
@@ -56,8 +57,8 @@ behind() {
 	[ -z "$old" ] || rm -f $old
 }
 
-# after STREAM POSITION : sets next to the number of a stream's first file after a position, or to nothing. Goes by names, not
-# sizes: the file that is being read may have been removed.
+# after STREAM POSITION : sets next to the number of a stream's first file after a position, or to nothing. Uses names,
+# not sizes: the file that is being read may have been removed.
 after() {
 	numbers "$1"
 	next=
@@ -68,8 +69,9 @@ after() {
 	done
 }
 
-# locate STREAM POSITION : sets file to the file that a position is in, at to its number and skip to where in it. If the
-# position is gone, that is the oldest file, except for who has the job in the foreground, and misses nothing.
+# locate STREAM POSITION : sets file to the file that contains a position, at to its number and skip to the offset in
+# it. If the position is gone, that is the oldest file, except for a client that has the job in the foreground, which
+# misses nothing.
 locate() {
 	file=$1 at=0 skip=$2
 	[ -p "$1.pipe" ] || return 0
@@ -85,8 +87,8 @@ locate() {
 	file=$1.$at skip=$(($2 > at ? $2 - at : 0))
 }
 
-# reach STREAM POSITION DESCRIPTOR : locates the position, and opens the file there. If that was removed just now, again.
-# Fails if all files were removed.
+# reach STREAM POSITION DESCRIPTOR : locates the position, and opens the file there. Repeats that if the file was
+# removed just then. Fails if all files were removed.
 reach() {
 	while
 		locate "$1" "$2"
@@ -97,13 +99,13 @@ reach() {
 	[ "$skip" -eq 0 ] || eval "seek $skip <&$3"
 }
 
-# tell_at STREAM POSITION : if anything is left out, says where the stream goes on.
+# tell_at STREAM POSITION : if output may have been left out, says at which position the stream continues.
 tell_at() {
 	[ ! -e ring ] && [ -z "$rs_wanted" ] || printf '\001%s at %s %s\n' "$rs_nonce" "$1" "$2"
 }
 
-# is_written : succeeds if all of an ended job's output is in its files. Other processes may hold its pipes, so that is not
-# waited for long.
+# is_written : succeeds if all output of an ended job is in its files. Other processes may hold its pipes open, so the
+# wait for that is short.
 is_written() {
 	[ ! -p out.pipe ] || [ "$elapsed" -ge 1000 ] ||
 		{ { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; }
@@ -133,7 +135,7 @@ seek() {
 	esac 2>/dev/null
 }
 
-# kept STREAM : sets first and last to the positions of a stream's first byte that is here, and of its end.
+# kept STREAM : sets first and last to the positions of a stream's first stored byte and of its end.
 kept() {
 	if [ ! -p out.pipe ]; then
 		sizes
@@ -151,15 +153,15 @@ kept() {
 	first=${first:-0} last=$((last + total))
 }
 
-# is_empty DESCRIPTOR : succeeds if the file is known to be empty, which saves a process. Asked of the descriptor, since the
-# file may have been removed.
+# is_empty DESCRIPTOR : succeeds if the file is known to be empty, which saves starting a process. Checks the
+# descriptor, since the file may have been removed.
 is_empty() {
 	[ -e "/proc/self/fd/$1" ] && [ ! -s "/proc/self/fd/$1" ]
 }
 
-# pass_on STREAM DESCRIPTOR : copies all that is there of a stream, file by file. Looks for the next file before it reads:
-# once that exists, the one before is complete. A ring may grow faster than it is read, so of a running job's, one file
-# follows at a time.
+# pass_on STREAM DESCRIPTOR : copies all stored data of a stream, file by file. Looks for the next file before it reads:
+# once that exists, the one before is complete. A ring may grow faster than it is read, so while the job runs, each call
+# goes on to at most one more file.
 pass_on() {
 	eval "at=\$${1}_at last=\${${1}_last-}"
 	while :; do
@@ -173,7 +175,7 @@ pass_on() {
 	done
 }
 
-# is_spooled : succeeds if the job's output is in several files, or was before they were all removed (bury).
+# is_spooled : succeeds if the job's output is in several files, or was before all of them were removed (bury).
 is_spooled() {
 	[ -p out.pipe ] || [ -e gone ]
 }
@@ -193,8 +195,8 @@ measure() {
 	fi
 }
 
-# sizes : sets err_size and out_size, and err_inode and out_inode, which tell if a file was replaced. ls sorts by name; in
-# this locale and style a line has ten fields.
+# sizes : sets err_size and out_size, and err_inode and out_inode, which show whether a file was replaced. ls sorts by
+# name; in this locale and style a line has ten fields.
 sizes() {
 	# shellcheck disable=SC2046
 	set -- $(LC_ALL=C TIME_STYLE=locale ls -lni err out 2>/dev/null)
@@ -225,13 +227,13 @@ received() {
 	fi
 }
 
-# tell_room : tells the client how much input is here, and how much more fits.
+# tell_room : tells the client how much of the input is stored here, and how much more fits.
 tell_room() {
 	sum in.[0-9]*
 	printf '\001%s have %s %s\n' "$rs_nonce" $((in_at + in_size)) $((rs_input_max - total))
 }
 
-# take SIZE : reads that many bytes of input. Each dd reads what is there, and never more than is left.
+# take SIZE : reads that many bytes of input. Each dd reads what is available, and never more than is left.
 take() {
 	wanted=$1
 	while [ "$wanted" -gt 0 ]; do
@@ -253,7 +255,8 @@ obey() {
 		'')
 			beats=$((beats + 1))
 			printf '%s.%s\n' "$rs_nonce" "$beats" >beat
-			# One at a time: who waits for its client hears none, and a full bell would stop the heartbeats.
+			# One at a time: the script reads none while it waits for its client, and a full bell would block the
+			# heartbeats.
 			if [ -n "$rs_beats" ] && read -r one <heard && [ "$one" = "$rung" ]; then
 				rung=$beats
 				echo "beat $beats $rs_nonce" >&4
@@ -279,8 +282,8 @@ obey() {
 	return 1
 }
 
-# relieve : kills the previous stream and its reader of client lines, with what they have started: a cut connection may have
-# left them behind, about to write to the job's input, or waiting at its bell.
+# relieve : kills the previous stream and its reader of client lines, with the processes that they started. A broken
+# connection may have left them behind, about to write to the job's input or waiting at its bell.
 relieve() {
 	if [ -O reader ]; then
 		read -r one birth two since <reader
@@ -289,7 +292,8 @@ relieve() {
 	fi 2>/dev/null
 }
 
-# relieve_of PID BIRTH : kills that process and its group. A group that was made outside of a container has the number 0 here.
+# relieve_of PID BIRTH : kills that process and its group. A group that was made outside of a container has the number 0
+# inside.
 relieve_of() {
 	if ! rs_lives "$1" "$2"; then
 		return
@@ -308,7 +312,7 @@ open_at() {
 	err_at=$at err_file=$file err_from=$((at + skip))
 }
 
-# begin_data : before the data, says where it begins.
+# begin_data : starts the data, and says at which positions it begins.
 begin_data() {
 	rs_mark data
 	[ -z "$has_out" ] || tell_at out "$out_from"
@@ -323,7 +327,7 @@ reach_last() {
 	tell_at err "$err_from"
 }
 
-# flow : copies all that is there of the requested streams.
+# flow : copies all stored data of the requested streams.
 flow() {
 	if [ -n "$rs_wanted" ]; then
 		[ -n "$over" ] || return 0
@@ -343,9 +347,10 @@ flow() {
 	fi
 }
 
-# await_event : waits for a line in the bell of a foreground job: `over` of its supervisor, `ring` of a spooler, `gone` or
-# `beat` of the reader of the client's lines, or `tick` after step milliseconds. The latter three name their stream: they may
-# come from an earlier one. Without a tick if step is 0. Other streams only sleep. Adds to elapsed what it has slept.
+# await_event : waits for a line in the bell of a job in the foreground: `over` from its supervisor, `ring` from a
+# spooler, `gone` or `beat` from the reader of the client's lines, or `tick` after step milliseconds (never if step is
+# 0). The latter three name their stream, since they may come from an earlier one. For other jobs it only sleeps. Adds
+# the time slept to elapsed.
 timer=
 await_event() {
 	event=tick
@@ -366,7 +371,7 @@ await_event() {
 		do :; done
 		if [ "$event" != tick ]; then
 			[ "$event" != beat ] || echo "$span" 1<>heard
-			# Should a tick be lost, whatever rings next starts another timer.
+			# If a tick is lost, the next event starts another timer.
 			timer=
 			return
 		fi
@@ -375,8 +380,8 @@ await_event() {
 	fi
 }
 
-# slow_down : sets still, if a job in the foreground has written nothing that is to be passed on now, and then a longer step:
-# its first bytes ring, and heartbeats do.
+# slow_down : sets still if a job in the foreground has written nothing that is to be sent now. Then the step is longer,
+# since its first bytes and the heartbeats ring the bell.
 slow_down() {
 	still=
 	if [ -z "$over" ] && [ -n "$rings" ] &&
@@ -388,8 +393,8 @@ slow_down() {
 	fi
 }
 
-# stream OUT_AT ERR_AT : in the job's directory, after `look`, follows the output to the job's end. has_out and has_err say
-# which streams are requested, inodes which files the positions belong to.
+# stream OUT_AT ERR_AT : in the job's directory, after `look`, follows the output to the job's end. has_out and has_err
+# say which streams are requested, and inodes which files the positions belong to.
 stream() {
 	[ -p out.pipe ] || [ -n "$rs_wanted" ] || measure
 	open_at "$1" "$2"
@@ -397,19 +402,19 @@ stream() {
 	if [ -n "$rs_runs" ]; then
 		relieve
 		[ ! -p bell ] || { exec 4<>bell && rings=1; }
-		# On a full disk, timers do.
+		# On a full disk, use timers instead.
 		[ -n "$rings" ] && echo 0 1<>heard || rs_beats=
-		# Its end may have rung before.
+		# The job may have ended, and rung the bell, before.
 		! has_ended || look
 	elif [ -p out.pipe ]; then
 		measure
 	fi
 	exec 3<&0
-	# Asked here: a reader whose parent has been killed would take another process for it.
+	# Done here: a reader whose parent was killed would take another process for it.
 	[ -z "$rs_runs" ] || rs_self
 	(
 		trap '' HUP INT QUIT TERM USR1 USR2
-		# For the next stream (relieve), before anything is taken.
+		# For the next stream (relieve), and before anything is read.
 		if [ -n "$rs_runs" ]; then
 			two=$rs_me since=$rs_me_birth
 			rs_self
@@ -421,7 +426,7 @@ stream() {
 		exit "$1"
 	) 2>/dev/null 6<&- 7<&- &
 	reader=$!
-	# Being here is contact too: connections may break sooner than the first heartbeat comes.
+	# The stream itself counts as contact: connections may break before the first heartbeat arrives.
 	[ -z "$rs_runs" ] || [ ! -e tied ] || printf '%s.0\n' "$rs_nonce" >beat
 	begin_data
 	step=5 round=0 patience=1000 cut='' fresh=1 told='' over='' now=${now-}
@@ -433,7 +438,7 @@ stream() {
 		exited | lost | elsewhere)
 			over=1 fresh=1
 			[ -z "$still" ] || step=5
-			# Other processes may still hold the pipes. Their output is read for a moment longer.
+			# Other processes may still hold the pipes open. Read their output for a moment longer.
 			if [ ! -p out.pipe ] ||
 				{ { [ -e out.end ] || [ -e out.full ]; } && { [ -e err.end ] || [ -e err.full ]; }; }; then
 				patience=0
@@ -503,13 +508,13 @@ bury() {
 		esac
 	done
 	rm -rf "$@"
-	# Not each time: there may be many jobs.
+	# Not every time: there may be many jobs.
 	case $rs_nonce in
 	*0) find ../*/gone -prune -mmin +1 | while read -r gone; do rm -rf "${gone%/gone}"; done ;;
 	esac
 } 2>/dev/null
 
-# run_along OUT_AT ERR_AT : has the job at place in the foreground, once its streams exist.
+# run_along OUT_AT ERR_AT : follows the job at place in the foreground, once its streams exist.
 run_along() {
 	rs_runs=1
 	place "$place"
@@ -523,7 +528,7 @@ run_along() {
 	done
 	numbers out
 	if [ -z "$rs_wanted" ] && { [ ! -p out.pipe ] || [ -z "$numbers" ]; }; then
-		# The job has removed its files, and perhaps not the directory.
+		# The job has removed its files, but perhaps not the directory.
 		case $state in
 		exited | lost) state=none ;;
 		esac
@@ -533,7 +538,7 @@ run_along() {
 	run_on "$1" "$2"
 }
 
-# run_started PID PGID BIRTH BOOT SYSTEM BEGAN MACHINE NODE : the same for a job that has just been started here.
+# run_started PID PGID BIRTH BOOT SYSTEM BEGAN MACHINE NODE : does the same for a job that this script has just started.
 run_started() {
 	rs_runs=1
 	unknown

@@ -4,7 +4,7 @@
 # $1: how to make a session; $2 to $9 are passed to the job: system, boot, machine, node, umask, home directory,
 # starting directory, time of the start. ${10}: the time of the boot, or nothing (environ.sh).
 
-# rs_nap HUNDREDTHS : sleeps through signals (a trap cuts a wait short). Fails if the sleep was cut short or can't start.
+# rs_nap HUNDREDTHS : sleeps, even if a trap cuts a wait short. Fails if the sleep was killed or can't start.
 rs_nap() {
 	rs_time=$(($1 / 100))
 	[ $(($1 % 100)) -eq 0 ] || rs_time=$rs_time.$(($1 / 10 % 10))$(($1 % 10))
@@ -39,11 +39,11 @@ rs_pause() {
 	done
 }
 
-# rs_beside_job FUNCTION : runs it in a process that ends with the job. Only KILL and rs_dismiss end it.
+# rs_beside_job FUNCTION : runs the function in a process that ends with the job. Only KILL and rs_dismiss end it.
 rs_beside_job() {
 	(
 		rs_clean
-		# An earlier background process is not this one's child.
+		# $! may still be an earlier background process, which is not a child of this one.
 		rs_before=$!
 		trap '[ "$!" = "$rs_before" ] || kill -KILL $!; exit' ALRM
 		trap : HUP INT QUIT PIPE TERM USR1 USR2
@@ -53,8 +53,8 @@ rs_beside_job() {
 	rs_watchdogs="$rs_watchdogs $1:$!"
 }
 
-# rs_dismiss : ends these processes and their sleeps. Repeats, since a shell can lose a signal while it is being forked; one
-# that has created its file has its traps.
+# rs_dismiss : ends these processes and their sleeps. Repeats, since a shell can lose a signal while it is being forked.
+# A process that has created its file has set its traps.
 rs_dismiss() {
 	for rs_one in $rs_watchdogs; do
 		while kill -ALRM "${rs_one#*:}"; do
@@ -67,8 +67,8 @@ rs_dismiss() {
 	done 2>/dev/null
 }
 
-# rs_end_job FILE REASON : sends TERM to the job's group, CONT so that a stopped job can act on it, and KILL 10 s later. The
-# file is renamed to record the reason: a full disk has no room for a new one.
+# rs_end_job FILE REASON : sends TERM to the job's group, CONT so that a stopped job can act on it, and KILL 10 s later.
+# Records the reason by renaming the file, since a full disk has no room for a new one.
 rs_end_job() {
 	until [ -s pid ] || [ ! -e "$1" ]; do
 		rs_nap 1 || rs_nap 100
@@ -82,24 +82,24 @@ rs_end_job() {
 		kill -KILL "-$rs_pgid"
 		rs_pause 100
 	fi
-	# The job has become another user.
+	# The job runs as another user now.
 	! rs_is_job "$rs_pid" "$rs_born" || mv -f "$2" unkept
 }
 
-# The starting shell's standard error is not ours to keep.
+# Do not keep the starting shell's standard error open.
 exec 2>/dev/null
 rs_how=$1 rs_system=$2 rs_boot=$3 rs_began=$9 rs_epoch=${10}
 shift
 # Caught, not ignored: a stray signal must not end the supervisor, and the job must have every signal at its default.
 trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
-# In a subshell if the job gets the environment of this one.
+# In a subshell if the job inherits the environment of this shell.
 if [ -s become ]; then
 	rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor
 else
 	(rs_clean && rs_process $$ && printf '%s %s %s\n' $$ "$rs_birth" "$rs_boot" >supervisor)
 fi
-# A line in the FIFO tells its reader that the job has begun; end of file, that the job is over. Opened for both, since that
-# does not wait for a reader.
+# A line in the FIFO tells its reader that the job has begun; end of file, that the job is over. Opened for reading and
+# writing, since that does not wait for a reader.
 [ ! -p ended ] || exec 5<>ended
 
 rs_watchdogs=
@@ -107,9 +107,9 @@ for rs_part in $rs_beside; do
 	"$rs_part"
 done
 
-# 5>&- keeps the FIFO out of the job; 3 and 4 are both ends of its pipes (ring.sh). The job's standard error is 7 here,
-# since a shell reports a child that a signal has ended (`Terminated`) on its own. In parentheses, since some shells redirect
-# themselves while a command runs.
+# 5>&- keeps the FIFO from the job; 3 and 4 are both ends of its pipes (ring.sh). The job's standard error is 7 here,
+# since a shell itself reports a child that a signal has ended (`Terminated`). In parentheses, since some shells
+# redirect themselves while a command runs.
 case $rs_how in
 setsid) (exec setsid /bin/sh ./job "$@" 2>&7 7>&- 5>&- 4>&- 3>&-) ;;
 perl) (exec perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV' /bin/sh ./job "$@" 2>&7 7>&- 5>&- 4>&- 3>&-) ;;
@@ -131,7 +131,7 @@ monitor)
 	;;
 esac <"$rs_input" >>"$rs_output" 7>>"$rs_errors" 2>/dev/null
 rs_code=$?
-# At once, with builtins only: the job has been reaped, so its number is free. ksh gives 256+n for signal n.
+# Record it at once, with builtins only: the job has been reaped, so its number is free. ksh gives 256+n for signal n.
 [ "$rs_code" -lt 256 ] || rs_code=$((rs_code - 128))
 rs_clean
 echo "$rs_code" 1<>status
@@ -145,12 +145,12 @@ if [ ! -s pid ]; then
 	exit
 fi
 rs_time
-# The clock may have been set since.
+# The clock may have been set since the start.
 [ "$rs_now" -le $((rs_began + 60)) ] || { rs_epoch='' && rs_time; }
 rs_why=
 [ ! -e untied ] || rs_why=tether
 [ ! -e expired ] || rs_why=timeout
-# Over the blanks that were written at the start. If the disk is full nevertheless, try again.
+# Written over the blanks from the start. If the disk is full nevertheless, try again.
 until printf '%s %s %s\n' "$rs_code" "$rs_now" "$rs_why" 1<>status; do
 	[ -d "$PWD" ] || exit
 	sleep 5

@@ -1,12 +1,12 @@
-# Prints a job's output byte by byte as it was written. A small output leaves in one write.
-# Given by the client: place; streams (out, err or both words); from (lines, line, bytes, byte or resume); count; follow (0
-# or 1); most (at most how many bytes are to come, or empty); and for resume out_from, err_from and inodes (the positions,
-# and the files they belong to).
-# The `from` line of the answer gives the position of each stream's first byte, and how many lines and bytes the client has
-# to skip because they are not written yet.
+# Prints a job's output unchanged. A small output is sent in one write.
+# Given by the client: place; streams (out, err or both words); from (lines, line, bytes, byte or resume); count; follow
+# (0 or 1); most (the maximum number of bytes to send, or empty); and for resume out_from, err_from and inodes (the
+# positions, and the files they belong to).
+# The `from` line of the answer gives the position of each stream's first byte, and how many lines and bytes the client
+# has to skip because they are not written yet.
 
-# first FILE SIZE : sets at to the position of the first requested byte, and lines and bytes to what the client has to skip
-# from there.
+# first FILE SIZE : sets at to the position of the first requested byte, and lines and bytes to what the client has to
+# skip from there.
 first() {
 	at=0 lines=0 bytes=0
 	case $from in
@@ -32,7 +32,7 @@ first() {
 	lines)
 		at=$2
 		[ "$count" -gt 0 ] || return 0
-		# Backwards in growing windows, each read by position, since the file may grow meanwhile.
+		# Look backwards in growing windows, each read by position, since the file may grow meanwhile.
 		window=65536
 		while :; do
 			[ "$window" -le "$2" ] || window=$2
@@ -56,7 +56,7 @@ copy() {
 	head -c $(($1 % 65536))
 }
 
-# rest SIZE : copies the rest of standard input; while the job runs, no more than SIZE bytes.
+# rest SIZE : copies the rest of standard input, but no more than SIZE bytes while the job runs.
 rest() {
 	if [ "$state" = exited ]; then
 		cat
@@ -65,7 +65,7 @@ rest() {
 	fi
 }
 
-# in_order STREAM [POSITION] : prints the numbers of the files of a spooled stream from a position on, in order.
+# in_order STREAM [POSITION] : prints the numbers of a spooled stream's files from a position on, in order.
 in_order() {
 	numbers "$1"
 	for number in $numbers; do
@@ -73,8 +73,8 @@ in_order() {
 	done | sort -n
 }
 
-# last_lines STREAM : sets at to the first of the last lines. Backwards in growing windows, as in `first`, and again if a
-# file was removed meanwhile.
+# last_lines STREAM : sets at to the beginning of the last lines. Looks backwards in growing windows, as `first` does,
+# and repeats that if a file was removed meanwhile.
 last_lines() {
 	at=$last
 	[ "$count" -gt 0 ] || return 0
@@ -89,16 +89,16 @@ last_lines() {
 		wanted=$((wanted))
 		{ [ "$wanted" -lt "$size" ] && [ ! -e "$1.$at" ]; } || { [ "$wanted" -ge "$size" ] && [ "$at" -gt "${oldest:-0}" ]; }
 	do
-		# Some shells count to 2 GB.
+		# The numbers of some shells end at 2 GB.
 		window=$((window < 268435456 ? window * 8 : last)) tries=$((tries + 1))
 		[ "$tries" -lt 20 ] || break
 	done
-	# If there are fewer lines, some that are wanted may be gone.
+	# If there are fewer lines, some of the requested ones may be gone.
 	at=$((wanted < size ? last - wanted : 0))
 }
 
-# from_line STREAM : sets at to where the line begins, and lines to what the client has to skip from there. Fails if a file
-# was removed meanwhile.
+# from_line STREAM : sets at to the beginning of the line, and lines to what the client has to skip from there. Fails if
+# a file was removed meanwhile.
 from_line() {
 	before=0 gone=0
 	[ ! -s "$1.gone" ] || read -r gone before <"$1.gone"
@@ -123,7 +123,8 @@ from_line() {
 	at=$(($1 + size))
 } 2>/dev/null
 
-# asked STREAM : as `first` for a spooled stream. A position may be that of a byte that is gone: then the client says so.
+# asked STREAM : as `first`, for a spooled stream. The position may be that of a byte that is gone: then the client says
+# so.
 asked() {
 	kept "$1"
 	at=$first lines=0 bytes=0
@@ -142,11 +143,11 @@ asked() {
 		[ "$at" -le "$last" ] || bytes=$((at - last)) at=$last
 		;;
 	esac
-	# What is delivered of a foreground job is not missed.
+	# Delivered output of a job in the foreground is not reported as gone.
 	[ -e ring ] || [ "$at" -ge "$first" ] || at=$first
 }
 
-# spooled : sets the positions to begin at in the output of a job whose streams are pipes.
+# spooled : sets the positions to start at in the output of a job whose streams are pipes.
 spooled() {
 	for stream in out err; do
 		numbers "$stream"
@@ -159,8 +160,8 @@ spooled() {
 	err_at=$at err_end=$last err_skip="$lines $bytes" out_inode=0 err_inode=0
 }
 
-# part STREAM NUMBER POSITION LAST : copies a spooled stream up to its position LAST. Standard input is the file with the
-# first byte, and at that.
+# part STREAM NUMBER POSITION LAST : copies a spooled stream up to position LAST. Standard input is file NUMBER, at
+# POSITION.
 part() {
 	at=$2 here=$3
 	while
@@ -175,7 +176,8 @@ part() {
 	[ "$4" -le "$here" ] || copy $(($4 - here))
 }
 
-# put_off OUT ERR : ends the script if the requested streams have more bytes than `most`: they go another way.
+# put_off OUT ERR : ends the script if the requested streams have more bytes than `most`: these go over another
+# connection.
 put_off() {
 	[ -n "$has_out" ] || set -- 0 "$2"
 	[ -n "$has_err" ] || set -- "$1" 0
@@ -186,7 +188,7 @@ put_off() {
 	fi
 }
 
-# tell_ring : says what is kept of each stream, the positions of the oldest bytes, and whether the disk was full.
+# tell_ring : reports how much is kept of each stream, the positions of the oldest bytes, and whether the disk was full.
 tell_ring() {
 	read -r size <ring
 	kept out
@@ -211,7 +213,7 @@ if [ -p out.pipe ]; then
 	spooled
 else
 	if [ "$follow" = 0 ] && [ "$from" != resume ] && [ ! -s out ] && [ ! -s err ]; then
-		# A process less; without an inode, any file is the one that a position belongs to.
+		# Saves a process. Without an inode, a position belongs to any file.
 		out_size=0 err_size=0 out_inode=0 err_inode=0
 	else
 		sizes
@@ -224,7 +226,7 @@ fi
 if [ "$from" = resume ]; then
 	out_at=$out_from err_at=$err_from
 fi
-# Old positions don't name their files.
+# Positions from older versions don't name their files.
 if [ "$from" != resume ] || [ "$inodes" = '0 0' ]; then
 	inodes="$out_inode $err_inode"
 fi
@@ -242,7 +244,7 @@ open_at "$out_at" "$err_at"
 if [ -p out.pipe ]; then
 	case $from in
 	line | byte | resume)
-		# A ring may have lost so much meanwhile that little would be left.
+		# A ring may have lost so much meanwhile that little would be sent.
 		kept out
 		out_end=$last
 		kept err

@@ -1,8 +1,8 @@
 # Ends a job whose client is gone. Runs in the supervisor, beside the job.
 # Given by the client: rs_tether, the number of seconds without a heartbeat; rs_holder and rs_holder_birth, the client's
-# process if it is on this machine. Otherwise each heartbeat puts a new word into the file beat.
+# process if it is on this machine. Otherwise each heartbeat writes a new word to the file beat.
 
-# rs_is_held : succeeds if there was a heartbeat since the last call.
+# rs_is_held : succeeds if there was a heartbeat since the last call, or the client's process runs.
 rs_is_held() {
 	if [ -n "$rs_holder" ]; then
 		rs_process "$rs_holder" && [ "$rs_birth" = "$rs_holder_birth" ] && [ "$rs_run" != Z ]

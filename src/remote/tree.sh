@@ -1,13 +1,13 @@
-# Signals a job with everything it has started: the processes of its session, those with its cookie in their environment,
-# and the children of both, whatever group or session they have moved to.
+# Signals a job and all processes that it has started: those of its session, those with its cookie in their environment,
+# and the children of both, even if they have moved to another group or session.
 
-# survey : one look at all processes. Prints kin,PID,BIRTH,STATE for each new process of the job, the oldest first, and
-# maybe,PID,BIRTH,NEAR for each process that only its environment could identify (NEAR is 1 in the job's session). Uses pid,
-# birth and pgid of the job's first process, `first` (1 while that lives), `kin` and `strangers`.
+# survey : looks at all processes once. Prints kin,PID,BIRTH,STATE for each new process of the job, the oldest first,
+# and maybe,PID,BIRTH,NEAR for each process that only its environment could identify (NEAR is 1 in the job's session).
+# Uses pid, birth and pgid of the job's first process, `first` (1 while that runs), `kin` and `strangers`.
 #
-# Spares this script with its children and ancestors, and the job's supervisor. A session's number is not reused while the
-# session has members, so its members belong to the job while any known process of the job lives. awk, since a shell reads
-# /proc byte by byte.
+# Spares this script with its children and ancestors, and the job's supervisor. A session's number is not reused while
+# the session has members, so its members belong to the job while any known process of the job runs. Uses awk, since a
+# shell reads /proc byte by byte.
 survey() {
 	{
 		# shellcheck disable=SC2086
@@ -30,7 +30,7 @@ survey() {
 		next
 	}
 	linux {
-		# A name may hold newlines and parentheses: all behind the last one (proc(5)).
+		# A name may contain newlines and parentheses: use what follows the last parenthesis (proc(5)).
 		text = text == "" ? $0 : text "\n" $0
 		end = split(text, part, ")")
 		if (split(part[end], field, " ") < 20) next
@@ -76,13 +76,13 @@ survey() {
 	}' | sort -t, -k3n -k2n
 }
 
-# cookies PATH... : prints all cookies in these environments, one per line. Entries end in NUL and may hold newlines.
+# cookies PATH... : prints all cookies in these environments, one per line. Entries end in NUL and may contain newlines.
 cookies() {
 	cat "$@" | tr '\000\012' '\012\001' | sed -n '/RSIG_COOKIE=/p'
 }
 
-# bears PID NEAR : succeeds if the process has the job's cookie in its environment, or is in the job's session (NEAR is 1)
-# and writes to its log.
+# bears PID NEAR : succeeds if the process has the job's cookie in its environment, or is in the job's session (NEAR is
+# 1) and writes to its log.
 bears() {
 	case $rs_newline$(cookies "/proc/$1/environ")$rs_newline in
 	*"${rs_newline}RSIG_COOKIE=$cookie$rs_newline"*) return 0 ;;
@@ -91,7 +91,7 @@ bears() {
 	[ "$2" = 1 ] && { [ "/proc/$1/fd/1" -ef out ] || [ "/proc/$1/fd/2" -ef err ]; }
 }
 
-# recognise PID,BIRTH,NEAR... : sets new to the processes that belong to the job, and adds the others to strangers.
+# recognise PID,BIRTH,NEAR... : sets new to those processes that belong to the job, and adds the others to strangers.
 recognise() {
 	new='' paths='' hits=''
 	[ -n "$cookie" ] || return 0
@@ -101,7 +101,7 @@ recognise() {
 			paths="$paths /proc/${one%%,*}/environ"
 		fi
 	done
-	# All at once first: usually none matches.
+	# Check all at once first: usually none matches.
 	# shellcheck disable=SC2086
 	[ -z "$paths" ] || case $(cookies $paths) in
 	*"$cookie"*) hits=1 ;;
@@ -121,7 +121,8 @@ recognise() {
 	done
 }
 
-# hold PID,BIRTH... : adds these to kin, and with `holding` stops them. Marks with 1 those that were stopped before.
+# hold PID,BIRTH... : adds these processes to kin, and with `holding` stops them. Marks with 1 those that were stopped
+# before.
 hold() {
 	for one; do
 		rs_lives "${one%%,*}" "${one#*,}" || continue
@@ -135,8 +136,9 @@ hold() {
 	done
 }
 
-# gather : sets kin to the job's processes, each as PID,BIRTH,STOPPED, and links to 1 if environments can't be read. With
-# `holding` stops each process as it is found, and repeats until no new one appears: a stopped process starts nothing.
+# gather : sets kin to the job's processes, each as PID,BIRTH,STOPPED, and links to 1 if environments can't be read.
+# With `holding`, stops each process when it is found, and repeats until no new one appears: a stopped process starts no
+# others.
 gather() {
 	LC_ALL=C
 	export LC_ALL
@@ -180,7 +182,7 @@ gather() {
 	done
 } 2>/dev/null
 
-# hold_group : stops the job's whole group at once, so that no fork slips through. Does nothing if this script or one of its
+# hold_group : stops the job's whole group at once, so that no fork is missed. Does nothing if this script or one of its
 # ancestors is in the group.
 hold_group() {
 	case " $kin" in
@@ -195,8 +197,8 @@ hold_group() {
 	! alive "$pid" "$birth" "$boot" || kill -STOP "-$pgid"
 }
 
-# each COMMAND... : runs the command for each living process of kin, with its number and whether it was stopped before;
-# succeeds if the command does for one.
+# each COMMAND... : runs the command for each living process of kin, with its number and whether it was stopped before.
+# Succeeds if the command does for at least one.
 each() {
 	none=1
 	for one in $kin; do
@@ -212,16 +214,16 @@ hit() {
 	kill "-$argument" "$1"
 }
 
-# release PID STOPPED : continues a process that was stopped here; with `wake` also one that was stopped before.
+# release PID STOPPED : continues a process that was stopped here, and with `wake` also one that was stopped before.
 release() {
 	if [ "$2" = 0 ] || [ "$wake" = 1 ]; then
 		kill -CONT "$1"
 	fi
 }
 
-# strike CLAIM NAME NUMBER ARGUMENT CONT RETRY : takes the job's lock, stops the tree, signals it, continues it. Runs in a
-# process that only KILL ends, so that nothing stays stopped if the script or its channel dies. Prints the result, and
-# whether environments could not be read.
+# strike CLAIM NAME NUMBER ARGUMENT CONT RETRY : takes the job's lock, stops the tree, signals it and continues it. Runs
+# in a process that only KILL ends, so that nothing stays stopped if the script or its channel dies. Prints the result,
+# and whether environments could not be read.
 strike() {
 	trap '' HUP INT QUIT TERM PIPE ALRM USR1 USR2
 	kin='' links=''
@@ -244,7 +246,7 @@ strike() {
 		fi
 		printf '%s %s\n' "$2" "$sent" >>"sig.$1"
 		[ "$2" = STOP ] || each release
-		# For scripts that wait until all of them have ended.
+		# For scripts that wait for all of them to end.
 		printf '%s\n' "$kin" >tree
 	fi
 	rs_unlock
@@ -257,8 +259,8 @@ is_left() {
 	:
 }
 
-# tree INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : as deliver, for the whole tree. The job's first process may
-# have ended. Signal 0 only counts.
+# tree INDEX PLACE CLAIM NAME NUMBER ARGUMENT TARGET CONT RETRY : as deliver, for the whole tree. The job's first
+# process may have ended. Signal 0 only counts the processes.
 tree() {
 	approach "$1" "$2" || return 0
 	if [ -n "$bare" ]; then
@@ -303,7 +305,7 @@ count() {
 	rs_say kin "$1" "$number"
 }
 
-# add PID STOPPED : counts it.
+# add PID STOPPED : counts the process.
 add() {
 	number=$((number + 1))
 }

@@ -1,4 +1,4 @@
-//! The script that looks at jobs and measures what they use.
+//! The script that reports the states of jobs and measures what they use.
 
 use super::look::{of_each, put};
 use super::script::{Script, file};
@@ -6,10 +6,10 @@ use super::seen::{Seen, indexed, job_line, optional};
 use crate::connection::Shell;
 use crate::error::Failure;
 
-/// The time between the two looks that CPU use is measured by, in seconds.
-const NAP: &str = "0.5";
+/// The interval between the two samples that CPU use is computed from, in seconds.
+const SAMPLE_INTERVAL: &str = "0.5";
 
-/// What a job uses, with all its processes.
+/// What all processes of a job use.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Usage {
     pub cpu_percent: Option<f64>,
@@ -19,7 +19,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Reads the fields behind `use INDEX`.
+    /// Parses the fields after `use INDEX`.
     fn parse(fields: &str) -> Option<Self> {
         let words: Vec<&str> = fields.split(' ').collect();
         let &[spent, resident, processes, tenths] = words.as_slice() else {
@@ -42,8 +42,7 @@ fn seconds(milliseconds: u64) -> f64 {
     milliseconds as f64 / 1000.0
 }
 
-/// Asks a host how jobs stand and what they use, all of them in one script. `places`: see
-/// [`crate::job::Record::job_dir`].
+/// Gets the states of jobs and what they use, all in one script. `places`: see [`crate::job::Record::job_dir`].
 pub fn measure(
     host: &str,
     shell: &mut dyn Shell,
@@ -55,7 +54,7 @@ pub fn measure(
     })
 }
 
-/// Reads a line of the script.
+/// Processes a line of the script.
 pub(super) fn take_line(
     host: &str,
     line: &str,
@@ -75,12 +74,12 @@ pub(super) fn take_line(
 }
 
 impl Script {
-    /// Says how jobs stand and what they use.
+    /// Reports the states of jobs and what they use.
     pub(super) fn measure(places: &[&str]) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("usage"));
         script.call_each("examine", places)?;
-        script.call("usage", &[NAP])?;
+        script.call("usage", &[SAMPLE_INTERVAL])?;
         Ok(script)
     }
 }
@@ -111,7 +110,7 @@ mod tests {
         ] {
             assert_eq!(Usage::parse(fields), expected, "{fields:?}");
         }
-        // What a job uses follows how it stands.
+        // A job's usage follows its state.
         let mut answers = vec![None, None];
         assert!(take_line("h", "use 0 1 1 1 1", &mut answers).is_err());
         let line = "job 0 running - - - 5 5 1 Linux 7 b m web";

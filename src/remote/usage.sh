@@ -1,7 +1,8 @@
-# Measures what jobs use: all of a job's session, what bears its cookie, and the children of both.
+# Measures what jobs use: the processes of a job's session, those with its cookie in their environment, and the children
+# of both.
 
 rs_measured=
-# examine INDEX PLACE : how the job there stands; notes it for usage while it runs.
+# examine INDEX PLACE : reports the job's state, and adds the job to those that usage measures if it runs.
 examine() {
 	place "$2"
 	! enter "$dir" || look
@@ -20,7 +21,7 @@ examine() {
 	rs_measured="${rs_measured}job $1 $pgid $birth $cookie$rs_newline"
 }
 
-# processes : one look at all of them.
+# processes : prints the data of all processes once.
 processes() {
 	echo look
 	if [ "$rs_system" = Linux ]; then
@@ -30,15 +31,15 @@ processes() {
 	fi
 }
 
-# page_size : in bytes; nothing where it can't be found out.
+# page_size : prints the page size in bytes; nothing if it can't be found out.
 page_size() {
 	getconf PAGESIZE || sed -n '/^KernelPageSize/{s/[^0-9]*\([0-9]*\).*/\1 1024/p;q;}' /proc/self/smaps
 } 2>/dev/null
 
-# usage NAP : a line for each job that runs: its CPU time in ms, its resident memory in bytes, the number of its
-# processes, and its CPU use in tenths of a percent: between two looks that are NAP seconds apart, on systems without
-# /proc as ps(1) has it. A child that was waited for counts with its parent (proc(5)), so that what a job has used does not
-# get less when its processes end.
+# usage NAP : prints a line for each job that runs: its CPU time in ms, its resident memory in bytes, the number of its
+# processes, and its CPU use in tenths of a percent. CPU use is measured between two samples that are NAP seconds apart;
+# on systems without /proc it is that of ps(1). A child that was waited for counts with its parent (proc(5)), so that a
+# job's CPU time does not decrease when its processes end.
 usage() {
 	[ -n "$rs_measured" ] && command -v awk >/dev/null || return 0
 	rs_flush
@@ -47,7 +48,7 @@ usage() {
 		processes
 		if [ "$rs_system" = Linux ]; then
 			sleep "$1" || sleep 1
-			# No cookie stands in an argument.
+			# A pattern, so that no cookie appears in an argument.
 			grep -aosH 'RSIG_COOKIE=[0-9a-f]\{32\}' /proc/[0-9]*/environ
 			processes
 		fi
@@ -79,7 +80,7 @@ usage() {
 		next
 	}
 	linux {
-		# A name may hold newlines and parentheses: all behind the last one (proc(5)).
+		# A name may contain newlines and parentheses: use what follows the last parenthesis (proc(5)).
 		text = text == "" ? $0 : text "\n" $0
 		end = split(text, part, ")")
 		if (split(part[end], field, " ") < 22) next

@@ -1,8 +1,8 @@
-//! The servers: what the verbs do, for agents (MCP) and for programs (HTTP).
+//! The servers: the verbs, offered to agents (MCP) and to programs (HTTP).
 //!
-//! Here is what they share: which hosts may be used and how, and how many requests run at once. Verbs block, so each
-//! request that runs one gets a thread for that time; the rest is tokio, which nothing outside this directory uses. A
-//! server never prompts, and keeps nothing about jobs.
+//! This module holds what both servers share: the allowed hosts and connection options, and the limits on concurrent
+//! requests. Verbs block, so each request that runs a verb gets a thread meanwhile. Everything else is async on tokio,
+//! which is used only in this directory. A server never prompts, and keeps no state about jobs.
 
 #[cfg(feature = "mcp")]
 pub mod mcp;
@@ -23,16 +23,16 @@ use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::state::Store;
 
-/// At most this many requests wait for a host at once.
+/// Maximum number of concurrent requests that wait for a host.
 const SHORT_MAX: usize = 16;
-/// At most this many requests wait for a job at once.
+/// Maximum number of concurrent requests that wait for a job.
 const LONG_MAX: usize = 64;
-/// The stack of a worker: that of every thread that the standard library starts.
+/// Stack size of a worker, in bytes: the standard library's default for a thread.
 const STACK_BYTES: usize = 2 << 20;
-/// The longest message of an error, in characters: part of it may come from a host.
+/// Maximum length of an error message, in characters. Part of a message may come from a host.
 const MESSAGE_MAX: usize = 2000;
 
-/// Runs the requests.
+/// Runs requests on threads, up to the limits.
 pub struct Workers {
     context: Box<dyn Fn() -> Result<Context, Failure> + Send + Sync>,
     short: Arc<Semaphore>,
@@ -40,7 +40,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// `context` is called for each request.
+    /// `context` is called once per request.
     pub fn new(context: impl Fn() -> Result<Context, Failure> + Send + Sync + 'static) -> Self {
         Self {
             context: Box::new(context),
@@ -49,12 +49,12 @@ impl Workers {
         }
     }
 
-    /// The permits of requests that wait for a job, or of those that only ask a host.
+    /// The permits for requests that wait for a job (`long`), or for requests that only ask a host.
     fn permits(&self, long: bool) -> Arc<Semaphore> {
         Arc::clone(if long { &self.long } else { &self.short })
     }
 
-    /// Has a worker carry out a request. If this future is dropped, the worker's token is cancelled; the worker keeps the
+    /// Runs a request on a worker. If this future is dropped, the worker's token is cancelled; the worker keeps the
     /// permit until it ends.
     async fn run<T: Send + 'static>(
         self: Arc<Self>,
@@ -76,7 +76,7 @@ impl Workers {
     }
 }
 
-/// The message of an error as clients see it.
+/// Escapes and truncates an error message for clients.
 fn message(text: &str) -> String {
     printable(text.as_bytes(), MESSAGE_MAX)
 }

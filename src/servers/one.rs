@@ -1,4 +1,4 @@
-//! What the requests of both servers do.
+//! The operations that both servers offer, each on one job or as a list.
 
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,10 @@ use crate::remote::search::Found;
 use crate::remote::send::Data;
 use crate::signal::SignalWord;
 
-/// After this time, the server checks whether the client still waits.
+/// Interval at which a waiting request checks whether the client still waits.
 pub const SLICE: Duration = Duration::from_secs(5);
 
-/// The job that a client names, and a word that stands for this job only: another job may get the name.
+/// Finds the job that a client names. Returns its record and a word that stays unique: another job may get the name.
 pub fn job(context: &Context, word: &str) -> Result<(Record, JobWord), Failure> {
     let word = JobWord::parse(word).map_err(|error| {
         let shown = crate::escape::printable(word, 80);
@@ -37,7 +37,7 @@ fn only(context: &Context, word: &JobWord) -> Jobs {
     Jobs::named(context, std::slice::from_ref(word))
 }
 
-/// Lists jobs; without `all`, those that ended a moment ago are left out too.
+/// Lists jobs. Without `filter.all`, also omits jobs that turn out to have just ended.
 pub fn list(context: &mut Context, filter: &Filter) -> Result<Listing, Failure> {
     let mut listing = ps(context, filter)?;
     let jobs = &mut listing.jobs;
@@ -63,7 +63,7 @@ pub fn remove(context: &mut Context, word: &JobWord, force: bool) -> Result<(), 
     rm::remove(context, jobs, force).try_for_each(|removed| removed.map(drop))
 }
 
-/// Waits for a job to end, until the time is up or the client is gone.
+/// Waits for a job to end, until the deadline or until the client is gone.
 pub fn await_end(
     context: &mut Context,
     word: &JobWord,
@@ -88,7 +88,7 @@ pub fn await_end(
     }
 }
 
-/// What a client sends to a job's input.
+/// The data for a job's standard input. Fails if there is neither text nor an end of file to send.
 pub fn text(text: Option<String>, newline: bool, eof: bool) -> Result<Data, Failure> {
     match text {
         None if !eof => Err(Failure::usage("text: nothing to send")),
@@ -98,7 +98,7 @@ pub fn text(text: Option<String>, newline: bool, eof: bool) -> Result<Data, Fail
     }
 }
 
-/// Waits for a line of a job's output, until the job ends, the time is up or the client is gone.
+/// Waits for a line of a job's output, until the job ends, the deadline passes or the client is gone.
 pub fn await_line(
     context: &mut Context,
     word: &JobWord,

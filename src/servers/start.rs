@@ -1,4 +1,4 @@
-//! A job that a client wants started, checked as a command line would be.
+//! A request to start a job, checked like the command line of `spawn`.
 
 use std::collections::BTreeMap;
 
@@ -82,7 +82,7 @@ impl NewJob {
         }
     }
 
-    /// The request of `spawn`.
+    /// Checks the values and converts them to the request of `spawn`.
     pub fn request(self, context: &Context) -> Result<Request, Failure> {
         let (shell, command) = match self.command {
             Command::Line(line) => (true, vec![line]),
@@ -132,7 +132,7 @@ impl NewJob {
     }
 }
 
-/// The parts of the OpenAPI document that are not derived.
+/// The schemas of the OpenAPI document that are not derived.
 #[cfg(feature = "serve")]
 mod schema {
     use utoipa::openapi::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};

@@ -1,8 +1,9 @@
-//! Signals: the words people type for them, and what a word means on a job's host.
+//! Signals: the words that users type for them, and their meaning on a job's host.
 //!
-//! A number means what it means *there* (10 is USR1 on Linux, BUS on macOS and FreeBSD), so a word
-//! is parsed at the edge as a [`SignalWord`] and becomes a [`Signal`] only once the host's system
-//! is known. Sending is not done here, nor are words other than signals (`EXIT`, `DEBUG`, ...) known.
+//! The meaning of a number depends on the host (10 is USR1 on Linux, BUS on macOS and FreeBSD), so a
+//! word is first parsed as a [`SignalWord`] and becomes a [`Signal`] only once the host's system is
+//! known. This module does not send signals, and does not know the other words of a shell's `trap`
+//! (`EXIT`, `DEBUG`, ...).
 
 mod os;
 mod table;
@@ -18,7 +19,7 @@ pub use os::Os;
 use table::{Known, RealTime};
 pub use table::{Row, table};
 
-/// A signal as the user named it; what it is depends on the host.
+/// A signal as the user named it. Its meaning depends on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SignalWord(Word);
 
@@ -42,14 +43,14 @@ enum Name {
     RealTime(RealTime),
 }
 
-/// Why a word is no signal, or none on that system.
+/// Why a word is not a signal, or not one on a system.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BadSignal {
     #[error("a signal can't be empty; `rsig kill -l` lists them all")]
     Empty,
     #[error("'{word}' is no signal{}; `rsig kill -l` lists them all", did_you_mean(*.near))]
     Unknown {
-        /// Escaped and bounded.
+        /// Escaped and truncated.
         word: String,
         near: Option<&'static str>,
     },
@@ -85,7 +86,7 @@ impl SignalWord {
     pub const TERM: Self = Self(Word::Name("TERM"));
     pub const KILL: Self = Self(Word::Name("KILL"));
 
-    /// Whether it is 0, which sends nothing and asks whether the job is there.
+    /// Whether it is 0, which sends nothing and only checks whether the job exists.
     pub fn is_existence_check(self) -> bool {
         matches!(self.0, Word::Number(0))
     }
@@ -95,7 +96,7 @@ impl SignalWord {
         matches!(self.0, Word::Name("KILL") | Word::Number(9))
     }
 
-    /// The signal that this word means on a host that runs `os`.
+    /// The signal that this word means on `os`.
     pub fn on(self, os: Os) -> Result<Signal, BadSignal> {
         match self.0 {
             Word::Number(0) => Some(Signal::EXISTENCE_CHECK),
@@ -174,18 +175,18 @@ impl Signal {
         })
     }
 
-    /// The host's number, 0 for the existence check; `None` where the host's system is not one
-    /// that rsig knows and the signal goes by its name alone.
+    /// The number on the host, 0 for the existence check. `None` if rsig does not know the host's
+    /// system, so that the signal is sent by name.
     pub fn number(&self) -> Option<u8> {
         self.number
     }
 
-    /// Without SIG: `TERM`, `RTMIN+3`; `0` for the existence check.
+    /// The name without `SIG`: `TERM`, `RTMIN+3`; `0` for the existence check.
     pub fn name(&self) -> String {
         self.to_string()
     }
 
-    /// What follows the dash in a shell's `kill -X`: the name, or the host's number where some
+    /// The argument after the dash in a shell's `kill -X`: the name, or the number on the host if some
     /// shell lacks the name.
     pub fn wire(&self) -> String {
         let by_number = match self.name {
@@ -198,8 +199,8 @@ impl Signal {
         }
     }
 
-    /// Its name in an SSH `signal` request, for the six that servers deliver and a relay can
-    /// answer. RFC 4254 6.9 names more; OpenSSH refuses those, and KILL ends the relay itself.
+    /// The name in an SSH `signal` request, for the six signals that servers deliver and a relay can
+    /// acknowledge. RFC 4254 6.9 lists more, but OpenSSH refuses them, and KILL would end the relay.
     pub fn channel_name(&self) -> Option<&'static str> {
         match self.name {
             Name::Plain(name @ ("HUP" | "INT" | "QUIT" | "TERM" | "USR1" | "USR2")) => Some(name),
@@ -207,13 +208,13 @@ impl Signal {
         }
     }
 
-    /// Signal 0: nothing is sent, only whether the job is there is told.
+    /// Whether it is signal 0, which sends nothing and only checks whether the job exists.
     pub fn is_existence_check(&self) -> bool {
         *self == Self::EXISTENCE_CHECK
     }
 
-    /// TSTP, TTIN and TTOU, which by default do nothing to a job: it leads a session of its own,
-    /// so its process group is orphaned (POSIX, general terminal interface).
+    /// Whether it is TSTP, TTIN or TTOU, which by default do nothing to a job: a job leads its own
+    /// session, so its process group is orphaned (POSIX, general terminal interface).
     pub fn stops_only_interactively(&self) -> bool {
         matches!(self.name, Name::Plain("TSTP" | "TTIN" | "TTOU"))
     }
@@ -228,8 +229,8 @@ impl fmt::Display for Signal {
     }
 }
 
-/// The row that `rsig kill -l WORD` shows: for a name, a number, or an exit status from 129 on,
-/// which a shell gives to what signal `status - 128` ended.
+/// The row that `rsig kill -l WORD` shows, for a name, a number, or an exit status from 129 on. A
+/// shell reports such a status for a command that was ended by signal `status - 128`.
 pub fn row_for(os: Os, word: &str) -> Result<Row, BadSignal> {
     let word = match number_in_status(word) {
         Some(number) => SignalWord(Word::Number(number)),
@@ -251,34 +252,34 @@ fn number_in_status(word: &str) -> Option<u8> {
     status.checked_sub(128).filter(|number| *number > 0)
 }
 
-/// The name of signal n, where `status` is 128+n and n a signal of that system.
+/// The name of signal n, if `status` is 128+n and `os` has a signal n.
 pub fn name_of_exit_status(os: Os, status: u32) -> Option<String> {
     let number = u8::try_from(status.checked_sub(128)?).ok()?;
     Signal::numbered(number, os).map(|signal| signal.name())
 }
 
-/// The signal in an argument of kill(1)'s form: `-9`, `-KILL`, `-SIGKILL`, `-RTMIN+3`, upper case
-/// only, so that no option of small letters is ever taken for one.
+/// Parses a signal argument in the form of kill(1): `-9`, `-KILL`, `-SIGKILL`, `-RTMIN+3`. Names must
+/// be in upper case, so that an option in lower case is never taken for a signal.
 pub fn dashed(argument: &str) -> Option<SignalWord> {
     let word = argument.strip_prefix('-')?;
     let upper = !word.bytes().any(|byte| byte.is_ascii_lowercase());
     word.parse().ok().filter(|_| upper)
 }
 
-/// `u8::from_str` alone would take `+9` too.
+/// Whether a word is all digits; `u8::from_str` would accept `+9` too.
 fn is_number(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// A word to be shown in a message: bounded, control characters escaped.
+/// A word for a message: truncated, with control characters escaped.
 fn shown(word: &str) -> String {
-    const LONGEST: usize = 32;
+    const SHOWN_MAX: usize = 32;
     let mut shown: String = word
         .chars()
-        .take(LONGEST)
+        .take(SHOWN_MAX)
         .flat_map(char::escape_debug)
         .collect();
-    if word.chars().nth(LONGEST).is_some() {
+    if word.chars().nth(SHOWN_MAX).is_some() {
         shown.push('…');
     }
     shown

@@ -1,15 +1,15 @@
 use std::fmt;
 
-/// An operating system, as far as its signals differ from another's.
+/// An operating system; systems with the same signals are not distinguished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Os {
     Linux,
     Darwin,
     FreeBSD,
-    /// OpenBSD, NetBSD and `DragonFly`: like FreeBSD below 32, each on its own above, where rsig
-    /// knows nothing.
+    /// OpenBSD, NetBSD and `DragonFly`: the same as FreeBSD below 32. From 32 on they differ, and rsig
+    /// knows none of those signals.
     Bsd,
-    /// Any other: rsig knows the few numbers that POSIX fixes and leaves the names to the host.
+    /// Any other: rsig knows the few numbers that POSIX specifies and leaves names to the host.
     Other,
 }
 
@@ -22,7 +22,7 @@ impl Os {
         Self::Other,
     ];
 
-    /// The system whose `uname -s` printed `sysname`.
+    /// The system on which `uname -s` prints `sysname`.
     pub fn from_uname(sysname: &str) -> Self {
         match sysname.trim() {
             "Linux" => Self::Linux,
@@ -44,7 +44,7 @@ impl Os {
         }
     }
 
-    /// The value of `--os` that asks for this system's table, if it has one of its own.
+    /// The value of `--os` for this system's table, if it has its own table.
     pub fn option(self) -> Option<&'static str> {
         match self {
             Self::Linux => Some("linux"),

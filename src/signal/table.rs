@@ -1,9 +1,9 @@
-//! The signals of each system: numbers, default actions, and what they are for.
+//! The signals of each system: numbers, default actions and descriptions.
 //!
-//! Linux: signal(7), with the numbers of x86, Arm, POWER, RISC-V and s390 (MIPS, SPARC, Alpha and
-//! PA-RISC have others and are not handled), and glibc's real-time range (musl's begins at 35).
-//! BSDs: `sys/signal.h`, the actions from `sigprop` in XNU's `sys/signalvar.h` and from
-//! `sigproptbl` in FreeBSD's `kern_sig.c`; 4.4BSD's numbers below 32 hold for all of them.
+//! Linux: signal(7), with the numbers of x86, Arm, POWER, RISC-V and s390, and glibc's real-time range
+//! (musl's begins at 35). MIPS, SPARC, Alpha and PA-RISC have other numbers and are not handled.
+//! BSDs: `sys/signal.h`, with the actions from `sigprop` in XNU's `sys/signalvar.h` and from
+//! `sigproptbl` in FreeBSD's `kern_sig.c`. Below 32, all BSDs have 4.4BSD's numbers.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -12,11 +12,11 @@ use DefaultAction::{Continue, Core, Ignore, Stop, Terminate};
 
 use super::os::Os;
 
-/// What a signal does to a process that has not arranged otherwise.
+/// What a signal does to a process that neither catches, blocks nor ignores it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DefaultAction {
     Terminate,
-    /// Terminates too, and leaves a core dump where the system and the limits allow one.
+    /// Terminates with a core dump, if the system and the limits allow one.
     Core,
     Ignore,
     Stop,
@@ -37,7 +37,7 @@ impl fmt::Display for DefaultAction {
 
 type Entry = Option<(u8, DefaultAction)>;
 
-/// A signal with a name of its own, on every system.
+/// A named signal, as opposed to a real-time one, with its number and action on each system.
 pub(super) struct Known {
     pub name: &'static str,
     pub description: &'static str,
@@ -94,7 +94,7 @@ pub(super) const KNOWN: &[Known] = &[
     known("LIBRT",  None,                  Some((33, Terminate)), "reserved for the real-time library"),
 ];
 
-/// Other names of the same signals, where a system has them.
+/// Other names of the same signals, with the systems that have them.
 const ALIASES: &[(&str, &str, &[Os])] = &[
     ("IOT", "ABRT", &Os::ALL),
     ("CLD", "CHLD", &[Os::Linux]),
@@ -103,8 +103,8 @@ const ALIASES: &[(&str, &str, &[Os])] = &[
     ("LWP", "THR", &[Os::FreeBSD]),
 ];
 
-/// Tried with each shell's own `kill`: zsh lacks ABRT, dash STKFLT, mksh IO, and all but bash and
-/// ksh93 lack some real-time ones. Those of the BSDs alone are here to be safe.
+/// Names that some shell's built-in `kill` lacks, as tested: zsh lacks ABRT, dash STKFLT, mksh IO, and
+/// all but bash and ksh93 lack some real-time ones. Names that only BSDs have are included to be safe.
 pub(super) const NAMES_SHELLS_LACK: [&str; 7] =
     ["ABRT", "STKFLT", "IO", "EMT", "INFO", "THR", "LIBRT"];
 
@@ -125,12 +125,12 @@ impl Known {
         self.entry(os).map(|(number, _)| number)
     }
 
-    /// An unknown system is trusted to have the names that Linux and the BSDs share.
+    /// Whether a system has this signal. An unknown system is assumed to have those shared by Linux and the BSDs.
     pub fn is_on(&self, os: Os) -> bool {
         self.entry(os).is_some() || os == Os::Other && self.linux.is_some() && self.bsd.is_some()
     }
 
-    /// The signal that `name`, an alias or not, stands for on that system.
+    /// The signal that `name` or alias means on a system.
     pub fn named(name: &str, os: Os) -> Option<&'static Self> {
         let name = ALIASES
             .iter()
@@ -146,14 +146,14 @@ impl Known {
     }
 }
 
-/// Every name of any system, aliases too.
+/// All names on any system, including aliases.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     let aliases = ALIASES.iter().map(|(alias, ..)| *alias);
     KNOWN.iter().map(|known| known.name).chain(aliases)
 }
 
-/// The real-time signals a program may use, RTMIN to RTMAX. Linux's 32 and 33 belong to the C
-/// library, FreeBSD's 34 to 64 have no name.
+/// The real-time signals that a program may use, RTMIN to RTMAX. On Linux, 32 and 33 belong to the C
+/// library; on FreeBSD, 34 to 64 have no names.
 pub(super) fn real_time(os: Os) -> Option<RangeInclusive<u8>> {
     match os {
         Os::Linux => Some(34..=64),
@@ -166,13 +166,13 @@ pub(super) fn real_time(os: Os) -> Option<RangeInclusive<u8>> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub number: u8,
-    /// Without SIG.
+    /// Without `SIG`.
     pub name: String,
     pub action: DefaultAction,
     pub description: &'static str,
 }
 
-/// All signals of a system whose numbers rsig knows, by number.
+/// All signals of a system whose numbers rsig knows, sorted by number.
 pub fn table(os: Os) -> Vec<Row> {
     let named = KNOWN.iter().filter_map(|known| {
         let (number, action) = known.entry(os)?;
@@ -215,12 +215,12 @@ impl RealTime {
             return Some(from_end(0));
         }
         let distance = rest.strip_prefix(sign)?;
-        // A number's parser would take one more `+`.
+        // The integer parser would accept a second `+`.
         let digit_first = distance.starts_with(|c: char| c.is_ascii_digit());
         distance.parse().ok().filter(|_| digit_first).map(from_end)
     }
 
-    /// Counted from the nearer end, from RTMIN in the middle, as bash's `kill -l` does.
+    /// Counted from the nearer end, or from RTMIN in the middle, like bash's `kill -l`.
     pub fn nearest(number: u8, range: &RangeInclusive<u8>) -> Self {
         let above = number.saturating_sub(*range.start());
         let below = range.end().saturating_sub(number);

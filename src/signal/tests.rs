@@ -26,7 +26,7 @@ fn systems_by_uname() {
 
 #[test]
 fn one_word_on_each_system() {
-    // What `kill -X` gets there; "" where the system has no such signal.
+    // The argument of `kill -X` on each system; "" if the system has no such signal.
     for (word, [linux, darwin, freebsd, bsd, other]) in [
         ("TERM", ["TERM"; 5]),
         ("term", ["TERM"; 5]),
@@ -317,7 +317,7 @@ fn tables_are_whole_sorted_and_fit_a_terminal() {
             "{os}"
         );
         for row in rows {
-            // Number, name and action take 3 + 8 + 9 columns, and 2 lie between each.
+            // Number, name and action take 3 + 8 + 9 columns, with 2 between each.
             assert!(row.description.chars().count() <= 54, "{row:?}");
             let caught = !row.description.contains("can't be caught");
             let signal = on(os, &row.name).unwrap();
@@ -364,7 +364,7 @@ fn default_actions_of_each_system() {
     }
 }
 
-/// The 31 common names on the machine that runs the tests, whichever that is.
+/// The numbers of the 31 common names, compared with the C library of the machine that runs the tests.
 #[cfg(unix)]
 #[test]
 fn numbers_here_are_those_of_the_c_library() {
@@ -415,7 +415,7 @@ fn numbers_here_are_those_of_the_c_library() {
     }
 }
 
-/// The table held against what runs here.
+/// The table compared with the shells and the kernel of this machine.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod on_this_linux {
     use std::os::unix::process::ExitStatusExt;
@@ -444,7 +444,7 @@ mod on_this_linux {
 
     #[test]
     fn every_shell_takes_what_goes_over_the_wire() {
-        // Not waited for until the end, so its pid stays its own and every kill succeeds.
+        // Not waited for until the end, so the pid is not reused and every kill succeeds.
         let mut target = Command::new("true").spawn().unwrap();
         let mut refusals = Vec::new();
         for shell in [
@@ -481,7 +481,7 @@ mod on_this_linux {
         }
     }
 
-    /// Stop is left to the tests that stop real jobs: a stopped shell could not tell.
+    /// Stop is left to the tests that stop real jobs, since a stopped shell can't report it.
     #[test]
     fn default_actions_are_the_kernels() {
         for row in table(Os::Linux) {
@@ -490,7 +490,7 @@ mod on_this_linux {
                 DefaultAction::Terminate | DefaultAction::Core => true,
                 DefaultAction::Ignore | DefaultAction::Continue => false,
             };
-            // What the test runner ignores would stay ignored in the shell.
+            // Otherwise signals that the test runner ignores would stay ignored in the shell.
             let status = Command::new("env")
                 .args([
                     "--default-signal",

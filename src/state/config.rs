@@ -1,6 +1,7 @@
-//! The configuration file: defaults for options, groups of hosts, and hosts with names of our own.
+//! The configuration file: defaults for options, groups of hosts, and hosts with names that the user chose.
 //!
-//! What options there are is the command line's business; everything else is checked here, when the file is read.
+//! Keys of `[defaults]` other than connection options are checked by the command line, which knows the options.
+//! Everything else is checked here, when the file is read.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,20 +18,20 @@ use crate::error::Failure;
 use crate::escape::printable;
 use crate::host::{Connect, Destination, Host, Place, parse_jobs_dir, parse_port};
 
-/// The largest file that is read.
+/// Maximum size of the file, in bytes.
 const SIZE_MAX: u64 = 1 << 20;
-/// What says how to reach a host, in `[defaults]` and in `[hosts.NAME]`.
-const WAY: [&str; 9] = [
+/// The keys for connection options, in `[defaults]` and in `[hosts.NAME]`.
+const CONNECT_KEYS: [&str; 9] = [
     "user", "port", "identity", "config", "jump", "option", "prefix", "sudo", "jobs-dir",
 ];
 
-/// One line of the file.
+/// A key of the file, with its values.
 #[derive(Debug)]
 pub struct Setting {
     /// `defaults`, `groups` or `hosts.NAME`.
     pub section: String,
     pub key: String,
-    /// One, or those of a list.
+    /// A single value, or the items of a list.
     pub values: Vec<String>,
     pub line: usize,
 }
@@ -89,14 +90,14 @@ impl Config {
                 Some(name) => {
                     let (host, connect) = hosts.entry(name.to_owned()).or_default();
                     if setting.key == "host" {
-                        *host = Some(one(setting).and_then(host_of).map_err(fails)?);
-                    } else if is_way(&setting.key) {
+                        *host = Some(single_value(setting).and_then(parse_host).map_err(fails)?);
+                    } else if is_connect_key(&setting.key) {
                         set(connect, setting).map_err(fails)?;
                     } else {
                         return Err(config.unknown(setting));
                     }
                 }
-                None if setting.section == "defaults" && is_way(&setting.key) => {
+                None if setting.section == "defaults" && is_connect_key(&setting.key) => {
                     set(&mut defaults, setting).map_err(fails)?;
                 }
                 None => {}
@@ -116,24 +117,25 @@ impl Config {
         Ok(config)
     }
 
-    /// The usage error of a line.
+    /// A usage error at a line of the file.
     pub fn failure(&self, line: usize, why: &str) -> Failure {
         Failure::usage(format!("{}:{line}: {why}", self.path.display()))
     }
 
-    /// The usage error of a key that is not known.
+    /// The usage error for an unknown key.
     pub fn unknown(&self, setting: &Setting) -> Failure {
         let (key, section) = (printable(&setting.key, 80), printable(&setting.section, 80));
         self.failure(setting.line, &format!("unknown key {key} in [{section}]"))
     }
 
-    /// The defaults of options that say nothing of how a host is reached.
+    /// The defaults of options other than connection options.
     pub fn defaults(&self) -> impl Iterator<Item = &Setting> {
-        let own = |setting: &&Setting| setting.section == "defaults" && !is_way(&setting.key);
+        let own =
+            |setting: &&Setting| setting.section == "defaults" && !is_connect_key(&setting.key);
         self.settings.iter().filter(own)
     }
 
-    /// The words of a group.
+    /// The members of a group.
     pub fn group(&self, name: &str) -> Option<Vec<String>> {
         let is_it = |setting: &&Setting| setting.section == "groups" && setting.key == name;
         self.settings
@@ -142,7 +144,7 @@ impl Config {
             .map(|setting| setting.values.clone())
     }
 
-    /// The names of groups, with their `@`, and of hosts.
+    /// The names of all groups, with their `@`, and of all hosts.
     pub fn names(&self) -> Vec<String> {
         let groups = self
             .settings
@@ -158,24 +160,24 @@ impl Config {
         named.map_or_else(|| word.clone(), |(host, _)| host.clone())
     }
 
-    /// Where a word leads: what the command line says wins over `[hosts.NAME]`, and that over `[defaults]`.
+    /// The destination of a HOST word. The command line overrides `[hosts.NAME]`, which overrides `[defaults]`.
     pub fn destination(&self, word: &Host, given: &Connect) -> Result<Destination, Failure> {
         let mut connect = given.clone();
         if let Some((_, own)) = self.hosts.get(&word.to_string()) {
-            // A place's own prefix stands before one that is given.
+            // The prefix of `[hosts.NAME]` comes before the prefix of the command line.
             let prefix = own.prefix.iter().chain(&given.prefix).cloned().collect();
             connect = Connect {
                 prefix,
-                ..over(connect, own)
+                ..merge(connect, own)
             };
         }
         let host = self.host(word);
-        // What is not reached over SSH has no use for its options.
+        // A host that is not reached over SSH takes no SSH options.
         connect = if matches!(host.place(), Place::Local | Place::Container(_)) {
             let Connect {
                 prefix, jobs_dir, ..
             } = self.defaults.clone();
-            over(
+            merge(
                 connect,
                 &Connect {
                     prefix,
@@ -184,14 +186,14 @@ impl Config {
                 },
             )
         } else {
-            over(connect, &self.defaults)
+            merge(connect, &self.defaults)
         };
         Destination::new(host, connect)
     }
 }
 
-/// What is set in the first, else in the second.
-fn over(mut first: Connect, second: &Connect) -> Connect {
+/// Fills the unset options of `first` from `second`.
+fn merge(mut first: Connect, second: &Connect) -> Connect {
     first.port = first.port.or(second.port);
     first.user = first.user.or_else(|| second.user.clone());
     first.config = first.config.or_else(|| second.config.clone());
@@ -200,7 +202,7 @@ fn over(mut first: Connect, second: &Connect) -> Connect {
     if first.identities.is_empty() {
         first.identities.clone_from(&second.identities);
     }
-    // ssh takes the first of a keyword.
+    // ssh uses the first value of a keyword.
     first.options.extend_from_slice(&second.options);
     if first.prefix.is_empty() {
         first.prefix.clone_from(&second.prefix);
@@ -213,8 +215,8 @@ fn default_path() -> Option<PathBuf> {
     directory.map(|directory| directory.join("rsig/config.toml"))
 }
 
-/// The text of the file, if there is one, or why it can't be used. Its prefixes are run, so that it must be this user's
-/// or root's.
+/// The text of the file, if it exists, or why it can't be used. The file must belong to this user or root, because its
+/// prefixes are executed.
 fn text(path: &Path) -> Result<Option<String>, String> {
     let unreadable = |error: std::io::Error| format!("can't be read: {error}");
     let file = match File::open(path) {
@@ -247,11 +249,11 @@ fn text(path: &Path) -> Result<Option<String>, String> {
     Ok(Some(text))
 }
 
-fn is_way(key: &str) -> bool {
-    WAY.contains(&key)
+fn is_connect_key(key: &str) -> bool {
+    CONNECT_KEYS.contains(&key)
 }
 
-/// Everything that the file sets, or the line that is wrong, and why.
+/// All settings of the file, sorted by line; or the line of an error and its description.
 fn settings(text: &str) -> Result<Vec<Setting>, (usize, String)> {
     let line = |at: usize| text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1;
     let table = DeTable::parse(text).map_err(|error| {
@@ -291,7 +293,7 @@ fn settings(text: &str) -> Result<Vec<Setting>, (usize, String)> {
                     let DeValue::Table(table) = value.get_ref() else {
                         return Err(fails("not a table".to_owned()));
                     };
-                    if host_of(name).map_err(fails)?.is_local() {
+                    if parse_host(name).map_err(fails)?.is_local() {
                         return Err(fails("local is this machine".to_owned()));
                     }
                     add(&format!("hosts.{name}"), table)?;
@@ -328,27 +330,28 @@ fn values(value: &DeValue<'_>) -> Option<Vec<String>> {
     })
 }
 
-fn host_of(word: &str) -> Result<Host, String> {
+fn parse_host(word: &str) -> Result<Host, String> {
     word.parse().map_err(|error| format!("{error}"))
 }
 
-fn one(setting: &Setting) -> Result<&str, String> {
+fn single_value(setting: &Setting) -> Result<&str, String> {
     match setting.values.as_slice() {
         [value] => Ok(value),
         _ => Err("one value is expected".to_owned()),
     }
 }
 
-/// Sets what a line says of the way to a host.
+/// Sets a connection option.
 fn set(connect: &mut Connect, setting: &Setting) -> Result<(), String> {
-    let text = || one(setting).map(str::to_owned);
+    let text = || single_value(setting).map(str::to_owned);
     match setting.key.as_str() {
         "user" => connect.user = Some(text()?),
         "port" => {
-            connect.port = Some(parse_port(one(setting)?).map_err(|error| error.to_string())?);
+            connect.port =
+                Some(parse_port(single_value(setting)?).map_err(|error| error.to_string())?);
         }
         "identity" => connect.identities = setting.values.iter().map(PathBuf::from).collect(),
-        "jobs-dir" => connect.jobs_dir = Some(parse_jobs_dir(one(setting)?)?),
+        "jobs-dir" => connect.jobs_dir = Some(parse_jobs_dir(single_value(setting)?)?),
         "config" => connect.config = Some(text()?.into()),
         "jump" => connect.jump = Some(text()?),
         "option" => connect.options.clone_from(&setting.values),
@@ -357,10 +360,10 @@ fn set(connect: &mut Connect, setting: &Setting) -> Result<(), String> {
                 [line] => shlex::split(line).ok_or("a quote is not closed")?,
                 words => words.to_vec(),
             };
-            // sudo comes behind it, whatever comes first.
+            // The prefix goes before sudo, in whichever order the keys are read.
             connect.prefix.splice(0..0, words);
         }
-        _ => match one(setting)? {
+        _ => match single_value(setting)? {
             "false" => {}
             user => {
                 connect

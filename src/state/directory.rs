@@ -1,4 +1,4 @@
-//! The state directory: where it is, and that it is this user's alone.
+//! The state directory: its location, and checks that only this user has access.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -14,10 +14,11 @@ use nix::unistd::{User, geteuid};
 use super::failure::explain;
 use crate::error::{Failure, Kind};
 
-/// The file that is locked while the state file is made, and that tells whether the file system has locks at all.
+/// Name of the file that is locked while the state file is created. Also used to test whether the file system supports
+/// locks.
 pub const LOCK: &str = "lock";
 
-/// `RSIG_STATE_DIR`, else `$XDG_STATE_HOME/rsig`, else `~/.local/state/rsig`.
+/// `RSIG_STATE_DIR`, or `$XDG_STATE_HOME/rsig`, or `~/.local/state/rsig`.
 pub fn state_directory() -> Result<PathBuf, Failure> {
     if let Some(directory) = variable("RSIG_STATE_DIR") {
         return std::path::absolute(directory).map_err(|error| {
@@ -28,15 +29,15 @@ pub fn state_directory() -> Result<PathBuf, Failure> {
         });
     }
     if let Some(directory) = absolute("XDG_STATE_HOME") {
-        return unless_of_another_user(&directory, directory.join("rsig"));
+        return check_home_owner(&directory, directory.join("rsig"));
     }
     let home = home().ok_or_else(|| {
         failed("no place for the state file: this user has no home directory; set HOME or RSIG_STATE_DIR")
     })?;
-    unless_of_another_user(&home, home.join(".local/state/rsig"))
+    check_home_owner(&home, home.join(".local/state/rsig"))
 }
 
-/// The path in a variable, unless that is empty.
+/// The path in an environment variable, unless empty.
 pub fn variable(name: &str) -> Option<PathBuf> {
     let value = std::env::var_os(name).filter(|value| !value.is_empty());
     value.map(PathBuf::from)
@@ -46,7 +47,7 @@ pub fn absolute(name: &str) -> Option<PathBuf> {
     variable(name).filter(|directory| directory.is_absolute())
 }
 
-/// The user's home directory: `$HOME`, else that of the password database.
+/// The user's home directory: `$HOME`, or the one in the password database.
 pub fn home() -> Option<PathBuf> {
     absolute("HOME").or_else(|| {
         let user = User::from_uid(geteuid()).ok().flatten();
@@ -54,8 +55,9 @@ pub fn home() -> Option<PathBuf> {
     })
 }
 
-/// Under sudo, HOME may still be the other user's: what root makes there, that user could not use.
-fn unless_of_another_user(home: &Path, directory: PathBuf) -> Result<PathBuf, Failure> {
+/// Refuses to create a directory in another user's home as root. Under sudo, HOME may still be the invoking user's,
+/// who could not use what root creates there.
+fn check_home_owner(home: &Path, directory: PathBuf) -> Result<PathBuf, Failure> {
     let owner = fs::metadata(home).map_or(0, |metadata| metadata.uid());
     if !geteuid().is_root() || owner == 0 || directory.exists() {
         return Ok(directory);
@@ -67,8 +69,8 @@ fn unless_of_another_user(home: &Path, directory: PathBuf) -> Result<PathBuf, Fa
     )))
 }
 
-/// Makes the directory where there is none; says why it can't be made. Whatever umask or default ACL is there, it is
-/// this user's alone.
+/// Creates the directory if it does not exist. Returns why it can't be created, if so. Only this user gets access,
+/// whatever the umask or the default ACL.
 pub fn make(directory: &Path) -> Result<Option<String>, Failure> {
     match fs::symlink_metadata(directory) {
         Ok(_) => return Ok(None),
@@ -85,7 +87,7 @@ pub fn make(directory: &Path) -> Result<Option<String>, Failure> {
         .map(|error| unusable(directory, "made", &error).message))
 }
 
-/// Refuses a directory that others could have written to.
+/// Refuses a directory that is not this user's or to which other users have access.
 pub fn check(directory: &Path) -> Result<(), Failure> {
     let metadata =
         fs::symlink_metadata(directory).map_err(|error| unusable(directory, "read", &error))?;
@@ -112,7 +114,8 @@ pub fn check(directory: &Path) -> Result<(), Failure> {
     Err(failed(message))
 }
 
-/// Opens a file to write, and makes it where there is none: this user's alone, whatever umask or default ACL is there.
+/// Opens a file for writing, and creates it if it does not exist. Only this user gets access, whatever the umask or the
+/// default ACL.
 pub fn open_private(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .create(true)
@@ -122,11 +125,11 @@ pub fn open_private(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Refuses a file system without locks: SQLite would take that for another writer, and wait.
+/// Refuses a file system without file locks: SQLite would mistake the error for another writer, and wait.
 pub fn check_locks(directory: &Path) -> Result<(), Failure> {
     let path = directory.join(LOCK);
     let Ok(file) = open_private(&path).or_else(|_| File::open(&path)) else {
-        // Nothing can be written here, which is told where it matters.
+        // Nothing can be written here; whatever needs to write reports it.
         return Ok(());
     };
     #[allow(clippy::cast_possible_truncation, reason = "they are small")]
@@ -139,7 +142,7 @@ pub fn check_locks(directory: &Path) -> Result<(), Failure> {
         #[cfg(target_os = "freebsd")]
         l_sysid: 0,
     };
-    // Lustre without `flock` says ENOSYS, NFS without a lock daemon ENOLCK.
+    // Lustre without `flock` returns ENOSYS, NFS without a lock daemon ENOLCK.
     match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
         Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL) => {
             Err(failed(format!(

@@ -1,4 +1,4 @@
-//! Why the state file or its directory can't be used: what failed, where, and what to do.
+//! Failures to use the state file or its directory: what failed, where, and what to do.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -9,8 +9,8 @@ use rusqlite::ErrorCode;
 
 use crate::error::{Failure, Kind, reason};
 
-/// How many files SQLite opens beside the state file at most.
-const SPARE_FILES: usize = 4;
+/// Maximum number of files that SQLite opens besides the state file.
+const EXTRA_FILES_MAX: usize = 4;
 
 pub fn is_damage(error: &anyhow::Error) -> bool {
     let code = error
@@ -22,7 +22,7 @@ pub fn is_damage(error: &anyhow::Error) -> bool {
     )
 }
 
-/// What a person reads: what failed, where, and what to do.
+/// Describes an error of the state file: what failed, where, and what to do.
 pub fn failure(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
     let error = error.into();
     let directory = path.parent().unwrap_or(path);
@@ -44,7 +44,7 @@ pub fn failure(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
             message(&error)
         ),
         (_, Some(error)) => explain(error),
-        (Some(_), _) => match find_fault(directory) {
+        (Some(_), _) => match probe(directory) {
             Err(error) => explain(&error),
             Ok(()) => format!(
                 "{}; if it stays, set RSIG_STATE_DIR to a directory on another file system",
@@ -57,7 +57,7 @@ pub fn failure(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
     Failure::new(Kind::Failed, message)
 }
 
-/// SQLite's own words, once.
+/// SQLite's message, without repetition.
 fn message(error: &anyhow::Error) -> String {
     match error.downcast_ref() {
         Some(rusqlite::Error::SqliteFailure(_, Some(message))) => message.clone(),
@@ -66,9 +66,9 @@ fn message(error: &anyhow::Error) -> String {
     }
 }
 
-/// Why SQLite could not write here or open its files: it does not tell itself.
-fn find_fault(directory: &Path) -> io::Result<()> {
-    let files: Vec<File> = (0..SPARE_FILES)
+/// Finds out why SQLite could not write here or open its files, since SQLite does not report the system error.
+fn probe(directory: &Path) -> io::Result<()> {
+    let files: Vec<File> = (0..EXTRA_FILES_MAX)
         .map(|_| File::open(directory))
         .collect::<io::Result<_>>()?;
     drop(files);
@@ -81,7 +81,7 @@ fn find_fault(directory: &Path) -> io::Result<()> {
     written
 }
 
-/// An error of the system with what to do about it.
+/// The text of a system error, with what to do about it.
 pub fn explain(error: &io::Error) -> String {
     let Some(errno) = error.raw_os_error().map(Errno::from_raw) else {
         return error.to_string();

@@ -1,4 +1,5 @@
-//! The state file as SQLite opens it: what is made, what is only read, and what is refused and left as it is.
+//! Opening the state file with SQLite: when it is created, when it is only read, and when it is refused and left
+//! unchanged.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
@@ -20,10 +21,10 @@ use crate::error::{Failure, Kind};
 
 /// `rsig` in ASCII: marks a state file as ours (PRAGMA application_id).
 const APPLICATION: u32 = 0x7273_6967;
-/// The version of the schema (PRAGMA user_version). Those before it were never released.
+/// The version of the schema (PRAGMA user_version). Earlier versions were never released.
 const SCHEMA: u32 = 5;
-/// What is searched for is taken out of the JSON by SQLite, so that nothing stands twice.
-/// Within one second of `created_at`, the rowid tells what came first.
+/// Columns to search by are extracted from the JSON by SQLite, so that no value is written in two places. Rows with the
+/// same `created_at`, in seconds, are ordered by rowid.
 const TABLES: &str = "
     CREATE TABLE jobs (
         record TEXT NOT NULL,
@@ -49,50 +50,51 @@ const TABLES: &str = "
     CREATE INDEX history_of_jobs ON history (job);
     CREATE INDEX history_of_names ON history (name);
 ";
-/// The size of a page of a new file, in bytes: each change writes whole pages to the log.
+/// Page size of a new file, in bytes. Small, because each change writes whole pages to the log.
 const PAGE_SIZE: u32 = 1024;
-/// How long the log may become, in bytes, before it is written back: the next command reads all of it.
+/// Maximum size of the write-ahead log before it is written back, in bytes. Each command reads all of the log.
 const LOG_MAX: u64 = 200 << 10;
-/// The name of the file in the state directory.
+/// Name of the state file in the state directory.
 const FILE: &str = "jobs.db";
-/// How long to wait for other writers where the work can't go on without the write.
+/// Maximum wait for other writers if the operation can't proceed without the write.
 pub const LOCK_WAIT_MAX: LockWait = LockWait {
-    whole: Duration::from_secs(30),
+    total: Duration::from_secs(30),
     idle: Duration::from_secs(30),
 };
-/// The same with what was done already: a lock that nobody writes under is not worth the user's time.
+/// Maximum wait for other writers if the operation is already done. The wait ends sooner if the holder of the lock
+/// writes nothing.
 pub const LOCK_WAIT_AFTER: LockWait = LockWait {
-    whole: Duration::from_secs(5),
+    total: Duration::from_secs(5),
     idle: Duration::from_secs(1),
 };
 
-/// How long to wait for other writers.
+/// Limits on a wait for other writers.
 #[derive(Clone, Copy)]
 pub struct LockWait {
-    /// In all.
-    whole: Duration,
-    /// While nothing is written.
+    /// Maximum total wait.
+    total: Duration,
+    /// Maximum wait while the lock's holder writes nothing.
     idle: Duration,
 }
 
-/// Whether the last wait of this process for other writers was in vain.
-static LOCK_STAYED: AtomicBool = AtomicBool::new(false);
+/// Whether this process's last wait for other writers timed out.
+static LOCK_WAIT_FAILED: AtomicBool = AtomicBool::new(false);
 
-/// The state file that this process has open. To read its head once more would, at the close, drop the locks that
-/// SQLite holds on it (POSIX locks are the process's).
+/// The device and inode of the state file that this process has open. Its header must not be read again: closing that
+/// descriptor would drop SQLite's locks on the file (POSIX locks belong to the process).
 static OPENED: Mutex<Option<(u64, u64)>> = Mutex::new(None);
 
 /// An open state file.
 pub struct StateFile {
     pub connection: Connection,
     path: PathBuf,
-    /// Why there is no file and none can be made. The connection is to an empty one in memory then.
+    /// Why there is no file and none can be created. Then the connection is to an empty in-memory database.
     missing: Option<String>,
 }
 
 impl StateFile {
-    /// Opens the state file in `directory`, and makes both where they are missing. One that can't be written is
-    /// opened all the same, to be read.
+    /// Opens the state file in `directory`, and creates both if missing. A file that can't be written is opened
+    /// read-only.
     pub fn open(directory: &Path) -> Result<Self, Failure> {
         let path = directory.join(FILE);
         if let Some(why) = directory::make(directory)? {
@@ -124,7 +126,7 @@ impl StateFile {
         })
     }
 
-    /// Opens the state file for a look, if there is one: makes and changes nothing.
+    /// Opens the state file read-only, if it exists. Creates and changes nothing.
     pub fn peek(directory: &Path) -> Option<Self> {
         let path = directory.join(FILE);
         directory::check(directory).ok()?;
@@ -147,7 +149,7 @@ impl StateFile {
         })
     }
 
-    /// Why there are no records, where it is not that no job was started.
+    /// Why there are no records, if the state file could not be created.
     pub fn missing(&self) -> Option<&str> {
         self.missing.as_deref()
     }
@@ -156,7 +158,7 @@ impl StateFile {
         failure(&self.path, error)
     }
 
-    /// Makes a change as a whole or not at all. Waits for other writers, but not again after it waited in vain.
+    /// Makes a change in one transaction. Waits for other writers, but not again after a wait timed out.
     pub fn change<T>(
         &mut self,
         mut wait: LockWait,
@@ -165,17 +167,17 @@ impl StateFile {
         if let Some(why) = &self.missing {
             return Err(Failure::new(Kind::Failed, why));
         }
-        wait.whole = if LOCK_STAYED.load(Ordering::Relaxed) {
+        wait.total = if LOCK_WAIT_FAILED.load(Ordering::Relaxed) {
             Duration::ZERO
         } else {
-            clock::long(wait.whole)
+            clock::long(wait.total)
         };
         let changed = self.attempt(wait, make);
-        LOCK_STAYED.store(is_busy(&changed), Ordering::Relaxed);
+        LOCK_WAIT_FAILED.store(is_busy(&changed), Ordering::Relaxed);
         changed.map_err(|error| self.failure(error))
     }
 
-    /// The same without waiting; `None`: another process is writing.
+    /// Like [`Self::change`], but without waiting. `None`: another process is writing.
     pub fn try_change<T>(
         &mut self,
         make: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
@@ -184,7 +186,7 @@ impl StateFile {
             return Err(Failure::new(Kind::Failed, why));
         }
         let wait = LockWait {
-            whole: Duration::ZERO,
+            total: Duration::ZERO,
             idle: Duration::ZERO,
         };
         match self.attempt(wait, make) {
@@ -208,7 +210,7 @@ impl StateFile {
     }
 
     fn begin(&self, wait: LockWait) -> rusqlite::Result<Transaction<'_>> {
-        let end = Instant::now() + wait.whole;
+        let end = Instant::now() + wait.total;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let log = self.log();
@@ -221,17 +223,17 @@ impl StateFile {
         }
     }
 
-    /// The log's length and when it was written to last.
+    /// The size of the log and its modification time.
     fn log(&self) -> (u64, Option<SystemTime>) {
         fs::metadata(self.path.with_extension("db-wal"))
             .map_or((0, None), |log| (log.len(), log.modified().ok()))
     }
 
-    /// Empties the log. SQLite by itself would only copy it, again after each change: that the copy is there is noted in
-    /// the log's index, which the last command to leave takes with it.
+    /// Writes the log back and truncates it. SQLite's own checkpoint would only copy the log, again after each change:
+    /// the progress is recorded in the log's index, which is deleted when the last command closes the file.
     fn write_log_back(&self) {
         let connection = &self.connection;
-        // Where others read the log now, or the disk is full, a later change does it.
+        // If other processes read the log now, or the disk is full, a later change retries.
         let _ = connection
             .busy_timeout(Duration::ZERO)
             .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
@@ -250,23 +252,23 @@ fn opened() -> MutexGuard<'static, Option<(u64, u64)>> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The device and the number of a file.
+/// The device and inode of a file.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino()))
 }
 
 enum Content {
-    /// No file, or one whose maker was killed in the middle: the switch to the write-ahead log is the last step.
+    /// No file, or a file whose creation was interrupted: the switch to the write-ahead log is the last step.
     Nothing,
     Ours,
 }
 
-/// Reads the head of a file in SQLite's format (sqlite.org/fileformat.html, 1.3): to open it as a database could
-/// already change it.
+/// Reads the header of a file in SQLite's format (sqlite.org/fileformat.html, 1.3). Opening the file as a database
+/// could already change it.
 fn content(path: &Path) -> Result<Content> {
     let mut head = Vec::new();
-    // Not blocking, since a FIFO would wait for somebody to write to it.
+    // Non-blocking: opening a FIFO would wait for a writer.
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) if file.metadata()?.is_file() => {
@@ -309,22 +311,23 @@ fn check_schema(schema: u32) -> Result<()> {
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
-    // Resolved first: NOFOLLOW refuses a link anywhere in the path, and only the last part must not be one.
+    // Canonicalized first: NOFOLLOW refuses a symbolic link anywhere in the path, but only the last component must not
+    // be one.
     let parent = path.parent().map(fs::canonicalize).transpose()?;
     let path = parent.unwrap_or_default().join(FILE);
     let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(LOCK_WAIT_MAX.whole)?;
-    // Neither a change nor the last command to leave need write the log back: it is done when the log has grown.
+    connection.busy_timeout(LOCK_WAIT_MAX.total)?;
+    // Neither a commit nor the last close writes the log back: `attempt` does, once the log is larger than `LOG_MAX`.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     Ok(connection)
 }
 
-/// Opens a file that was made to its end.
+/// Opens a file that was created completely.
 fn open_ours(path: &Path) -> Result<Connection> {
-    // Asked of SQLite: what the file's head says may be older than the log beside it.
+    // SQLite is asked, because the file's header may be older than the log.
     let check = |connection: Connection| {
         check_schema(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)?;
         Ok(connection)
@@ -334,7 +337,8 @@ fn open_ours(path: &Path) -> Result<Connection> {
     if opened.is_ok() || log.is_ok_and(|log| log.len() > 0) {
         return opened;
     }
-    // The index of an empty log can't be made here; without one the file can be read where nobody writes.
+    // The index of the empty log can't be created here. Opened as immutable, the file can be read without an index, as
+    // long as nothing writes to it.
     let mut uri = b"file:".to_vec();
     for byte in path.as_os_str().as_bytes() {
         uri.extend(format!("%{byte:02x}").bytes());
@@ -346,14 +350,15 @@ fn open_ours(path: &Path) -> Result<Connection> {
     immutable.and_then(check).or(opened)
 }
 
-/// Makes the file under a lock: a change of the journal's mode does not wait for others (sqlite.org/wal.html).
+/// Creates the file under a lock, since changing the journal mode does not wait for other processes
+/// (sqlite.org/wal.html).
 fn create(directory: &Path, path: &Path) -> Result<Connection> {
     let lock = open_private(&directory.join(LOCK))?;
     lock.lock()?;
     open_private(path)?;
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "page_size", PAGE_SIZE)?;
-    // The transaction takes back what an unfinished one left behind, so only inside it does the file say what it is.
+    // Beginning the transaction rolls back an unfinished one, so the version is valid only inside the transaction.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let schema: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if schema == 0 {
@@ -361,13 +366,13 @@ fn create(directory: &Path, path: &Path) -> Result<Connection> {
         transaction.pragma_update(None, "application_id", APPLICATION)?;
         transaction.pragma_update(None, "user_version", SCHEMA)?;
     }
-    // It fails where the tables are not ours, before anything is changed.
+    // Fails if the tables are not ours, before anything is changed.
     transaction
         .prepare("SELECT record, id, state FROM jobs")
         .map(drop)?;
     transaction.commit()?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // Where there is no room for the log's index, that shows at the first use.
+    // A lack of space for the log's index shows only at the first use.
     connection.query_row("SELECT count(*) FROM jobs", [], |_| Ok(()))?;
     Ok(connection)
 }

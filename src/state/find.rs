@@ -1,4 +1,4 @@
-//! Finding records and entries of the history.
+//! Queries for records and history entries.
 
 use std::collections::HashMap;
 
@@ -12,17 +12,17 @@ use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::job::{JobId, JobName, Record};
 
-/// How many candidates an ambiguous word lists.
+/// Maximum number of candidates listed for an ambiguous word.
 const CANDIDATES_MAX: u8 = 8;
 
 impl Store {
-    /// Records, the oldest first.
+    /// The records selected by `which`, the oldest first.
     pub fn list(&self, which: Which) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
         self.select(&format!("WHERE {condition} ORDER BY created_at, rowid"), [])
     }
 
-    /// Those whose names match a pattern of SQLite's GLOB, the oldest first.
+    /// Records whose names match a pattern of SQLite's GLOB, the oldest first.
     pub fn named_like(&self, which: Which, pattern: &str) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
         self.select(
@@ -31,15 +31,15 @@ impl Store {
         )
     }
 
-    /// Those whose ids or names begin with `prefix`, the newest first; at most `most`.
-    pub fn fitting(&self, which: Which, prefix: &str, most: u32) -> Result<Vec<Record>, Failure> {
+    /// Records whose ids or names begin with `prefix`, the newest first, at most `limit`.
+    pub fn fitting(&self, which: Which, prefix: &str, limit: u32) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
         self.select(
             &format!(
                 "WHERE {condition} AND (substr(id, 1, length(?1)) = ?1 OR substr(name, 1, length(?1)) = ?1) \
                  ORDER BY created_at DESC, rowid DESC LIMIT ?2"
             ),
-            params![prefix, most],
+            params![prefix, limit],
         )
     }
 
@@ -47,13 +47,13 @@ impl Store {
         Ok(self.select("WHERE id = ?1", [id.as_str()])?.pop())
     }
 
-    /// The unfinished job that has this name, if any.
+    /// The unfinished job with this name, if any.
     pub fn holder(&self, name: &JobName) -> Result<Option<Record>, Failure> {
         let named = self.named(name)?;
         Ok(named.filter(|record| !record.state.is_finished()))
     }
 
-    /// The unfinished job of a name, else the newest of that name.
+    /// The unfinished job with this name, or else the newest one.
     pub fn named(&self, name: &JobName) -> Result<Option<Record>, Failure> {
         let rest = format!(
             "WHERE name = ?1 AND goes_by_name ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
@@ -92,9 +92,9 @@ impl Store {
                 format!("no job {shown:?}: {hint}"),
             ));
         }
-        let most = usize::from(CANDIDATES_MAX);
-        let labels = found.iter().take(most).map(Record::label);
-        let more = (found.len() > most).then(|| "...".to_owned());
+        let limit = usize::from(CANDIDATES_MAX);
+        let labels = found.iter().take(limit).map(Record::label);
+        let more = (found.len() > limit).then(|| "...".to_owned());
         let list: String = labels
             .chain(more)
             .map(|line| format!("\n  {line}"))
@@ -103,7 +103,7 @@ impl Store {
         Err(Failure::new(Kind::Ambiguous, message))
     }
 
-    /// The hosts of all jobs, as they were typed.
+    /// The hosts of all jobs, as typed.
     pub fn hosts(&self) -> Result<Vec<String>, Failure> {
         let read = || {
             self.file
@@ -124,9 +124,9 @@ impl Store {
         select(connection, rest, parameters).map_err(|error| self.file.failure(error))
     }
 
-    /// The history of one job or of all, the oldest first; of much the last `most` entries.
-    pub fn history(&self, job: Option<&JobId>, most: Option<u32>) -> Result<Vec<Entry>, Failure> {
-        let mut entries = history::read(&self.file.connection, job, most)
+    /// The last `limit` history entries of one job or of all jobs, the oldest first.
+    pub fn history(&self, job: Option<&JobId>, limit: Option<u32>) -> Result<Vec<Entry>, Failure> {
+        let mut entries = history::read(&self.file.connection, job, limit)
             .map_err(|error| self.file.failure(error))?;
         let mut names = HashMap::new();
         for entry in &mut entries {
@@ -138,7 +138,7 @@ impl Store {
         Ok(entries)
     }
 
-    /// The job that a word named, where there is no record of it any more: an id, a prefix of one, or a name.
+    /// The job in the history that a word names, if its record is gone: an id, a prefix of an id, or a name.
     pub fn resolve_past(&self, word: &str) -> Result<JobId, Failure> {
         let found =
             history::find(&self.file.connection, word).map_err(|error| self.file.failure(error))?;
@@ -162,7 +162,7 @@ impl Store {
     }
 }
 
-/// The name of the user that an entry keeps by number, where the system has one.
+/// The name of the user with this uid, or the uid if the system has no name for it.
 fn user_name(uid: &str) -> String {
     let user = uid.parse().ok().map(Uid::from_raw);
     let user = user.and_then(|uid| User::from_uid(uid).ok().flatten());

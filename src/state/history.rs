@@ -1,6 +1,6 @@
-//! What was done to jobs, those included that are forgotten by now: starts, signals, ends and removals.
+//! The history of jobs, including jobs whose records were removed: starts, signals, ends and removals.
 //!
-//! A value of `-e` is in none of it, and neither is a host's own text, which could hold one.
+//! The history never holds a value of `-e`, nor text from a host, which could contain such a value.
 
 use nix::unistd::Uid;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -12,21 +12,21 @@ use crate::job::Sent;
 use crate::job::{Epoch, JobId, JobName, Record, Target, now, rfc3339};
 use crate::signal::Signal;
 
-/// How many entries are kept, the newest.
+/// Maximum number of entries; the oldest are dropped.
 const ENTRIES_MAX: i64 = 100_000;
-/// How long they are kept, in seconds: a year.
+/// Maximum age of an entry, in seconds: a year.
 const AGE_MAX: Epoch = 365 * 24 * 3600;
-/// Old ones are dropped once in this many.
+/// Old entries are dropped once per this many new ones.
 const PRUNE_EVERY: i64 = 1000;
-/// How much of a command line is kept, in bytes: the whole is in the job's record.
+/// Maximum length of a command line in the history, in bytes. The job's record has all of it.
 const COMMAND_MAX: usize = 4096;
 
-/// A line of the history. The job may be forgotten by now, so all that is shown of it is here.
+/// An entry of the history. It holds everything that is shown, since the job's record may be gone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// By this machine's clock, as RFC 3339 has it.
+    /// The time by this machine's clock, in RFC 3339 format.
     pub at: String,
-    /// Who did it or found it out. In the state file the number: to look a name up can take long.
+    /// The user who did it or noticed it. The state file holds the uid, since looking up the name can take long.
     pub user: String,
     pub job: JobId,
     pub name: Option<JobName>,
@@ -35,7 +35,7 @@ pub struct Entry {
     pub action: Action,
 }
 
-/// What was done to a job, or what became of it.
+/// What was done to a job, or what happened to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Action {
@@ -50,7 +50,7 @@ pub enum Action {
         signal: String,
         target: String,
         via: Option<String>,
-        /// True where the host confirmed it; none where the connection broke before it could.
+        /// True if the host confirmed that it was sent; `None` if the connection broke before.
         sent: Option<bool>,
     },
     End {
@@ -65,7 +65,7 @@ pub enum Action {
     Forget,
 }
 
-/// A signal as it is on the job's host, and what became of it.
+/// A signal of the job's host, and whether it was sent.
 pub struct Signalled {
     pub signal: Signal,
     pub sent: Sent,
@@ -111,7 +111,7 @@ impl Action {
     }
 }
 
-/// Writes down what was done to a job, whether or not there is a record of it.
+/// Records what was done to a job, whether or not the job has a record.
 pub(super) fn write(
     connection: &Connection,
     record: &Record,
@@ -135,7 +135,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Drops what is too old or too much. The numbers follow the time, so only what goes is looked at.
+/// Drops entries that are too old or too many. Numbers increase with time, so only the dropped entries are read.
 fn prune(connection: &Connection, newest: i64) -> rusqlite::Result<()> {
     let young = "SELECT number FROM history WHERE at >= ?1 ORDER BY number LIMIT 1";
     let young: Option<i64> = connection
@@ -146,11 +146,11 @@ fn prune(connection: &Connection, newest: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The entries of one job or of all, the oldest first; of many the last `most`.
+/// The last `limit` entries of one job or of all jobs, the oldest first.
 pub(super) fn read(
     connection: &Connection,
     job: Option<&JobId>,
-    most: Option<u32>,
+    limit: Option<u32>,
 ) -> rusqlite::Result<Vec<Entry>> {
     let condition = match job {
         Some(_) => "job = ?1",
@@ -159,7 +159,7 @@ pub(super) fn read(
     let mut statement = connection.prepare(&format!(
         "SELECT entry FROM history WHERE {condition} ORDER BY number DESC LIMIT ?2"
     ))?;
-    let parameters = params![job.map(JobId::as_str), most.map_or(-1, i64::from)];
+    let parameters = params![job.map(JobId::as_str), limit.map_or(-1, i64::from)];
     let mut entries: Vec<Entry> = statement
         .query_map(parameters, from_json)?
         .collect::<rusqlite::Result<_>>()?;
@@ -167,7 +167,7 @@ pub(super) fn read(
     Ok(entries)
 }
 
-/// The ids in the history that begin with a text, two at most; else the last job of that name.
+/// The ids in the history that begin with a text, at most two; if there are none, the last job with that name.
 pub(super) fn find(connection: &Connection, word: &str) -> rusqlite::Result<Vec<String>> {
     let all = |statement: &str, parameters: &[&str]| -> rusqlite::Result<Vec<String>> {
         connection

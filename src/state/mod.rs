@@ -1,9 +1,9 @@
-//! The state file: this machine's records of jobs and its history, in SQLite.
+//! The state file: this machine's records of jobs and the history, in SQLite.
 //!
 //! Many commands write at once and any of them may be killed at any moment, so every change is one immediate
-//! transaction under a busy time-out. The journal is a write-ahead log: what is only remembered for display needs no
-//! fsync, and the record of a new job ([`Store::insert`]) gets one. The hosts hold the truth about their jobs; this
-//! file knows where to ask.
+//! transaction with a busy timeout. The journal is a write-ahead log: data that is only kept for display needs no
+//! fsync, and the record of a new job ([`Store::insert`]) gets one. The hosts are authoritative for their jobs; this
+//! file knows which host to ask.
 
 pub mod config;
 mod directory;
@@ -28,26 +28,26 @@ use file::{LOCK_WAIT_AFTER, LOCK_WAIT_MAX, StateFile};
 use history::Action;
 use rows::{json, select};
 
-/// The condition of the index `unfinished`, to the letter: SQLite uses it only then.
+/// The condition of the index `unfinished`, verbatim: otherwise SQLite does not use the index.
 const UNFINISHED: &str = "state NOT IN ('exited', 'lost')";
 
-/// Whether the user was told that writing fails: one warning per process is enough.
+/// Whether the user was warned that writing fails: once per process is enough.
 static WARNED: AtomicBool = AtomicBool::new(false);
 
 /// An open state file.
 ///
-/// Only what would create a record fails where it can't be written. Everything else is written after the fact and as
-/// well as possible: a failure is a warning.
+/// Only creating a record fails if the file can't be written. Everything else is recorded after the fact on a
+/// best-effort basis: a failure is only a warning.
 pub struct Store {
     file: StateFile,
     warn: fn(&str),
-    /// What is written at the end, in this order: another process was writing.
+    /// Changes to write at the end, in this order, because another process was writing.
     deferred: Vec<Change>,
 }
 
 type Change = Box<dyn Fn(&Connection) -> rusqlite::Result<()> + Send>;
 
-/// Which records to give.
+/// Which records to select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
     Unfinished,
@@ -71,7 +71,7 @@ impl Store {
         Ok(Self::of(file, warn))
     }
 
-    /// Opens the state file for a look, if there is one of this version: makes and changes nothing.
+    /// Opens the state file read-only, if there is one of this version. Creates and changes nothing.
     pub fn peek() -> Option<Self> {
         let file = StateFile::peek(&state_directory().ok()?)?;
         Some(Self::of(file, |_| ()))
@@ -86,8 +86,8 @@ impl Store {
         }
     }
 
-    /// Adds new records, all or none, so that they are on the disk when this returns. A name in use is of kind
-    /// [`Kind::NameTaken`].
+    /// Adds new records, all or none. They are on disk when this returns. Fails with [`Kind::NameTaken`] if a name is
+    /// in use.
     pub fn insert<'a>(
         &mut self,
         records: impl IntoIterator<Item = &'a Record>,
@@ -118,11 +118,10 @@ impl Store {
         set.map_err(|error| self.file.failure(error))
     }
 
-    /// Adds records of jobs that were found on their hosts. One that is there already stays as it is, and a name that
-    /// some job here goes by is not given to another: that one goes by its id only. Of several with the same name the
-    /// first gets it.
+    /// Adds records of jobs that were found on their hosts. Existing records stay unchanged. A new job whose name is
+    /// already used here can only be addressed by its id. Of several new jobs with the same name, the first gets it.
     pub fn adopt<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) {
-        self.write_after(|transaction| {
+        self.write_waiting(|transaction| {
             let mut statement = transaction.prepare(
                 "INSERT INTO jobs (record, goes_by_name) \
                  SELECT ?1, NOT EXISTS (SELECT 1 FROM jobs WHERE name = ?2 AND goes_by_name) \
@@ -138,19 +137,19 @@ impl Store {
         });
     }
 
-    /// Writes what is known of jobs over their records. None is made where there is none any more, and that of a job
-    /// somewhere else with the same id is left alone. An end that is recorded is not taken back by a command that
-    /// looked earlier, and the last signal is kept.
+    /// Updates the records of jobs. A record that was removed is not created again, and the record of a job elsewhere
+    /// with the same id is not changed. A command with older information does not undo a recorded end, and the last
+    /// signal is kept.
     pub fn update<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) {
         let records: Vec<Record> = records.into_iter().cloned().collect();
-        self.write_soon(move |transaction| {
+        self.write_or_defer(move |transaction| {
             records
                 .iter()
-                .try_for_each(|record| renew(transaction, record, None))
+                .try_for_each(|record| update_record(transaction, record, None))
         });
     }
 
-    /// Writes down what became of signals, and how the job stands then. What was not sent leaves no entry.
+    /// Records signals and the job's state after them. Signals that were not sent get no history entry.
     pub fn signalled(
         &mut self,
         record: &Record,
@@ -159,7 +158,7 @@ impl Store {
     ) {
         let record = record.clone();
         let signals: Vec<Signalled> = signals.into_iter().collect();
-        self.write_soon(move |transaction| {
+        self.write_or_defer(move |transaction| {
             let mut last = None;
             for signalled in signals.iter().filter(|one| one.sent != Sent::No) {
                 history::write(transaction, &record, Action::signal(signalled, target))?;
@@ -167,31 +166,34 @@ impl Store {
                     last = Some(signalled.signal.name());
                 }
             }
-            // The signals first: an end follows from them.
-            renew(transaction, &record, last)
+            // Signals are written first, since they may have caused the end.
+            update_record(transaction, &record, last)
         });
     }
 
-    /// Forgets a job whose files are gone.
+    /// Removes the record of a job whose files are gone.
     pub fn remove(&mut self, record: &Record) {
-        self.write_after(|transaction| delete(transaction, record, Action::Removal).map(drop));
+        self.write_waiting(|transaction| delete(transaction, record, Action::Removal).map(drop));
     }
 
-    /// Takes back the record of a job that was not started.
+    /// Removes the record of a job that was not started.
     pub fn not_started(&mut self, record: &Record, why: Kind) {
         let action = Action::not_started(why);
-        self.write_after(|transaction| delete(transaction, record, action).map(drop));
+        self.write_waiting(|transaction| delete(transaction, record, action).map(drop));
     }
 
-    /// Drops the record of a job whose files stay, and says whether there was one.
+    /// Drops the record of a job whose files stay on the host. Returns whether there was a record.
     pub fn forget(&mut self, record: &Record) -> Result<bool, Failure> {
         self.file.change(LOCK_WAIT_MAX, |transaction| {
             delete(transaction, record, Action::Forget)
         })
     }
 
-    /// Writes at once, or at the end where another process is writing: what was done is told first.
-    fn write_soon(&mut self, make: impl Fn(&Connection) -> rusqlite::Result<()> + Send + 'static) {
+    /// Writes at once, or at the end if another process is writing, so that results are printed without delay.
+    fn write_or_defer(
+        &mut self,
+        make: impl Fn(&Connection) -> rusqlite::Result<()> + Send + 'static,
+    ) {
         let written = if self.deferred.is_empty() {
             self.file.try_change(|transaction| make(transaction))
         } else {
@@ -204,11 +206,13 @@ impl Store {
         }
     }
 
-    /// Writes what was put off, which dropping the store does too.
+    /// Writes the deferred changes. Dropping the store does so too.
     pub fn write_deferred(&mut self) {
         let deferred = std::mem::take(&mut self.deferred);
         if !deferred.is_empty() {
-            self.write_after(|transaction| deferred.iter().try_for_each(|make| make(transaction)));
+            self.write_waiting(|transaction| {
+                deferred.iter().try_for_each(|make| make(transaction))
+            });
         }
     }
 
@@ -221,7 +225,7 @@ impl Store {
         }
     }
 
-    fn write_after(&mut self, make: impl FnOnce(&Connection) -> rusqlite::Result<()>) {
+    fn write_waiting(&mut self, make: impl FnOnce(&Connection) -> rusqlite::Result<()>) {
         self.write_deferred();
         let written = self
             .file
@@ -238,21 +242,21 @@ impl Drop for Store {
     }
 }
 
-/// The record here of the same job: one somewhere else may have the same id.
-fn recorded(connection: &Connection, record: &Record) -> rusqlite::Result<Option<Record>> {
+/// The stored record of the same job: a job elsewhere may have the same id.
+fn find_record(connection: &Connection, record: &Record) -> rusqlite::Result<Option<Record>> {
     let known = select(connection, "WHERE id = ?1", [record.id.as_str()])?.pop();
     Ok(known.filter(|known| known.destination == record.destination))
 }
 
-fn renew(
+fn update_record(
     connection: &Connection,
     record: &Record,
     last_signal: Option<String>,
 ) -> rusqlite::Result<()> {
-    let Some(known) = recorded(connection, record)? else {
+    let Some(known) = find_record(connection, record)? else {
         return Ok(());
     };
-    // An end that is recorded stays.
+    // A recorded end is kept.
     let is_old = known.state == State::Exited && record.state != State::Exited;
     let record = Record {
         last_signal: last_signal
@@ -263,7 +267,7 @@ fn renew(
     if record.state.is_finished() && record.state != known.state {
         history::write(connection, &record, Action::end(&record))?;
     }
-    // A lost job that turns out to run may have lost its name to another.
+    // Another job may have taken the name of a lost job that turns out to run.
     let statement = format!(
         "UPDATE jobs SET record = ?2, goes_by_name = goes_by_name AND (?4 OR NOT EXISTS \
          (SELECT 1 FROM jobs WHERE name = ?3 AND id <> ?1 AND goes_by_name AND {UNFINISHED})) \
@@ -278,9 +282,9 @@ fn renew(
     Ok(())
 }
 
-/// Drops a record, and says whether there was one.
+/// Drops a record. Returns whether there was one.
 fn delete(connection: &Connection, record: &Record, action: Action) -> rusqlite::Result<bool> {
-    if recorded(connection, record)?.is_none() {
+    if find_record(connection, record)?.is_none() {
         return Ok(false);
     }
     connection.execute("DELETE FROM jobs WHERE id = ?1", [record.id.as_str()])?;
@@ -330,7 +334,7 @@ mod tests {
         record.exit_status = Some(0);
         store.update([&record]);
         store.update([&record]);
-        // A command that looked earlier takes nothing back.
+        // A command with older information does not undo the end.
         record.state = State::Lost;
         store.update([&record]);
         assert_eq!(store.get(&record.id).unwrap().unwrap().state, State::Exited);

@@ -1,4 +1,4 @@
-//! What the SQL of all tables shares: rows are JSON, and ids are found by their prefixes.
+//! SQL helpers for all tables: rows hold JSON, and ids are found by prefix.
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row};
@@ -8,10 +8,10 @@ use serde::de::DeserializeOwned;
 use crate::escape::printable;
 use crate::job::{JobId, Record, is_id_text};
 
-/// The shortest prefix of an id that is taken for one.
+/// Minimum length of an id prefix, in characters.
 const PREFIX_MIN: usize = 3;
 
-/// Records, by what follows the table in the statement.
+/// Selects records; `rest` is the part of the statement after the table.
 pub fn select(
     connection: &Connection,
     rest: &str,
@@ -28,7 +28,7 @@ pub fn json(value: &impl Serialize) -> rusqlite::Result<String> {
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-/// What is in the file was written by us, but a person may have been there since.
+/// Parses a row's JSON. rsig wrote it, but a person may have edited it since.
 pub fn from_json<T: DeserializeOwned>(row: &Row<'_>) -> rusqlite::Result<T> {
     let text: String = row.get(0)?;
     serde_json::from_str(&text).map_err(|error| {
@@ -37,9 +37,9 @@ pub fn from_json<T: DeserializeOwned>(row: &Row<'_>) -> rusqlite::Result<T> {
     })
 }
 
-/// The ids that begin with a text, if it may stand for one: from the first to before the second.
+/// The range of ids that begin with a text, if it can be an id prefix: from the first, up to but excluding the second.
 pub fn id_range(text: &str) -> Option<[String; 2]> {
-    // '{' comes right behind 'z', the last character of an id.
+    // '{' comes directly after 'z', the highest character of an id.
     let is_prefix = is_id_text(text) && (PREFIX_MIN..=JobId::LENGTH).contains(&text.len());
     is_prefix.then(|| [text.to_owned(), format!("{text}{{")])
 }

@@ -1,8 +1,8 @@
-//! A session channel of libssh2 that never blocks and can be signalled.
+//! A non-blocking session channel of libssh2 that can send signals.
 //!
-//! The `ssh2` crate can't send the `signal` request of RFC 4254 6.9, and its channels must not be dropped on a session
-//! that does not block. The rules of libssh2 that a caller keeps: one `open` at a time on a session, and a call that
-//! would block while [`Channel::owes_output`] is repeated before any other call is made.
+//! The `ssh2` crate can't send the `signal` request of RFC 4254 6.9, and its channels must not be dropped on a
+//! non-blocking session. Callers must follow two rules of libssh2: only one `open` at a time on a session, and a call
+//! that would block while [`Channel::owes_output`] is true must be repeated before any other call.
 
 use std::ffi::{c_char, c_int, c_uint, c_ulong};
 use std::io;
@@ -11,7 +11,7 @@ use libssh2_sys as raw;
 use ssh2::Session;
 
 unsafe extern "C" {
-    /// In the library, and not declared by libssh2-sys.
+    /// Exported by libssh2 but not declared by libssh2-sys.
     fn libssh2_channel_signal_ex(
         channel: *mut raw::LIBSSH2_CHANNEL,
         name: *const c_char,
@@ -21,10 +21,10 @@ unsafe extern "C" {
 
 /// The stream of a channel that carries standard error (RFC 4254 5.2).
 const STANDARD_ERROR: c_int = 1;
-/// What `libssh2_channel_process_startup` gives now and then where it should say that it would block.
-const NOT_YET: c_int = -1;
-/// The largest packet that is taken, as the `ssh2` crate asks for.
-const PACKET: c_uint = 32_768;
+/// Returned by `libssh2_channel_process_startup` now and then when it should report that it would block.
+const NO_REPLY_YET: c_int = -1;
+/// The largest packet that we accept, in bytes: the value that the `ssh2` crate uses.
+const PACKET_MAX: c_uint = 32_768;
 
 /// A session channel. It is freed with its session, or by [`Channel::free`].
 pub struct Channel {
@@ -32,10 +32,10 @@ pub struct Channel {
     channel: *mut raw::LIBSSH2_CHANNEL,
 }
 
-// SAFETY: a libssh2 channel has no tie to a thread, and is only used behind the session's lock.
+// SAFETY: a libssh2 channel is not tied to a thread, and is only used under the session's lock.
 unsafe impl Send for Channel {}
 
-/// An error of libssh2, without the code in its words.
+/// An error of libssh2, displayed without its code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 struct ChannelError {
@@ -43,7 +43,7 @@ struct ChannelError {
     message: String,
 }
 
-/// Whether an error is about one channel, and the connection is as good as before.
+/// Whether an error concerns one channel only, so that the connection can still be used.
 pub fn is_of_channel(error: &io::Error) -> bool {
     let error = error.get_ref().and_then(|error| error.downcast_ref());
     matches!(
@@ -61,7 +61,7 @@ pub fn is_of_channel(error: &io::Error) -> bool {
     )
 }
 
-/// The result of a call that gives a size or a code below zero.
+/// The result of a call that returns a size or a negative error code.
 fn checked(session: &mut raw::LIBSSH2_SESSION, code: isize) -> io::Result<usize> {
     usize::try_from(code).map_err(|_| {
         let code = c_int::try_from(code).unwrap_or(c_int::MIN);
@@ -72,7 +72,7 @@ fn checked(session: &mut raw::LIBSSH2_SESSION, code: isize) -> io::Result<usize>
                 raw::LIBSSH2_ERROR_SOCKET_RECV
                 | raw::LIBSSH2_ERROR_SOCKET_SEND
                 | raw::LIBSSH2_ERROR_SOCKET_DISCONNECT => "the server closed the connection".into(),
-                // The library keeps every packet that nobody asks for, and a keeper's memory is limited.
+                // The library keeps every packet that no call asks for, and a keeper's memory is limited.
                 raw::LIBSSH2_ERROR_ALLOC => "the server sent far more than was asked for".into(),
                 _ => {
                     let error = ssh2::Error::from_session_error_raw(session, code);
@@ -95,7 +95,7 @@ impl Channel {
                 c"session".as_ptr(),
                 7,
                 window,
-                PACKET,
+                PACKET_MAX,
                 std::ptr::null(),
                 0,
             )
@@ -112,7 +112,7 @@ impl Channel {
         })
     }
 
-    /// Whether an interrupted call has bytes of a packet left to send.
+    /// Whether a call that would block has sent only part of a packet.
     pub fn owes_output(session: &Session) -> bool {
         matches!(
             session.block_directions(),
@@ -120,7 +120,8 @@ impl Channel {
         )
     }
 
-    /// Sets a variable of the command that will be run (RFC 4254 6.4). Success does not mean that the server takes it.
+    /// Sets an environment variable of the command that will be run (RFC 4254 6.4). Success does not mean that the
+    /// server accepts the variable.
     pub fn set_env(&mut self, name: &[u8], value: &[u8]) -> io::Result<()> {
         let length = |text: &[u8]| c_uint::try_from(text.len()).map_err(io::Error::other);
         let (name_length, value_length) = (length(name)?, length(value)?);
@@ -135,17 +136,17 @@ impl Channel {
                 value_length,
             )
         };
-        if code == raw::LIBSSH2_ERROR_CHANNEL_REQUEST_DENIED || code == NOT_YET {
+        if code == raw::LIBSSH2_ERROR_CHANNEL_REQUEST_DENIED || code == NO_REPLY_YET {
             return Ok(());
         }
         checked(&mut session, code as isize).map(drop)
     }
 
-    /// Asks for `command` to be run (RFC 4254 6.5).
+    /// Requests that `command` be run (RFC 4254 6.5).
     pub fn exec(&mut self, command: &str) -> io::Result<()> {
         let length = c_uint::try_from(command.len()).map_err(io::Error::other)?;
         let mut session = self.session.raw();
-        // SAFETY: the channel is live while its session is, the session is locked, both texts outlive the call.
+        // SAFETY: the channel lives as long as its session, the session is locked, and both texts outlive the call.
         let code = unsafe {
             raw::libssh2_channel_process_startup(
                 self.channel,
@@ -155,15 +156,15 @@ impl Channel {
                 length,
             )
         };
-        // -1 is not in the library's list of errors: it had bytes to read, and they were not the answer. The answer comes all
-        // the same, and what follows shows whether the shell was granted.
-        if code == NOT_YET {
+        // -1 is no specific error: the library read packets, and none of them was the reply. The reply still arrives,
+        // and what follows shows whether the shell was started.
+        if code == NO_REPLY_YET {
             return Ok(());
         }
         checked(&mut session, code as isize).map(drop)
     }
 
-    /// Reads standard output, or standard error. 0 is: nothing more will come on this stream, if [`Channel::at_end`].
+    /// Reads standard output or standard error. 0 means the end of the stream, but only if [`Channel::at_end`] is true.
     pub fn read(&mut self, error_stream: bool, buffer: &mut [u8]) -> io::Result<usize> {
         let stream = if error_stream { STANDARD_ERROR } else { 0 };
         let mut session = self.session.raw();
@@ -179,7 +180,7 @@ impl Channel {
         checked(&mut session, code)
     }
 
-    /// Writes to standard input, and says how much was taken.
+    /// Writes to standard input. Returns how many bytes were taken.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut session = self.session.raw();
         // SAFETY: as for exec; the bytes are readable for their whole length.
@@ -189,7 +190,7 @@ impl Channel {
         checked(&mut session, code)
     }
 
-    /// Sends the `signal` request. Success means that the packet was queued: no server answers it.
+    /// Sends the `signal` request. Success only means that the packet was queued: no server replies to it.
     #[allow(dead_code)]
     pub fn signal(&mut self, name: &str) -> io::Result<()> {
         let mut session = self.session.raw();
@@ -199,7 +200,7 @@ impl Channel {
         checked(&mut session, code as isize).map(drop)
     }
 
-    /// Closes the standard input of the other side.
+    /// Closes the standard input of the remote command.
     pub fn send_eof(&mut self) -> io::Result<()> {
         let mut session = self.session.raw();
         // SAFETY: as for exec.
@@ -207,19 +208,20 @@ impl Channel {
         checked(&mut session, code as isize).map(drop)
     }
 
-    /// Whether the server has sent its end of file and all before it was read.
+    /// Whether the server has sent its end of file and everything before it was read.
     pub fn at_end(&self) -> bool {
         let _session = self.session.raw();
         // SAFETY: as for exec.
         unsafe { raw::libssh2_channel_eof(self.channel) != 0 }
     }
 
-    /// Whether bytes of either stream are here to be read. Any call on the session takes in whatever has come, for all
-    /// streams and channels: who waits on the socket must ask this after the last call, or waits for what is here.
+    /// Whether received bytes of either stream can be read. Any call on the session receives data for all streams and
+    /// channels, so a caller that polls the socket must check this after its last call: otherwise it waits for data
+    /// that has already arrived.
     pub fn has_bytes(&self) -> bool {
         let _session = self.session.raw();
         let mut available: c_ulong = 0;
-        // SAFETY: as for exec; the number is written before the call returns, and the second result is not wanted.
+        // SAFETY: as for exec; `available` is written before the call returns, and the other result is not requested.
         unsafe {
             raw::libssh2_channel_window_read_ex(
                 self.channel,
@@ -230,9 +232,9 @@ impl Channel {
         available > 0
     }
 
-    /// Takes in what has come, for all channels, and goes on with an exchange of keys. No other call is sure to: each sends
-    /// its own packet first, and can't while one of the exchange is half sent. So no other call is sure to tell that the
-    /// connection is broken, either.
+    /// Receives data for all channels, and continues a key exchange. Other calls may not get that far: each sends its
+    /// own packet first, which is impossible while a packet of the key exchange is half sent. For the same reason,
+    /// other calls may not report a broken connection.
     pub fn take_in(&self) -> io::Result<()> {
         let mut session = self.session.raw();
         // SAFETY: as for exec.
@@ -245,14 +247,14 @@ impl Channel {
         }
     }
 
-    /// Closes the channel and gives its memory back. To be called at the end of file only: closing before it broke
-    /// Dropbear's whole connection now and then.
+    /// Closes the channel and frees its memory. To be called only at the end of file: closing earlier sometimes broke
+    /// Dropbear's whole connection.
     pub fn free(&mut self) -> io::Result<()> {
         if self.channel.is_null() {
             return Ok(());
         }
         let mut session = self.session.raw();
-        // SAFETY: as for exec; the pointer is given up as soon as the library has freed it.
+        // SAFETY: as for exec; the pointer is cleared as soon as the library has freed the channel.
         let code = unsafe { raw::libssh2_channel_free(self.channel) };
         checked(&mut session, code as isize)?;
         self.channel = std::ptr::null_mut();

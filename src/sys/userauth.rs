@@ -1,5 +1,5 @@
-//! What the `ssh2` crate lacks for authentication: a signature made by somebody else (an agent, of
-//! whose answers libssh2's own client would wait for ever), and a list of methods that need not be UTF-8.
+//! What the `ssh2` crate lacks for authentication: a signature made by a callback (for an agent: libssh2's own agent
+//! client would wait for ever for a reply), and the list of methods as bytes, which need not be UTF-8.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 
@@ -7,7 +7,7 @@ use libssh2_sys as raw;
 use nix::libc;
 use ssh2::{Error, Session};
 
-/// Signs the data that it is given, or gives an error code of libssh2.
+/// Signs the given data, or returns an error code of libssh2.
 pub type Sign<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Vec<u8>, c_int>;
 
 type SignCallback = extern "C" fn(
@@ -20,7 +20,7 @@ type SignCallback = extern "C" fn(
 ) -> c_int;
 
 unsafe extern "C" {
-    /// In the library, and not declared by libssh2-sys.
+    /// Exported by libssh2 but not declared by libssh2-sys.
     fn libssh2_userauth_publickey(
         session: *mut raw::LIBSSH2_SESSION,
         user: *const c_char,
@@ -31,7 +31,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Authenticates with the public key `blob`, and has `sign` make the signature if the server takes it.
+/// Authenticates with the public key `blob`. `sign` makes the signature if the server accepts the key.
 pub fn public_key(
     session: &Session,
     user: &str,
@@ -40,8 +40,8 @@ pub fn public_key(
 ) -> Result<(), Error> {
     let user = CString::new(user)?;
     let mut locked = session.raw();
-    // SAFETY: the session is live and locked, and all that the pointers show outlives the call: the library keeps
-    // none of them. The context is what `sign_with` takes it for.
+    // SAFETY: the session is live and locked, and everything that the pointers refer to outlives the call: the library
+    // keeps none of them. The context has the type that `sign_with` expects.
     let code = unsafe {
         libssh2_userauth_publickey(
             &raw mut *locked,
@@ -66,7 +66,7 @@ extern "C" fn sign_with(
     data_length: usize,
     context: *mut *mut c_void,
 ) -> c_int {
-    // SAFETY: the library hands on the context of `public_key` and its own data, and gives places for both results.
+    // SAFETY: the library passes the context from `public_key` and its own data, and valid pointers for both results.
     // It frees the signature with free(3), as sessions of the ssh2 crate use the default allocator.
     unsafe {
         let sign = &mut *context.cast::<Sign<'_>>();
@@ -86,13 +86,13 @@ extern "C" fn sign_with(
     }
 }
 
-/// The methods that the server takes, separated by commas (a `none` request, RFC 4252 5.2). Empty where
-/// that was enough to be let in.
+/// The authentication methods that the server accepts, separated by commas (a `none` request, RFC 4252 5.2). Empty if
+/// the `none` request itself completed the login.
 pub fn methods(session: &Session, user: &str) -> Result<Vec<u8>, Error> {
     let mut locked = session.raw();
     let length = c_uint::try_from(user.len()).unwrap_or_default();
     // SAFETY: the session is live and locked, and the user is readable for its whole length. The list belongs to the
-    // session and is copied before anything else is asked of it.
+    // session and is copied before the session is used again.
     unsafe {
         let list = raw::libssh2_userauth_list(&raw mut *locked, user.as_ptr().cast(), length);
         if !list.is_null() {

@@ -1,4 +1,4 @@
-//! Equal outputs of several hosts, printed once, in the form of dshbak(1) and `clush -b`.
+//! Grouping of equal outputs: each distinct output is printed once, with its hosts, like dshbak(1) and `clush -b`.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -10,11 +10,11 @@ use tempfile::SpooledTempFile;
 use super::print_bytes;
 use crate::hosts::fold;
 
-/// The largest output that is kept in memory; a larger one goes to an unnamed file.
+/// Maximum size of an output kept in memory, in bytes; larger ones go to an unnamed temporary file.
 const MEMORY_MAX: usize = 64 << 10;
 const RULE: &str = "---------------";
 
-/// All of one output.
+/// The complete output of one host.
 pub struct Gathered {
     bytes: SpooledTempFile,
     hash: Sha256,
@@ -38,7 +38,7 @@ impl Gathered {
         self.bytes.write_all(bytes)
     }
 
-    /// Adds the last newline, if it is missing.
+    /// Adds a final newline if it is missing.
     pub fn end(&mut self) -> io::Result<()> {
         match self.last {
             None | Some(b'\n') => Ok(()),
@@ -56,8 +56,8 @@ impl Gathered {
     }
 }
 
-/// Prints each output once, behind its hosts: first what most of them gave, else in their order. An empty one is left
-/// out.
+/// Prints each distinct output once, after its hosts. Outputs of more hosts come first, others in order of first
+/// occurrence. Empty outputs are omitted.
 pub fn print_gathered(outputs: Vec<(String, Gathered)>) -> io::Result<()> {
     let mut groups: Vec<(Vec<String>, Gathered)> = Vec::new();
     let mut known = HashMap::new();

@@ -1,4 +1,4 @@
-//! What the commands' JSON has in common.
+//! JSON objects shared by several commands.
 
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ pub struct JobJson<'a> {
 }
 
 impl<'a> JobJson<'a> {
-    /// A job in a state that may differ from its record's.
+    /// `state` may differ from the record's state.
     pub fn new(record: &'a Record, state: State) -> Self {
         Self {
             id: record.id.as_str(),

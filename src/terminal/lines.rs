@@ -1,18 +1,18 @@
-//! Whole lines behind a label, for outputs that share a stream.
+//! Output split into whole, labelled lines, for several outputs that share a stream.
 
 use std::io;
 
 use super::print_bytes;
 
-/// A longer line is split.
+/// Maximum length of a line, in bytes; longer lines are split.
 const LINE_MAX: usize = 64 << 10;
 
-/// One output on its way to one of this process's streams.
+/// One of the outputs that are printed to the same stream.
 pub struct Lines {
     label: String,
     error_stream: bool,
-    /// The last line, as far as it has come.
-    kept: Vec<u8>,
+    /// The incomplete last line.
+    partial: Vec<u8>,
 }
 
 impl Lines {
@@ -20,19 +20,19 @@ impl Lines {
         Self {
             label,
             error_stream,
-            kept: Vec::new(),
+            partial: Vec::new(),
         }
     }
 
-    /// Prints the lines that are whole now, all at once.
+    /// Prints the lines that are now complete, in one write.
     pub fn print(&mut self, bytes: &[u8]) -> io::Result<()> {
         let whole = self.take(bytes);
         print_bytes(self.error_stream, &whole)
     }
 
-    /// Prints the last line, if it has no newline.
+    /// Prints the incomplete last line, if any, with a newline.
     pub fn end(&mut self) -> io::Result<()> {
-        if self.kept.is_empty() {
+        if self.partial.is_empty() {
             return Ok(());
         }
         self.print(b"\n")
@@ -41,20 +41,20 @@ impl Lines {
     fn take(&mut self, mut bytes: &[u8]) -> Vec<u8> {
         let mut whole = Vec::new();
         while !bytes.is_empty() {
-            let room = LINE_MAX - self.kept.len();
+            let room = LINE_MAX - self.partial.len();
             let newline = memchr::memchr(b'\n', bytes).filter(|at| *at <= room);
             let (end, next) = match newline {
                 Some(at) => (at, at + 1),
                 None if bytes.len() > room => (room, room),
                 None => {
-                    self.kept.extend_from_slice(bytes);
+                    self.partial.extend_from_slice(bytes);
                     break;
                 }
             };
             let (line, rest) = (bytes.get(..end), bytes.get(next..));
             whole.extend_from_slice(self.label.as_bytes());
             whole.extend_from_slice(b": ");
-            whole.append(&mut self.kept);
+            whole.append(&mut self.partial);
             whole.extend_from_slice(line.unwrap_or_default());
             whole.push(b'\n');
             bytes = rest.unwrap_or_default();
@@ -73,7 +73,7 @@ mod tests {
         for piece in pieces {
             all.extend(lines.take(piece));
         }
-        if !lines.kept.is_empty() {
+        if !lines.partial.is_empty() {
             all.extend(lines.take(b"\n"));
         }
         String::from_utf8(all).unwrap()

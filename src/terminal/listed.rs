@@ -1,15 +1,15 @@
-//! A job in a list, and what its row shows.
+//! A job in a list, and the texts for its row.
 
 use super::{age, exited};
 use crate::job::{Record, State, now};
 use crate::remote::{Seen, Usage};
 
-/// A job, and its state now: unlike the record's, it may be unknown.
+/// A job and its current state, which may be unknown, unlike the record's.
 #[derive(Debug)]
 pub struct Listed {
     pub record: Record,
     pub state: State,
-    /// What it uses, where that was measured.
+    /// Its resource usage, if measured.
     pub usage: Option<Usage>,
 }
 
@@ -25,7 +25,7 @@ impl From<Record> for Listed {
 }
 
 impl Listed {
-    /// Takes in what its host says, if anything.
+    /// Updates the job with the answer of its host. `None`: the host did not answer.
     pub fn take(&mut self, answer: Option<(Seen, Option<Usage>)>) {
         self.state = State::Unknown;
         self.usage = None;
@@ -37,7 +37,7 @@ impl Listed {
     }
 }
 
-/// A job's state in a table; it may differ from its record's.
+/// The text for a job's state in a table. `state` may differ from the record's state.
 pub fn state(record: &Record, state: State) -> String {
     match (state, record.exit_status) {
         (State::Exited, Some(status)) => {
@@ -48,7 +48,7 @@ pub fn state(record: &Record, state: State) -> String {
     }
 }
 
-/// How long ago the job started, or ended when it has; by two clocks that may differ.
+/// How long ago the job started, or ended if it has. The host's clock may differ from this machine's.
 pub fn since(record: &Record, state: State) -> String {
     let when = if state.is_finished() {
         record.finished_at
@@ -58,7 +58,7 @@ pub fn since(record: &Record, state: State) -> String {
     when.map_or_else(|| "-".to_owned(), |when| age(now().saturating_sub(when)))
 }
 
-/// What a table shows of a job's use: its share of a CPU, its CPU time, its memory and its processes.
+/// The table cells for a job's resource usage: CPU percentage, CPU time, memory, number of processes.
 pub fn usage(usage: Option<&Usage>) -> [String; 4] {
     let Some(usage) = usage else {
         return ["-"; 4].map(str::to_owned);
@@ -74,7 +74,7 @@ pub fn usage(usage: Option<&Usage>) -> [String; 4] {
     ]
 }
 
-/// CPU time, as ps(1) writes it: `1:02`, `1:02:03`.
+/// CPU time in the format of ps(1): `1:02`, `1:02:03`.
 fn cpu_time(seconds: f64) -> String {
     #[allow(
         clippy::cast_possible_truncation,
@@ -90,7 +90,7 @@ fn cpu_time(seconds: f64) -> String {
     }
 }
 
-/// A number of bytes in its largest unit, to three digits or four.
+/// A number of bytes in the largest suitable unit, with up to four digits.
 fn size(bytes: u64) -> String {
     let units = ["K", "M", "G", "T", "P", "E"];
     let (mut tenths, mut unit) = (u128::from(bytes) * 10 / 1024, 0);

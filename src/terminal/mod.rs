@@ -1,4 +1,4 @@
-//! What people and programs see: lines, tables and JSON on standard output, messages on standard error.
+//! Output for people and programs: lines, tables and JSON on standard output, messages on standard error.
 
 mod gather;
 mod json;
@@ -20,10 +20,10 @@ pub use table::Table;
 use crate::escape::printable;
 use crate::job::{EndedBy, Epoch, Record};
 
-/// The longest command that is shown, in characters.
+/// Maximum length of a command line that is shown, in characters.
 const COMMAND_MAX: usize = 4096;
 
-/// A command line as a person would type it, on one line.
+/// A command line as it would be typed into a shell, escaped to fit one line.
 pub fn command_line(words: &[String]) -> String {
     let joined =
         shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "));
@@ -42,7 +42,7 @@ pub fn ended(record: &Record) -> String {
     )
 }
 
-/// The same for a table.
+/// How a job ended, for a table.
 pub fn exited(status: u8, signal: Option<&str>, cause: Option<EndedBy>) -> String {
     format!("exited {}", with_reason(&status.to_string(), signal, cause))
 }
@@ -57,7 +57,7 @@ fn with_reason(status: &str, signal: Option<&str>, cause: Option<EndedBy>) -> St
     format!("{status}{signal}{cause}")
 }
 
-/// A time span in its largest unit.
+/// A time span in its largest unit, rounded down.
 pub fn age(seconds: Epoch) -> String {
     match seconds.max(0) {
         seconds @ 0..60 => format!("{seconds}s"),

@@ -10,7 +10,8 @@ use serde::Serialize;
 use crate::error::{Failure, Kind};
 use crate::sys;
 
-/// Standard output. An error is kept until the end, so that a command whose reader has gone still does its work.
+/// Standard output. An error is reported only by [`Self::finish`], so that a command whose reader is gone still does
+/// its work.
 #[derive(Default)]
 pub struct Output {
     error: Option<io::Error>,
@@ -38,13 +39,13 @@ impl Output {
         }
     }
 
-    /// Says what could not be printed. Whoever closed the pipe gets the end that cat(1) has then: by SIGPIPE.
+    /// Returns the error, if any. If the reader closed the pipe, the process ends by SIGPIPE, like cat(1).
     pub fn finish(self) -> Result<(), Failure> {
         self.error.map_or(Ok(()), |error| Err(unprinted(&error)))
     }
 }
 
-/// The standard library puts /dev/null in the place of a closed standard output.
+/// Fails if standard output was closed at the start: the standard library replaces it with /dev/null.
 fn check_open() -> io::Result<()> {
     if sys::process::is_stdout_closed() {
         Err(Errno::EBADF.into())
@@ -60,10 +61,10 @@ fn write(bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-/// The failure of output that can't be written.
+/// The failure to write to standard output.
 pub fn unprinted(error: &io::Error) -> Failure {
     if error.kind() == io::ErrorKind::BrokenPipe {
-        // Rust ignores PIPE; by its default it ends the process quietly.
+        // Rust programs ignore SIGPIPE; its default action ends the process silently.
         drop(signal_hook::low_level::emulate_default_handler(
             signal_hook::consts::SIGPIPE,
         ));
@@ -74,8 +75,8 @@ pub fn unprinted(error: &io::Error) -> Failure {
     )
 }
 
-/// Passes bytes on as they are, with nothing held back: the standard library's own stdout would write each piece in two,
-/// up to its last newline and the rest.
+/// Writes bytes unchanged and unbuffered. The standard library's stdout would split each piece into two writes, up to
+/// its last newline and the rest.
 pub fn print_bytes(error_stream: bool, bytes: &[u8]) -> io::Result<()> {
     if error_stream {
         write_all(&io::stderr().lock(), bytes)
@@ -96,17 +97,17 @@ fn write_all(stream: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Tells the user something on standard error. Nobody reads a closed one.
+/// Prints a message for the user on standard error. Errors are ignored: standard error may be closed.
 pub fn warn(text: &str) {
     drop(writeln!(io::stderr().lock(), "rsig: {text}"));
 }
 
-/// Whether there is somebody to ask: standard input and standard error are a terminal.
+/// Whether the user can be asked: standard input and standard error are a terminal.
 pub fn is_on_terminal() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks for a yes; everything else is a no, an unreadable terminal included.
+/// Asks a yes-or-no question. Anything but a yes is a no, even a read error.
 pub fn ask(question: &str) -> bool {
     let mut terminal = io::stderr().lock();
     let mut answer = String::new();
@@ -117,14 +118,14 @@ pub fn ask(question: &str) -> bool {
     asked.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
-/// Whether standard output takes colour: only a terminal does, and never with `NO_COLOR` (no-color.org).
+/// Whether to use colour on standard output: only on a terminal, and never with `NO_COLOR` (no-color.org).
 pub fn is_coloured() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
     io::stdout().is_terminal() && !refused && !dumb
 }
 
-/// The width of the terminal, where standard output is one.
+/// The width of the terminal in columns, if standard output is a terminal.
 pub fn width() -> Option<usize> {
     terminal_size::terminal_size_of(io::stdout())
         .map(|(width, _)| usize::from(width.0))

@@ -9,17 +9,17 @@ use indicatif::ProgressBar;
 
 use crate::connection::ssh::prompt;
 
-/// How long nothing is shown: most hosts answer sooner.
-const PATIENCE: Duration = Duration::from_millis(600);
+/// Delay before the spinner is shown; most hosts answer sooner.
+const SHOW_DELAY: Duration = Duration::from_millis(600);
 const TICK: Duration = Duration::from_millis(100);
 
-/// Turns until it is dropped, once the wait has lasted [`PATIENCE`].
+/// A spinner that is shown after [`SHOW_DELAY`] and turns until dropped.
 pub struct Spinner {
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Spinner {
-    /// A spinner with a text, if standard error is a terminal and `wanted`.
+    /// Starts a spinner with a text, if `wanted` and standard error is a terminal.
     pub fn new(text: &'static str, wanted: bool) -> Self {
         if !wanted || !std::io::stderr().is_terminal() {
             return Self { thread: None };
@@ -27,7 +27,7 @@ impl Spinner {
         let (stop, stopped) = mpsc::channel::<()>();
         let spinner = std::thread::Builder::new().spawn(move || {
             if !matches!(
-                stopped.recv_timeout(PATIENCE),
+                stopped.recv_timeout(SHOW_DELAY),
                 Err(RecvTimeoutError::Timeout)
             ) {
                 return;
@@ -46,7 +46,7 @@ impl Spinner {
         }
     }
 
-    /// Takes it off the terminal.
+    /// Removes the spinner from the terminal.
     pub fn stop(&mut self) {
         if let Some((stop, thread)) = self.thread.take() {
             drop(stop);

@@ -9,7 +9,7 @@ use tabled::settings::{Color, Modify, Padding, Style, Width};
 
 use super::print;
 
-/// Rows under a header.
+/// A header and rows.
 #[derive(Default)]
 pub struct Table(Builder);
 

@@ -1,6 +1,6 @@
-"""What schemathesis is told about a server of rsig: a host that there is, and commands that do no harm.
+"""Hooks that fit schemathesis's requests to a test server of rsig: a host that exists, and harmless commands.
 
-Only what the document allows is replaced: bad requests stay as they are.
+Only values that the document allows are replaced; invalid requests stay as they are.
 """
 
 import os
@@ -27,7 +27,7 @@ def map_body(context, body):
     host = body.get("host")
     if isinstance(host, str) and GOOD_HOST.fullmatch(host) and len(host) % 4:
         body["host"] = HOST
-        # A directory that there is not would be a failure of the request.
+        # A directory that does not exist would make the request fail.
         if isinstance(body.get("cwd"), str) and body["cwd"] and "\0" not in body["cwd"]:
             body["cwd"] = "/"
     if "command" in body and is_command(body["command"]):
@@ -48,7 +48,7 @@ def map_query(context, query):
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    # What the document can't say: a wait is for something that can come, and an expression is a good one.
+    # What the document can't express: a wait needs something to wait for, and an expression must be valid.
     query, path = case.query, case.path_parameters or {}
     if not isinstance(query, dict):
         return

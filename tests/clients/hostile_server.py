@@ -1,20 +1,19 @@
-"""An SSH server that lets anybody in, opens every session, and then does what no good one would, once the first script
-begins to come:
+"""An SSH server that accepts every login and every session, and misbehaves as soon as the first script arrives:
 
-    silent         nothing, ever
-    output         standard output without an end, as fast as it is taken
+    silent         sends nothing
+    output         endless standard output, as fast as it is read
     errors         the same on standard error
-    unasked        the same without regard to how much the other side is ready to take
-    ignore         messages that are to be ignored, without an end
-    renewal        the same, while keys are renewed again and again
-    banners        banners of a login that is over, without an end
-    debug          messages for a log, without an end
-    requests       requests about the connection that want an answer, without an end
-    channels       channels that nobody asked for, without an end
-    windows        room for more input, without an end
+    unasked        the same, ignoring the other side's window
+    ignore         endless SSH_MSG_IGNORE messages
+    renewal        the same, with frequent key exchanges
+    banners        endless login banners, after the login
+    debug          endless SSH_MSG_DEBUG messages
+    requests       endless global requests that want a reply
+    channels       endless requests to open channels
+    windows        endless window adjustments
 
-Started with one of these words. Writes a line with its port and its host key, one when it begins to do harm, and one for
-every so many packets that it has sent without regard for a window; serves until its standard input ends.
+The argument is one of these words. Prints a line with the port and the host key, a line when it begins to misbehave,
+and a line for every STEP packets sent without regard for a window. Serves until its standard input ends.
 """
 
 import asyncio
@@ -26,16 +25,16 @@ from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_OPEN, MSG_CHANNEL_W
 from asyncssh.constants import MSG_DEBUG, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_USERAUTH_BANNER
 from asyncssh.packet import Boolean, String, UInt32
 
-# Nothing in it is to reach a terminal.
+# No part of it may reach a terminal.
 NOISE = b"\x1b]0;owned\x07\x1b[2J\x9b31m\n" + b"x" * 30_000
-# How much may wait to be sent: the other side's reading sets the pace.
+# Bytes queued for sending at most: the reader on the other side sets the pace.
 AHEAD = 4 << 20
-# How many packets are told of.
+# Packets between two lines of output.
 STEP = 512
 
 
 def packet(kind, channel):
-    """A packet's number and its content."""
+    """The message number and content of a packet."""
     match kind:
         case "unasked":
             return MSG_CHANNEL_DATA, UInt32(channel), String(NOISE)
@@ -98,7 +97,7 @@ async def main():
     public = key.export_public_key().decode().strip()
     print(server.get_port(), public, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    # What is still going on ends with it.
+    # Ends whatever is still running.
     os._exit(0)
 
 

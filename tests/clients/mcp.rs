@@ -1,11 +1,11 @@
-//! A client of `rsig mcp`: a script on the Python SDK that takes orders on its standard input.
+//! A client of `rsig mcp`: a script on the Python SDK that takes requests on its standard input.
 
 use serde_json::{Value, json};
 
 use super::{file, python};
 use crate::harness::{Fixture, Process, Running, SOON, poll_until, procs};
 
-/// A client of `rsig mcp`, and with it a server.
+/// A client of `rsig mcp`, together with its server.
 pub struct Mcp {
     client: Running,
     answers: usize,
@@ -32,7 +32,7 @@ impl Mcp {
         }
     }
 
-    /// What comes of an order to the client.
+    /// Sends a request to the script and returns its answer.
     #[track_caller]
     pub fn order(&mut self, order: &Value) -> Value {
         self.client.write(format!("{order}\n"));
@@ -58,14 +58,14 @@ impl Mcp {
         serde_json::from_slice(&answer.unwrap_or_default()).expect("the client speaks JSON")
     }
 
-    /// A tool's answer, which must be a good one.
+    /// Calls a tool, which must succeed, and returns its answer.
     #[track_caller]
     pub fn call(&mut self, tool: &str, arguments: Value) -> Value {
         let answer = self.order(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
-        good(&answer)
+        assert_ok(&answer)
     }
 
-    /// A tool's answer, which must be of this kind of error. Gives the message.
+    /// Calls a tool, which must fail with this kind of error, and returns the message.
     #[track_caller]
     pub fn fails(&mut self, tool: &str, arguments: Value, kind: &str) -> String {
         let answer = self.order(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
@@ -82,7 +82,7 @@ impl Mcp {
             .to_owned()
     }
 
-    /// Many calls side by side, all of which must go well.
+    /// Makes many calls at once, all of which must succeed.
     #[track_caller]
     pub fn calls(&mut self, calls: &[(&str, Value)]) -> Vec<Value> {
         let answers = self.order(&json!({ "do": "calls", "calls": calls }));
@@ -90,7 +90,7 @@ impl Mcp {
             .as_array()
             .expect("an answer each")
             .iter()
-            .map(good)
+            .map(assert_ok)
             .collect()
     }
 
@@ -108,13 +108,13 @@ impl Mcp {
         found.expect("it was found")
     }
 
-    /// Kills the client, so that it can't even say that it goes.
+    /// Kills the client, so that it can't announce its exit.
     pub fn vanish(self) {
         self.client.signal(nix::sys::signal::Signal::SIGKILL);
         drop(self);
     }
 
-    /// Ends the client as one ends that has nothing more to ask; the server then has to end too.
+    /// Ends the client normally; the server then has to end too.
     #[track_caller]
     pub fn close(self) {
         self.client.wait().ok();
@@ -122,14 +122,14 @@ impl Mcp {
 }
 
 #[track_caller]
-fn good(answer: &Value) -> Value {
+fn assert_ok(answer: &Value) -> Value {
     assert_eq!(
         (&answer["is_error"], &answer["answer"]["ok"]),
         (&false.into(), &true.into()),
         "{answer}"
     );
     assert!(answer["answer"]["error"].is_null(), "{answer}");
-    // The text is for clients that know no structured answers.
+    // The text is for clients that do not support structured answers.
     let text: Value =
         serde_json::from_str(answer["text"][0].as_str().expect("text")).expect("JSON as text");
     assert_eq!(text, answer["answer"]);

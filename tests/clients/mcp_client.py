@@ -1,14 +1,13 @@
-"""A client of the Model Context Protocol, by the SDK for Python, that does what its standard input says.
+"""A client of the Model Context Protocol, using the Python SDK, that is controlled on its standard input.
 
-Started with the words of a server's command line. Each line that it reads is a JSON object, each line that it writes is
-the answer to one of them:
+The arguments are the server's command line. Each input line is a JSON object; each output line answers one of them:
 
-    {"do": "hello"}                                what the server said of itself
+    {"do": "hello"}                                the server's description of itself
     {"do": "tools"}                                the list of tools
-    {"do": "call", "tool": T, "arguments": A}      what the tool answered
-    {"do": "calls", "calls": [[T, A], ...]}        the same for many at once, side by side
-    {"do": "begin", "tool": T, "arguments": A}     nothing: the call goes on, and its request is on its way
-    {"do": "cancel"}                               the call that goes on is given up
+    {"do": "call", "tool": T, "arguments": A}      the tool's answer
+    {"do": "calls", "calls": [[T, A], ...]}        the same for many concurrent calls
+    {"do": "begin", "tool": T, "arguments": A}     null, once the request is sent; the call continues
+    {"do": "cancel"}                               null; cancels the call that was begun
 """
 
 import asyncio
@@ -23,21 +22,21 @@ from mcp.client.stdio import stdio_client
 async def call(session, tool, arguments):
     try:
         result = await session.call_tool(tool, arguments)
-    except Exception as error:  # What the protocol itself refuses.
+    except Exception as error:  # The protocol itself refused the call.
         return {"refused": str(error)}
     text = [block.text for block in result.content]
     return {"is_error": bool(result.is_error), "answer": result.structured_content, "text": text}
 
 
 class Counted:
-    """A stream that tells how much was taken from it."""
+    """A stream that counts the items taken from it."""
 
     def __init__(self, stream):
         self.stream = stream
         self.taken = 0
 
     async def send(self, item):
-        # It comes back once the one that writes to the server has the item.
+        # This returns once the task that writes to the server has taken the item.
         await self.stream.send(item)
         self.taken += 1
 

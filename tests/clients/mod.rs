@@ -1,4 +1,4 @@
-//! The other sides that rsig is driven by: programs that others have written, and what is made of their libraries.
+//! Clients that drive rsig: programs by other authors, and scripts that use their libraries.
 
 #[cfg(feature = "mcp")]
 mod mcp;
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use crate::harness::Invocation;
 
-/// A program of the virtual environment that `tests/install-debian` makes.
+/// A program of the virtual environment that `tests/install-debian` creates.
 ///
 /// # Panics
-/// When it is not there.
+/// If it is missing.
 pub fn python(program: &str) -> Invocation {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/venv/bin")
@@ -26,7 +26,7 @@ pub fn python(program: &str) -> Invocation {
     Invocation::of(path)
 }
 
-/// A file beside this one.
+/// A file in this directory.
 pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/clients")
@@ -35,7 +35,7 @@ pub fn file(name: &str) -> PathBuf {
 
 #[cfg(any(feature = "mcp", feature = "serve"))]
 impl crate::harness::Fixture {
-    /// The words of a server's command, which reaches the host as all commands of the fixture do.
+    /// The arguments of a server command that reaches the host as all commands of the fixture do.
     pub fn server_words<'a>(&'a self, command: &'a str, options: &[&'a str]) -> Vec<&'a str> {
         let mut words = self.words(command, options, &[]);
         words.pop();

@@ -1,8 +1,8 @@
-//! The accounts of one server: root and, for [`Login::User`], a throwaway user, with homes in the server's directory.
+//! Accounts of one server: root and, for [`Login::User`], a throwaway user, with homes in the server's directory.
 //!
-//! `libnss_wrapper.so`, preloaded into the server, has it read these files in place of /etc/passwd; the system's
-//! own accounts are not touched. Sessions do not inherit it (both servers make a session's environment anew), so a
-//! program in a session finds its home and shell in `$HOME` and `$SHELL`, but not through getpwuid(3).
+//! `libnss_wrapper.so`, preloaded into the server, makes it read these files instead of /etc/passwd; the system's own
+//! accounts are not touched. Sessions do not inherit the library (both servers create a new environment for a session),
+//! so a program in a session finds its home and shell in `$HOME` and `$SHELL`, but not through getpwuid(3).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use super::claim::{Claim, claim};
 use super::programs::{program_path, tool};
 use super::scratch::{Scratch, give_to, write_file};
 
-/// Whose login a server offers.
+/// Which account a server accepts logins for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Login {
     Root,
-    /// An unprivileged user whose id nobody else on the machine has.
+    /// An unprivileged user whose id is not used by anything else on the machine.
     User,
 }
 
@@ -49,7 +49,7 @@ impl Shell {
             Self::Tcsh => "tcsh",
             Self::Mksh => "mksh",
         };
-        // Dropbear takes only what /etc/shells lists, and Debian lists all but fish as in /bin.
+        // Dropbear accepts only shells listed in /etc/shells, and Debian lists all but fish with their /bin path.
         let path = program_path(name);
         if self == Self::Fish {
             path
@@ -69,7 +69,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Makes the account and its files in a directory of its own, in which the server goes too.
+    /// Creates the account and its files in a new directory, which the server uses too.
     pub fn create(login: Login, shell: Shell, password: Option<&str>) -> (Self, Scratch) {
         assert!(
             nix::unistd::geteuid().is_root(),
@@ -102,7 +102,7 @@ impl Account {
         let files = scratch.subdir("accounts", 0o755);
         let password = password.map_or_else(|| "*".to_owned(), hash);
         let shell = shell.path();
-        // The hash stands in the first file as well: PAM looks for it in shadow by a call that is not wrapped.
+        // The hash is also in the passwd file: PAM looks it up in shadow with a call that is not wrapped.
         let line = |name: &str, uid: u32, home: &Path| {
             format!(
                 "{name}:{password}:{uid}:{uid}::{}:{}\n",
@@ -135,7 +135,7 @@ impl Account {
         )
     }
 
-    /// What has a server see these accounts.
+    /// Variables that make a server use these accounts.
     pub fn server_environment(&self) -> [(&'static str, PathBuf); 4] {
         [
             ("LD_PRELOAD", wrapper()),
@@ -145,7 +145,7 @@ impl Account {
         ]
     }
 
-    /// A file in its home, owned by it, as are the directories that are made for it.
+    /// Writes a file in the account's home. The account owns it and the directories created for it.
     pub fn write(&self, name: &str, content: &str, mode: u32) {
         write_file(&self.home.join(name), content, mode);
         let first = Path::new(name)
@@ -155,7 +155,7 @@ impl Account {
         give_to(&self.home.join(first), self.uid);
     }
 
-    /// Lets one more public key in.
+    /// Authorizes one more public key.
     pub fn authorize(&self, public: &str) {
         let file = self.home.join(".ssh/authorized_keys");
         let mut keys = fs::read_to_string(file).unwrap_or_default();
@@ -181,7 +181,7 @@ fn wrapper() -> PathBuf {
     .expect("libnss_wrapper.so is missing: apt-get install libnss-wrapper")
 }
 
-/// A crypt(3) hash; perl is part of every Debian.
+/// Returns a crypt(3) hash. Perl is part of every Debian system.
 fn hash(password: &str) -> String {
     tool("perl")
         .args(["-e", r#"print crypt(<STDIN>, "\$6\$rsigtests\$"), "\n""#])

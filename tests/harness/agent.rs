@@ -11,7 +11,7 @@ use super::programs::tool;
 use super::running::{Invocation, Running};
 use super::scratch::Scratch;
 
-/// Ends on drop.
+/// Stopped on drop.
 pub struct Agent {
     socket: PathBuf,
     _process: Running,
@@ -19,7 +19,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent without keys.
+    /// Starts an agent without keys.
     pub fn start() -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path().join("agent");
@@ -43,7 +43,7 @@ impl Agent {
         &self.socket
     }
 
-    /// Adds a key; one with a passphrase goes in without anybody being asked.
+    /// Adds a key. A key with a passphrase is added without a prompt.
     pub fn add(&self, key: &Key) {
         let copy = self.scratch.path().join("key");
         fs::copy(&key.private, &copy).expect("the key file is readable");
@@ -56,7 +56,7 @@ impl Agent {
         fs::remove_file(&copy).expect("our own file can be removed");
     }
 
-    /// The public keys that it holds, one a line.
+    /// Public keys in the agent, one per line.
     pub fn list(&self) -> String {
         let listed = self.ssh_add().arg("-L").run();
         if listed.status().code() == Some(1) {

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// A number that is ours for as long as this lives.
+/// A number that is reserved as long as this lives.
 ///
-/// The claim is a socket in Linux' abstract namespace: the kernel drops it with the process, however that
-/// ends, so nothing is left behind and nothing goes stale.
+/// The claim is a socket in Linux's abstract namespace. The kernel closes it when the process ends, however it ends, so
+/// no claim becomes stale.
 pub struct Claim {
     number: u16,
     _socket: UnixDatagram,
@@ -19,7 +19,8 @@ impl Claim {
     }
 }
 
-/// The first number of `range` that is unclaimed and that `usable` agrees to, from a start that differs by process.
+/// Claims the first number of `range` that is free and that `usable` accepts. The search starts at a number that
+/// depends on the process id.
 pub fn claim(kind: &str, range: Range<u16>, usable: impl Fn(u16) -> bool) -> Claim {
     let size = range.end - range.start;
     let offset = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(size)).unwrap_or(0);

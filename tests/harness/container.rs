@@ -1,4 +1,4 @@
-//! A container of podman's with nothing in it but busybox. Its storage is the test's own.
+//! A podman container that holds only busybox. Its storage belongs to the test.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,19 +12,18 @@ use super::rsig::Rsig;
 use super::running::{Invocation, Output};
 use super::scratch::Scratch;
 
-/// On drop it is removed.
+/// Removed on drop.
 pub struct Container {
     pub name: String,
     scratch: Scratch,
 }
 
 impl Container {
-    /// Starts one.
     #[track_caller]
     pub fn start() -> Self {
         let scratch = Scratch::new();
         let dir = scratch.path().display().to_string();
-        // No image, no network and no systemd: what every machine can do that can start a process in namespaces.
+        // No image, no network, no systemd: this works on every machine that can start a process in namespaces.
         let storage = format!(
             "[storage]\ndriver = \"vfs\"\ngraphroot = \"{dir}/graph\"\nrunroot = \"{dir}/run\"\n"
         );
@@ -35,7 +34,7 @@ impl Container {
         );
         scratch.file("containers.conf", &engine, 0o644);
         let container = Self {
-            // Podman's own files in /dev/shm and /run/lock have no other mark.
+            // A fixed name: podman's own files in /dev/shm and /run/lock have no other mark.
             name: "box".to_owned(),
             scratch,
         };
@@ -44,7 +43,7 @@ impl Container {
         container
     }
 
-    /// The directory that is its root.
+    /// The directory used as the container's root.
     pub fn root(&self) -> PathBuf {
         self.scratch.path().join("root")
     }
@@ -56,7 +55,7 @@ impl Container {
         }
         let busybox = root.join("bin/busybox");
         fs::copy(program_path("busybox"), &busybox).expect("busybox can be copied");
-        // Debian's busybox-static needs none of these.
+        // Debian's busybox-static does not need them.
         let libraries = tool("ldd").arg(&busybox).run().stdout();
         for library in libraries
             .split_whitespace()
@@ -104,13 +103,13 @@ impl Container {
         .ok();
     }
 
-    /// podman on the storage of this container.
+    /// Runs podman with this container's storage.
     #[track_caller]
     pub fn podman(&self, words: &[&str]) -> Output {
         self.within(tool("podman").args(words)).run()
     }
 
-    /// What leads podman to the storage of this container.
+    /// Variables that make podman use this container's storage.
     pub fn environment(&self) -> [(&'static str, PathBuf); 2] {
         let file = |name: &str| self.scratch.path().join(name);
         [
@@ -119,7 +118,7 @@ impl Container {
         ]
     }
 
-    /// A program that starts podman itself.
+    /// Adds these variables to a program that starts podman itself.
     pub fn within(&self, invocation: Invocation) -> Invocation {
         let environment = self.environment();
         environment
@@ -129,17 +128,17 @@ impl Container {
             })
     }
 
-    /// rsig, with podman's storage.
+    /// rsig with these variables.
     pub fn rsig(&self, rsig: &Rsig, words: &[&str]) -> Invocation {
         self.within(rsig.command(words))
     }
 
-    /// What runs in it, and podman's own.
+    /// Processes in the container, and podman's own.
     pub fn processes(&self) -> Vec<Process> {
         self.scratch.processes()
     }
 
-    /// Where the files of its jobs are, as this machine sees them.
+    /// The container's job directories, as a path on this machine.
     pub fn jobs_dir(&self) -> PathBuf {
         self.root().join(Path::new("root/.local/state/rsig/jobs"))
     }
@@ -154,7 +153,7 @@ impl Drop for Container {
             std::thread::panicking() || removed.status().success(),
             "the container can't be removed: {removed}"
         );
-        // What tells podman of the end of each shell writes to its storage.
+        // The process that tells podman of a shell's end still writes to the storage.
         let end = Instant::now() + SOON;
         while !self.processes().is_empty() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));

@@ -1,4 +1,4 @@
-//! What differs between OpenSSH's sshd(8) and dropbear(8): programs, host keys, arguments, configuration.
+//! Differences between OpenSSH's sshd(8) and dropbear(8): programs, host keys, arguments, configuration.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,10 +18,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Where it is installed.
+    /// Path of the installed server.
     ///
     /// # Panics
-    /// When it is not; the message names the Debian package.
+    /// If it is not installed. The message names the Debian package.
     pub fn program(self) -> PathBuf {
         match self {
             Self::OpenSsh => program_path("sshd"),
@@ -29,7 +29,7 @@ impl Kind {
         }
     }
 
-    /// Makes a host key in `dir` and returns its public half.
+    /// Creates a host key in `dir` and returns its public half.
     pub fn host_key(self, key: Type, dir: &Path) -> String {
         let path = host_key_path(dir, key);
         if self == Self::OpenSsh {
@@ -55,21 +55,21 @@ impl Kind {
             .to_owned()
     }
 
-    /// Whether a process is one of the server's own, as the listener and those for connections are.
+    /// Whether a process is one of the server's own: the listener, or one that handles a connection.
     pub fn owns(self, process: &Process) -> bool {
         match self {
-            // From 9.8 and 10.0 on, connections have programs of their own.
+            // Since 9.8 and 10.0, connections are handled by separate programs.
             Self::OpenSsh => matches!(process.name.as_str(), "sshd" | "sshd-session" | "sshd-auth"),
             Self::Dropbear => process.name == "dropbear",
         }
     }
 }
 
-/// The server's words after its name, so that it stays in the foreground and logs to `dir/log`.
+/// Arguments that keep the server in the foreground and make it log to `dir/log`.
 pub fn arguments(options: &Options, dir: &Path, port: u16) -> Vec<String> {
     let here = dir.display();
     let mut words = match options.kind {
-        // A relative path after -E would end up in `/`.
+        // A relative path after -E would be resolved from `/`.
         Kind::OpenSsh => ["-D", "-f", "{dir}/sshd_config", "-E", "{dir}/log"]
             .map(str::to_owned)
             .to_vec(),
@@ -94,7 +94,7 @@ pub fn arguments(options: &Options, dir: &Path, port: u16) -> Vec<String> {
         .collect()
 }
 
-/// The text of `sshd_config`: the first value of a keyword counts, so the test's own lines come first.
+/// Text of `sshd_config`. The first value of a keyword counts, so the test's own lines come first.
 pub fn sshd_config(options: &Options, dir: &Path, port: u16) -> String {
     let yes_no = |condition| if condition { "yes" } else { "no" };
     let by_password = options.password.is_some() && !options.keyboard_interactive;
@@ -130,9 +130,9 @@ fn host_key_path(dir: &Path, key: Type) -> PathBuf {
     dir.join(format!("host_key_{}", key.name()))
 }
 
-/// `PerSourcePenalties` came with OpenSSH 9.8; an older sshd refuses to start with it.
+/// Whether sshd knows `PerSourcePenalties`. OpenSSH 9.8 added it; an older sshd refuses to start with it.
 static KNOWS_PENALTIES: LazyLock<bool> = LazyLock::new(|| {
-    // sshd refuses to do anything without its directory for the unprivileged part and without a host key.
+    // sshd refuses to run without its privilege separation directory and a host key.
     fs::create_dir_all("/run/sshd").expect("/run/sshd can be made");
     let scratch = Scratch::new();
     let key = keys::generate(
@@ -152,7 +152,7 @@ static KNOWS_PENALTIES: LazyLock<bool> = LazyLock::new(|| {
         .any(|line| line.starts_with("persourcepenalties"))
 });
 
-/// Where the first `Match` line of an `sshd_config` begins, else its end.
+/// Position of the first `Match` line of an `sshd_config`, else the end of the text.
 fn first_match(config: &str) -> usize {
     let mut start = 0;
     for line in config.split_inclusive('\n') {

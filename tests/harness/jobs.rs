@@ -1,4 +1,4 @@
-//! What the tests ask about jobs, of rsig and past it.
+//! What the tests ask about jobs, through rsig and directly on the host.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use super::{Fixture, Output, Process, poll_until};
 
 pub use super::SOON;
 
-/// What `ps --json` says of a job, in this order.
+/// Keys of a job in `ps --json`, in this order.
 pub const JOB_KEYS: [&str; 19] = [
     "id",
     "name",
@@ -32,8 +32,8 @@ pub const JOB_KEYS: [&str; 19] = [
     "ended_by",
 ];
 
-/// A program for perl that writes the name of every signal it gets, a line each, exactly as often as it gets it: each
-/// handler runs at once (perl's own deferred ones are merged) and no other meanwhile.
+/// A Perl program that writes the name of each signal it receives, one per line, exactly as often as it receives it.
+/// Its handlers run immediately (Perl's deferred handlers merge signals) and one at a time.
 pub const LISTENER: &str = r#"use POSIX; use Config;
 my ($all, $none) = (POSIX::SigSet->new, POSIX::SigSet->new);
 $all->fillset;
@@ -48,13 +48,13 @@ syswrite STDOUT, "ready\n";
 sigsuspend($none) while 1"#;
 
 impl Fixture {
-    /// What rsig prints with these words, as JSON, a value a line.
+    /// Runs rsig and parses its output: one JSON value per line.
     #[track_caller]
     pub fn json(&self, words: &[&str]) -> Vec<Value> {
         json_lines(&self.rsig.run(words))
     }
 
-    /// The job as `ps --json` has it.
+    /// The job as `ps --json` shows it.
     #[track_caller]
     pub fn job(&self, job: &str) -> Value {
         let output = self.rsig.run(&["ps", "--json", job]);
@@ -79,18 +79,19 @@ impl Fixture {
         });
     }
 
-    /// One of the files of a job on its host.
+    /// Path of one of a job's files on its host.
     pub fn file(&self, job: &str, name: &str) -> PathBuf {
         self.jobs_dir().join(job).join(name)
     }
 
-    /// Whether the job's end is recorded on its host, read past rsig: the status and the time. Blanks are there before.
+    /// Whether the job's end is recorded on its host: status and time. Until then the file holds blanks. Reads the
+    /// file, not rsig's output.
     pub fn has_ended(&self, job: &str) -> bool {
         fs::read_to_string(self.file(job, "status"))
             .is_ok_and(|status| status.split_whitespace().count() >= 2)
     }
 
-    /// What the job has written to its standard output so far, read past rsig.
+    /// What the job has written to its standard output so far, read from its file.
     pub fn written(&self, job: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.file(job, "out")).unwrap_or_default()).into_owned()
     }
@@ -110,7 +111,7 @@ impl Fixture {
         job
     }
 
-    /// Starts a job that ends with a status as soon as [`Gate::open`] lets it.
+    /// Starts a job that exits with `status` once [`Gate::open`] is called.
     #[track_caller]
     pub fn spawn_gated(&self, options: &[&str], status: i32) -> (String, Gate) {
         let gate = Gate(self.job_home().join(format!("gate-{}", unique())));
@@ -133,7 +134,8 @@ impl Fixture {
         Process::find(pid).unwrap_or_else(|| panic!("the process of {job} is gone"))
     }
 
-    /// Waits until the job's shell has started that program. Until its vfork(2) is over, dash (0.5.12) may lose an INT.
+    /// Waits until the job's shell has started that program. Before its vfork(2) returns, dash (0.5.12) may lose an
+    /// INT.
     #[track_caller]
     pub fn await_child(&self, job: &str, program: &str) {
         poll_until(&format!("{job} runs {program}"), SOON, || {
@@ -143,7 +145,7 @@ impl Fixture {
         });
     }
 
-    /// The shell that owns the job.
+    /// The shell that is the job's supervisor.
     #[track_caller]
     pub fn supervisor(&self, job: &str) -> Process {
         Process::find(self.process(job).ppid).expect("the supervisor is the job's parent")
@@ -156,26 +158,26 @@ impl Fixture {
         });
     }
 
-    /// The jobs whose files are on the host.
+    /// Ids of the jobs whose files are on the host.
     pub fn on_host(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.jobs_dir()) else {
             return vec![];
         };
         entries
             .map(|entry| entry.expect("readable"))
-            // What a job in the foreground leaves for a minute for those who wait for it.
+            // A foreground job leaves a tombstone for a minute, for commands that wait for the job.
             .filter(|entry| !entry.path().join("gone").exists())
             .map(|entry| entry.file_name().into_string().expect("plain names"))
             .collect()
     }
 
-    /// Whether this is a machine of its own that rsig reaches over SSH.
+    /// Whether the host is reached over SSH.
     pub fn is_remote(&self) -> bool {
         self.server.is_some()
     }
 }
 
-/// What a job waits for.
+/// A file that a job waits for.
 pub struct Gate(PathBuf);
 
 impl Gate {
@@ -196,14 +198,14 @@ pub fn json_lines(output: &Output) -> Vec<Value> {
     output.stdout().lines().map(parse).collect()
 }
 
-/// Some of an object's fields, as an array.
+/// Some fields of an object, as an array.
 pub fn pick<const N: usize>(object: &Value, names: [&str; N]) -> Value {
     names.map(|name| object[name].clone()).to_vec().into()
 }
 
-/// The keys of an object, in the order in which they were printed.
+/// The top-level keys of an object, in the order in which they were printed.
 pub fn keys(text: &str) -> Vec<String> {
-    // serde_json sorts them; at the first level each stands behind `{` or `,` and before `":`.
+    // serde_json sorts keys, so the text is scanned: a top-level key is a string followed by `:`, at depth 1.
     let mut keys = Vec::new();
     let (mut depth, mut start, mut string, mut escaped) = (0, 0, false, false);
     for (at, character) in text.char_indices() {

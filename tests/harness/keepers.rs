@@ -1,4 +1,4 @@
-//! Keepers and relays as the tests see them, and jobs that count their signals.
+//! Keepers and relays as seen by the tests, and jobs that count their signals.
 
 use std::fs;
 
@@ -11,8 +11,8 @@ use super::server::Server;
 use super::site::Fixture;
 use super::{SOON, poll_until};
 
-/// A job that writes a dot for each USR1, and ends by TERM with status 7. Its handlers run at once, one at a time:
-/// perl's own deferred ones are merged.
+/// A Perl program that writes a dot for each USR1, and exits with status 7 on TERM. Its handlers run
+/// immediately (Perl's deferred handlers merge signals) and one at a time.
 pub const COUNTER: &str = "use POSIX;
 my ($all, $none) = (POSIX::SigSet->new, POSIX::SigSet->new);
 $all->fillset;
@@ -22,7 +22,7 @@ sigaction(SIGTERM, POSIX::SigAction->new(sub { POSIX::_exit(7) }, $all));
 syswrite STDOUT, \"ready\\n\";
 sigsuspend($none) while 1";
 
-/// A keeper as `keeper status --json` shows it.
+/// The keepers that `keeper status --json` shows.
 pub fn keepers(f: &Fixture) -> Vec<Value> {
     let json = f.rsig.run(&["keeper", "status", "--json"]).ok().stdout();
     serde_json::from_str(&json).expect("keeper status prints JSON")
@@ -35,11 +35,11 @@ pub fn keeper_pids(f: &Fixture) -> Vec<i32> {
 }
 
 pub fn kill9(pid: i32) {
-    // One that has just ended is as good as killed.
+    // An error means that the process has just ended.
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// Waits until the job's relay takes signals.
+/// Waits until the job's relay accepts signals.
 #[track_caller]
 pub fn warm(f: &Fixture, job: &str) {
     poll_until("the relay takes signals", SOON, || {
@@ -52,7 +52,7 @@ pub fn warm(f: &Fixture, job: &str) {
     });
 }
 
-/// Waits until the server is known to take signals: the relays of later jobs need no probe.
+/// Waits until the keeper knows that the server passes signals on: relays of later jobs need no probe.
 #[track_caller]
 pub fn proven(f: &Fixture) {
     let job = new_counter(f);
@@ -61,7 +61,7 @@ pub fn proven(f: &Fixture) {
     f.rsig.run(&["rm", "--force", &job]).ok();
 }
 
-/// The dots that a counter has written, read where it writes them.
+/// Number of dots that a counter has written, read from its file.
 pub fn dots(f: &Fixture, job: &str) -> usize {
     let out = fs::read(f.jobs_dir().join(job).join("out")).expect("the job has a log");
     out.split(|byte| *byte == b'.').count() - 1
@@ -76,7 +76,8 @@ pub fn new_counter(f: &Fixture) -> String {
     job
 }
 
-/// Asserts that a job counts to this number and no further: what was on its way has been counted when the job ends.
+/// Asserts that a job counts exactly this many signals. The job is stopped first, so signals in transit have been
+/// counted.
 #[track_caller]
 pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
     poll_until(
@@ -88,7 +89,7 @@ pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
     assert_eq!(dots(f, job), expected, "{what}");
 }
 
-/// What runs on the host besides jobs and their supervisors.
+/// Processes on the host other than jobs and their supervisors.
 pub fn helpers(f: &Fixture) -> Vec<Process> {
     let mut found = f.processes();
     found.retain(|process| {
@@ -104,7 +105,7 @@ pub fn nothing_is_left(f: &Fixture) {
     });
 }
 
-/// A server whose host is reached by a keeper.
+/// A fixture whose server is reached through a keeper.
 pub fn kept(server: Server) -> Fixture {
     let mut fixture = Fixture::with(Some(server));
     fixture.rsig.keeper = true;

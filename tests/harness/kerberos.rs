@@ -1,4 +1,4 @@
-//! A Kerberos realm on loopback: Debian's krb5-kdc, with a database of its own.
+//! A Kerberos realm on loopback: Debian's krb5-kdc with a database of its own.
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use super::{SOON, poll_until};
 const REALM: &str = "RSIG.TEST";
 const PORTS: std::ops::Range<u16> = 18_000..20_000;
 
-/// On drop it ends.
+/// Stopped on drop.
 pub struct Realm {
     scratch: Scratch,
     kdc: Option<Running>,
@@ -20,7 +20,7 @@ pub struct Realm {
 }
 
 impl Realm {
-    /// Starts one that knows the service of the SSH server on 127.0.0.1.
+    /// Starts a realm that knows the service of the SSH server on 127.0.0.1.
     #[track_caller]
     pub fn start() -> Self {
         let scratch = Scratch::new();
@@ -63,7 +63,7 @@ impl Realm {
             .ok();
     }
 
-    /// Gives a user a ticket.
+    /// Gets a ticket for a user.
     #[track_caller]
     pub fn log_in(&self, user: &str) {
         self.administer(&format!("addprinc -pw sesame {user}"));
@@ -72,7 +72,7 @@ impl Realm {
             .ok();
     }
 
-    /// What leads programs to this realm and its tickets.
+    /// Variables that make programs use this realm and its tickets.
     pub fn environment(&self) -> [(&'static str, PathBuf); 3] {
         let file = |name: &str| self.scratch.path().join(name);
         [

@@ -1,4 +1,4 @@
-//! SSH keys by ssh-keygen(1).
+//! SSH keys, made with ssh-keygen(1).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::programs::tool;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     Ed25519,
-    /// 2048 bits: can take a second to find.
+    /// 2048 bits: may take a second to generate.
     Rsa,
     /// On the curve nistp256.
     Ecdsa,
@@ -17,17 +17,17 @@ pub enum Type {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     OpenSsh,
-    /// The old format. Ed25519 has none: ssh-keygen then writes the OpenSSH format without a word.
+    /// The old format. Ed25519 keys do not have it: ssh-keygen silently writes the OpenSSH format.
     Pem,
 }
 
-/// A key pair in two files, the public one beside the private one with `.pub` after its name.
+/// A key pair in two files. The public key's file has the private key's name with `.pub` appended.
 #[derive(Clone, Debug)]
 pub struct Key {
     pub private: PathBuf,
-    /// One line as in `authorized_keys`, without newline.
+    /// One line as in `authorized_keys`, without a newline.
     pub public: String,
-    /// Empty for none.
+    /// Empty for no passphrase.
     pub passphrase: String,
 }
 
@@ -42,7 +42,7 @@ impl Type {
     }
 }
 
-/// Makes a key pair at `path`. An empty passphrase means none.
+/// Generates a key pair at `path`. An empty passphrase means none.
 pub fn generate(path: &Path, key_type: Type, passphrase: &str, format: Format) -> Key {
     let mut words = vec![
         "-q",
@@ -72,7 +72,7 @@ pub fn generate(path: &Path, key_type: Type, passphrase: &str, format: Format) -
     }
 }
 
-/// Signs `key` with `authority` for a login as `principal`; the path of the certificate.
+/// Signs `key` with `authority` for a login as `principal`, and returns the path of the certificate.
 pub fn certify(authority: &Key, key: &Key, principal: &str) -> PathBuf {
     tool("ssh-keygen")
         .args([

@@ -1,4 +1,4 @@
-//! What the tests of bad cases share.
+//! Helpers for tests of failures.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -19,12 +19,12 @@ use super::{Invocation, Output, Rsig, poll_until};
 
 pub use super::SOON;
 
-/// The most that one message may be.
+/// Maximum length of a message, in bytes.
 const MESSAGE_MAX: usize = 3000;
-/// The most memory that rsig may ever need, in kB.
+/// Maximum resident memory of rsig, in kB.
 const MEMORY_MAX: u64 = 100_000;
 
-/// Asserts that standard error is something to show a person: not empty, bounded, without control characters.
+/// Asserts that standard error can be shown to a user: not empty, bounded, without control characters.
 #[track_caller]
 pub fn clear_message(output: &Output) {
     let text = output.stderr();
@@ -56,7 +56,7 @@ pub fn run_within_memory(rsig: Invocation) -> Output {
     running.wait()
 }
 
-/// What `ps --json` says of one job, its host asked; none where there is no record of it.
+/// The job as `ps --json` shows it, after asking its host. None if there is no record.
 #[track_caller]
 pub fn look(rsig: &Rsig, job: &str) -> Option<Value> {
     let output = rsig.run(&["ps", "--json", job]);
@@ -65,7 +65,7 @@ pub fn look(rsig: &Rsig, job: &str) -> Option<Value> {
     jobs.into_iter().next()
 }
 
-/// The state that `ps` gives a job.
+/// State of a job according to `ps`.
 #[track_caller]
 pub fn state(rsig: &Rsig, job: &str) -> String {
     look(rsig, job).map_or_else(
@@ -74,14 +74,14 @@ pub fn state(rsig: &Rsig, job: &str) -> String {
     )
 }
 
-/// The ids of all records, without asking any host.
+/// Ids of all records, without asking a host.
 #[track_caller]
 pub fn recorded(rsig: &Rsig) -> Vec<String> {
     let output = rsig.run(&["ps", "-a", "--cached", "-q"]);
     output.ok().stdout().lines().map(str::to_owned).collect()
 }
 
-/// The state file, opened by the tests' own SQLite.
+/// Opens the state file with the tests' own SQLite.
 pub fn database(rsig: &Rsig) -> rusqlite::Connection {
     let database =
         rusqlite::Connection::open(rsig.state().join("jobs.db")).expect("the state file opens");
@@ -89,14 +89,14 @@ pub fn database(rsig: &Rsig) -> rusqlite::Connection {
     database
 }
 
-/// Whether an end was one by Ctrl-C.
+/// Whether a process was ended by Ctrl-C.
 pub fn interrupted(status: ExitStatus) -> bool {
     status.code() == Some(130) || status.signal() == Some(Signal::SIGINT as i32)
 }
 
-/// Adds the record of a job that is said to run on a host.
+/// Adds a record of a job that supposedly runs on a host.
 pub fn record_on(rsig: &Rsig, id: &str, host: &str, config: &str) {
-    // Makes the file where there is none yet.
+    // Creates the state file if there is none yet.
     rsig.run(&["ps", "--cached"]).ok();
     let connect = format!("{{\"config\":\"{config}\"}}");
     let statement = "INSERT INTO jobs (record) VALUES (json_object('id', ?1, 'destination', \
@@ -107,19 +107,19 @@ pub fn record_on(rsig: &Rsig, id: &str, host: &str, config: &str) {
         .expect("a record");
 }
 
-/// Asserts that nothing in a text would do something to a terminal.
+/// Asserts that a text has no control characters that a terminal would act on.
 #[track_caller]
 pub fn harmless(text: &str) {
     let bad = text.chars().find(|c| c.is_control() && *c != '\n');
     assert!(bad.is_none(), "{bad:?} in {text:?}");
 }
 
-/// How many lines a file has; none where it is not there.
+/// Number of lines in a file; 0 if it does not exist.
 pub fn lines(file: &Path) -> usize {
     fs::read(file).map_or(0, |text| text.split(|byte| *byte == b'\n').count() - 1)
 }
 
-/// A port that speaks no SSH: it sends fixed bytes to every client.
+/// A port that does not speak SSH: it sends fixed bytes to every client.
 pub struct Sayer {
     port: u16,
     closing: Arc<AtomicBool>,
@@ -127,14 +127,14 @@ pub struct Sayer {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What a [`Sayer`] says.
+/// What a [`Sayer`] sends.
 #[derive(Clone)]
 pub enum Says {
-    /// This, and then nothing more.
+    /// Sends this once and leaves the connection open.
     Once(Vec<u8>),
-    /// This, and then the connection's end.
+    /// Sends this, then closes the connection.
     AndCloses(Vec<u8>),
-    /// This again and again.
+    /// Sends this again and again.
     Forever(Vec<u8>),
 }
 
@@ -154,11 +154,11 @@ impl Sayer {
                 let (says, held) = (says.clone(), stream.try_clone().expect("a descriptor"));
                 streams.lock().expect("no panic").push(held);
                 std::thread::spawn(move || match says {
-                    // The client may hang up at any point.
+                    // The client may hang up at any time.
                     Says::Once(bytes) => drop(stream.write_all(&bytes)),
                     Says::AndCloses(bytes) => {
                         drop(stream.write_all(&bytes));
-                        // A close with unread input would be a reset, and could overtake what was said.
+                        // A close with unread input would send a reset, which could overtake the data.
                         drop(stream.shutdown(std::net::Shutdown::Write));
                         drop(stream.read_to_end(&mut Vec::new()));
                     }
@@ -182,7 +182,7 @@ impl Sayer {
 impl Drop for Sayer {
     fn drop(&mut self) {
         self.closing.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts; when it fails there is none.
+        // Wakes the accepting thread. An error means that it has ended.
         drop(TcpStream::connect(("127.0.0.1", self.port)));
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
@@ -193,7 +193,7 @@ impl Drop for Sayer {
     }
 }
 
-/// A configuration for `-F` with one host on a port of this machine, and what else is asked for.
+/// Writes a configuration for `-F` with one host on a port of this machine, plus the given lines.
 pub fn config_for(rsig: &Rsig, alias: &str, port: u16, lines: &str) -> String {
     let file = rsig.dir().join(format!("config-{alias}"));
     let known = rsig.dir().join("known_hosts");

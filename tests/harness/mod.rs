@@ -1,29 +1,31 @@
 //! Real servers, real processes and slow networks for the integration tests. Linux only; servers need root.
 //!
-//! A test file is a module of `tests/main.rs` and uses what it needs from `crate::harness`:
+//! A test file is a module of `tests/main.rs` and imports what it needs from `crate::harness`:
 //!
-//! - [`Site`], [`on_every_site!`], [`on_two_sites!`] and [`on_every_kept_site!`]: the same test over every connection, and
-//!   by a keeper; [`Fixture`] is what it gets. `RSIG_TEST_SITES=all cargo test` runs all tests on all sites.
-//! - [`Server`]: sshd or dropbear on 127.0.0.1 with accounts of its own. [`Proxy`] stands before it.
-//! - [`Rsig`]: the program under test with its own home and state; [`Output`] asserts, [`Running`] and [`Tty`] talk.
+//! - [`Site`], [`on_every_site!`], [`on_two_sites!`] and [`on_every_kept_site!`]: run the same test over every kind of
+//!   connection, and through a keeper. The test gets a [`Fixture`]. `RSIG_TEST_SITES=all cargo test` runs all tests on
+//!   all sites.
+//! - [`Server`]: sshd or dropbear on 127.0.0.1 with accounts of its own. A [`Proxy`] can be put in front of it.
+//! - [`Rsig`]: the program under test with its own home and state. [`Output`] has assertions; [`Running`] and [`Tty`]
+//!   interact with a running program.
 //! - [`Agent`], [`keys`]: a throwaway ssh-agent and keys.
-//! - [`poll_until`]: instead of any sleep.
+//! - [`poll_until`]: use it instead of sleeping.
 //!
-//! Nothing stays behind. Everything a test makes lies below one directory in memory or /tmp, and every process it starts
-//! bears a mark of it (see [`procs`]): a guard's `Drop` kills and removes what is its own, even if the test
-//! panics, and fails the test when that does not work. When the whole test process is killed, the warden does it
-//! (see `warden.rs`), within about a second. The exceptions: SIGKILL to the warden as well, and a process that
-//! has shed every mark on purpose.
+//! Tests leave nothing behind. Everything a test creates is below one directory in memory or /tmp, and every process it
+//! starts can be recognised as its own (see [`procs`]). A guard's `Drop` kills and removes what belongs to it, even if
+//! the test panics, and fails the test if that does not work. If the whole test process is killed, the warden does it
+//! (see `warden.rs`), within about a second. Exceptions: the warden gets SIGKILL too, or a process has shed every mark
+//! on purpose.
 //!
-//! Worth knowing:
+//! Notes:
 //! - Bind guards to names: `let _ = Server::...start()` drops at once. A [`Proxy`] does not keep its server alive.
-//! - Guards in statics are never dropped by Rust; the warden clears them away when the test process ends.
-//! - Run tests as root, after `tests/install-debian`. A program that a test starts is looked up by [`tool`], in the table
-//!   of `programs.rs`.
-//! - A test that needs an ignored signal starts `env --ignore-signal=HUP` with the program; one that compares
-//!   `SigIgn` leaves 32 and 33 out, which cargo's `posix_spawn` can leave ignored and no program can undo.
-//! - Do not write a script and exec it: another thread that forks meanwhile may hold it open (ETXTBSY).
-//!   `sh FILE` has no such trouble.
+//! - Rust never drops guards in statics; the warden cleans up after them when the test process ends.
+//! - Run the tests as root, after `tests/install-debian`. Programs that a test starts are looked up with [`tool`], in
+//!   the table of `programs.rs`.
+//! - A test that needs an ignored signal starts the program with `env --ignore-signal=HUP`. A test that compares
+//!   `SigIgn` leaves out 32 and 33: cargo's `posix_spawn` can leave them ignored, and no program can undo that.
+//! - Do not write a script and exec it: another thread that forks in the meantime may hold it open (ETXTBSY). `sh FILE`
+//!   does not have this problem.
 
 #![allow(
     dead_code,
@@ -70,16 +72,16 @@ pub(crate) use site::{check_on, on_every_kept_site, on_every_site, on_sites, on_
 pub use tty::Tty;
 pub use warden::base;
 
-/// What any step of a test may take, on a machine with much else to do: what takes longer hangs.
+/// Timeout for any single step of a test, even on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// Waits until `condition` holds. It looks less often the longer it takes, since many tests wait at a time.
+/// Waits until `condition` holds. The polling interval grows with the time waited, since many tests wait at once.
 ///
 /// # Panics
-/// When it does not within `limit`, with `what`.
+/// If it does not hold within `limit`. The message contains `what`.
 #[track_caller]
 pub fn poll_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! What a test can ask of a server before it starts.
+//! Options that a test can set on a server before it starts.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use super::daemon::Kind;
 use super::keys::Type;
 use super::server::Server;
 
-/// How a server is to be; it begins with [`Server::openssh`] or [`Server::dropbear`].
+/// Options of a server. Created with [`Server::openssh`] or [`Server::dropbear`].
 #[must_use = "it starts with start"]
 #[derive(Clone)]
 pub struct Options {
@@ -52,39 +52,39 @@ impl Options {
         self
     }
 
-    /// The login shell; bash unless told otherwise.
+    /// Login shell; the default is bash.
     pub fn shell(mut self, shell: Shell) -> Self {
         self.shell = shell;
         self
     }
 
-    /// The program that is `/bin/sh` in its sessions.
+    /// Program that is `/bin/sh` in the server's sessions.
     pub fn system_shell(mut self, shell: PathBuf) -> Self {
         self.system_shell = Some(shell);
         self
     }
 
-    /// The types of its host keys; ed25519 alone unless told otherwise.
+    /// Types of the host keys; the default is ed25519 alone.
     pub fn host_keys(mut self, types: &[Type]) -> Self {
         self.host_keys = types.to_vec();
         self
     }
 
-    /// Takes this password besides the key. For OpenSSH by the method `password`.
+    /// Accepts this password in addition to the key. OpenSSH accepts it with the method `password`.
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self
     }
 
-    /// OpenSSH: takes this password by the method `keyboard-interactive` alone, through PAM.
+    /// OpenSSH: accepts this password only with the method `keyboard-interactive`, through PAM.
     pub fn keyboard_interactive(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self.keyboard_interactive = true;
         self
     }
 
-    /// OpenSSH: lines for `sshd_config`, before ours, so that they win (`{dir}` is the server's directory).
-    /// What begins with the first `Match` comes after ours.
+    /// OpenSSH: lines for `sshd_config`, placed before ours so that they win (`{dir}` is the server's directory). Lines
+    /// from the first `Match` on are placed after ours.
     pub fn config(mut self, lines: &str) -> Self {
         assert_eq!(self.kind, Kind::OpenSsh, "dropbear has options only: arg");
         self.config += lines;
@@ -92,38 +92,40 @@ impl Options {
         self
     }
 
-    /// One more word of the server's command line (`{dir}` is its directory).
+    /// Appends one word to the server's command line (`{dir}` is its directory).
     pub fn arg(mut self, word: &str) -> Self {
         self.args.push(word.to_owned());
         self
     }
 
-    /// Variables of the server's own.
+    /// Adds variables to the server's environment.
     pub fn env(mut self, variables: impl IntoIterator<Item = (&'static str, PathBuf)>) -> Self {
         self.env.extend(variables);
         self
     }
 
-    /// A file in the account's home, `.bashrc` say, mode 0644.
+    /// Adds a file to the account's home, for example `.bashrc`, mode 0644.
     ///
-    /// Which one a shell reads for a command: bash `.bashrc` (Debian's does under sshd), zsh `.zshenv`,
-    /// fish `.config/fish/config.fish`, tcsh `.tcshrc`; sh and mksh none. `.profile` only at a login without command.
+    /// Files that a shell reads before a command: bash `.bashrc` (Debian's bash does so under sshd), zsh `.zshenv`,
+    /// fish `.config/fish/config.fish`, tcsh `.tcshrc`; sh and mksh none. `.profile` is read only at a login without a
+    /// command.
     pub fn home_file(mut self, name: &str, content: &str) -> Self {
         self.home_files.push((name.to_owned(), content.to_owned()));
         self
     }
 
-    /// A file in the server's directory, for `{dir}/name` in [`config`](Self::config): a `Banner`, say. Mode 0644.
+    /// Adds a file to the server's directory, mode 0644, for `{dir}/name` in [`config`](Self::config): a `Banner`, for
+    /// example.
     pub fn file(mut self, name: &str, content: &str) -> Self {
         self.files.push((name.to_owned(), content.to_owned()));
         self
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the server and waits until it listens.
     ///
     /// # Panics
-    /// When it is not installed (the message names the Debian package), when the tests do not run as root, and
-    /// with its log when it ends at once.
+    /// If it is not installed (the message names the Debian package), if the tests do not run as root, or if it ends at
+    /// once (the message contains its log).
     #[track_caller]
     pub fn start(self) -> Server {
         Server::start(self)

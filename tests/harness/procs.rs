@@ -1,10 +1,10 @@
-//! Which processes run, and which of them belong to a directory or user of the tests.
+//! Running processes, and which of them belong to a directory or user of the tests.
 //!
-//! A process belongs to a directory when one of these lies in it: a value in its environment (HOME, say), its
-//! working directory, an open file. It also belongs when its user is the throwaway account's, and when it
-//! descends from one that belongs. One mark alone would not do: sshd overwrites its environment with its title, a keeper
-//! holds no file and works in `/`, and a container's root (no `CAP_SYS_PTRACE`) can read nothing but the user of
-//! another user's process. Zombies have ended and never count.
+//! A process belongs to a directory if one of these is inside it: a value in the process's environment (HOME, for
+//! example), its working directory, an open file. A process also belongs if it runs as the throwaway user, or descends
+//! from one that belongs. One mark alone is not enough: sshd overwrites its environment with its title, a keeper has no
+//! file open and works in `/`, and a container's root (no `CAP_SYS_PTRACE`) can read nothing but the user of another
+//! user's process. Zombies do not count.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -20,22 +20,22 @@ use nix::unistd::Pid;
 
 use super::{SOON, poll_until};
 
-/// One process as /proc shows it, proc(5).
+/// A process as shown in /proc, proc(5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     pub pid: i32,
     pub ppid: i32,
     pub uid: u32,
-    /// The kernel's name for it, at most 15 bytes: the program's, until it changes it.
+    /// The kernel's name for the process, at most 15 bytes: the program's name, unless the process changed it.
     pub name: String,
-    /// Its arguments with spaces between them.
+    /// Arguments, joined with spaces.
     pub cmdline: String,
     state: char,
     start_time: u64,
 }
 
 impl Process {
-    /// The process with this id, unless it has ended.
+    /// Finds the process with this id. None if it has ended.
     pub fn find(pid: i32) -> Option<Self> {
         let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
         let stat = String::from_utf8_lossy(&stat);
@@ -61,12 +61,12 @@ impl Process {
         (!matches!(process.state, 'Z' | 'X')).then_some(process)
     }
 
-    /// Whether this very process still runs: same id, same start.
+    /// Whether this same process still runs: same id, same start time.
     pub fn runs(&self) -> bool {
         Self::find(self.pid).is_some_and(|now| now.start_time == self.start_time)
     }
 
-    /// Signals this process alone.
+    /// Signals this process, not its group.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid), signal)
@@ -80,7 +80,7 @@ impl Process {
         poll_until("it is gone", SOON, || !self.runs());
     }
 
-    /// Whether it is stopped by a signal.
+    /// Whether a signal has stopped the process.
     pub fn is_stopped(&self) -> bool {
         self.state == 'T'
     }
@@ -90,7 +90,7 @@ impl Process {
         let proc = Path::new(&proc);
         let path_within =
             |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
-        // A thread of this test process may be between fork and exec: it still has our files open.
+        // A thread of this test process may be between fork and exec and still have our files open.
         if fs::read_link(proc.join("exe"))
             .is_ok_and(|exe| Some(exe) == std::env::current_exe().ok())
         {
@@ -143,7 +143,7 @@ pub fn all() -> Vec<Process> {
         .collect()
 }
 
-/// The processes that belong to `dir` or to `user`, this one never among them.
+/// Processes that belong to `dir` or to `user`, without this one.
 pub fn belonging_to(dir: &Path, user: Option<u32>) -> Vec<Process> {
     let myself = std::process::id().cast_signed();
     let (mut ours, mut others): (Vec<_>, Vec<_>) = all()
@@ -164,15 +164,13 @@ pub fn belonging_to(dir: &Path, user: Option<u32>) -> Vec<Process> {
     }
 }
 
-/// Kills by SIGKILL what `find` finds until it finds nothing.
-///
-/// # Errors
-/// The survivors, when there still are some after `limit`.
+/// Sends SIGKILL to what `find` returns until it returns nothing. If processes still survive after `limit`, returns
+/// them as the error.
 pub fn kill_until_none(
     limit: Duration,
     find: impl Fn() -> Vec<Process>,
 ) -> Result<(), Vec<Process>> {
-    // Not before the first look, which may take long on a busy machine.
+    // Starts after the first call, which may take long on a busy machine.
     let mut deadline = None;
     loop {
         let found = find();
@@ -184,7 +182,7 @@ pub fn kill_until_none(
             return Err(found);
         }
         for process in &found {
-            // One that has ended meanwhile is as good as killed; a survivor shows in the next round.
+            // An error means that the process has ended in the meantime. A survivor shows up in the next round.
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
         }
         while Instant::now() < deadline && found.iter().any(Process::runs) {
@@ -193,7 +191,7 @@ pub fn kill_until_none(
     }
 }
 
-/// One process a line, for a failed assertion.
+/// One process per line, for a failed assertion.
 pub fn listing(processes: &[Process]) -> String {
     processes
         .iter()

@@ -1,7 +1,7 @@
-//! The programs of the system that tests start, each with the Debian package that it is in.
+//! System programs that the tests start, each with its Debian package.
 //!
-//! Every one is looked up here, and `tests/install-debian` installs all of the packages: a test holds the one against
-//! the other.
+//! Every program is looked up here, and `tests/install-debian` installs all the packages. A test compares the two
+//! lists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -71,9 +71,9 @@ const PROGRAMS: [(&str, &str); 60] = [
     ("zsh", "zsh"),
 ];
 
-/// What tests need besides, and find elsewhere: a library that is preloaded, what the clients' environment is made by,
-/// and what `.ci/run` starts and links.
-const BESIDES: [&str; 5] = [
+/// Other packages that the tests need: a preloaded library, the tool that creates the Python clients' environment, and
+/// what `.ci/run` starts and links.
+const OTHER_PACKAGES: [&str; 5] = [
     "libnss-wrapper",
     "python3-venv",
     "groff",
@@ -81,15 +81,15 @@ const BESIDES: [&str; 5] = [
     "pkg-config",
 ];
 
-/// A program of the system, by its name in the table.
+/// A system program, by its name in the table.
 ///
 /// # Panics
-/// When it is missing.
+/// If it is missing.
 pub fn tool(program: &str) -> Invocation {
     Invocation::of(program_path(program))
 }
 
-/// Where a program of the system is; panics as [`tool`] does.
+/// Path of a system program. Panics as [`tool`] does.
 pub fn program_path(program: &str) -> PathBuf {
     assert!(
         PROGRAMS.iter().any(|(name, _)| *name == program),
@@ -116,7 +116,7 @@ fn what_tests_start_is_installed() {
     let mut needed: Vec<&str> = PROGRAMS
         .iter()
         .map(|(_, package)| *package)
-        .chain(BESIDES)
+        .chain(OTHER_PACKAGES)
         .collect();
     installed.sort_unstable();
     needed.sort_unstable();
@@ -127,7 +127,7 @@ fn what_tests_start_is_installed() {
     );
 }
 
-/// No test starts a program past the table.
+/// No test starts a program without looking it up in the table.
 #[test]
 fn programs_are_looked_up_in_one_place() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");

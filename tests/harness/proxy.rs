@@ -9,24 +9,24 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// How often a blocked write looks whether its connection was cut.
-const LOOK: Duration = Duration::from_millis(20);
-/// Chunks under way in one direction; when that many are, the proxy stops reading, as a network would.
-const LINE: usize = 4096;
-const CHUNK: usize = 16 * 1024;
+/// How often a blocked write checks whether its connection was cut.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(20);
+/// Maximum number of chunks in transit in one direction. Beyond it the proxy stops reading, as a network would.
+const IN_TRANSIT_MAX: usize = 4096;
+const CHUNK_MAX: usize = 16 * 1024;
 
-/// Which way bytes go.
+/// Direction of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     ToServer,
     ToClient,
 }
 
-/// Forwards 127.0.0.1:[`port`](Proxy::port) to a server, each chunk `delay` after it came, whatever is under
-/// way before it: 50 ms make a round trip of 100 ms.
+/// Forwards 127.0.0.1:[`port`](Proxy::port) to a server. Each chunk is forwarded `delay` after it was received,
+/// whatever is in transit before it: 50 ms make a round trip of 100 ms.
 ///
-/// The delay holds for bytes and for their end, not for the three-way handshake of TCP: the proxy accepts at
-/// once. On drop all connections are cut.
+/// The delay applies to data and to the end of the stream, not to TCP's three-way handshake: the proxy accepts at once.
+/// On drop all connections are cut.
 pub struct Proxy {
     port: u16,
     shared: Arc<Shared>,
@@ -43,11 +43,11 @@ struct Shared {
 struct State {
     delay: Duration,
     lanes: [Lane; 2],
-    /// Counts the cuts: a connection from before the last one is dead.
+    /// Number of cuts. A connection that was accepted before the last cut is dead.
     cuts: u64,
     accepted: u64,
     open: Vec<Weak<Connection>>,
-    /// The last connection that is held for itself, and with it all before.
+    /// Number of the last frozen connection; all earlier ones are frozen too.
     frozen: u64,
     turns: u64,
     last: Option<Direction>,
@@ -55,27 +55,27 @@ struct State {
     closing: bool,
 }
 
-/// One direction, over all connections.
+/// One direction of all connections.
 #[derive(Default)]
 struct Lane {
     held: bool,
     bytes: u64,
-    /// How many bytes still pass before all connections are cut.
+    /// Bytes that are still forwarded before all connections are cut.
     until_cut: Option<u64>,
 }
 
 struct Connection {
     client: TcpStream,
     server: TcpStream,
-    /// [`State::cuts`] when it began.
+    /// [`State::cuts`] when the connection was accepted.
     cuts: u64,
-    /// [`State::accepted`] when it came.
+    /// The connection's number: [`State::accepted`] after it was accepted.
     number: u64,
     last: Mutex<Option<Direction>>,
     shared: Arc<Shared>,
 }
 
-/// What goes through the delay line.
+/// A chunk in the delay line.
 struct Parcel {
     due: Instant,
     /// None is the end of the stream.
@@ -83,7 +83,7 @@ struct Parcel {
 }
 
 impl Proxy {
-    /// To a server on a port of 127.0.0.1, with this delay each way.
+    /// Starts a proxy for a server on a port of 127.0.0.1, with this delay each way.
     pub fn start(target_port: u16, delay: Duration) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener
@@ -113,14 +113,14 @@ impl Proxy {
         self.port
     }
 
-    /// The delay each way of what comes from now on.
+    /// Sets the delay each way for data received from now on.
     pub fn set_delay(&self, delay: Duration) {
         self.shared.lock().delay = delay;
     }
 
-    /// Breaks all connections now, by RST on both sides; what was under way is lost. New ones are accepted.
+    /// Resets all connections now, by RST on both sides; data in transit is lost. New ones are accepted.
     pub fn cut(&self) {
-        let broken = self.shared.break_all();
+        let broken = self.shared.reset_all();
         super::poll_until(
             "the proxy's connections are cut",
             Duration::from_secs(10),
@@ -132,13 +132,13 @@ impl Proxy {
         );
     }
 
-    /// Lets `count` more bytes through in this direction, over all connections, and then closes them all.
-    /// These bytes arrive; the end after them is a FIN.
+    /// Forwards `count` more bytes in this direction, over all connections, and then closes all of them. These bytes
+    /// arrive, followed by a FIN.
     pub fn cut_after_bytes(&self, direction: Direction, count: u64) {
         self.shared.lock().lane(direction).until_cut = Some(count);
     }
 
-    /// Stops forwarding in one direction, silently: both sides see an open connection on which nothing comes.
+    /// Stops forwarding in one direction, silently: both sides see an open connection without data.
     pub fn hold(&self, direction: Direction) {
         self.shared.lock().lane(direction).held = true;
     }
@@ -149,13 +149,13 @@ impl Proxy {
         self.hold(Direction::ToClient);
     }
 
-    /// Holds the connections that are open now, both ways, and no others: as those are that a machine slept through.
+    /// Holds the connections that are open now, both ways, and no later ones: as if the machine had been suspended.
     pub fn freeze(&self) {
         let mut state = self.shared.lock();
         state.frozen = state.accepted;
     }
 
-    /// Forwards again, first what came meanwhile.
+    /// Forwards again, beginning with the data received in the meantime.
     pub fn release(&self) {
         let mut state = self.shared.lock();
         state.frozen = 0;
@@ -165,17 +165,17 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
-    /// Whether new connections are closed at once. It does not touch those that are open.
+    /// Sets whether new connections are closed at once. Open connections are not affected.
     pub fn refuse(&self, refusing: bool) {
         self.shared.lock().refusing = refusing;
     }
 
-    /// How many connections have come so far, refused ones included.
+    /// Number of connections so far, including refused ones.
     pub fn connections(&self) -> u64 {
         self.shared.lock().accepted
     }
 
-    /// How many connections are open now.
+    /// Number of connections that are open now.
     pub fn open_connections(&self) -> usize {
         self.shared
             .lock()
@@ -185,18 +185,18 @@ impl Proxy {
             .count()
     }
 
-    /// How many bytes have been forwarded in this direction.
+    /// Number of bytes forwarded in this direction.
     pub fn bytes(&self, direction: Direction) -> u64 {
         self.shared.lock().lane(direction).bytes
     }
 
-    /// How often the direction changed within a connection. Two make a round trip that somebody waited for,
-    /// unless both sides speak at once, as SSH does with its banners.
+    /// How often the direction changed within a connection. Two changes are a round trip that one side waited for,
+    /// unless both sides send at once, as with SSH's version lines.
     pub fn turns(&self) -> u64 {
         self.shared.lock().turns
     }
 
-    /// Where the last bytes went to, over all connections.
+    /// Direction of the last data received, over all connections.
     pub fn last(&self) -> Option<Direction> {
         self.shared.lock().last
     }
@@ -205,12 +205,12 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.lock().closing = true;
-        // Wakes the acceptor up; when it fails there is none to wake.
+        // Wakes the acceptor. An error means that it has ended.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-        self.shared.break_all();
+        self.shared.reset_all();
     }
 }
 
@@ -227,12 +227,12 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    fn break_all(&self) -> Vec<Weak<Connection>> {
+    fn reset_all(&self) -> Vec<Weak<Connection>> {
         let mut state = self.lock();
         self.cut(&mut state);
         let broken = std::mem::take(&mut state.open);
         for connection in broken.iter().filter_map(Weak::upgrade) {
-            connection.break_off();
+            connection.reset();
         }
         broken
     }
@@ -260,7 +260,7 @@ impl Shared {
         for stream in [&client, &server] {
             let ready = stream
                 .set_nodelay(true)
-                .and_then(|()| stream.set_write_timeout(Some(LOOK)));
+                .and_then(|()| stream.set_write_timeout(Some(WRITE_TIMEOUT)));
             if ready.is_err() {
                 return;
             }
@@ -281,7 +281,7 @@ impl Shared {
         state.open.push(Arc::downgrade(&connection));
         drop(state);
         for direction in [Direction::ToServer, Direction::ToClient] {
-            let (line, parcels) = sync_channel(LINE);
+            let (line, parcels) = sync_channel(IN_TRANSIT_MAX);
             let reader = Arc::clone(&connection);
             thread::spawn(move || reader.read_into(&line, direction));
             let writer = Arc::clone(&connection);
@@ -306,20 +306,20 @@ impl Connection {
             Direction::ToServer => &self.client,
             Direction::ToClient => &self.server,
         };
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; CHUNK_MAX];
         loop {
-            // An error ends the stream as its end does: the other side sees a close.
+            // A read error is treated as the end of the stream: the other side sees a close.
             let count = source.read(&mut buffer).unwrap_or(0);
             let due = Instant::now() + self.arrived(direction, count);
             let bytes = (count > 0).then(|| buffer[..count].to_vec());
-            // It fails when the writer is gone, because the connection was cut or its side has closed.
+            // Fails if the writer has ended, because the connection was cut or its side was closed.
             if line.send(Parcel { due, bytes }).is_err() || count == 0 {
                 return;
             }
         }
     }
 
-    /// Counts, and tells the delay of what has just come.
+    /// Updates the counters, and returns the delay for data that was just received.
     fn arrived(&self, direction: Direction, count: usize) -> Duration {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.shared.lock();
@@ -350,7 +350,7 @@ impl Connection {
                 }
             };
             if !forwarded {
-                // After a cut a close would say FIN where RST is meant.
+                // After a cut the connection must end with RST; a close here would send a FIN.
                 if self.shared.lock().cuts == self.cuts {
                     self.close();
                 }
@@ -359,7 +359,7 @@ impl Connection {
         }
     }
 
-    /// Writes what may pass; false when the connection is at its end.
+    /// Writes what may pass. Returns false if the connection is to end.
     fn forward(&self, sink: &TcpStream, bytes: &[u8], due: Instant, direction: Direction) -> bool {
         let Some(count) = self.admit(bytes.len(), due, direction) else {
             return false;
@@ -379,7 +379,8 @@ impl Connection {
         written
     }
 
-    /// Waits until a parcel is due and its lane is open: how much of it may pass. None when the connection was cut.
+    /// Waits until a parcel is due and its lane is not held. Returns how many bytes may pass, None if the connection
+    /// was cut.
     fn admit(&self, count: usize, due: Instant, direction: Direction) -> Option<usize> {
         let mut state = self.shared.lock();
         loop {
@@ -433,21 +434,21 @@ impl Connection {
         true
     }
 
-    /// Ends both sides; what was written arrives. The threads notice and end.
+    /// Closes both sides; data already written arrives. The threads notice and end.
     fn close(&self) {
-        // It fails only on a side that has ended.
+        // Errors mean that the side has ended.
         let _ = self.client.shutdown(Shutdown::Both);
         let _ = self.server.shutdown(Shutdown::Both);
     }
 
-    /// Has both sides end by RST once the threads have let go of them.
-    fn break_off(&self) {
+    /// Makes both sides end with RST once the threads have dropped them.
+    fn reset(&self) {
         for stream in [&self.client, &self.server] {
             let at_once = nix::libc::linger {
                 l_onoff: 1,
                 l_linger: 0,
             };
-            // Both fail only on a side that has ended. Reading alone is shut: shutting all would send a FIN.
+            // Errors mean that the side has ended. Only reading is shut down: shutting down both would send a FIN.
             let _ = setsockopt(stream, sockopt::Linger, &at_once);
             let _ = stream.shutdown(Shutdown::Read);
         }

@@ -1,4 +1,4 @@
-//! The program under test with a home and state of its own.
+//! The program under test, with a home and state of its own.
 
 use std::path::{Path, PathBuf};
 
@@ -7,16 +7,16 @@ use super::programs::tool;
 use super::running::{Invocation, Output, Running, with_system_shell};
 use super::scratch::Scratch;
 
-/// One user's machine, so to speak: own `HOME` and `RSIG_STATE_DIR`, nothing inherited.
+/// A user's machine: its own `HOME` and `RSIG_STATE_DIR`, nothing inherited.
 ///
-/// On drop what was started with this home (keepers, jobs on `local`) is killed and the directories removed.
-/// `ssh -G` takes the home from the password database, not from here: give `-F` on everything that connects.
+/// On drop all processes started with this home (keepers, jobs on `local`) are killed and the directories removed. `ssh
+/// -G` takes the home from the password database, not from here: give `-F` on everything that connects.
 pub struct Rsig {
     home: PathBuf,
     state: PathBuf,
-    /// Whether commands go by a keeper, as they do by default outside the tests.
+    /// Whether commands use a keeper, which is the default outside the tests.
     pub keeper: bool,
-    /// What rsig's waits of ten seconds and more are divided by.
+    /// Divisor for rsig's waits of ten seconds and more.
     pub clock: u32,
     shell: Option<PathBuf>,
     path: Option<PathBuf>,
@@ -37,26 +37,26 @@ impl Rsig {
         }
     }
 
-    /// From now on `/bin/sh` is this program to rsig and to what it starts on `local`: each command gets a mount
-    /// namespace of its own, which is gone with the last of its processes.
+    /// Makes `/bin/sh` this program, for rsig and for what it starts on `local`. Each command gets a mount namespace of
+    /// its own, which ends with the last of its processes.
     pub fn with_shell(mut self, shell: PathBuf) -> Self {
         self.shell = Some(shell);
         self
     }
 
-    /// From now on `PATH` is this directory alone.
+    /// Sets `PATH` to this directory alone.
     pub fn with_path(mut self, directory: PathBuf) -> Self {
         self.path = Some(directory);
         self
     }
 
-    /// From now on its state is in a directory of this name, in one of the test's own.
+    /// Moves the state to a directory of this name, below the test's own directory.
     pub fn with_state(mut self, name: &str) -> Self {
         self.state = self.scratch.subdir(name, 0o700);
         self
     }
 
-    /// The home of its user, and of jobs on `local`.
+    /// Home of rsig's user, and of jobs on `local`.
     pub fn home(&self) -> &Path {
         &self.home
     }
@@ -71,7 +71,7 @@ impl Rsig {
         self.scratch.path()
     }
 
-    /// rsig with these words, to be given more options and then run or started. It works in its home.
+    /// rsig with these arguments, not started yet. Its working directory is its home.
     pub fn command(&self, words: &[&str]) -> Invocation {
         let program = env!("CARGO_BIN_EXE_rsig");
         let invocation = match &self.shell {
@@ -87,7 +87,8 @@ impl Rsig {
         self.within(invocation.args(words))
     }
 
-    /// Any program in the surroundings that [`command`](Self::command) gives to rsig, for those that start it themselves.
+    /// Sets up any program with the environment that [`command`](Self::command) gives to rsig, for programs that start
+    /// rsig themselves.
     pub fn within(&self, invocation: Invocation) -> Invocation {
         invocation
             .env("HOME", &self.home)
@@ -97,7 +98,7 @@ impl Rsig {
             .cwd(&self.home)
     }
 
-    /// Runs rsig to its end, 60 s at most.
+    /// Runs rsig to its end, at most 60 s.
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> Output {
         self.command(words).run()
@@ -109,7 +110,7 @@ impl Rsig {
         self.command(words).start()
     }
 
-    /// Everything that was started with this home and still runs: rsig itself, keepers, jobs on `local`.
+    /// Running processes that were started with this home: rsig itself, keepers, jobs on `local`.
     pub fn processes(&self) -> Vec<Process> {
         self.scratch.processes()
     }

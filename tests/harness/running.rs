@@ -1,4 +1,4 @@
-//! Programs with a clean environment: started, talked to, and their output and status asserted.
+//! Programs in a clean environment: starts them, talks to them, and asserts their output and status.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -19,17 +19,17 @@ use super::poll_until;
 use super::programs::program_path;
 use super::tty::Tty;
 
-/// How long a program may run unless [`Invocation::limit`] says otherwise.
+/// Timeout of a program unless [`Invocation::limit`] sets another.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A program to be run: what, with which words, environment and input.
+/// A program to run, with its arguments, environment and input.
 ///
-/// Its environment is `PATH`, `LANG=C.UTF-8`, the coverage tool's `LLVM_PROFILE_FILE` if there is one, and what
-/// [`env`](Self::env) adds. All signals are at their default, whatever cargo was started with (nohup, `&`, a CI
-/// runner); 32 and 33, which are libc's own, may be ignored all the same. It starts in `/` unless
-/// [`cwd`](Self::cwd) says otherwise; its stdin is /dev/null.
+/// Its environment is `PATH`, `LANG=C.UTF-8`, the coverage tool's `LLVM_PROFILE_FILE` if set, and what
+/// [`env`](Self::env) adds. All signals have their default action, however cargo was started (nohup, `&`, a CI runner);
+/// only 32 and 33, which libc reserves, may be ignored. It starts in `/` unless [`cwd`](Self::cwd) sets another
+/// directory; its stdin is /dev/null.
 #[must_use = "it starts with run, start or tty"]
 pub struct Invocation {
     program: OsString,
@@ -81,7 +81,7 @@ impl Invocation {
         self
     }
 
-    /// Its whole standard input.
+    /// Sets its whole standard input.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = Input::Bytes(bytes.into());
         self
@@ -93,14 +93,14 @@ impl Invocation {
         self
     }
 
-    /// How long it may run before it is killed and the test fails.
+    /// Sets how long it may run before it is killed and the test fails.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Runs it to its end, which includes the end of its stdout and stderr: a background process that keeps
-    /// one of them open would hang `$(...)` in a script, so here it fails the test at the limit.
+    /// Runs it until it has ended and its stdout and stderr are closed. A background process that keeps one of them
+    /// open would hang `$(...)` in a script; here it fails the test after the timeout.
     #[track_caller]
     pub fn run(self) -> Output {
         self.start().wait()
@@ -126,7 +126,7 @@ impl Invocation {
         if let Input::Bytes(bytes) = self.input
             && let Some(mut pipe) = stdin.take()
         {
-            // A program may end without reading its input, that is not for us to judge.
+            // A program may end without reading its input. That is not an error here.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
         Running {
@@ -139,10 +139,10 @@ impl Invocation {
         }
     }
 
-    /// Starts it on a terminal of its own of this size, which is its controlling one: see [`Tty`].
+    /// Starts it on a new terminal of this size, which becomes its controlling terminal: see [`Tty`].
     #[track_caller]
     pub fn tty(self, columns: u16, rows: u16) -> Tty {
-        // setsid --ctty execs the program: same process, now leading a session on that terminal.
+        // setsid --ctty execs the program: the process stays the same, and leads a session on that terminal.
         let mut command = self.command(&["setsid", "--ctty"]);
         command.env("TERM", "xterm");
         Tty::start(command, self.to_string(), columns, rows, self.limit)
@@ -150,7 +150,7 @@ impl Invocation {
 
     fn command(&self, before: &[&str]) -> Command {
         handle_ignored_signals();
-        // Each of these execs the next one, so the process is the program's in the end.
+        // Each of these execs the next, so the process ends up being the program.
         let mut words = before
             .iter()
             .map(OsStr::new)
@@ -172,8 +172,8 @@ impl Invocation {
     }
 }
 
-/// Handles the signals that this process was started with as ignored: in a program that it starts, a handled signal is at
-/// its default again, an ignored one is not (execve(2)). The standard library sees to PIPE.
+/// Handles the signals that this process inherited as ignored. In a program that this process starts, a handled signal
+/// has its default action again; an ignored one would stay ignored (execve(2)). The standard library resets PIPE.
 fn handle_ignored_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -185,7 +185,7 @@ fn handle_ignored_signals() {
             .expect("the mask of ignored signals");
         for number in (1..=64).filter(|number| ignored >> (number - 1) & 1 == 1) {
             if number != Signal::SIGPIPE as i32 {
-                // It fails for those of libc alone.
+                // Fails only for the signals that libc reserves.
                 drop(signal_hook::flag::register(number, Arc::default()));
             }
         }
@@ -205,7 +205,7 @@ impl fmt::Display for Invocation {
     }
 }
 
-/// The words that run those behind them with another program as this machine's `/bin/sh`.
+/// Words to put before a command, so that it runs with another program as this machine's `/bin/sh`.
 pub fn with_system_shell(shell: &Path) -> Vec<OsString> {
     let line = r#"/bin/mount --bind "$0" "$(/usr/bin/readlink -f /bin/sh)" && exec "$@""#;
     let words = [
@@ -224,7 +224,7 @@ pub fn with_system_shell(shell: &Path) -> Vec<OsString> {
         .collect()
 }
 
-/// A program that runs; killed on drop (itself, not its children: those go with their scratch directory).
+/// A running program. On drop it is killed, but not its children: they are killed with their scratch directory.
 pub struct Running {
     child: Child,
     shown: String,
@@ -239,10 +239,10 @@ impl Running {
         self.child.id().cast_signed()
     }
 
-    /// Signals the process itself, not its group.
+    /// Signals the process, not its group.
     ///
     /// # Panics
-    /// When it has ended and was waited for.
+    /// If it has ended and was waited for.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         signal::kill(Pid::from_raw(self.pid()), signal)
@@ -263,17 +263,17 @@ impl Running {
         self.stdin = None;
     }
 
-    /// What it has written to its standard output so far.
+    /// Standard output so far.
     pub fn stdout_so_far(&self) -> Vec<u8> {
         self.stdout.bytes()
     }
 
-    /// What it has written to its standard error so far.
+    /// Standard error so far.
     pub fn stderr_so_far(&self) -> String {
         String::from_utf8_lossy(&self.stderr.bytes()).into_owned()
     }
 
-    /// Waits until its standard output holds `text`.
+    /// Waits until its standard output contains `text`.
     #[track_caller]
     pub fn wait_for_stdout(&self, text: &str) {
         poll_until(
@@ -283,7 +283,7 @@ impl Running {
         );
     }
 
-    /// Waits until its standard error holds `text`.
+    /// Waits until its standard error contains `text`.
     #[track_caller]
     pub fn wait_for_stderr(&self, text: &str) {
         poll_until(&format!("{} says {text:?}", self.shown), self.limit, || {
@@ -295,10 +295,10 @@ impl Running {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// Waits for its end and for the end of its output; its standard input is closed first.
+    /// Closes its standard input, then waits until it has ended and its output is closed.
     ///
     /// # Panics
-    /// When that takes longer than the limit, with the output so far.
+    /// If that takes longer than the timeout. The message contains the output so far.
     #[track_caller]
     pub fn wait(mut self) -> Output {
         self.stdin = None;
@@ -339,13 +339,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only when it has been waited for already.
+        // Errors mean that it was already waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What a program wrote and how it ended. The asserting methods return it, so they can be chained.
+/// A program's output and exit status. The assertions return it, so they can be chained.
 pub struct Output {
     shown: String,
     status: ExitStatus,
@@ -358,19 +358,19 @@ impl Output {
         self.status
     }
 
-    /// Its standard output as it came.
+    /// Standard output as bytes.
     pub fn stdout_bytes(&self) -> &[u8] {
         &self.stdout
     }
 
-    /// Its standard output, which must be UTF-8.
+    /// Standard output, which must be UTF-8.
     #[track_caller]
     pub fn stdout(&self) -> String {
         String::from_utf8(self.stdout.clone())
             .unwrap_or_else(|_| panic!("stdout is not UTF-8: {self}"))
     }
 
-    /// The one line of its standard output, without its newline.
+    /// The single line of standard output, without the newline.
     #[track_caller]
     pub fn line(&self) -> String {
         let text = self.stdout();
@@ -390,14 +390,14 @@ impl Output {
         self.code(0)
     }
 
-    /// Asserts an exit status; an end by a signal has none.
+    /// Asserts an exit status. A process ended by a signal has none.
     #[track_caller]
     pub fn code(&self, code: i32) -> &Self {
         assert_eq!(self.status.code(), Some(code), "{self}");
         self
     }
 
-    /// Asserts an end by a signal.
+    /// Asserts that a signal ended the process.
     #[track_caller]
     pub fn ended_by(&self, signal: Signal) -> &Self {
         assert_eq!(self.status.signal(), Some(signal as i32), "{self}");
@@ -471,7 +471,7 @@ impl Captured {
         let stream = captured.clone();
         thread::spawn(move || {
             let mut buffer = [0; 8192];
-            // A terminal whose other side has closed reads as EIO, so an error is an end like any other.
+            // A terminal whose other side was closed gives EIO, so every error counts as the end.
             while let Ok(count @ 1..) = source.read(&mut buffer) {
                 stream.lock().bytes.extend_from_slice(&buffer[..count]);
             }
@@ -480,7 +480,7 @@ impl Captured {
         captured
     }
 
-    /// A copy of what has come so far.
+    /// A copy of the bytes read so far.
     pub fn bytes(&self) -> Vec<u8> {
         self.lock().bytes.clone()
     }

@@ -11,19 +11,19 @@ use super::warden;
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
-/// On drop its processes are killed and it is removed; the test fails when one of them survives.
+/// On drop its processes are killed and the directory is removed. The test fails if a process survives.
 pub struct Scratch {
     dir: PathBuf,
     user: Option<u32>,
 }
 
 impl Scratch {
-    /// An empty directory, mode 0755.
+    /// Creates an empty directory, mode 0755.
     pub fn new() -> Self {
         Self::create(None)
     }
 
-    /// The same for a throwaway account: all processes of this user belong to it too.
+    /// Creates a directory for a throwaway account: all processes of this user belong to it too.
     pub fn of_user(uid: u32) -> Self {
         warden::watch_user(uid);
         Self::create(Some(uid))
@@ -39,21 +39,21 @@ impl Scratch {
         &self.dir
     }
 
-    /// A new directory in it.
+    /// Creates a directory in it.
     pub fn subdir(&self, name: &str, mode: u32) -> PathBuf {
         let dir = self.dir.join(name);
         make_dir(&dir, mode);
         dir
     }
 
-    /// A file in it; parents are made as needed.
+    /// Writes a file in it. Parent directories are created as needed.
     pub fn file(&self, name: &str, content: &str, mode: u32) -> PathBuf {
         let path = self.dir.join(name);
         write_file(&path, content, mode);
         path
     }
 
-    /// The processes that belong to it, see [`procs`].
+    /// Processes that belong to it, see [`procs`].
     pub fn processes(&self) -> Vec<Process> {
         procs::belonging_to(&self.dir, self.user)
     }
@@ -76,13 +76,13 @@ impl Drop for Scratch {
     }
 }
 
-/// A new directory with exactly this mode, whatever the umask.
+/// Creates a directory with exactly this mode, whatever the umask.
 pub fn make_dir(dir: &Path, mode: u32) {
     fs::create_dir(dir).unwrap_or_else(|error| panic!("{} can't be made: {error}", dir.display()));
     set_mode(dir, mode);
 }
 
-/// A file with exactly this mode; parents are made as needed.
+/// Writes a file with exactly this mode. Parent directories are created as needed.
 pub fn write_file(path: &Path, content: &str, mode: u32) {
     let parent = path.parent().expect("a file has a parent");
     fs::create_dir_all(parent)
@@ -91,7 +91,7 @@ pub fn write_file(path: &Path, content: &str, mode: u32) {
     set_mode(path, mode);
 }
 
-/// Gives a file or a whole directory to an account (uid and gid alike).
+/// Changes the owner of a file or a whole directory (uid and gid alike).
 pub fn give_to(path: &Path, uid: u32) {
     chown(path, Some(uid), Some(uid))
         .unwrap_or_else(|error| panic!("{} can't be given to {uid}: {error}", path.display()));

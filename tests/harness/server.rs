@@ -25,18 +25,18 @@ use super::proxy::Proxy;
 use super::running::{Invocation, Output, with_system_shell};
 use super::scratch::Scratch;
 
-const PATIENCE: Duration = super::SOON;
-/// Below what the kernel gives to outgoing connections, so that a port is still free after a stop.
+const WAIT_MAX: Duration = super::SOON;
+/// Below the kernel's range for outgoing connections, so that a port is still free after a stop.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// A server that runs, or is stopped. On drop it and everything that ran in its sessions is killed, and its
-/// directory removed.
+/// A server, running or stopped. On drop the server and everything that ran in its sessions are killed, and its
+/// directory is removed.
 ///
-/// - A session's `HOME` is [`home`](Self::home), for root too. getpwuid(3) does not know the throwaway user there
-///   (`id -un` and `whoami` fail), see [`Account`].
-/// - Jobs belong to the server as long as they keep their `HOME`, descend from one that does, or run as the throwaway
-///   user. A job of root's that drops all of that (`env -i` with another directory, parent gone) is not seen.
-/// - `/run/sshd`, which sshd wants and Debian's service makes at its start, is made if missing and stays.
+/// - A session's `HOME` is [`home`](Self::home), for root too. getpwuid(3) does not know the throwaway user in a
+///   session (`id -un` and `whoami` fail), see [`Account`].
+/// - Jobs belong to the server as long as they keep their `HOME`, descend from a process that does, or run as the
+///   throwaway user. A job of root's that sheds all of that (`env -i` in another directory, parent ended) is not found.
+/// - `/run/sshd`, which sshd needs and Debian's service creates at its start, is created if missing and not removed.
 pub struct Server {
     process: Option<Child>,
     options: Options,
@@ -101,7 +101,7 @@ impl Server {
         self.port.number()
     }
 
-    /// The name to log in with.
+    /// User name for the login.
     pub fn user(&self) -> &str {
         &self.account.name
     }
@@ -120,43 +120,43 @@ impl Server {
         self.scratch.path()
     }
 
-    /// The public host keys, each as `TYPE BASE64 ...`.
+    /// Public host keys, each as `TYPE BASE64 ...`.
     pub fn host_keys(&self) -> &[String] {
         &self.host_keys
     }
 
-    /// The key that may log in; it has no passphrase.
+    /// The key that is authorized; it has no passphrase.
     pub fn client_key(&self) -> &Key {
         &self.client_key
     }
 
-    /// What it has logged since its first start.
+    /// The server's log since its first start.
     pub fn log(&self) -> String {
         let log = fs::read(self.log_file()).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Lets one more public key in: a line of `authorized_keys`, options before the key included.
+    /// Authorizes one more public key: a line of `authorized_keys`, which may have options before the key.
     pub fn add_authorized(&self, public: &str) {
         self.account.authorize(public);
     }
 
-    /// An `ssh_config` file for `-F` that knows this server as `alias`, with its key and host keys, and nothing else.
+    /// Writes an `ssh_config` file for `-F` that knows only this server, as `alias`, with its key and host keys.
     pub fn ssh_config(&self, alias: &str) -> PathBuf {
         self.write_ssh_config(alias, self.port(), "")
     }
 
-    /// The same with more lines for this host; they come first and so win (`Port`, `User`, `ProxyJump`).
+    /// Same, with more lines for this host. They come first and so win (`Port`, `User`, `ProxyJump`).
     pub fn ssh_config_with(&self, alias: &str, lines: &str) -> PathBuf {
         self.write_ssh_config(alias, self.port(), lines)
     }
 
-    /// The same through a proxy.
+    /// Same, through a proxy.
     pub fn ssh_config_through(&self, alias: &str, proxy: &Proxy) -> PathBuf {
         self.write_ssh_config(alias, proxy.port(), "")
     }
 
-    /// The system's own `ssh` to this server, the command still to be added as one more word.
+    /// The system's `ssh` to this server. The command is still to be added, as one more word.
     pub fn ssh(&self) -> Invocation {
         let config = self.ssh_config("server");
         let home = self.dir().join("client");
@@ -168,13 +168,13 @@ impl Server {
             .arg("server")
     }
 
-    /// Runs a line in the account's login shell.
+    /// Runs a command line in the account's login shell.
     #[track_caller]
     pub fn run(&self, line: &str) -> Output {
         self.ssh().arg(line).run()
     }
 
-    /// What runs in its sessions or was left by them; the server's own processes are not among them.
+    /// Processes that run in its sessions or were left by them, without the server's own.
     pub fn processes(&self) -> Vec<Process> {
         self.all_processes()
             .into_iter()
@@ -182,7 +182,7 @@ impl Server {
             .collect()
     }
 
-    /// The server's processes for its open connections; one connection has one or two of them.
+    /// The server's processes for its open connections. One connection has one or two of them.
     pub fn connections(&self) -> Vec<Process> {
         let listener = self
             .process
@@ -193,24 +193,24 @@ impl Server {
         found
     }
 
-    /// Ends all connections by SIGKILL to the server's processes for them. The sessions' own processes live on
-    /// until they notice.
+    /// Ends all connections by SIGKILL to the server's processes for them. The processes in the sessions live on until
+    /// they notice.
     pub fn kill_connections(&self) {
-        procs::kill_until_none(PATIENCE, || self.connections())
+        procs::kill_until_none(WAIT_MAX, || self.connections())
             .unwrap_or_else(|left| panic!("these outlived SIGKILL:\n{}", procs::listing(&left)));
     }
 
-    /// Ends the server and all connections; what the sessions left running lives on.
+    /// Stops the server and all connections. Processes that the sessions left running live on.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            // Both fail only when it has ended by itself.
+            // Errors mean that it has ended by itself.
             let _ = process.kill();
             let _ = process.wait();
         }
         self.kill_connections();
     }
 
-    /// Starts the server again on the same port with the same keys; it is stopped first if it runs.
+    /// Starts the server again on the same port with the same keys. If it runs, it is stopped first.
     #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
@@ -219,8 +219,8 @@ impl Server {
             .append(true)
             .open(self.log_file())
             .expect("a log file");
-        // Whatever this process ignores and has open (nohup, a CI runner), a real machine's server starts without;
-        // dropbear hands on to its sessions what it finds open.
+        // A real machine's server does not inherit the ignored signals and open files of this process (nohup, a CI
+        // runner). Dropbear passes inherited open files on to its sessions.
         let mut command = Command::new(program_path("perl"));
         command
             .args([
@@ -252,7 +252,7 @@ impl Server {
         let mut process = command.spawn().expect("perl starts");
         let port = self.port();
         let mut ended = None;
-        poll_until("the server listens", PATIENCE, || {
+        poll_until("the server listens", WAIT_MAX, || {
             ended = process.try_wait().expect("the server is our child");
             ended.is_some() || listens(port)
         });
@@ -276,7 +276,7 @@ impl Server {
 
     fn write_ssh_config(&self, alias: &str, port: u16, lines: &str) -> PathBuf {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        // New files each time, so that no two tests write one that the other reads.
+        // New files each time, so that no test writes a file that another one reads.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let known: Vec<_> = self
             .host_keys
@@ -322,15 +322,16 @@ impl Drop for Server {
             eprintln!("--- Its processes, and their signals\n{listing}\n---");
         }
         if let Some(mut process) = self.process.take() {
-            // Both fail only when it has ended by itself. The rest goes with the scratch directory.
+            // Errors mean that it has ended by itself. Everything else is removed with the scratch directory.
             let _ = process.kill();
             let _ = process.wait();
         }
     }
 }
 
-/// Whether somebody listens on a port: then it can't be bound, and else by any number of sockets that may be reused
-/// (socket(7), `SO_REUSEADDR`). A connection would show in the server's log, and count for its `MaxStartups`.
+/// Whether a port has a listener. If so, the port can't be bound; if not, any number of sockets with `SO_REUSEADDR` can
+/// be bound to it (socket(7)). A connection instead would show in the server's log, and count towards its
+/// `MaxStartups`.
 fn listens(port: u16) -> bool {
     let socket = socket(
         AddressFamily::Inet,

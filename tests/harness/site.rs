@@ -1,4 +1,4 @@
-//! The places where a job can run, for tests that hold on all of them.
+//! The places where a job can run, for tests that apply to all of them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,27 +9,27 @@ use super::proxy::Proxy;
 use super::rsig::Rsig;
 use super::server::Server;
 
-/// What rsig has a server run.
+/// The command that rsig makes a server run.
 const SHELL: &str = "/bin/sh -s";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
     Local,
-    /// This machine behind a prefix that changes nothing.
+    /// This machine, behind a prefix that changes nothing.
     Prefix,
     OpenSshRoot,
     OpenSshUser,
     DropbearRoot,
 }
 
-/// rsig and a place where its jobs run. The fields may be changed: `connect` to go through a proxy, say.
+/// rsig and a place where its jobs run. Fields may be changed, for example `connect` to go through a proxy.
 pub struct Fixture {
-    // Dropped first, so that keepers are gone before their server is.
+    // Dropped first, so that keepers end before their server does.
     pub rsig: Rsig,
     pub server: Option<Server>,
-    /// What to call the host.
+    /// Name of the host on the command line.
     pub host: String,
-    /// The options that take part in connecting, to stand right after the command's name.
+    /// Options needed to connect, to be placed right after the command's name.
     pub connect: Vec<String>,
     pub site: Site,
 }
@@ -56,7 +56,7 @@ impl Site {
 }
 
 impl Site {
-    /// The same, and commands go by a keeper.
+    /// Same, but commands go through a keeper.
     #[track_caller]
     pub fn start_with_keeper(self) -> Fixture {
         let mut fixture = self.start();
@@ -66,7 +66,7 @@ impl Site {
 }
 
 impl Fixture {
-    /// A fixture with a server that a test has started with options of its own; `local` without one.
+    /// A fixture for a server that the test has started with its own options; `local` without a server.
     pub fn with(server: Option<Server>) -> Self {
         Self::of(
             server.as_ref().map_or(Site::Local, |_| Site::OpenSshRoot),
@@ -90,7 +90,7 @@ impl Fixture {
         }
     }
 
-    /// Has rsig reach the server through a proxy from now on.
+    /// Makes rsig reach the server through a proxy from now on.
     ///
     /// # Panics
     /// On `local`.
@@ -110,7 +110,7 @@ impl Fixture {
         (self, proxy)
     }
 
-    /// The words of a command that names the host: `COMMAND OPTIONS CONNECT... HOST`, and what may follow.
+    /// Words of a command that names the host: `COMMAND OPTIONS CONNECT... HOST`, then `rest`.
     pub fn words<'a>(
         &'a self,
         command: &'a str,
@@ -128,7 +128,7 @@ impl Fixture {
     /// Spawns a job and returns its id.
     ///
     /// # Panics
-    /// When rsig fails, or prints anything but one well-formed id.
+    /// If rsig fails, or prints anything but one well-formed id.
     #[track_caller]
     pub fn spawn(&self, options: &[&str], command: &[&str]) -> String {
         let rest: Vec<&str> = std::iter::once("--")
@@ -149,8 +149,8 @@ impl Fixture {
         id
     }
 
-    /// Gives a keeper the time to hold a job's relay, which it opens once the job is there. Not every keeper has room for
-    /// one.
+    /// Waits up to two seconds for the keeper to hold a job's relay, which it opens once the job runs. Not every keeper
+    /// has a session to spare for one.
     pub fn await_relay(&self, id: &str) {
         if !self.rsig.keeper || self.way() != "channel" {
             return;
@@ -165,18 +165,18 @@ impl Fixture {
         }
     }
 
-    /// The home in which jobs start.
+    /// The directory in which jobs start.
     pub fn job_home(&self) -> &Path {
         self.server.as_ref().map_or(self.rsig.home(), Server::home)
     }
 
-    /// Where the files of the host's jobs are.
+    /// The directory of the host's job directories.
     pub fn jobs_dir(&self) -> PathBuf {
         self.job_home().join(".local/state/rsig/jobs")
     }
 
-    /// What runs on the host for its jobs: the jobs, their supervisors and relays; no server, no rsig. By a keeper, the
-    /// shells of its pool are not among them.
+    /// Processes that run on the host for its jobs: jobs, supervisors and relays; neither the server nor rsig. With a
+    /// keeper, the idle shells of its pool are left out.
     pub fn processes(&self) -> Vec<Process> {
         let mut found = self
             .server
@@ -190,9 +190,9 @@ impl Fixture {
         found
     }
 
-    /// The way that a signal takes to a job's group where servers may take it.
+    /// How a signal reaches a job's group where the server may pass signals on.
     pub fn way(&self) -> &'static str {
-        // OpenSSH before 10 refuses them to root.
+        // OpenSSH before 10 does not pass signals on for root.
         let honoured = matches!(self.site, Site::OpenSshUser | Site::DropbearRoot);
         if self.rsig.keeper && honoured {
             "channel"
@@ -202,8 +202,8 @@ impl Fixture {
     }
 }
 
-/// The shells, by pid, that wait for a script: those that have no children, and, unlike a relay's second one, are not a
-/// shell's child.
+/// Pids of the shells that wait for a script: those that have no children and are not a shell's child, as a relay's
+/// second shell is.
 pub fn idle_shells(all: &[Process]) -> Vec<i32> {
     let shells: Vec<&Process> = all
         .iter()
@@ -226,8 +226,8 @@ fn options(config: PathBuf) -> Vec<String> {
     vec!["-F".to_owned(), config]
 }
 
-/// Has each test run on every [`Site`], for what the server makes a difference to: ways of signals, shells, relays,
-/// channels, logins. A test becomes a module with its name and a test for each site in it.
+/// Runs each test on every [`Site`]. For tests whose result may depend on the server: paths of signals, shells, relays,
+/// channels, logins. A test becomes a module with its name, which contains a test for each site.
 ///
 /// ```ignore
 /// on_every_site! {
@@ -254,8 +254,9 @@ macro_rules! on_every_site {
 }
 pub(crate) use on_every_site;
 
-/// The same on `local` and on OpenSSH by a keeper, for what the server makes no difference to: claims, states, offsets
-/// in logs, trees, names, records. On the other sites too where `RSIG_TEST_SITES` is `all`.
+/// Runs each test on `local` and on OpenSSH through a keeper. For tests whose result does not depend on the server:
+/// claims, states, offsets in logs, trees, names, records. If `RSIG_TEST_SITES` is `all`, it runs them on the other
+/// sites too.
 macro_rules! on_two_sites {
     ($($tests:tt)+) => {
         $crate::harness::on_sites! {
@@ -273,7 +274,7 @@ macro_rules! on_two_sites {
 }
 pub(crate) use on_two_sites;
 
-/// Has each test run on every server, by a keeper: as [`on_every_site`].
+/// Runs each test on every site, through a keeper, like [`on_every_site`].
 macro_rules! on_every_kept_site {
     ($($tests:tt)+) => {
         $crate::harness::on_sites! {
@@ -290,7 +291,7 @@ macro_rules! on_every_kept_site {
 }
 pub(crate) use on_every_kept_site;
 
-/// A module for each test, and in it a test for each site of a list.
+/// Defines a module for each test, with a test for each site of a list.
 macro_rules! on_sites {
     ($sites:tt $($(#[$meta:meta])* fn $name:ident($fixture:ident: &Fixture) $body:block)+) => {$(
         $(#[$meta])*
@@ -306,7 +307,7 @@ macro_rules! on_sites {
 }
 pub(crate) use on_sites;
 
-/// The tests of one such module.
+/// Defines the tests of one such module.
 macro_rules! check_on {
     ($($test:ident: $site:ident.$start:ident $(if $condition:ident)?;)+) => {$(
         #[test]
@@ -320,7 +321,7 @@ macro_rules! check_on {
 }
 pub(crate) use check_on;
 
-/// Whether tests run on all sites, also where the server should make no difference.
+/// Whether tests run on all sites, even where the server should make no difference.
 pub fn all_sites() -> bool {
     std::env::var_os("RSIG_TEST_SITES").is_some_and(|sites| sites == "all")
 }

@@ -1,4 +1,4 @@
-//! A program on a terminal of its own: for prompts, tables, Ctrl-C.
+//! A program on a new terminal: for prompts, tables, Ctrl-C.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -15,17 +15,17 @@ use super::poll_until;
 use super::programs::tool;
 use super::running::Captured;
 
-/// The keys that end a line of input and send SIGINT.
+/// Keys that end a line of input, send SIGINT, and end the input.
 pub const ENTER: &str = "\r";
 pub const CTRL_C: &str = "\x03";
 pub const CTRL_D: &str = "\x04";
 
-/// Stdin, stdout and stderr of the program are this terminal, and it is its controlling one, so /dev/tty works
-/// and Ctrl-C sends a SIGINT to its foreground process group. Killed on drop, and the terminal hangs up.
+/// A program whose stdin, stdout and stderr are this terminal. It is also the controlling terminal, so /dev/tty works
+/// and Ctrl-C sends SIGINT to the foreground process group. On drop the program is killed and the terminal hangs up.
 ///
-/// What is typed before a prompt has turned the echo off is echoed: [`wait_for`](Self::wait_for) the prompt first.
-/// The program sets the echo and prints in an order of its own; for a secret, wait for
-/// [`echoes`](Self::echoes) to become false.
+/// Input that is typed before a prompt has turned echo off is echoed, so [`wait_for`](Self::wait_for) the prompt first.
+/// A program may print its prompt before or after it changes the echo; for a secret, wait until
+/// [`echoes`](Self::echoes) is false.
 pub struct Tty {
     child: Child,
     shown: String,
@@ -45,7 +45,7 @@ impl Tty {
         rows: u16,
         limit: Duration,
     ) -> Self {
-        // openpty(3) would leave both ends open in every program that another test starts meanwhile.
+        // openpty(3) would leave both ends open in programs that other tests start at the same time.
         let keyboard =
             posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a terminal");
         grantpt(&keyboard).expect("the terminal is ours");
@@ -82,7 +82,7 @@ impl Tty {
         self.child.id().cast_signed()
     }
 
-    /// Types.
+    /// Types these keys.
     #[track_caller]
     pub fn send(&mut self, keys: &str) {
         self.keyboard
@@ -90,12 +90,12 @@ impl Tty {
             .unwrap_or_else(|error| panic!("keys to {}: {error}", self.shown));
     }
 
-    /// Another size; the foreground process group gets SIGWINCH.
+    /// Changes the size. The foreground process group gets SIGWINCH.
     pub fn resize(&self, columns: u16, rows: u16) {
         set_size(&self.name, columns, rows);
     }
 
-    /// Whether what is typed shows on the screen now.
+    /// Whether the terminal echoes input now.
     pub fn echoes(&self) -> bool {
         let settings =
             nix::sys::termios::tcgetattr(&self.keyboard).expect("a terminal has settings");
@@ -104,13 +104,13 @@ impl Tty {
             .contains(nix::sys::termios::LocalFlags::ECHO)
     }
 
-    /// All bytes that the screen got, escape sequences and the echo of what was typed included.
+    /// All bytes the screen received, including escape sequences and echoed input.
     pub fn raw(&self) -> Vec<u8> {
         self.screen.bytes()
     }
 
-    /// The same as text, without escape sequences and carriage returns. Nothing is drawn: what was overwritten
-    /// is still there.
+    /// The same as text, without escape sequences and carriage returns. Nothing is drawn: overwritten text is still in
+    /// it.
     pub fn text(&self) -> String {
         without_escapes(&String::from_utf8_lossy(&self.raw()))
     }
@@ -130,10 +130,10 @@ impl Tty {
         }
     }
 
-    /// Waits for its end and until nobody holds the terminal any more.
+    /// Waits until the program has ended and no process has the terminal open.
     ///
     /// # Panics
-    /// When that takes longer than the limit.
+    /// If that takes longer than the timeout.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
@@ -152,7 +152,7 @@ impl Tty {
 
 impl Drop for Tty {
     fn drop(&mut self) {
-        // Both fail only when it has been waited for already.
+        // Errors mean that it was already waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -167,8 +167,8 @@ fn set_size(terminal: &std::path::Path, columns: u16, rows: u16) {
         .ok();
 }
 
-/// Takes out what ECMA-48 calls control sequences (`ESC [ ... letter`), operating system commands
-/// (`ESC ] ... BEL`) and two-character escapes.
+/// Removes what ECMA-48 calls control sequences (`ESC [ ... letter`), operating system commands (`ESC ] ... BEL`) and
+/// two-character escapes.
 fn without_escapes(text: &str) -> String {
     let mut plain = String::new();
     let mut characters = text.chars();

@@ -1,9 +1,9 @@
-//! The directory that holds everything of this test process, and the small shell that clears it away
-//! when the process has ended, however it ended.
+//! The directory that holds everything of this test process, and a small shell, the warden, that cleans up once the
+//! process has ended, however it ended.
 //!
-//! `Drop` does the cleaning in the ordinary case and when a test panics. It does not run when the process
-//! is killed, nor for statics: then the warden does. It notices by the end of a pipe rather than by a parent-death
-//! signal: that one is tied to the thread that started the child, and each test has a thread of its own.
+//! Normally `Drop` cleans up, even if a test panics. It does not run if the process is killed, nor for statics: then
+//! the warden cleans up. It notices the end by a closed pipe. A parent-death signal would not do: it is tied to the
+//! thread that started the child, and each test has its own thread.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -24,19 +24,19 @@ struct Warden {
     line: Mutex<ChildStdin>,
 }
 
-/// The directory of this test process: short (sockets go below it), mode 0755 (unprivileged accounts have
-/// their homes below it), directly in /dev/shm or /tmp.
+/// The directory of this test process. Its path is short (sockets are below it), its mode 0755 (homes of unprivileged
+/// accounts are below it), and it is directly in /dev/shm or /tmp.
 pub fn base() -> &'static Path {
     &WARDEN.base
 }
 
-/// Has every process of this user killed when the test process ends.
+/// Makes the warden kill every process of this user when the test process ends.
 pub fn watch_user(uid: u32) {
     let mut line = WARDEN.line.lock().unwrap_or_else(PoisonError::into_inner);
     writeln!(line, "{uid}").expect("the warden takes a user id");
 }
 
-/// Memory, where programs may be started from it and there is room: tests make many thousand small files.
+/// /dev/shm if programs can be executed there and it has room, since tests create many thousand small files; else /tmp.
 fn parent() -> &'static str {
     const ROOM: u64 = 2 << 30;
     let fits = statvfs("/dev/shm").is_ok_and(|shm| {
@@ -47,7 +47,7 @@ fn parent() -> &'static str {
 }
 
 impl Warden {
-    // It lives longer than we do, so there is nobody to wait for it but init.
+    // It outlives this process, so only init can wait for it.
     #[allow(clippy::zombie_processes)]
     fn start() -> Self {
         let random = RandomState::new().hash_one(0) & 0xff_ffff;

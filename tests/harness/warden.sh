@@ -1,10 +1,10 @@
 # shellcheck shell=sh
-# Outlives the test process by a moment and leaves nothing of it behind.
+# Cleans up after the test process, which it outlives for a moment.
 # usage: sh -c "$(cat warden.sh)" warden BASE
 #
-# Its standard input is a pipe from the test process, which closes however that process ends, SIGKILL
-# included. Each line that comes is a user id that was claimed for a throwaway account. At the end of the
-# input every process that belongs to BASE or to one of these users is killed, then BASE is removed.
+# Its standard input is a pipe from the test process, which is closed when that process ends, even by SIGKILL. Each line
+# of input is a user id that was claimed for a throwaway account. At the end of the input, every process that belongs to
+# BASE or to one of these users is killed, then BASE is removed.
 
 base=$1
 trap '' HUP INT QUIT TERM
@@ -14,10 +14,10 @@ exec >/dev/null 2>&1
 
 uids=' '
 while read -r uid; do uids="$uids$uid "; done
-# Empty: every guard has been dropped, and has looked for its processes itself.
+# If BASE is empty, every guard was dropped and has already looked for its processes.
 rmdir -- "$base" && exit
 
-# belongs PID: the same marks as in procs.rs.
+# belongs PID: checks the same marks as procs.rs.
 belongs() {
     [ "$1" != $$ ] || return 1
     state='' user=''
@@ -34,7 +34,7 @@ belongs() {
     0) return 0 ;;
     2) grep -qaF -e "$base/" "/proc/$1/cmdline" && return 0 ;;
     esac
-    # shellcheck disable=SC2010 # the links' targets are wanted, and only ls shows them all at once
+    # shellcheck disable=SC2010 # the links' targets are needed, and only ls shows them all at once
     ls -l "/proc/$1/fd" "/proc/$1/cwd" | grep -qF -e "-> $base/"
 }
 

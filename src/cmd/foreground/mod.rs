@@ -1,9 +1,9 @@
-//! A job in the foreground: its output comes as it is written, its input and the user's signals go to it, and it ends when
-//! whoever runs it does, unless it is to run on.
+//! Runs a job in the foreground. Its output is passed on as it is written, its input and the user's signals are sent to
+//! it, and it ends when its client does, unless it is meant to run on.
 //!
-//! The job's output waits in files on its host until it is delivered, and its input is kept here until it is there: so a
-//! connection that breaks is made anew, and all goes on at the right byte both ways. A run begins on the connection that
-//! the host's commands share, and moves to one of its own when it lasts or carries much.
+//! The job's output is kept in files on its host until it is delivered, and its input is kept here until the host has
+//! it. So after a connection breaks, a new one continues at the right byte in both directions. A run begins on the
+//! connection that the host's commands share, and moves to a private one if it lasts long or carries much data.
 
 mod passing;
 pub mod process;
@@ -33,70 +33,70 @@ use crate::signal::SignalWord;
 /// A job to run.
 pub struct Request {
     pub spawn: start::Request,
-    /// How long it may take to end after INT, TERM or HUP.
+    /// Time that the job has to end after INT, TERM or HUP before KILL.
     pub grace: Duration,
-    /// How long it may be without whoever runs it; `None`: for as long as it likes.
+    /// How long the job may run on without its client; `None`: without limit.
     pub tether: Option<Duration>,
-    /// How much of its output may wait on the host, in bytes.
+    /// Maximum size of undelivered output on the host, in bytes per stream.
     pub backlog: u64,
-    /// For the time of connecting.
+    /// Limits concurrent connecting: a permit is held until the connection is made.
     pub permits: Option<Arc<Permits>>,
 }
 
-/// What comes from outside while a job runs.
+/// The run's interface to its caller while the job runs.
 pub struct Outside {
-    /// Its input; none is /dev/null.
+    /// The job's input; `None`: /dev/null.
     pub input: Option<Box<dyn Read + Send>>,
-    /// Signals for it, as they come, and the way to send some; `None` is none.
+    /// The channel for signals to the job. A `None` on it only wakes the receiver.
     pub signals: (Sender<Option<Pass>>, Receiver<Option<Pass>>),
-    /// Stops this process, once the job is stopped.
+    /// Stops this process. Called once the job is stopped.
     pub stop: Box<dyn Fn() + Send + Sync>,
-    /// Ends this process with a status, or gives up this run.
+    /// Ends this process with a status, or gives up this run only.
     pub exit: Box<dyn Fn(u8) + Send + Sync>,
-    /// Tells the user something.
+    /// Shows the user a message.
     pub note: fn(&str),
 }
 
-/// A signal that is passed on.
+/// A signal to pass on to the job.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     pub signal: SignalWord,
-    /// When it came: passing on the one before may take long.
+    /// When the signal arrived: passing on the previous one may take long.
     pub at: Instant,
-    /// 128 and its number here.
+    /// 128 plus the signal's number on this machine.
     pub status: u8,
-    /// INT, which counts.
+    /// The signal is INT; several of them kill the job.
     pub interrupts: bool,
-    /// It asks the job to end: KILL follows after the grace.
+    /// The signal asks the job to end: KILL follows after the grace.
     pub ends: bool,
-    /// It ends a run whose job does not run yet.
+    /// The signal ends a run whose job does not run yet.
     pub quits: bool,
-    /// The user stops the run, and with it this process.
+    /// The signal stops the job and then this process (Ctrl-Z).
     pub stops: bool,
 }
 
-/// How a job that was run has ended.
+/// How the job of a run ended.
 pub struct Ran {
     pub record: Record,
-    /// Why some of its output is missing, if it is.
+    /// Why some of the output is missing, if any is.
     pub loss: Option<Loss>,
 }
 
-/// The most of the input that is kept until the host has it.
+/// Maximum size of the input kept until the host has it, in bytes.
 const INPUT_KEPT_MAX: usize = 4 << 20;
-/// The size of a piece of the input: with its line, it fits into one frame of a keeper's.
-const PIECE: usize = 60_000;
-/// How soon is looked for more input.
-const INPUT_PAUSE: Duration = Duration::from_millis(20);
-/// How often a host that has no room for input is asked again.
-const ROOM_PAUSE: Duration = Duration::from_millis(100);
-/// How much is delivered before the host is told that it can delete it.
+/// Maximum size of a piece of input, in bytes. With its header line, it fits into one frame of the keeper protocol.
+const PIECE_MAX: usize = 60_000;
+/// Interval at which to look for more input.
+const INPUT_INTERVAL: Duration = Duration::from_millis(20);
+/// Interval at which a host that has no room for input is asked again.
+const ROOM_INTERVAL: Duration = Duration::from_millis(100);
+/// Number of bytes delivered before the host is told that it can delete them.
 const ACK_EVERY: u64 = 8 << 20;
-/// How often the host hears that the job is still held, at most.
-const HEARTBEAT: Duration = Duration::from_secs(3);
-/// How long a connection may take to be made, where nothing else says so.
+/// Longest interval between heartbeats; a short tether makes it shorter.
+const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_secs(3);
+/// Maximum time to make a connection, by default.
 const CONNECT_MAX: Duration = Duration::from_secs(15);
-/// The pause after a connection that broke: the first, and the longest.
+/// Pause before reconnecting after a connection broke: the first one, and the longest.
 const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Runs a job to its end.
@@ -125,7 +125,7 @@ pub fn run(
         heartbeat: tether
             .as_ref()
             .filter(|_| !destination.is_plain_local())
-            .map(|tether| (tether.patience / 4).min(HEARTBEAT)),
+            .map(|tether| (tether.patience / 4).min(HEARTBEAT_INTERVAL_MAX)),
         patience: request.tether.map(|tether| tether + CONNECT_MAX),
         grace: request.grace,
         note: outside.note,
@@ -141,7 +141,7 @@ pub fn run(
     };
     std::thread::scope(|scope| {
         let (held, signals) = (&held, outside.signals.1);
-        // Ends when the run is over, however that comes.
+        // Makes the threads end on every way out of this scope.
         let _over = Over(held);
         std::thread::Builder::new()
             .spawn_scoped(scope, move || held.pass_signals(&signals))
@@ -199,12 +199,13 @@ pub fn run(
     })
 }
 
-/// The failure of a run that a signal has ended before its job ran. Nobody hears of it.
+/// The failure of a run that a signal ended before its job started. It is never shown.
 fn given_up() -> Failure {
     Failure::new(Kind::Failed, "given up")
 }
 
-/// What ends the job when this process is gone: on this machine the process itself, elsewhere the heartbeats.
+/// The tether that ends the job when this process is gone. On this machine it watches the process, elsewhere the
+/// heartbeats.
 fn tether(destination: &Destination, patience: Duration) -> Result<Tether, Failure> {
     let holder = destination.is_plain_local().then(|| -> Result<_, Failure> {
         let pid = std::process::id();
@@ -216,7 +217,8 @@ fn tether(destination: &Destination, patience: Duration) -> Result<Tether, Failu
     })
 }
 
-/// When a process started, as the scripts read it: field 22 of proc(5)'s stat, else what ps says.
+/// The start time of a process, in the form that the scripts use: field 22 of proc(5)'s stat, else the time that ps
+/// prints.
 fn birth(pid: u32) -> Result<String, Failure> {
     if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat"))
         && let Some((_, fields)) = stat.rsplit_once(") ")
@@ -238,12 +240,12 @@ fn birth(pid: u32) -> Result<String, Failure> {
         .join("_"))
 }
 
-/// How far a run has come.
+/// How far a run has got.
 #[derive(Default)]
 enum Phase<'a> {
     #[default]
     Connecting,
-    /// The host is about to be asked for the job, over this connection.
+    /// The start request is about to be sent over this connection.
     Asked(HostConnection<'a>),
     Runs(Box<Record>),
 }
@@ -253,13 +255,13 @@ struct Held<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
     heartbeat: Option<Duration>,
-    /// How long a host may be gone before the run gives up.
+    /// How long the host may be unreachable before the run gives up.
     patience: Option<Duration>,
     grace: Duration,
     note: fn(&str),
     stop: Box<dyn Fn() + Send + Sync>,
     exit: Box<dyn Fn(u8) + Send + Sync>,
-    /// Wakes the thread that passes signals on.
+    /// Wakes the thread that passes on signals.
     wake: Sender<Option<Pass>>,
     shared: Mutex<Shared<'a>>,
     changed: Arc<Condvar>,
@@ -268,31 +270,32 @@ struct Held<'a> {
 #[derive(Default)]
 struct Shared<'a> {
     phase: Phase<'a>,
-    /// The connection of the stream, for whoever needs a shell beside it.
+    /// The connection that carries the streams, to check out further shells for signals.
     connection: Option<HostConnection<'a>>,
-    /// The job that the host was asked for.
+    /// The job for which a start request was sent, or is about to be.
     asked: Option<JobId>,
-    /// The way to the script that passes the job's streams on, while there is one.
+    /// The input of the script that passes the job's streams on, while there is one.
     input: Option<Arc<ShellInput>>,
-    /// The input that the host may not have yet; it begins with the byte at `has`.
+    /// Input that the host may not have yet. It begins at position `has`.
     kept: VecDeque<u8>,
     has: u64,
-    /// How much of it was sent; not known before the host has said what it has.
+    /// The position up to which input was sent; unknown until the host has reported how much it has.
     sent: Option<u64>,
     room: u64,
     room_asked: Option<Instant>,
-    /// All of it was read, and the host was told so.
-    whole: bool,
+    /// All input was read.
+    has_all_input: bool,
+    /// The host was told where the input ends.
     told: bool,
     delivered: Positions,
     acknowledged: u64,
-    /// A signal has ended the run before its job ran.
+    /// A signal has ended the run before its job started.
     given_up: bool,
     over: bool,
 }
 
 impl Shared<'_> {
-    /// What to say to the script next.
+    /// The next message to the script, if there is one to send.
     fn next(&mut self, feeds: bool) -> Option<Vec<u8>> {
         let Positions { out, err } = self.delivered;
         if out + err >= self.acknowledged + ACK_EVERY {
@@ -304,16 +307,16 @@ impl Shared<'_> {
         }
         let asks = self
             .room_asked
-            .is_none_or(|then| then.elapsed() >= ROOM_PAUSE);
+            .is_none_or(|then| then.elapsed() >= ROOM_INTERVAL);
         let Some(sent) = self.sent else {
             return self.room_asked.is_none().then(|| self.ask_room());
         };
         let ahead = usize::try_from(sent.saturating_sub(self.has)).unwrap_or(usize::MAX);
         let unsent = self.kept.len().saturating_sub(ahead);
         let room = usize::try_from((self.has + self.room).saturating_sub(sent)).unwrap_or(0);
-        match unsent.min(room).min(PIECE) {
+        match unsent.min(room).min(PIECE_MAX) {
             0 if unsent > 0 => asks.then(|| self.ask_room()),
-            0 if self.whole => {
+            0 if self.has_all_input => {
                 self.told = true;
                 Some(stream::end_of_input(sent))
             }
@@ -326,13 +329,13 @@ impl Shared<'_> {
         }
     }
 
-    /// Takes input in that was read, up to what may be kept.
+    /// Takes over input that was read, up to `INPUT_KEPT_MAX`.
     fn take_in(&mut self, pieces: &Receiver<Vec<u8>>) {
-        while self.kept.len() < INPUT_KEPT_MAX && !self.whole {
+        while self.kept.len() < INPUT_KEPT_MAX && !self.has_all_input {
             match pieces.try_recv() {
                 Ok(piece) => self.kept.extend(piece),
                 Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => self.whole = true,
+                Err(TryRecvError::Disconnected) => self.has_all_input = true,
             }
         }
     }
@@ -343,7 +346,7 @@ impl Shared<'_> {
     }
 }
 
-/// Tells the threads of a run that it is over.
+/// Tells the threads of a run that it is over, when dropped.
 struct Over<'a, 'b>(&'a Held<'b>);
 
 impl Drop for Over<'_, '_> {
@@ -353,7 +356,7 @@ impl Drop for Over<'_, '_> {
         shared.input = None;
         drop(shared);
         self.0.changed.notify_all();
-        // The receiver is gone when the thread has ended already.
+        // Fails harmlessly if the thread has already ended.
         let _ = self.0.wake.send(None);
     }
 }
@@ -363,15 +366,15 @@ impl<'a> Held<'a> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says whether the run goes on.
+    /// Returns whether the run goes on: false if a signal has ended it.
     fn set_phase(&self, phase: Phase<'a>) -> bool {
         let mut shared = self.shared();
         shared.phase = phase;
         !shared.given_up
     }
 
-    /// Passes the output on until the job has ended, over as many connections as it takes. Says whether the host has
-    /// forgotten the job.
+    /// Passes the output on until the job has ended, over as many connections as needed. Returns the job's end, and
+    /// whether the host has forgotten the job.
     fn stream(
         &self,
         record: &Record,
@@ -425,7 +428,7 @@ impl<'a> Held<'a> {
                     }
                 }
                 Err(failure) if failure.kind.is_outage() => {
-                    // A host that takes every connection and breaks it is not asked in a circle.
+                    // A host that accepts every connection and then breaks it must not cause a busy loop.
                     pause = if moved > 0 {
                         RECONNECT_PAUSE.0
                     } else {
@@ -452,7 +455,7 @@ impl<'a> Held<'a> {
         Ok(())
     }
 
-    /// Says to the script what is to be said: what was delivered, and the input.
+    /// Sends messages to the script: acknowledgements of delivered output, and the input.
     fn feed(&self, pieces: Option<&Receiver<Vec<u8>>>) {
         let mut shared = self.shared();
         while !shared.over {
@@ -464,10 +467,10 @@ impl<'a> Held<'a> {
                 .clone()
                 .and_then(|input| Some((input, shared.next(pieces.is_some())?)));
             let Some((input, words)) = next else {
-                let pause = if pieces.is_some() && !shared.whole {
-                    INPUT_PAUSE
+                let pause = if pieces.is_some() && !shared.has_all_input {
+                    INPUT_INTERVAL
                 } else {
-                    ROOM_PAUSE
+                    ROOM_INTERVAL
                 };
                 shared = self
                     .changed
@@ -484,13 +487,13 @@ impl<'a> Held<'a> {
                 .as_ref()
                 .is_some_and(|current| Arc::ptr_eq(current, &input));
             if sent.is_err() && is_same {
-                // Who reads will find the connection broken.
+                // The thread that reads will find the connection broken.
                 shared.input = None;
             }
         }
     }
 }
-/// Has the host forget the job, all of whose output has been passed on.
+/// Makes the host forget the job, all of whose output has been passed on.
 fn forget(connection: &mut HostConnection<'_>, record: &Record) -> bool {
     let read = Streams {
         out: true,
@@ -506,15 +509,15 @@ fn broken(host: &str, error: &std::io::Error) -> Failure {
     )
 }
 
-/// Reads input in a thread of its own, which nobody waits for: a read can't be called off.
+/// Reads input in a thread of its own, which is never joined: a blocking read can't be cancelled.
 fn read_ahead(
     mut input: Box<dyn Read + Send>,
     changed: Arc<Condvar>,
 ) -> io::Result<Receiver<Vec<u8>>> {
     let (sender, receiver) = mpsc::sync_channel(4);
     let read = move || {
-        let mut buffer = vec![0; PIECE];
-        // An input that can't be read any more is at its end, as for every other program.
+        let mut buffer = vec![0; PIECE_MAX];
+        // A read error counts as the end of the input, as in other programs.
         while let Ok(size @ 1..) = input.read(&mut buffer) {
             let piece = buffer.get(..size).unwrap_or_default().to_vec();
             if sender.send(piece).is_err() {
@@ -526,7 +529,8 @@ fn read_ahead(
     std::thread::Builder::new().spawn(read).map(|_| receiver)
 }
 
-/// The exit status of a run: the job's own, always; 124 when it ran into its time limit.
+/// The exit status of a run: 124 if the job reached its time limit, else the job's own, but 125 instead of 0 if output
+/// was lost.
 pub fn status(ran: &Ran) -> Option<u8> {
     if ran.record.timed_out {
         return Some(exit::TIMED_OUT);

@@ -1,4 +1,4 @@
-//! What a run does with its job's output as it comes.
+//! Passes a foreground job's output on as it arrives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use crate::job::{EndedBy, State};
 use crate::remote::stream::{End, Runner};
 use crate::remote::{Sink, Stream};
 
-/// One stream of a run, over one shell.
+/// The streams of a run, over one shell.
 pub(super) struct Passing<'s, 'h, 'a, 'k> {
     pub(super) held: &'h Held<'a>,
     pub(super) sink: &'s mut Sink<'k>,
     pub(super) private: Option<&'s PrivateConnection>,
-    /// The way to the script.
+    /// The input of the script that passes the streams on.
     pub(super) input: Option<Arc<ShellInput>>,
     pub(super) forgets: bool,
     pub(super) forgotten: bool,
-    /// How many bytes were carried, of output and of input.
+    /// Number of bytes carried, of output and input.
     pub(super) moved: u64,
 }
 
@@ -99,7 +99,7 @@ impl Runner for Passing<'_, '_, '_, '_> {
     }
 
     fn forgets(&mut self, end: &End) -> bool {
-        // A job that its tether has ended stays for those who look for it.
+        // A job that was ended by its tether is kept, so that its user can find out what happened.
         let is_over = end.state == State::Exited && end.ended_by != Some(EndedBy::Tether);
         self.forgotten = self.forgets && is_over;
         self.forgotten

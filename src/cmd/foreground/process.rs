@@ -1,4 +1,4 @@
-//! This process's part in what runs in the foreground: its signals, and its exit status.
+//! The signals and the exit status of a process that runs jobs in the foreground.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use crate::signal::SignalWord;
 use crate::sys;
 use crate::terminal::warn;
 
-/// Passes on the signals that this process gets, until that gives false. What was ignored when it began stays so: under nohup the end of the
-/// terminal, and what a shell without job control keeps from its background jobs.
+/// Passes the signals of this process to `pass_on` until that returns false. Signals that were ignored at the start
+/// stay ignored: HUP under nohup, and those that a shell without job control makes its background jobs ignore.
 pub fn signals(pass_on: impl Fn(Pass) -> bool + Send + 'static) -> Result<(), Failure> {
     let known = [
         (SIGINT, "INT"),
@@ -64,11 +64,11 @@ pub fn signals(pass_on: impl Fn(Pass) -> bool + Send + 'static) -> Result<(), Fa
 
 /// Stops this process, as the terminal's Ctrl-Z would.
 pub fn stop() {
-    // It can't fail for a process's own sake.
+    // Can't fail for a process's own signal.
     drop(signal_hook::low_level::raise(signal_hook::consts::SIGSTOP));
 }
 
-/// The exit status for a job that was run; what the user should know of it is said.
+/// The exit status for a job that was run. Warns of lost output, and if the tether ended the job.
 pub fn status(ran: &Ran, tether: Option<Duration>) -> Result<u8, Failure> {
     let label = ran.record.label();
     match ran.loss {
@@ -89,7 +89,7 @@ pub fn status(ran: &Ran, tether: Option<Duration>) -> Result<u8, Failure> {
     super::status(ran).ok_or_else(|| Failure::lost(&label, ran.record.why_lost()))
 }
 
-/// The exit status for a failure of rsig itself, where 1 and 3 could be the job's.
+/// The exit status for a failure of rsig itself, where 1 and 3 could be the job's status.
 pub fn status_of_failure(kind: Kind) -> u8 {
     match kind {
         Kind::CommandMissing => exit::COMMAND_MISSING,

@@ -1,4 +1,4 @@
-//! The user's signals on their way to a job in the foreground, and what they do to the run itself.
+//! Passes the user's signals to a foreground job, and applies their effects on the run itself.
 
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -12,31 +12,32 @@ use crate::job::{Record, Target};
 use crate::signal::{Os, SignalWord};
 use crate::state::{Signalled, Store};
 
-/// How long this process waits for the heartbeats to be another process's before it stops itself.
-const HELD_MAX: Duration = Duration::from_secs(10);
-/// How long a job may take to end whose output nobody takes any more.
+/// Maximum wait until another process sends the heartbeats, before this process stops itself.
+const HANDOVER_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Time that a job whose output can't be delivered any more has to end before KILL.
 const END_GRACE: Duration = Duration::from_secs(10);
-/// A signal that follows another one within this time is passed on and not counted.
-const ECHO: Duration = Duration::from_millis(500);
-/// How many INT kill the job at once.
+/// A signal that follows another within this time is passed on but not counted.
+const ECHO_WINDOW: Duration = Duration::from_millis(500);
+/// Number of INT signals after which the job is killed at once.
 const INTERRUPTS_MAX: u32 = 3;
-/// How long the thread for signals sleeps at most: it is woken by each, and by the end of the run.
+/// Longest sleep of the thread for signals, which is woken by each signal and by the end of the run.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 impl<'a> Held<'a> {
-    /// Stops this process, which sees to the job's tether no more then.
+    /// Stops this process. It sends no heartbeats while stopped, so this first waits until another process does.
     pub(super) fn stop(&self) {
         if self.heartbeat.is_some() {
             let unheld = |shared: &mut Shared<'a>| shared.input.is_none() && !shared.over;
             drop(
                 self.changed
-                    .wait_timeout_while(self.shared(), HELD_MAX, unheld),
+                    .wait_timeout_while(self.shared(), HANDOVER_WAIT_MAX, unheld),
             );
         }
         (self.stop)();
     }
 
-    /// Passes the user's signals on to the job, and sees to it that it ends when it is told to, and this process too.
+    /// Passes the user's signals to the job. After a signal that asks the job to end, makes sure that the job and this
+    /// process do end.
     pub(super) fn pass_signals(&self, signals: &Receiver<Option<Pass>>) {
         let (mut kill_at, mut give_up): (Option<Instant>, Option<(Instant, u8)>) = (None, None);
         let (mut interrupts, mut last) = (0, None::<Instant>);
@@ -44,7 +45,7 @@ impl<'a> Held<'a> {
             let now = Instant::now();
             let next = kill_at.into_iter().chain(give_up.map(|(at, _)| at)).min();
             let wait = next.map_or(SLEEP_MAX, |at| at.saturating_duration_since(now));
-            // `run` holds a sender, so an error is the end of the time.
+            // `run` holds a sender, so an error can only be the timeout.
             let pass = signals.recv_timeout(wait).ok().flatten();
             let now = Instant::now();
             let record = {
@@ -69,7 +70,7 @@ impl<'a> Held<'a> {
                     self.stop();
                 }
                 let at = pass.at;
-                let counts = pass.ends && last.is_none_or(|last| at - last >= ECHO);
+                let counts = pass.ends && last.is_none_or(|last| at - last >= ECHO_WINDOW);
                 if counts {
                     last = Some(at);
                     interrupts += u32::from(pass.interrupts);
@@ -98,7 +99,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Gives a run up whose job does not run yet: a start that was asked for is cancelled.
+    /// Gives up a run whose job does not run yet. A start request that was sent is cancelled.
     pub(super) fn quit(&self, status: u8) {
         let (connection, asked) = {
             let shared = self.shared();
@@ -119,7 +120,7 @@ impl<'a> Held<'a> {
         (self.exit)(status);
     }
 
-    /// TERM, and after a while KILL: nobody takes the output any more.
+    /// Ends a job whose output can't be delivered any more: with TERM, then KILL after `END_GRACE`.
     pub(super) fn end_job(&self, record: &Record) {
         self.deliver(
             record,
@@ -142,7 +143,7 @@ impl<'a> Held<'a> {
             .and_then(|signal| Ok((signal, then.map(|then| then.on(os)).transpose()?)));
         let Ok((signal, then)) = signals else { return };
         let connection = self.shared().connection.as_ref().map(HostConnection::share);
-        let mut line =
+        let mut connection =
             connection.unwrap_or_else(|| HostConnection::new(self.destination, self.policy));
         let (target, wake) = (Target::Group, then.is_some());
         let order = SignalRequest {
@@ -153,7 +154,7 @@ impl<'a> Held<'a> {
             wake,
             ways: Ways::Pid,
         };
-        delivery::deliver(&mut line, vec![order], wait, &mut |outcome| {
+        delivery::deliver(&mut connection, vec![order], wait, &mut |outcome| {
             let sent = [
                 Some(Signalled {
                     signal,

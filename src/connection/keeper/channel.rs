@@ -1,8 +1,7 @@
-//! One channel of the keeper's session, from its opening to its close: the bytes that wait to go in, and what is to be
-//! done next.
+//! One channel of the keeper's session, from open to close: the bytes queued for its shell, and which call comes next.
 //!
-//! libssh2's rule: a call that could send only a part of its packet owns the session until it is repeated. So every
-//! call is an [`Op`] that can be made again with the same arguments.
+//! libssh2's rule: a call that could send only part of its packet must be repeated before any other call on the
+//! session. So every call is an [`Op`], which can be repeated with the same arguments.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -16,36 +15,35 @@ use super::relay::{ClientId, Relay};
 use super::transport::{Carrier, Transport};
 use crate::connection::local::READY;
 
-/// A channel of the connection.
 pub type ChannelId = u64;
 
-/// The largest piece that is written at once.
-const PIECE: usize = 32 << 10;
-/// How much is kept of what an unused shell says.
+/// Maximum number of bytes written by one call.
+const WRITE_MAX: usize = 32 << 10;
+/// Maximum number of bytes kept of what a shell prints before its first use.
 const NOISE_MAX: usize = 4 << 10;
-/// How many scripts a shell runs, and for how long it is kept.
+/// A shell is closed after this many scripts, or at this age.
 const SCRIPTS_MAX: u32 = 1000;
 const AGE_MAX: Duration = Duration::from_secs(600);
-/// How long a process may take to answer a probe, and to end once its input has.
+/// Maximum time for a process to answer a probe, and to end after its input was closed.
 const PROBE_MAX: Duration = Duration::from_secs(1);
 const END_MAX: Duration = Duration::from_secs(60);
-/// A shell that ends sooner than this before its first script is no shell.
+/// A channel that ends before its first script, and within this time of being created, gave no usable shell.
 const USELESS_MAX: Duration = Duration::from_secs(1);
 
-/// A call of the library.
+/// A call of libssh2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Open the channel.
     Open,
-    /// Set the next variable.
+    /// Set the next environment variable.
     SetEnv,
-    /// Ask for the shell.
+    /// Request the shell.
     Exec,
-    /// Write the first waiting piece.
+    /// Write the first queued piece of input.
     Write,
-    /// Ask for the first waiting signal.
+    /// Request the first queued signal.
     Signal,
-    /// Send the end of the input.
+    /// Send end of file.
     SendEof,
     /// Read standard error (true) or standard output.
     Read(bool),
@@ -53,66 +51,66 @@ pub enum Op {
     Free,
 }
 
-/// Where a channel stands.
+/// The state of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// The server has not opened it yet, or its variables are being set.
+    /// The server has not opened it yet, or its environment variables are being set.
     Opening,
-    /// The server has not answered the request for the shell yet. Input may be sent already.
+    /// The server has not answered the request for the shell yet. Input may already be sent.
     Starting,
-    /// The shell is there.
+    /// The shell is running.
     Open,
-    /// The shell is done with: what still comes is thrown away until its end of file.
+    /// The shell is no longer needed: its output is discarded until end of file.
     Draining,
-    /// The close is under way.
+    /// The channel is being closed.
     Closing,
 }
 
-/// A channel.
+/// A channel and its shell, or a child process in its place.
 pub struct ShellChannel {
     carrier: Option<Carrier>,
-    /// What the login shell is asked for.
+    /// The command line that the login shell is asked to run.
     command: Arc<str>,
     window: u32,
-    /// How many variables were set.
+    /// Number of environment variables set so far.
     variables_set: usize,
-    /// Where it stands.
     pub stage: Stage,
     input: VecDeque<Vec<u8>>,
-    /// How much of the first piece the server has.
+    /// Bytes of the first piece of `input` that were written.
     written: usize,
     signals: VecDeque<&'static str>,
-    /// The end of the input is to be sent.
+    /// End of file is to be sent after `input`.
     closing_input: bool,
     input_closed: bool,
     /// The command that has checked it out.
     pub client: Option<ClientId>,
-    /// Since when it has worked for somebody.
+    /// When it was checked out. Cleared when its script has ended.
     pub given: Option<Instant>,
-    /// What its shell prints when it is ready for another script.
+    /// What the shell prints when it is ready for another script.
     done: Option<Vec<u8>>,
-    /// Its script is its last.
+    /// The current script is the shell's last.
     is_last: bool,
-    /// The end of what it has printed, as far as it may be the beginning of that.
+    /// The end of the shell's output, as far as it may be the beginning of `done`.
     tail: Vec<u8>,
-    /// What it has said before anybody used it, for the first command: a login may say why it gives no shell.
+    /// What the shell printed before its first use, for the first command: a login may print why it gives no shell.
+    /// True marks standard error.
     noise: Vec<(bool, Vec<u8>)>,
-    /// It has said a word since a command had it.
+    /// It has started, or answered a probe, since it was last checked out.
     pub is_proven: bool,
-    /// By when it has to be ready again, to answer a probe, or to have ended.
+    /// Deadline to be ready again, to answer a probe, or to have ended.
     pub due: Option<Instant>,
-    /// How many scripts it has run.
+    /// Number of scripts it has run.
     pub scripts: u32,
-    /// Since when it is open, and since when nobody has used it.
+    /// When it was created, and since when it has been unused.
     pub opened: Instant,
     pub idle_since: Instant,
-    /// The relay that it is.
+    /// The relay that runs on it, if any.
     pub relay: Option<Relay>,
 }
 
 impl ShellChannel {
-    /// A channel that is to be opened, on which a server may send `window` bytes ahead of what was read. Its shell is
-    /// given `primer` at once.
+    /// A channel that is not opened yet, with a receive window of `window` bytes. `primer` is the first input of its
+    /// shell.
     pub fn new(command: Arc<str>, window: u32, primer: &[u8]) -> Self {
         let mut channel = Self {
             command,
@@ -142,7 +140,7 @@ impl ShellChannel {
         channel
     }
 
-    /// Whether it is nobody's, and can be given to a command now or once it is open.
+    /// Whether it is unused, and can be given to a command now or once it is open.
     pub fn is_free(&self) -> bool {
         matches!(self.stage, Stage::Opening | Stage::Starting | Stage::Open)
             && self.client.is_none()
@@ -151,18 +149,18 @@ impl ShellChannel {
             && !self.closing_input
     }
 
-    /// Whether its shell is there.
+    /// Whether its shell is running.
     pub fn is_there(&self) -> bool {
         matches!(self.stage, Stage::Open | Stage::Draining)
     }
 
-    /// Whether its shell has yet to print the end of the script of a command that has checked it in.
+    /// Whether its command has checked it in, but its script has not ended yet.
     pub fn is_returning(&self) -> bool {
         self.stage == Stage::Open && self.due.is_some()
     }
 
-    /// Asks a shell that is a process for a word before it is given to a command. The program in front of it can hang, as
-    /// podman-exec(1) does at times when its container is restarted.
+    /// Makes a shell that is a process answer before it is given to a command. The program in front of it can hang, as
+    /// podman-exec(1) sometimes does when its container is restarted.
     pub fn probe(&mut self) {
         if self.stage == Stage::Open && !self.is_proven {
             self.stage = Stage::Starting;
@@ -171,16 +169,16 @@ impl ShellChannel {
         }
     }
 
-    /// Closes the input of a process, and says whether it has ended.
+    /// Closes the input of a process. Returns whether the process has exited.
     pub fn has_left(&mut self) -> bool {
         self.carrier.as_mut().is_none_or(|carrier| {
-            // That of a process can always be closed.
+            // Closing the input of a process never fails.
             let _ = carrier.send_eof();
             carrier.has_exited()
         })
     }
 
-    /// Ends a process that does not answer, or does not end.
+    /// Kills a process that does not answer, or does not end.
     pub fn kill(&mut self) {
         self.due = None;
         if let Some(carrier) = &mut self.carrier
@@ -190,24 +188,24 @@ impl ShellChannel {
         }
     }
 
-    /// Whether its shell has run too many scripts, or for too long.
+    /// Whether its shell has run too many scripts, or is too old.
     pub fn is_old(&self) -> bool {
         self.scripts >= SCRIPTS_MAX || self.opened.elapsed() >= AGE_MAX
     }
 
-    /// Whether it broke down before it could be used.
+    /// Whether it failed before it could be used.
     pub fn was_useless(&self) -> bool {
         self.is_free() && self.scripts == 0 && self.opened.elapsed() < USELESS_MAX
     }
 
-    /// A script follows, after which the shell prints `done`; without it, the script is its last.
+    /// Announces a script, after which the shell prints `done`. Without `done`, the script is the shell's last.
     pub fn begin_script(&mut self, done: Option<String>) {
         self.is_last = done.is_none();
         (self.done, self.tail) = (done.map(String::into_bytes), Vec::new());
         self.due = None;
     }
 
-    /// Its command wants no more of it: it goes back to the pool, at once or when it is ready.
+    /// Returns the shell to the pool, at once or when its script has ended, by `due` at the latest.
     pub fn check_in(&mut self, due: Instant) {
         if self.is_last {
             return self.finish();
@@ -215,7 +213,7 @@ impl ShellChannel {
         (self.client, self.due) = (None, self.done.as_ref().map(|_| due));
     }
 
-    /// Its command has gone: so does a shell whose script has not ended.
+    /// Handles the loss of the command. A shell whose script has not ended is closed.
     pub fn abandon(&mut self) {
         self.client = None;
         if self.is_last || self.done.is_some() {
@@ -223,7 +221,7 @@ impl ShellChannel {
         }
     }
 
-    /// Keeps the first of what it says while it is nobody's.
+    /// Keeps the beginning of what the shell prints before its first use.
     pub fn keep_noise(&mut self, error_stream: bool, bytes: &[u8]) {
         let kept: usize = self.noise.iter().map(|(_, bytes)| bytes.len()).sum();
         let room = NOISE_MAX.saturating_sub(kept).min(bytes.len());
@@ -237,7 +235,7 @@ impl ShellChannel {
         std::mem::take(&mut self.noise)
     }
 
-    /// Looks for the end of the script in what the shell has printed.
+    /// Looks for the end of the script in the shell's output.
     pub fn hear(&mut self, bytes: &[u8]) {
         let Some(done) = &self.done else { return };
         if self.tail.is_empty() && memchr::memchr(b'\x01', bytes).is_none() {
@@ -245,8 +243,8 @@ impl ShellChannel {
         }
         self.tail.extend_from_slice(bytes);
         if memmem::find(&self.tail, done).is_none() {
-            let over = self.tail.len().saturating_sub(done.len() - 1);
-            self.tail.drain(..over);
+            let excess = self.tail.len().saturating_sub(done.len() - 1);
+            self.tail.drain(..excess);
             return;
         }
         (self.done, self.due, self.given) = (None, None, None);
@@ -255,13 +253,13 @@ impl ShellChannel {
         self.idle_since = Instant::now();
     }
 
-    /// Whether it is a relay and no command's any more: it ends only when its job does.
+    /// Whether it is a relay that no command uses any more: it ends only when its job does.
     pub fn is_relay_alone(&self) -> bool {
         self.relay.is_some() && self.client.is_none()
     }
 
-    /// Whether its shell ends in a moment, as far as can be told: it has been given a script less than `short` ago, or its
-    /// end is under way.
+    /// Whether its shell is expected to end in a moment: it was given a script less than `short` ago, or is already
+    /// ending.
     pub fn is_about_to_end(&self, short: Duration) -> bool {
         let working = self.relay.is_none()
             && self.done.is_none()
@@ -269,7 +267,7 @@ impl ShellChannel {
         working || matches!(self.stage, Stage::Draining | Stage::Closing)
     }
 
-    /// Queues a command's bytes for the shell. Without a word about the script that they are, it is the last.
+    /// Queues a command's bytes for the shell. If they were not announced with a `done`, they are its last script.
     pub fn write_script(&mut self, bytes: &[u8]) {
         self.is_last |= self.done.is_none();
         self.write(bytes);
@@ -277,10 +275,11 @@ impl ShellChannel {
 
     /// Queues bytes for the shell.
     pub fn write(&mut self, bytes: &[u8]) {
-        self.input.extend(bytes.chunks(PIECE).map(<[u8]>::to_vec));
+        self.input
+            .extend(bytes.chunks(WRITE_MAX).map(<[u8]>::to_vec));
     }
 
-    /// How many bytes wait to be sent.
+    /// Number of bytes queued for the shell.
     pub fn waiting(&self) -> usize {
         self.input.iter().map(Vec::len).sum()
     }
@@ -290,7 +289,7 @@ impl ShellChannel {
         self.signals.push_back(name);
     }
 
-    /// Ends the shell: by the end of its input, and by hearing it no more.
+    /// Ends the shell: sends end of file after the queued bytes, and discards the output from now on.
     pub fn finish(&mut self) {
         self.closing_input = true;
         (self.client, self.due) = (None, Some(Instant::now() + END_MAX));
@@ -299,7 +298,7 @@ impl ShellChannel {
         }
     }
 
-    /// What can be done now, in this order. `listen`: somebody takes what is read.
+    /// The calls to make now, in this order. `listen`: output that is read can be passed on.
     pub fn to_do(&self, listen: bool) -> Vec<Op> {
         let mut ops = Vec::new();
         match self.stage {
@@ -323,22 +322,22 @@ impl ShellChannel {
         ops
     }
 
-    /// Whether there is something to read that was taken in already.
+    /// Whether the library has received bytes of this channel that were not read yet.
     pub fn has_bytes(&self) -> bool {
         self.carrier.as_ref().is_some_and(Carrier::has_bytes)
     }
 
-    /// Takes in what has come for any of the connection's channels, and renews keys.
+    /// Receives what has arrived for all channels of the connection, and continues a key exchange.
     pub fn take_in(&self) -> io::Result<()> {
         self.carrier.iter().try_for_each(Carrier::take_in)
     }
 
-    /// Whether bytes were taken in, and can be read now. `listen` as in [`ShellChannel::to_do`].
+    /// Whether the library has received bytes that can be read now. `listen` as in [`ShellChannel::to_do`].
     pub fn has_more(&self, listen: bool) -> bool {
         self.to_do(listen).contains(&Op::Read(false)) && self.has_bytes()
     }
 
-    /// What to poll for it beside the connection. `listen` as in [`ShellChannel::to_do`].
+    /// What to poll for it in addition to the connection. `listen` as in [`ShellChannel::to_do`].
     pub fn fds(&self, listen: bool) -> impl Iterator<Item = PollFd<'_>> {
         let reads = listen || self.stage != Stage::Open;
         let writes = !self.input.is_empty();
@@ -347,7 +346,7 @@ impl ShellChannel {
             .flat_map(move |carrier| carrier.fds(reads, writes))
     }
 
-    /// Makes a call. What was read is in `buffer`, as many bytes as the result says.
+    /// Makes a call. After a read, the result is the number of bytes in `buffer`.
     pub fn perform(
         &mut self,
         transport: &Transport,
@@ -417,20 +416,20 @@ impl ShellChannel {
         }
     }
 
-    /// It is open: once its variables are set, the shell can be asked for.
+    /// Lets the shell be requested, once the channel is open and all environment variables are set.
     fn leave_opening(&mut self, transport: &Transport) {
         if self.variables_set >= transport.environment().len() {
             self.stage = Stage::Starting;
         }
     }
 
-    /// Whether the shell has said all it ever will. Then the channel can be closed.
+    /// Whether all output was read up to end of file. Then the channel can be closed.
     pub fn has_ended(&self) -> bool {
         matches!(self.stage, Stage::Open | Stage::Draining)
             && self.carrier.as_ref().is_some_and(Carrier::at_end)
     }
 
-    /// Closes the channel, which must have come to its end.
+    /// Starts to close the channel, which must have ended.
     pub fn close(&mut self) {
         self.stage = Stage::Closing;
         self.client = None;

@@ -1,4 +1,4 @@
-//! A command's conversation with a keeper.
+//! The command's side of a connection to a keeper.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
@@ -9,20 +9,20 @@ use super::protocol::{self, Frame, Reply, Request, Status, VERSION};
 use crate::connection::Relays;
 use crate::job::JobId;
 
-/// How long a keeper may take to greet: it has nothing else to do that takes long.
+/// Maximum wait for a keeper's greeting: a keeper does nothing that takes long.
 pub(super) const GREETING_MAX: Duration = Duration::from_secs(3);
-/// How long it may take to give a shell: a little longer than it lets anybody wait for one.
+/// Maximum wait for a shell: a little longer than the keeper lets a command wait for one.
 pub(super) const SHELL: Duration = Duration::from_secs(5);
-/// How long a keeper may take to hear that this command has gone.
-const PARTING: Duration = Duration::from_secs(1);
+/// Maximum wait for the keeper to close its side after this command has closed its own.
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// One connection to a keeper.
+/// A connection to a keeper.
 pub struct KeeperClient {
     pub(super) stream: UnixStream,
     input: Vec<u8>,
-    /// The jobs whose relays the keeper held at the greeting.
+    /// The jobs whose relays the keeper held when it sent its greeting.
     pub(super) jobs: Vec<String>,
-    /// How long its host may take to be connected to.
+    /// Timeout for connecting to the keeper's host.
     #[cfg_attr(
         not(feature = "mcp"),
         allow(dead_code, reason = "only that server asks")
@@ -31,7 +31,8 @@ pub struct KeeperClient {
 }
 
 impl KeeperClient {
-    /// Connects and greets. `None`: nobody listens there. Another version's keeper is an error: its socket must stay.
+    /// Connects and exchanges greetings. `None`: no process is listening there. A keeper of another version is an
+    /// error, since its socket must stay.
     pub fn open(place: &std::path::Path) -> io::Result<Option<Self>> {
         let stream = match UnixStream::connect(place) {
             Ok(stream) => stream,
@@ -51,29 +52,29 @@ impl KeeperClient {
             ));
         }
         stream.set_write_timeout(Some(GREETING_MAX))?;
-        let mut talk = Self {
+        let mut client = Self {
             stream,
             input: Vec::new(),
             jobs: Vec::new(),
             connect_timeout: Duration::ZERO,
         };
-        talk.say(&Request::Hello {
+        client.say(&Request::Hello {
             version: VERSION.to_owned(),
         })?;
-        match talk.hear(Instant::now() + GREETING_MAX) {
+        match client.hear(Instant::now() + GREETING_MAX) {
             Ok(Frame::Message(Reply::Hello {
                 version,
                 jobs,
                 connect_timeout,
             })) if version == VERSION => {
-                talk.jobs = jobs;
-                talk.connect_timeout = Duration::from_secs(connect_timeout);
-                Ok(Some(talk))
+                client.jobs = jobs;
+                client.connect_timeout = Duration::from_secs(connect_timeout);
+                Ok(Some(client))
             }
             Ok(_) => Err(io::Error::other(
                 "a keeper of another version listens on its socket",
             )),
-            // It was about to end.
+            // The keeper was about to end.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -91,7 +92,7 @@ impl KeeperClient {
         self.stream.write_all(&protocol::message(request))
     }
 
-    /// Takes the next frame; `TimedOut` when none has come by then.
+    /// Returns the next frame, or `TimedOut` if none has arrived by `until`.
     pub fn hear(&mut self, until: Instant) -> io::Result<Frame<Reply>> {
         if let Some(frame) = protocol::take(&mut self.input)? {
             return Ok(frame);
@@ -107,18 +108,18 @@ impl KeeperClient {
     }
 }
 
-/// How the keeper at a socket stands; none where nobody of this version listens.
+/// The status of the keeper at a socket; `None` if no keeper of this version is listening there.
 pub fn status(socket: &std::path::Path) -> Option<Status> {
     ask(socket, &Request::Status).ok()
 }
 
-/// Ends the keeper at a socket, and waits until it has gone.
+/// Ends the keeper at a socket, and waits until it has closed the connection.
 pub fn stop(socket: &std::path::Path) -> io::Result<()> {
-    let mut talk = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
-    talk.say(&Request::Stop)?;
+    let mut client = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
+    client.say(&Request::Stop)?;
     let until = Instant::now() + GREETING_MAX;
     loop {
-        match talk.hear(until) {
+        match client.hear(until) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::TimedOut => return Err(error),
             Err(_) => return Ok(()),
@@ -127,9 +128,9 @@ pub fn stop(socket: &std::path::Path) -> io::Result<()> {
 }
 
 fn ask(socket: &std::path::Path, request: &Request) -> io::Result<Status> {
-    let mut talk = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
-    talk.say(request)?;
-    match talk.hear(Instant::now() + GREETING_MAX)? {
+    let mut client = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
+    client.say(request)?;
+    match client.hear(Instant::now() + GREETING_MAX)? {
         Frame::Message(Reply::Status(status)) => Ok(status),
         _ => Err(ErrorKind::InvalidData.into()),
     }
@@ -141,16 +142,16 @@ impl Relays for KeeperClient {
     }
 
     fn part(&mut self) -> Vec<Reply> {
-        // Once it has closed its side, it will send nothing more in this command's name.
+        // Once the keeper has closed its side, it sends no more signals for this command.
         drop(self.stream.shutdown(std::net::Shutdown::Write));
-        let until = Instant::now() + PARTING;
-        let mut last = Vec::new();
+        let until = Instant::now() + CLOSE_WAIT_MAX;
+        let mut replies = Vec::new();
         while let Ok(frame) = self.hear(until) {
             if let Frame::Message(reply) = frame {
-                last.push(reply);
+                replies.push(reply);
             }
         }
-        last
+        replies
     }
 
     fn signal(&mut self, job: &JobId, name: &str) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! A command at the other end of the keeper's socket.
+//! The keeper's side of a connection from a command: the socket and its buffers.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
@@ -9,27 +9,27 @@ use std::time::{Duration, Instant};
 use super::channel::ChannelId;
 use super::protocol::{self, FRAME_MAX};
 
-/// A command at the other end of the socket.
+/// A command that is connected to the keeper.
 pub struct Client {
     pub(super) stream: UnixStream,
     pub(super) input: Vec<u8>,
     pub(super) output: VecDeque<u8>,
     pub(super) greeted: bool,
     pub(super) since: Instant,
-    /// The channel that works for it.
+    /// The channel it has checked out.
     pub(super) channel: Option<ChannelId>,
-    /// Since when it waits for a channel.
+    /// Since when it has been waiting for a channel.
     pub(super) waits: Option<Instant>,
-    /// It was told that another one wants its shell.
+    /// It was told that another command is waiting for a shell.
     pub(super) told_wanted: bool,
-    /// How often its shell is sent an empty line, and when the next one is due.
+    /// Interval between its shell's heartbeats (empty lines), and when the next one is due.
     pub(super) beat: Option<(Duration, Instant)>,
-    /// All is said: it is let go when all is sent.
+    /// No more output follows: it is disconnected once `output` is sent.
     pub(super) done: bool,
 }
 
 impl Client {
-    /// Whether its end of the socket is still open, as far as can be told without reading.
+    /// Whether its end of the socket is still open, as far as a peek can tell.
     pub(super) fn is_there(&self) -> bool {
         use nix::sys::socket::{MsgFlags, recv};
         let peeked = recv(
@@ -40,7 +40,7 @@ impl Client {
         matches!(peeked, Ok(1..) | Err(nix::errno::Errno::EAGAIN))
     }
 
-    /// Passes on what a shell said: as much as the socket takes goes there without a copy.
+    /// Forwards a shell's output. What the socket takes at once is not copied.
     pub(super) fn pass_on(&mut self, error_stream: bool, bytes: &[u8]) -> io::Result<()> {
         for content in bytes.chunks(FRAME_MAX) {
             let head = protocol::head_of_bytes(error_stream, content);
@@ -82,7 +82,7 @@ impl Client {
         Ok(())
     }
 
-    /// Reads what is there, up to a frame or so, and says whether the other side is still open.
+    /// Reads what has arrived, up to about two frames. Returns whether the other side is still open.
     pub(super) fn fill(&mut self) -> io::Result<bool> {
         let mut chunk = [0; 16 << 10];
         while self.input.len() < FRAME_MAX * 2 {

@@ -20,26 +20,26 @@ use crate::error::{Failure, Kind, reason};
 use crate::host::Destination;
 use crate::sys;
 
-/// How long another command may take to start the keeper that this one needs too.
-const STARTING: Duration = Duration::from_secs(30);
-/// How often that is looked for.
-const LOOK: Duration = Duration::from_millis(10);
-/// How many keepers one destination has for commands with different directories, environments or limits.
+/// Maximum wait for another command that is starting the same keeper.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Interval between attempts to take the lock.
+const LOCK_RECHECK: Duration = Duration::from_millis(10);
+/// Maximum number of keepers of one destination, for commands with different directories, environments or limits.
 const SIBLINGS_MAX: usize = 8;
-/// The word on the command line that makes rsig a keeper.
+/// The command-line word that makes rsig a keeper.
 pub const SERVE: &str = "keeper-serve";
 
-/// What a keeper that is being started says to the command that starts it.
+/// What a new keeper reports to the command that started it.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum StartupReport {
-    /// It listens.
+    /// It is listening.
     Ready,
     /// It could not connect.
     Failed { kind: Kind, message: String },
 }
 
 /// Finds the shared keeper of a destination, or starts one.
-fn shared(
+fn find_or_start(
     destination: &Destination,
     policy: &Policy,
 ) -> io::Result<Result<KeeperConnection, Failure>> {
@@ -77,7 +77,7 @@ fn shared(
     if others >= SIBLINGS_MAX {
         return Err(io::Error::other("there are many for other environments"));
     }
-    let until = Instant::now() + STARTING;
+    let until = Instant::now() + LOCK_WAIT_MAX;
     let mut waited = false;
     let lock = loop {
         if let Some(lock) = place.lock()? {
@@ -87,16 +87,16 @@ fn shared(
         if Instant::now() >= until {
             return Err(io::Error::other("another command takes long to start it"));
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(LOCK_RECHECK);
     };
     if let Some(ready) = KeeperClient::open(&place.socket)? {
         return connection(ready, place);
     }
     if waited && siblings(&place)?.count() <= others {
-        // Not one after the other: where one has failed, all others would wait for each other to fail.
+        // The other command has failed. Trying again here would make all waiting commands fail one after the other.
         return Err(io::Error::other("another command could not start it"));
     }
-    // The user is asked once: not by one that could not listen then.
+    // Checked first, so that the user is not prompted by a keeper that then can't listen.
     place.probe()?;
     match start(destination, &place, policy, false, configuration)? {
         Ok(keeper) => reap(keeper),
@@ -111,7 +111,7 @@ fn shared(
     }
 }
 
-/// A keeper that listens: the one at a place, or any of the same destination where no job is started.
+/// Finds a keeper that is listening: the one at `place` or, if no job is to be started, any of the same destination.
 fn find(place: KeeperPath, policy: &Policy) -> io::Result<Option<(KeeperClient, KeeperPath)>> {
     if let Some(ready) = KeeperClient::open(&place.socket)? {
         return Ok(Some((ready, place)));
@@ -122,13 +122,13 @@ fn find(place: KeeperPath, policy: &Policy) -> io::Result<Option<(KeeperClient, 
     Ok(siblings(&place)?.next())
 }
 
-/// The keepers of the same destination whose shells were given something else.
+/// The other listening keepers of the same destination: their shells have a different environment.
 fn siblings(place: &KeeperPath) -> io::Result<impl Iterator<Item = (KeeperClient, KeeperPath)>> {
     let open = |place: KeeperPath| Some((KeeperClient::open(&place.socket).ok()??, place));
     Ok(place.siblings()?.into_iter().filter_map(open))
 }
 
-/// Starts a keeper, and waits until it listens. It asks what it has to ask on this command's terminal.
+/// Starts a keeper, and waits until it is listening. The keeper prompts on this command's terminal.
 fn start(
     destination: &Destination,
     place: &KeeperPath,
@@ -146,7 +146,7 @@ fn start(
         .stderr(Stdio::inherit());
     sys::process::start_clean(&mut command);
     let mut child = command.spawn()?;
-    let order = KeeperSettings {
+    let settings = KeeperSettings {
         destination: destination.clone(),
         batch: policy.batch,
         verbose: policy.verbose,
@@ -154,13 +154,13 @@ fn start(
         private,
         configuration,
     };
-    // Held open until the keeper has said how it went: it must not go on asking the user once this command has gone.
+    // Held open until the keeper has reported. When it closes, the keeper stops prompting, since this command is gone.
     let mut input = child.stdin.take();
     if let Some(input) = &mut input {
-        let mut order = serde_json::to_vec(&order)?;
-        order.push(b'\n');
-        // A child that is gone already says why below.
-        drop(input.write_all(&order));
+        let mut settings = serde_json::to_vec(&settings)?;
+        settings.push(b'\n');
+        // If the child has already exited, the reason is reported below.
+        drop(input.write_all(&settings));
     }
     let answer = child
         .stdout
@@ -186,7 +186,7 @@ fn start(
     }
 }
 
-/// This program, even if its file was replaced meanwhile, as by an upgrade.
+/// The path of this program, even if its file was replaced since the start, as by an upgrade.
 fn own_program() -> io::Result<PathBuf> {
     let (path, own) = (std::env::current_exe()?, Path::new("/proc/self/exe"));
     Ok(if path.exists() || !own.exists() {
@@ -196,32 +196,32 @@ fn own_program() -> io::Result<PathBuf> {
     })
 }
 
-/// Has a keeper waited for that nobody here waits for: a server, or a run over many connections, starts one after another.
+/// Waits in the background for a keeper to exit: a server, or a run over many connections, starts many of them.
 fn reap(mut keeper: Child) {
-    // Without a thread, it stays a zombie until this process ends.
+    // If no thread can be started, the keeper stays a zombie until this process ends.
     let _ = std::thread::Builder::new()
         .stack_size(64 << 10)
         .spawn(move || keeper.wait());
 }
 
-/// What a keeper is told on its standard input: nothing of it shows in a list of processes.
+/// The settings that a keeper gets on its standard input, so that they do not show in process lists.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct KeeperSettings {
     /// Where to connect.
     pub destination: Destination,
-    /// Ask nobody.
+    /// Do not prompt.
     pub batch: bool,
-    /// Say the steps of connecting.
+    /// Report the steps of connecting.
     pub verbose: bool,
-    /// Leave out the server's banner.
+    /// Do not show the server's banner.
     pub quiet: bool,
-    /// Be one command's own: end when the standard input does, and carry much.
+    /// Serve one command only: end at end of file on standard input, and use large windows and buffers.
     pub private: bool,
-    /// What ssh says of the destination, where it was asked already.
+    /// What ssh reported about the destination, if it was already queried.
     pub configuration: Option<ssh::Answer>,
 }
 
-/// A private keeper's process: it ends when its standard input does.
+/// A private keeper's process, which ends at end of file on its standard input.
 struct PrivateKeeper {
     place: KeeperPath,
     child: Mutex<Option<Child>>,
@@ -229,7 +229,7 @@ struct PrivateKeeper {
 }
 
 impl PrivateKeeper {
-    /// Has it end once what it was told last has been done.
+    /// Tells the keeper to end after it has carried out the last requests.
     fn dismiss(&self) -> Option<Child> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         let mut child = child.take()?;
@@ -246,7 +246,7 @@ impl PrivateKeeper {
 }
 
 impl Drop for PrivateKeeper {
-    /// Its last words take a round trip, which nobody waits for.
+    /// Shutting the keeper down takes a round trip, which is not waited for.
     fn drop(&mut self) {
         if let Some(child) = self.dismiss() {
             reap(child);
@@ -254,11 +254,11 @@ impl Drop for PrivateKeeper {
     }
 }
 
-/// A host's keeper: the one that its commands share, or a private one, which ends when nobody uses it any more.
+/// A host's keeper: the one that all commands share, or a private one, which ends when it is no longer used.
 pub struct KeeperConnection {
     place: KeeperPath,
     private: Option<Arc<PrivateKeeper>>,
-    /// Greeted, and not used yet.
+    /// A connection that has exchanged greetings and was not used yet.
     ready: Option<KeeperClient>,
 }
 
@@ -273,12 +273,12 @@ impl Clone for KeeperConnection {
 }
 
 impl KeeperConnection {
-    /// Finds the shared keeper or starts one, where the policy wants one and it can be used.
+    /// Finds the shared keeper or starts one. `None` if the policy wants none or it can't be used.
     pub fn shared(destination: &Destination, policy: &Policy) -> Result<Option<Self>, Failure> {
         if !policy.keeper {
             return Ok(None);
         }
-        match shared(destination, policy) {
+        match find_or_start(destination, policy) {
             Ok(connection) => connection.map(Some),
             Err(error) => {
                 (policy.step)(&format!("{destination}: no shared keeper ({error})"));
@@ -311,41 +311,41 @@ impl KeeperConnection {
         })
     }
 
-    /// Ends a private keeper, whoever else uses it.
+    /// Ends a private keeper, even if others use it.
     pub fn end(&self) {
         if let Some(private) = &self.private {
             private.end();
         }
     }
 
-    /// How long its host may take to be connected to, as its configuration says.
+    /// Timeout for connecting to the keeper's host, from its configuration.
     #[cfg(feature = "mcp")]
     pub fn connect_timeout(&mut self) -> Option<Duration> {
-        self.talk().ok().map(|talk| talk.connect_timeout)
+        self.open_client().ok().map(|client| client.connect_timeout)
     }
 
     pub fn is_shared(&self) -> bool {
         self.private.is_none()
     }
 
-    fn talk(&mut self) -> io::Result<KeeperClient> {
+    fn open_client(&mut self) -> io::Result<KeeperClient> {
         match self.ready.take() {
-            Some(talk) => Ok(talk),
+            Some(client) => Ok(client),
             None => KeeperClient::open(&self.place.socket)?
                 .ok_or_else(|| io::Error::other("the connection is gone")),
         }
     }
 
-    /// Checks a shell out; `None` where the shared keeper gives none. Nothing was sent by then.
+    /// Checks a shell out. `None` if the shared keeper gives none; nothing was sent then.
     pub fn shell(
         &mut self,
         destination: &Destination,
         policy: &Policy,
     ) -> Result<Option<Box<dyn Shell>>, Failure> {
         let mut why = String::new();
-        // A keeper whose connection was found broken has gone: then there is another one by now, or will be.
+        // A keeper ends when it finds its connection broken. Then the second round finds or starts another one.
         for _ in 0..2 {
-            match self.talk().and_then(KeeperShell::check_out) {
+            match self.open_client().and_then(KeeperShell::check_out) {
                 Ok(shell) => return Ok(Some(Box::new(shell))),
                 Err(error) => why = error.to_string(),
             }
@@ -355,13 +355,14 @@ impl KeeperConnection {
                     format!("{destination}: {why}"),
                 ));
             }
-            // What another one would start fails as well, and is to be started here to find out why.
+            // A process that this keeper can't start would fail for another keeper too. The caller starts it itself, to
+            // learn why it fails.
             if destination.is_process()
                 || !matches!(KeeperClient::open(&self.place.socket), Ok(None))
             {
                 break;
             }
-            match shared(destination, policy) {
+            match find_or_start(destination, policy) {
                 Ok(connection) => *self = connection?,
                 Err(error) => why = error.to_string(),
             }
@@ -372,23 +373,23 @@ impl KeeperConnection {
         Ok(None)
     }
 
-    /// Leaves a script with the shared keeper, which runs it when it can, whatever becomes of this command.
+    /// Leaves a script with the shared keeper, which runs it when it can, even if this command has ended by then.
     pub fn leave_script(&self, script: String) {
         if self.is_shared()
-            && let Ok(Some(mut talk)) = KeeperClient::open(&self.place.socket)
+            && let Ok(Some(mut client)) = KeeperClient::open(&self.place.socket)
         {
-            // A keeper that is gone can run nothing.
-            drop(talk.say(&Request::Cancel { script }));
+            // If this fails, the keeper is gone and can't run the script.
+            drop(client.say(&Request::Cancel { script }));
         }
     }
 
-    /// The relays that the keeper holds, if any: without them, signals go by pid.
+    /// The relays that the keeper holds; `None` if it holds none, and signals go by pid.
     pub fn relays(&mut self) -> Option<Box<dyn Relays>> {
-        let talk = self.talk().ok()?;
-        if talk.jobs.is_empty() {
-            self.ready = Some(talk);
+        let client = self.open_client().ok()?;
+        if client.jobs.is_empty() {
+            self.ready = Some(client);
             return None;
         }
-        Some(Box::new(talk))
+        Some(Box::new(client))
     }
 }

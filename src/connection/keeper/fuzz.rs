@@ -1,4 +1,4 @@
-//! A keeper without a host, for the fuzz targets: what commands and shells say to it is made up.
+//! A keeper without a host, for the fuzz targets, which make up what commands and shells send to it.
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
@@ -19,20 +19,21 @@ use crate::connection::Primer;
 use crate::connection::local::Launcher;
 use crate::host::{Connect, Destination};
 
-/// The job whose relay is held from the beginning, and the word before its lines.
+/// The job whose relay is held from the start, and the word that begins the relay's lines.
 const JOB: &str = "0123abcd";
 const WORD: &str = "W";
-/// How many commands there are at most.
+/// Maximum number of commands.
 const COMMANDS_MAX: usize = 4;
 
-/// What one side says, in pieces of `size` bytes. Returns what was heard, as text, and whether it ended in nonsense.
-fn heard<T: DeserializeOwned + Serialize>(bytes: &[u8], size: usize) -> (Vec<Vec<u8>>, bool) {
+/// Decodes what one side sends, in pieces of `size` bytes. Returns the frames, encoded again, and whether an invalid
+/// one ended them.
+fn decode_all<T: DeserializeOwned + Serialize>(bytes: &[u8], size: usize) -> (Vec<Vec<u8>>, bool) {
     let (mut buffer, mut all) = (Vec::new(), Vec::new());
     for piece in bytes.chunks(size) {
         buffer.extend_from_slice(piece);
         loop {
             match protocol::take::<T>(&mut buffer) {
-                Ok(Some(frame)) => all.push(said_again(frame)),
+                Ok(Some(frame)) => all.push(encode_again(frame)),
                 Ok(None) => break,
                 Err(_) => return (all, true),
             }
@@ -42,62 +43,69 @@ fn heard<T: DeserializeOwned + Serialize>(bytes: &[u8], size: usize) -> (Vec<Vec
     (all, false)
 }
 
-/// A frame as it is sent. A message that was sent and heard again is the same.
-fn said_again<T: DeserializeOwned + Serialize>(frame: Frame<T>) -> Vec<u8> {
+/// Encodes a frame again. Checks that a message does not change when it is encoded and decoded.
+fn encode_again<T: DeserializeOwned + Serialize>(frame: Frame<T>) -> Vec<u8> {
     match frame {
         Frame::Bytes(bytes) => protocol::bytes(false, &bytes),
         Frame::ErrorBytes(bytes) => protocol::bytes(true, &bytes),
         Frame::Message(message) => {
-            let said = protocol::message(&message);
-            let mut buffer = said.clone();
-            if said.len() <= FRAME_MAX {
+            let encoded = protocol::message(&message);
+            let mut buffer = encoded.clone();
+            if encoded.len() <= FRAME_MAX {
                 let again = protocol::take::<T>(&mut buffer).expect("a message");
                 let Some(Frame::Message(again)) = again else {
                     panic!("no message");
                 };
-                assert_eq!(protocol::message(&again), said);
+                assert_eq!(protocol::message(&again), encoded);
                 assert!(buffer.is_empty());
             }
-            said
+            encoded
         }
     }
 }
 
-/// Hears bytes as either side's, in one piece and in several.
+/// Decodes bytes as requests and as replies, in one piece and in several.
 pub fn frames(data: &[u8]) {
     for size in [1, 7] {
         let all = data.len().max(1);
-        assert_eq!(heard::<Request>(data, size), heard::<Request>(data, all));
-        assert_eq!(heard::<Reply>(data, size), heard::<Reply>(data, all));
+        assert_eq!(
+            decode_all::<Request>(data, size),
+            decode_all::<Request>(data, all)
+        );
+        assert_eq!(
+            decode_all::<Reply>(data, size),
+            decode_all::<Reply>(data, all)
+        );
     }
     let mut stream = data;
     let mut buffer = Vec::new();
     while let Ok(frame) = protocol::read::<Reply>(&mut stream, &mut buffer) {
-        drop(said_again(frame));
+        drop(encode_again(frame));
     }
     let banner = String::from_utf8_lossy(data);
     let _ = (breaks_on_open(&banner), refuses_signals(&banner, "root"));
 }
 
-/// What one keeper and its commands do, a step each: what, to whom, how many bytes follow, and those.
+/// Runs steps of one keeper and its commands. A step is its kind, its recipient, the number of bytes that follow, and
+/// these bytes.
 pub fn steps(mut data: &[u8]) {
-    let mut stage = Play::begin();
+    let mut harness = Harness::begin();
     while let [step, whom, length, rest @ ..] = data {
-        let (bytes, behind) = rest.split_at(usize::from(*length).min(rest.len()));
-        stage.step(*step, *whom, bytes);
-        data = behind;
+        let (bytes, remaining) = rest.split_at(usize::from(*length).min(rest.len()));
+        harness.step(*step, *whom, bytes);
+        data = remaining;
     }
-    stage.end();
+    harness.end();
 }
 
-/// The keeper, and the other ends of its commands' sockets.
-struct Play {
+/// The keeper, and the commands' ends of its sockets.
+struct Harness {
     keeper: Keeper,
     commands: Vec<(ClientId, UnixStream, Vec<u8>)>,
     now: Instant,
 }
 
-impl Play {
+impl Harness {
     fn begin() -> Self {
         thread_local! {
             static SOCKET: (tempfile::TempDir, UnixListener) = {
@@ -119,7 +127,7 @@ impl Play {
             text: b"primer\n".to_vec(),
             mark: 7,
         };
-        // What is told to end removes its socket.
+        // A keeper that is told to end removes its socket.
         if !socket.exists() {
             drop(UnixListener::bind(&socket));
         }
@@ -131,21 +139,21 @@ impl Play {
             Duration::from_secs(600),
             primer,
         );
-        let mut play = Self {
+        let mut harness = Self {
             keeper: keeper.expect("a keeper"),
             commands: Vec::new(),
             now: Instant::now(),
         };
         let mut channel = ShellChannel::new("exec /bin/sh -s".into(), 1 << 18, b"");
-        let relay = Relay::new(JOB.into(), WORD.into(), Trust::Hoped, play.now);
+        let relay = Relay::new(JOB.into(), WORD.into(), Trust::Hoped, harness.now);
         (channel.relay, channel.stage) = (Some(relay), Stage::Open);
-        play.keeper.channels.insert(1, channel);
-        play.keeper.next_id = 1;
-        play.greet();
-        play
+        harness.keeper.channels.insert(1, channel);
+        harness.keeper.next_id = 1;
+        harness.greet();
+        harness
     }
 
-    /// One more command, which says who it is.
+    /// Connects one more command, which sends its greeting.
     fn greet(&mut self) {
         let (own, mut other) = UnixStream::pair().expect("a pair of sockets");
         own.set_nonblocking(true).expect("a socket");
@@ -176,7 +184,7 @@ impl Play {
         let command = usize::from(whom) % self.commands.len().max(1);
         let mut say = |bytes: &[u8]| {
             if let Some((_, stream, _)) = self.commands.get_mut(command) {
-                // A keeper that has dismissed it reads no more.
+                // Fails if the keeper has disconnected the command.
                 drop(stream.write_all(bytes));
             }
         };
@@ -190,7 +198,7 @@ impl Play {
             }
             2 => say(&protocol::bytes(whom & 0x80 != 0, bytes)),
             3 => self.shell_says(whom, bytes),
-            4 => self.later(bytes),
+            4 => self.advance(bytes),
             5 => self.assign(),
             6 if self.commands.len() < COMMANDS_MAX => self.greet(),
             _ => {
@@ -202,7 +210,7 @@ impl Play {
         for id in self.keeper.clients.keys().copied().collect::<Vec<_>>() {
             self.keeper.serve(id, self.now);
         }
-        self.hear();
+        self.read_replies();
     }
 
     fn shell_says(&mut self, whom: u8, bytes: &[u8]) {
@@ -222,12 +230,12 @@ impl Play {
         self.keeper.act(*id, actions.unwrap_or_default());
     }
 
-    fn later(&mut self, bytes: &[u8]) {
+    fn advance(&mut self, bytes: &[u8]) {
         self.now += Duration::from_millis(bytes.len() as u64 * 100);
         self.keeper.tick(self.now);
     }
 
-    /// Gives shells to those who wait. All are there at once.
+    /// Gives shells to the commands that wait. All shells start at once.
     fn assign(&mut self) {
         self.keeper.assign();
         for channel in self.keeper.channels.values_mut() {
@@ -239,15 +247,15 @@ impl Play {
         self.keeper.assign();
     }
 
-    /// Every command understands what it is told.
-    fn hear(&mut self) {
+    /// Reads the replies. Every command must be able to decode them.
+    fn read_replies(&mut self) {
         for (_, stream, buffer) in &mut self.commands {
             let mut chunk = [0; 4096];
             while let Ok(size @ 1..) = stream.read(&mut chunk) {
                 buffer.extend_from_slice(&chunk[..size]);
             }
             while let Some(frame) = protocol::take::<Reply>(buffer).expect("a reply") {
-                drop(said_again(frame));
+                drop(encode_again(frame));
             }
         }
     }
@@ -259,6 +267,6 @@ impl Play {
         for client in self.keeper.clients.values_mut() {
             drop(client.flush());
         }
-        self.hear();
+        self.read_replies();
     }
 }

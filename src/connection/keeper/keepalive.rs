@@ -1,58 +1,57 @@
-//! Whether the server at the other end is still there: when it is asked for a sign of life, and when its silence counts
-//! as its end. No I/O.
+//! Decides when a keepalive is sent to the server, and when the server's silence means that it is gone. No I/O.
 //!
-//! `Instant` does not count the time that the machine sleeps, and a connection seldom survives that. So the time asleep
-//! is watched too, and a connection that slept is asked at once and not believed for long.
+//! `Instant` does not count the time that the machine sleeps, and a connection seldom survives a sleep. So that time is
+//! measured too: after a sleep, a keepalive is sent at once, and its reply must come soon.
 
 use std::time::{Duration, Instant};
 
-/// What a server's silence keeps from going on.
+/// What a silent server is holding up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
     /// Nothing.
     Idle,
-    /// Somebody wants to hear of a job's end, which may be far off.
+    /// A command waits for a job's end, which may be far off.
     Watched,
-    /// A command waits for an answer.
+    /// A command waits for a reply.
     Waited,
 }
 
-/// What is to be done about a silence.
+/// What to do about a silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
     /// Nothing yet.
     Fine,
-    /// Ask for a sign of life.
+    /// Send a keepalive.
     Ask,
-    /// Nobody is there any more.
+    /// The server is gone.
     Dead,
 }
 
-/// A sleep shorter than this is none: clocks are read one after the other.
-const NAP: Duration = Duration::from_secs(3);
-/// How long a connection that slept may take to answer.
-const WAKING: Duration = Duration::from_secs(3);
+/// A shorter difference does not count as a sleep: the two clocks are read one after the other.
+const SLEEP_MIN: Duration = Duration::from_secs(3);
+/// Maximum wait for a reply after a sleep.
+const WAKE_REPLY_MAX: Duration = Duration::from_secs(3);
 
-/// The silence of one connection.
+/// Tracks the silence of one connection.
 pub struct Keepalive {
-    /// How often an idle connection is asked.
-    alive: Duration,
+    /// Interval between keepalives on an idle connection.
+    idle_interval: Duration,
     heard: Instant,
     asked: Option<Instant>,
-    /// The first question since something was heard.
+    /// The first keepalive since anything was received.
     unanswered: Option<Instant>,
-    /// What depended on the server's word when last checked.
+    /// The urgency at the last check.
     urgency: Urgency,
-    /// How long this machine has slept in all.
+    /// How long this machine has slept since its boot.
     asleep: Duration,
     doubted: Option<Instant>,
 }
 
 impl Keepalive {
-    /// A connection that has just been made, on a machine that has slept for `asleep` since its boot.
-    pub fn new(alive: Duration, now: Instant, asleep: Duration) -> Self {
+    /// For a new connection, on a machine that has slept for `asleep` since its boot.
+    pub fn new(idle_interval: Duration, now: Instant, asleep: Duration) -> Self {
         Self {
-            alive,
+            idle_interval,
             heard: now,
             asked: None,
             unanswered: None,
@@ -62,48 +61,51 @@ impl Keepalive {
         }
     }
 
-    /// Something came.
+    /// Records that something was received.
     pub fn hear(&mut self, now: Instant) {
         (self.heard, self.unanswered, self.doubted) = (now, None, None);
     }
 
-    /// The question went out.
+    /// Records that a keepalive was sent.
     pub fn ask(&mut self, now: Instant) {
         self.asked = Some(now);
         self.unanswered.get_or_insert(now);
     }
 
-    /// Whether the machine slept since the last sign of life: what is sent now may go nowhere.
+    /// Whether the machine slept since anything was last received: what is sent now may be lost.
     pub fn is_doubted(&self) -> bool {
         self.doubted.is_some()
     }
 
-    /// After how much silence it is asked, and how long it may take to answer.
-    fn patience(&self, urgency: Urgency) -> (Duration, Duration) {
+    /// The silence after which a keepalive is sent, and the maximum wait for its reply.
+    fn timeouts(&self, urgency: Urgency) -> (Duration, Duration) {
         match urgency {
             Urgency::Waited => (Duration::from_secs(3), Duration::from_secs(6)),
             Urgency::Watched => (Duration::from_secs(10), Duration::from_secs(15)),
-            Urgency::Idle => (self.alive, self.alive * 2),
+            Urgency::Idle => (self.idle_interval, self.idle_interval * 2),
         }
     }
 
-    /// What the silence means.
+    /// Decides what to do about the silence.
     pub fn check(&mut self, now: Instant, asleep: Duration, urgency: Urgency) -> Liveness {
-        if asleep > self.asleep + NAP {
+        if asleep > self.asleep + SLEEP_MIN {
             self.asleep = asleep;
             self.doubted = Some(now);
-            // What was asked before the sleep says nothing.
+            // A keepalive from before the sleep proves nothing.
             self.unanswered = None;
             return Liveness::Ask;
         }
         if urgency > self.urgency {
-            // A question of quieter times had longer to be answered: it is asked anew before its silence counts.
+            // A keepalive sent at a lower urgency had more time for its reply, so another one is sent before the
+            // shorter wait applies.
             (self.asked, self.unanswered) = (None, None);
         }
         self.urgency = urgency;
-        let (silence, answer) = self.patience(urgency);
+        let (silence, answer) = self.timeouts(urgency);
         let since = |then: Instant| now.saturating_duration_since(then);
-        if self.doubted.is_some_and(|then| since(then) >= WAKING)
+        if self
+            .doubted
+            .is_some_and(|then| since(then) >= WAKE_REPLY_MAX)
             || self.unanswered.is_some_and(|then| since(then) >= answer)
         {
             return Liveness::Dead;
@@ -114,12 +116,12 @@ impl Keepalive {
         Liveness::Fine
     }
 
-    /// When [`Keepalive::check`] will next have something to say.
+    /// When [`Keepalive::check`] may next return something other than [`Liveness::Fine`].
     pub fn next(&self, urgency: Urgency) -> Instant {
-        let (silence, answer) = self.patience(urgency);
+        let (silence, answer) = self.timeouts(urgency);
         let ask = self.asked.map_or(self.heard, |asked| asked.max(self.heard)) + silence;
         let dead = self.unanswered.map(|then| then + answer);
-        let doubt = self.doubted.map(|then| then + WAKING);
+        let doubt = self.doubted.map(|then| then + WAKE_REPLY_MAX);
         [Some(ask), dead, doubt]
             .into_iter()
             .flatten()
@@ -128,8 +130,8 @@ impl Keepalive {
     }
 }
 
-/// How long this machine has slept since its boot: the difference of two clocks (`clock_gettime(2)`). Zero where there
-/// is no telling.
+/// How long this machine has slept since its boot: the difference of two clocks (`clock_gettime(2)`). Zero on systems
+/// where it is unknown.
 pub fn asleep() -> Duration {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {

@@ -1,8 +1,8 @@
-//! The keeper: a process in the background that holds one SSH connection to a host, so that a command costs one round
-//! trip, and through which signals go by the job's own channel; or shells on this machine that are slow to start.
+//! The keeper: a background process that holds one SSH connection to a host, so that a command costs one round trip and
+//! a signal can go by the job's own channel. For a destination on this machine, it holds shells that are slow to start.
 //!
-//! It is started by the first command that needs its host and ends when it has had nothing to do for long enough. It
-//! holds no truth: whatever it is in the middle of when it dies, the next command finds out from the host.
+//! It is started by the first command that needs its host, and ends after an idle timeout. Nothing depends on its
+//! state: if it dies in the middle of something, the next command finds out from the host what was done.
 
 mod channel;
 pub mod client;

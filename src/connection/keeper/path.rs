@@ -1,4 +1,4 @@
-//! Where keepers are found: one socket for each destination, in a directory that nobody else can enter.
+//! The paths of keepers: one socket for each destination, in a directory that no other user can enter.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -14,40 +14,44 @@ use super::protocol::VERSION;
 use crate::connection::ssh::{Sources, sent};
 use crate::host::Destination;
 
-/// The longest path of a socket: `sun_path` of the narrowest system (unix(7); 104 on macOS and the BSDs), less what
-/// stands behind the name while it is bound.
+/// Maximum length of a socket's path: the smallest `sun_path` of any system (unix(7); 104 on macOS and the BSDs), less
+/// the suffix that the name has while the socket is bound.
 const PATH_MAX: usize = 90;
 
-/// How many bytes of a name tell the destination, and how many what its shells were given.
-const BEGIN: usize = 7;
-const END: usize = 3;
+/// The two parts of a socket's name, in bytes before hex encoding: one stands for the destination, the other for what
+/// its shells inherit or are sent.
+const DESTINATION_LEN: usize = 7;
+const ENVIRONMENT_LEN: usize = 3;
 
-/// The place of one keeper's socket.
+/// The paths of one keeper.
 #[derive(Clone, Debug)]
 pub struct KeeperPath {
     /// The socket.
     pub socket: PathBuf,
-    /// Held while a keeper is started.
+    /// Locked while a keeper is being started.
     pub lock: PathBuf,
 }
 
 impl KeeperPath {
-    /// Where the keeper of a prefix on this machine is: found by what was typed, and by the machine, since home directories
-    /// are shared; and where jobs are to have what their command has, by that too.
+    /// The paths of a keeper whose shells are processes of this machine. The name depends on what was typed, on the
+    /// machine, since home directories may be shared, and, if jobs inherit from their command, on what they inherit.
     pub fn of(destination: &Destination) -> io::Result<Self> {
         let mut hash = Sha256::new();
         let mut destination = destination.clone();
-        // It makes no difference to a shell.
+        // The jobs directory makes no difference to a shell.
         destination.connect.jobs_dir = None;
         hash.update(serde_json::to_vec(&destination)?);
         hash.update(machine());
         hash.update(VERSION);
         let hash = hash.finalize();
-        let begin = hex(hash.get(..BEGIN).unwrap_or_default());
+        let begin = hex(hash.get(..DESTINATION_LEN).unwrap_or_default());
         let name = if destination.inherits() {
-            begin + &hex(inherited()?.get(..END).unwrap_or_default())
+            begin + &hex(inherited()?.get(..ENVIRONMENT_LEN).unwrap_or_default())
         } else {
-            begin + &hex(hash.get(BEGIN..BEGIN + END).unwrap_or_default())
+            begin
+                + &hex(hash
+                    .get(DESTINATION_LEN..DESTINATION_LEN + ENVIRONMENT_LEN)
+                    .unwrap_or_default())
         };
         Ok(Self::in_directory(&directory()?, &name))
     }
@@ -55,22 +59,25 @@ impl KeeperPath {
     fn in_directory(directory: &Path, name: &str) -> Self {
         Self {
             socket: directory.join(name),
-            lock: directory.join(format!("{}.lock", name.get(..2 * BEGIN).unwrap_or(name))),
+            lock: directory.join(format!(
+                "{}.lock",
+                name.get(..2 * DESTINATION_LEN).unwrap_or(name)
+            )),
         }
     }
 
-    /// The keepers of the same destination whose shells were given something else.
+    /// The other keepers of the same destination: their shells have a different environment.
     pub fn siblings(&self) -> io::Result<Vec<Self>> {
         let own = self.socket.file_name().and_then(|name| name.to_str());
         let begin = own
-            .and_then(|name| name.get(..2 * BEGIN))
+            .and_then(|name| name.get(..2 * DESTINATION_LEN))
             .unwrap_or_default();
         let directory = directory()?;
         let mut found = Vec::new();
         for entry in fs::read_dir(&directory)? {
             let name = entry?.file_name();
             if let Some(name) = name.to_str()
-                && name.len() == 2 * (BEGIN + END)
+                && name.len() == 2 * (DESTINATION_LEN + ENVIRONMENT_LEN)
                 && name.starts_with(begin)
                 && Some(name) != own
             {
@@ -80,7 +87,7 @@ impl KeeperPath {
         Ok(found)
     }
 
-    /// A place for a keeper that nobody else is to find: in a temporary directory where that for keepers can't be used.
+    /// The paths of a private keeper: in a temporary directory if the keepers' directory can't be used.
     pub fn private() -> io::Result<(Self, Option<TempDir>)> {
         let random = crate::job::random_hex::<7>().map_err(io::Error::other)?;
         let name = format!("p{random}");
@@ -94,7 +101,7 @@ impl KeeperPath {
         Ok((Self::in_directory(temporary.path(), &name), Some(temporary)))
     }
 
-    /// Fails where no socket can be made: the directory is read-only, or its file system full.
+    /// Fails if no socket can be created: the directory is read-only, or its file system is full.
     pub fn probe(&self) -> io::Result<()> {
         let probe = self
             .socket
@@ -103,7 +110,7 @@ impl KeeperPath {
         fs::remove_file(&probe)
     }
 
-    /// Takes the lock, unless another command has it.
+    /// Takes the lock. `None` if another command holds it.
     pub fn lock(&self) -> io::Result<Option<File>> {
         let file = OpenOptions::new()
             .create(true)
@@ -119,15 +126,16 @@ impl KeeperPath {
     }
 }
 
-/// A place for the socket of an `ssh -M`, beside a keeper's. ssh binds it under a longer name (17 characters) first.
+/// A path for the socket of an `ssh -M`, next to the keeper's. ssh first binds it under a name that is 17 characters
+/// longer.
 pub fn control_socket(keeper: &Path) -> io::Result<PathBuf> {
     let random = crate::job::random_hex::<4>().map_err(io::Error::other)?;
     Ok(keeper.with_file_name(format!("{random}.m")))
 }
 
-/// What is known of a destination's configuration: so a warm command need not ask ssh.
+/// What ssh last reported about a destination's configuration, so that a warm command need not query ssh.
 ///
-/// A destination is what was typed, on this machine, since home directories are shared, and in this network namespace.
+/// It is kept for what was typed, this machine (home directories may be shared) and this network namespace.
 pub struct KnownConfiguration {
     directory: PathBuf,
     name: String,
@@ -136,7 +144,7 @@ pub struct KnownConfiguration {
 #[derive(Serialize, Deserialize)]
 struct Configuration {
     digest: String,
-    /// The patterns of `SendEnv`. No value of a variable is ever written down.
+    /// The patterns of `SendEnv`. The values of variables are never written to disk.
     send: Vec<String>,
     sources: Sources,
 }
@@ -146,7 +154,7 @@ impl KnownConfiguration {
         let destination = serde_json::to_vec(destination)?;
         Ok(Self {
             directory: directory()?,
-            name: name(&[
+            name: hash_name(&[
                 &destination,
                 &machine(),
                 &network_namespace().to_le_bytes(),
@@ -159,12 +167,12 @@ impl KnownConfiguration {
         self.directory.join(format!("{}.configuration", self.name))
     }
 
-    /// The file that says what let us in there.
+    /// The file that records how the last login there succeeded.
     pub fn entry(&self) -> PathBuf {
         self.directory.join(format!("{}.entry", self.name))
     }
 
-    /// Where the keeper for it is; none where ssh has to be asked.
+    /// The paths of its keeper; `None` if ssh has to be queried.
     pub fn keeper(&self) -> Option<KeeperPath> {
         let text = fs::read(self.file()).ok()?;
         let known: Configuration = serde_json::from_slice(&text).ok()?;
@@ -174,7 +182,7 @@ impl KnownConfiguration {
             .then(|| self.keeper_of(&known.digest, &known.send))
     }
 
-    /// Notes what ssh has said.
+    /// Records what ssh reported.
     pub fn learn(&self, digest: String, send: Vec<String>, sources: Sources) -> KeeperPath {
         let place = self.keeper_of(&digest, &send);
         let temporary = self.file().with_extension(std::process::id().to_string());
@@ -187,41 +195,48 @@ impl KnownConfiguration {
         .and_then(|text| fs::write(&temporary, text))
         .and_then(|()| fs::rename(&temporary, self.file()));
         if written.is_err() {
-            // Then the next command asks again.
+            // Then the next command queries ssh again.
             let _ = fs::remove_file(&temporary);
         }
         place
     }
 
     fn keeper_of(&self, digest: &str, send: &[String]) -> KeeperPath {
-        let configuration = name(&[self.name.as_bytes(), digest.as_bytes()]);
+        let configuration = hash_name(&[self.name.as_bytes(), digest.as_bytes()]);
         let variables = sent(send);
         let variables: Vec<&[u8]> = variables
             .iter()
             .flat_map(|(name, value)| [name.as_slice(), value])
             .collect();
-        let (begin, end) = (configuration.get(..2 * BEGIN), name(&variables));
-        let name = begin.unwrap_or_default().to_owned() + end.get(..2 * END).unwrap_or_default();
+        let (begin, end) = (
+            configuration.get(..2 * DESTINATION_LEN),
+            hash_name(&variables),
+        );
+        let name = begin.unwrap_or_default().to_owned()
+            + end.get(..2 * ENVIRONMENT_LEN).unwrap_or_default();
         KeeperPath::in_directory(&self.directory, &name)
     }
 }
 
-/// A name that stands for these parts.
-fn name(parts: &[&[u8]]) -> String {
+/// Hashes the parts into a name.
+fn hash_name(parts: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }
-    hex(hash.finalize().get(..BEGIN + END).unwrap_or_default())
+    hex(hash
+        .finalize()
+        .get(..DESTINATION_LEN + ENVIRONMENT_LEN)
+        .unwrap_or_default())
 }
 
-/// The same address may be another host in another one. 0 where there are none.
+/// The same address may be another host in another namespace. 0 on systems without namespaces.
 fn network_namespace() -> u64 {
     fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }
 
-/// The sockets of this machine's keepers, whatever they are for.
+/// The sockets of all keepers.
 pub fn all() -> io::Result<Vec<PathBuf>> {
     let mut sockets = Vec::new();
     if !crate::state::state_directory()
@@ -240,12 +255,12 @@ pub fn all() -> io::Result<Vec<PathBuf>> {
     Ok(sockets)
 }
 
-/// `keepers` in the state directory; where its path is too long for a socket, a directory for this user elsewhere.
+/// `keepers` in the state directory; if its path is too long for a socket, a directory of this user elsewhere.
 fn directory() -> io::Result<PathBuf> {
     let state = crate::state::state_directory().map_err(io::Error::other)?;
     let usual = state.join("keepers");
-    if usual.as_os_str().len() + 1 + 2 * (BEGIN + END) <= PATH_MAX {
-        return private(&usual);
+    if usual.as_os_str().len() + 1 + 2 * (DESTINATION_LEN + ENVIRONMENT_LEN) <= PATH_MAX {
+        return ensure_private(&usual);
     }
     let parent = std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
@@ -253,11 +268,11 @@ fn directory() -> io::Result<PathBuf> {
     let digest = Sha256::digest(state.as_os_str().as_encoded_bytes());
     let name = hex(digest.get(..4).unwrap_or_default());
     let parent = parent.unwrap_or_else(|| PathBuf::from("/tmp"));
-    private(&parent.join(format!("rsig-{}-{name}", nix::unistd::geteuid())))
+    ensure_private(&parent.join(format!("rsig-{}-{name}", nix::unistd::geteuid())))
 }
 
-/// Makes a directory, or holds the one that is there against what it must be.
-fn private(directory: &Path) -> io::Result<PathBuf> {
+/// Creates a directory for this user alone, or checks that an existing one is.
+fn ensure_private(directory: &Path) -> io::Result<PathBuf> {
     match DirBuilder::new()
         .mode(0o700)
         .recursive(false)
@@ -284,8 +299,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A digest of what a job on this machine has of its command: the directory, the environment, the umask and the limits;
-/// and the namespaces and the control group, since what another process starts is in none of ours.
+/// A digest of what a job on this machine inherits from its command: the directory, the environment, the umask and the
+/// limits; also the namespaces and the control group, since a keeper's shells are in those of the keeper.
 fn inherited() -> io::Result<Vec<u8>> {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
@@ -296,7 +311,7 @@ fn inherited() -> io::Result<Vec<u8>> {
     add(std::env::current_dir()?.as_os_str().as_encoded_bytes());
     add(&here.dev().to_le_bytes());
     add(&here.ino().to_le_bytes());
-    // It is kept from every shell.
+    // This variable is removed from the environment of every shell.
     for (name, value) in std::env::vars_os().filter(|(name, _)| name != "RSIG_COOKIE") {
         add(name.as_encoded_bytes());
         add(value.as_encoded_bytes());
@@ -313,7 +328,7 @@ fn inherited() -> io::Result<Vec<u8>> {
     Ok(hash.finalize().to_vec())
 }
 
-/// What tells this machine from others that share the home directory.
+/// Identifies this machine among those that share the home directory.
 fn machine() -> Vec<u8> {
     fs::read("/etc/machine-id")
         .or_else(|_| fs::read("/var/lib/dbus/machine-id"))
@@ -324,7 +339,7 @@ fn machine() -> Vec<u8> {
         })
 }
 
-/// Whether the other side of a connection is a process of this user.
+/// Whether the peer of a connection is a process of this user.
 pub fn is_ours(stream: &UnixStream) -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let peer = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials)

@@ -1,4 +1,4 @@
-//! Which channels there are and who has them: shells for commands, a spare one, and the relays of jobs.
+//! The keeper's channels and their assignment: shells for commands, a spare one, and the relays of jobs.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,27 +11,28 @@ use super::relay::{Action, ClientId, RELAYS_MAX};
 use super::server::Keeper;
 use crate::connection::local::READY;
 
-/// How many channels stay free of relays at least: the ready one, and one that is at work.
+/// Minimum number of channels kept free of relays: the spare one, and one in use.
 const SPARE_CHANNELS: usize = 2;
-/// How long a command waits for a shell before others are asked for theirs, and how long those have had them by then.
+/// Once a command has waited `WANTED_AFTER` for a shell, commands that have held one for `HELD_MIN` are asked for
+/// theirs.
 const WANTED_AFTER: Duration = Duration::from_millis(100);
-const HELD_LONG: Duration = Duration::from_millis(500);
-/// How long a shell beyond the first is kept that nobody uses.
+const HELD_MIN: Duration = Duration::from_millis(500);
+/// How long an unused shell other than the first is kept.
 const IDLE_SHELL_MAX: Duration = Duration::from_secs(20);
-/// How long a script runs at most that is worth waiting for.
+/// A script that started less than this ago is expected to end soon, and is worth waiting for.
 const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
-/// How soon after a script that has signalled a job the job's relay ends.
+/// Maximum delay between the end of a script that has signalled a job and the end of the job's relay.
 const RELAY_END_LAG: Duration = Duration::from_millis(50);
-/// A relay is started once no command has come for so long, but not later than so long after its job: it takes the
-/// processors of whoever starts jobs in a loop.
+/// A relay is started once no command has connected for `QUIET_BEFORE_RELAY`, but at most `RELAY_DELAY_MAX` after its
+/// job: starting it takes processor time from a caller that starts jobs in a loop.
 const QUIET_BEFORE_RELAY: Duration = Duration::from_millis(150);
 const RELAY_DELAY_MAX: Duration = Duration::from_secs(2);
-/// How long the keeper's last processes may take to end.
+/// Maximum wait for the keeper's last processes to end.
 const PROCESS_END_MAX: Duration = Duration::from_millis(500);
 use super::pump::CLOSE_LAG;
 
 impl Keeper {
-    /// Gives free channels to the commands that wait for one, and sees to it that one more is ready.
+    /// Gives free channels to the commands that wait for one, and opens more as needed, including a spare one.
     pub(super) fn assign(&mut self) {
         if self.keepalive.is_doubted() {
             return;
@@ -42,9 +43,10 @@ impl Keeper {
             .filter_map(|(id, client)| client.waits.map(|since| (since, *id)))
             .collect();
         waiting.sort_unstable();
-        // One that is open at least: the server can still refuse the others. A process must be a shell.
+        // Only open channels are given: the server can still refuse the others. A process must have become a shell.
         let is_ssh = self.transport.ssh().is_some();
-        let comes = |stage: Stage| stage == Stage::Opening || !is_ssh && stage == Stage::Starting;
+        let is_pending =
+            |stage: Stage| stage == Stage::Opening || !is_ssh && stage == Stage::Starting;
         if !(is_ssh || waiting.is_empty() && self.cancels.is_empty()) {
             let free = self.channels.values_mut();
             free.filter(|channel| channel.is_free())
@@ -56,14 +58,14 @@ impl Keeper {
             .filter(|(_, channel)| channel.is_free())
             .map(|(id, channel)| (*id, channel.stage))
             .collect();
-        // A shell that is about to be ready again is there sooner than a new process.
-        let returns = self
+        // A shell that is about to return to the pool is ready sooner than a new process.
+        let returning = self
             .channels
             .values()
             .filter(|channel| !is_ssh && channel.is_returning())
             .count();
-        let opening = free.iter().filter(|(_, stage)| comes(*stage)).count() + returns;
-        free.retain(|(_, stage)| !comes(*stage));
+        let opening = free.iter().filter(|(_, stage)| is_pending(*stage)).count() + returning;
+        free.retain(|(_, stage)| !is_pending(*stage));
         free.sort_by_key(|(id, stage)| (*stage != Stage::Open, *id));
         let mut free = free.into_iter();
         let mut wanted = 0;
@@ -87,7 +89,7 @@ impl Keeper {
                 channel.finish();
             }
         }
-        // Relays get what is left, and never the last shell.
+        // Relays get the channels that are left; `relays_allowed` keeps some for commands.
         let due = self.relays_due();
         self.relays_put_off = due.filter(|due| *due > Instant::now());
         while self.relays_put_off.is_none() && !self.relays_to_be.is_empty() {
@@ -107,10 +109,11 @@ impl Keeper {
                 channel.relay = Some(relay);
             }
         }
-        // One for each that still waits, and a spare one where the server has room for it.
+        // One channel for each command that still waits, and a spare one if the server has room for it.
         wanted += usize::from(
             free.next().is_none()
-                // Nor is it worth the start of a process, which takes long and the processor of whoever waits.
+                // A spare is not worth starting a process, which is slow and takes processor time from a waiting
+                // command.
                 && is_ssh
                 && self.leaves_by.is_none()
                 && !self.must_hold_back(SHORT_SCRIPT_MAX)
@@ -152,16 +155,16 @@ impl Keeper {
         self.tell(client_id, &reply);
         if let Some(client) = self.clients.get_mut(&client_id) {
             for (error_stream, bytes) in noise {
-                // What it does not take now is written when it can.
+                // What the socket does not take now is written later.
                 drop(client.pass_on(error_stream, &bytes));
             }
         }
     }
 
-    /// Whether a channel is not to be opened yet, because of a shell that is ending, or that will end in a moment: one that
-    /// was given a script less than `short` ago, or the relay of a job that a script may just have ended.
+    /// Whether channels must not be opened yet, because a shell is ending or will end in a moment: one that was given a
+    /// script less than `short` ago, or the relay of a job that a script may just have ended.
     pub(super) fn must_hold_back(&self, short: Duration) -> bool {
-        let follows = || {
+        let relay_may_end = || {
             self.relays() > 0
                 && self
                     .freed
@@ -172,7 +175,7 @@ impl Keeper {
                 .channels
                 .values()
                 .any(|channel| channel.is_about_to_end(short))
-                || follows())
+                || relay_may_end())
     }
 
     /// When the next relay is to be started.
@@ -188,7 +191,7 @@ impl Keeper {
             .count()
     }
 
-    /// How many relays there may be, so that scripts have channels too.
+    /// Maximum number of relays, so that scripts have channels too.
     pub(super) fn relays_allowed(&self) -> usize {
         if self.transport.ssh().is_none() {
             return 0;
@@ -196,7 +199,7 @@ impl Keeper {
         RELAYS_MAX.min(self.sessions.saturating_sub(SPARE_CHANNELS))
     }
 
-    /// From now on a channel is a relay no more. A command whose script runs there is served to the end.
+    /// Stops using a channel as a relay. A command whose script runs there is served to the end.
     pub(super) fn give_up_relay(&mut self, id: ChannelId) {
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
@@ -212,7 +215,7 @@ impl Keeper {
         self.act(id, actions);
     }
 
-    /// Carries out what a relay wants.
+    /// Carries out a relay's actions.
     pub(super) fn act(&mut self, id: ChannelId, actions: Vec<Action>) {
         let mut actions = VecDeque::from(actions);
         while let Some(action) = actions.pop_front() {
@@ -240,7 +243,8 @@ impl Keeper {
         }
     }
 
-    /// Tells a command the number of its signal. False: it is not there to hear it, and will never hear it.
+    /// Tells a command the number of its signal. Returns false if the command is gone: it has not received the number,
+    /// and never will.
     pub(super) fn tell_number(&mut self, channel: ChannelId, id: ClientId, number: u32) -> bool {
         let Some(job) = self
             .channels
@@ -258,14 +262,14 @@ impl Keeper {
             .extend(protocol::message(&Reply::Numbered { job, number }));
         let heard = client.flush().is_ok() && client.output.is_empty();
         if !heard {
-            // A part of it is in the socket at most, and no more of it follows.
+            // At most part of the message is in the socket, and the rest never follows.
             self.clients.remove(&id);
         }
         heard
     }
 
-    /// Where the server allows no more sessions and a command waits, asks those for their shells that have had them for a
-    /// while.
+    /// If the server allows no more sessions and a command waits, asks the commands that have held a shell for a while
+    /// to give it back.
     pub(super) fn ask_for_shells(&mut self, now: Instant) {
         let waits = |client: &Client| {
             client
@@ -276,7 +280,7 @@ impl Keeper {
             return;
         }
         for channel in self.channels.values() {
-            let is_long = channel.given.is_some_and(|given| now >= given + HELD_LONG);
+            let is_long = channel.given.is_some_and(|given| now >= given + HELD_MIN);
             if let Some(client) = channel
                 .client
                 .and_then(|client| self.clients.get_mut(&client))
@@ -284,23 +288,23 @@ impl Keeper {
                 && !std::mem::replace(&mut client.told_wanted, true)
             {
                 client.output.extend(protocol::message(&Reply::Wanted));
-                // What can't be written now is tried again when the socket is ready.
+                // What can't be written now is written when the socket is ready.
                 drop(client.flush());
             }
         }
     }
 
-    /// Ends the processes that nobody uses, before the keeper does: one that hangs would stay.
+    /// Ends unused processes before the keeper exits: one that hangs would be left behind.
     pub(super) fn end_processes(&mut self) {
         if self.transport.ssh().is_some() {
             return;
         }
-        let by = Instant::now() + PROCESS_END_MAX;
+        let until = Instant::now() + PROCESS_END_MAX;
         let mut idle: Vec<&mut ShellChannel> = self.channels.values_mut().collect();
         idle.retain(|channel| channel.client.is_none() && !channel.is_returning());
         loop {
             idle.retain_mut(|channel| !channel.has_left());
-            if idle.is_empty() || Instant::now() >= by {
+            if idle.is_empty() || Instant::now() >= until {
                 break;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -308,8 +312,8 @@ impl Keeper {
         idle.into_iter().for_each(ShellChannel::kill);
     }
 
-    /// Closes shells that did not get ready again, that do not answer or end, that are old, and those that nobody has used
-    /// for a while but one.
+    /// Closes shells that missed a deadline (to be ready again, to answer or to end), old ones, and all but one of
+    /// those that were unused for a while.
     pub(super) fn close_shells(&mut self, now: Instant) {
         let mut free = 0;
         for channel in self.channels.values_mut() {

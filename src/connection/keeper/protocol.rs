@@ -1,146 +1,145 @@
-//! What a command and a keeper say to each other over the keeper's socket.
+//! The protocol between commands and a keeper, over the keeper's socket.
 //!
-//! Frames: four bytes of length (little-endian), one byte that tells raw bytes from JSON, and the content. A connection
-//! begins with a greeting from both sides and then serves one purpose: one shell, or the relays, or the status.
+//! A frame is four bytes of length (little-endian), one byte that tells raw bytes from JSON, and the content. A
+//! connection begins with a greeting from both sides, and then serves one purpose: a shell, or relays, or the status.
 
 use std::io::{self, Read};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The version of this protocol and of rsig: a keeper of another one is left alone.
+/// The version of rsig and of this protocol. A keeper of another version is left alone.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/9");
 
-/// The longest content of a frame.
+/// Maximum length of a frame's content, in bytes.
 pub const FRAME_MAX: usize = 64 << 10;
-/// How much is read at once at first.
-const READ: usize = 4 << 10;
-/// The bytes before a frame's content.
-const HEAD: usize = 5;
+/// Minimum size of a read, in bytes.
+const READ_MIN: usize = 4 << 10;
+/// Length of the header before a frame's content, in bytes.
+const HEADER_LEN: usize = 5;
 
-/// What a command asks of a keeper.
+/// A command's message to a keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// The first message.
     Hello { version: String },
     /// Check a shell out.
     Shell,
-    /// The bytes that follow are a script. The shell prints `done` when it is ready for the next one; without it, the
-    /// script is its last.
+    /// The bytes that follow are a script. The shell prints `done` when it is ready for the next one; without `done`,
+    /// the script is the shell's last.
     Script { done: Option<String> },
-    /// The whole answer has been read: the shell goes back to the pool once it has printed `done`.
+    /// The whole answer was read: the shell returns to the pool once it has printed `done`.
     CheckIn,
-    /// Keep a channel for the relay of a job. Each line of the relay begins with `word`, and `script` starts it.
+    /// Keep a channel for a job's relay. `script` starts the relay, and each of its lines begins with `word`.
     Relay {
         job: String,
         word: String,
         script: String,
     },
-    /// Run a script whose answer nobody reads: it cancels a start that was given up.
+    /// Run a script whose answer is not read, to cancel a start that was given up.
     Cancel { script: String },
-    /// Send this connection's shell an empty line every so many seconds, whether the command says anything or not.
+    /// Send this connection's shell a heartbeat (an empty line) at this interval, even if the command sends nothing.
     Beat { seconds: u64 },
-    /// Send a signal by a job's relay.
+    /// Send a signal through a job's relay.
     Signal { job: String, name: String },
-    /// Say when a job ends, by its relay.
+    /// Report the end of a job, as its relay reports it.
     Watch { job: String },
-    /// Say how it stands.
+    /// Report the keeper's status.
     Status,
-    /// End it.
+    /// End the keeper.
     Stop,
 }
 
-/// What a keeper says.
+/// A keeper's message to a command.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// The first message, and the jobs whose relays are held.
+    /// The first message, with the jobs whose relays are held.
     Hello {
         version: String,
         #[serde(default)]
         jobs: Vec<String>,
-        /// How long its host may take to be connected to, in seconds.
+        /// Timeout for connecting to the keeper's host, in seconds.
         #[serde(default)]
         connect_timeout: u64,
     },
-    /// The shell that was checked out has been given the shared functions with this mark.
+    /// A shell is checked out. It has been given the shared functions with this mark.
     Shell { primed: u64, may_hang: bool },
-    /// Another command waits for a shell: one that streams should give its own back.
+    /// Another command waits for a shell: a command that streams should give its own back.
     Wanted,
-    /// No shell can be had for now, and nothing was sent.
+    /// No shell is available at present; nothing was sent.
     Busy,
     /// The shell has ended.
     End,
-    /// The shell can't be had, or its connection broke.
+    /// The shell is not available, or its connection broke.
     Broken { message: String },
-    /// The signal is about to be sent under this number: from now on it may have been.
+    /// The signal is about to be sent under this number. From now on it may have been sent.
     Numbered { job: String, number: u32 },
-    /// What became of the signal.
+    /// The result of a signal.
     Signalled { job: String, relayed: Relayed },
-    /// The job's end will be told.
+    /// The job's end will be reported.
     Watching { job: String },
     /// The job has ended.
     Ended { job: String, end: End },
-    /// No relay of the job is held (any more): its end will not be told.
+    /// No relay of the job is held, or no longer: its end will not be reported.
     NotWatching { job: String },
-    /// How the keeper stands.
+    /// The keeper's status.
     Status(Status),
 }
 
-/// A job's end, as its relay read it.
+/// A job's end, as its relay reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
     /// Its exit status.
     pub status: u8,
     /// When, by the host's clock, in seconds since 1970.
     pub at: i64,
-    /// It ran into its time limit.
+    /// It reached its time limit.
     pub timed_out: bool,
 }
 
-/// What became of a signal that was to go by a relay.
+/// The result of a signal that was to go by a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Relayed {
     /// The relay has sent it.
     Sent,
-    /// The relay was not permitted to.
+    /// The relay was not permitted to send it.
     Denied,
     /// No relay of the job is held; nothing was sent.
     NotHeld,
     /// The server did not pass the relay's probe on; nothing was sent.
     NotHonoured,
-    /// The relay has missed an answer before, and is not used any more; nothing was sent.
+    /// The relay failed to answer in time before, and is no longer used; nothing was sent.
     Retired,
-    /// The relay did not answer in time: it may or may not have sent it.
+    /// The relay did not answer in time: the signal may or may not have been sent.
     Unanswered,
 }
 
-/// How a keeper stands.
+/// The status of a keeper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// The host as it was typed.
+    /// The host, as it was typed.
     pub host: String,
-    /// The keeper's process.
+    /// The keeper's process id.
     pub pid: u32,
-    /// Since when it runs, in seconds since 1970 by this machine's clock.
+    /// When it was started, in seconds since 1970 by this machine's clock.
     pub since: i64,
     /// The jobs whose relays it holds, and whether each takes signals.
     pub relays: Vec<(String, bool)>,
-    /// The channels that are open, the relays' among them.
+    /// Number of open channels, including those of relays.
     pub channels: usize,
-    /// The commands that it serves at the moment, this one not counted.
+    /// Number of commands being served, not counting this one.
     pub commands: usize,
-    /// How long it has had nothing to do, in seconds.
+    /// How long it has been idle, in seconds.
     pub idle: u64,
 }
 
 /// A frame's content.
 #[derive(Debug)]
 pub enum Frame<T> {
-    /// A message.
     Message(T),
-    /// Bytes for a shell, or of its standard output.
+    /// Input for a shell, or its standard output.
     Bytes(Vec<u8>),
-    /// Bytes of a shell's standard error.
+    /// A shell's standard error.
     ErrorBytes(Vec<u8>),
 }
 
@@ -148,16 +147,17 @@ const MESSAGE: u8 = 0;
 const BYTES: u8 = 1;
 const ERROR_BYTES: u8 = 2;
 
-/// A message as a frame.
+/// Encodes a message as a frame.
 pub fn message(content: &impl Serialize) -> Vec<u8> {
-    // None of the messages can fail: they hold neither maps nor values that refuse.
+    // Serialization can't fail: messages hold no maps, and no values whose serialization fails.
     let content = serde_json::to_vec(content).unwrap_or_default();
-    [&head(MESSAGE, &content)[..], &content].concat()
+    [&header(MESSAGE, &content)[..], &content].concat()
 }
 
-/// Bytes as frames, as many as it takes.
+/// Encodes bytes, as frames of at most [`FRAME_MAX`].
 pub fn bytes(error_stream: bool, content: &[u8]) -> Vec<u8> {
-    let mut frames = Vec::with_capacity(content.len() + content.len().div_ceil(FRAME_MAX) * HEAD);
+    let mut frames =
+        Vec::with_capacity(content.len() + content.len().div_ceil(FRAME_MAX) * HEADER_LEN);
     for chunk in content.chunks(FRAME_MAX) {
         frames.extend_from_slice(&head_of_bytes(error_stream, chunk));
         frames.extend_from_slice(chunk);
@@ -165,33 +165,33 @@ pub fn bytes(error_stream: bool, content: &[u8]) -> Vec<u8> {
     frames
 }
 
-/// What stands before bytes of a shell's, which are at most [`FRAME_MAX`].
-pub fn head_of_bytes(error_stream: bool, content: &[u8]) -> [u8; HEAD] {
-    head(if error_stream { ERROR_BYTES } else { BYTES }, content)
+/// The header of a frame of a shell's bytes, which are at most [`FRAME_MAX`].
+pub fn head_of_bytes(error_stream: bool, content: &[u8]) -> [u8; HEADER_LEN] {
+    header(if error_stream { ERROR_BYTES } else { BYTES }, content)
 }
 
-fn head(kind: u8, content: &[u8]) -> [u8; HEAD] {
+fn header(kind: u8, content: &[u8]) -> [u8; HEADER_LEN] {
     let [a, b, c, d] = u32::try_from(content.len())
         .unwrap_or(u32::MAX)
         .to_le_bytes();
     [a, b, c, d, kind]
 }
 
-/// Takes the first whole frame out of `buffer`; none while it is not whole.
+/// Takes the first frame out of `buffer`; `None` while the frame is incomplete.
 pub fn take<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> io::Result<Option<Frame<T>>> {
-    let Some(head) = buffer.get(..HEAD) else {
+    let Some(header) = buffer.get(..HEADER_LEN) else {
         return Ok(None);
     };
-    let length = head
+    let length = header
         .get(..4)
         .and_then(|bytes| bytes.try_into().ok())
         .map_or(0, u32::from_le_bytes);
     let length = usize::try_from(length).unwrap_or(usize::MAX);
-    let kind = head.get(4).copied();
+    let kind = header.get(4).copied();
     if length > FRAME_MAX {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let Some(content) = buffer.get(HEAD..HEAD + length) else {
+    let Some(content) = buffer.get(HEADER_LEN..HEADER_LEN + length) else {
         return Ok(None);
     };
     let frame = match kind {
@@ -200,11 +200,11 @@ pub fn take<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> io::Result<Option<Fram
         Some(ERROR_BYTES) => Frame::ErrorBytes(content.to_vec()),
         _ => return Err(io::ErrorKind::InvalidData.into()),
     };
-    buffer.drain(..HEAD + length);
+    buffer.drain(..HEADER_LEN + length);
     Ok(Some(frame))
 }
 
-/// Reads the next frame from a stream that blocks.
+/// Reads the next frame from a blocking stream.
 pub fn read<T: DeserializeOwned>(
     stream: &mut impl Read,
     buffer: &mut Vec<u8>,
@@ -214,8 +214,8 @@ pub fn read<T: DeserializeOwned>(
             return Ok(frame);
         }
         let filled = buffer.len();
-        // Short messages come first; whoever gets much has a buffer that has grown.
-        buffer.resize((filled + READ).max(buffer.capacity().min(FRAME_MAX)), 0);
+        // The first messages are short. When much data follows, the buffer grows, and reads with it.
+        buffer.resize((filled + READ_MIN).max(buffer.capacity().min(FRAME_MAX)), 0);
         let result = stream.read(buffer.get_mut(filled..).unwrap_or_default());
         buffer.truncate(filled + result.as_ref().copied().unwrap_or_default());
         match result {

@@ -1,6 +1,6 @@
-//! The calls of libssh2 for all channels of a connection.
+//! Makes the libssh2 calls for all channels of a connection.
 //!
-//! A call that could send only a part of its packet owns the session: it is repeated before any other.
+//! A call that could send only part of its packet must be repeated before any other call on the session.
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
@@ -11,33 +11,33 @@ use super::server::Keeper;
 use crate::sys::channel::is_of_channel;
 use crate::sys::inflow;
 
-/// How many rounds of calls are made before the commands are looked after again: a server can always have more to say.
+/// Maximum number of rounds of calls before the commands are served again: a server can send without end.
 const ROUNDS_MAX: usize = 32;
-/// The pause after a refused channel, doubled with each further one up to [`PAUSE_MAX`].
-const PAUSE: Duration = Duration::from_millis(25);
+/// The pause after a refused channel, doubled with each further refusal up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(25);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
-/// How long a server may take to count a channel that was closed as closed.
+/// How long a server may go on counting a channel that was closed.
 pub(super) const CLOSE_LAG: Duration = Duration::from_secs(1);
 
-/// What came of a call.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Called {
+enum CallResult {
     /// Something was done.
-    Moved,
+    Progress,
     /// Nothing can be done now.
-    Waits,
-    /// Its packet is half sent: nothing else may be called.
-    Owes,
+    Blocked,
+    /// Its packet is half sent: no other call may be made.
+    HalfSent,
 }
 
 impl Keeper {
-    /// Makes every call that does not have to wait, and says whether there may be more.
+    /// Makes all calls that do not block. Returns whether there may be more.
     pub(super) fn pump(&mut self) -> io::Result<bool> {
         for _ in 0..ROUNDS_MAX {
             if let Some((id, op)) = self.owed.take() {
-                // What is owed may be a part of new keys, and not of this call.
+                // The half-sent packet may belong to a key exchange, and not to this call.
                 self.channels.values().try_for_each(ShellChannel::take_in)?;
-                if self.call(id, op)? == Called::Owes {
+                if self.call(id, op)? == CallResult::HalfSent {
                     return Ok(false);
                 }
             }
@@ -45,9 +45,9 @@ impl Keeper {
             let (mut moved, mut taken_in) = (false, false);
             for id in self.channels.keys().copied().collect::<Vec<_>>() {
                 match self.drive(id, &mut taken_in)? {
-                    Called::Owes => return Ok(false),
-                    Called::Moved => moved = true,
-                    Called::Waits => {}
+                    CallResult::HalfSent => return Ok(false),
+                    CallResult::Progress => moved = true,
+                    CallResult::Blocked => {}
                 }
             }
             if !moved {
@@ -57,8 +57,8 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Whether calls for a channel may be made: one channel is opened at a time, and not before its time. Variables are not set
-    /// while another shell is asked for: libssh2 would take the one answer for the other.
+    /// Whether calls may be made for a channel. Only one channel is opened at a time, and none before `not_before`.
+    /// Variables are not set while another shell is being requested: libssh2 would mistake one reply for the other.
     pub(super) fn is_due(&self, id: ChannelId, channel: &ShellChannel) -> bool {
         let first = || {
             self.channels
@@ -75,7 +75,7 @@ impl Keeper {
             || first() == Some(id) && Instant::now() >= self.not_before && is_clear()
     }
 
-    /// Whether somebody takes what a channel says.
+    /// Whether a channel's output can be passed on now.
     pub(super) fn listens(&self, channel: &ShellChannel) -> bool {
         channel
             .client
@@ -86,9 +86,9 @@ impl Keeper {
 
     /// Makes the calls of one channel.
     ///
-    /// A reading takes in all that has come for any of them: `taken_in` says that one has, and then the others read what is
-    /// there for them alone.
-    fn drive(&mut self, id: ChannelId, taken_in: &mut bool) -> io::Result<Called> {
+    /// A read receives what has arrived for all channels. `taken_in` tells that one was made in this round: the other
+    /// channels then read only what the library has received for them.
+    fn drive(&mut self, id: ChannelId, taken_in: &mut bool) -> io::Result<CallResult> {
         // Nothing more is sent to a shell that has ended.
         if self.channels.get(&id).is_some_and(ShellChannel::has_ended) {
             self.channel_ended(id, &Reply::End);
@@ -98,9 +98,9 @@ impl Keeper {
             .get(&id)
             .filter(|channel| self.is_due(id, channel))
         else {
-            return Ok(Called::Waits);
+            return Ok(CallResult::Blocked);
         };
-        let mut result = Called::Waits;
+        let mut result = CallResult::Blocked;
         for op in channel.to_do(self.listens(channel)) {
             let has_bytes = || self.channels.get(&id).is_some_and(ShellChannel::has_bytes);
             if matches!(op, Op::Read(_))
@@ -111,29 +111,29 @@ impl Keeper {
                 continue;
             }
             match self.call(id, op)? {
-                Called::Owes => return Ok(Called::Owes),
-                Called::Moved => result = Called::Moved,
-                Called::Waits => {}
+                CallResult::HalfSent => return Ok(CallResult::HalfSent),
+                CallResult::Progress => result = CallResult::Progress,
+                CallResult::Blocked => {}
             }
         }
         if self.channels.get(&id).is_some_and(ShellChannel::has_ended) {
             self.channel_ended(id, &Reply::End);
-            result = Called::Moved;
+            result = CallResult::Progress;
         }
         Ok(result)
     }
 
-    /// Makes one call, and passes on what it read.
-    fn call(&mut self, id: ChannelId, op: Op) -> io::Result<Called> {
+    /// Makes one call, and forwards what it read.
+    fn call(&mut self, id: ChannelId, op: Op) -> io::Result<CallResult> {
         let Some(channel) = self.channels.get_mut(&id) else {
-            return Ok(Called::Waits);
+            return Ok(CallResult::Blocked);
         };
         let result = channel.perform(&self.transport, op, &mut self.buffer);
         match result {
-            Ok(0) if matches!(op, Op::Read(_)) => Ok(Called::Waits),
+            Ok(0) if matches!(op, Op::Read(_)) => Ok(CallResult::Blocked),
             Ok(size) => {
                 if let Op::Read(error_stream) = op {
-                    self.heard(id, error_stream, size);
+                    self.forward_output(id, error_stream, size);
                 }
                 if op == Op::Exec {
                     inflow::acknowledge_later();
@@ -142,48 +142,48 @@ impl Keeper {
                     self.channels.remove(&id);
                     self.freed = Some(Instant::now());
                 }
-                Ok(Called::Moved)
+                Ok(CallResult::Progress)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if self.transport.owes_output() {
                     self.owed = Some((id, op));
-                    return Ok(Called::Owes);
+                    return Ok(CallResult::HalfSent);
                 }
-                Ok(Called::Waits)
+                Ok(CallResult::Blocked)
             }
             Err(error) if self.transport.ssh().is_none() && matches!(op, Op::Open | Op::Exec) => {
                 if channel.due.is_some() {
-                    // The end of one that had been there says nothing about the next.
+                    // The end of a shell that was running before says nothing about the next one.
                     channel.close();
-                    return Ok(Called::Moved);
+                    return Ok(CallResult::Progress);
                 }
                 self.channels.remove(&id);
                 if !self.channels.values().any(ShellChannel::is_there) {
-                    // The commands that wait start a shell themselves, and find out why there is none.
+                    // The waiting commands then start a shell themselves, and find out why that fails.
                     return Err(error);
                 }
                 self.sessions = self.channels.len();
-                self.pause();
-                Ok(Called::Moved)
+                self.back_off();
+                Ok(CallResult::Progress)
             }
             Err(error) if self.transport.ssh().is_none() || is_of_channel(&error) => {
                 if op == Op::Open {
-                    self.refused(id);
+                    self.handle_refusal(id);
                 } else if op == Op::Free {
-                    // The session frees it in the end.
+                    // It is freed with the session.
                     self.channels.remove(&id);
                 } else {
                     let message = format!("the shell was broken off: {error}");
                     self.channel_ended(id, &Reply::Broken { message });
                 }
-                Ok(Called::Moved)
+                Ok(CallResult::Progress)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Passes on what a channel said.
-    fn heard(&mut self, id: ChannelId, error_stream: bool, size: usize) {
+    /// Forwards a channel's output.
+    fn forward_output(&mut self, id: ChannelId, error_stream: bool, size: usize) {
         let bytes = self.buffer.get(..size).unwrap_or_default();
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
@@ -203,7 +203,7 @@ impl Keeper {
             .and_then(|client| self.clients.get_mut(&client))
         {
             self.failures = 0;
-            // What it does not take now is written when it can.
+            // What the socket does not take now is written later.
             drop(client.pass_on(error_stream, bytes));
         } else if channel.relay.is_none() {
             channel.keep_noise(error_stream, bytes);
@@ -211,7 +211,7 @@ impl Keeper {
         self.act(id, actions);
     }
 
-    /// A channel has come to its end, or is lost.
+    /// Handles the end or the loss of a channel.
     pub(super) fn channel_ended(&mut self, id: ChannelId, reply: &Reply) {
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
@@ -233,22 +233,23 @@ impl Keeper {
             }
         }
         if useless {
-            // Such a server (one that gives no shell, say) is not to be asked in a circle.
-            self.pause();
+            // A server that gives no shell, for example, must not be asked in a tight loop.
+            self.back_off();
         }
     }
 
-    /// Asks for no channel for a while, the longer the more were of no use.
-    fn pause(&mut self) {
+    /// Requests no channel for a while, longer after each failure in a row.
+    fn back_off(&mut self) {
         self.not_before =
-            Instant::now() + (PAUSE * 2_u32.pow(self.failures.min(16))).min(PAUSE_MAX);
+            Instant::now() + (PAUSE_MIN * 2_u32.pow(self.failures.min(16))).min(PAUSE_MAX);
         self.failures += 1;
     }
 
-    /// The server refused a channel: it allows no more than are open, or counts some that were closed a moment ago.
-    fn refused(&mut self, id: ChannelId) {
+    /// Handles a refused channel: the server allows no more than are open, or still counts some that were closed a
+    /// moment ago.
+    fn handle_refusal(&mut self, id: ChannelId) {
         self.channels.remove(&id);
-        self.pause();
+        self.back_off();
         let all_relays =
             !self.channels.is_empty() && self.channels.values().all(ShellChannel::is_relay_alone);
         let lags = self.freed.is_some_and(|freed| freed.elapsed() < CLOSE_LAG) && !all_relays;

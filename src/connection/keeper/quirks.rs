@@ -1,7 +1,7 @@
-//! What is known of servers by the names that they give themselves.
+//! Known quirks of servers, recognized by their banners.
 
-/// Whether a server is known to take a channel that has no shell yet for one whose shell has ended, and to end itself over
-/// that, when another one's ends: Dropbear before 2024.86.
+/// Whether the server exits when a shell ends while another channel has no shell yet, since it takes that channel for
+/// one whose shell has ended: Dropbear before 2024.86.
 pub fn breaks_on_open(banner: &str) -> bool {
     let version = banner
         .split_once("dropbear_")
@@ -16,7 +16,7 @@ pub fn breaks_on_open(banner: &str) -> bool {
     })
 }
 
-/// Whether a server is known to refuse the signals of a login: OpenSSH before 10 did so to root.
+/// Whether the server refuses the signals of a login: OpenSSH before 10 does so for root.
 pub fn refuses_signals(banner: &str, user: &str) -> bool {
     let version = banner
         .split_once("OpenSSH_")

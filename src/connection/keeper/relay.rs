@@ -1,70 +1,70 @@
-//! One job's relay, as the keeper sees it: its lines, its count of signals, and who waits for what.
+//! One job's relay, as the keeper sees it: its lines, its count of signals, and which commands wait for what.
 //!
-//! No I/O: what is to be sent and said comes out of each step as a list.
+//! No I/O: each step returns a list of what is to be sent.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::protocol::{End, Relayed, Reply};
 
-/// A command that is being served.
+/// Identifies a command that is being served.
 pub type ClientId = u64;
 
-/// How many relays a keeper holds: some channels must stay free for scripts.
+/// Maximum number of relays of a keeper: some channels must stay free for scripts.
 pub const RELAYS_MAX: usize = 6;
-/// How long a relay may take to answer.
+/// Maximum wait for a relay's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// The longest line that makes sense.
+/// Maximum number of bytes kept of a line. Valid lines are shorter.
 const LINE_MAX: usize = 512;
-/// How long a relay may take to get ready.
+/// Maximum time for a relay to get ready.
 const READY_MAX: Duration = Duration::from_secs(10);
-/// How many signals may wait for one relay.
+/// Maximum number of signals queued for one relay.
 const QUEUE_MAX: usize = 1024;
-/// The probe's signal: any of those that servers take.
+/// The signal sent as the probe: any that servers accept would do.
 const PROBE: &str = "USR1";
 
-/// What a step leads to.
+/// What is to be done after a step.
 #[derive(Debug)]
 pub enum Action {
-    /// Ask the server for a signal on the relay's channel.
+    /// Request a signal on the relay's channel.
     Signal(&'static str),
-    /// Tell a command.
+    /// Send a reply to a command.
     Tell(ClientId, Reply),
-    /// Tell a command the number of its signal, and only if it has heard that, ask the server for the signal; else
+    /// Tell a command the number of its signal. If the command got the number, request the signal; if not, call
     /// [`Relay::withdraw`].
     Send(ClientId, u32, &'static str),
-    /// It will never get ready: give its channel up.
+    /// The relay will never get ready: give its channel up.
     GiveUp,
 }
 
-/// The signals that servers take, by their names on the wire (RFC 4254 6.10).
+/// The signals that servers accept, by their names on the wire (RFC 4254 6.10).
 const CHANNEL_SIGNALS: [&str; 6] = ["HUP", "INT", "QUIT", "TERM", "USR1", "USR2"];
 
-/// A signal that servers take.
+/// The name on the wire of a signal that servers accept.
 pub fn channel_signal(name: &str) -> Option<&'static str> {
     CHANNEL_SIGNALS.into_iter().find(|known| *known == name)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Its script has not got there yet.
+    /// Its script has not reported ready yet.
     Starting,
-    /// The probe is under way: whether this server passes signals on is not known yet.
+    /// The probe was sent: whether this server passes signals on is not known yet.
     Probing,
     /// It takes signals.
     Taking,
-    /// It takes none, for this reason, and still tells of the end.
-    TellingOnly(Relayed),
+    /// It takes no signals, for this reason, but still reports the job's end.
+    EndOnly(Relayed),
 }
 
-/// Whether a server is thought to pass signals on.
+/// Whether a server is expected to pass signals on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// It is not: no signal waits for the probe.
+    /// It is not: signals do not wait for the probe.
     Doubted,
-    /// As servers do.
+    /// It is: most servers do.
     Hoped,
-    /// It has answered a probe on this connection: the next relays need none.
+    /// A probe was answered on this connection: further relays need none.
     Proven,
 }
 
@@ -74,23 +74,22 @@ struct Pending {
     until: Instant,
 }
 
-/// A relay.
 pub struct Relay {
     /// The job's id.
     pub job: String,
     word: String,
     stage: Stage,
-    /// The line that is being read.
+    /// The line being read.
     line: Vec<u8>,
     /// The number of the last signal.
     number: u32,
     pending: Option<Pending>,
     probe_until: Option<Instant>,
-    /// Until when it must be ready.
+    /// Deadline to be ready.
     ready_until: Option<Instant>,
-    /// What its server is thought to do.
+    /// Whether its server is expected to pass signals on.
     trust: Trust,
-    /// What waits for those before it.
+    /// Signals that wait for earlier ones.
     queue: VecDeque<(ClientId, &'static str)>,
     watchers: Vec<ClientId>,
     ended: Option<End>,
@@ -125,16 +124,16 @@ impl Relay {
         self.trust == Trust::Proven
     }
 
-    /// What its probe has told of the server, once it has.
+    /// What the probe has shown about the server, once that is known.
     pub fn finding(&self) -> Option<Trust> {
         match self.stage {
             Stage::Taking => Some(Trust::Proven),
-            Stage::TellingOnly(Relayed::NotHonoured) => Some(Trust::Doubted),
+            Stage::EndOnly(Relayed::NotHonoured) => Some(Trust::Doubted),
             _ => None,
         }
     }
 
-    /// Whether a command waits for an answer of it.
+    /// Whether the relay owes an answer.
     pub fn is_asked(&self) -> bool {
         self.deadline().is_some()
     }
@@ -144,7 +143,7 @@ impl Relay {
         !self.watchers.is_empty()
     }
 
-    /// When [`Relay::tick`] has something to do.
+    /// When [`Relay::tick`] next has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         let pending = self.pending.as_ref().map(|pending| pending.until);
         [pending, self.probe_until, self.ready_until]
@@ -153,10 +152,10 @@ impl Relay {
             .min()
     }
 
-    /// A command wants a signal sent.
+    /// Sends a signal for a command, or queues it.
     pub fn signal(&mut self, client: ClientId, name: &'static str, now: Instant) -> Vec<Action> {
         match self.stage {
-            Stage::TellingOnly(why) => return vec![self.answer(client, why)],
+            Stage::EndOnly(why) => return vec![self.answer(client, why)],
             Stage::Probing if self.trust == Trust::Doubted => {
                 return vec![self.answer(client, Relayed::NotHonoured)];
             }
@@ -166,10 +165,10 @@ impl Relay {
             _ => {}
         }
         self.queue.push_back((client, name));
-        self.next(now)
+        self.send_next(now)
     }
 
-    /// A command wants to hear of the end.
+    /// Registers a command that wants to be told of the job's end.
     pub fn watch(&mut self, client: ClientId) -> Reply {
         let job = self.job.clone();
         match self.ended {
@@ -182,7 +181,7 @@ impl Relay {
         }
     }
 
-    /// The command that was to be told a number has gone: nothing was sent under it.
+    /// Takes a number back, since the command that was to be told it is gone: nothing was sent under it.
     pub fn withdraw(&mut self, number: u32, now: Instant) -> Vec<Action> {
         if self
             .pending
@@ -191,21 +190,21 @@ impl Relay {
         {
             self.number -= 1;
         }
-        self.next(now)
+        self.send_next(now)
     }
 
-    /// A command has gone: what it waited for is nobody's business any more.
+    /// Drops what a command that is gone was waiting for.
     pub fn forget(&mut self, client: ClientId) {
         self.queue.retain(|(waiting, _)| *waiting != client);
         self.watchers.retain(|watcher| *watcher != client);
     }
 
-    /// Takes in what came on the channel.
+    /// Processes output of the relay.
     pub fn hear(&mut self, bytes: &[u8], now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         for byte in bytes {
             if *byte != b'\n' {
-                // A longer line is none of the relay's; its beginning is enough to see that.
+                // A longer line is not from the relay; its beginning is enough to tell.
                 if self.line.len() < LINE_MAX {
                     self.line.push(*byte);
                 }
@@ -218,18 +217,18 @@ impl Relay {
                 .map(str::to_owned);
             if let Some(words) = words {
                 let words: Vec<&str> = words.split_ascii_whitespace().collect();
-                actions.extend(self.line(&words, now));
+                actions.extend(self.handle_line(&words, now));
             }
         }
         actions
     }
 
-    fn line(&mut self, words: &[&str], now: Instant) -> Vec<Action> {
+    fn handle_line(&mut self, words: &[&str], now: Instant) -> Vec<Action> {
         match words {
             ["ready"] if self.stage == Stage::Starting && self.trust == Trust::Proven => {
                 self.stage = Stage::Taking;
                 self.ready_until = None;
-                self.next(now)
+                self.send_next(now)
             }
             ["ready"] if self.stage == Stage::Starting => {
                 self.stage = Stage::Probing;
@@ -237,18 +236,18 @@ impl Relay {
                 self.probe_until = Some(now + ANSWER_MAX);
                 vec![Action::Signal(PROBE)]
             }
-            // A late one too: what it says of the server is as true.
+            // Even if it is late, since it still proves that the server passes signals on.
             ["probe"]
                 if matches!(
                     self.stage,
-                    Stage::Probing | Stage::TellingOnly(Relayed::NotHonoured)
+                    Stage::Probing | Stage::EndOnly(Relayed::NotHonoured)
                 ) =>
             {
                 self.stage = Stage::Taking;
                 self.probe_until = None;
-                self.next(now)
+                self.send_next(now)
             }
-            ["sent", number, result] => self.sent(number, result, now),
+            ["sent", number, result] => self.handle_sent(number, result, now),
             ["end", status, at, why @ ..] => {
                 let (Ok(status), Ok(at)) = (status.parse(), at.parse()) else {
                     return Vec::new();
@@ -263,20 +262,20 @@ impl Relay {
         }
     }
 
-    fn sent(&mut self, number: &str, result: &str, now: Instant) -> Vec<Action> {
+    fn handle_sent(&mut self, number: &str, result: &str, now: Instant) -> Vec<Action> {
         let Some(pending) = self
             .pending
             .take_if(|pending| number.parse() == Ok(pending.number))
         else {
             return Vec::new();
         };
-        let mut actions = vec![self.answer(pending.client, relayed(result))];
-        actions.extend(self.next(now));
+        let mut actions = vec![self.answer(pending.client, parse_result(result))];
+        actions.extend(self.send_next(now));
         actions
     }
 
-    /// Sends what waits, in the order in which it came, one at a time.
-    fn next(&mut self, now: Instant) -> Vec<Action> {
+    /// Sends the next queued signal. Signals go in order, one at a time.
+    fn send_next(&mut self, now: Instant) -> Vec<Action> {
         if self.stage != Stage::Taking || self.pending.is_some() {
             return Vec::new();
         }
@@ -289,12 +288,12 @@ impl Relay {
             number: self.number,
             until: now + ANSWER_MAX,
         });
-        // Told before it is sent: whoever hears nothing of a number knows that nothing was sent.
+        // The number is told before the signal is sent: a command that was told no number knows that nothing was sent.
         vec![Action::Send(client, self.number, name)]
     }
 
-    /// Looks whether an answer is overdue. A relay that is late is never sent a signal again: its next answer could
-    /// be to the last one.
+    /// Checks whether an answer is overdue. A relay that was late is sent no more signals: its next answer could be to
+    /// an earlier one.
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
         if self.deadline().is_none_or(|until| now < until) {
             return Vec::new();
@@ -312,7 +311,7 @@ impl Relay {
     }
 
     fn retire(&mut self, why: Relayed) -> Vec<Action> {
-        self.stage = Stage::TellingOnly(why);
+        self.stage = Stage::EndOnly(why);
         self.probe_until = None;
         let pending = self.pending.take().map(|pending| pending.client);
         let unanswered = pending.map(|client| self.answer(client, Relayed::Unanswered));
@@ -321,7 +320,7 @@ impl Relay {
         unanswered.into_iter().chain(unsent).collect()
     }
 
-    /// The job has ended, or the channel has: then nothing is known of the job.
+    /// Handles the end of the job or, if `end` is `None`, of the channel: then nothing is known about the job.
     pub fn end(&mut self, end: Option<End>) -> Vec<Action> {
         if self.ended.is_some() {
             return Vec::new();
@@ -353,8 +352,8 @@ impl Relay {
     }
 }
 
-/// What a relay says of a signal.
-fn relayed(result: &str) -> Relayed {
+/// Parses the result that a relay reports for a signal.
+fn parse_result(result: &str) -> Relayed {
     match result {
         "yes" => Relayed::Sent,
         "denied" => Relayed::Denied,

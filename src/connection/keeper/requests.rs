@@ -1,4 +1,4 @@
-//! What commands ask of the keeper, over its socket.
+//! Carries out what commands request over the keeper's socket.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,23 +10,23 @@ use super::protocol::{self, Frame, Relayed, Reply, Request, Status, VERSION};
 use super::relay::{ClientId, RELAYS_MAX, Relay, channel_signal};
 use super::server::Keeper;
 
-/// How many commands are served at once.
+/// Maximum number of commands served at once.
 const CLIENTS_MAX: usize = 128;
-/// How long a shell may take to be ready again once its script has answered.
+/// Maximum time for a shell to be ready again after its script has answered.
 const RETURN_MAX: Duration = Duration::from_secs(2);
-/// How long the commands at work have when the keeper is told to end.
+/// How long the commands in progress may go on after the keeper was told to end.
 const STOP_GRACE: Duration = Duration::from_secs(2);
-/// The longest pause between a shell's empty lines, in seconds: no clock can be set beyond its range.
-const BEAT_MAX: u64 = 24 * 3600;
+/// Maximum interval between a shell's heartbeats, in seconds: a deadline must be within the clock's range.
+const BEAT_SECONDS_MAX: u64 = 24 * 3600;
 
-/// The pause between them that a command asks for.
-fn pause(seconds: u64) -> Duration {
-    Duration::from_secs(seconds.clamp(1, BEAT_MAX))
+/// The interval between heartbeats, for a command's request.
+fn beat_interval(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.clamp(1, BEAT_SECONDS_MAX))
 }
 
 impl Keeper {
     pub(super) fn accept(&mut self, now: Instant) {
-        // Whatever accept says, the next turn tries again.
+        // If accept fails, the next turn tries again.
         while self.clients.len() < CLIENTS_MAX
             && let Ok((stream, _)) = self.listener.accept()
         {
@@ -66,25 +66,29 @@ impl Keeper {
     pub(super) fn tell(&mut self, id: ClientId, reply: &Reply) {
         if let Some(client) = self.clients.get_mut(&id) {
             client.output.extend(protocol::message(reply));
-            // What can't be written now is tried again when the socket is ready, and told then.
+            // What can't be written now is written when the socket is ready; an error is handled then.
             drop(client.flush());
         }
     }
 
-    /// Reads from a command and writes to it. What it asked for before it left is still done.
+    /// Reads from a command and writes to it. What it requested before it disconnected is still carried out.
     pub(super) fn serve(&mut self, id: ClientId, now: Instant) {
         let Some(client) = self.clients.get(&id) else {
             return;
         };
-        let takes = self.takes_input(client);
+        let takes_input = self.takes_input(client);
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        // One that reads no more may have said something before.
-        let (reads, writes) = (client.flush(), if takes { client.fill() } else { Ok(true) });
-        let is_open = reads.is_ok() && writes.unwrap_or(false);
+        // A command that no longer reads may have sent requests before.
+        let (flushed, filled) = (
+            client.flush(),
+            if takes_input { client.fill() } else { Ok(true) },
+        );
+        let is_open = flushed.is_ok() && filled.unwrap_or(false);
         if client.done {
-            // Its shell has ended. What it still says is read and dropped: it may wait until all of it is written.
+            // Its shell has ended. What it still sends is read and discarded, since it may block until all of that is
+            // written.
             client.input.clear();
         }
         loop {
@@ -97,7 +101,7 @@ impl Keeper {
             };
             match protocol::take::<Request>(&mut client.input) {
                 Ok(Some(frame)) => {
-                    if !self.obey(id, frame, now) {
+                    if !self.handle_request(id, frame, now) {
                         return self.dismiss(id);
                     }
                 }
@@ -115,8 +119,8 @@ impl Keeper {
         }
     }
 
-    /// Carries out a command's request. False: it makes no sense.
-    fn obey(&mut self, id: ClientId, frame: Frame<Request>, now: Instant) -> bool {
+    /// Carries out a command's request. Returns false if the request is invalid.
+    fn handle_request(&mut self, id: ClientId, frame: Frame<Request>, now: Instant) -> bool {
         let Some(client) = self.clients.get_mut(&id) else {
             return false;
         };
@@ -172,10 +176,10 @@ impl Keeper {
                 }
             }
             Request::Beat { seconds } => {
-                let every = pause(seconds);
+                let every = beat_interval(seconds);
                 client.beat = Some((every, now + every));
             }
-            Request::Signal { job, name } => self.wants_signal(id, &job, &name, now),
+            Request::Signal { job, name } => self.send_signal(id, &job, &name, now),
             Request::Watch { job } => {
                 let relay = self
                     .channels
@@ -194,7 +198,7 @@ impl Keeper {
             }
             Request::Stop => {
                 self.leaves_by.get_or_insert(now + STOP_GRACE);
-                // The next command starts another.
+                // Without the socket, the next command starts another keeper.
                 if self.is_found() {
                     drop(std::fs::remove_file(&self.socket.0));
                 }
@@ -209,7 +213,7 @@ impl Keeper {
         true
     }
 
-    fn wants_signal(&mut self, id: ClientId, job: &str, name: &str, now: Instant) {
+    fn send_signal(&mut self, id: ClientId, job: &str, name: &str, now: Instant) {
         match self.relay_for_signal(job).zip(channel_signal(name)) {
             Some(((channel, relay), name)) => {
                 let actions = relay.signal(id, name, now);
@@ -227,7 +231,7 @@ impl Keeper {
         }
     }
 
-    /// The relay of a job, on a connection that is not in doubt.
+    /// The relay of a job, unless the connection is in doubt.
     fn relay_for_signal(&mut self, job: &str) -> Option<(ChannelId, &mut Relay)> {
         let mut channels = self
             .channels
@@ -260,7 +264,7 @@ impl Keeper {
         }
     }
 
-    /// A command has gone, or is not wanted any more.
+    /// Disconnects a command, and gives up what it used.
     pub(super) fn dismiss(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else {
             return;
@@ -278,7 +282,7 @@ impl Keeper {
         }
     }
 
-    /// The connection broke: whoever waits is told, as well as it can be.
+    /// Tells the commands that have a shell that the connection broke, as far as their sockets take it.
     pub(super) fn break_off(&mut self, why: &str) {
         for id in self.channels.keys().copied().collect::<Vec<_>>() {
             self.channel_ended(
@@ -288,7 +292,7 @@ impl Keeper {
                 },
             );
         }
-        // Whoever waits for a channel sees the end of the socket, and knows that nothing was sent.
+        // A command that waits for a channel sees end of file on its socket, and knows that nothing was sent.
     }
 }
 
@@ -298,8 +302,8 @@ mod tests {
 
     #[test]
     fn no_pause_is_beyond_the_clock() {
-        for (seconds, expected) in [(0, 1), (5, 5), (u64::MAX, BEAT_MAX)] {
-            let every = pause(seconds);
+        for (seconds, expected) in [(0, 1), (5, 5), (u64::MAX, BEAT_SECONDS_MAX)] {
+            let every = beat_interval(seconds);
             assert_eq!(every.as_secs(), expected);
             assert!(Instant::now().checked_add(every).is_some());
         }

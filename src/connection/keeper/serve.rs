@@ -1,4 +1,5 @@
-//! How a keeper comes into being: it connects while it still has the user's terminal, and then lets go of everything.
+//! How a keeper starts: it connects while it still has the user's terminal, and then detaches from it and from its
+//! caller.
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead as _, Read as _, Write as _};
@@ -23,36 +24,36 @@ use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::sys;
 
-/// How long a keeper without anything to do stays, where `RSIG_KEEPER_IDLE` says nothing else.
-const IDLE: Duration = Duration::from_secs(600);
-/// The longest that it stays: a year. No clock can be set beyond its range.
+/// Idle timeout of a keeper, unless `RSIG_KEEPER_IDLE` sets another.
+const IDLE_DEFAULT: Duration = Duration::from_secs(600);
+/// Maximum idle timeout, a year: a deadline must be within the clock's range.
 const IDLE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How long it stays behind sudo, and doas: what they were asked once is not to hold for long.
-const IDLE_SUDO: Duration = Duration::from_secs(60);
-/// How much memory it may take beyond what it has when it begins, in bytes: no server needs more.
-const MEMORY: u64 = 48 << 20;
+/// Maximum idle timeout behind sudo or doas: what they granted once must not stay available for long.
+const IDLE_SUDO_MAX: Duration = Duration::from_secs(60);
+/// Maximum growth of the keeper's memory after its start, in bytes: no server needs more.
+const MEMORY_GROWTH_MAX: u64 = 48 << 20;
 
-/// Is a keeper, until it is no longer needed. Its settings are on standard input; standard output takes one word on how the
-/// beginning went, and is closed then.
+/// Runs a keeper until it is no longer needed. The settings come on standard input. Standard output gets one report on
+/// how the start went, and is then closed.
 pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> io::Result<()> {
     let mut line = String::new();
     io::stdin().lock().take(1 << 20).read_line(&mut line)?;
     let lifeline = io::stdin().as_fd().try_clone_to_owned()?;
     let settings: KeeperSettings = serde_json::from_str(&line)?;
     if settings.private && settings.batch {
-        // Made beside a connection that is there: no proxy may ask on the terminal either.
+        // Started while another connection is in use: not even a proxy may prompt on the terminal.
         sys::process::detach()?;
     }
-    let born = Arc::new(AtomicBool::new(false));
-    end_with_caller(&born)?;
-    let begun = begin(
+    let is_ready = Arc::new(AtomicBool::new(false));
+    end_with_caller(&is_ready)?;
+    let started = start(
         socket,
         &settings,
         primer,
         warn,
         if settings.verbose { step } else { |_| () },
     );
-    let birth = match &begun {
+    let report = match &started {
         Ok(_) => StartupReport::Ready,
         Err(failure) => StartupReport::Failed {
             kind: failure.kind,
@@ -60,40 +61,41 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
         },
     };
     let is_ssh = settings.destination.host.remote().is_some();
-    let Ok(mut keeper) = begun else {
-        return say(&birth);
+    let Ok(mut keeper) = started else {
+        return send_report(&report);
     };
     if !(settings.private && settings.batch) {
         sys::process::detach()?;
     }
-    born.store(true, Ordering::Release);
-    say(&birth)?;
+    is_ready.store(true, Ordering::Release);
+    send_report(&report)?;
     sys::process::close_standard_streams()?;
     if settings.private {
         keeper.be_private(lifeline);
     } else {
         drop(lifeline);
     }
-    // Its own shells would inherit the limits; it holds no keys, and no library that a server could have grow.
+    // For SSH only. Without SSH, the keeper's shells would inherit the limits, it holds no keys, and it has no library
+    // whose memory a server could make grow.
     if is_ssh {
         limit_core();
         limit_memory();
     }
     let end = keeper.run();
-    // The next keeper removes a socket that is left behind; one that is bound there by now must stay.
+    // The next keeper replaces a socket that is left behind. If another keeper's socket is there by now, it must stay.
     if (end == End::Done || !is_ssh) && keeper.is_found() {
         drop(fs::remove_file(socket));
     }
     Ok(())
 }
 
-/// Until it is born, a keeper that asks on the user's terminal must not outlive the command that the user has ended: the
-/// command holds the other end of standard input.
-fn end_with_caller(born: &Arc<AtomicBool>) -> io::Result<()> {
-    let born = Arc::clone(born);
+/// Until it is ready, a keeper that prompts on the user's terminal must not outlive a command that the user has ended:
+/// the command holds the other end of standard input.
+fn end_with_caller(is_ready: &Arc<AtomicBool>) -> io::Result<()> {
+    let is_ready = Arc::clone(is_ready);
     let wait = move || {
         let ended = io::stdin().read(&mut [0]);
-        if !born.load(Ordering::Acquire) && ended.is_ok() {
+        if !is_ready.load(Ordering::Acquire) && ended.is_ok() {
             ssh::prompt::restore_terminal();
             std::process::exit(1);
         }
@@ -105,13 +107,13 @@ fn end_with_caller(born: &Arc<AtomicBool>) -> io::Result<()> {
         .map(drop)
 }
 
-fn say(birth: &StartupReport) -> io::Result<()> {
+fn send_report(report: &StartupReport) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(&serde_json::to_vec(birth)?)?;
+    out.write_all(&serde_json::to_vec(report)?)?;
     out.flush()
 }
 
-fn begin(
+fn start(
     socket: &Path,
     settings: &KeeperSettings,
     primer: Primer,
@@ -163,8 +165,8 @@ fn begin(
     .map_err(failed)
 }
 
-/// Binds under another name and moves into place, so that nobody meets a socket that does not listen yet. The caller's
-/// command holds the lock.
+/// Binds under another name and moves the socket into place, so that no command finds a socket that does not listen
+/// yet. The command that starts the keeper holds the lock.
 fn listen(socket: &Path) -> io::Result<UnixListener> {
     let temporary = socket.with_extension(format!("{}", std::process::id()));
     drop(fs::remove_file(&temporary));
@@ -178,36 +180,36 @@ fn idle(destination: &Destination) -> Duration {
     let given = std::env::var("RSIG_KEEPER_IDLE")
         .ok()
         .and_then(|text| humantime::parse_duration(&text).ok());
-    let given = given.unwrap_or(IDLE).min(IDLE_MAX);
+    let given = given.unwrap_or(IDLE_DEFAULT).min(IDLE_MAX);
     if destination.has_sudo() {
-        given.min(clock::long(IDLE_SUDO))
+        given.min(clock::long(IDLE_SUDO_MAX))
     } else {
         given
     }
 }
 
-/// What is in its memory is nobody's business, keys among it.
+/// No core dumps: memory holds keys.
 fn limit_core() {
     use nix::sys::resource::{Resource, setrlimit};
-    // A system that has no such limit does without.
+    // Fails on systems without such a limit, which is harmless.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
 }
 
-/// A hostile server must not make the keeper grow: libssh2 takes in whatever comes.
+/// Limits memory, so that a hostile server can't make the keeper grow: libssh2 keeps whatever arrives.
 fn limit_memory() {
     use nix::sys::resource::{Resource, setrlimit};
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let now = |key| {
+    let current = |key| {
         let value = status.lines().find_map(|line| line.strip_prefix(key))?;
         value.trim().trim_end_matches(" kB").parse::<u64>().ok()
     };
-    // The address space alone would not do: the C library reserves a good deal of it for each thread (proc(5)).
+    // Limiting the address space alone is not enough: the C library reserves much of it for each thread (proc(5)).
     for (key, resource) in [
         ("VmSize:", Resource::RLIMIT_AS),
         ("VmData:", Resource::RLIMIT_DATA),
     ] {
-        if let Some(limit) = now(key).map(|kilobytes| kilobytes * 1024 + MEMORY) {
-            // A system that has no such limit does without.
+        if let Some(limit) = current(key).map(|kilobytes| kilobytes * 1024 + MEMORY_GROWTH_MAX) {
+            // Fails on systems without such a limit, which is harmless.
             let _ = setrlimit(resource, limit, limit);
         }
     }

@@ -1,7 +1,7 @@
 //! The keeper: holds one SSH connection, or a pool of child processes, for all commands that need its host.
 //!
-//! One thread, one `poll`. It always has a shell ready, so that the next script costs one round trip, and keeps the
-//! channels of a few jobs as their relays. It decides nothing about jobs: when it dies, nothing is lost.
+//! One thread, one `poll`. A spare shell is kept ready, so that the next script costs one round trip, and some channels
+//! are relays of jobs. The keeper decides nothing about jobs: if it dies, nothing is lost.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -25,91 +25,92 @@ use crate::connection::Primer;
 use crate::host::Destination;
 use crate::sys::inflow;
 
-/// How many sessions a server allows on a connection, until it says otherwise (`MaxSessions` of `sshd_config(5)`).
+/// Maximum number of sessions assumed until the server refuses one (`MaxSessions`, `sshd_config(5)`).
 const SESSIONS_DEFAULT: usize = 10;
-/// How much may wait for a command that does not read; then its channel is not read either.
+/// Bytes queued for a command that does not read; its channel is not read either beyond this.
 const BACKLOG: usize = 64 << 10;
-/// The same where much is to be carried.
+/// The same for a private keeper, which carries bulk data.
 const BULK_BACKLOG: usize = 256 << 10;
-/// How many commands are served at once.
+/// Maximum number of commands served at once.
 const CLIENTS_MAX: usize = 128;
-/// How often an idle connection is asked for a sign of life, where `ServerAliveInterval` does not say.
+/// Interval between keepalives on an idle connection, unless `ServerAliveInterval` sets it.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
-/// The least that libssh2 lets pass between two questions for a sign of life, in seconds.
+/// Minimum interval between two keepalives in libssh2, in seconds.
 const KEEPALIVE_SECONDS_MIN: u32 = 2;
-/// How long a command waits for a channel before it is told to find another way.
+/// Maximum wait of a command for a channel; then it is told to find another way.
 const SHELL_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How long a command may take to greet.
+/// Maximum wait for a command's greeting.
 const GREETING_MAX: Duration = Duration::from_secs(10);
-/// How long a command waits for a shell before others are asked for theirs, and how long those have had them by then.
+/// How long a command waits for a shell before others are asked for theirs.
 const WANTED_AFTER: Duration = Duration::from_millis(100);
-/// How long a script runs at most that is worth waiting for.
+/// A script that started less than this ago is expected to end soon, and is worth waiting for.
 const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
-/// How long the commands at work have when the keeper is told to end.
+/// How long the commands in progress may go on after the keeper was told to end.
 const STOP_GRACE: Duration = Duration::from_secs(2);
-/// The window of a channel that carries short answers.
+/// Receive window of a channel that carries short answers, in bytes.
 const WINDOW: u32 = 256 << 10;
-/// The window of one that carries much. 100 ms of round trip let 40 MB/s through, and a larger one costs OpenSSH more
-/// than it gives.
+/// Receive window of a channel that carries bulk data, in bytes. It allows 40 MB/s at a round-trip time of 100 ms; a
+/// larger one costs OpenSSH more than it gains.
 const BULK_WINDOW: u32 = 4 << 20;
-/// How soon is looked again where bytes are here that no reading took.
+/// Interval between checks while the library has received bytes that no read has taken.
 const BUFFERED_RECHECK: Duration = Duration::from_millis(2);
-/// The same while the server has a request to answer, or a shell of it is about to end.
+/// The same while the server owes a reply, or one of its shells is about to end.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often the keeper looks whether its socket is still there.
+/// Interval between checks that the keeper's socket is still there.
 const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(20);
 
 /// The keeper of one host.
 pub struct Keeper {
     pub(super) host: String,
-    /// What every login shell understands, and what then reads the scripts.
+    /// The command line for the login shell, which any login shell understands. It runs the shell that reads the
+    /// scripts.
     pub(super) command: Arc<str>,
     pub(super) transport: Transport,
     pub(super) listener: UnixListener,
-    /// The socket's path and inode: a keeper that can't be found any more is of no use.
+    /// The socket's path and inode. A keeper that can't be found there any more is of no use.
     pub(super) socket: (PathBuf, u64),
     pub(super) socket_seen: Instant,
-    /// The command whose own it is, as long as that lives.
+    /// Set for a private keeper: closes when the command that owns the keeper ends.
     pub(super) lifeline: Option<OwnedFd>,
-    /// How much a server may send on a channel ahead of what was read.
+    /// Receive window of each channel, in bytes.
     pub(super) window: u32,
-    /// How much may wait for a command.
+    /// Maximum number of bytes queued for a command.
     pub(super) backlog: usize,
-    /// What every shell is given ahead of its script.
+    /// What every shell is sent before its first script.
     pub(super) primer: Primer,
     pub(super) clients: BTreeMap<ClientId, Client>,
-    /// Relays that get a channel when one is spare: since when they wait, and the scripts that start them.
+    /// Relays that wait for a spare channel: since when they wait, and the scripts that start them.
     pub(super) relays_to_be: VecDeque<(Instant, Relay, String)>,
-    /// Until when, where it is too early for them.
+    /// When the next of them is due, if that is in the future.
     pub(super) relays_put_off: Option<Instant>,
-    /// When the last command came.
+    /// When the last command connected.
     pub(super) visited: Instant,
-    /// Scripts that cancel starts which were given up.
+    /// Scripts that cancel starts that were given up.
     pub(super) cancels: VecDeque<String>,
     pub(super) channels: BTreeMap<ChannelId, ShellChannel>,
     pub(super) next_id: u64,
     /// A call that must be repeated before any other.
     pub(super) owed: Option<(ChannelId, Op)>,
-    /// How many channels the server seems to allow.
+    /// Number of channels that the server seems to allow.
     pub(super) sessions: usize,
-    /// No channel is asked for before.
+    /// No channel is requested before this time.
     pub(super) not_before: Instant,
-    /// How many channels were refused, or of no use, one after the other.
+    /// Number of channels in a row that were refused or useless.
     pub(super) failures: u32,
     /// When a channel was last closed.
     pub(super) freed: Option<Instant>,
-    /// The server breaks when a shell ends while a channel is opened.
+    /// The server breaks if a shell ends while a channel is being opened.
     pub(super) breaks_on_open: bool,
-    /// Whether the server is thought to pass signals on.
+    /// Whether the server is expected to pass signals on.
     pub(super) trust: Trust,
     pub(super) may_hang: bool,
-    /// How long its host may take to be connected to.
+    /// Timeout for connecting to the host.
     pub(super) connect_timeout: Duration,
     pub(super) keepalive: Keepalive,
     pub(super) idle_since: Instant,
     pub(super) idle_max: Duration,
     pub(super) since: i64,
-    /// By when it ends, once it was told to.
+    /// Deadline to end, once the keeper was told to.
     pub(super) leaves_by: Option<Instant>,
     pub(super) buffer: Vec<u8>,
 }
@@ -117,21 +118,21 @@ pub struct Keeper {
 /// Why a keeper ends.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// It was told to, or had nothing to do for long enough.
+    /// It was told to, or was idle for long enough.
     Done,
     /// Its connection broke.
     Broken(String),
 }
 
-/// `exec`, so that no login shell stays above.
+/// Uses `exec`, so that no login shell stays as the parent.
 fn command(destination: &Destination) -> String {
-    // A NUL is in none of the words: they come from an argument.
+    // No word contains a NUL: they come from a command-line argument.
     let words = shlex::try_join(destination.shell()).unwrap_or_default();
     format!("exec {words}")
 }
 
 impl Keeper {
-    /// A keeper over a connection, for whoever connects to `listener`.
+    /// A keeper over `transport`, for the commands that connect to `listener`.
     pub fn new(
         destination: &Destination,
         transport: Transport,
@@ -142,19 +143,19 @@ impl Keeper {
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let now = Instant::now();
-        let (mut alive, mut banner, mut user) = (None, String::new(), "");
+        let (mut keepalive_interval, mut banner, mut user) = (None, String::new(), "");
         let mut connect_timeout = crate::connection::ssh::CONNECT_TIMEOUT;
         if let Some(connection) = transport.ssh() {
             let session = connection.session();
             session.set_blocking(false);
-            // Without it, nothing is sent.
+            // Without an interval, libssh2 sends no keepalives.
             session.set_keepalive(true, KEEPALIVE_SECONDS_MIN);
             session.banner().unwrap_or_default().clone_into(&mut banner);
-            alive = connection.resolved().server_alive_interval;
+            keepalive_interval = connection.resolved().server_alive_interval;
             user = &connection.resolved().user;
             connect_timeout = connection.resolved().connect_timeout();
         }
-        let alive = alive
+        let keepalive_interval = keepalive_interval
             .unwrap_or(KEEPALIVE_INTERVAL)
             .max(Duration::from_secs(5));
         Ok(Self {
@@ -168,7 +169,7 @@ impl Keeper {
                 Trust::Hoped
             },
             breaks_on_open: breaks_on_open(&banner),
-            keepalive: Keepalive::new(alive, now, keepalive::asleep()),
+            keepalive: Keepalive::new(keepalive_interval, now, keepalive::asleep()),
             transport,
             listener,
             socket: (socket.to_owned(), std::fs::symlink_metadata(socket)?.ino()),
@@ -197,7 +198,7 @@ impl Keeper {
         })
     }
 
-    /// Makes it one command's own: it ends when `lifeline` does, and its channels carry much.
+    /// Makes the keeper private to one command: it ends when `lifeline` closes, and its channels carry bulk data.
     pub fn be_private(&mut self, lifeline: OwnedFd) {
         self.lifeline = Some(lifeline);
         self.window = BULK_WINDOW;
@@ -205,7 +206,7 @@ impl Keeper {
         self.buffer = vec![0; BULK_BACKLOG];
     }
 
-    /// Serves until there is nothing more to serve.
+    /// Serves commands until the keeper is to end, or its connection breaks.
     pub fn run(&mut self) -> End {
         loop {
             if let Err(error) = self.turn() {
@@ -220,7 +221,7 @@ impl Keeper {
         }
     }
 
-    /// Whether its socket is where commands look for it.
+    /// Whether its socket is still where commands look for it.
     pub fn is_found(&self) -> bool {
         std::fs::symlink_metadata(&self.socket.0)
             .is_ok_and(|metadata| metadata.ino() == self.socket.1)
@@ -232,7 +233,7 @@ impl Keeper {
                 .channels
                 .values()
                 .any(|channel| channel.relay.is_some());
-        // A private one's only command has gone, but what it checked in may still clean up.
+        // A private keeper's only command is gone, but the shells that it checked in may still be cleaning up.
         let served = || match self.lifeline {
             Some(_) => self
                 .channels
@@ -248,14 +249,14 @@ impl Keeper {
             || quiet && self.idle_since.elapsed() >= self.idle_max
     }
 
-    /// One turn: waits for something to happen, and does what follows from it.
+    /// One turn of the event loop.
     fn turn(&mut self) -> io::Result<()> {
         if let Some(socket) = self.transport.socket() {
             inflow::send_queue(socket.as_raw_fd())?;
         }
         let more = self.pump()?;
         if inflow::has_come() {
-            // The answer to a question, say: any call may have taken it in, and poll says nothing of it then.
+            // The reply to a keepalive, for example: any call may have read it, and then poll does not report it.
             self.keepalive.hear(Instant::now());
         }
         let until = if more {
@@ -268,12 +269,12 @@ impl Keeper {
         if orphaned {
             self.leaves_by = Some(now + STOP_GRACE);
         }
-        // Where nothing is read, silence means nothing.
+        // While no call would read, silence proves nothing.
         if ssh_ready || self.has_due() && !self.reads() {
             self.keepalive.hear(now);
         }
-        // Before the commands are heard: after a sleep they must not be served by a connection that is gone.
-        self.look_alive(now)?;
+        // Before requests are read: after a sleep they must not be served over a connection that is gone.
+        self.check_keepalive(now)?;
         if new_clients {
             self.accept(now);
         }
@@ -299,7 +300,7 @@ impl Keeper {
             .any(|(id, channel)| self.is_due(*id, channel))
     }
 
-    /// Whether any call would read from the connection. None does while the only ones to listen take no more for now.
+    /// Whether any call would read from the connection. None does while the only readers can take no more for now.
     fn reads(&self) -> bool {
         self.channels.iter().any(|(id, channel)| {
             self.is_due(*id, channel) && !channel.to_do(self.listens(channel)).is_empty()
@@ -308,7 +309,7 @@ impl Keeper {
 
     fn poll(&self, until: Instant) -> io::Result<(bool, bool, bool, Vec<ClientId>)> {
         let mut flags = PollFlags::empty();
-        // What no call would read must not wake this up again and again.
+        // Data that no call would read must not wake the loop up again and again.
         flags.set(PollFlags::POLLIN, self.reads());
         flags.set(
             PollFlags::POLLOUT,
@@ -319,7 +320,7 @@ impl Keeper {
             .lifeline
             .as_ref()
             .map_or(self.listener.as_fd(), AsFd::as_fd);
-        // poll(2) reports the end of a connection unasked. While nothing is to be read, the socket is left out.
+        // poll(2) always reports the end of a connection, so the socket is left out while no call would read.
         let socket = self
             .transport
             .socket()
@@ -330,7 +331,7 @@ impl Keeper {
                 socket.unwrap_or(self.listener.as_fd()),
                 if is_ssh { flags } else { PollFlags::empty() },
             ),
-            // Whoever is too much waits outside, and finds another way.
+            // Commands beyond the limit are not accepted yet, and find another way.
             PollFd::new(
                 self.listener.as_fd(),
                 if full {
@@ -339,7 +340,7 @@ impl Keeper {
                     PollFlags::POLLIN
                 },
             ),
-            // With nobody at its other end, a pipe is always ready.
+            // A pipe whose other end is closed is always ready.
             PollFd::new(
                 lifeline,
                 if self.has_lifeline() {
@@ -397,12 +398,12 @@ impl Keeper {
         ))
     }
 
-    /// Whether it serves one command that is still there.
+    /// Whether it is private, and its command is still there.
     fn has_lifeline(&self) -> bool {
         self.lifeline.is_some() && self.leaves_by.is_none()
     }
 
-    /// Whether more may be read from a command: neither what it has sent nor what it was told must pile up here.
+    /// Whether more may be read from a command: neither its input nor the output for it may pile up here.
     pub(super) fn takes_input(&self, client: &Client) -> bool {
         let in_channel = client
             .channel
@@ -455,8 +456,8 @@ impl Keeper {
         if self.not_before > Instant::now() {
             until = until.min(self.not_before);
         }
-        // What came may have been taken in by the last call for another channel, and the socket says nothing of it. Of
-        // an answer to a request, and of room for what is to be sent, nothing does.
+        // The last call for another channel may have received data for this one, and then poll does not report it. A
+        // reply to a request, and room to send more, are not reported by anything.
         let now = Instant::now();
         let untold = |channel: &ShellChannel| {
             !matches!(channel.stage, Stage::Open | Stage::Draining) || channel.waiting() > 0
@@ -473,11 +474,11 @@ impl Keeper {
         } else if matches!(self.urgency(), Urgency::Waited) && self.channels.values().any(untold) {
             until = until.min(now + RECHECK_INTERVAL);
         }
-        // The machine may have slept through a deadline: look now and then.
+        // The machine may have slept through a deadline, so check from time to time.
         until.min(Instant::now() + SOCKET_CHECK_INTERVAL)
     }
 
-    /// What depends on the server's next word.
+    /// What the server's next message is needed for.
     fn urgency(&self) -> Urgency {
         let relays = || {
             self.channels
@@ -498,7 +499,7 @@ impl Keeper {
         }
     }
 
-    /// Looks after what has to happen at some time.
+    /// Handles the deadlines that have passed.
     pub(super) fn tick(&mut self, now: Instant) {
         for id in self.channels.keys().copied().collect::<Vec<_>>() {
             let Some(relay) = self
@@ -545,8 +546,8 @@ impl Keeper {
         }
     }
 
-    /// Asks a silent server for a sign of life, and gives one up that gives none.
-    fn look_alive(&mut self, now: Instant) -> io::Result<()> {
+    /// Sends a keepalive to a silent server, and fails if the server stays silent.
+    fn check_keepalive(&mut self, now: Instant) -> io::Result<()> {
         let Some(connection) = self.transport.ssh() else {
             return Ok(());
         };
@@ -561,7 +562,7 @@ impl Keeper {
             )),
             Liveness::Ask => {
                 self.keepalive.ask(now);
-                // Behind a packet that is half sent, the library forgets it.
+                // While a packet is half sent, the library drops a keepalive without sending it.
                 if !self.transport.owes_output() {
                     connection
                         .session()

@@ -9,12 +9,11 @@ use super::protocol::{self, Frame, Reply, Request};
 use crate::connection::{Chunk, Shell, ShellInput};
 use crate::job::JobId;
 
-/// A shell of a keeper's pool.
 pub struct KeeperShell {
-    talk: KeeperClient,
+    client: KeeperClient,
     primed: u64,
     may_hang: bool,
-    /// Another command waits for a shell.
+    /// Another command is waiting for a shell.
     wanted: bool,
     /// Held while a frame is written: other threads write too.
     writing: Arc<Mutex<()>>,
@@ -22,11 +21,11 @@ pub struct KeeperShell {
 
 impl KeeperShell {
     /// Checks a shell out of the pool.
-    pub fn check_out(mut talk: KeeperClient) -> io::Result<Self> {
-        talk.say(&Request::Shell)?;
-        match talk.hear(Instant::now() + SHELL)? {
+    pub fn check_out(mut client: KeeperClient) -> io::Result<Self> {
+        client.say(&Request::Shell)?;
+        match client.hear(Instant::now() + SHELL)? {
             Frame::Message(Reply::Shell { primed, may_hang }) => Ok(Self {
-                talk,
+                client,
                 primed,
                 may_hang,
                 wanted: false,
@@ -43,15 +42,15 @@ impl KeeperShell {
 impl KeeperShell {
     fn send(&self, frames: &[u8], until: Instant) -> io::Result<()> {
         let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.send_alone(&writing, frames, until)
+        self.send_locked(&writing, frames, until)
     }
 
-    /// Sends while no other thread may.
-    fn send_alone(&self, _: &MutexGuard<'_, ()>, frames: &[u8], until: Instant) -> io::Result<()> {
+    /// Sends while the caller holds the lock.
+    fn send_locked(&self, _: &MutexGuard<'_, ()>, frames: &[u8], until: Instant) -> io::Result<()> {
         let left = until
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1));
-        let mut stream = &self.talk.stream;
+        let mut stream = &self.client.stream;
         stream.set_write_timeout(Some(left))?;
         match stream.write_all(frames) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::TimedOut.into()),
@@ -61,10 +60,10 @@ impl KeeperShell {
 }
 
 impl Drop for KeeperShell {
-    /// Other threads may hold the socket too.
+    /// Shuts the socket down, since other threads may hold it too.
     fn drop(&mut self) {
         // What was written before still arrives.
-        drop(self.talk.stream.shutdown(std::net::Shutdown::Both));
+        drop(self.client.stream.shutdown(std::net::Shutdown::Both));
     }
 }
 
@@ -88,17 +87,17 @@ impl Shell for KeeperShell {
     }
 
     fn check_in(&mut self) {
-        // A shell to which another thread still writes is closed.
+        // If another thread is still writing, the shell is not checked in, and so is closed.
         if let Ok(writing) = self.writing.try_lock() {
             let frame = protocol::message(&Request::CheckIn);
-            // A keeper that is gone has no pool either.
-            drop(self.send_alone(&writing, &frame, Instant::now() + GREETING_MAX));
+            // If this fails, the keeper is gone, and its pool too.
+            drop(self.send_locked(&writing, &frame, Instant::now() + GREETING_MAX));
         }
     }
 
     fn keep_relay(&mut self, job: &JobId, word: String, script: String) {
         // Without a relay, signals go by pid.
-        drop(self.talk.say(&Request::Relay {
+        drop(self.client.say(&Request::Relay {
             job: job.to_string(),
             word,
             script,
@@ -106,7 +105,7 @@ impl Shell for KeeperShell {
     }
 
     fn input(&self) -> io::Result<ShellInput> {
-        let stream = Arc::new(self.talk.stream.try_clone()?);
+        let stream = Arc::new(self.client.stream.try_clone()?);
         let writing = Arc::clone(&self.writing);
         let send = Arc::new(move |frames: &[u8]| {
             let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,7 +116,7 @@ impl Shell for KeeperShell {
             Box::new(move |bytes| send(&protocol::bytes(false, bytes))),
             Box::new(move |every| {
                 let seconds = every.as_secs().max(1);
-                // A keeper that is gone is noticed by who reads.
+                // If the keeper is gone, the reader notices it.
                 drop(beat(&protocol::message(&Request::Beat { seconds })));
             }),
         ))
@@ -128,7 +127,7 @@ impl Shell for KeeperShell {
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
-        let (bytes, chunk): (Vec<u8>, fn(usize) -> Chunk) = match self.talk.hear(until) {
+        let (bytes, chunk): (Vec<u8>, fn(usize) -> Chunk) = match self.client.hear(until) {
             Ok(Frame::Bytes(bytes)) => (bytes, Chunk::Out),
             Ok(Frame::ErrorBytes(bytes)) => (bytes, Chunk::Err),
             Ok(Frame::Message(Reply::Wanted)) => {

@@ -1,8 +1,8 @@
-//! What a keeper's shells go over: the channels of an SSH connection, or child processes of the keeper.
+//! What a keeper's shells run over: channels of an SSH connection, or child processes of the keeper.
 //!
-//! A child process is never waited for here: its pipes do not block, and the keeper polls them. On this machine a pool is
-//! of use behind a prefix: `docker exec` takes 90 ms, and an answer of its shell one. None is kept ready there, and there
-//! are no relays: a signal to `docker exec` does not reach what runs behind it.
+//! The keeper never waits for a child process: its pipes do not block, and the keeper polls them. On this machine a
+//! pool is useful behind a prefix: `docker exec` takes 90 ms, and an answer of its shell 1 ms. No spare shell is kept
+//! ready there, and there are no relays: a signal to `docker exec` does not reach what runs behind it.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -14,13 +14,13 @@ use crate::connection::ssh::Variable;
 use crate::connection::ssh::connect::Connection;
 use crate::sys::channel::Channel;
 
-/// The way to the host.
+/// The connection to the host.
 pub enum Transport {
     Ssh(Box<Connection>),
     Processes(Launcher),
 }
 
-/// The way to one shell.
+/// What one shell runs over.
 pub enum Carrier {
     Channel(Channel),
     Process(Process),
@@ -36,18 +36,18 @@ impl Transport {
         }
     }
 
-    /// The variables that each channel is to set before its shell is asked for.
+    /// The environment variables that each channel sets before it requests its shell.
     pub fn environment(&self) -> &[Variable] {
         self.ssh().map_or(&[], Connection::environment)
     }
 
-    /// Whether a call has sent only a part of its packet.
+    /// Whether a call has sent only part of its packet.
     pub fn owes_output(&self) -> bool {
         self.ssh()
             .is_some_and(|connection| Channel::owes_output(connection.session()))
     }
 
-    /// The connection, where there is one.
+    /// The SSH connection, if there is one.
     pub fn ssh(&self) -> Option<&Connection> {
         match self {
             Self::Ssh(connection) => Some(connection),
@@ -62,7 +62,8 @@ impl Transport {
 }
 
 impl Carrier {
-    /// Asks a channel for the shell, or waits for a process to have become one. `buffer` is for what comes before.
+    /// Requests the shell on a channel, or checks whether a process has become one. `buffer` is scratch space for what
+    /// it prints before.
     pub fn begin(&mut self, command: &str, buffer: &mut [u8]) -> io::Result<()> {
         match self {
             Self::Channel(channel) => channel.exec(command),
@@ -94,12 +95,12 @@ impl Carrier {
     pub fn signal(&mut self, name: &str) -> io::Result<()> {
         match self {
             Self::Channel(channel) => channel.signal(name),
-            // A process is no relay: what signals it would not reach what runs behind it.
+            // A process is never a relay: a signal to it would not reach what runs behind it.
             Self::Process(_) => Ok(()),
         }
     }
 
-    /// Kills a process. False for a channel, which the keepalive looks after.
+    /// Kills a process. Returns false for a channel, which the keepalive covers.
     pub fn kill(&mut self) -> bool {
         match self {
             Self::Channel(_) => false,
@@ -134,7 +135,7 @@ impl Carrier {
         }
     }
 
-    /// Whether there are bytes that the library has taken in already: of those of a process, poll tells.
+    /// Whether the library has received bytes that were not read yet. For a process, poll reports them.
     pub fn has_bytes(&self) -> bool {
         match self {
             Self::Channel(channel) => channel.has_bytes(),
@@ -142,7 +143,7 @@ impl Carrier {
         }
     }
 
-    /// Takes in what has come for any of the connection's channels, and renews keys.
+    /// Receives what has arrived for all channels of the connection, and continues a key exchange.
     pub fn take_in(&self) -> io::Result<()> {
         match self {
             Self::Channel(channel) => channel.take_in(),
@@ -150,7 +151,7 @@ impl Carrier {
         }
     }
 
-    /// Gives up what has come to its end.
+    /// Frees a channel or reaps a process that has ended.
     pub fn free(&mut self) -> io::Result<()> {
         match self {
             Self::Channel(channel) => channel.free(),
@@ -158,7 +159,7 @@ impl Carrier {
         }
     }
 
-    /// What to poll beside the connection's socket.
+    /// What to poll in addition to the connection's socket.
     pub fn fds(&self, reads: bool, writes: bool) -> impl Iterator<Item = PollFd<'_>> {
         let process = match self {
             Self::Channel(_) => None,

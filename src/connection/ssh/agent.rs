@@ -1,4 +1,5 @@
-//! A client of ssh-agent (draft-ietf-sshm-ssh-agent): lists its keys and has it sign, each within a limit.
+//! A client of ssh-agent (draft-ietf-sshm-ssh-agent): lists the agent's keys and requests signatures, each with a
+//! timeout.
 
 use std::ffi::c_int;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -12,11 +13,11 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use super::key::{Fields, PublicKey, put_string};
 use crate::escape::printable;
 
-/// How long it may take to list its keys.
+/// How long the agent may take to list its keys.
 const LIST_LIMIT: Duration = Duration::from_secs(5);
-/// How long it may take to sign: it may be asking its user for a touch or a yes.
+/// How long the agent may take to sign: it may be asking its user for a touch or a confirmation.
 const SIGN_LIMIT: Duration = Duration::from_secs(60);
-/// Longer than any answer.
+/// Maximum length of an answer; real ones are shorter.
 const MAX_ANSWER_BYTES: usize = 256 << 10;
 
 const REQUEST_IDENTITIES: u8 = 11;
@@ -63,7 +64,7 @@ impl Agent {
         &self.keys
     }
 
-    /// The signature over `data` (RFC 4252 7), as libssh2 wants it from a callback.
+    /// The signature over `data` (RFC 4252 7), as libssh2 expects it from a callback.
     pub(super) fn sign(&self, key: &PublicKey, data: &[u8]) -> Result<Vec<u8>, Refusal> {
         let algorithm = algorithm(data).ok_or_else(|| Refusal::from("a malformed request"))?;
         let plain = algorithm.split("-cert-v01").next().unwrap_or_default();
@@ -80,13 +81,13 @@ impl Agent {
         let mut signature = Fields(Fields(&answer).string().unwrap_or_default());
         let made_with = signature.string().unwrap_or_default();
         if flags != 0 && made_with != plain.as_bytes() {
-            // libssh2 tries again with the key's older algorithm.
+            // libssh2 then retries with the key's older algorithm.
             return Err(Refusal {
                 code: libssh2_sys::LIBSSH2_ERROR_ALGO_UNSUPPORTED,
                 reason: format!("{} can't sign with {plain}", self.name()),
             });
         }
-        // A security key's signature has fields of its own, which libssh2 sends as they are.
+        // A security key's signature has additional fields, which libssh2 sends unchanged.
         let bytes = if key.is_hardware() {
             signature.0
         } else {
@@ -102,7 +103,7 @@ impl Agent {
         format!("the agent at {}", self.path.display())
     }
 
-    /// One request and its answer, without the answer's type.
+    /// Sends a request and returns the answer without its type.
     fn ask(&self, kind: u8, body: &[u8], answer: u8, limit: Duration) -> Result<Vec<u8>, String> {
         let failed = |reason: &str| format!("{} {reason}", self.name());
         let mut message = Vec::new();
@@ -124,7 +125,7 @@ impl Agent {
         let none = SockFlag::empty();
         let socket = socket::socket(AddressFamily::Unix, SockType::Stream, none, None)?;
         let mut stream = UnixStream::from(socket);
-        // Without blocking: where an agent accepts nothing, a connect could wait for ever.
+        // Non-blocking: a connect could wait for ever if the agent accepts no connections.
         stream.set_nonblocking(true)?;
         socket::connect(stream.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
         stream.set_nonblocking(false)?;
@@ -145,7 +146,7 @@ impl Agent {
 
 /// Why there is no signature.
 pub(super) struct Refusal {
-    /// For libssh2.
+    /// The error code for libssh2.
     pub(super) code: c_int,
     pub(super) reason: String,
 }
@@ -163,7 +164,7 @@ impl From<&str> for Refusal {
     }
 }
 
-/// The signature algorithm in what is to be signed: session id, 50, user, service, `publickey`, 1, algorithm.
+/// The signature algorithm named in the data to be signed: session id, 50, user, service, `publickey`, 1, algorithm.
 fn algorithm(data: &[u8]) -> Option<&str> {
     let mut fields = Fields(data);
     fields.string()?;

@@ -1,8 +1,7 @@
-//! Authentication, RFC 4252, in ssh(1)'s manner with libssh2's means.
+//! Authentication (RFC 4252), as ssh(1) does it, by means of libssh2.
 //!
-//! The first key is tried without asking the server what it takes: that question costs a round trip
-//! and, once a try has failed, counts as another failed try. Servers end the session at the sixth
-//! (`MaxAuthTries`).
+//! The first key is tried without asking the server which methods it accepts: that request costs a round trip and, once
+//! an attempt has failed, counts as another failure. Servers end the session at the sixth failure (`MaxAuthTries`).
 //!
 //! Not handled: GSSAPI, host-based authentication, PKCS#11, security keys without an agent, a
 //! certificate file whose private key is with an agent only, and the change of an expired password.
@@ -26,16 +25,16 @@ use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::sys::userauth;
 
-/// How long the server may take to answer one key or password; PAM modules take their time.
+/// How long the server may take to answer one key or password. PAM modules can be slow.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// The same for keyboard-interactive, where someone may have to pick up a telephone.
+/// The same for keyboard-interactive, where the user may have to make a telephone call.
 const INTERACTIVE_LIMIT: Duration = Duration::from_secs(120);
-/// Failed tries after which only passwords are worth the last one of sshd's six.
+/// Number of failures after which the last of sshd's six attempts is reserved for a password.
 pub(super) const MAX_FAILURES: u32 = 5;
-/// With more keys than this and none of them configured, the server is asked first: asking is not
-/// counted as a failure then, and the key that fits may be the fifth.
+/// With more keys than this and none of them configured, the server is first asked for its methods: the request does
+/// not count as a failure then, and the right key may be the fifth.
 const MAX_BLIND_KEYS: usize = 4;
-/// A server could ask for further steps for ever.
+/// Maximum number of further steps, which a server could require for ever.
 const MAX_STEPS: u32 = 5;
 /// As in ssh(1).
 const MAX_PASSPHRASES: u32 = 3;
@@ -44,7 +43,7 @@ const PUBLIC_KEY: &str = "publickey";
 pub(super) const INTERACTIVE: &str = "keyboard-interactive";
 pub(super) const PASSWORD: &str = "password";
 
-/// The methods that the configuration lets us try, in order.
+/// The methods that the configuration allows, in order.
 pub(super) fn method_order(config: &Resolved) -> Vec<&'static str> {
     let enabled = |method: &&str| match *method {
         PUBLIC_KEY => config.is_on("pubkeyauthentication", true),
@@ -62,30 +61,30 @@ pub(super) fn method_order(config: &Resolved) -> Vec<&'static str> {
     preferred.into_iter().filter(enabled).collect()
 }
 
-/// What a try came to.
+/// The result of one attempt.
 #[derive(Debug)]
 enum Outcome {
-    /// We are in.
+    /// The login is complete.
     Accepted,
-    /// A plain no.
+    /// The server refused.
     Refused,
-    /// Either a no or one of several required steps done: the server's list tells.
+    /// Either a refusal, or one of several required steps is done: the server's list of methods shows which.
     NoOrPartial,
-    /// Nothing was sent that counts; why.
+    /// Nothing was sent that counts as an attempt; the reason.
     Unusable(String),
 }
 
-/// libssh2's words for a signature that could not be made: with a private key from a file, the
-/// passphrase is wrong. The code is the same as for a refused signature.
+/// libssh2's message if a signature could not be made: for a private key from a file, the passphrase is wrong. The code
+/// is the same as for a refused signature.
 const NO_SIGNATURE: &str = "Callback returned error";
-/// libssh2's words when the answer did not come, for both kinds of tries.
+/// libssh2's messages if the reply did not arrive, for both kinds of attempts.
 const NO_ANSWER: [&str; 2] = [
     "Waiting for USERAUTH response",
     "Waiting for publickey USERAUTH response",
 ];
 const NO_INTERACTIVE_ANSWER: &str = "Waiting for keyboard USERAUTH response";
 
-/// What libssh2's result means; an error where the connection is gone.
+/// Interprets libssh2's result; an error if the connection is gone.
 fn outcome(result: Result<(), Error>) -> Result<Outcome, Error> {
     let Err(error) = result else {
         return Ok(Outcome::Accepted);
@@ -125,7 +124,7 @@ pub(super) fn authenticate(
     policy: &Policy,
     last: Option<&Entry>,
 ) -> Result<Entry, Failure> {
-    let left = method_order(config);
+    let methods_left = method_order(config);
     let mut login = Login {
         link,
         config,
@@ -133,20 +132,20 @@ pub(super) fn authenticate(
         policy,
         agent: None,
         keys: VecDeque::new(),
-        left,
+        methods_left,
         server: None,
         failures: 0,
         interactive_tries: 0,
         password_tries: 0,
         steps: 0,
         refused: Vec::new(),
-        begun: false,
+        has_sent_request: false,
         tried: Vec::new(),
         remarks: Vec::new(),
         last,
         key: None,
     };
-    if login.left.contains(&PUBLIC_KEY) {
+    if login.methods_left.contains(&PUBLIC_KEY) {
         login.find_keys()?;
     }
     login.run()
@@ -161,26 +160,26 @@ pub(super) struct Login<'a> {
     agent: Option<Agent>,
     pub(super) keys: VecDeque<Candidate>,
     /// Methods not used up yet, in order.
-    left: Vec<&'static str>,
-    /// What the server says it takes; none before it was asked.
+    methods_left: Vec<&'static str>,
+    /// The methods that the server accepts; `None` before it was asked.
     pub(super) server: Option<Vec<String>>,
-    /// Tries that the server counts.
+    /// Failures that the server counts.
     pub(super) failures: u32,
     interactive_tries: u32,
     password_tries: u32,
     /// How many of several required steps are done.
     pub(super) steps: u32,
-    /// Keys that the server refused; it may take them in a further step.
+    /// Keys that the server refused; it may accept them in a further step.
     refused: Vec<Candidate>,
-    /// Whether anything was asked of the server.
-    begun: bool,
+    /// Whether any request was sent to the server.
+    has_sent_request: bool,
     /// What was refused, for the error.
     pub(super) tried: Vec<String>,
     /// What could not be tried, and why.
     pub(super) remarks: Vec<String>,
-    /// What let us in the last time.
+    /// How the last login succeeded.
     last: Option<&'a Entry>,
-    /// The key that was tried last.
+    /// Fingerprint of the key that was tried last.
     key: Option<String>,
 }
 
@@ -212,17 +211,20 @@ impl Login<'_> {
         (self.policy.step)(text);
     }
 
-    /// Whether to begin without a question what the server takes.
+    /// Whether to start without asking the server for its methods.
     fn is_blind(&self) -> bool {
         let few = self.keys.len() <= MAX_BLIND_KEYS;
         let last = |key: &Candidate| self.last.is_some_and(|last| last.is_by(key));
         match (self.keys.front(), self.last) {
             (Some(key), _) => {
-                self.left.first() == Some(&PUBLIC_KEY) && (key.configured || few || last(key))
+                self.methods_left.first() == Some(&PUBLIC_KEY)
+                    && (key.configured || few || last(key))
             }
             (None, last) => {
                 let can_ask = self.prompter.available().is_ok();
-                last.is_some_and(|last| can_ask && self.left.contains(&last.method.as_str()))
+                last.is_some_and(|last| {
+                    can_ask && self.methods_left.contains(&last.method.as_str())
+                })
             }
         }
     }
@@ -232,7 +234,7 @@ impl Login<'_> {
             return Ok(Entry::default());
         }
         while let Some(method) = self.next_method() {
-            self.begun = true;
+            self.has_sent_request = true;
             let outcome = match method {
                 PUBLIC_KEY => self.try_key()?,
                 INTERACTIVE => self.try_interactive()?,
@@ -248,17 +250,17 @@ impl Login<'_> {
                 Outcome::Unusable(_) => {}
                 Outcome::Refused => {
                     self.failures += 1;
-                    // A password that was taken as the first of two steps looks like a wrong one.
+                    // A password that was accepted as the first of two steps looks like a wrong one.
                     let may_be_partial = method != PUBLIC_KEY && self.failures < MAX_FAILURES;
                     if (self.server.is_none() || may_be_partial) && self.ask_server()? {
                         return Ok(Entry::default());
                     }
                 }
                 Outcome::NoOrPartial => {
-                    // The server had said that it takes this key, so its no means: and now the rest.
-                    // With an earlier list to compare, asking tells for sure.
+                    // The server had announced that it accepts this key, so the refusal means that a further step is
+                    // required. If there is an earlier list of methods to compare with, asking again makes sure.
                     if self.server.is_none() {
-                        self.step_done();
+                        self.start_next_step();
                     }
                     if self.ask_server()? {
                         return Ok(Entry::default());
@@ -274,28 +276,28 @@ impl Login<'_> {
         self.server.as_ref().is_none_or(listed)
     }
 
-    /// The method to go on with; none when all are used up.
+    /// The next method; `None` if all are used up.
     fn next_method(&mut self) -> Option<&'static str> {
         let can_ask = self.prompter.available().is_ok();
         let takes_passwords = |method: &&str| *method != PUBLIC_KEY && self.server_takes(method);
-        let passwords_wait = can_ask && self.left.iter().any(takes_passwords);
+        let passwords_wait = can_ask && self.methods_left.iter().any(takes_passwords);
         if self.keys.is_empty() || (self.failures >= MAX_FAILURES && passwords_wait) {
-            self.used_up(PUBLIC_KEY);
+            self.drop_method(PUBLIC_KEY);
         }
-        self.left
+        self.methods_left
             .iter()
             .copied()
             .find(|method| self.server_takes(method) && (*method == PUBLIC_KEY || can_ask))
     }
 
-    fn used_up(&mut self, method: &str) {
-        self.left.retain(|left| *left != method);
+    fn drop_method(&mut self, method: &str) {
+        self.methods_left.retain(|left| *left != method);
     }
 
-    /// Asks the server what it takes. True if that let us in.
+    /// Asks the server which methods it accepts. True if this request completed the login.
     fn ask_server(&mut self) -> Result<bool, Failure> {
-        // sshd counts a `none` request as a failed try unless it is the first request of all.
-        let is_counted = std::mem::replace(&mut self.begun, true);
+        // sshd counts a `none` request as a failure unless it is the very first request.
+        let is_counted = std::mem::replace(&mut self.has_sent_request, true);
         let user = &self.config.user;
         let answer = self.link.drive(&Clock::within(ANSWER_LIMIT), |session| {
             userauth::methods(session, user)
@@ -317,14 +319,14 @@ impl Login<'_> {
             .collect();
         self.step(&format!("the server takes: {}", names.join(", ")));
         if self.server.as_ref().is_some_and(|before| *before != names) {
-            // Another list than before: a step is done, and the methods start afresh.
-            self.step_done();
+            // The list has changed: a step is done, and all methods may be tried again.
+            self.start_next_step();
         }
         self.server = Some(names);
         Ok(false)
     }
 
-    fn step_done(&mut self) {
+    fn start_next_step(&mut self) {
         self.steps += 1;
         if self.steps > MAX_STEPS {
             return;
@@ -332,14 +334,14 @@ impl Login<'_> {
         self.keys.extend(self.refused.drain(..));
         self.interactive_tries = 0;
         self.password_tries = 0;
-        self.left = method_order(self.config);
+        self.methods_left = method_order(self.config);
         self.step("the server wants a further step");
     }
 
-    /// Passes on what the server says before the login (RFC 4252 5.4).
+    /// Shows the server's banner (RFC 4252 5.4).
     fn show_banner(&self) {
         let level = self.config.text("loglevel").unwrap_or_default();
-        // ssh -G calls QUIET by another name.
+        // `ssh -G` prints QUIET under another name.
         let is_quiet = ["SILENT", "QUIET", "FATAL", "ERROR"]
             .iter()
             .any(|quiet| level.eq_ignore_ascii_case(quiet));
@@ -353,7 +355,7 @@ impl Login<'_> {
         }
     }
 
-    /// Waits for the result of one try.
+    /// Makes one attempt and waits for its result.
     fn attempt(
         &self,
         clock: &Clock,
@@ -394,7 +396,7 @@ impl Login<'_> {
         let clock = Clock::within(ANSWER_LIMIT);
         let mut refused = None;
         let mut sign = |data: &[u8]| {
-            // The agent has a limit of its own: it may be asking its user.
+            // The agent has a timeout of its own: it may be asking its user.
             let signed = clock.paused(|| agent.sign(public, data));
             signed.map_err(|refusal| {
                 refused = Some(refusal.reason);
@@ -423,8 +425,8 @@ impl Login<'_> {
         })
     }
 
-    /// Offers an encrypted key. Where its public half is known, the server is asked about it first,
-    /// so that no passphrase is typed for a key that it refuses.
+    /// Offers an encrypted key. If its public half is known, the server is asked about it first, so that no passphrase
+    /// is typed for a key that the server refuses.
     fn offer_encrypted(
         &mut self,
         key: &Candidate,
@@ -443,7 +445,7 @@ impl Login<'_> {
                 Ok(passphrase) => passphrase,
                 Err(error) => return unusable(&format!("it needs a passphrase: {error}")),
             };
-            // An empty one means: go on without this key, as in ssh(1).
+            // An empty passphrase skips this key, as in ssh(1).
             if passphrase.is_empty() {
                 return unusable("no passphrase was given");
             }
@@ -466,7 +468,7 @@ impl Login<'_> {
     fn try_password(&mut self) -> Result<Outcome, Failure> {
         self.password_tries += 1;
         if self.password_tries >= self.max_passwords() {
-            self.used_up(PASSWORD);
+            self.drop_method(PASSWORD);
         }
         let question = format!("{}'s password: ", self.who());
         let password = match self.prompter.secret(&question) {
@@ -483,7 +485,7 @@ impl Login<'_> {
     fn try_interactive(&mut self) -> Result<Outcome, Failure> {
         self.interactive_tries += 1;
         if self.interactive_tries >= self.max_passwords() {
-            self.used_up(INTERACTIVE);
+            self.drop_method(INTERACTIVE);
         }
         let clock = Clock::within(INTERACTIVE_LIMIT);
         let mut dialogue = Dialogue {
@@ -512,15 +514,15 @@ impl Login<'_> {
         }
         let outcome = outcome(result).map_err(|error| self.lost(&error))?;
         if rounds == 0 {
-            // Refused before it asked anything: asking again brings nothing.
-            self.used_up(INTERACTIVE);
+            // Refused before the server asked anything: another attempt would not help.
+            self.drop_method(INTERACTIVE);
         }
         self.note_try(INTERACTIVE, &outcome);
         Ok(outcome)
     }
 
     fn no_answer(&mut self, method: &str, error: &str) -> Outcome {
-        self.used_up(method);
+        self.drop_method(method);
         self.remarks.push(format!("{method}: {error}"));
         Outcome::Unusable(String::new())
     }
@@ -533,14 +535,14 @@ impl Login<'_> {
                 self.tried.push(method.to_owned());
             }
             Outcome::Unusable(reason) => {
-                self.used_up(method);
+                self.drop_method(method);
                 self.remarks.push(format!("{method}: {reason}"));
             }
             _ => {}
         }
     }
 
-    /// The connection is gone, or the server stopped answering.
+    /// The failure if the connection is lost or the server stops responding.
     fn lost(&self, error: &Error) -> Failure {
         let seconds = ANSWER_LIMIT.as_secs();
         let failures = self.failures;

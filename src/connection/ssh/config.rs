@@ -1,8 +1,8 @@
-//! What `ssh_config(5)` and the command line say about one destination.
+//! The configuration of one destination, from `ssh_config(5)` and the command line.
 //!
-//! `ssh -G` reads the files, `Match` and `Include` included; this module runs it and expands what it
-//! leaves unexpanded. A value gets its type where it is used. Where there is no `ssh` program, the
-//! options of the command line are all there is.
+//! `ssh -G` reads the files, `Match` and `Include` included; this module parses its output and expands what it leaves
+//! unexpanded. A value is parsed where it is used. Without an `ssh` program, only the options of the command line
+//! apply.
 //!
 //! Not handled: algorithm lists (`Ciphers`, `KexAlgorithms`, ...), `ControlMaster` and forwarding.
 
@@ -19,9 +19,9 @@ use super::tokens::{self, FOR_FILES, FOR_PROXY, Tokens};
 use crate::error::{Failure, Kind};
 use crate::host::{Connect, Destination, Remote, parse_port};
 
-/// `ConnectTimeout` where the configuration sets none.
+/// `ConnectTimeout` if the configuration sets none.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// What ssh tries unasked, in its order, as `ssh -G` prints it.
+/// The identities that ssh tries by default, in its order, as `ssh -G` prints them.
 const DEFAULT_IDENTITIES: [&str; 7] = [
     "~/.ssh/id_rsa",
     "~/.ssh/id_ecdsa",
@@ -32,7 +32,7 @@ const DEFAULT_IDENTITIES: [&str; 7] = [
     "~/.ssh/id_dsa",
 ];
 
-/// A failure to make sense of the configuration.
+/// The failure for an invalid configuration.
 pub(super) fn invalid(reason: impl Display) -> Failure {
     Failure::new(Kind::Unreachable, reason.to_string())
 }
@@ -41,25 +41,25 @@ pub(super) fn invalid(reason: impl Display) -> Failure {
 pub struct Resolved {
     /// The HOST word as typed, for messages.
     pub typed: String,
-    /// `HostName`: what to connect to.
+    /// `HostName`: the name or address to connect to.
     pub host_name: String,
     pub port: u16,
-    /// `User`: who to log in as.
+    /// `User`: the user to log in as.
     pub user: String,
-    /// `BatchMode`: nothing is asked.
+    /// `BatchMode`: the user is not asked anything.
     pub batch_mode: bool,
-    /// `ServerAliveInterval`; none for 0.
+    /// `ServerAliveInterval`; `None` for 0.
     pub server_alive_interval: Option<Duration>,
     options: Options,
     tokens: Tokens,
-    here: Here,
+    local: LocalContext,
     /// `-F`, which a jump host's ssh gets too.
     config_file: Option<PathBuf>,
 }
 
-/// What this machine adds to a configuration.
-struct Here {
-    /// Home is the password database's, as in ssh(1), not $HOME.
+/// What a configuration takes from this machine.
+struct LocalContext {
+    /// The home directory is that of the password database, as in ssh(1), not $HOME.
     user: User,
     host: String,
     env: fn(&str) -> Option<String>,
@@ -68,9 +68,9 @@ struct Here {
 /// One `IdentityFile`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The private key, or its public half where an agent holds the private one.
+    /// The private key, or its public half if an agent holds the private one.
     pub path: PathBuf,
-    /// Named by the user; the others are ssh's own defaults, and silent when they don't exist.
+    /// Named by the user. The others are ssh's own defaults, which are skipped silently if they don't exist.
     pub explicit: bool,
 }
 
@@ -88,7 +88,7 @@ pub struct Proxy {
 struct Options(BTreeMap<String, Vec<String>>);
 
 impl Options {
-    /// Reads what `ssh -G` prints: `key value`, one per line.
+    /// Parses the output of `ssh -G`: `key value`, one per line.
     fn parse(output: &str) -> Self {
         let mut options = Self::default();
         for line in output.lines() {
@@ -98,7 +98,7 @@ impl Options {
         options
     }
 
-    /// What the command line alone says, for a machine without an ssh program.
+    /// The options of the command line alone, for a machine without an ssh program.
     fn from_command_line(remote: &Remote, connect: &Connect) -> Result<Self, Failure> {
         let mut options = Self::default();
         let port = connect.port.or(remote.port).map(|port| port.to_string());
@@ -134,7 +134,7 @@ impl Options {
         self.0.get(key).map_or(&[], Vec::as_slice)
     }
 
-    /// The first value, as in ssh the first one counts.
+    /// The first value, which is the one that counts, as in ssh.
     fn get(&self, key: &str) -> Option<&str> {
         self.all(key).first().map(String::as_str)
     }
@@ -151,7 +151,8 @@ impl Options {
         }
     }
 
-    /// A time in whole seconds, as `ssh -G` prints it; 0 and `none` are none. As in ssh, there is none that an int can't hold.
+    /// A time in whole seconds, as `ssh -G` prints it. `None` for 0, for `none` and, as in ssh, for what an int can't
+    /// hold.
     fn seconds(&self, key: &str) -> Option<Duration> {
         let seconds: i32 = self.some(key)?.parse().ok()?;
         let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
@@ -171,9 +172,7 @@ pub(super) fn split_option(option: &str) -> Option<(&str, &str)> {
     Some((key.trim(), unquoted.unwrap_or(value)))
 }
 
-/// The configuration of `destination`, and what the user should hear about it.
-///
-/// Takes about 5 ms and runs the `Match exec` commands of the user's configuration.
+/// The configuration of `destination`, and warnings for the user.
 pub fn resolve(
     destination: &Destination,
     answer: Answer,
@@ -192,12 +191,12 @@ pub fn resolve(
         }
     };
     let host_name = nix::unistd::gethostname().unwrap_or_default();
-    let here = Here {
+    let local = LocalContext {
         user,
         host: host_name.to_string_lossy().into_owned(),
         env: |name| std::env::var(name).ok(),
     };
-    let resolved = Resolved::new(host.to_string(), remote, connect, options, here)?;
+    let resolved = Resolved::new(host.to_string(), remote, connect, options, local)?;
     Ok((resolved, warnings))
 }
 
@@ -216,7 +215,7 @@ impl Resolved {
         remote: &Remote,
         connect: &Connect,
         options: Options,
-        here: Here,
+        local: LocalContext,
     ) -> Result<Self, Failure> {
         let port = match options.get("port") {
             None => 22,
@@ -226,20 +225,20 @@ impl Resolved {
         };
         let text = |key: &str, unset: &str| options.some(key).unwrap_or(unset).to_owned();
         let host_name = text("hostname", &remote.name);
-        let user = text("user", &here.user.name);
-        let label = here.host.split('.').next().unwrap_or_default();
+        let user = text("user", &local.user.name);
+        let label = local.host.split('.').next().unwrap_or_default();
         let mut tokens: Tokens = [
-            ('d', here.user.dir.to_string_lossy().into_owned()),
+            ('d', local.user.dir.to_string_lossy().into_owned()),
             ('h', host_name.clone()),
-            ('i', here.user.uid.to_string()),
+            ('i', local.user.uid.to_string()),
             ('j', text("proxyjump", "")),
             ('k', remote.name.clone()),
             ('L', label.to_owned()),
-            ('l', here.host.clone()),
+            ('l', local.host.clone()),
             ('n', remote.name.clone()),
             ('p', port.to_string()),
             ('r', user.clone()),
-            ('u', here.user.name.clone()),
+            ('u', local.user.name.clone()),
         ]
         .into();
         tokens.extend(
@@ -261,7 +260,7 @@ impl Resolved {
             server_alive_interval: options.seconds("serveraliveinterval"),
             options,
             tokens,
-            here,
+            local,
             config_file: connect.config.clone(),
         })
     }
@@ -285,23 +284,23 @@ impl Resolved {
         value.unwrap_or(unset)
     }
 
-    /// The time that connecting may take, from the first packet to the end of the key exchange.
+    /// How long connecting may take, from the first packet to the end of the key exchange.
     pub fn connect_timeout(&self) -> Duration {
         self.connect_timeout_set().unwrap_or(CONNECT_TIMEOUT)
     }
 
-    /// `ConnectTimeout`, where it is set.
+    /// `ConnectTimeout`, if it is set.
     pub fn connect_timeout_set(&self) -> Option<Duration> {
         self.options.seconds("connecttimeout")
     }
 
-    /// `HostKeyAlias`: the name that host keys are looked up under.
+    /// `HostKeyAlias`: the name under which host keys are looked up.
     pub fn host_key_alias(&self) -> Option<&str> {
         let alias = self.text("hostkeyalias");
         alias.and_then(|_| self.tokens.get(&'k').map(String::as_str))
     }
 
-    /// Expands the tokens of one option's value, with a few more than every option has.
+    /// Expands the tokens of one option's value. `more` holds tokens that not every option has.
     pub fn expand(
         &self,
         key: &str,
@@ -318,9 +317,9 @@ impl Resolved {
     /// Expands a path: variables, tokens and `~`.
     fn path(&self, key: &str, value: &str) -> Result<PathBuf, Failure> {
         let expand = || {
-            let text = tokens::variables(value, self.here.env)?;
+            let text = tokens::variables(value, self.local.env)?;
             let text = tokens::percent(&text, &self.tokens, FOR_FILES)?;
-            tokens::tilde(&text, &self.here.user.dir)
+            tokens::tilde(&text, &self.local.user.dir)
         };
         expand().map_err(|reason: String| invalid(format!("{key} {value:?}: {reason}")))
     }
@@ -331,8 +330,8 @@ impl Resolved {
         values.map(|value| self.path(key, value)).collect()
     }
 
-    /// A list of paths on one line. `ssh -G` does not quote, so a word that begins no absolute
-    /// path is taken for the rest of the one before it, as in `/Users/Jo Doe/known_hosts`.
+    /// A list of paths on one line. `ssh -G` does not quote, so a word that does not start like an absolute path is
+    /// taken as a part of the path before it, as in `/Users/Jo Doe/known_hosts`.
     pub fn path_list(&self, key: &str, unset: &str) -> Result<Vec<PathBuf>, Failure> {
         let value = self.options.get(key).unwrap_or(unset);
         let mut values: Vec<String> = Vec::new();
@@ -348,7 +347,7 @@ impl Resolved {
         values.iter().map(|value| self.path(key, value)).collect()
     }
 
-    /// `IdentityFile`, in order. None is looked at: absent ones are still in.
+    /// `IdentityFile`, in order. The files are not opened, so absent ones are included.
     pub fn identities(&self) -> Result<Vec<Identity>, Failure> {
         let mut identities: Vec<Identity> = Vec::new();
         for value in self.options.all("identityfile") {
@@ -364,14 +363,14 @@ impl Resolved {
         Ok(identities)
     }
 
-    /// `IdentityAgent`, else `SSH_AUTH_SOCK`; none where there is no agent or it is `none`.
+    /// `IdentityAgent`, else `SSH_AUTH_SOCK`; `None` if there is no agent or the value is `none`.
     pub fn agent(&self) -> Result<Option<PathBuf>, Failure> {
-        let variable = |name: &str| (self.here.env)(name).filter(|path| !path.is_empty());
+        let variable = |name: &str| (self.local.env)(name).filter(|path| !path.is_empty());
         let value = self.options.get("identityagent").unwrap_or("SSH_AUTH_SOCK");
         if is_none(value) {
             return Ok(None);
         }
-        // A whole variable may be named without braces: ssh_config(5), IdentityAgent.
+        // A variable as the whole value needs no braces: ssh_config(5), IdentityAgent.
         match value.strip_prefix('$') {
             Some(name) if !name.starts_with('{') => Ok(variable(name).map(PathBuf::from)),
             None if value == "SSH_AUTH_SOCK" => Ok(variable(value).map(PathBuf::from)),
@@ -383,11 +382,11 @@ impl Resolved {
     pub fn proxy(&self) -> Result<Option<Proxy>, Failure> {
         if let Some(command) = self.text("proxycommand") {
             let command = self.expand("proxycommand", command, FOR_PROXY, &[])?;
-            let shell = (self.here.env)("SHELL").filter(|shell| !shell.is_empty());
+            let shell = (self.local.env)("SHELL").filter(|shell| !shell.is_empty());
             return Ok(Some(Proxy {
                 name: "the ProxyCommand".to_owned(),
                 program: shell.unwrap_or_else(|| "/bin/sh".to_owned()).into(),
-                // As in ssh(1): no shell stays between us and the proxy.
+                // `exec`, as in ssh(1): no shell stays between us and the proxy.
                 args: vec!["-c".into(), format!("exec {command}").into()],
             }));
         }
@@ -405,8 +404,8 @@ impl Resolved {
         }))
     }
 
-    /// The arguments of the `ssh` that stands in for a `ProxyJump`, as ssh.c makes them: the last of
-    /// the jump hosts is connected to, the ones before it become its own `-J`.
+    /// The arguments of the `ssh` for a `ProxyJump`, as ssh.c makes them: it connects to the last jump host, and the
+    /// ones before become its own `-J`.
     fn jump_args(&self, jump: &str) -> Option<Vec<OsString>> {
         let (before, last) = match jump.rsplit_once(',') {
             Some((before, last)) => (Some(before), last),
@@ -440,11 +439,11 @@ impl Resolved {
 pub mod tests {
     use super::*;
 
-    fn here() -> Here {
+    fn local() -> LocalContext {
         let mut user = User::from_uid(0.into()).unwrap().unwrap();
         user.name = "me".to_owned();
         user.dir = "/home/me".into();
-        Here {
+        LocalContext {
             user,
             host: "desk.example".into(),
             env: |name| (name == "SSH_AUTH_SOCK" || name == "KEYS").then(|| format!("/env/{name}")),
@@ -458,11 +457,11 @@ pub mod tests {
             &remote,
             connect,
             Options::parse(output),
-            here(),
+            local(),
         )
     }
 
-    /// The configuration of `web1` that `ssh -G` prints so.
+    /// The configuration of `web1` for this output of `ssh -G`.
     pub fn plain(output: &str) -> Resolved {
         built("web1", &Connect::default(), output).unwrap()
     }
@@ -491,7 +490,7 @@ pub mod tests {
         assert_eq!((config.host_name.as_str(), config.port), ("10.0.0.9", 2222));
         assert_eq!(config.connect_timeout(), Duration::from_secs(3));
         assert_eq!(config.server_alive_interval, Some(Duration::from_secs(7)));
-        // No time that ssh does not take either: no clock can be set beyond its range.
+        // Times that ssh rejects are not accepted either, as no clock can be set beyond its range.
         let config_of = |seconds: &str| plain(&format!("connecttimeout {seconds}\n"));
         for (seconds, limit) in [
             ("0", 15),
@@ -625,7 +624,7 @@ pub mod tests {
         };
         let remote: Remote = "bob@web1:23".parse().unwrap();
         let options = Options::from_command_line(&remote, &connect).unwrap();
-        let config = Resolved::new(String::new(), &remote, &connect, options, here()).unwrap();
+        let config = Resolved::new(String::new(), &remote, &connect, options, local()).unwrap();
         assert_eq!(
             (config.host_name.as_str(), config.port, config.user.as_str()),
             ("h.example", 23, "bob")

@@ -1,9 +1,8 @@
-//! From a destination to an authenticated connection.
+//! Connects to a destination and authenticates.
 //!
-//! The steps, in order: configuration, TCP (or a proxy), version lines and key exchange, the check
-//! of the host key, authentication. A server that turns us away before its version line ('Exceeded
-//! MaxStartups') is asked again, at most [`ATTEMPTS`] times in all; nothing else is tried twice, but
-//! for the `ConnectionAttempts` of the configuration.
+//! The steps, in order: configuration, TCP (or a proxy), version lines and key exchange, check of the host key,
+//! authentication. A server that refuses the connection before its version line ('Exceeded MaxStartups') is tried at
+//! most [`ATTEMPTS_MAX`] times. Nothing else is retried, except for the `ConnectionAttempts` of the configuration.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
@@ -28,25 +27,25 @@ use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::host::Destination;
 
-/// How often a busy server is asked: the first time and three more.
-const ATTEMPTS: u32 = 4;
-/// The wait before the second attempt; doubled for each further one, and up to as much again by chance.
+/// Maximum number of attempts to connect to a busy server.
+const ATTEMPTS_MAX: u32 = 4;
+/// Pause before the second attempt. It is doubled for each further one, and extended at random by up to its length.
 const BACKOFF: Duration = Duration::from_millis(250);
-/// How long a proxy may take to reach the server where no `ConnectTimeout` is set and the proxy
-/// may have to ask the user something: sshd's own LoginGraceTime.
+/// How long a proxy may take to reach the server if no `ConnectTimeout` is set and the proxy may have to ask the user
+/// something: sshd's own LoginGraceTime.
 const PROXY_LIMIT: Duration = Duration::from_secs(120);
 
-/// What ssh says, as a proxy, of a name that can't be resolved.
+/// What ssh prints, as a proxy, if it can't resolve a name.
 const SSH_UNRESOLVED: &str = "ssh: Could not resolve hostname";
 
 fn unreachable(reason: impl Into<String>) -> Failure {
     Failure::new(Kind::Unreachable, reason)
 }
 
-/// An authenticated connection, whose session does not block.
+/// An authenticated connection with a non-blocking session.
 ///
-/// Ended when dropped: the socket is shut at once and a proxy's process is reaped. No call on a clone
-/// of the session waits for the network then.
+/// When it is dropped, the socket is shut down at once and a proxy's process is reaped. Calls on a clone of the session
+/// do not wait for the network then.
 pub struct Connection {
     link: Link,
     resolved: Resolved,
@@ -63,7 +62,7 @@ impl Connection {
         &self.resolved
     }
 
-    /// The variables that each shell is given.
+    /// The environment variables that each shell is given.
     pub fn environment(&self) -> &[Variable] {
         &self.environment
     }
@@ -76,8 +75,8 @@ impl AsFd for Connection {
     }
 }
 
-/// Connects to `destination` and authenticates. `answer`: what ssh says of its configuration, where it was asked already.
-/// `entry`: the file that says what let us in the last time.
+/// Connects to `destination` and authenticates. `answer`: the answer of ssh about the configuration, if it was queried
+/// already. `entry`: the file that records how the last login succeeded.
 pub fn connect(
     destination: &Destination,
     answer: Option<Answer>,
@@ -140,7 +139,7 @@ fn establish(
     })
 }
 
-/// Connects up to the end of the key exchange, and tries again where a server is busy.
+/// Connects up to the end of the key exchange, and retries while the server is busy.
 fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Link, Failure> {
     let proxy = config.proxy()?;
     let behind = proxy
@@ -193,8 +192,8 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
             Ok(()) => return Ok(link),
             Err(stop) => stop,
         };
-        if let (Stop::Busy(said), true) = (&stop, attempt < ATTEMPTS) {
-            let wait = pause + pause.mul_f64(chance());
+        if let (Stop::Busy(said), true) = (&stop, attempt < ATTEMPTS_MAX) {
+            let wait = pause + pause.mul_f64(jitter());
             (policy.step)(&format!(
                 "{}: the server is busy ({said}), trying again in {} ms",
                 config.typed,
@@ -236,7 +235,7 @@ fn cannot_start(proxy: &Proxy, error: &std::io::Error) -> Failure {
     })
 }
 
-/// What a failed handshake means if it is the proxy that has failed.
+/// The reason for a failed handshake if the proxy has failed.
 fn proxy_failed(proxy: &Proxy, mut link: Link, stop: &Stop) -> Option<String> {
     let process = link.proxy.as_mut()?;
     let (status, said) = match stop {
@@ -259,10 +258,10 @@ fn proxy_failed(proxy: &Proxy, mut link: Link, stop: &Stop) -> Option<String> {
     ))
 }
 
-/// A session with our preferences.
+/// A session with our version line and our preferred algorithms.
 fn session(host_keys: &str) -> Result<Session, ssh2::Error> {
     let session = Session::new()?;
-    // sshd logs it, and it says nothing about the machine.
+    // sshd logs the version line, which says nothing about this machine.
     session.set_banner(concat!("SSH-2.0-rsig_", env!("CARGO_PKG_VERSION")))?;
     session.method_pref(MethodType::HostKey, host_keys)?;
     let offered = session.supported_algs(MethodType::CryptSc)?;
@@ -272,14 +271,15 @@ fn session(host_keys: &str) -> Result<Session, ssh2::Error> {
     Ok(session)
 }
 
-/// A number from 0 to 1 that differs between processes, so that clients don't come back all at once:
-/// the standard library's hash keys are random.
-fn chance() -> f64 {
+/// A random number from 0 to 1, so that clients do not retry all at once. The standard library's hash keys are random,
+/// and differ between processes.
+fn jitter() -> f64 {
     let bits = RandomState::new().build_hasher().finish() & 0xFFFF;
     f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(0xFFFF_u32)
 }
 
-/// The ciphers to ask for: AES-GCM first where the processor computes it itself, as libssh2's own ChaCha20 is slower.
+/// The ciphers by preference: AES-GCM first if the processor has instructions for it, as libssh2's own ChaCha20 is
+/// slower.
 fn cipher_preference(offered: &[&str], aes: bool) -> String {
     let (first, rest): (Vec<&str>, Vec<&str>) = offered
         .iter()
@@ -317,6 +317,6 @@ mod tests {
 
     #[test]
     fn chance_is_between_0_and_1() {
-        assert!((0..1000).all(|_| (0.0..=1.0).contains(&chance())));
+        assert!((0..1000).all(|_| (0.0..=1.0).contains(&jitter())));
     }
 }

@@ -1,5 +1,5 @@
-//! What let us in the last time, so that it is tried first: keys that are refused cost a round trip each. It is kept beside
-//! the keepers' sockets. A wrong memory costs no more than such a key.
+//! Remembers how the last login succeeded, so that this is tried first: each refused key costs a round trip. The record
+//! is kept beside the keepers' sockets. An outdated record costs no more than a refused key.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::identities::Candidate;
 use super::key::PublicKey;
 
-/// How a server let us in.
+/// How a login succeeded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// The method, RFC 4252; empty where the server asks for none.
+    /// The method (RFC 4252); empty if the server required no authentication.
     pub(super) method: String,
     /// The key's fingerprint.
     pub(super) key: Option<String>,
@@ -23,7 +23,8 @@ impl Entry {
         serde_json::from_slice(&fs::read(file).ok()?).ok()
     }
 
-    /// Without it, the next login takes a little longer.
+    /// Writes the record, unless it has not changed. Errors are ignored: without a record, the next login only takes a
+    /// little longer.
     pub fn keep(&self, file: &Path, last: Option<&Self>) {
         if last == Some(self) {
             return;

@@ -1,6 +1,7 @@
-//! The variables that each shell on a host is given, as ssh(1) does it: `SendEnv` and `SetEnv` of `ssh_config(5)`.
+//! The environment variables that each shell on a host is given, as by ssh(1): `SendEnv` and `SetEnv` of
+//! `ssh_config(5)`.
 //!
-//! Which of them a server takes is its own affair (`AcceptEnv` of `sshd_config(5)`).
+//! The server decides which of them it accepts (`AcceptEnv` of `sshd_config(5)`).
 
 use std::os::unix::ffi::OsStringExt as _;
 
@@ -9,13 +10,13 @@ use super::sources::Answer;
 use crate::glob;
 use crate::host::Destination;
 
-/// The most that a name and its value may have, in bytes: libssh2 sends no longer packet.
+/// Maximum length of a name and its value together, in bytes: libssh2 sends no longer packet.
 const VARIABLE_MAX: usize = 32 << 10;
 
 /// A name and its value.
 pub type Variable = (Vec<u8>, Vec<u8>);
 
-/// The patterns of `SendEnv`. None of a configuration that is not valid, which the keeper reports.
+/// The patterns of `SendEnv`. Empty if the configuration is invalid, which the keeper reports.
 pub fn send_patterns(destination: &Destination, answer: &Answer) -> Vec<String> {
     config::resolve(destination, answer.clone())
         .map(|(config, _)| patterns(&config))
@@ -29,13 +30,13 @@ fn patterns(config: &Resolved) -> Vec<String> {
     words.map(str::to_owned).collect()
 }
 
-/// What this process has of them, sorted by name.
+/// The variables of this process that match, sorted by name.
 pub fn sent(patterns: &[String]) -> Vec<Variable> {
     if patterns.is_empty() {
         return Vec::new();
     }
     let fits = |name: &[u8]| {
-        // No shell is ever given a job's secret.
+        // A job's secret is never given to a shell.
         name != b"RSIG_COOKIE"
             && patterns
                 .iter()
@@ -49,7 +50,7 @@ pub fn sent(patterns: &[String]) -> Vec<Variable> {
     variables
 }
 
-/// All that is sent, in ssh's order: the last of a name counts.
+/// All variables to send, in ssh's order. Of several with one name, the last one counts.
 pub(super) fn variables(config: &Resolved) -> Vec<Variable> {
     let set = config.all("setenv").iter();
     let set = set.filter_map(|variable| variable.split_once('='));

@@ -1,4 +1,4 @@
-//! The readers of what ssh, its files and servers say, for the fuzz targets.
+//! Entry points of the fuzz targets for what ssh prints, for ssh's files and for what servers send.
 
 use std::path::Path;
 
@@ -13,25 +13,25 @@ use crate::host::{Connect, Destination};
 
 pub use super::hostkey::fuzz::{files as known_hosts, name as host_name};
 
-/// Reads one text as a key file, a `.pub` file and a key of a server.
+/// Parses the data as a server's key, a `.pub` file and a key file.
 pub fn keys(data: &[u8]) {
     if let Some(key) = PublicKey::from_blob(data) {
         assert_eq!(key.blob, data);
-        hold(&key);
+        check_key(&key);
     }
     let text = String::from_utf8_lossy(data).into_owned();
     if let Some(key) = PublicKey::from_line(&text) {
-        hold(&key);
+        check_key(&key);
     }
     if let Some(file) = keyfile::inspect(text.clone()) {
         assert!(file.private.is_some() || file.public.is_some());
         assert!(file.private.is_none_or(|private| private.text == text));
-        file.public.iter().for_each(hold);
+        file.public.iter().for_each(check_key);
     }
 }
 
-/// A key is the same after it was written, and its label can be shown.
-fn hold(key: &PublicKey) {
+/// A key must survive writing and parsing, and its label must be safe to show.
+fn check_key(key: &PublicKey) {
     let line = key.to_line();
     assert_eq!(PublicKey::from_line(&line).as_ref(), Some(key));
     assert!(!line.contains(char::is_control) && !key.label().contains(char::is_control));
@@ -42,7 +42,7 @@ fn hold(key: &PublicKey) {
     }
 }
 
-/// Takes a text for what `ssh -G` says, or, without an ssh program, for the options of the command line, a line each.
+/// Resolves a text as the output of `ssh -G` or, without `by_ssh`, as options of the command line, one per line.
 pub fn configuration(text: &str, by_ssh: bool) {
     let options = if by_ssh {
         Vec::new()
@@ -81,13 +81,13 @@ pub fn configuration(text: &str, by_ssh: bool) {
     }
     if let Ok(Some(proxy)) = resolved.proxy() {
         assert!(!proxy.args.is_empty());
-        // What a jump host's ssh takes for a host is none of its options.
+        // ssh must not take the name of a jump host for an option.
         if proxy.program == "ssh" {
             let last = proxy.args.last().expect("a host").to_string_lossy();
             assert!(!last.starts_with('-'));
         }
     }
-    // Deadlines are made of them.
+    // These are added to times, which must not overflow.
     let now = std::time::Instant::now();
     let _ = (
         now + resolved.connect_timeout(),
@@ -98,11 +98,11 @@ pub fn configuration(text: &str, by_ssh: bool) {
         .map(|interval| now + interval);
 }
 
-/// Takes a text for what `ssh -v -G` says of the files that it has read.
+/// Parses a text as what `ssh -v -G` prints about the files that it reads.
 pub fn sources(said: &str) {
     let lines = said.lines().count();
     assert!(read_files(said).count() <= lines);
-    // Nothing of it is opened.
+    // None of these files is opened.
     let sources = Sources::new(said, None, Path::new("/home/me"), false);
     let _ = sources.are_current();
     let kept = serde_json::to_string(&sources).expect("JSON");
@@ -121,7 +121,7 @@ pub fn expansion(text: &str) {
             assert!(text.contains('%') || expanded == text);
         }
     }
-    // What is written for one text stands for it.
+    // An escaped text expands to the text itself.
     let escaped = text.replace('%', "%%");
     assert_eq!(percent(&escaped, &tokens, FOR_FILES).as_deref(), Ok(text));
     let env = |name: &str| (name == "KEYS").then(|| "${KEYS}".to_owned());
@@ -129,7 +129,7 @@ pub fn expansion(text: &str) {
         assert!(expanded.len() <= text.len());
         assert!(text.contains("${") || expanded == text);
     }
-    // Of names, those of the password database alone are looked up.
+    // `~name` is left out, since it is looked up in the password database.
     if !text.starts_with('~') || text == "~" || text.starts_with("~/") {
         let path = tilde(text, Path::new("/home/me"));
         assert!(
@@ -139,19 +139,19 @@ pub fn expansion(text: &str) {
     }
 }
 
-/// What a server says before its version line, in lines and in pieces of them.
+/// Feeds in what a server sends before its version line, in lines and in pieces of lines.
 pub fn preamble(data: &[u8]) {
     let mut preamble = Preamble::default();
     let pieces = data.split_inclusive(|byte| *byte == b'\n');
     for piece in pieces.flat_map(|line| line.chunks(1024)) {
         if let Err(stop) = preamble.add(piece) {
-            return shown(&stop);
+            return check_reason(&stop);
         }
     }
-    shown(&preamble.closed());
+    check_reason(&preamble.closed());
 }
 
-fn shown(stop: &Stop) {
+fn check_reason(stop: &Stop) {
     let reason = stop.reason();
     assert!(!reason.contains(char::is_control));
     assert!(reason.chars().count() < 300);

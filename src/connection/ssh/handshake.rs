@@ -1,8 +1,8 @@
-//! From a connected socket to an encrypted session: the version lines and the key exchange.
+//! Turns a connected socket into an encrypted session: the version lines and the key exchange.
 //!
-//! RFC 4253 4.2 lets a server send lines before its version line. sshd says there why it turns a
-//! client away ('Exceeded MaxStartups', 'Not allowed at this time'), and a server that does not
-//! speak SSH gives itself away. libssh2 skips such lines without a bound, so they are read here.
+//! RFC 4253 4.2 lets a server send lines before its version line. There sshd says why it refuses a client ('Exceeded
+//! MaxStartups', 'Not allowed at this time'), and a server that does not speak SSH shows what it is. libssh2 skips any
+//! number of such lines, so they are read here.
 
 use std::os::fd::AsRawFd as _;
 
@@ -16,19 +16,19 @@ use super::link::{Clock, Link, TIMEOUT};
 use crate::escape::printable;
 use crate::sys::inflow;
 
-/// More than this before the version line is no SSH server.
+/// A server that sends more than this before its version line is not an SSH server.
 const MAX_PREAMBLE_BYTES: usize = 64 << 10;
-/// The longest line that is looked at (RFC 4253 4.2 allows 255 for a version).
+/// The longest line that is examined (RFC 4253 4.2 allows 255 for a version).
 const MAX_LINE_BYTES: usize = 8 << 10;
-/// How much of a server's words is shown.
+/// How much of a server's text is shown.
 const SHOWN_MAX: usize = 200;
 
 /// Why there is no encrypted session.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The server is there and asks to come back later; its words.
+    /// The server asks the client to come back later; its message.
     Busy(String),
-    /// Something else listens there; its words.
+    /// Something other than SSH listens there; its message.
     NotSsh(String),
     /// End of file, and when.
     Closed(&'static str),
@@ -53,10 +53,10 @@ impl Stop {
 const BEFORE_VERSION: &str = "before it said its SSH version";
 const IN_KEY_EXCHANGE: &str = "during the key exchange";
 
-/// Brings the session to an encrypted state. `host_keys` are the host key algorithms that it asks for.
+/// Runs the handshake until the session is encrypted. `host_keys` are the host key algorithms to request.
 pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), Stop> {
     inflow::bound(&link.session);
-    // Sends our version line at once: waiting for the server's would cost a round trip. It reads nothing yet.
+    // Sends our version line at once, as waiting for the server's would cost a round trip. Reads nothing yet.
     inflow::hold();
     let mut session = link.session.clone();
     match session.handshake() {
@@ -66,7 +66,7 @@ pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), Sto
         _ => {}
     }
     let mut preamble = Preamble::default();
-    while !preamble.take(link)? {
+    while !preamble.consume(link)? {
         link.wait(PollFlags::POLLIN, clock)
             .map_err(|error| failed(&error, BEFORE_VERSION))?;
     }
@@ -78,7 +78,7 @@ pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), Sto
         ErrorCode::Session(
             libssh2_sys::LIBSSH2_ERROR_KEX_FAILURE | libssh2_sys::LIBSSH2_ERROR_METHOD_NONE,
         ) => Stop::Other(
-            nothing_in_common(&session, &recorded, host_keys).unwrap_or_else(|| {
+            algorithm_mismatch(&session, &recorded, host_keys).unwrap_or_else(|| {
                 "and rsig have no algorithm in common (`ssh -vv` shows its lists)".to_owned()
             }),
         ),
@@ -99,9 +99,9 @@ fn failed(error: &Error, when: &'static str) -> Stop {
     }
 }
 
-/// Which of the lists of algorithms have no entry in common, and what the server offers. `recorded` begins with the
-/// server's version line, behind which its KEXINIT (RFC 4253 7.1) is in the clear.
-fn nothing_in_common(session: &Session, recorded: &[u8], host_keys: &str) -> Option<String> {
+/// Names the kind of algorithm for which the two lists have no common entry, and what the server offers. `recorded`
+/// begins with the server's version line, which is followed by its KEXINIT (RFC 4253 7.1) in the clear.
+fn algorithm_mismatch(session: &Session, recorded: &[u8], host_keys: &str) -> Option<String> {
     let line = recorded.iter().position(|byte| *byte == b'\n')?;
     // Packet length, padding length, message number and cookie.
     let mut lists = Fields(recorded.get(line + 1 + 4 + 1 + 1 + 16..)?);
@@ -128,25 +128,25 @@ fn nothing_in_common(session: &Session, recorded: &[u8], host_keys: &str) -> Opt
     None
 }
 
-/// Whether a line before the version line asks to come back later: sshd's words since 6.2
-/// (`MaxStartups`) and since 9.8 (`PerSourcePenalties`).
-fn asks_to_come_back(line: &str) -> bool {
+/// Whether a line before the version line asks the client to come back later: sshd's messages since 6.2 (`MaxStartups`)
+/// and since 9.8 (`PerSourcePenalties`).
+fn is_busy_message(line: &str) -> bool {
     line.contains("Exceeded MaxStartups") || line.contains("Not allowed at this time")
 }
 
-/// Reads, and takes away, all that comes before the version line.
+/// Reads and removes everything before the version line.
 #[derive(Debug, Default)]
 pub(super) struct Preamble {
-    /// The line at hand.
+    /// The current line.
     line: Vec<u8>,
-    /// The first line that said anything.
+    /// The first line that was not empty.
     first: Option<String>,
     total: usize,
 }
 
 impl Preamble {
-    /// Looks at what has come in. `Ok(true)` when the version line is next.
-    fn take(&mut self, link: &Link) -> Result<bool, Stop> {
+    /// Processes what has arrived. `Ok(true)` when the version line is next.
+    fn consume(&mut self, link: &Link) -> Result<bool, Stop> {
         let socket = link.socket.as_raw_fd();
         let mut buffer = [0; 1024];
         loop {
@@ -162,7 +162,8 @@ impl Preamble {
                     return check_version(bytes).map(|()| true);
                 }
                 if b"SSH-".starts_with(bytes) {
-                    // The rest of four bytes: not worth more than a short sleep.
+                    // Fewer than four bytes have arrived. They stay in the socket, so poll(2) would return at once:
+                    // sleep instead.
                     std::thread::sleep(std::time::Duration::from_millis(5));
                     return Ok(false);
                 }
@@ -195,7 +196,7 @@ impl Preamble {
     fn end_line(&mut self) -> Result<(), Stop> {
         let line = printable(self.line.trim_ascii(), SHOWN_MAX);
         self.line.clear();
-        if asks_to_come_back(&line) {
+        if is_busy_message(&line) {
             return Err(Stop::Busy(line));
         }
         if self.first.is_none() && !line.is_empty() {
@@ -205,7 +206,7 @@ impl Preamble {
     }
 
     pub(super) fn closed(&mut self) -> Stop {
-        // The last line may lack its end.
+        // The last line may lack its newline.
         if let Err(busy) = self.end_line() {
             return busy;
         }
@@ -214,11 +215,11 @@ impl Preamble {
     }
 }
 
-/// Refuses a server that speaks SSH 1 alone (RFC 4253 5.1: 1.99 is both).
+/// Refuses a server that speaks only SSH 1 (RFC 4253 5.1: 1.99 means both).
 fn check_version(bytes: &[u8]) -> Result<(), Stop> {
     let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next();
     let line = line.unwrap_or_default();
-    // A version line may come in pieces; libssh2 reads it then.
+    // The version line may not be complete yet; then libssh2 checks it.
     if line.len() < b"SSH-1.99".len()
         || line.starts_with(b"SSH-2.")
         || line.starts_with(b"SSH-1.99")

@@ -1,6 +1,5 @@
-//! The keys to offer a server, in order: the configured identities (through the agent where it holds
-//! the key, so that no passphrase is needed), the agent's other keys, default identities that are
-//! encrypted.
+//! The keys to offer a server, in order: the configured identities (through the agent if it holds the key, so that no
+//! passphrase is needed), the agent's other keys, and default identities that are encrypted.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,9 +18,9 @@ pub(super) struct Candidate {
     pub(super) label: String,
     /// Named by `IdentityFile` or a default identity, not just found in the agent.
     pub(super) configured: bool,
-    /// The key or certificate to offer; computed by libssh2 where it is not known.
+    /// The key or certificate to offer. If it is not known, libssh2 computes it.
     pub(super) public: Option<PublicKey>,
-    /// None where the agent signs.
+    /// `None` if the agent signs.
     pub(super) private: Option<PrivateKey>,
 }
 
@@ -90,7 +89,7 @@ pub(super) fn read(
     Ok(configured)
 }
 
-/// The keys to offer, in order; `remarks` takes those that can't be.
+/// The keys to offer, in order. Those that can't be used are noted in `remarks`.
 pub(super) fn plan(
     configured: Vec<Configured>,
     held: &[AgentKey],
@@ -153,7 +152,7 @@ pub(super) fn plan(
         }
         if !in_agent {
             let candidate = from_file(path.clone(), public);
-            // A key that ssh tries unasked should cost no passphrase while the agent has others.
+            // A default identity should not cost a passphrase while the agent has other keys.
             if encrypted && !identity.explicit {
                 last.push(candidate);
             } else {

@@ -1,4 +1,4 @@
-//! The questions of one keyboard-interactive try (RFC 4256), answered by the user.
+//! The questions of one keyboard-interactive attempt (RFC 4256), answered by the user.
 
 use ssh2::{KeyboardInteractivePrompt, Prompt};
 
@@ -6,7 +6,7 @@ use super::link::Clock;
 use super::prompt::Prompter;
 use crate::escape::printable;
 
-/// More prompts than this in one round, or rounds in one try, are no login.
+/// Maximum number of prompts in one round, and of rounds in one attempt. No real login has more.
 const MAX_PROMPTS: usize = 10;
 const MAX_ROUNDS: usize = 20;
 /// How much of a server's question is shown.
@@ -19,7 +19,7 @@ pub(super) struct Dialogue<'a> {
     pub(super) rounds: usize,
     /// Why a question was not answered.
     pub(super) failed: Option<String>,
-    /// The server asked on after that.
+    /// The server asked again after a question was not answered.
     pub(super) is_endless: bool,
 }
 
@@ -48,7 +48,7 @@ impl KeyboardInteractivePrompt for Dialogue<'_> {
             .collect();
         let mut answers = Vec::new();
         for (question, echo) in questions {
-            // A round has to be answered; the server refuses an empty answer.
+            // Every round must be answered. The server refuses an empty answer.
             let mut answer = String::new();
             if self.failed.is_none() {
                 match self.clock.paused(|| self.prompter.ask(&question, echo)) {

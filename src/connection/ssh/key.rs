@@ -1,17 +1,17 @@
-//! Public keys and certificates as they go over the wire (RFC 4253 6.6), in `.pub` files and in
-//! `known_hosts` lines. They are compared byte by byte and never computed with.
+//! Public keys and certificates in the format of the protocol (RFC 4253 6.6), of `.pub` files and of `known_hosts`
+//! lines. They are only compared byte by byte: no cryptography is done with them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use sha2::{Digest as _, Sha256};
 
-/// More than any key in use has (an RSA key of 16384 bits: 2 kB); bounds what a server makes us print.
+/// More than any key in use has (an RSA key of 16384 bits: 2 kB). Limits how much a server can make us print.
 const MAX_KEY_BYTES: usize = 16 * 1024;
 /// RFC 4251 6.
 const MAX_TYPE_CHARS: usize = 64;
 const CERTIFICATE: &str = "-cert-v01@openssh.com";
 
-/// Reads the fields of RFC 4251 5 one after the other.
+/// Reads fields encoded as in RFC 4251 5, one after the other.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -28,7 +28,7 @@ impl<'a> Fields<'a> {
         Some(text)
     }
 
-    /// The strings up to the end; none where something else comes in between.
+    /// The remaining strings; `None` if the rest is not a sequence of strings.
     fn strings(mut self) -> Option<Vec<&'a [u8]>> {
         let mut found = Vec::new();
         while !self.0.is_empty() {
@@ -39,7 +39,7 @@ impl<'a> Fields<'a> {
 }
 
 pub(super) fn put_string(blob: &mut Vec<u8>, text: &[u8]) {
-    // All that is put in a blob came out of one, or is far below 4 GB.
+    // Everything that is put in a blob was read from one, or is far below 4 GB.
     blob.extend(u32::try_from(text.len()).unwrap_or_default().to_be_bytes());
     blob.extend_from_slice(text);
 }
@@ -57,19 +57,19 @@ impl PublicKey {
     pub(super) fn from_blob(blob: &[u8]) -> Option<Self> {
         let mut fields = Fields(blob);
         let kind = std::str::from_utf8(fields.string()?).ok()?;
-        // The kind goes into messages and files as it is.
+        // The kind is written to messages and files without escaping.
         let is_kind = (1..=MAX_TYPE_CHARS).contains(&kind.len())
             && kind
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"-_.@+".contains(&b));
-        let is_key = blob.len() <= MAX_KEY_BYTES && is_kind && has_its_fields(kind, fields);
+        let is_key = blob.len() <= MAX_KEY_BYTES && is_kind && has_valid_fields(kind, fields);
         is_key.then(|| Self {
             kind: kind.to_owned(),
             blob: blob.to_owned(),
         })
     }
 
-    /// From base64 with its padding, as ssh demands it.
+    /// Decodes base64. Padding is required, as by ssh.
     pub(super) fn from_base64(text: impl AsRef<[u8]>) -> Option<Self> {
         Self::from_blob(&STANDARD.decode(text).ok()?)
     }
@@ -85,7 +85,7 @@ impl PublicKey {
         Self::from_base64(words.next()?).filter(|key| key.kind == kind)
     }
 
-    /// `kind base64`, as libssh2 and `known_hosts` take it.
+    /// `kind base64`, as libssh2 and `known_hosts` expect it.
     pub(super) fn to_line(&self) -> String {
         format!("{} {}", self.kind, STANDARD.encode(&self.blob))
     }
@@ -110,7 +110,7 @@ impl PublicKey {
         self.kind.starts_with("sk-")
     }
 
-    /// The key that a certificate certifies; the key itself if it is none. Fields as in OpenSSH's
+    /// The key that a certificate certifies; the key itself if it is not a certificate. Fields as in OpenSSH's
     /// PROTOCOL.certkeys: kind, nonce, then the fields of the plain key.
     pub(super) fn plain(&self) -> Option<Self> {
         let Some(kind) = self.kind.strip_suffix(CERTIFICATE) else {
@@ -136,9 +136,10 @@ impl PublicKey {
     }
 }
 
-/// A line that was cut short in pasting can still be good base64: for the kinds that hosts have, the
-/// fields are counted, so that it is passed over as ssh does, and is not taken for a changed key.
-fn has_its_fields(kind: &str, rest: Fields) -> bool {
+/// Whether the fields of a key are right for its kind. A line that was truncated in pasting can still be valid base64.
+/// Such a line must be skipped, as by ssh, and not be taken for a changed key, so the fields are checked for the kinds
+/// that hosts have.
+fn has_valid_fields(kind: &str, rest: Fields) -> bool {
     let strings = || rest.strings().unwrap_or_default();
     match kind {
         // RFC 8709 4: the key, 32 bytes
@@ -174,7 +175,7 @@ pub mod tests {
         PublicKey::from_blob(&blob("ssh-ed25519", &[&[byte; 32]])).unwrap()
     }
 
-    /// An RSA key in form only.
+    /// A key with the form of an RSA key.
     pub fn rsa(byte: u8) -> PublicKey {
         PublicKey::from_blob(&blob("ssh-rsa", &[&[1, 0, 1], &[byte; 256]])).unwrap()
     }
@@ -219,7 +220,7 @@ pub mod tests {
 
     #[test]
     fn the_fingerprint_is_the_one_of_ssh_keygen() {
-        // ssh-keygen -l on this very line
+        // Output of `ssh-keygen -l` for this line.
         let key = PublicKey::from_base64(
             "AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB",
         )

@@ -1,8 +1,8 @@
-//! What a key file says about itself before any passphrase: its format, whether it is encrypted,
-//! and its public half where that is in the clear.
+//! What can be read from a key file without a passphrase: its format, whether it is encrypted, and its public half if
+//! that is not encrypted.
 //!
-//! libssh2 reports a wrong passphrase, a missing one and a damaged file as one and the same error,
-//! so the head of the file is read here. PuTTY's format is not handled.
+//! libssh2 reports the same error for a wrong passphrase, a missing one and a damaged file, so the head of the file is
+//! read here. PuTTY's format is not handled.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -14,14 +14,14 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::key::{Fields, PublicKey};
 
-/// More than this is no key (ssh itself stops at 1 MB; a 16384-bit RSA key has 13 kB).
+/// A longer file is not a key (ssh itself stops at 1 MB; a 16384-bit RSA key has 13 kB).
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
 /// What an `IdentityFile` and the `.pub` beside it hold.
 #[derive(Clone, Default)]
 pub(super) struct KeyFile {
     pub(super) private: Option<PrivateKey>,
-    /// From the file or, where that hides it, from the `.pub` beside it.
+    /// From the file or, if it can't be read there, from the `.pub` beside it.
     pub(super) public: Option<PublicKey>,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Reads an identity. `path` may also have no private half beside its `.pub`.
+/// Reads an identity. The private half may be missing if there is a `.pub` beside `path`.
 pub(super) fn read(path: &Path) -> io::Result<KeyFile> {
     let beside = || read_public(&with_suffix(path, ".pub"));
     let (text, mode) = match read_text(path) {
@@ -71,14 +71,14 @@ fn unknown() -> io::Error {
     io::Error::other("it is not a key in a known format")
 }
 
-/// A `.pub` or certificate file; none where there is none or it is something else.
+/// Reads a `.pub` or certificate file; `None` if it is missing or something else.
 pub(super) fn read_public(path: &Path) -> Option<PublicKey> {
     PublicKey::from_line(&read_text(path).ok()?.0)
 }
 
-/// The text of a regular file, and its mode when it is ours (ssh's check leaves others' alone).
+/// The text of a regular file, and its mode if it is our own: as in ssh, the mode of other users' files is not checked.
 fn read_text(path: &Path) -> io::Result<(String, u32)> {
-    // Asked by name first: opening a FIFO would wait for a writer.
+    // Checked before opening: opening a FIFO would wait for a writer.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
@@ -94,7 +94,7 @@ fn read_text(path: &Path) -> io::Result<(String, u32)> {
     Ok((String::from_utf8(bytes).map_err(|_| unknown())?, mode))
 }
 
-/// Tells what a file's text is.
+/// Determines what a file's text is.
 pub(super) fn inspect(text: String) -> Option<KeyFile> {
     let Some((_, head)) = text.split_once("-----BEGIN ") else {
         return Some(KeyFile {
@@ -118,8 +118,8 @@ pub(super) fn inspect(text: String) -> Option<KeyFile> {
     Some(KeyFile { private, public })
 }
 
-/// Reads the clear part of OpenSSH's own format (PROTOCOL.key): whether it is encrypted, and the
-/// public key.
+/// Reads the unencrypted part of OpenSSH's own format (PROTOCOL.key): whether the rest is encrypted, and the public
+/// key.
 fn openssh_head(body: &str) -> Option<(bool, Option<PublicKey>)> {
     let packed: String = body.split_ascii_whitespace().collect();
     let decoded = STANDARD.decode(packed).ok()?;
@@ -142,7 +142,7 @@ mod tests {
 
     const KINDS: [&str; 3] = ["ed25519", "rsa", "ecdsa"];
 
-    /// Makes a small key: large ones of RSA take long.
+    /// Makes a small key: large RSA keys take long.
     fn make_key(kind: &str, path: &Path, passphrase: &str, format: &str) {
         let bits = if kind == "rsa" { "1024" } else { "256" };
         let words = ["-q", "-t", kind, "-b", bits, "-m", format, "-N", passphrase];

@@ -1,4 +1,4 @@
-//! A socket with an SSH session on it that never blocks, and the one way to wait for it.
+//! A socket with a non-blocking SSH session, and the only way to wait for it.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
@@ -14,10 +14,10 @@ use crate::connection::wait;
 use crate::sys::inflow;
 
 const EAGAIN: ErrorCode = ErrorCode::Session(libssh2_sys::LIBSSH2_ERROR_EAGAIN);
-/// The error of a call whose time was over.
+/// The error of a call that exceeded its deadline.
 pub(super) const TIMEOUT: ErrorCode = ErrorCode::Session(libssh2_sys::LIBSSH2_ERROR_TIMEOUT);
 
-/// A deadline that moves on while the user is asked.
+/// A deadline that is extended while the user is asked.
 pub(super) struct Clock(Cell<Instant>);
 
 impl Clock {
@@ -33,7 +33,7 @@ impl Clock {
         self.0.get()
     }
 
-    /// Runs `ask` without its time being counted.
+    /// Runs `ask`, and extends the deadline by the time that it takes.
     pub(super) fn paused<T>(&self, ask: impl FnOnce() -> T) -> T {
         let began = Instant::now();
         let answer = ask();
@@ -42,14 +42,15 @@ impl Clock {
     }
 }
 
-/// The socket is shut when this is dropped: a clone of the session that outlives it gets errors.
+/// A session and its socket. The socket is shut down when this is dropped: a clone of the session that outlives it gets
+/// errors.
 pub(super) struct Link {
     pub(super) session: Session,
     pub(super) socket: Arc<OwnedFd>,
     pub(super) proxy: Option<ProxyProcess>,
 }
 
-/// What libssh2 holds on to.
+/// The reference to the socket that libssh2 holds.
 struct Handle(Arc<OwnedFd>);
 
 impl AsRawFd for Handle {
@@ -59,7 +60,7 @@ impl AsRawFd for Handle {
 }
 
 impl Link {
-    /// Puts `session` on a connected socket that does not block.
+    /// Puts `session` on a connected non-blocking socket.
     pub(super) fn new(mut session: Session, socket: OwnedFd, proxy: Option<ProxyProcess>) -> Self {
         let socket = Arc::new(socket);
         session.set_tcp_stream(Handle(Arc::clone(&socket)));
@@ -71,7 +72,7 @@ impl Link {
         }
     }
 
-    /// Calls libssh2 until it is done or the time is over.
+    /// Repeats a call of libssh2 until it is done or the deadline has passed.
     pub(super) fn drive<T>(
         &self,
         clock: &Clock,
@@ -93,12 +94,13 @@ impl Link {
                 flags.contains(PollFlags::POLLOUT) || inflow::has_queue(),
             );
             self.wait(flags, clock)?;
-            // An error of the socket comes again with the call.
+            // The call reports an error of the socket again.
             drop(inflow::send_queue(self.socket.as_raw_fd()));
         }
     }
 
-    /// Waits until the socket is ready. A server that never stops sending is ready at any time.
+    /// Waits until the socket is ready. The deadline is checked even if it is, as the socket of a server that never
+    /// stops sending is always ready.
     pub(super) fn wait(&self, flags: PollFlags, clock: &Clock) -> Result<(), Error> {
         let fds = &mut [PollFd::new(self.socket.as_fd(), flags)];
         match wait(fds, clock.deadline()) {
@@ -111,8 +113,8 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // First, so that freeing the session can't wait for the other side. An SSH disconnect message is not sent:
-        // the end of the socket says the same to every server. ENOTCONN when the other side was faster.
+        // Before the session is freed, so that freeing it can't wait for the peer. No SSH disconnect message is sent:
+        // closing the socket means the same to every server. ENOTCONN means that the peer was faster.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 }

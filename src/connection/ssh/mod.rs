@@ -1,7 +1,7 @@
-//! The way to a host over SSH.
+//! Connects to a host over SSH.
 //!
-//! libssh2 carries the connection, and the decisions are made here. The configuration is what `ssh -G` says, and a ProxyJump
-//! is a child `ssh -W`, as with OpenSSH.
+//! libssh2 speaks the protocol; the decisions are made here. The configuration is the output of `ssh -G`, and a
+//! ProxyJump is a child process `ssh -W`, as in OpenSSH.
 
 mod agent;
 mod auth;

@@ -1,10 +1,10 @@
-//! Asking the user for passphrases, passwords and a yes or no.
+//! Asks the user for passphrases, passwords and confirmations.
 //!
-//! As in ssh(1): on the terminal with the echo off, or through `SSH_ASKPASS`, by the rules of
-//! `SSH_ASKPASS_REQUIRE` and `DISPLAY` (or `WAYLAND_DISPLAY`). Only one question is asked at a time on
-//! a terminal, however many keepers connect to hosts.
+//! As in ssh(1): on the terminal with the echo off, or through `SSH_ASKPASS`, by the rules of `SSH_ASKPASS_REQUIRE` and
+//! `DISPLAY` (or `WAYLAND_DISPLAY`). Only one question at a time is asked on a terminal, however many keepers are
+//! connecting.
 //!
-//! Not handled: memory that held a secret is not wiped (the SSH library below keeps copies too).
+//! Not handled: memory that held a secret is not wiped (the SSH library keeps copies too).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -26,10 +26,11 @@ const MAX_ANSWER_BYTES: usize = 4096;
 const CTRL_C: u8 = 0x03;
 const CTRL_Z: u8 = 0x1a;
 
-/// How the terminal was before the question that is being asked.
-static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+/// The terminal's settings from before the current question.
+static SAVED_TERMIOS: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// Whether the terminal is being asked on, by whatever process, or is not ours: others must not write to it then.
+/// Whether any process is asking a question on the terminal, or the terminal is not ours. Nothing else may be written
+/// to it then.
 pub fn is_asking() -> bool {
     let usual = LocalFlags::ECHO | LocalFlags::ISIG;
     open_terminal().is_ok_and(|terminal| {
@@ -44,16 +45,19 @@ fn lock_terminal() -> Option<Flock<File>> {
     Flock::lock(File::open(name).ok()?, FlockArg::LockExclusive).ok()
 }
 
-/// Puts the terminal back to how it was before a question. For a process that exits during one.
+/// Restores the terminal's settings from before the question. Also for a process that exits during one.
 pub fn restore_terminal() {
-    let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let before = SAVED_TERMIOS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
     if let (Some(before), Ok(terminal)) = (before, open_terminal()) {
-        // The terminal may be gone (HUP): nothing to put right then.
+        // If the terminal is gone (HUP), there is nothing to restore.
         let _ = tcsetattr(terminal.as_fd(), SetArg::TCSADRAIN, &before);
     }
 }
 
-/// Where a question goes.
+/// Where a question is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Medium {
     Terminal,
@@ -61,7 +65,7 @@ enum Medium {
 }
 
 /// As in OpenSSH's readpass.c.
-fn place(env: impl Fn(&str) -> Option<String>, has_terminal: bool) -> Option<Medium> {
+fn medium(env: impl Fn(&str) -> Option<String>, has_terminal: bool) -> Option<Medium> {
     let set = |name: &str| env(name).filter(|value| !value.is_empty());
     let has_display = set("DISPLAY").or_else(|| set("WAYLAND_DISPLAY")).is_some();
     let require = set("SSH_ASKPASS_REQUIRE").map(|value| value.to_ascii_lowercase());
@@ -82,32 +86,32 @@ fn open_terminal() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/tty")
 }
 
-/// Who answers questions: the user, unless `batch` (`BatchMode`) forbids it.
+/// Asks the user questions, unless `batch` (`BatchMode`) forbids it.
 #[derive(Clone, Copy)]
 pub struct Prompter {
     pub batch: bool,
 }
 
 impl Prompter {
-    fn place(self) -> Result<Medium, String> {
+    fn medium(self) -> Result<Medium, String> {
         if self.batch {
             return Err("nothing is asked in BatchMode".to_owned());
         }
-        let place = place(|name| std::env::var(name).ok(), open_terminal().is_ok());
-        place.ok_or_else(|| {
+        let medium = medium(|name| std::env::var(name).ok(), open_terminal().is_ok());
+        medium.ok_or_else(|| {
             "there is no terminal to ask on, and no SSH_ASKPASS that may be used".to_owned()
         })
     }
 
-    /// Whether a question can be asked at all; else why not.
+    /// Whether a question can be asked at all. An error says why not.
     pub fn available(self) -> Result<(), String> {
-        self.place().map(drop)
+        self.medium().map(drop)
     }
 
-    /// Asks; none where the user gives no answer. An error says why nobody can be asked.
+    /// Asks a question; `None` if the user does not answer. An error says why nothing can be asked.
     pub fn ask(self, question: &str, echo: bool) -> Result<Option<String>, String> {
         let _lock = lock_terminal();
-        match self.place()? {
+        match self.medium()? {
             Medium::Terminal => ask_on_terminal(question, echo)
                 .map_err(|error| format!("can't ask on the terminal: {error}")),
             Medium::Askpass(program) => ask_program(&program, question)
@@ -139,21 +143,21 @@ fn ask_on_terminal(question: &str, echo: bool) -> io::Result<Option<String>> {
     let before = tcgetattr(terminal.as_fd())?;
     let mut asking = before.clone();
     asking.local_flags.set(LocalFlags::ECHO, echo);
-    // The end of the line is echoed, so that what follows starts on its own.
+    // The newline is echoed, so that later output starts on its own line.
     asking.local_flags.insert(LocalFlags::ECHONL);
-    // Ctrl-C and Ctrl-Z end the line and arrive here as characters, so that the terminal can be put
-    // right before their signals are sent.
+    // Ctrl-C and Ctrl-Z end the line and are read as characters, so that the terminal can be restored before their
+    // signals are sent.
     asking.local_flags.remove(LocalFlags::ISIG);
     asking.control_chars[SpecialCharacterIndices::VEOL as usize] = CTRL_C;
     asking.control_chars[SpecialCharacterIndices::VEOL2 as usize] = CTRL_Z;
-    // What was typed ahead was not meant as a secret.
+    // What was typed before the question was not meant as a secret.
     let when = if echo {
         SetArg::TCSADRAIN
     } else {
         SetArg::TCSAFLUSH
     };
     loop {
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before.clone());
+        *SAVED_TERMIOS.lock().unwrap_or_else(PoisonError::into_inner) = Some(before.clone());
         let answer = tcsetattr(terminal.as_fd(), when, &asking)
             .map_err(io::Error::from)
             // A spinner may have left something on the line.
@@ -184,7 +188,7 @@ fn ask_on_terminal(question: &str, echo: bool) -> io::Result<Option<String>> {
     }
 }
 
-/// A line with the character that ended it; empty at the end of the input.
+/// Reads a line with the character that ended it; empty at the end of the input.
 fn read_line(mut terminal: &File) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut byte = [0];
@@ -232,14 +236,14 @@ mod tests {
                 _ => None,
             };
             assert_eq!(
-                place(env, has_terminal),
+                medium(env, has_terminal),
                 expected,
                 "{display} {require:?} {has_terminal}"
             );
         }
         let bare = |name: &str| (name == "WAYLAND_DISPLAY").then(|| "w".to_owned());
         let default = Some(Medium::Askpass(DEFAULT_ASKPASS.into()));
-        assert_eq!(place(bare, false), default);
+        assert_eq!(medium(bare, false), default);
     }
 
     #[test]

@@ -24,24 +24,24 @@ use crate::sys;
 
 /// The longest line of a proxy's standard error.
 const MAX_LINE_BYTES: u64 = 4096;
-/// How long a proxy may take to end by itself or by TERM.
-const GRACE: Duration = Duration::from_millis(200);
+/// How long a proxy may take to exit by itself or after TERM.
+const EXIT_WAIT_MAX: Duration = Duration::from_millis(200);
 
-/// A running proxy; ended and reaped when dropped.
+/// A running proxy; terminated and reaped when it is dropped.
 pub(super) struct ProxyProcess {
-    /// It leads a process group of its own.
+    /// The child leads a process group of its own.
     child: Child,
-    /// Whether it may be lent the terminal.
+    /// Whether the proxy may be lent the terminal.
     may_ask: Arc<AtomicBool>,
-    /// The last line of its standard error, and the thread that passes them on.
+    /// The last line of the proxy's standard error, and the thread that passes the lines on.
     last_line: Arc<Mutex<String>>,
-    listener: Option<JoinHandle<()>>,
+    stderr_thread: Option<JoinHandle<()>>,
 }
 
-/// Starts `proxy`; the socket is our end of the connection.
+/// Starts `proxy`. The socket is our end of the connection.
 ///
-/// It gets a process group of its own, out of reach of the terminal's Ctrl-C. With `may_ask` it is lent
-/// the terminal when it has something to ask there.
+/// The proxy gets a process group of its own, out of reach of the terminal's Ctrl-C. With `may_ask` it is lent the
+/// terminal when it has something to ask.
 pub(super) fn start(
     proxy: &Proxy,
     may_ask: bool,
@@ -60,10 +60,10 @@ pub(super) fn start(
     let mut child = command.spawn()?;
     let may_ask = Arc::new(AtomicBool::new(may_ask));
     let (pid, lending) = (group_of(&child), Arc::clone(&may_ask));
-    // Without it, a proxy that wants the terminal waits until it is given up.
+    // Without the thread, a proxy that wants the terminal waits until the connection is given up.
     drop(thread::Builder::new().spawn(move || lend_terminal(pid, &lending)));
     let last_line = Arc::new(Mutex::new(String::new()));
-    let listen = |stderr: ChildStderr| {
+    let forward_stderr = |stderr: ChildStderr| {
         let last_line = Arc::clone(&last_line);
         // Reads to the end, so that the proxy never blocks on its standard error.
         thread::Builder::new().spawn(move || {
@@ -83,12 +83,12 @@ pub(super) fn start(
             }
         })
     };
-    let listener = child.stderr.take().map(listen).transpose()?;
+    let stderr_thread = child.stderr.take().map(forward_stderr).transpose()?;
     let process = ProxyProcess {
         child,
         may_ask,
         last_line,
-        listener,
+        stderr_thread,
     };
     Ok((ours.into(), process))
 }
@@ -97,8 +97,8 @@ fn group_of(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed())
 }
 
-/// Makes a proxy the terminal's foreground process group when it was stopped for not being that
-/// (SIGTTIN, SIGTTOU), and lets it go on. Until it ends.
+/// Makes a proxy the terminal's foreground process group and continues it whenever it was stopped because it was in the
+/// background (SIGTTIN, SIGTTOU). Returns when the proxy has ended.
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 fn lend_terminal(pid: Pid, may_ask: &AtomicBool) {
     use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -120,7 +120,7 @@ fn lend_terminal(_: Pid, _: &AtomicBool) {}
 fn give_terminal_to(group: Pid) {
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGTTOU);
-    // Whoever takes the terminal back is in the background by then, and would be stopped.
+    // A process that takes the terminal back is in the background, where SIGTTOU would stop it.
     let Ok(mask) = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK) else {
         return;
     };
@@ -131,7 +131,7 @@ fn give_terminal_to(group: Pid) {
 }
 
 impl ProxyProcess {
-    /// To be called when the connection is made or given up: the terminal is ours again.
+    /// Takes the terminal back. To be called when the connection is made or given up.
     pub(super) fn take_terminal_back(&mut self) {
         let may_ask = self.may_ask.swap(false, Ordering::SeqCst);
         let foreground = File::open("/dev/tty")
@@ -139,7 +139,7 @@ impl ProxyProcess {
             .and_then(|tty| tcgetpgrp(tty).ok());
         if may_ask && foreground == Some(group_of(&self.child)) {
             give_terminal_to(getpgrp());
-            // The Ctrl-C that ended it was meant for all of us.
+            // The Ctrl-C that ended the proxy was meant for us too.
             let signal = self.ended().and_then(|status| status.signal());
             if signal == Some(Signal::SIGINT as i32) {
                 let _ = kill(Pid::from_raw(0), Signal::SIGINT);
@@ -147,11 +147,14 @@ impl ProxyProcess {
         }
     }
 
-    /// The last line of its standard error, once it has ended; empty where it said nothing.
+    /// The last line of the proxy's standard error, once it has ended; empty if it printed nothing.
     pub(super) fn last_line(&self) -> String {
-        let deadline = Instant::now() + GRACE;
-        // A process that it has left behind may hold the pipe open.
-        while !self.listener.as_ref().is_none_or(JoinHandle::is_finished)
+        let deadline = Instant::now() + EXIT_WAIT_MAX;
+        // A process that the proxy has left behind may hold the pipe open.
+        while !self
+            .stderr_thread
+            .as_ref()
+            .is_none_or(JoinHandle::is_finished)
             && Instant::now() < deadline
         {
             thread::sleep(Duration::from_millis(1));
@@ -160,9 +163,9 @@ impl ProxyProcess {
         last_line.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Its exit status, if it ends within a moment.
+    /// The proxy's exit status, if it ends within `EXIT_WAIT_MAX`.
     pub(super) fn ended(&mut self) -> Option<ExitStatus> {
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + EXIT_WAIT_MAX;
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return Some(status),
@@ -173,7 +176,7 @@ impl ProxyProcess {
     }
 
     fn signal(&self, signal: Signal) {
-        // ESRCH: it has just ended. The pid is ours until it is reaped.
+        // ESRCH means that the proxy has just ended. The pid is ours until it is reaped.
         let _ = kill(Pid::from_raw(-group_of(&self.child).as_raw()), signal);
     }
 }

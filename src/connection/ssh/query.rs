@@ -1,4 +1,4 @@
-//! Asks `ssh -G` what the configuration says of one destination.
+//! Queries `ssh -G` for the configuration of one destination.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,7 +17,9 @@ use crate::error::Failure;
 use crate::escape::printable;
 use crate::host::{Connect, Destination, Remote};
 
-/// Asks ssh for a destination's configuration, and says what the answer depends on.
+/// Queries ssh for a destination's configuration. Returns the answer and what it depends on.
+///
+/// Takes about 5 ms and runs the `Match exec` commands of the user's configuration.
 pub fn ask(destination: &Destination) -> Result<(Answer, Sources), Failure> {
     let Some(remote) = destination.host.remote() else {
         return Err(invalid("this machine has no SSH configuration"));
@@ -34,7 +36,7 @@ pub fn ask(destination: &Destination) -> Result<(Answer, Sources), Failure> {
     Ok((answer, sources))
 }
 
-/// Whether a line of one of the files that ssh has read is of a kind.
+/// Whether `kind` applies to any line of the files that ssh has read.
 fn mentions(said: &str, kind: fn(&str) -> bool) -> bool {
     let has = |file: PathBuf| {
         let text = fs::read(file).unwrap_or_default();
@@ -46,15 +48,15 @@ fn mentions(said: &str, kind: fn(&str) -> bool) -> bool {
     sources::read_files(said).any(has)
 }
 
-/// Whether a line asks something that changes without a file: a command's word, or the network's.
+/// Whether the result of a line depends on a command or the network, and so can change while no file does.
 fn is_volatile(line: &str) -> bool {
     line.starts_with("match") && (line.contains("exec") || line.contains("localnetwork"))
 }
 
 /// The arguments of `ssh -G` for a destination.
 fn query_args(remote: &Remote, connect: &Connect) -> Vec<OsString> {
-    // -T: no remark about a terminal. ControlPath comes back expanded and is not used here, so it
-    // brings us %C, whose recipe changed between versions.
+    // -T prevents a warning about the terminal. ControlPath is printed expanded and not used here, so it serves to get
+    // %C, whose definition changed between versions.
     let mut args: Vec<OsString> = ["-G", "-T", "-o", "ControlPath=%C"]
         .map(Into::into)
         .to_vec();
@@ -69,7 +71,7 @@ fn query_args(remote: &Remote, connect: &Connect) -> Vec<OsString> {
         add("-l", user.into());
     }
     for identity in &connect.identities {
-        // Not -i: that skips a key whose private half is with an agent.
+        // Not -i, which skips a key whose private half is held by an agent.
         let mut option = OsString::from("IdentityFile=\"");
         option.push(identity);
         option.push("\"");
@@ -85,8 +87,8 @@ fn query_args(remote: &Remote, connect: &Connect) -> Vec<OsString> {
     args
 }
 
-/// How long `ssh -G` may take, as a `Match exec` can hang: the `ConnectTimeout` of the command line,
-/// else the largest in the configuration file (which of them counts is only known afterwards).
+/// How long `ssh -G` may take, as a `Match exec` can hang: the `ConnectTimeout` of the command line, else the largest
+/// in the configuration file (which of them applies is only known afterwards).
 fn query_limit(connect: &Connect, home: &Path) -> Duration {
     let timeout = |line: &str| -> Option<u64> {
         let (key, value) = split_option(line.trim_start())?;
@@ -108,7 +110,7 @@ fn query_limit(connect: &Connect, home: &Path) -> Duration {
         .map_or(CONNECT_TIMEOUT, Duration::from_secs)
 }
 
-/// Runs a command to its end, without input.
+/// Runs a command without input to its end. It is killed after `limit`.
 pub(super) fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
     let child = command
         .stdin(Stdio::null())
@@ -131,8 +133,8 @@ pub(super) fn output_within(command: &mut Command, limit: Duration) -> io::Resul
     })
 }
 
-/// What `ssh -v -G` prints. It names the files that ssh reads, and puts its own word in the place of `LogLevel`: where that
-/// is set, ssh is asked without it too.
+/// The output of `ssh -v -G`, which names the files that ssh reads. As `-v` overrides `LogLevel`, ssh is queried again
+/// without it if that option is set.
 fn ask_ssh(remote: &Remote, connect: &Connect, home: &Path) -> Result<Answer, Failure> {
     let mut answer = ask_once(remote, connect, home, true)?;
     let is_log_level = |line: &str| line.starts_with("loglevel");

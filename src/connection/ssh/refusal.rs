@@ -1,10 +1,10 @@
-//! Why a server let nobody in, for whoever has to mend it.
+//! The message for a refused login, which helps the user to find the cause.
 
 use super::auth::{INTERACTIVE, Login, MAX_FAILURES, PASSWORD, method_order};
 use super::identities::Candidate;
 
 impl Login<'_> {
-    /// Who was refused, what the server takes, what was tried and what was not, what to do.
+    /// Says who was refused, what the server accepts, what was tried and what was not, and what to do.
     pub(super) fn refusal(&self) -> String {
         let server = self.server.as_deref().unwrap_or_default();
         let mut text = format!("{} port {} refused the login", self.who(), self.config.port);
@@ -45,7 +45,7 @@ impl Login<'_> {
                 items.push(format!("{method} ({error})"));
             }
         }
-        // Each option with the method of the server that it would serve; the empty one is every server's.
+        // Each option with the beginning of the server's method that it is for. An empty one stands for every method.
         for (option, method) in [
             ("GSSAPIAuthentication", "gssapi"),
             ("HostbasedAuthentication", "hostbased"),

@@ -1,6 +1,6 @@
-//! What an answer of `ssh -G` depends on: the files that ssh has read, and those that it would read if they were there.
+//! What an answer of `ssh -G` depends on: the files that ssh has read, and those that it would read if they existed.
 //!
-//! Not noticed: a new directory that an `Include` with a pattern for directories would find.
+//! Not noticed: a new directory that an `Include` with wildcards in a directory name would match.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -10,33 +10,33 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// How long an answer holds that a command or the network took part in, in seconds.
-const VOLATILE_MAX: u64 = 60;
-/// How old a change must be to show in a later stamp for certain, in seconds.
-const STAMP_STEP: u64 = 2;
-/// What ssh says of each file that it reads, and of an `Include` without a match.
+/// How long an answer remains valid that depends on a command or the network, in seconds.
+const VOLATILE_AGE_MAX: u64 = 60;
+/// How old a change must be so that another one certainly leads to a later stamp, in seconds.
+const STAMP_AGE_MIN: u64 = 2;
+/// What ssh prints for each file that it reads, and for an `Include` without a match.
 const READS: &str = "debug1: Reading configuration data ";
 const INCLUDES: &str = ": include ";
 const MATCHED_NONE: &str = " matched no files";
-/// The system's file. ssh names it itself where it is there.
-const SYSTEM: &str = "/etc/ssh/ssh_config";
+/// The system's file. If it exists, ssh names it itself.
+const SYSTEM_CONFIG: &str = "/etc/ssh/ssh_config";
 
-/// Device, inode, size, and the times of the last changes of content and inode; none of a file that is not there.
+/// Device, inode, size, and the times of the last changes of content and inode; `None` if the file does not exist.
 type Stamp = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
-/// What ssh says of a destination's configuration.
+/// What ssh prints about a destination's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Answer {
-    /// None where there is no ssh program.
+    /// `None` without an ssh program.
     pub(super) text: Option<String>,
     pub(super) warnings: Vec<String>,
-    /// What ssh has said of its files.
+    /// The debug output, which names the files.
     #[serde(skip)]
     pub(super) said: String,
 }
 
 impl Answer {
-    /// Tells this configuration from another.
+    /// Distinguishes this configuration from others.
     pub fn digest(&self) -> String {
         let digest = Sha256::digest(self.text.as_deref().unwrap_or_default());
         digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
@@ -46,16 +46,16 @@ impl Answer {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sources {
     stamps: Vec<(PathBuf, Stamp)>,
-    /// When to ask again in any case, in seconds since 1970.
+    /// When the answer expires even if no file changes, in seconds since 1970.
     until: Option<u64>,
 }
 
 impl Sources {
-    /// What is read from the words of `ssh -v -G`. `volatile`: the answer depends on more than files.
+    /// Finds the files in the output of `ssh -v -G`. `volatile`: the answer depends on more than files.
     pub fn new(said: &str, config: Option<&Path>, home: &Path, volatile: bool) -> Self {
         let mut paths = match config {
             Some(config) => vec![config.to_owned()],
-            None => vec![home.join(".ssh/config"), SYSTEM.into()],
+            None => vec![home.join(".ssh/config"), SYSTEM_CONFIG.into()],
         };
         let main = paths.len();
         paths.extend(read_files(said));
@@ -67,7 +67,10 @@ impl Sources {
             .filter_map(|path| path.parent().map(Path::to_owned))
             .collect();
         paths.extend(beside);
-        paths.extend(said.lines().filter_map(|line| fruitless(line, home)));
+        paths.extend(
+            said.lines()
+                .filter_map(|line| unmatched_include(line, home)),
+        );
         paths.sort();
         paths.dedup();
         let stamps: Vec<(PathBuf, Stamp)> = paths
@@ -80,23 +83,23 @@ impl Sources {
         let now = seconds();
         let is_fresh = |stamp: &Stamp| {
             stamp.is_some_and(|(.., changed, _)| {
-                u64::try_from(changed).is_ok_and(|changed| changed + STAMP_STEP > now)
+                u64::try_from(changed).is_ok_and(|changed| changed + STAMP_AGE_MIN > now)
             })
         };
         let fresh = stamps.iter().any(|(_, stamp)| is_fresh(stamp));
         let until = match (fresh, volatile) {
-            (true, _) => Some(now + STAMP_STEP),
-            (false, true) => Some(now + VOLATILE_MAX),
+            (true, _) => Some(now + STAMP_AGE_MIN),
+            (false, true) => Some(now + VOLATILE_AGE_MAX),
             (false, false) => None,
         };
         Self { stamps, until }
     }
 
-    /// Whether the answer still holds.
+    /// Whether the answer is still valid.
     pub fn are_current(&self) -> bool {
         let now = seconds();
         self.until
-            .is_none_or(|until| now < until && until <= now + VOLATILE_MAX)
+            .is_none_or(|until| now < until && until <= now + VOLATILE_AGE_MAX)
             && self
                 .stamps
                 .iter()
@@ -104,15 +107,15 @@ impl Sources {
     }
 }
 
-/// The files that ssh says it has read.
+/// The files that ssh reports to have read.
 pub fn read_files(said: &str) -> impl Iterator<Item = PathBuf> {
     said.lines()
         .filter_map(|line| line.strip_prefix(READS))
         .map(PathBuf::from)
 }
 
-/// The deepest directory without a pattern of an `Include` that matched nothing.
-fn fruitless(line: &str, home: &Path) -> Option<PathBuf> {
+/// The directory to watch for an `Include` that matched nothing: the deepest one above its pattern's wildcards.
+fn unmatched_include(line: &str, home: &Path) -> Option<PathBuf> {
     let pattern = line.strip_suffix(MATCHED_NONE)?.split_once(INCLUDES)?.1;
     let pattern = match pattern.strip_prefix("~/") {
         Some(rest) => home.join(rest),
@@ -171,7 +174,7 @@ mod tests {
             fs::write(at(change()), change()).unwrap();
             assert!(!sources.are_current(), "{}", change());
         }
-        // What has only just changed may change again unseen.
+        // A file that has just changed may change again without a new stamp.
         assert!(now().until.is_some());
         let mut sources = Sources::new(&said, Some(&main), home.path(), true);
         sources.until = Some(seconds());

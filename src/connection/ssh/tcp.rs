@@ -1,5 +1,5 @@
-//! A TCP connection to any of a name's addresses within one deadline, as `AddressFamily`,
-//! `BindAddress`, `BindInterface`, `ConnectionAttempts` and `TCPKeepAlive` say.
+//! A TCP connection to any of a name's addresses within one deadline, according to `AddressFamily`, `BindAddress`,
+//! `BindInterface`, `ConnectionAttempts` and `TCPKeepAlive`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs};
@@ -20,8 +20,8 @@ use crate::error::{Failure, Kind, no_thread};
 /// The head start of one address over the next (RFC 8305 8).
 const STAGGER: Duration = Duration::from_millis(250);
 const MAX_ADDRESSES: usize = 16;
-/// The pause between two `ConnectionAttempts`, as in ssh.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two `ConnectionAttempts`, as in ssh.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 fn unreachable(why: impl Into<String>) -> Failure {
     Failure::new(Kind::Unreachable, why)
@@ -31,15 +31,15 @@ fn unresolved(why: String) -> Failure {
     Failure::new(Kind::Unresolved, why)
 }
 
-/// Connects to the first address that answers, and says until when the server may take to get ready.
-/// The socket does not block. An error is a sentence about the address that was tried last.
+/// Connects to the first address that answers. Returns the non-blocking socket and the deadline by which the server
+/// must be ready. An error is a sentence about the address that was tried last.
 pub(super) fn connect(config: &Resolved, limit: Duration) -> Result<(OwnedFd, Instant), Failure> {
     let mut attempts = config.number("connectionattempts", 1).max(1);
     loop {
         let deadline = Instant::now() + limit;
         attempts -= 1;
         match attempt(config, deadline) {
-            Err(_) if attempts > 0 => thread::sleep(PAUSE),
+            Err(_) if attempts > 0 => thread::sleep(RETRY_PAUSE),
             result => return result.map(|socket| (socket, deadline)),
         }
     }
@@ -73,8 +73,8 @@ fn attempt(config: &Resolved, deadline: Instant) -> Result<OwnedFd, Failure> {
     Ok(socket)
 }
 
-/// The name's addresses. getaddrinfo(3) has no timeout, so it runs in a thread that is left
-/// behind when it takes too long.
+/// The name's addresses. getaddrinfo(3) has no timeout, so it runs in a thread that is left behind if it takes too
+/// long.
 fn look_up(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, Failure> {
     if let Ok(address) = name.parse() {
         return Ok(vec![SocketAddr::new(address, port)]);
@@ -145,7 +145,7 @@ fn race(
             match start(*address, sources) {
                 Ok(socket) => open.push((*address, socket)),
                 Err(error) => {
-                    last_error = Some(words(*address, error));
+                    last_error = Some(describe(*address, error));
                     continue;
                 }
             }
@@ -169,8 +169,8 @@ fn race(
             }
             match socket::getsockopt(&socket, sockopt::SocketError) {
                 Ok(0) => return Ok(socket),
-                Ok(error) => last_error = Some(words(address, Errno::from_raw(error))),
-                Err(error) => last_error = Some(words(address, error)),
+                Ok(error) => last_error = Some(describe(address, Errno::from_raw(error))),
+                Err(error) => last_error = Some(describe(address, error)),
             }
         }
         if Instant::now() >= deadline {
@@ -181,7 +181,7 @@ fn race(
     }
 }
 
-/// Begins to connect; the socket becomes writable at the end.
+/// Starts to connect. The socket becomes writable when that has succeeded or failed.
 fn start(address: SocketAddr, sources: &[SocketAddr]) -> Result<OwnedFd, Errno> {
     let family = match address.ip() {
         IpAddr::V4(_) => AddressFamily::Inet,
@@ -200,8 +200,8 @@ fn start(address: SocketAddr, sources: &[SocketAddr]) -> Result<OwnedFd, Errno> 
     }
 }
 
-/// What a failed connect means, without the system's "(os error 111)".
-fn words(address: SocketAddr, error: Errno) -> String {
+/// Describes a failed connect, without the system's "(os error 111)".
+fn describe(address: SocketAddr, error: Errno) -> String {
     let reason = match error {
         Errno::ECONNREFUSED => "connection refused (nothing listens there)".to_owned(),
         Errno::EHOSTUNREACH => "no route to the host".to_owned(),

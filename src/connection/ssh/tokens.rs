@@ -1,5 +1,5 @@
-//! The expansions that `ssh -G` leaves to us: `%` tokens, `${VAR}` and `~`, as in TOKENS and
-//! ENVIRONMENT VARIABLES of `ssh_config(5)`. An error is a sentence that says what is wrong.
+//! The expansions that `ssh -G` does not make: `%` tokens, `${VAR}` and `~`, as in TOKENS and ENVIRONMENT VARIABLES of
+//! `ssh_config(5)`. An error is a sentence that says what is wrong.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub(super) const FOR_FILES: &str = "CdhijkLlnpru";
 /// The tokens of a `KnownHostsCommand`.
 pub(super) const FOR_COMMAND: &str = "CdfHhIijKkLlnprtu";
 
-/// What each token stands for on one connection.
+/// The value of each token on one connection.
 pub(super) type Tokens = BTreeMap<char, String>;
 
 /// `text` with each `%x` of `allowed` replaced and `%%` as one `%`.

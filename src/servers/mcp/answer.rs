@@ -1,4 +1,4 @@
-//! What the answers of all tools have in common: whether the call succeeded, and the error if not.
+//! What all tools share: the parsing of parameters, and in results the job, the success and the error.
 
 use rmcp::model::JsonObject;
 use rmcp::schemars::JsonSchema;
@@ -46,7 +46,7 @@ pub struct JobAnswer {
 }
 
 impl JobAnswer {
-    /// Finds the job that a client names, as [`one::job`] does.
+    /// Like [`one::job`], and fills in the id and the host.
     pub fn find(&mut self, context: &Context, word: &str) -> Result<(Record, JobWord), Failure> {
         self.job_id = Some(word.to_owned());
         let found = one::job(context, word)?;
@@ -79,7 +79,7 @@ impl<T> Answer<T> {
     }
 }
 
-/// Reads a tool's parameters. Null counts as absent.
+/// Parses a tool's parameters. Null counts as absent.
 pub fn params<T: DeserializeOwned>(mut arguments: JsonObject) -> Result<T, Failure> {
     arguments.retain(|_, value| !value.is_null());
     serde_path_to_error::deserialize(Value::Object(arguments)).map_err(|error| {

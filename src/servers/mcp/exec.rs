@@ -1,8 +1,8 @@
-//! `ssh_exec`: runs a command to its end, and gives what it wrote.
+//! `ssh_exec`: runs a command to its end and returns its output.
 //!
-//! It is a job like any other: its host enforces the time limit, even if this server dies. The script that starts it gives
-//! its streams once it has ended; if that is interrupted, the job is waited for and read as others are. If the answer holds
-//! the whole output, the job is removed at once.
+//! The command is a job like any other: its host enforces the time limit, even if this server dies. The script that
+//! starts the job sends the job's output once the job has ended. If that script is interrupted, the job is waited for
+//! and read like other jobs. If the result holds the whole output, the job is removed at once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,13 +27,13 @@ use crate::remote::stream::{self, End, Runner};
 use crate::servers::one::{await_end, remove};
 use crate::servers::start::NewJob;
 
-/// The part of each stream that an answer holds, in bytes.
+/// Maximum output per stream in a result, in bytes: the end of the stream.
 const OUTPUT_MAX: usize = 64 << 10;
-/// How long a host may take to answer beyond the time limit, where its ConnectTimeout is not known.
+/// Time that a host may take to respond beyond the time limit, if its ConnectTimeout is not known.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
-/// The longest time limit, in milliseconds.
+/// Maximum time limit, in milliseconds.
 const TIMEOUT_MAX: u64 = 24 * 3600 * 1000;
-/// How long a job may take to end after its time limit: its host sends KILL after ten seconds.
+/// Maximum time for a job to end after its time limit. Its host sends KILL after ten seconds.
 const END_WAIT: Duration = Duration::from_secs(20);
 
 #[derive(Deserialize, JsonSchema)]
@@ -145,7 +145,7 @@ impl Tool for Exec {
     }
 }
 
-/// Starts the job, and hears of its end where nothing interrupts that.
+/// Starts the job. Also returns its end and its output, unless the script is interrupted.
 fn start(
     call: &mut Call<'_>,
     mut request: Request,
@@ -177,7 +177,7 @@ fn start(
     let host = connection.host();
     let end = stream::go_on(&host, shell.as_mut(), &mut hearing, &mut reader);
     let mut record = spawned.record;
-    // Whatever interrupted it, the job is asked about anew.
+    // After an interruption, the caller asks about the job again.
     let end = end.ok().flatten().filter(|end| end.state == State::Exited);
     if let Some(end) = &end {
         end.update(&mut record);
@@ -186,7 +186,7 @@ fn start(
     Ok((record, end.map(|end| (end, reader.ends))))
 }
 
-/// The ends of both streams.
+/// The last `OUTPUT_MAX` bytes of both streams.
 #[derive(Default)]
 struct Ends {
     texts: [Vec<u8>; 2],
@@ -197,14 +197,14 @@ impl Ends {
     fn add(&mut self, stream: Stream, bytes: &[u8]) {
         let index = usize::from(stream == Stream::Err);
         self.texts[index].extend_from_slice(bytes);
-        // What is written meanwhile comes too.
+        // Output written in the meantime is sent too, so there may be more than was requested.
         let excess = self.texts[index].len().saturating_sub(OUTPUT_MAX);
         self.texts[index].drain(..excess);
         self.cut[index] |= excess > 0;
     }
 }
 
-/// Hears of the job's end.
+/// Receives the output and the end of the job.
 struct Reader<'a> {
     gone: &'a CancellationToken,
     input: Option<Arc<ShellInput>>,
@@ -243,7 +243,7 @@ impl Runner for Reader<'_> {
 }
 
 impl Answer {
-    /// Reads the ends of both streams.
+    /// Reads the last `OUTPUT_MAX` bytes of both streams.
     fn read(&mut self, context: &mut Context, job: &JobWord) -> Result<(), Failure> {
         let request = tail::Request {
             out: true,

@@ -1,4 +1,4 @@
-//! `ssh_list_jobs`: the states of jobs, as their hosts report them.
+//! `ssh_list_jobs`: lists jobs with their states, as their hosts report them.
 
 use rmcp::schemars::{self, JsonSchema};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::servers::one;
 use crate::terminal::JobJson;
 
-/// An answer holds at most this many jobs, the newest.
+/// Maximum number of jobs in a result; the newest are listed.
 const JOBS_MAX: usize = 500;
 
 #[derive(Deserialize, JsonSchema)]

@@ -1,7 +1,7 @@
-//! `rsig mcp`: a server of the Model Context Protocol over standard input and output, for agents.
+//! `rsig mcp`: a Model Context Protocol server over standard input and output, for agents.
 //!
-//! One tool, one file: its parameters, its answer and what it does. A call that fails is an answer too; the protocol's own
-//! errors are for requests that call no tool.
+//! Each tool has its own file, with its parameters, its result and its implementation. A failed call returns a result
+//! too; the protocol's own errors are only for requests that call no tool.
 
 mod answer;
 mod exec;
@@ -37,7 +37,7 @@ use super::start::NewJob;
 use crate::cmd::context::Context;
 use crate::error::{Failure, Kind};
 
-/// The longest wait of a call.
+/// Maximum wait of a call.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 const INSTRUCTIONS: &str = "\
@@ -51,7 +51,7 @@ ssh_remove_job when you are done with a finished job.\n\
 A host is `local` (the machine of this server), an alias of its ssh configuration, or [user@]host[:port]. Each answer \
 has `ok` and `error`; `error.message` says what to do next.";
 
-/// Serves until the client closes standard input. Jobs run on.
+/// Serves until the client closes standard input. Jobs keep running.
 pub fn serve(workers: Workers) -> Result<()> {
     super::check_state()?;
     let runtime = super::runtime()?;
@@ -62,27 +62,27 @@ pub fn serve(workers: Workers) -> Result<()> {
                 let ended = service.waiting().await;
                 ended.map(drop).context("the server failed")
             }
-            // A client may leave without a word.
+            // A client may disconnect before it initializes.
             Err(ServerInitializeError::ConnectionClosed(_)) => Ok(()),
             Err(error) => {
                 Err(error).context("the client does not speak the Model Context Protocol")
             }
         }
     });
-    // Workers that wait for a host are left behind: the client is gone, and jobs run on.
+    // Does not wait for workers that still wait for a host: the client is gone, and jobs keep running.
     runtime.shutdown_background();
     served
 }
 
-/// One of the tools: what a client gives.
+/// A tool. The implementing type holds the parameters that the client passes.
 trait Tool: DeserializeOwned + JsonSchema + Send + 'static {
-    /// What it gets beside `ok` and `error`.
+    /// The fields of the result besides `ok` and `error`.
     type Answer: Serialize + JsonSchema + Default + Send + 'static;
     const NAME: &'static str;
     const TITLE: &'static str;
     const DESCRIPTION: &'static str;
     const READ_ONLY: bool = false;
-    /// Whether it can end or remove something.
+    /// Whether the tool can end or remove something.
     const DESTRUCTIVE: bool = false;
 
     /// Whether the call waits for a job.
@@ -90,28 +90,28 @@ trait Tool: DeserializeOwned + JsonSchema + Send + 'static {
         false
     }
 
-    /// How long the client waits at most, and the answer that it gets then.
+    /// The maximum duration of the call, and the result that the client gets after that.
     fn late(&self) -> (Duration, Self::Answer) {
         (Duration::MAX, Self::Answer::default())
     }
 
-    /// Carries the call out. What is known when it fails stays in the answer.
+    /// Runs the call. Fields set in `answer` before a failure are returned to the client too.
     fn call(self, call: &mut Call<'_>, answer: &mut Self::Answer) -> Result<(), Problem>;
 }
 
-/// What a call works with.
+/// The environment of a call.
 struct Call<'a> {
     context: &'a mut Context,
-    /// The client wants no answer any longer.
+    /// Cancelled when the client no longer waits for the result.
     gone: &'a CancellationToken,
-    /// How long the client waits at most, from the beginning of the call.
+    /// The maximum duration of the call, which the call may change.
     limit: &'a watch::Sender<Duration>,
 }
 
 struct Server(Arc<Workers>);
 
 impl Server {
-    /// Calls a tool. Returns early when the answer is late, or the client wants it no longer.
+    /// Calls a tool. Returns early if the call exceeds its maximum duration or the client cancels it.
     async fn run<T: Tool>(
         &self,
         arguments: JsonObject,
@@ -154,11 +154,11 @@ impl Server {
     }
 }
 
-/// Returns when a call has taken longer than its limit, which may change meanwhile.
+/// Returns once a call has exceeded its limit, which may change meanwhile.
 async fn expired(begun: Instant, mut limits: watch::Receiver<Duration>) {
     loop {
         let left = limits.borrow_and_update().saturating_sub(begun.elapsed());
-        // The sender goes with the call.
+        // The sender is dropped when the call ends; the limit can't change after that.
         if tokio::time::timeout(left, limits.changed()).await.is_err() {
             return;
         }
@@ -176,7 +176,7 @@ fn result<T: Serialize>(answer: &Answer<T>) -> Result<CallToolResult, ErrorData>
     Ok(result)
 }
 
-/// A tool as a client sees it.
+/// The description of a tool for clients.
 fn described<T: Tool>() -> Result<Described, ErrorData> {
     let input = rmcp::handler::server::tool::schema_for_input::<T>();
     let input = input.map_err(|error| ErrorData::internal_error(error, None))?;
@@ -185,9 +185,9 @@ fn described<T: Tool>() -> Result<Described, ErrorData> {
         Some(T::TITLE.to_owned()),
         Some(T::READ_ONLY),
         Some(T::DESTRUCTIVE),
-        // What only reads can be repeated.
+        // Idempotent if it only reads.
         Some(T::READ_ONLY),
-        // What runs on a host may do anything.
+        // Open world: a command on a host may do anything.
         Some(true),
     );
     let tool = Described::new(T::NAME, T::DESCRIPTION, input).with_title(T::TITLE);

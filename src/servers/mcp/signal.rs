@@ -1,4 +1,4 @@
-//! `ssh_signal`: sends a signal to a job, and may wait for its end.
+//! `ssh_signal`: sends a signal to a job and optionally waits for its end.
 
 use rmcp::schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -108,12 +108,12 @@ impl Tool for SendSignal {
             via,
             ..Sending::default()
         };
-        answer.tell(deliver(call.context, &job, signal, &sending)?)
+        answer.fill(deliver(call.context, &job, signal, &sending)?)
     }
 }
 
 impl Answer {
-    fn tell(&mut self, report: Report) -> Result<(), Problem> {
+    fn fill(&mut self, report: Report) -> Result<(), Problem> {
         if let Some(signal) = report.signal {
             self.signal = Some(with_sig(&signal.name()));
             self.signal_number = signal.number();
@@ -129,7 +129,7 @@ impl Answer {
         let has_ended = record.state.is_finished().then_some(false);
         self.still_running = outcome.still_running.or(has_ended);
         let Some(failure) = outcome.error else {
-            // A job that was just signalled runs, as far as is known.
+            // As far as is known, a job that was just signalled still runs.
             self.still_running.get_or_insert(true);
             return Ok(());
         };

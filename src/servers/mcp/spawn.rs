@@ -37,7 +37,7 @@ impl Tool for NewJob {
         let id = JobId::random()?;
         request.id = Some(id.clone());
         let spawned = spawn(call.context, request);
-        // One that may still start is recorded.
+        // After a failure, a job that may still start has a record.
         let is_recorded = matches!(call.context.store.get(&id), Ok(Some(_)));
         answer.job_id = is_recorded.then(|| id.to_string());
         let Spawned { record, warning } = spawned?;

@@ -1,7 +1,7 @@
-//! `ssh_tail`: reads the last lines of a job's output, or those after a cursor, and may wait for new ones.
+//! `ssh_tail`: reads the last lines of a job's output, or the lines after a cursor, and optionally waits for new ones.
 //!
-//! A line is complete once its newline is written, or the job has ended. A line longer than [`LINE_MAX`] is given in
-//! parts, so that output without newlines can be read too.
+//! A line is complete once its newline is written or the job has ended. A line longer than [`LINE_MAX`] is split, so
+//! that output without newlines can be read too.
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -21,11 +21,11 @@ use crate::remote::Stream;
 use crate::remote::output::{From as Start, position};
 use crate::servers::one::await_line;
 
-/// The longest line, in bytes.
+/// Maximum length of a line, in bytes; longer lines are split.
 const LINE_MAX: usize = 16 << 10;
-/// The part of each stream that is read for one answer, in bytes.
+/// Maximum output read per stream and call, in bytes.
 const STREAM_MAX: usize = 32 << 10;
-/// The most lines that can be asked for at once.
+/// Maximum number of lines per call.
 const LINES_MAX: usize = 5000;
 
 #[derive(Clone, Copy, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
@@ -141,7 +141,7 @@ impl Tool for Tail {
         answer.still_running = Some(!ended);
         answer.exit_status = record.exit_status;
         let mut texts = reader.texts;
-        // Each stream gets half of the lines, and what the other leaves of its half.
+        // Each stream gets half of the lines, plus what the other stream does not use of its half.
         let max = self.max_lines.clamp(1, LINES_MAX);
         let [out, err] = texts.each_ref().map(|text| text.lines(ended).len());
         let maxima = [max - err.min(max / 2), max - out.min(max - max / 2)];
@@ -169,7 +169,7 @@ impl Tool for Tail {
     }
 }
 
-/// A line that is not longer than one of an answer.
+/// A line, truncated to `LINE_MAX` bytes.
 fn shown(line: &[u8]) -> String {
     String::from_utf8_lossy(line.get(..LINE_MAX).unwrap_or(line)).into_owned()
 }
@@ -194,7 +194,7 @@ struct Reader<'a, 'b> {
 }
 
 impl Reader<'_, '_> {
-    /// Reads until there is a line, the job has ended, the time is up or the client is gone.
+    /// Reads until there is a line, the job has ended, the deadline has passed or the client is gone.
     fn read(&mut self, cursor: Option<[u64; 2]>, until: Instant) -> Result<Record, Failure> {
         let mut start = Start::LastBytes(STREAM_MAX as u64);
         if let Some(cursor) = cursor {
@@ -207,7 +207,7 @@ impl Reader<'_, '_> {
                 self.begin(begin);
                 self.texts.iter_mut().for_each(Text::skip_partial_line);
             } else if self.texts[0].cut && self.streams == Streams::Both {
-                // Standard error comes after standard output, so it was cut off too.
+                // Standard error follows standard output, so it was cut off too.
                 self.texts[1].bytes.clear();
                 self.pass(Streams::Stderr, self.end(), None)?;
             }
@@ -223,7 +223,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// Reads what is there now, or follows the output until there is a line.
+    /// Reads the present output; with `until`, follows the output until there is a line.
     fn pass(
         &mut self,
         streams: Streams,
@@ -275,17 +275,17 @@ impl Reader<'_, '_> {
     }
 }
 
-/// What was read of one stream.
+/// The part of a stream that was read.
 #[derive(Default)]
 struct Text {
-    /// The position in the stream of the first byte.
+    /// The position of the first byte in the stream.
     begin: u64,
     bytes: Vec<u8>,
-    /// The stream has more than fits.
+    /// The stream has more output than fits.
     cut: bool,
-    /// What follows is behind a gap, and so for the next answer.
+    /// The following output comes after a gap, so it is left for the next call.
     closed: bool,
-    /// How many bytes before the first are gone.
+    /// Number of bytes before the first one that are gone.
     gone: u64,
 }
 
@@ -299,7 +299,8 @@ impl Text {
         self.bytes.extend(bytes.iter().take(room));
     }
 
-    /// Goes on at a position, behind so many bytes that are gone. Then a line that has begun has no end.
+    /// Continues at `position`, after `gone` bytes that are gone. The end of an incomplete line is lost, so the line is
+    /// dropped.
     fn jump(&mut self, position: u64, gone: u64) {
         if self.cut || self.has_line() {
             (self.cut, self.closed) = (true, true);
@@ -318,7 +319,7 @@ impl Text {
         !self.lines(false).is_empty()
     }
 
-    /// The complete lines, with their ends.
+    /// The complete lines, with their newlines.
     fn lines(&self, ended: bool) -> Vec<&[u8]> {
         let parts = self.bytes.split_inclusive(|byte| *byte == b'\n');
         let mut lines: Vec<_> = parts.flat_map(|line| line.chunks(LINE_MAX)).collect();
@@ -335,7 +336,7 @@ impl Text {
         self.skip(size);
     }
 
-    /// Skips the rest of the line that the text begins in.
+    /// Skips the rest of a line that began before the text.
     fn skip_partial_line(&mut self) {
         let end = self.bytes.iter().position(|byte| *byte == b'\n');
         if self.begin > 0 {
@@ -376,7 +377,7 @@ mod tests {
         for bad in ["", "12", "é", &text[1..], &text[..text.len() - 3]] {
             assert_eq!(parse_cursor(job, bad), None, "{bad}");
         }
-        // Sums are made of them.
+        // Positions are summed, so large ones are rejected.
         for positions in [[(1 << 53) + 1, 0], [0, u64::MAX]] {
             let text = cursor_text(job, positions);
             assert_eq!(parse_cursor(job, &text), None, "{positions:?}");

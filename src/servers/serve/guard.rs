@@ -1,8 +1,8 @@
-//! Who may send requests: decided from the head of a request, before anything else.
+//! Access control: decides from the head of a request, before anything else, whether to accept the request.
 //!
-//! A web page in a browser on this machine can send requests to any port, under a name that its owner points at 127.0.0.1
-//! (DNS rebinding). So the Host header must name this machine, and no answer allows a page of another origin to read it
-//! (no CORS). On a port, the token is required too; the socket is protected by its mode.
+//! A web page in a browser on this machine can send requests to any port, under a name that its owner resolves to
+//! 127.0.0.1 (DNS rebinding). So the Host header must name this machine, and no response allows a page of another
+//! origin to read it (no CORS). On a port, the token is required too; the Unix socket is protected by its mode.
 
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, HOST};
@@ -15,11 +15,11 @@ use std::sync::Arc;
 use super::problem::{BAD_HOST, Problem, UNAUTHORIZED};
 use super::token::Token;
 
-/// The names of this machine.
+/// The names of this machine that a Host header may use.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// What a request must have: on a port, the port in its Host header and the token. Any user of this machine can connect
-/// to a port, only this user to the socket; a forwarded socket may have any port.
+/// The requirements for a request: on a port, that port in the Host header, and the token. Any user of this machine can
+/// connect to a port, but only this user to the socket. A forwarded socket may have any port.
 pub struct Guard(pub Option<(u16, Token)>);
 
 impl Guard {
@@ -30,7 +30,7 @@ impl Guard {
             _ => None,
         };
         let is_ours = |host: &Authority| self.is_ours(host);
-        // A request to a proxy names the host in its first line, which overrides the header.
+        // A request in absolute form, as for a proxy, names the host in its first line, which overrides the header.
         if !host.as_ref().is_some_and(is_ours) || !uri.authority().is_none_or(is_ours) {
             let wanted = match &self.0 {
                 Some((port, _)) => format!("localhost:{port}, 127.0.0.1:{port} or [::1]:{port}"),
@@ -50,8 +50,8 @@ impl Guard {
     }
 
     fn is_ours(&self, host: &Authority) -> bool {
-        // A Host header has no user.
-        let plain = !host.as_str().contains('@');
+        // A Host header contains no user.
+        let has_no_user = !host.as_str().contains('@');
         let name = NAMES
             .iter()
             .any(|name| host.host().eq_ignore_ascii_case(name));
@@ -59,11 +59,11 @@ impl Guard {
             Some((port, _)) => host.port_u16().unwrap_or(80) == *port,
             None => true,
         };
-        plain && name && port
+        has_no_user && name && port
     }
 }
 
-/// The token after `Bearer`, a word in any case (RFC 9110, 11.1).
+/// The token after `Bearer`, which is case-insensitive (RFC 9110, 11.1).
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = value.split_at_checked(7)?;
     scheme
@@ -71,7 +71,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
         .then(|| rest.trim_ascii())
 }
 
-/// Passes a request on, or refuses it.
+/// Passes a request on or refuses it.
 pub async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     match guard.check(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,

@@ -1,7 +1,7 @@
-//! The listening socket: a Unix socket in the state directory, or a port of the loopback interface.
+//! The listening socket: a Unix socket in the state directory, or a TCP port of the loopback interface.
 //!
-//! A lock, which ends with its process, ensures that one server at a time uses the Unix socket. Its holder may remove a
-//! socket that an earlier server left behind.
+//! A file lock, which the system releases when its process ends, ensures that only one server uses the Unix socket. The
+//! holder of the lock may remove a socket that an earlier server left behind.
 
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
@@ -15,9 +15,9 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::state::state_directory;
 
-/// The socket in the state directory.
+/// Name of the socket in the state directory.
 const SOCKET: &str = "serve.sock";
-/// The file that the server on the socket locks.
+/// Name of the lock file in the state directory.
 const LOCK: &str = "serve.lock";
 
 pub enum Listener {
@@ -43,7 +43,7 @@ impl Listener {
     }
 }
 
-/// The Unix socket, removed when dropped.
+/// The Unix socket. Its file is removed on drop.
 pub struct OwnSocket {
     listener: UnixListener,
     path: PathBuf,
@@ -57,7 +57,7 @@ impl Drop for OwnSocket {
     }
 }
 
-/// Listens on the Unix socket of the state directory, and returns its path.
+/// Listens on the Unix socket in the state directory. Returns the socket's path too.
 pub fn on_socket() -> Result<(Listener, PathBuf)> {
     let directory = state_directory()?;
     let path = directory.join(SOCKET);
@@ -104,7 +104,7 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
 }
 
-/// Binds under another name and moves the socket into place, so that it never has a wider mode there.
+/// Binds to a temporary name, restricts the mode and renames, so that the socket never has a wider mode at `path`.
 fn bind(directory: &Path, path: &Path) -> io::Result<UnixListener> {
     let new = directory.join(format!("{SOCKET}.{}", std::process::id()));
     drop(fs::remove_file(&new));
@@ -117,7 +117,7 @@ fn bind(directory: &Path, path: &Path) -> io::Result<UnixListener> {
     placed.map(|()| listener)
 }
 
-/// Listens on a loopback port, and returns its address: port 0 means any free port.
+/// Listens on a loopback port. Returns the actual address, since port 0 means any free port.
 pub async fn on_port(address: SocketAddr) -> Result<(Listener, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await

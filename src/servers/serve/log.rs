@@ -1,9 +1,9 @@
-//! `GET /processes/JOB/_log`: the bytes that a job has written, unchanged.
+//! `GET /processes/JOB/_log`: a job's output, byte for byte.
 //!
-//! At most a few chunks wait for a client. A slow client slows down the reader of the log, and that the host, so nothing
-//! accumulates. An error after the first byte can't be reported: the answer is cut off, so that no client takes it for
-//! complete. So is one that the oldest bytes of a job with a `log_max` were removed from; those that are gone before the
-//! first byte are counted in the head.
+//! At most `CHUNKS_MAX` chunks are queued for a client. A slow client slows down the reader of the log, and the reader
+//! slows down the host, so nothing accumulates. An error after the first byte can't be reported, so the response is cut
+//! off: no client takes it for complete. The response is also cut off if the next bytes were removed because of the
+//! job's `log_max`. Bytes that are gone before the first byte are counted in a header.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -30,13 +30,13 @@ use crate::error::{Failure, Kind};
 use crate::remote::output::{From as Start, Gone};
 use crate::servers::one;
 
-/// At most this many chunks wait for a client.
+/// Maximum number of chunks queued for a client.
 const CHUNKS_MAX: usize = 4;
-/// The largest chunk, in bytes.
+/// Maximum size of a chunk, in bytes.
 const CHUNK_MAX: usize = 64 << 10;
-/// The largest position in a log that every shell can count to.
+/// Maximum position in a log, in bytes: every shell can count that far.
 const OFFSET_MAX: u64 = 1 << 53;
-/// The header with the number of bytes behind the offset that are gone.
+/// Header: the number of bytes from the offset on that are gone.
 const OMITTED: &str = "rsig-omitted-bytes";
 
 #[derive(Deserialize, IntoParams)]
@@ -63,7 +63,7 @@ pub struct Wanted {
     wait: Option<Duration>,
 }
 
-/// Whether a line matched `wait_for`.
+/// Header: whether a line matched `wait_for`.
 const MATCHED: &str = "rsig-matched";
 
 #[derive(Clone, Copy, Default, Deserialize, ToSchema, PartialEq, Eq)]
@@ -124,7 +124,7 @@ pub async fn log(
             Ok(()) => return,
             Err(failure) => failure,
         };
-        // A client that is gone does not need it.
+        // If the client is gone, a failed send is harmless.
         drop(last.send(Err(failure)).await);
     });
     let first = match chunks.recv().await {
@@ -189,7 +189,7 @@ fn send(
         gone: &gone,
     };
     if wanted.follow {
-        // The first byte may take long to come; what can fail should fail now. Nothing is read.
+        // The first byte may take long to arrive, so report errors now, by a request that reads nothing.
         let check = Request {
             from: Start::Byte(OFFSET_MAX + 1),
             follow: false,
@@ -199,7 +199,7 @@ fn send(
         };
         let ring = tail(context, &job, &check, &mut |_, _| Ok(()))?.ring;
         let oldest = ring.map_or(0, |ring| ring.oldest[usize::from(request.err)]);
-        // Where bytes are gone, others are there, and the head comes with them.
+        // If bytes at the offset are gone, later bytes exist, and the header is sent with those.
         if oldest <= wanted.offset {
             begun.set(true);
             send(Bytes::new())?;

@@ -1,8 +1,8 @@
 //! `rsig serve`: jobs over HTTP, for programs on this machine.
 //!
-//! `listen` opens the sockets, `guard` decides who may send requests, `request` parses them, `routes` and `log` answer
-//! them, `problem` describes errors. There is no TLS and no address but this machine's: from elsewhere, let ssh forward
-//! the port or the socket.
+//! `listen` opens the sockets, `guard` does access control, `request` parses requests, `routes` and `log` handle them,
+//! `problem` describes errors. There is no TLS, and the server listens only on this machine: from elsewhere, forward
+//! the port or the socket with ssh.
 
 mod guard;
 mod listen;
@@ -33,28 +33,28 @@ use super::Workers;
 use crate::clock;
 use crate::terminal::warn;
 
-/// At most this many connections are open at once; further ones wait.
+/// Maximum number of open connections; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
-/// How long a client may take to send the head of a request, and a connection may be idle.
+/// Maximum time for a client to send the head of a request, and for a connection to be idle.
 const HEAD_WAIT: Duration = Duration::from_secs(10);
-/// The largest head of a request, in bytes.
+/// Maximum size of the head of a request, in bytes.
 const HEAD_MAX: usize = 32 << 10;
-/// How long a client may read nothing of an answer.
+/// Maximum time for which a client may not read from its response.
 const WRITE_WAIT: Duration = Duration::from_secs(30);
-/// How long requests may take to finish when the server stops.
+/// Maximum time for open requests to finish when the server stops.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
-/// At most this many logs are followed at once.
+/// Maximum number of logs followed at once.
 const FOLLOW_MAX: usize = 32;
 
-/// What every request works with.
+/// The state shared by all requests.
 struct App {
     workers: Arc<Workers>,
-    /// The permits of followed logs.
+    /// Permits for following logs.
     follow: Arc<Semaphore>,
     stopping: CancellationToken,
 }
 
-/// Serves until TERM, INT or HUP. Jobs run on.
+/// Serves until TERM, INT or HUP. Jobs keep running.
 pub fn serve(workers: Workers, address: Option<SocketAddr>) -> Result<()> {
     super::check_state()?;
     let runtime = super::runtime()?;
@@ -98,17 +98,17 @@ pub fn serve(workers: Workers, address: Option<SocketAddr>) -> Result<()> {
         drop(tokio::time::timeout(SHUTDOWN_WAIT, connections.shutdown()).await);
         Ok(())
     });
-    // Workers that wait for a host are left behind.
+    // Does not wait for workers that still wait for a host.
     runtime.shutdown_background();
     served
 }
 
-/// Accepts connections, and serves each in a task.
+/// Accepts connections and serves each one in a task.
 async fn accept(listener: &Listener, router: Router, connections: &GracefulShutdown) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         let Ok(stream) = listener.accept().await else {
-            // Out of file descriptors, for example: that passes.
+            // For example out of file descriptors, which is temporary.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -126,7 +126,7 @@ async fn accept(listener: &Listener, router: Router, connections: &GracefulShutd
             );
         let connection = connections.watch(connection);
         tokio::spawn(async move {
-            // A broken connection concerns its client only.
+            // Ignore errors: a broken connection affects only its client.
             drop(connection.await);
             drop(permit);
         });

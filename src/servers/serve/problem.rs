@@ -1,4 +1,4 @@
-//! Errors of requests: a status, a word for programs, and a message for people.
+//! Error responses: an HTTP status, a word for programs, and a message for people.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use utoipa::{IntoResponses, PartialSchema as _, ToSchema};
 use crate::error::Failure;
 use crate::servers::message as shown;
 
-/// A status, and the word that goes with it.
+/// An HTTP status and the word for it.
 type Terms = (u16, &'static str);
 
 pub const BAD_VALUE: Terms = (400, "bad_value");
@@ -27,7 +27,7 @@ const TOO_LARGE: Terms = (413, "too_large");
 const BAD_MEDIA_TYPE: Terms = (415, "bad_media_type");
 pub const BUSY: Terms = (503, "busy");
 
-/// Every status that a problem can have.
+/// All statuses that a problem can have.
 const STATUSES: [u16; 12] = [400, 401, 403, 404, 405, 408, 409, 413, 415, 500, 502, 503];
 
 /// Why a request was not carried out.

@@ -1,4 +1,4 @@
-//! What a request says, read from its path, its query and its body.
+//! Extractors for the path, the query and the body of a request.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use super::problem::{Problem, TOO_SLOW};
 use crate::clock;
 use crate::cmd::values::duration;
 
-/// How long a client may take to send a body.
+/// Maximum time for a client to send a body.
 const BODY_WAIT: Duration = Duration::from_secs(20);
-/// The longest wait for a job.
+/// Maximum time for which a request may wait for a job.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 #[derive(Deserialize, IntoParams)]
@@ -25,17 +25,17 @@ pub struct JobPath {
     pub job: String,
 }
 
-/// The parameters in the path.
+/// Parameters in the path.
 #[derive(FromRequestParts)]
 #[from_request(via(axum::extract::Path), rejection(Problem))]
 pub struct Path<T>(pub T);
 
-/// The parameters in the query.
+/// Parameters in the query.
 #[derive(FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Problem))]
 pub struct Query<T>(pub T);
 
-/// A body of JSON that arrives in time.
+/// A JSON body, which must arrive within `BODY_WAIT`.
 pub struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
@@ -50,7 +50,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// Reads a boolean.
+/// Deserializes a boolean.
 pub fn flag<'a, D: Deserializer<'a>>(value: D) -> Result<bool, D::Error> {
     match String::deserialize(value)?.as_str() {
         "true" | "1" => Ok(true),
@@ -59,7 +59,7 @@ pub fn flag<'a, D: Deserializer<'a>>(value: D) -> Result<bool, D::Error> {
     }
 }
 
-/// Reads a duration to wait.
+/// Deserializes a duration to wait.
 pub fn wait<'a, D: Deserializer<'a>>(value: D) -> Result<Option<Duration>, D::Error> {
     let wait = duration(&String::deserialize(value)?).map_err(D::Error::custom)?;
     if wait > WAIT_MAX {

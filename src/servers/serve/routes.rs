@@ -1,5 +1,5 @@
-//! The routes: each passes a request on to a verb and returns the result as JSON. The OpenAPI 3.1 document is derived
-//! from them.
+//! The routes: each passes a request to a verb and returns the result as JSON. The OpenAPI 3.1 document is derived from
+//! the routes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,9 +34,9 @@ use crate::servers::start::NewJob;
 use crate::signal::{BadSignal, SignalWord};
 use crate::terminal::JobJson;
 
-/// The largest body of a request, in bytes.
+/// Maximum size of a request's body, in bytes.
 const BODY_MAX: usize = 1 << 20;
-/// How long `_stop` gives a job to end by itself, by default.
+/// Default time that `_stop` gives a job to end after TERM, before KILL.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Jobs on other machines over SSH: start them, signal them, read their output. The same jobs as on rsig's command line.
@@ -72,7 +72,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
 }
 
 /// All routes, behind the guard.
-pub fn router(app: Arc<App>, who: Guard) -> Router {
+pub fn router(app: Arc<App>, rules: Guard) -> Router {
     Router::from(routes())
         .fallback(async |uri: Uri| {
             let path = uri.path();
@@ -86,13 +86,13 @@ pub fn router(app: Arc<App>, who: Guard) -> Router {
         })
         .with_state(app)
         .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(middleware::from_fn_with_state(Arc::new(who), guard))
+        .layer(middleware::from_fn_with_state(Arc::new(rules), guard))
 }
 
 type Shared = State<Arc<App>>;
 
 impl App {
-    /// Has a worker carry out a request, which may wait for a job (`long`) or only for a host.
+    /// Runs a request on a worker. The request may wait for a job (`long`) or only for a host.
     async fn run<T: Send + 'static>(
         &self,
         long: bool,
@@ -108,7 +108,7 @@ impl App {
         Ok(Arc::clone(&self.workers).run(permit, work).await??)
     }
 
-    /// The same for a request about a job.
+    /// Like `run`, for a request about one job.
     pub(super) async fn run_on<T: Send + 'static>(
         &self,
         job: String,
@@ -322,7 +322,7 @@ async fn signal(
     }
     let done = app.run_on(path.job, wait.is_some(), move |context, job, gone| {
         let until = wait.map(|wait| Instant::now() + wait);
-        // The verb waits for the first slice; the rest ends early if the client is gone.
+        // The verb waits for at most one slice; the rest of the wait ends early if the client is gone.
         let sending = Sending {
             wait: wait.map(|wait| wait.min(one::SLICE)),
             ..Sending::default()
@@ -339,7 +339,7 @@ async fn signal(
     done.await.map(Json)
 }
 
-/// Sends a signal to a job, and returns the job's state after it.
+/// Sends a signal to a job and returns the outcome.
 fn deliver(
     context: &mut Context,
     job: &JobWord,
@@ -348,7 +348,7 @@ fn deliver(
 ) -> Result<Outcome, Failure> {
     let mut outcome = one::deliver(context, job, signal, sending)?.outcome?;
     match outcome.error.take() {
-        // A client that waits sees it in the answer.
+        // A client that waits sees the state in the response.
         Some(failure) if failure.kind == Kind::Lost && sending.wait.is_some() => Ok(outcome),
         Some(failure) => Err(failure),
         None => Ok(outcome),

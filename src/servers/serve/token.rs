@@ -1,4 +1,4 @@
-//! The secret that a request to a port must have: any user of this machine can connect to a port.
+//! The bearer token for requests to a port, since any user of this machine can connect to a port.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -11,14 +11,14 @@ use subtle::ConstantTimeEq as _;
 use crate::job::random_hex;
 use crate::state::state_directory;
 
-/// The file in the state directory that holds it.
+/// Name of the token file in the state directory.
 const FILE: &str = "serve.token";
-/// The shortest token, in characters.
+/// Minimum length of a token, in characters.
 const TOKEN_MIN: usize = 32;
-/// The longest token, in characters.
+/// Maximum length of a token, in characters.
 const TOKEN_MAX: usize = 1024;
 
-/// No message shows it.
+/// Without `Debug` or `Display`, so that no message shows the token.
 pub struct Token(Vec<u8>);
 
 impl Token {
@@ -28,7 +28,7 @@ impl Token {
     }
 }
 
-/// Reads the token of the state directory, or creates one of 256 random bits; returns its path too.
+/// Reads the token in the state directory, or creates one of 256 random bits. Returns the file's path too.
 pub fn load() -> Result<(Token, PathBuf)> {
     let path = state_directory()?.join(FILE);
     if let Err(error) = fs::symlink_metadata(&path)
@@ -45,7 +45,7 @@ pub fn load() -> Result<(Token, PathBuf)> {
     Ok((token, path))
 }
 
-/// Writes a new file and links it into place, so that no other server reads half of it.
+/// Writes a temporary file and links it into place, so that no other server reads a partial token.
 fn make(path: &Path) -> Result<()> {
     let secret = random_hex::<32>()?;
     let new = path.with_extension(format!("token.{}", std::process::id()));
@@ -60,7 +60,7 @@ fn make(path: &Path) -> Result<()> {
         .and_then(|()| fs::hard_link(&new, path));
     fs::remove_file(&new)?;
     match linked {
-        // Another server was faster: its token will do.
+        // Another server was faster; its token is used.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => Ok(linked?),
     }

@@ -1,4 +1,4 @@
-//! How the screen of `top` is drawn, at any size.
+//! Drawing of the screen of `top`, at any size.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use crate::escape::printable;
 use crate::job::{JobName, State};
 use crate::terminal::{self, Listed};
 
-/// What the keys do, as the last lines say it.
+/// The help on keys in the last lines.
 const HELP: [&str; 12] = [
     "q quit",
     "Space mark",
@@ -28,22 +28,22 @@ const HELP: [&str; 12] = [
     "e end",
     "w wait",
 ];
-/// How many lines that may take.
+/// Maximum height of the help, in lines.
 const HELP_HEIGHT_MAX: usize = 2;
-/// The rows of the list that everything else has to leave: its header, and the selected job.
+/// Minimum height of the list, in rows: its header and the selected job.
 const LIST_HEIGHT_MIN: u16 = 2;
-/// The lowest pane for output that is worth its heading.
+/// Minimum height of the output pane, with its heading, in rows.
 const OUTPUT_HEIGHT_MIN: u16 = 4;
-/// How many hosts that do not answer are named.
+/// Maximum number of lines for hosts that do not answer.
 const TROUBLES_MAX: usize = 3;
-/// The widest name, host and state that are shown whole, in columns.
-const WORD_MAX: usize = 22;
-/// The columns that a command should have.
-const COMMAND_MIN: usize = 14;
+/// Maximum width of a cell other than the command, in columns.
+const CELL_WIDTH_MAX: usize = 22;
+/// Width to keep free for the command, in columns.
+const COMMAND_WIDTH_MIN: usize = 14;
 
 impl Screen {
     pub fn draw(&mut self, frame: &mut Frame<'_>) {
-        // From now on the selection is this job's, wherever the order takes it.
+        // The selection stays with this job even if the order changes.
         self.selected = self.selected().map(|record| record.id.clone());
         let area = frame.area();
         let help = help(area.width);
@@ -129,7 +129,7 @@ impl Screen {
         Line::styled(text, Modifier::BOLD)
     }
 
-    /// The header and the jobs, as far as they fit.
+    /// The header and the jobs that fit.
     fn list(&mut self, width: u16, height: usize) -> Vec<Line<'static>> {
         let shown = self.shown();
         let place = self.place(&shown);
@@ -155,7 +155,7 @@ impl Screen {
                 State::Exited => Style::new().add_modifier(Modifier::DIM),
             };
             let style = if at == place {
-                // To the right edge.
+                // Highlighted up to the right edge.
                 Style::new().add_modifier(Modifier::REVERSED)
             } else {
                 colour
@@ -169,7 +169,7 @@ impl Screen {
         lines
     }
 
-    /// The end of the selected job's output.
+    /// The last lines of the selected job's output.
     fn pane(&self, width: u16, height: usize) -> Vec<Line<'_>> {
         let Some(record) = self.selected() else {
             return Vec::new();
@@ -188,7 +188,7 @@ impl Screen {
         let err_room = match (out.len(), err.len()) {
             (_, 0) => 0,
             (0, _) => room,
-            // With its heading.
+            // One more for the heading.
             (out, err) => (err + 1).min((room / 2).max(room.saturating_sub(out))),
         };
         let end = |lines: &[String], room: usize| {
@@ -236,17 +236,17 @@ fn help(width: u16) -> Vec<Line<'static>> {
     lines.into_iter().map(Line::raw).collect()
 }
 
-/// The widths of the columns before the command; none for those that are left out.
+/// The widths of the columns before the command; 0 for a hidden column.
 struct Columns([usize; 10]);
 
 impl Columns {
     const HEADS: [&'static str; 11] = [
         "ID", "NAME", "HOST", "STATE", "PID", "SINCE", "CPU", "TIME", "MEMORY", "PROCS", "COMMAND",
     ];
-    /// Those of numbers are aligned to the right.
+    /// Columns of numbers, which are aligned to the right.
     const NUMBERS: std::ops::RangeInclusive<usize> = 4..=9;
-    /// The order in which they are left out where there is no room.
-    const SPARED: [usize; 8] = [4, 9, 7, 5, 8, 1, 2, 6];
+    /// The order in which columns are hidden if there is not enough room.
+    const HIDE_ORDER: [usize; 8] = [4, 9, 7, 5, 8, 1, 2, 6];
 
     fn join(&self, cells: &[String; 11]) -> String {
         let mut line = String::new();
@@ -269,19 +269,19 @@ fn columns(jobs: &[&Listed], width: usize) -> Columns {
     let heads = Columns::HEADS.map(str::to_owned);
     for cells in jobs.iter().map(|job| cells(job)).chain([heads]) {
         for (width, cell) in widths.iter_mut().zip(&cells) {
-            *width = (*width).max(columns_of(cell).min(WORD_MAX));
+            *width = (*width).max(display_width(cell).min(CELL_WIDTH_MAX));
         }
     }
-    for spared in Columns::SPARED {
+    for hidden in Columns::HIDE_ORDER {
         let used: usize = widths
             .iter()
             .filter(|width| **width > 0)
             .map(|width| width + 1)
             .sum();
-        if used + COMMAND_MIN <= width {
+        if used + COMMAND_WIDTH_MIN <= width {
             break;
         }
-        widths[spared] = 0;
+        widths[hidden] = 0;
     }
     Columns(widths)
 }
@@ -310,22 +310,22 @@ fn cells(job: &Listed) -> [String; 11] {
     ]
 }
 
-/// How many columns of the terminal a text takes.
-fn columns_of(text: &str) -> usize {
+/// The width of a text on the terminal, in columns.
+fn display_width(text: &str) -> usize {
     Span::raw(text).width()
 }
 
-/// A text cut or filled to a width.
+/// A text truncated or padded to a width.
 fn padded(text: &str, width: usize, to_the_right: bool) -> String {
     let mut text = text.to_owned();
-    if columns_of(&text) > width {
-        while columns_of(&text) + 1 > width && text.pop().is_some() {}
+    if display_width(&text) > width {
+        while display_width(&text) + 1 > width && text.pop().is_some() {}
         text.push('…');
     }
-    let filling = " ".repeat(width.saturating_sub(columns_of(&text)));
+    let padding = " ".repeat(width.saturating_sub(display_width(&text)));
     if to_the_right {
-        filling + &text
+        padding + &text
     } else {
-        text + &filling
+        text + &padding
     }
 }

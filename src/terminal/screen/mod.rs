@@ -1,4 +1,4 @@
-//! The screen of `top`: what it shows, and what its keys mean. Nothing here touches a terminal or a host.
+//! The screen of `top`: its content and its keys. This module does no I/O, neither with a terminal nor with a host.
 
 mod draw;
 
@@ -12,7 +12,7 @@ use crate::escape::printable;
 use crate::job::{JobId, Record};
 use crate::signal::SignalWord;
 
-/// The longest line of output that is kept, in characters.
+/// Maximum length of a line of output, in characters.
 const LINE_MAX: usize = 1000;
 
 /// What the list is sorted by.
@@ -91,7 +91,7 @@ impl SortKey {
     }
 }
 
-/// What a key asks for.
+/// An action that a key requests.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     Send(SignalWord, Vec<Record>),
@@ -104,7 +104,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// What it does to jobs, in a question.
+    /// The signals and the number of jobs, for the confirmation question.
     fn signals(&self) -> Option<(String, usize)> {
         match self {
             Self::Send(signal, jobs) => Some((signal.to_string(), jobs.len())),
@@ -113,8 +113,8 @@ impl Action {
         }
     }
 
-    /// Whether it needs a yes: what can't be caught, and for several jobs.
-    fn is_grave(&self) -> bool {
+    /// Whether the user must confirm: several jobs may get KILL, which can't be caught.
+    fn needs_confirmation(&self) -> bool {
         match self {
             Self::Send(signal, jobs) => signal.is_kill() && jobs.len() > 1,
             Self::End(jobs) => jobs.len() > 1,
@@ -123,20 +123,20 @@ impl Action {
     }
 }
 
-/// What typing means now.
+/// The input mode.
 #[derive(Clone, Debug, Default, PartialEq)]
 enum Mode {
     #[default]
     Browse,
-    /// The filter is typed.
+    /// The user types a filter.
     Filter,
-    /// A signal's name is typed.
+    /// The user types a signal's name.
     Signal(String),
-    /// A yes is waited for.
+    /// Waits for a confirmation.
     Question(Action),
 }
 
-/// The end of a job's two streams.
+/// The last lines of a job's two streams.
 #[derive(Debug, Default)]
 struct OutputPane {
     of: Option<JobId>,
@@ -148,7 +148,7 @@ struct OutputPane {
 pub struct Screen {
     /// All listed jobs, the oldest first.
     pub jobs: Vec<Listed>,
-    /// What became of the last action.
+    /// The result of the last action.
     pub message: String,
     /// The hosts that do not answer, and why.
     pub troubles: Vec<String>,
@@ -160,9 +160,9 @@ pub struct Screen {
     selected: Option<JobId>,
     marked: HashSet<JobId>,
     output: OutputPane,
-    /// The first job of the list that is on the screen.
+    /// Index of the first listed job on the screen.
     top: usize,
-    /// How many jobs are on the screen.
+    /// Number of jobs that fit on the screen.
     page: usize,
 }
 
@@ -175,7 +175,7 @@ impl Screen {
         }
     }
 
-    /// The jobs that the filter leaves, in order.
+    /// The jobs that match the filter, sorted.
     fn shown(&self) -> Vec<&Listed> {
         let wanted = self.filter.to_lowercase();
         let fits = |job: &&Listed| {
@@ -199,7 +199,7 @@ impl Screen {
         shown
     }
 
-    /// The selected job; where it is not shown any more, the one that took its place on the screen.
+    /// The selected job, or the first one if the selected job is no longer shown.
     pub fn selected(&self) -> Option<&Record> {
         let shown = self.shown();
         let place = self.place(&shown);
@@ -211,7 +211,7 @@ impl Screen {
         shown.iter().position(is_selected).unwrap_or_default()
     }
 
-    /// The marked jobs, else the selected one: none that the filter hides.
+    /// The marked jobs, or the selected one if none is marked. Jobs hidden by the filter are never included.
     fn targets(&self) -> Vec<Record> {
         let shown = self.shown();
         let marked: Vec<Record> = shown
@@ -226,7 +226,7 @@ impl Screen {
         }
     }
 
-    /// Takes in the last bytes of a job's streams.
+    /// Shows the last bytes of a job's streams.
     pub fn take_output(&mut self, id: &JobId, out: &[u8], err: &[u8]) {
         self.output = OutputPane {
             of: Some(id.clone()),
@@ -324,7 +324,7 @@ impl Screen {
         isize::try_from(self.page.max(1)).unwrap_or(1)
     }
 
-    /// Selects the job that many rows further down.
+    /// Moves the selection down by `rows`, or up if negative.
     fn go(&mut self, rows: isize) {
         let shown = self.shown();
         let last = shown.len().saturating_sub(1);
@@ -333,7 +333,7 @@ impl Screen {
     }
 
     fn ask(&mut self, action: Action) -> Option<Action> {
-        if action.is_grave() {
+        if action.needs_confirmation() {
             self.mode = Mode::Question(action);
             return None;
         }
@@ -341,7 +341,7 @@ impl Screen {
     }
 }
 
-/// Types into a line.
+/// Applies a key to a line of input.
 fn edit(line: &mut String, code: KeyCode) {
     match code {
         KeyCode::Backspace => drop(line.pop()),
@@ -350,7 +350,7 @@ fn edit(line: &mut String, code: KeyCode) {
     }
 }
 
-/// The lines of output, fit for a terminal: of what was written over, the last.
+/// The lines of output, escaped for a terminal. Of text overwritten with carriage returns, only the last remains.
 fn lines(bytes: &[u8]) -> Vec<String> {
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     if bytes.is_empty() {

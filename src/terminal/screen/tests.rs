@@ -29,7 +29,7 @@ fn usage(cpu_percent: f64, cpu_seconds: f64, rss_bytes: u64, processes: u32) -> 
     }
 }
 
-/// Three jobs on two hosts, one of which does not answer.
+/// A screen with three jobs on two hosts, one of which does not answer.
 fn three() -> Screen {
     let mut screen = Screen::new(SortKey::Cpu, true);
     let mut train = job(
@@ -218,7 +218,7 @@ fn the_order_is_the_users() {
     }
 }
 
-/// What keys ask for: the signal's word, or the action's, and the jobs.
+/// An action as text: the signal or the action, and the jobs.
 fn asked(action: Option<Action>) -> String {
     let of = |jobs: &[Record]| {
         let ids: Vec<&str> = jobs.iter().map(|job| job.id.as_str()).collect();
@@ -251,7 +251,7 @@ fn keys_ask_for_what_they_say() {
         ("xk", "-", "Signal for 1 job: k_"),
         ("xusr1\u{1b}", "-", ""),
         ("xnosuch\n", "-", "NOSUCH"),
-        // Several jobs, and a question before what they can't catch.
+        // Several jobs: KILL, which can't be caught, needs a confirmation.
         ("  t", "TERM 2pysv60g 4h3q78r4", ""),
         ("  k", "-", "Send KILL to 2 jobs? [y/N]"),
         ("  ky", "KILL 2pysv60g 4h3q78r4", ""),
@@ -263,7 +263,7 @@ fn keys_ask_for_what_they_say() {
         ("  e", "-", "Send TERM, then KILL to 2 jobs? [y/N]"),
         ("  \u{1b}k", "KILL 9abcdefg", ""),
         (" < k", "KILL 4h3q78r4", ""),
-        // Typing filters; what is hidden is left alone.
+        // Jobs hidden by a filter are not affected.
         ("/api", "-", "Filter (Enter keeps it, Esc clears it): api_"),
         ("/api\nk", "KILL 9abcdefg", ""),
         ("/EPOCHS\nk", "KILL 2pysv60g", ""),

@@ -1,4 +1,4 @@
-//! What the files say of host keys, for the fuzz targets.
+//! Entry points of the fuzz targets for host keys and the files that list them.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::known_hosts::{HostName, Line, Marker, parse, revoked};
 use super::{ALGORITHMS, Verdict, answer, changed, preferred, verdict};
 use crate::connection::ssh::key::PublicKey;
 
-/// Reads one text as a file of each kind, and judges keys by it.
+/// Parses the data as a file of each kind, and judges keys by it.
 pub fn files(data: &[u8]) {
     let path = Path::new("/home/me/.ssh/known_hosts");
     let lines = parse(path, data);
@@ -34,7 +34,7 @@ pub fn files(data: &[u8]) {
     match revoked(path, data) {
         Ok(lines) => {
             for line in &lines {
-                // Nobody is let in with one, whatever else is said.
+                // A host with a revoked key is refused, whatever other lines say.
                 let host = HostName::new("web1", 2222);
                 let all = [&parse(path, data)[..], &lines[..]].concat();
                 assert!(matches!(
@@ -65,14 +65,14 @@ fn judge(lines: &[Line], host: &HostName, key: &PublicKey) {
     }
 }
 
-/// A line that is written for a host makes its key known, and says nothing else.
+/// A line that is written for a host must make its key known, and do nothing else.
 fn recorded(host: &HostName, key: &PublicKey) {
     let lines = parse(Path::new("f"), format!("{}\n", host.line(key)).as_bytes());
     assert_eq!(lines.len(), 1);
     assert!(matches!(verdict(&lines, host, key), Verdict::Known(_)));
 }
 
-/// A name that a user or a configuration has made up: where it can be recorded, its line is about that host alone.
+/// Checks an arbitrary name from a user or a configuration: if it can be recorded, its line must match that host only.
 pub fn name(name: &str, port: u16) {
     let blob = [
         &11_u32.to_be_bytes()[..],

@@ -1,7 +1,6 @@
-//! The lines of `known_hosts` files (sshd(8), "`SSH_KNOWN_HOSTS` FILE FORMAT"), and which hosts they
-//! are about.
+//! The lines of `known_hosts` files (sshd(8), "`SSH_KNOWN_HOSTS` FILE FORMAT"), and which hosts they match.
 //!
-//! Everything is bytes: a comment in Latin-1 or a stray control character harms its own line at most.
+//! Everything is bytes: a comment in Latin-1 or a stray control character spoils only its own line.
 
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -19,22 +18,21 @@ use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::glob;
 
-/// A file of more bytes than this is refused rather than read in part: a line that revokes a key may
-/// stand anywhere.
+/// A longer file is refused instead of read in part: a line that revokes a key may be anywhere.
 const MAX_FILE_BYTES: u64 = 16 << 20;
-/// OpenSSH compares no pattern of this length or more: a line that holds one matches nothing.
+/// OpenSSH does not compare patterns of this length or more: a line that holds one matches nothing.
 const PATTERN_LIMIT: usize = 1023;
-/// The length of a SHA-1 sum, and of its salt.
+/// Length of a SHA-1 hash, and of its salt.
 const HASH_BYTES: usize = 20;
 const DEFAULT_PORT: u16 = 22;
-/// How much of a path or a list of names is shown.
+/// How much of a path or of a list of names is shown.
 const SHOWN_MAX: usize = 1000;
 
 /// A host as ssh looks it up: `HostKeyAlias` if there is one, else `host` or `[host]:port`, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName {
     pub(super) name: String,
-    /// The name without its port, which counts where the name with the port is unknown.
+    /// The name without its port, which counts if the name with the port is unknown.
     pub(super) without_port: Option<String>,
 }
 
@@ -50,7 +48,7 @@ impl HostName {
         }
     }
 
-    /// A host by its `HostKeyAlias`: that alone, whatever the port.
+    /// A host by its `HostKeyAlias`, whatever the port.
     pub fn alias(alias: &str) -> Self {
         Self {
             name: alias.to_ascii_lowercase(),
@@ -58,7 +56,7 @@ impl HostName {
         }
     }
 
-    /// Whether a line with this name would be about this host alone: no character of it is syntax.
+    /// Whether a line with this name would match only this host: none of its characters is syntax.
     pub(super) fn can_be_recorded(&self) -> bool {
         let name = self.without_port.as_deref().unwrap_or(&self.name);
         let is_syntax =
@@ -78,7 +76,7 @@ impl fmt::Display for HostName {
     }
 }
 
-/// What a line says of its key.
+/// What a line says about its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Marker {
     /// The key is the host's.
@@ -89,7 +87,7 @@ pub(super) enum Marker {
     Revoked,
 }
 
-/// One good line.
+/// A valid line.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     pub(super) file: String,
@@ -100,13 +98,13 @@ pub(super) struct Line {
 }
 
 impl fmt::Display for Line {
-    /// Where it stands.
+    /// File and line number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", printable(&self.file, SHOWN_MAX), self.number)
     }
 }
 
-/// The lines of a file's text, in order. Lines that say nothing usable are passed over.
+/// The lines of a file's text, in order. Lines that are not valid are skipped.
 pub(super) fn parse(path: &Path, text: &[u8]) -> Vec<Line> {
     let file = path.to_string_lossy();
     text.split(|&b| b == b'\n')
@@ -124,9 +122,9 @@ pub(super) fn parse(path: &Path, text: &[u8]) -> Vec<Line> {
         .collect()
 }
 
-/// A line: `[marker] names type base64 [comment]`, between them spaces or tabs.
+/// A line: `[marker] names type base64 [comment]`, separated by spaces or tabs.
 fn read_line(line: &[u8]) -> Option<(Marker, Names, PublicKey)> {
-    // ssh reads C strings, and takes a carriage return for white space at the end of the base64 text.
+    // ssh reads C strings, and accepts a carriage return as white space after the base64 text.
     let line = line.split(|&b| b == 0).next()?;
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let mut fields = line
@@ -138,7 +136,7 @@ fn read_line(line: &[u8]) -> Option<(Marker, Names, PublicKey)> {
         b"@revoked" => (Marker::Revoked, fields.next()?),
         first => (Marker::None, first),
     };
-    // A comment, an unknown marker or a second one.
+    // A comment, an unknown marker or a second marker.
     if names.starts_with(b"#") && marker == Marker::None || names.starts_with(b"@") {
         return None;
     }
@@ -150,7 +148,7 @@ fn read_line(line: &[u8]) -> Option<(Marker, Names, PublicKey)> {
     fits.then_some((marker, Names::read(names)?, key))
 }
 
-/// The first field of a line: which hosts it is about.
+/// The first field of a line: which hosts the line is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Names {
     /// Patterns, separated by commas, in lower case.
@@ -171,7 +169,7 @@ impl Names {
         Some(Self::Hashed([parts.next()??, parts.next()??]))
     }
 
-    /// Whether the line is about the host of this name, which is in lower case.
+    /// Whether the line is for the host of this name, which must be in lower case.
     pub(super) fn matches(&self, name: &str) -> bool {
         match self {
             Self::Patterns(list) => list_matches(list, name.as_bytes()),
@@ -189,13 +187,13 @@ impl Names {
 }
 
 fn hash_name(name: &str, salt: &[u8]) -> Option<[u8; HASH_BYTES]> {
-    // An HMAC takes a key of any length, so there always is one.
+    // An HMAC takes a key of any length, so this does not fail.
     let mut mac = Hmac::<Sha1>::new_from_slice(salt).ok()?;
     mac.update(name.as_bytes());
     Some(mac.finalize().into_bytes().into())
 }
 
-/// Whether a pattern fits, and no negated one does: `!` before a pattern wins, wherever it stands.
+/// Whether a pattern matches and no negated one does: a pattern with `!` wins, wherever it is in the list.
 fn list_matches(list: &[u8], name: &[u8]) -> bool {
     let patterns = || list.split(|&b| b == b',');
     if patterns()
@@ -216,9 +214,9 @@ fn failed(what: &str, path: &Path, reason: &str) -> Failure {
     )
 }
 
-/// The text of a file, or none where there is no such file.
+/// The text of a file; `None` if there is no such file.
 fn read_text(what: &str, path: &Path) -> Result<Option<Vec<u8>>, Failure> {
-    // Asked by name first: opening one would wait for a writer.
+    // Checked before opening: opening a FIFO would wait for a writer.
     if std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
         return Err(failed(what, path, "it is a pipe"));
     }
@@ -241,15 +239,15 @@ pub(super) fn read(path: &Path) -> Result<Vec<Line>, Failure> {
     Ok(parse(path, &text.unwrap_or_default()))
 }
 
-/// The keys of a `RevokedHostKeys` file, as lines that revoke them for every host. As in ssh, a file
-/// that can't be read lets no host in.
+/// The keys of a `RevokedHostKeys` file, as lines that revoke them for every host. As in ssh, every host is refused if
+/// the file can't be read.
 pub(super) fn read_revoked(path: &Path) -> Result<Vec<Line>, Failure> {
     let what = "RevokedHostKeys file";
     let text = read_text(what, path)?.ok_or_else(|| failed(what, path, "there is no such file"))?;
     revoked(path, &text)
 }
 
-/// The same of the file's text.
+/// Parses the text of such a file.
 pub(super) fn revoked(path: &Path, text: &[u8]) -> Result<Vec<Line>, Failure> {
     let what = "RevokedHostKeys file";
     if text.starts_with(b"SSHKRL\n\0") {
@@ -276,8 +274,8 @@ pub(super) fn revoked(path: &Path, text: &[u8]) -> Result<Vec<Line>, Failure> {
     Ok(lines)
 }
 
-/// Appends a line that makes `key` known, the name hashed under `HashKnownHosts`. A missing file is
-/// made with mode 0600, and its directory (`~/.ssh`) with 0700. Symbolic links are followed, as ssh does.
+/// Appends a line that makes `key` known, with the name hashed if `hashed` (`HashKnownHosts`). A missing file is
+/// created with mode 0600, and its directory (`~/.ssh`) with 0700. Symbolic links are followed, as by ssh.
 pub(super) fn add(path: &Path, host: &HostName, key: &PublicKey, hashed: bool) -> io::Result<()> {
     let line = if hashed {
         let mut salt = [0; HASH_BYTES];
@@ -307,7 +305,7 @@ pub(super) fn add(path: &Path, host: &HostName, key: &PublicKey, hashed: bool) -
         file.read_exact_at(&mut last, metadata.len() - 1)?;
     }
     let separator = if last == *b"\n" { "" } else { "\n" };
-    // One write, so that two processes that add a line at once do not mix them.
+    // One write, so that lines that two processes add at once do not mix.
     file.write_all(format!("{separator}{line}\n").as_bytes())
 }
 

@@ -1,9 +1,9 @@
-//! Whether a server's host key is the one that the user's `known_hosts` files vouch for.
+//! Checks a server's host key against the user's `known_hosts` files.
 //!
-//! libssh2 has a check of its own, which is wrong where it matters: it accepts a `@revoked` key and a
-//! changed key of `[host]:port` that equals the plain name's, knows no wildcards, negation or letter case,
-//! and drops the rest of a file at one bad line. So the files are read and judged here, with the verdict
-//! that ssh(1) gives, and a stricter one where ssh lets a doubtful key pass.
+//! libssh2 has a check of its own, which is wrong where it matters: it accepts a `@revoked` key and a changed key of
+//! `[host]:port` that equals the plain name's, does not handle wildcards, negation or letter case, and ignores the rest
+//! of a file after one bad line. So the files are read and judged here, with the verdict that ssh(1) gives, or a
+//! stricter one where ssh accepts a doubtful key.
 //!
 //! Stricter than ssh: a changed or revoked key is refused whatever `StrictHostKeyChecking` says, even if
 //! it is revoked under the plain name of a host on another port; a marker may end with a tab; a `known_hosts`
@@ -37,10 +37,10 @@ const USER_FILES: &str = "~/.ssh/known_hosts ~/.ssh/known_hosts2";
 const GLOBAL_FILES: &str = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2";
 /// How many of the other names of a key the question lists, as in ssh.
 const OTHER_NAMES_SHOWN: usize = 8;
-/// How many times the question is asked until it is answered.
+/// How many times the question is asked until there is a valid answer.
 const MAX_QUESTIONS: u32 = 5;
-/// The host key algorithms that libssh2 1.11 has, in the order in which an unknown host is asked for them.
-/// Certificate algorithms are left out: a server that has one would show it in place of its plain key.
+/// The host key algorithms of libssh2 1.11, in the order in which they are requested from an unknown host. Certificate
+/// algorithms are left out: a server that has a certificate would present it instead of its plain key.
 const ALGORITHMS: [&str; 7] = [
     "ssh-ed25519",
     "ecdsa-sha2-nistp256",
@@ -51,33 +51,33 @@ const ALGORITHMS: [&str; 7] = [
     "ssh-rsa",
 ];
 
-/// What becomes of an unknown host.
+/// What to do with an unknown host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StrictHostKeyChecking {
     Yes,
     Ask,
     AcceptNew,
-    /// As `AcceptNew` here: a changed key is never accepted.
+    /// Same as `AcceptNew` here: a changed key is never accepted.
     No,
 }
 
-/// What the files say of a key.
+/// What the files say about a key.
 #[derive(Debug)]
 enum Verdict<'a> {
     Known(&'a Line),
     Revoked(&'a Line),
-    /// The host is known by other keys only; a line with one, of the same type where there is one.
+    /// The host is known with other keys only. Holds a line with one of them, of the same type if there is one.
     Changed(&'a Line),
-    /// No line tells; perhaps one has another key for the host's name without its port.
+    /// No line decides. May hold a line with another key for the host's name without its port.
     Unknown(Option<&'a Line>),
 }
 
-/// Judges the key that a host has shown by the lines of the files, the user's before the system's.
+/// Judges the key that a host presents by the lines of the files, the user's before the system's.
 ///
-/// The order is ssh's. Among the lines about `[host]:port`, one that revokes the key wins, then one that
-/// has it, then one that has another. Only where there is no key at all for `[host]:port` is the plain name
-/// looked at, and there only the same key (or its revocation) counts: another key for the plain name
-/// leaves the host unknown, since it may well be another server's.
+/// The order is ssh's. Among the lines for `[host]:port`, one that revokes the key wins, then one that has it, then one
+/// that has another. The plain name is looked up only if there is no key at all for `[host]:port`, and only the same
+/// key (or its revocation) counts there: another key for the plain name leaves the host unknown, since it may well be
+/// another server's.
 fn verdict<'a>(lines: &'a [Line], host: &HostName, key: &PublicKey) -> Verdict<'a> {
     match (verdict_on(lines, &host.name, key), &host.without_port) {
         (Verdict::Unknown(_), Some(plain)) => match verdict_on(lines, plain, key) {
@@ -97,7 +97,8 @@ fn verdict_on<'a>(lines: &'a [Line], name: &str, key: &PublicKey) -> Verdict<'a>
     if let Some(line) = with_key(Marker::None) {
         return Verdict::Known(line);
     }
-    // Of several, the last one (which ssh names too), but rather one that the user can compare.
+    // Of several lines, the last one (which ssh names too), but preferably one of the same type, which the user can
+    // compare.
     about
         .iter()
         .filter(|line| line.marker == Marker::None)
@@ -105,8 +106,8 @@ fn verdict_on<'a>(lines: &'a [Line], name: &str, key: &PublicKey) -> Verdict<'a>
         .map_or(Verdict::Unknown(None), |line| Verdict::Changed(line))
 }
 
-/// The host key algorithms to ask for, of those `offered` by the library. The ones for which a key of
-/// the host is known come first: a server with several keys would otherwise show one that is not known.
+/// The host key algorithms to request, of those `offered` by the library. Those for which a key of the host is known
+/// come first: a server with several keys might otherwise present an unknown one.
 fn preferred<'a>(lines: &[Line], host: &HostName, offered: &[&'a str]) -> Vec<&'a str> {
     let kinds = |name: &str| -> Vec<&str> {
         let about: Vec<&Line> = lines.iter().filter(|l| l.names.matches(name)).collect();
@@ -136,12 +137,12 @@ fn preferred<'a>(lines: &[Line], host: &HostName, offered: &[&'a str]) -> Vec<&'
     [first, rest].concat()
 }
 
-/// The known keys of one host, and what is to be done about a key that is not among them.
+/// The known keys of one host, and how to handle a key that is not among them.
 pub struct HostKeys<'a> {
     host: HostName,
     lines: Vec<Line>,
     checking: StrictHostKeyChecking,
-    /// Where new keys go.
+    /// The file to which new keys are added.
     file: Option<PathBuf>,
     config: &'a Resolved,
     policy: Policy,
@@ -177,7 +178,7 @@ impl<'a> HostKeys<'a> {
         })
     }
 
-    /// The lines that a `KnownHostsCommand` prints, about the host or about the key that it has shown.
+    /// The lines that a `KnownHostsCommand` prints for the host, or for the key that the host presents.
     fn ask_command(&self, key: Option<&PublicKey>) -> Result<Vec<Line>, Failure> {
         let option = "KnownHostsCommand";
         let Some(command) = self.config.text("knownhostscommand") else {
@@ -215,13 +216,13 @@ impl<'a> HostKeys<'a> {
         Ok(known_hosts::parse(Path::new(option), &output.stdout))
     }
 
-    /// The algorithms to ask for, in libssh2's notation.
+    /// The algorithms to request, in libssh2's notation.
     pub fn preferred(&self, offered: &[&str]) -> Result<String, Failure> {
         let lines = [&self.lines[..], &self.ask_command(None)?].concat();
         Ok(preferred(&lines, &self.host, offered).join(","))
     }
 
-    /// Whether the server's key (RFC 4253 6.6) is the host's. May ask the user about an unknown one.
+    /// Checks whether the server's key (RFC 4253 6.6) is the host's. May ask the user about an unknown one.
     pub fn check(&mut self, key: &[u8], prompter: Prompter) -> Result<(), Failure> {
         let key = PublicKey::from_blob(key);
         self.lines.extend(self.ask_command(key.as_ref())?);
@@ -299,7 +300,7 @@ impl<'a> HostKeys<'a> {
         Err(text)
     }
 
-    /// What the files hold around an unknown host, a line each.
+    /// Lines of the files that are related to an unknown host, described one per line.
     fn hints(&self, other: Option<&Line>) -> String {
         let mut text = String::new();
         let is_authority = |line: &&Line| {
@@ -333,7 +334,7 @@ impl<'a> HostKeys<'a> {
         });
     }
 
-    /// Whether the user wants to go on with an unknown key.
+    /// Whether the user accepts an unknown key.
     fn ask(&self, key: &PublicKey, hints: &str, prompter: Prompter) -> Result<bool, String> {
         let mut question = self.question(key, hints);
         for _ in 0..MAX_QUESTIONS {
@@ -380,7 +381,7 @@ fn changed(host: &HostName, key: &PublicKey, line: &Line) -> String {
     } else {
         format!("{line} knows it by a key of another type, {known}")
     };
-    // A word that a POSIX shell reads as this text.
+    // Quotes the text for a POSIX shell.
     let quote = |text: &str| {
         shlex::try_quote(text).map_or_else(|_| text.to_owned(), std::convert::Into::into)
     };
@@ -398,8 +399,8 @@ fn changed(host: &HostName, key: &PublicKey, line: &Line) -> String {
     )
 }
 
-/// What the user has answered: yes (the word, or the very fingerprint), no (the word, or nothing), or
-/// None, so that the question has to be asked again.
+/// The user's answer: yes (the word, or the exact fingerprint) or no (the word, or nothing). `None` means that the
+/// question must be asked again.
 fn answer(text: &str, fingerprint: &str) -> Option<bool> {
     let text = text.trim();
     if text.is_empty() || text.eq_ignore_ascii_case("no") {

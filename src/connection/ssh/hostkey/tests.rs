@@ -1,8 +1,8 @@
-//! The verdict on a host key, held against ssh's own on the same `known_hosts` files.
+//! Compares the verdict on a host key with ssh's own on the same `known_hosts` files.
 //!
-//! ssh reaches a real sshd through `ProxyCommand sshd -i`, so that a case may have any host name and any
-//! port, no port of this machine is taken, and the server ends with its client. The verdict is read from
-//! what `ssh -v` says. Where rsig departs from ssh, the case says what ssh does instead and why.
+//! ssh reaches a real sshd through `ProxyCommand sshd -i`, so that a case may have any host name and any port, no port
+//! of this machine is used, and the server ends with its client. The verdict is read from the output of `ssh -v`. Where
+//! rsig deviates from ssh, the case says what ssh does instead and why.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -19,18 +19,18 @@ use super::*;
 
 const SSHD: &str = "/usr/sbin/sshd";
 
-/// A root sshd wants a directory of its own in /run, so root's tests run ssh and sshd as nobody.
+/// As root, sshd requires a directory of its own in /run, so tests that run as root start ssh and sshd as nobody.
 const NOBODY: u32 = 65534;
 
-/// One host, one set of files, one policy, and the verdict on the key that the server shows.
+/// One host, one set of files, one policy, and the verdict on the key that the server presents.
 struct Case {
     what: &'static str,
     host: &'static str,
     port: u16,
     alias: Option<&'static str>,
-    /// The files' text: `{server}` is the key that the server shows; `{other}`, `{rsa}` and `{ecdsa}` are
-    /// other keys; `{hashed NAME}` is the name as `ssh-keygen -H` hashes it. Each character up to U+00FF
-    /// is a byte of the file.
+    /// The files' text: `{server}` is the key that the server presents; `{other}`, `{rsa}` and `{ecdsa}` are other
+    /// keys; `{hashed NAME}` is the name as `ssh-keygen -H` hashes it. Each character up to U+00FF is a byte of the
+    /// file.
     user: String,
     global: String,
     policy: &'static str,
@@ -40,7 +40,7 @@ struct Case {
     departs: Option<Departure>,
 }
 
-/// What ssh does otherwise, and why rsig doesn't.
+/// What ssh does instead, and why rsig doesn't.
 struct Departure {
     ssh: &'static str,
     #[allow(dead_code, reason = "for the reader of the table")]
@@ -811,7 +811,7 @@ fn what_is_added_is_what_ssh_adds_and_ssh_takes_it() {
     }
 }
 
-/// Runs each case through ssh and through `decide`, and tells all that is not as the table says.
+/// Runs each case through ssh and through `verdict`, and reports all differences from the table.
 fn check(cases: &[Case]) {
     let lab = Lab::new();
     let mut wrong = Vec::new();
@@ -841,7 +841,7 @@ fn check(cases: &[Case]) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A verdict in the table's words.
+/// A verdict in the notation of the table.
 fn word(verdict: &Verdict, case: &Case) -> String {
     match verdict {
         Verdict::Known(line) => format!("accept {line}"),
@@ -854,13 +854,13 @@ fn word(verdict: &Verdict, case: &Case) -> String {
     }
 }
 
-/// Keys, an sshd configuration, and a place for `known_hosts` files. Gone with its directory: no process
+/// Keys, an sshd configuration, and a directory for `known_hosts` files. Removing that directory is enough: no process
 /// outlives a case.
 struct Lab {
     dir: TempDir,
-    /// The key that the server shows.
+    /// The key that the server presents.
     server: PublicKey,
-    /// Who runs ssh and sshd, if not the user.
+    /// The user id that runs ssh and sshd, if not our own.
     run_as: Option<u32>,
 }
 
@@ -869,7 +869,7 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let is_root = fs::metadata(dir.path()).unwrap().uid() == 0;
         let run_as = is_root.then_some(NOBODY);
-        // A large key of RSA takes long to make.
+        // A large RSA key takes long to make.
         for (name, kind, bits) in [
             ("server", "ed25519", "256"),
             ("other", "ed25519", "256"),
@@ -906,7 +906,7 @@ impl Lab {
         path
     }
 
-    /// A table's text with its keys and hashes filled in.
+    /// A text of the table with its keys and hashes filled in.
     fn render(&self, template: &str) -> Vec<u8> {
         let mut text = String::new();
         let mut rest = template;
@@ -952,7 +952,7 @@ impl Lab {
         line.split(' ').next().unwrap().to_owned()
     }
 
-    /// What ssh makes of the server's key under the case's host and policy, in the table's words.
+    /// ssh's verdict on the server's key for the case's host and policy, in the notation of the table.
     fn ssh(&self, case: &Case, user: &Path, global: &Path) -> String {
         let config = self.dir.path().join("sshd_config");
         let mut ssh = Command::new("ssh");
@@ -977,7 +977,7 @@ impl Lab {
     }
 }
 
-/// Reads the verdict out of `ssh -v`: whether it went on to authentication, and which line decided.
+/// Reads the verdict from the output of `ssh -v`: whether it went on to authentication, and which line decided.
 fn verdict_of_ssh(log: &str) -> String {
     let place_after = |marker: &str| {
         let line = log.lines().find(|line| line.contains(marker))?;
