@@ -7,7 +7,7 @@ use std::time::Duration;
 const VARIABLE: &str = "RSIG_TEST_CLOCK";
 
 /// Returns `wait`, divided by `RSIG_TEST_CLOCK` if a test sets it.
-pub fn long(wait: Duration) -> Duration {
+pub fn scaled(wait: Duration) -> Duration {
     static DIVISOR: LazyLock<u32> = LazyLock::new(|| {
         let value = std::env::var(VARIABLE).ok();
         value

@@ -89,12 +89,12 @@ impl Kind {
     }
 
     /// Whether nothing that was sent to the shell can have been executed.
-    pub fn is_without_shell(self) -> bool {
+    pub fn has_no_shell(self) -> bool {
         matches!(self, Self::NoShell | Self::NoContainer)
     }
 
     /// Whether the request may be retried at once, because the connection was found broken.
-    pub fn is_worth_another_try(self) -> bool {
+    pub fn is_retryable(self) -> bool {
         self.is_outage() && self != Self::Silent
     }
 

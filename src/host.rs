@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use container::{Chosen, Container};
+pub use container::{Container, Endpoint};
 
 use crate::error::Failure;
 
@@ -27,12 +27,12 @@ const NAME_MAX: usize = 255;
 #[serde(try_from = "String", into = "String")]
 pub struct Host {
     typed: String,
-    place: Place,
+    place: Location,
 }
 
 /// Where a host is and how it is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum Location {
     Local,
     Container(Container),
     /// Reached by the built-in SSH client.
@@ -92,17 +92,17 @@ impl Host {
 
     /// Whether the word is `local`.
     pub fn is_local(&self) -> bool {
-        self.place == Place::Local
+        self.place == Location::Local
     }
 
-    pub fn place(&self) -> &Place {
+    pub fn location(&self) -> &Location {
         &self.place
     }
 
     /// The parts of the word, if the host is reached by the built-in SSH client.
     pub fn remote(&self) -> Option<&Remote> {
         match &self.place {
-            Place::Ssh(remote) => Some(remote),
+            Location::Ssh(remote) => Some(remote),
             _ => None,
         }
     }
@@ -113,13 +113,13 @@ impl FromStr for Host {
 
     fn from_str(typed: &str) -> Result<Self, HostError> {
         let place = if typed == Self::LOCAL {
-            Place::Local
+            Location::Local
         } else if let Some(destination) = typed.strip_prefix("openssh://") {
-            Place::OpenSsh(destination.parse()?)
+            Location::OpenSsh(destination.parse()?)
         } else if let Some(container) = Container::parse(typed)? {
-            Place::Container(container)
+            Location::Container(container)
         } else {
-            Place::Ssh(typed.parse()?)
+            Location::Ssh(typed.parse()?)
         };
         Ok(Self {
             typed: typed.to_owned(),
@@ -305,7 +305,7 @@ pub struct Connect {
     pub jobs_dir: Option<String>,
     /// The settings that select the machine of a container.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub chosen: Option<Chosen>,
+    pub chosen: Option<Endpoint>,
 }
 
 impl Connect {
@@ -347,7 +347,7 @@ pub struct Destination {
 impl Destination {
     /// For a container, reads the settings that select its machine, and fails if SSH options are given.
     pub fn new(host: Host, connect: Connect) -> Result<Self, Failure> {
-        let Place::Container(container) = host.place() else {
+        let Location::Container(container) = host.location() else {
             return Ok(Self { host, connect });
         };
         let chosen = Some(container.choose());
@@ -370,14 +370,14 @@ impl Destination {
 
     /// The command that runs on the host and reads the scripts.
     pub fn shell(&self) -> Vec<&str> {
-        static NONE_CHOSEN: Chosen = Chosen {
+        static NONE_CHOSEN: Endpoint = Endpoint {
             variables: BTreeMap::new(),
             context: None,
             namespace: None,
         };
         let chosen = self.connect.chosen.as_ref().unwrap_or(&NONE_CHOSEN);
-        let mut words = match self.host.place() {
-            Place::Container(container) => container.words(chosen),
+        let mut words = match self.host.location() {
+            Location::Container(container) => container.words(chosen),
             _ => Vec::new(),
         };
         words.extend(self.connect.prefix.iter().map(String::as_str));
@@ -387,8 +387,10 @@ impl Destination {
 
     /// The variables to set, or to unset if `None`, for the first word of [`Self::shell`].
     pub fn environment(&self) -> Vec<(&'static str, Option<&str>)> {
-        match (self.host.place(), &self.connect.chosen) {
-            (Place::Container(container), Some(chosen)) => container.environment(chosen).collect(),
+        match (self.host.location(), &self.connect.chosen) {
+            (Location::Container(container), Some(chosen)) => {
+                container.environment(chosen).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -420,16 +422,19 @@ impl Destination {
 
     /// Whether shells are child processes on this machine, without SSH.
     pub fn is_process(&self) -> bool {
-        matches!(self.host.place(), Place::Local | Place::Container(_))
+        matches!(
+            self.host.location(),
+            Location::Local | Location::Container(_)
+        )
     }
 
     /// Whether jobs start in the shell's directory instead of the home directory.
-    pub fn stays(&self) -> bool {
+    pub fn starts_in_shell_dir(&self) -> bool {
         self.host.remote().is_none() && !self.is_plain_local()
     }
 
     /// Whether shells inherit the directory, environment, umask and limits of the command that starts them.
-    pub fn inherits(&self) -> bool {
+    pub fn inherits_environment(&self) -> bool {
         self.host.is_local()
     }
 

@@ -102,7 +102,7 @@ impl JobWord {
     }
 
     /// The host and the id of `HOST/ID`.
-    pub fn there(&self) -> Option<&(Host, JobId)> {
+    pub fn host_and_id(&self) -> Option<&(Host, JobId)> {
         self.there.as_ref()
     }
 }
@@ -110,7 +110,7 @@ impl JobWord {
 impl From<&Record> for JobWord {
     fn from(record: &Record) -> Self {
         let id = record.id.clone();
-        if record.is_unmet() {
+        if record.is_placeholder() {
             let host = record.host().clone();
             let text = format!("{host}/{id}");
             return Self {
@@ -366,12 +366,12 @@ impl Record {
     }
 
     /// The record of a job of which only the id and the supposed host are known.
-    pub fn unmet(id: JobId, destination: Destination) -> Self {
+    pub fn placeholder(id: JobId, destination: Destination) -> Self {
         Self::new(id, None, destination, Vec::new())
     }
 
     /// Whether the host has not yet told what the job is: every known job has a command.
-    pub fn is_unmet(&self) -> bool {
+    pub fn is_placeholder(&self) -> bool {
         self.command.is_empty()
     }
 
@@ -494,7 +494,7 @@ impl Via {
 /// Whether a signal was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(into = "Option<bool>")]
-pub enum Sent {
+pub enum SendOutcome {
     /// Nothing was sent.
     #[default]
     No,
@@ -504,7 +504,7 @@ pub enum Sent {
     Unknown,
 }
 
-impl Sent {
+impl SendOutcome {
     pub fn via(self) -> Option<Via> {
         match self {
             Self::Yes(via) => Some(via),
@@ -513,12 +513,12 @@ impl Sent {
     }
 }
 
-impl From<Sent> for Option<bool> {
-    fn from(sent: Sent) -> Self {
+impl From<SendOutcome> for Option<bool> {
+    fn from(sent: SendOutcome) -> Self {
         match sent {
-            Sent::No => Some(false),
-            Sent::Yes(_) => Some(true),
-            Sent::Unknown => None,
+            SendOutcome::No => Some(false),
+            SendOutcome::Yes(_) => Some(true),
+            SendOutcome::Unknown => None,
         }
     }
 }
@@ -557,7 +557,7 @@ mod tests {
             ),
         ] {
             let word = JobWord::parse(word).unwrap();
-            let (there, job) = word.there().unwrap();
+            let (there, job) = word.host_and_id().unwrap();
             assert_eq!(
                 (there.to_string().as_str(), job.as_str()),
                 (host, id),
@@ -576,7 +576,7 @@ mod tests {
             "web1/abcdefgh/",
             "$(id)/$(id)",
         ] {
-            assert_eq!(JobWord::parse(word).unwrap().there(), None, "{word}");
+            assert_eq!(JobWord::parse(word).unwrap().host_and_id(), None, "{word}");
         }
         for word in [
             "/abcdefgh",

@@ -27,7 +27,7 @@ use cmd::{Command, complete};
 use connection::keeper;
 
 fn main() -> ExitCode {
-    sys::process::be_waiting_parent();
+    sys::process::reset_sigchld();
     let words: Vec<OsString> = std::env::args_os().collect();
     if let Some(shell) = std::env::var_os(complete::VARIABLE) {
         return complete::run(&shell, words).into();

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::harness::{Fixture, Output, Rsig, Site, on_two_sites, poll_until};
-use crate::jobs::{SOON, json_lines};
-use crate::kit::clear_message;
+use crate::jobs::{STEP_TIMEOUT, json_lines};
+use crate::kit::assert_clear_message;
 
 /// Another machine of the same user: a separate state directory.
 struct Elsewhere<'a> {
@@ -94,7 +94,7 @@ on_two_sites! {
         let told = json_lines(other.ask(&["kill", "--json", &there, "10"]).ok()).remove(0);
         assert_eq!([&told["job"], &told["id"], &told["host"], &told["signal"]], [&there, &job, &f.host, "USR1"]);
         other.ask(&["kill", "-RTMIN+1", &there]).ok();
-        poll_until("both arrive", SOON, || f.written(&job) == "ready\nUSR1\nNUM35\n");
+        poll_until("both arrive", STEP_TIMEOUT, || f.written(&job) == "ready\nUSR1\nNUM35\n");
         other.ask(&["tail", "-n", "1", &there]).ok().stdout_is("NUM35\n");
         let shown: Value = serde_json::from_str(&other.ask(&["ps", "--json", &there]).ok().line()).expect("JSON");
         assert_eq!([&shown[0]["id"], &shown[0]["state"], &shown[0]["os"]], [job.as_str(), "running", "Linux"]);
@@ -111,9 +111,9 @@ on_two_sites! {
         assert!(other.recorded().is_empty());
         other.ask(&["rm", "--forget", &there]).code(3);
         other.ask(&["rm", &there]).ok().stdout_is(&format!("{job}\n"));
-        assert!(!f.on_host().contains(&job));
+        assert!(!f.job_ids_on_host().contains(&job));
         for words in [&["kill", &there][..], &["tail", &there], &["ps", &there], &["rm", &there], &["stop", &there]] {
-            clear_message(other.ask(words).code(3).stderr_has(&there[there.len() - 8..]));
+            assert_clear_message(other.ask(words).code(3).stderr_has(&there[there.len() - 8..]));
         }
         other.ask(&["wait", &there]).code(125);
         let told = json_lines(other.ask(&["kill", "--json", &there]).code(3)).remove(0);
@@ -145,7 +145,7 @@ on_two_sites! {
         f.rsig.run(&["kill", "-w", "20s", "train"]).ok().stdout_has("ended with status 143");
         f.rsig.run(&["wait", &ended]).code(3);
         f.rsig.run(&["rm", "train", "odd"]).ok();
-        assert!(f.on_host().is_empty());
+        assert!(f.job_ids_on_host().is_empty());
     }
 
     fn what_was_started_elsewhere_is_found_and_adopted(f: &Fixture) {
@@ -257,7 +257,7 @@ on_two_sites! {
         // If others can write to the directory, nothing in it is trusted.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("we are root");
         let output = other.discover(&[]);
-        clear_message(output.code(1).stdout_is("").stderr_has("nothing in it is trusted"));
+        assert_clear_message(output.code(1).stdout_is("").stderr_has("nothing in it is trusted"));
     }
 }
 
@@ -330,7 +330,7 @@ fn connecting_options_need_a_host_to_connect_to() {
         ("ps --discover --host web --cached", "--cached"),
     ] {
         let output = rsig.run(&line.split(' ').collect::<Vec<_>>());
-        clear_message(output.code(2).stdout_is("").stderr_has(said));
+        assert_clear_message(output.code(2).stdout_is("").stderr_has(said));
         assert_eq!(
             fs::read_dir(rsig.state()).expect("it is there").count(),
             0,
@@ -346,7 +346,7 @@ fn connecting_options_need_a_host_to_connect_to() {
         "web/abcdefgi",
         "web/$(id)",
     ] {
-        clear_message(
+        assert_clear_message(
             rsig.run(&["kill", word])
                 .code(3)
                 .stdout_is("")

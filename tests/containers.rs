@@ -6,19 +6,19 @@ use serde_json::Value;
 
 use crate::harness::container::Container;
 use crate::harness::scratch::{make_dir, write_file};
-use crate::harness::{Output, Rsig, Running, SOON, poll_until};
+use crate::harness::{Output, Rsig, Running, STEP_TIMEOUT, poll_until};
 use crate::jobs::json_lines;
 use crate::keepers::kill9;
-use crate::kit::clear_message;
+use crate::kit::assert_clear_message;
 
 /// rsig, and a container that it reaches with a prefix.
-struct Place {
+struct ContainerSite {
     // Dropped first, so that keepers end before their container does.
     rsig: Rsig,
     container: Container,
 }
 
-impl Place {
+impl ContainerSite {
     fn new() -> Self {
         let mut rsig = Rsig::new();
         rsig.keeper = true;
@@ -70,7 +70,7 @@ impl Place {
 
 #[test]
 fn a_job_in_a_container_is_a_job() {
-    let place = Place::new();
+    let place = ContainerSite::new();
     let job = place.spawn(&[
         "sh",
         "-c",
@@ -82,7 +82,7 @@ fn a_job_in_a_container_is_a_job() {
         ["running", "local", "podman exec -i box"]
     );
     assert!(place.container.jobs_dir().join(&job).join("out").is_file());
-    poll_until("it has begun", SOON, || {
+    poll_until("it has begun", STEP_TIMEOUT, || {
         place.run(&["tail", &job]).ok().stdout() == "begun\n"
     });
     let follower = place.start(&["tail", "-f", &job]);
@@ -109,8 +109,8 @@ fn a_job_in_a_container_is_a_job() {
 
 #[test]
 fn a_run_in_a_container_passes_everything_on() {
-    let place = Place::new();
-    let words = Place::words(
+    let place = ContainerSite::new();
+    let words = ContainerSite::words(
         "run",
         &[],
         &["--", "sh", "-c", "cat; pwd; echo oops >&2; exit 3"],
@@ -122,13 +122,13 @@ fn a_run_in_a_container_passes_everything_on() {
         .run();
     output.code(3).stdout_is("in\n/\n").stderr_has("oops");
     // Far more than a pipe and the keeper's queues hold, over a separate connection.
-    let words = Place::words(
+    let words = ContainerSite::words(
         "run",
         &[],
         &["--", "sh", "-c", "head -c 30000000 /dev/zero"],
     );
     assert_eq!(place.run(&words).ok().stdout().len(), 30_000_000);
-    let long = place.start(&Place::words(
+    let long = place.start(&ContainerSite::words(
         "run",
         &[],
         &[
@@ -141,7 +141,7 @@ fn a_run_in_a_container_passes_everything_on() {
     long.wait_for_stdout("on\n");
     long.signal(nix::sys::signal::Signal::SIGINT);
     long.wait().code(9).stdout_is("on\noff\n");
-    poll_until("nothing is left of them", SOON, || {
+    poll_until("nothing is left of them", STEP_TIMEOUT, || {
         fs::read_dir(place.container.jobs_dir())
             .is_ok_and(|jobs| jobs.flatten().all(|job| job.path().join("gone").exists()))
     });
@@ -149,18 +149,20 @@ fn a_run_in_a_container_passes_everything_on() {
 
 #[test]
 fn commands_share_the_shells_of_one_keeper() {
-    let place = Place::new();
+    let place = ContainerSite::new();
     let job = place.spawn(&["sleep", "1000"]);
     let clients = place.clients();
     assert_eq!(clients, 1);
     for _ in 0..10 {
         place.run(&["kill", &job, "0"]).ok();
         place.run(&["ps", &job]).ok();
-        place.run(&Place::words("run", &[], &["--", "true"])).ok();
+        place
+            .run(&ContainerSite::words("run", &[], &["--", "true"]))
+            .ok();
     }
     assert_eq!(place.clients(), 1);
     // Two commands at once need two shells, and no more than two are kept.
-    let long = place.start(&Place::words(
+    let long = place.start(&ContainerSite::words(
         "run",
         &[],
         &["--", "sh", "-c", "echo on; read line"],
@@ -174,12 +176,12 @@ fn commands_share_the_shells_of_one_keeper() {
     // One of the two may be the run's private shell by now.
     assert!(place.clients() <= 2);
     place.run(&["keeper", "stop", "--all"]).ok();
-    poll_until("its shells are gone", SOON, || place.clients() == 0);
+    poll_until("its shells are gone", STEP_TIMEOUT, || place.clients() == 0);
 }
 
 #[test]
 fn what_a_killed_keeper_was_doing_is_found_out() {
-    let place = Place::new();
+    let place = ContainerSite::new();
     let job = place.spawn(&[
         "sh",
         "-c",
@@ -193,7 +195,7 @@ fn what_a_killed_keeper_was_doing_is_found_out() {
             .find(|process| process.cmdline.contains("keeper-serve"));
         keeper.expect("a keeper").kill();
         place.run(&["kill", &job, "USR1"]).ok();
-        poll_until("the signal is there once", SOON, || {
+        poll_until("the signal is there once", STEP_TIMEOUT, || {
             place.run(&["tail", &job]).ok().stdout() == "usr1\n".repeat(round)
         });
     }
@@ -212,7 +214,7 @@ fn what_a_killed_keeper_was_doing_is_found_out() {
 
 #[test]
 fn a_container_that_cannot_be_used_is_said() {
-    let place = Place::new();
+    let place = ContainerSite::new();
     let at = |name: &str| {
         [
             "run".to_owned(),
@@ -225,17 +227,17 @@ fn a_container_that_cannot_be_used_is_said() {
     let words = at("nowhere");
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     for _ in 0..2 {
-        clear_message(place.run(&words).code(255).stderr_has("no such container"));
+        assert_clear_message(place.run(&words).code(255).stderr_has("no such container"));
     }
     fs::remove_file(place.container.root().join("bin/sh")).expect("our own");
-    clear_message(
+    assert_clear_message(
         place
-            .run(&Place::words("run", &[], &["true"]))
+            .run(&ContainerSite::words("run", &[], &["true"]))
             .code(125)
             .stderr_has("no /bin/sh"),
     );
     place.container.podman(&["kill", "box"]).ok();
-    poll_until("it has ended", SOON, || {
+    poll_until("it has ended", STEP_TIMEOUT, || {
         place
             .container
             .podman(&["ps", "-q"])
@@ -243,13 +245,13 @@ fn a_container_that_cannot_be_used_is_said() {
             .stdout()
             .is_empty()
     });
-    clear_message(
+    assert_clear_message(
         place
-            .run(&Place::words("run", &[], &["true"]))
+            .run(&ContainerSite::words("run", &[], &["true"]))
             .code(255)
             .stderr_has("not running"),
     );
-    poll_until("no keeper is left that can't be used", SOON, || {
+    poll_until("no keeper is left that can't be used", STEP_TIMEOUT, || {
         !place
             .rsig
             .processes()
@@ -257,12 +259,12 @@ fn a_container_that_cannot_be_used_is_said() {
             .any(|process| process.cmdline.contains("keeper-serve"))
     });
     let missing = ["run", "--prefix", "no-such-program", "local", "true"];
-    clear_message(place.run(&missing).code(125).stderr_has("no-such-program"));
+    assert_clear_message(place.run(&missing).code(125).stderr_has("no-such-program"));
 }
 
 /// A `kubectl` that enters the container through its namespaces, and a `docker` that is podman. Each logs its arguments
 /// and the variables that select the machine. Returns a `PATH` with both in front.
-fn stand_ins(place: &Place) -> String {
+fn stand_ins(place: &ContainerSite) -> String {
     let dir = place.rsig.dir().join("bin");
     let log = place.rsig.dir().join("log");
     let pid = place
@@ -289,7 +291,7 @@ fn stand_ins(place: &Place) -> String {
 
 #[test]
 fn a_container_is_a_host() {
-    let place = Place::new();
+    let place = ContainerSite::new();
     let path = stand_ins(&place);
     let rsig = |words: &[&str]| place.container.rsig(&place.rsig, words).env("PATH", &path);
     let another = place.rsig.dir().join("other");
@@ -322,7 +324,7 @@ fn a_container_is_a_host() {
         .line();
         let there = format!("{host}/{job}");
         // Through the record, and through what the host itself knows.
-        poll_until("it is on", SOON, || {
+        poll_until("it is on", STEP_TIMEOUT, || {
             rsig(&["tail", &job]).run().ok().stdout() == "on\n"
         });
         rsig(&["tail", &there]).run().ok().stdout_is("on\n");
@@ -365,7 +367,7 @@ fn a_container_is_a_host() {
         ("kubectl://none", "no such pod"),
         ("docker://none", "no such container"),
     ] {
-        clear_message(
+        assert_clear_message(
             rsig(&["run", host, "true"])
                 .run()
                 .code(255)
@@ -391,7 +393,7 @@ fn a_container_is_a_host() {
 
 #[test]
 fn what_chooses_the_machine_is_kept() {
-    let place = Place::new();
+    let place = ContainerSite::new();
     let path = stand_ins(&place);
     let rsig = |words: &[&str]| place.container.rsig(&place.rsig, words).env("PATH", &path);
     let log = place.rsig.dir().join("log");
@@ -460,7 +462,7 @@ fn options_of_ssh_are_for_ssh() {
     ] {
         for host in ["docker://web", "podman://web", "kubectl://ns/pod/web"] {
             let words = [&["spawn"][..], &option, &[host, "true"]].concat();
-            clear_message(rsig.run(&words).code(2).stderr_has(host));
+            assert_clear_message(rsig.run(&words).code(2).stderr_has(host));
         }
     }
     for host in [
@@ -472,14 +474,14 @@ fn options_of_ssh_are_for_ssh() {
         "openssh://",
         "openssh://-oX=y",
     ] {
-        clear_message(rsig.run(&["run", host, "true"]).code(2).stdout_is(""));
+        assert_clear_message(rsig.run(&["run", host, "true"]).code(2).stdout_is(""));
     }
     assert_eq!(fs::read_dir(rsig.state()).expect("it is there").count(), 0);
 }
 
 #[test]
 fn a_container_that_has_begun_again_has_lost_its_jobs() {
-    let place = Place::new();
+    let place = ContainerSite::new();
     let host = "podman://box";
     let job = place
         .run(&["spawn", host, "--", "sleep", "1000"])
@@ -545,7 +547,7 @@ fn a_container_that_has_begun_again_has_lost_its_jobs() {
 fn the_servers_reach_a_container() {
     use crate::contrib::examples::example;
 
-    let place = Place::new();
+    let place = ContainerSite::new();
     let words = ["podman://box", "echo out; echo err >&2; exit 3"];
     let client = example(&place.rsig, "mcp_client.py", &words);
     let output = place.container.within(client).run();

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::clients::python;
 use crate::harness::{Fixture, Invocation, Process, Scratch, Site, poll_until};
-use crate::jobs::SOON;
+use crate::jobs::STEP_TIMEOUT;
 
 /// The PATH of a machine with rsig installed.
 fn path_with_rsig() -> OsString {
@@ -48,7 +48,9 @@ fn the_action_gives_output_and_status() {
     let f = Site::OpenSshUser.start();
     let output = action(&f, "echo out; echo err >&2; exit 7").run();
     output.code(7).stdout_has("\nout\n").stderr_has("err");
-    poll_until("nothing is left there", SOON, || f.on_host().is_empty());
+    poll_until("nothing is left there", STEP_TIMEOUT, || {
+        f.job_ids_on_host().is_empty()
+    });
     action(&f, "")
         .run()
         .code(2)
@@ -95,7 +97,7 @@ fn a_cancelled_step_ends_its_job() {
             matches!(output.status().code(), Some(130 | 137)),
             "{output}"
         );
-        poll_until("the job has ended", SOON, || {
+        poll_until("the job has ended", STEP_TIMEOUT, || {
             !jobs.iter().any(Process::runs)
         });
     }

@@ -15,7 +15,10 @@ use crate::harness::tool;
 use crate::harness::{
     Direction, Fixture, Login, Output, Process, Proxy, Rsig, Running, Server, poll_until,
 };
-use crate::kit::{self, SOON, Sayer, Says, clear_message, config_for, lines, look, state};
+use crate::kit::{
+    self, FixedReply, FixedServer, STEP_TIMEOUT, assert_clear_message, config_for, job_json, lines,
+    state,
+};
 
 /// Offsets in bytes at which to cut: a few at the start and in the middle, and those in `ends`, which count back from
 /// the end, where the script and its answer are.
@@ -35,7 +38,7 @@ fn count_bytes(proxy: &Proxy, run: impl FnOnce()) -> [(Direction, u64); 2] {
     };
     let before = bytes();
     run();
-    poll_until("the connection is closed", SOON, || {
+    poll_until("the connection is closed", STEP_TIMEOUT, || {
         proxy.open_connections() == 0
     });
     let after = bytes();
@@ -44,7 +47,7 @@ fn count_bytes(proxy: &Proxy, run: impl FnOnce()) -> [(Direction, u64); 2] {
 
 /// Waits until no script of rsig runs on the server any more.
 fn settle(server: &Server) {
-    poll_until("the server's connections end", SOON, || {
+    poll_until("the server's connections end", STEP_TIMEOUT, || {
         server.connections().is_empty()
             && server
                 .processes()
@@ -69,7 +72,9 @@ fn run_cut(f: &Fixture, proxy: &Proxy, cut: Cut, words: &[&str]) -> Output {
     proxy.cut_after_bytes(cut.direction, cut.after);
     let running = f.rsig.spawn_process(words);
     if cut.gone {
-        poll_until("it connects", SOON, || proxy.connections() > connections);
+        poll_until("it connects", STEP_TIMEOUT, || {
+            proxy.connections() > connections
+        });
         proxy.refuse(true);
     }
     let output = running.wait();
@@ -104,7 +109,7 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
     let ran = || lines(&f.job_home().join(&mark));
     match new.as_slice() {
         [] => {
-            clear_message(output.code(255));
+            assert_clear_message(output.code(255));
             assert_eq!(
                 (ran(), dirs()),
                 (0, dirs_before),
@@ -115,7 +120,7 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
             if output.status().success() {
                 output.stdout_is(&format!("{id}\n"));
             } else {
-                clear_message(output.code(255).stdout_is(""));
+                assert_clear_message(output.code(255).stdout_is(""));
                 output.stderr_has(&format!("rsig ps {id}"));
             }
             // Backdates `starting` jobs by more than a start may take.
@@ -123,11 +128,11 @@ fn check_spawn(f: &Fixture, proxy: &Proxy, cut: Cut) {
             kit::database(&f.rsig)
                 .execute(statement, [])
                 .expect("an update");
-            poll_until("looks resolve it", SOON, || {
+            poll_until("looks resolve it", STEP_TIMEOUT, || {
                 ["running", "lost"].contains(&state(&f.rsig, id).as_str())
             });
             if state(&f.rsig, id) == "running" {
-                poll_until("it has run", SOON, || ran() == 1);
+                poll_until("it has run", STEP_TIMEOUT, || ran() == 1);
             } else {
                 assert!(
                     ran() == 0 && !output.status().success(),
@@ -199,7 +204,7 @@ fn counted_so_far(f: &Fixture, pid: i32) -> usize {
     let synced = f.job_home().join("sync");
     drop(fs::remove_file(&synced));
     kill(Pid::from_raw(pid), Signal::SIGUSR2).expect("it runs");
-    poll_until("the job is in step", SOON, || synced.exists());
+    poll_until("the job is in step", STEP_TIMEOUT, || synced.exists());
     lines(&f.job_home().join("count"))
 }
 
@@ -230,8 +235,10 @@ fn a_kill_that_is_cut_anywhere_sends_its_signal_at_most_once_and_says_what_it_di
     let (f, proxy) = Fixture::with(Some(Server::openssh(Login::User).start())).through_proxy();
     let line = "trap 'echo x >>count' USR1; trap ': >sync' USR2; : >count; : >up; while :; do sleep 0.02; done";
     let job = f.spawn(&[], &["sh", "-c", line]);
-    poll_until("the job counts", SOON, || f.job_home().join("up").exists());
-    let pid = look(&f.rsig, &job).expect("it is known")["pid"]
+    poll_until("the job counts", STEP_TIMEOUT, || {
+        f.job_home().join("up").exists()
+    });
+    let pid = job_json(&f.rsig, &job).expect("it is known")["pid"]
         .as_i64()
         .expect("a pid");
     let job = (job.as_str(), i32::try_from(pid).expect("a pid"));
@@ -290,7 +297,7 @@ fn a_wait_goes_on_over_cuts() {
     // A script outlives its connection for a while and has children, so the next script is recognised by its pid.
     let mut scripts: Vec<i32> = Vec::new();
     for by_server in [false, true] {
-        poll_until("it asks the host", SOON, || {
+        poll_until("it asks the host", STEP_TIMEOUT, || {
             let all = server.processes();
             let is_shell = |process: &Process| process.cmdline.ends_with("/bin/sh -s");
             let is_child = |process: &Process| {
@@ -313,7 +320,7 @@ fn a_wait_goes_on_over_cuts() {
         } else {
             proxy.cut();
         }
-        poll_until("it connects again", SOON, || {
+        poll_until("it connects again", STEP_TIMEOUT, || {
             proxy.connections() > connections
         });
     }
@@ -338,7 +345,7 @@ fn a_server_that_stays_away_in_mid_wait_lets_the_time_run_out_and_the_next_one_g
         .line();
     settle(&server);
     let wait = rsig.spawn_process(&["wait", "--timeout", "5s", &job]);
-    poll_until("it asks the host", SOON, || {
+    poll_until("it asks the host", STEP_TIMEOUT, || {
         server
             .processes()
             .iter()
@@ -346,11 +353,11 @@ fn a_server_that_stays_away_in_mid_wait_lets_the_time_run_out_and_the_next_one_g
     });
     server.stop();
     let output = wait.wait();
-    clear_message(output.code(124));
+    assert_clear_message(output.code(124));
     output.stderr_has("server").stderr_has("refused");
     let output = rsig.run(&["ps"]);
     output.ok().stdout_has("unknown (was running)");
-    clear_message(&output);
+    assert_clear_message(&output);
     server.restart();
     let wait = rsig.spawn_process(&["wait", &job]);
     fs::write(home.join("go"), "").expect("the home is writable");
@@ -425,7 +432,7 @@ fn hosts_that_can_not_be_reached_are_named_with_the_reason() {
             .stdout_is("")
             .stderr_has(host)
             .stderr_has(said);
-        clear_message(&output);
+        assert_clear_message(&output);
         assert_eq!(
             kit::recorded(&rsig),
             Vec::<String>::new(),
@@ -444,7 +451,7 @@ fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
         .ok()
         .line();
     // A job on a host that has since stopped responding.
-    let silent = Sayer::start(Says::Once(vec![]));
+    let silent = FixedServer::start(FixedReply::Once(vec![]));
     let config = config_for(&f.rsig, "dead", silent.port(), "ConnectTimeout 1");
     let dead = f
         .rsig
@@ -472,7 +479,7 @@ fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
         output
     };
     let output = timed(&["ps", "--json"]);
-    clear_message(output.stderr_has("dead: "));
+    assert_clear_message(output.stderr_has("dead: "));
     let jobs: Vec<Value> = serde_json::from_str(&output.ok().stdout()).expect("JSON");
     for (id, state) in [(&alive, "running"), (&here, "running"), (&dead, "unknown")] {
         let job = jobs
@@ -563,7 +570,7 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
             .command(&[])
             .args(words.iter().map(|word| value(*word)))
             .start();
-        poll_until("the script is sent", SOON, || {
+        poll_until("the script is sent", STEP_TIMEOUT, || {
             proxy.bytes(Direction::ToServer) - before + 300 > total[0].1
         });
         proxy.hold(Direction::ToClient);
@@ -579,7 +586,7 @@ fn a_connection_that_falls_silent_ends_in_a_time_out() {
             assert_eq!(report["error"]["kind"], "unconfirmed", "{output}");
             assert!(report["sent"].is_null(), "{output}");
         } else {
-            clear_message(&output);
+            assert_clear_message(&output);
         }
         if name == "ps" {
             let jobs: Vec<Value> = serde_json::from_str(&output.stdout()).expect("JSON");
@@ -601,8 +608,10 @@ fn half_an_input_starts_nothing() {
     );
     proxy.cut_after_bytes(Direction::ToServer, 2_000_000);
     let output = f.rsig.run(&words);
-    clear_message(output.code(255));
-    poll_until("its files are gone", SOON, || f.on_host().is_empty());
+    assert_clear_message(output.code(255));
+    poll_until("its files are gone", STEP_TIMEOUT, || {
+        f.job_ids_on_host().is_empty()
+    });
     f.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
     settle(f.server.as_ref().expect("a server"));
 }
@@ -640,7 +649,9 @@ fn a_disk_that_is_full_in_mid_output_loses_no_end() {
         .ok()
         .stdout_is("status 1\nkill 4\nrun 3\n")
         .stderr_has("the disk there was full, and some of the output is lost");
-    poll_until("nothing is left", SOON, || rsig.processes().is_empty());
+    poll_until("nothing is left", STEP_TIMEOUT, || {
+        rsig.processes().is_empty()
+    });
 }
 
 #[test]
@@ -703,7 +714,7 @@ fn a_clock_that_jumps_changes_nothing() {
         "$SIG{TERM} = 'IGNORE'; $| = 1; print qq(ready\n); sleep 1000",
     ];
     let job = rsig_there(&stubborn).run().ok().line();
-    poll_until("it ignores TERM", SOON, || {
+    poll_until("it ignores TERM", STEP_TIMEOUT, || {
         rsig_there(&["tail", &job]).run().ok().stdout() == "ready\n"
     });
     rsig_there(&["kill", "-w", "1s", "--then", "KILL", &job])
@@ -713,7 +724,7 @@ fn a_clock_that_jumps_changes_nothing() {
     rsig_there(&["run", "--grace", "1s", "local", "--", "sh", "-c", "exit 3"])
         .run()
         .code(3);
-    assert!(start.elapsed() < SOON);
+    assert!(start.elapsed() < STEP_TIMEOUT);
     rsig_there(&["rm", "--finished"]).run().ok();
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
 use crate::harness::{Fixture, Process, Site, poll_until};
-use crate::kit::{self, SOON, clear_message};
+use crate::kit::{self, STEP_TIMEOUT, assert_clear_message};
 
 /// A user who is neither root nor the account.
 const STRANGER: u32 = 65_533;
@@ -82,8 +82,10 @@ fn check(site: Site) {
                 "trap 'echo caught >>caught' TERM USR1; : >up; while :; do sleep 0.02; done",
             ],
         );
-        poll_until("the job is up", SOON, || f.job_home().join("up").exists());
-        let record = kit::look(&f.rsig, &job).expect("it is known");
+        poll_until("the job is up", STEP_TIMEOUT, || {
+            f.job_home().join("up").exists()
+        });
+        let record = kit::job_json(&f.rsig, &job).expect("it is known");
         let pid = i32::try_from(record["pid"].as_i64().expect("a pid")).expect("a pid");
         let process = Process::find(pid).expect("it runs");
         tamper(what, &f.jobs_dir(), &job, &aside);
@@ -96,22 +98,22 @@ fn check(site: Site) {
             let output = f.rsig.run(words);
             assert!(!output.status().success() || own, "{what}: {output}");
             if !own {
-                clear_message(output.code(1));
+                assert_clear_message(output.code(1));
                 output.stderr_has("writable by other users");
             }
         }
         let state = kit::state(&f.rsig, &job);
         assert!(own || state == "unknown", "{what}: {state}");
         if !own {
-            clear_message(
+            assert_clear_message(
                 f.rsig
                     .run(&["tail", &job])
                     .code(1)
                     .stderr_has("writable by other users"),
             );
-            clear_message(f.rsig.run(&["wait", "--timeout", "200ms", &job]).code(124));
+            assert_clear_message(f.rsig.run(&["wait", "--timeout", "200ms", &job]).code(124));
             for words in [&["rm", &job][..], &["rm", "--force", &job]] {
-                clear_message(
+                assert_clear_message(
                     f.rsig
                         .run(words)
                         .code(1)
@@ -135,7 +137,7 @@ fn check(site: Site) {
             nix::sys::signal::Signal::SIGKILL,
         )
         .expect("it runs");
-        poll_until("it is gone", SOON, || !process.runs());
+        poll_until("it is gone", STEP_TIMEOUT, || !process.runs());
         fs::remove_file(f.job_home().join("up")).expect("the job's file");
     }
 }
@@ -172,7 +174,7 @@ fn a_home_that_is_prepared_by_others_takes_no_job() {
             mode(&jobs, 0o777);
         }
         let output = f.rsig.run(&f.words("spawn", &[], &["touch", "started"]));
-        clear_message(output.code(1).stdout_is("").stderr_has(said));
+        assert_clear_message(output.code(1).stdout_is("").stderr_has(said));
         assert!(
             !f.job_home().join("started").exists() && kit::recorded(&f.rsig).is_empty(),
             "{output}"

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::harness::{Process, Rsig, SOON, poll_until};
+use crate::harness::{Process, Rsig, STEP_TIMEOUT, poll_until};
 
 /// A prefix, so that there is a program in front of the shell.
 const PREFIX: [&str; 2] = ["--prefix", "env BEHIND=1"];
@@ -45,7 +45,7 @@ fn spawn(rsig: &Rsig, line: &str) -> String {
 }
 
 fn await_gone(shells: &[Process]) {
-    poll_until("the hanging shells are gone", SOON, || {
+    poll_until("the hanging shells are gone", STEP_TIMEOUT, || {
         !shells.iter().any(Process::runs)
     });
 }
@@ -57,7 +57,7 @@ fn a_shell_that_hangs_is_not_used() {
     let job = spawn(&rsig, "echo x >>counted; exec sleep 1000");
     let hung = hang(&rsig);
     spawn(&rsig, "echo x >>counted; exec sleep 1000");
-    poll_until("both have run", SOON, || {
+    poll_until("both have run", STEP_TIMEOUT, || {
         fs::read_to_string(&counted).is_ok_and(|text| text == "x\nx\n")
     });
     await_gone(&hung);
@@ -110,7 +110,7 @@ fn a_wait_notices_that_its_shell_hangs() {
         rsig.clock = 2;
         let job = spawn(&rsig, "until [ -e go ]; do sleep 0.05; done; exit 7");
         let wait = rsig.spawn_process(&["wait", &job]);
-        poll_until("its shell waits", SOON, || {
+        poll_until("its shell waits", STEP_TIMEOUT, || {
             let all = rsig.processes();
             let is_shell = |pid| {
                 all.iter()

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::programs::program_path;
 use crate::harness::{Fixture, Invocation, Output, Process, Site, on_two_sites, poll_until, tool};
-use crate::jobs::{SOON, json_lines, pick};
+use crate::jobs::{STEP_TIMEOUT, json_lines, pick};
 use crate::kit;
 
 /// A user other than root, from whom /proc can hide processes.
@@ -124,7 +124,7 @@ fn a_job_that_proc_hides_is_there() {
     machine.f.supervisor(&job).kill();
     assert_eq!(machine.state(&job), "running");
     process.kill();
-    poll_until("it is lost", SOON, || machine.state(&job) == "lost");
+    poll_until("it is lost", STEP_TIMEOUT, || machine.state(&job) == "lost");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_limit_that_cannot_be_kept_ends_nothing() {
     // By the time the limit expires, the process belongs to another user.
     let job = machine.spawn(&[&["--timeout", "3s"][..], &words].concat());
     let process = process_of(&machine.f, &job);
-    poll_until("the limit is given up", SOON, || {
+    poll_until("the limit is given up", STEP_TIMEOUT, || {
         machine.f.file(&job, "unkept").exists()
     });
     assert_eq!(machine.state(&job), "running");
@@ -220,7 +220,7 @@ on_two_sites! {
         f.await_written(&job, "ready\n");
         let pid = fs::read_to_string(f.file(&job, "pid")).expect("it started");
         let stat = format!("/proc/{}/stat", pid.split(' ').next().expect("a number"));
-        poll_until("its first thread is gone", SOON, || fs::read_to_string(&stat).expect("there").contains(") Z "));
+        poll_until("its first thread is gone", STEP_TIMEOUT, || fs::read_to_string(&stat).expect("there").contains(") Z "));
         assert_eq!(f.state(&job), "running");
         f.rsig.run(&["kill", &job, "0"]).ok();
         f.rsig.run(&["kill", &job, "STOP"]).ok();
@@ -251,7 +251,7 @@ on_two_sites! {
         // A job that is known to have ended stays so.
         assert_eq!(f.state(&gone), "exited");
         process.kill();
-        poll_until("it has ended", SOON, || !process.runs());
+        poll_until("it has ended", STEP_TIMEOUT, || !process.runs());
         assert_eq!(f.state(&job), "unknown");
         f.rsig.run(&["stop", &job]).code(255).stdout_is("");
         f.rsig.run(&["kill", "--json", &job]).code(255);
@@ -267,7 +267,7 @@ on_two_sites! {
         let line = r#"rm -rf "$0"/$RSIG_JOB; trap 'exit 3' TERM; : >ready; while :; do sleep 0.02; done"#;
         let jobs = f.jobs_dir();
         let job = f.spawn(&[], &["sh", "-c", line, jobs.to_str().expect("text")]);
-        poll_until("it runs", SOON, || f.job_home().join("ready").exists());
+        poll_until("it runs", STEP_TIMEOUT, || f.job_home().join("ready").exists());
         let told = f.job(&job);
         assert_eq!(told["state"], "running");
         let pid = i32::try_from(told["pid"].as_i64().expect("a pid")).expect("a pid");
@@ -288,7 +288,7 @@ on_two_sites! {
         for remove in ["rm -rf $own/*", "rm -rf $own; mkdir $own", "rm $own/pid", "rm $own/pid $own/supervisor $own/made"] {
             let line = format!("own=\"$0\"/$RSIG_JOB; {remove}; trap 'exit 3' TERM; : >ready; while :; do sleep 0.02; done");
             let job = f.spawn(&[], &["sh", "-c", &line, jobs.to_str().expect("text")]);
-            poll_until("it runs", SOON, || f.job_home().join("ready").exists());
+            poll_until("it runs", STEP_TIMEOUT, || f.job_home().join("ready").exists());
             fs::remove_file(f.job_home().join("ready")).expect("it is there");
             let told = f.job(&job);
             assert_eq!(told["state"], "running", "{remove}");
@@ -370,7 +370,7 @@ fn where_no_process_can_be_made_nothing_is_left() {
         let run = machine.run(&["run", "local", "true"]);
         machine.f.await_no_processes();
         // A run that started its job may lack the process that removes the job's files.
-        for job in machine.f.on_host() {
+        for job in machine.f.job_ids_on_host() {
             fs::remove_dir_all(machine.f.jobs_dir().join(job)).expect("its job has ended");
         }
         let output = machine.run(&["spawn", "local", "true"]);
@@ -386,8 +386,10 @@ fn where_no_process_can_be_made_nothing_is_left() {
             machine.run(&["rm", &job]).ok();
         } else {
             failures += 1;
-            kit::clear_message(output.stdout_is(""));
-            poll_until("nothing is left", SOON, || machine.f.on_host().is_empty());
+            kit::assert_clear_message(output.stdout_is(""));
+            poll_until("nothing is left", STEP_TIMEOUT, || {
+                machine.f.job_ids_on_host().is_empty()
+            });
         }
         machine.f.await_no_processes();
     }
@@ -403,10 +405,10 @@ fn what_its_tether_ended_says_so() {
         &["perl", "-e", "$| = 1; print 1; sleep 1000"],
     ));
     run.wait_for_stdout("1");
-    let job = f.on_host().remove(0);
+    let job = f.job_ids_on_host().remove(0);
     // SIGKILL, so the command can't end its job itself.
     drop(run);
-    poll_until("its tether has ended it", SOON, || {
+    poll_until("its tether has ended it", STEP_TIMEOUT, || {
         f.job(&job)["state"] == "exited"
     });
     assert_eq!(

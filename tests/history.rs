@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{Fixture, Login, Rsig, Server, Site, on_two_sites, poll_until};
-use crate::jobs::SOON;
-use crate::keepers::warm;
+use crate::jobs::STEP_TIMEOUT;
+use crate::keepers::await_warm_relay;
 use crate::kit;
 
 fn history(f: &Fixture, job: &str) -> Vec<Value> {
@@ -86,7 +86,7 @@ on_two_sites! {
 fn the_path_of_a_signal_is_written_down() {
     let f = Site::OpenSshUser.start_with_keeper();
     let job = f.spawn_listener();
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     f.rsig.run(&["kill", "--via", "channel", &job, "USR2"]).ok();
     f.rsig
@@ -142,7 +142,7 @@ fn a_long_history_costs_nothing() {
     // A command that read all of them would take about ten times as long. On a busy machine one measurement may not be
     // enough.
     let mut after = Duration::MAX;
-    poll_until("it is as quick as before", SOON, || {
+    poll_until("it is as quick as before", STEP_TIMEOUT, || {
         after = after.min(kill(5));
         after < before * 3
     });

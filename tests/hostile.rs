@@ -11,7 +11,8 @@ use crate::harness::{
     Fixture, Login, Output, Process, Rsig, Running, Server, Shell, keys, poll_until,
 };
 use crate::kit::{
-    self, SOON, Sayer, Says, clear_message, config_for, harmless, record_on, run_within_memory,
+    self, FixedReply, FixedServer, STEP_TIMEOUT, assert_clear_message, assert_harmless, config_for,
+    record_on, run_within_memory,
 };
 
 #[test]
@@ -22,69 +23,77 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
     let cases = [
         (
             "silent",
-            Says::Once(vec![]),
+            FixedReply::Once(vec![]),
             "timed out before it said its SSH version (ConnectTimeout is 1 s)",
         ),
-        ("closing", Says::AndCloses(vec![]), "closed the connection"),
-        ("half", Says::Once(b"SSH".to_vec()), "timed out"),
+        (
+            "closing",
+            FixedReply::AndCloses(vec![]),
+            "closed the connection",
+        ),
+        ("half", FixedReply::Once(b"SSH".to_vec()), "timed out"),
         (
             "http",
-            Says::AndCloses(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n".to_vec()),
+            FixedReply::AndCloses(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n".to_vec()),
             "HTTP/1.1 400 Bad Request",
         ),
-        ("zeros", Says::Once(megabyte(0)), "not with SSH"),
-        ("noise", Says::Once(megabyte(0xa5)), "not with SSH"),
-        ("line", Says::Once(megabyte(b'x')), "not with SSH"),
+        ("zeros", FixedReply::Once(megabyte(0)), "not with SSH"),
+        ("noise", FixedReply::Once(megabyte(0xa5)), "not with SSH"),
+        ("line", FixedReply::Once(megabyte(b'x')), "not with SSH"),
         (
             "lines",
-            Says::Forever(b"no version yet\r\n".to_vec()),
+            FixedReply::Forever(b"no version yet\r\n".to_vec()),
             "no version yet",
         ),
         (
             "empty-lines",
-            Says::Forever(b"\r\n".to_vec()),
+            FixedReply::Forever(b"\r\n".to_vec()),
             "not with SSH",
         ),
         (
             "late",
-            Says::Once(with(&megabyte(b'\n'), b"SSH-2.0-x\r\n".to_vec())),
+            FixedReply::Once(with(&megabyte(b'\n'), b"SSH-2.0-x\r\n".to_vec())),
             "not with SSH",
         ),
         (
             "escapes",
-            Says::AndCloses(b"\x1b]0;owned\x07\x1b[2J\xc2\x9b31m\r\n".to_vec()),
+            FixedReply::AndCloses(b"\x1b]0;owned\x07\x1b[2J\xc2\x9b31m\r\n".to_vec()),
             "\\x1b]0;owned",
         ),
-        ("old", Says::Once(b"SSH-1.5-old\r\n".to_vec()), "too old"),
+        (
+            "old",
+            FixedReply::Once(b"SSH-1.5-old\r\n".to_vec()),
+            "too old",
+        ),
         (
             "endless-version",
-            Says::Forever(b"SSH-2.0-x".to_vec()),
+            FixedReply::Forever(b"SSH-2.0-x".to_vec()),
             "endless-version",
         ),
         (
             "version-only",
-            Says::Once(b"SSH-2.0-\x1b[2J\r\n".to_vec()),
+            FixedReply::Once(b"SSH-2.0-\x1b[2J\r\n".to_vec()),
             "timed out",
         ),
         (
             "version-noise",
-            Says::Once(with(b"SSH-2.0-x\r\n", megabyte(0xff))),
+            FixedReply::Once(with(b"SSH-2.0-x\r\n", megabyte(0xff))),
             "version-noise",
         ),
         (
             "version-zeros",
-            Says::Once(with(b"SSH-2.0-x\r\n", megabyte(0))),
+            FixedReply::Once(with(b"SSH-2.0-x\r\n", megabyte(0))),
             "version-zeros",
         ),
         (
             "huge-packet",
-            Says::Once(with(b"SSH-2.0-x\r\n", vec![0x7f, 0xff, 0xff, 0xff, 4, 20])),
+            FixedReply::Once(with(b"SSH-2.0-x\r\n", vec![0x7f, 0xff, 0xff, 0xff, 4, 20])),
             "huge-packet",
         ),
         // SSH_MSG_IGNORE, RFC 4253 11.2, again and again.
         (
             "ignore-me",
-            Says::Forever(with(
+            FixedReply::Forever(with(
                 b"SSH-2.0-x\r\n",
                 b"\0\0\0\x0c\x04\x02\0\0\0\x02ab\0\0\0\0".repeat(100),
             )),
@@ -92,13 +101,13 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
         ),
         (
             "busy",
-            Says::AndCloses(b"Exceeded MaxStartups\r\n".to_vec()),
+            FixedReply::AndCloses(b"Exceeded MaxStartups\r\n".to_vec()),
             "is refusing new connections",
         ),
     ];
     let sayers: Vec<_> = cases
         .into_iter()
-        .map(|(name, says, said)| (name, Sayer::start(says), said))
+        .map(|(name, says, said)| (name, FixedServer::start(says), said))
         .collect();
     for (name, sayer, said) in &sayers {
         // On a busy machine a megabyte may take longer than the timeout that detects silence.
@@ -115,7 +124,7 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
             .stdout_is("")
             .stderr_has(name)
             .stderr_has(said);
-        clear_message(&output);
+        assert_clear_message(&output);
         assert!(start.elapsed() < Duration::from_secs(20), "{name}");
     }
     assert_eq!(kit::recorded(&rsig), Vec::<String>::new());
@@ -148,7 +157,7 @@ fn forced(server: &Server, name: &str, script: &str) -> String {
 fn nothing_works(rsig: &Rsig, name: &str, config: &str, said: &str) {
     let output =
         run_within_memory(rsig.command(&["spawn", "-F", config, name, "--", "touch", "started"]));
-    clear_message(output.code(1).stdout_is(""));
+    assert_clear_message(output.code(1).stdout_is(""));
     output.stderr_has(name).stderr_has(said);
     assert_eq!(kit::recorded(rsig), Vec::<String>::new(), "{output}");
     record_on(rsig, "00000000", name, config);
@@ -169,7 +178,7 @@ fn nothing_works(rsig: &Rsig, name: &str, config: &str, said: &str) {
                 "{output}"
             );
         } else {
-            clear_message(output.stderr_has(name).stderr_has(said));
+            assert_clear_message(output.stderr_has(name).stderr_has(said));
         }
     }
     rsig.run(&["rm", "--forget", "00000000"]).ok();
@@ -230,7 +239,7 @@ fn a_login_shell_that_is_none_starts_nothing() {
         fs::write(&accounts, text).expect("our own file");
         let f = Fixture::with(Some(server));
         let output = f.rsig.run(&f.words("spawn", &[], &["touch", "started"]));
-        clear_message(output.code(code).stdout_is(""));
+        assert_clear_message(output.code(code).stdout_is(""));
         output.stderr_has(said);
         assert!(
             kit::recorded(&f.rsig).is_empty() && !f.job_home().join("started").exists(),
@@ -255,7 +264,7 @@ fn a_login_that_chatters_is_listened_through() {
         &[],
         &["sh", "-c", "printf 'out\\0\\001'; echo err >&2; sleep 1000"],
     );
-    poll_until("it has written", SOON, || {
+    poll_until("it has written", STEP_TIMEOUT, || {
         let output = f.rsig.run(&["tail", &job]);
         output.ok().stdout_bytes() == b"out\0\x01" && output.stderr().contains("err\n")
     });
@@ -278,7 +287,7 @@ fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
         &[],
         &["sh", "-c", ": >ran; sleep 1000"],
     )));
-    clear_message(output.code(255).stdout_is(""));
+    assert_clear_message(output.code(255).stdout_is(""));
     output
         .stderr_has("sends far more than an answer")
         .stderr_has("is not known");
@@ -287,7 +296,7 @@ fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
         .expect("what may have started is recorded");
     // As the message says: once the login prints less, the state can be determined.
     fs::write(f.job_home().join(".bashrc"), "").expect("the home is writable");
-    poll_until("it is resolved", SOON, || {
+    poll_until("it is resolved", STEP_TIMEOUT, || {
         let state = kit::state(&f.rsig, &job);
         state == "running" && f.job_home().join("ran").exists() || state == "starting"
     });
@@ -379,7 +388,7 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
         let output = run_within_memory(
             rsig.command(&["spawn", "-F", &config, name, "--", "touch", "started"]),
         );
-        clear_message(output.code(code).stdout_is(""));
+        assert_clear_message(output.code(code).stdout_is(""));
         output.stderr_has(name).stderr_has(said);
         // A job that may have started stays recorded; a refused one does not.
         let records = kit::recorded(&rsig);
@@ -406,8 +415,8 @@ fn a_false_shell_that_answers_nonsense_to_a_spawn_is_not_believed() {
             .command(words)
             .args((words[0] != "ps").then_some(&job))
             .run();
-        harmless(&output.stdout());
-        harmless(output.stderr());
+        assert_harmless(&output.stdout());
+        assert_harmless(output.stderr());
     }
 }
 
@@ -475,8 +484,8 @@ fn a_false_shell_that_answers_nonsense_about_a_job_is_not_believed() {
         ] {
             let output = run_within_memory(rsig.command(words).arg(&id));
             assert!(accepted(words[0], name, &output), "{name}: {output}");
-            harmless(&output.stdout());
-            harmless(output.stderr());
+            assert_harmless(&output.stdout());
+            assert_harmless(output.stderr());
             assert!(
                 output.stderr().len() < 2000 && output.stdout().len() < 3000,
                 "{output}"
@@ -500,7 +509,7 @@ fn hostile(rsig: &Rsig, kind: &str) -> (Running, String) {
         .arg("-u")
         .arg(file("hostile_server.py"))
         .arg(kind)
-        .limit(SOON * 3);
+        .limit(STEP_TIMEOUT * 3);
     let server = rsig.within(server).stdin_open().start();
     server.wait_for_stdout("\n");
     let text = String::from_utf8(server.stdout_so_far()).expect("a port and a key");
@@ -547,7 +556,7 @@ fn stays_above_water(kind: &str) {
     // libssh2 stores these, so the keeper has to end.
     let hoards = kind == "banners";
     let (mut anonymous, mut peak, mut rounds) = (0, 0, 0);
-    poll_until(&format!("{kind}: enough was sent"), SOON, || {
+    poll_until(&format!("{kind}: enough was sent"), STEP_TIMEOUT, || {
         if let Some(process) = &keeper {
             anonymous = anonymous.max(memory(process, "RssAnon"));
             peak = peak.max(memory(process, "VmHWM"));
@@ -556,7 +565,7 @@ fn stays_above_water(kind: &str) {
         // A keeper that is about to end accepts no connection, and takes a moment to end.
         poll_until(
             &format!("{kind}: the keeper answers, or goes"),
-            SOON,
+            STEP_TIMEOUT,
             || {
                 let status = rsig.run(&["keeper", "status", "--json"]);
                 let keepers: Value = serde_json::from_str(&status.ok().stdout()).expect("JSON");
@@ -587,13 +596,13 @@ fn stays_above_water(kind: &str) {
     assert_ne!(report["sent"], true, "{output}");
     let message = report["error"]["message"].as_str().expect("a message");
     assert!(!message.is_empty() && message.len() < 2000, "{output}");
-    harmless(message);
-    harmless(output.stderr());
+    assert_harmless(message);
+    assert_harmless(output.stderr());
     assert!(
         hoards && peak < 100_000 || anonymous < 16_000 && peak < 40_000,
         "{kind}: {anonymous} kB, {peak} kB at the most"
     );
-    poll_until(&format!("{kind}: the keeper goes"), SOON, || {
+    poll_until(&format!("{kind}: the keeper goes"), STEP_TIMEOUT, || {
         keeper_of(&rsig).is_none()
     });
 }
@@ -632,7 +641,7 @@ fn a_private_keeper_stays_above_water_too() {
         .command(&["spawn", "-F", &config, "hostile", "true"])
         .start();
     let mut peak = 0;
-    poll_until("it is given up", SOON, || {
+    poll_until("it is given up", STEP_TIMEOUT, || {
         peak = keeper_of(&rsig).map_or(peak, |keeper| peak.max(memory(&keeper, "VmHWM")));
         spawn.has_ended()
     });
@@ -648,6 +657,6 @@ fn a_server_that_never_stops_is_given_up_without_a_keeper() {
     let (_server, config) = hostile(&rsig, "ignore");
     record_on(&rsig, "00000000", "hostile", &config);
     let output = run_within_memory(rsig.command(&["ps", "00000000"]));
-    clear_message(output.ok());
+    assert_clear_message(output.ok());
     output.stdout_has("unknown");
 }

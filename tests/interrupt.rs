@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 
 use crate::harness::procs::all;
 use crate::harness::{Direction, Fixture, Process, Proxy, Running, Site, poll_until, tool};
-use crate::jobs::SOON;
-use crate::kit::{Sayer, Says, config_for, interrupted, recorded};
+use crate::jobs::STEP_TIMEOUT;
+use crate::kit::{FixedReply, FixedServer, config_for, interrupted, recorded};
 
 /// rsig as the first process of a PID namespace.
 fn as_first_process(f: &Fixture, words: &[&str]) -> Running {
@@ -27,7 +27,7 @@ fn the_first_process_of_a_container_ends_by_signals() {
         &["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"],
     );
     f.server.as_ref().expect("a server").kill_connections();
-    let silent = Sayer::start(Says::Once(vec![]));
+    let silent = FixedServer::start(FixedReply::Once(vec![]));
     let config = config_for(&f.rsig, "silent", silent.port(), "");
     let cases: [(&[&str], Signal, i32); 7] = [
         (&["wait", &job], Signal::SIGINT, 130),
@@ -49,7 +49,7 @@ fn the_first_process_of_a_container_ends_by_signals() {
     for (words, signal, status) in cases {
         let mut running = as_first_process(&f, words);
         let mut first = None;
-        poll_until("it handles signals", SOON, || {
+        poll_until("it handles signals", STEP_TIMEOUT, || {
             first = all()
                 .into_iter()
                 .find(|process| process.ppid == running.pid() && process.name == "rsig");
@@ -64,7 +64,7 @@ fn the_first_process_of_a_container_ends_by_signals() {
         assert!(!running.has_ended(), "{words:?}");
         let begun = Instant::now();
         first.expect("it was found").signal(signal);
-        poll_until("it ends", SOON, || running.has_ended());
+        poll_until("it ends", STEP_TIMEOUT, || running.has_ended());
         running.wait().code(status);
         assert!(begun.elapsed() < Duration::from_secs(5), "{words:?}");
     }
@@ -79,7 +79,7 @@ fn stuck_spawn(f: &Fixture, proxy: &Proxy) -> Running {
         .rsig
         .spawn_process(&f.words("spawn", &["-n", "stuck", "-c"], &[line]));
     // Data that is sent waits in the proxy.
-    poll_until("the job is recorded", SOON, || {
+    poll_until("the job is recorded", STEP_TIMEOUT, || {
         !recorded(&f.rsig).is_empty()
     });
     std::thread::sleep(Duration::from_millis(300));
@@ -133,7 +133,7 @@ fn a_spawn_that_is_interrupted_while_it_connects_starts_nothing() {
         let spawn = f
             .rsig
             .spawn_process(&f.words("spawn", words, &["touch", "started"]));
-        poll_until("the job is recorded", SOON, || {
+        poll_until("the job is recorded", STEP_TIMEOUT, || {
             !recorded(&f.rsig).is_empty()
         });
         spawn.signal(signal);
@@ -151,7 +151,7 @@ fn a_start_behind_a_slow_prefix_is_cancelled() {
     let slow = "sh -c 'sleep 2; exec \"$@\"' sh";
     let words = ["spawn", "--prefix", slow, "local", "sleep", "1000"];
     let spawn = f.rsig.spawn_process(&words);
-    poll_until("the prefix runs", SOON, || {
+    poll_until("the prefix runs", STEP_TIMEOUT, || {
         let sleeps = |process: &Process| process.cmdline == "sleep 2";
         f.rsig.processes().iter().any(sleeps)
     });
@@ -159,7 +159,7 @@ fn a_start_behind_a_slow_prefix_is_cancelled() {
     let output = spawn.wait();
     let id = recorded(&f.rsig).pop().expect("it may start");
     output.stdout_is("").stderr_has(&id);
-    poll_until("it has gone", SOON, || {
+    poll_until("it has gone", STEP_TIMEOUT, || {
         ["lost", "exited"].contains(&f.state(&id).as_str())
     });
     f.await_no_processes();

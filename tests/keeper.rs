@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{
-    Direction, Fixture, Login, Proxy, SOON, Server, idle_shells, on_every_kept_site, poll_until,
-    tool,
+    Direction, Fixture, Login, Proxy, STEP_TIMEOUT, Server, idle_shells, on_every_kept_site,
+    poll_until, tool,
 };
 use crate::keepers::{
-    COUNTER, dots, ends_with, helpers, keeper_pids, keepers, kept, kill9, new_counter,
-    nothing_is_left, proven, warm,
+    COUNTER, assert_final_count, assert_nothing_left, await_probe, await_warm_relay, dots_written,
+    helpers, keeper_pids, keepers, kill9, new_counter, with_keeper,
 };
 
 /// The value of a key in one line of JSON, as written there.
@@ -30,7 +30,7 @@ fn value(json: &str, key: &str) -> String {
 
 /// Whether the server passes a channel's signals on.
 fn honours(f: &Fixture) -> bool {
-    f.way() == "channel"
+    f.signal_route() == "channel"
 }
 
 /// How to send a signal: any way, or by pid alone.
@@ -48,7 +48,7 @@ on_every_kept_site! {
     fn a_signal_goes_by_the_channel_where_the_server_takes_it(f: &Fixture) {
         let job = new_counter(f);
         if honours(f) {
-            warm(f, &job);
+            await_warm_relay(f, &job);
         }
         let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
         assert_eq!(value(&json, "via"), if honours(f) { "\"channel\"" } else { "\"pid\"" });
@@ -64,10 +64,10 @@ on_every_kept_site! {
             assert!(json.contains("\"no_channel\""), "{json}");
         }
         let expected = if honours(f) { 3 } else { 2 };
-        poll_until("every signal is counted", SOON, || dots(f, &job) == expected);
+        poll_until("every signal is counted", STEP_TIMEOUT, || dots_written(f, &job) == expected);
         let json = f.rsig.run(&["kill", "--json", "--wait", "10s", &job]).ok().line();
         assert_eq!((value(&json, "exit_status"), value(&json, "still_running")), ("7".into(), "false".into()));
-        assert_eq!(dots(f, &job), expected);
+        assert_eq!(dots_written(f, &job), expected);
     }
 
     fn ten_kills_at_once_count_ten(f: &Fixture) {
@@ -75,9 +75,9 @@ on_every_kept_site! {
             let job = new_counter(f);
             let kills: Vec<_> = (0..10).map(|_| f.rsig.spawn_process(&kill_by(way, &job))).collect();
             kills.into_iter().for_each(|kill| { kill.wait().ok(); });
-            poll_until("ten are counted", SOON, || dots(f, &job) == 10);
+            poll_until("ten are counted", STEP_TIMEOUT, || dots_written(f, &job) == 10);
             f.rsig.run(&["stop", &job]).ok();
-            assert_eq!(dots(f, &job), 10, "{way}");
+            assert_eq!(dots_written(f, &job), 10, "{way}");
         }
     }
 }
@@ -85,7 +85,7 @@ on_every_kept_site! {
 /// Servers that pass channel signals on, each behind a proxy.
 fn honouring() -> [(Fixture, Proxy); 2] {
     [Server::openssh(Login::User), Server::dropbear(Login::Root)]
-        .map(|options| kept(options.start()).through_proxy())
+        .map(|options| with_keeper(options.start()).through_proxy())
 }
 
 /// All pairs of the two.
@@ -103,28 +103,28 @@ fn a_cut_anywhere_between_request_and_answer_sends_once() {
         for (way, direction) in pairs(WAYS, [Direction::ToServer, Direction::ToClient]) {
             for after in [0, 1, 30, 60, 90, 110, 150] {
                 let job = new_counter(&f);
-                warm(&f, &job);
+                await_warm_relay(&f, &job);
                 proxy.cut_after_bytes(direction, after);
                 f.rsig.run(&kill_by(way, &job)).ok();
-                ends_with(&f, &job, 1, &format!("{way} {direction:?} {after}"));
+                assert_final_count(&f, &job, 1, &format!("{way} {direction:?} {after}"));
                 proxy.cut();
             }
         }
         f.rsig.run(&["keeper", "stop", "--all"]);
-        nothing_is_left(&f);
+        assert_nothing_left(&f);
     }
 }
 
 #[test]
 fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
     for (f, proxy) in honouring() {
-        proven(&f);
+        await_probe(&f);
         for direction in [Direction::ToServer, Direction::ToClient] {
             let job = new_counter(&f);
-            warm(&f, &job);
+            await_warm_relay(&f, &job);
             proxy.hold(direction);
             let kill = f.rsig.spawn_process(&kill_by("any", &job));
-            poll_until("the relay is retired", SOON, || {
+            poll_until("the relay is retired", STEP_TIMEOUT, || {
                 keepers(&f).iter().any(|keeper| {
                     keeper["relays"].as_array().is_some_and(|all| {
                         all.iter()
@@ -137,7 +137,7 @@ fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
             // From now on signals go by pid.
             let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
             assert_eq!(value(&json, "via"), "\"pid\"");
-            ends_with(&f, &job, 2, &format!("{direction:?}"));
+            assert_final_count(&f, &job, 2, &format!("{direction:?}"));
         }
     }
 }
@@ -145,9 +145,9 @@ fn a_late_answer_is_not_waited_for_and_sends_nothing_twice() {
 #[test]
 fn a_relay_that_stands_still_is_passed_by_and_stays_silent() {
     for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
-        let f = kept(server.start());
+        let f = with_keeper(server.start());
         let job = new_counter(&f);
-        warm(&f, &job);
+        await_warm_relay(&f, &job);
         let helper = helpers(&f)
             .into_iter()
             .find(|process| process.name == "cat")
@@ -176,32 +176,34 @@ fn a_relay_that_stands_still_is_passed_by_and_stays_silent() {
         assert!(forced.code(1).line().contains("\"no_channel\""));
         kill(Pid::from_raw(relay.pid), Signal::SIGCONT).expect("the relay is there");
         let status = format!("/proc/{}/status", relay.pid);
-        poll_until("it has taken its signal", SOON, || {
+        poll_until("it has taken its signal", STEP_TIMEOUT, || {
             let text = std::fs::read_to_string(&status).unwrap_or_default();
             text.lines()
                 .filter(|line| line.starts_with("SigPnd") || line.starts_with("ShdPnd"))
                 .all(|l| l.ends_with("0000"))
         });
-        ends_with(&f, &job, 1, "stopped relay");
+        assert_final_count(&f, &job, 1, "stopped relay");
     }
 }
 
 #[test]
 fn kills_count_once_each_whenever_the_keeper_is_killed() {
     for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
-        let f = kept(server.start());
+        let f = with_keeper(server.start());
         for (way, counted) in pairs(WAYS, [0, 1, 3, 7]) {
             let job = new_counter(&f);
-            warm(&f, &job);
+            await_warm_relay(&f, &job);
             let kills: Vec<_> = (0..10)
                 .map(|_| f.rsig.spawn_process(&kill_by(way, &job)))
                 .collect();
-            poll_until("some are counted", SOON, || dots(&f, &job) >= counted);
+            poll_until("some are counted", STEP_TIMEOUT, || {
+                dots_written(&f, &job) >= counted
+            });
             keeper_pids(&f).into_iter().for_each(kill9);
             kills.into_iter().for_each(|kill| {
                 kill.wait().ok().stderr_is_empty();
             });
-            ends_with(
+            assert_final_count(
                 &f,
                 &job,
                 10,
@@ -209,17 +211,17 @@ fn kills_count_once_each_whenever_the_keeper_is_killed() {
             );
         }
         keeper_pids(&f).into_iter().for_each(kill9);
-        nothing_is_left(&f);
+        assert_nothing_left(&f);
     }
 }
 
 #[test]
 fn a_client_that_is_killed_leaves_no_trace() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let job = new_counter(&f);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     let server = f.server.as_ref().expect("a server");
-    poll_until("a spare shell is open", SOON, || {
+    poll_until("a spare shell is open", STEP_TIMEOUT, || {
         idle_shells(&server.processes()).len() == 1
     });
     let before = helpers(&f).len();
@@ -231,9 +233,11 @@ fn a_client_that_is_killed_leaves_no_trace() {
         kill9(client.pid());
     }
     f.rsig.run(&["ps"]).ok().stderr_is_empty();
-    poll_until("the relay and the spare shell alone are left", SOON, || {
-        helpers(&f).len() == before
-    });
+    poll_until(
+        "the relay and the spare shell alone are left",
+        STEP_TIMEOUT,
+        || helpers(&f).len() == before,
+    );
     // A relay handles requests in order, so after this signal all earlier requests have been carried out.
     f.rsig.run(&["kill", &job, "USR1"]).ok();
     let claims = std::fs::read_dir(f.jobs_dir().join(&job))
@@ -244,7 +248,7 @@ fn a_client_that_is_killed_leaves_no_trace() {
     let sent = claims
         .filter(|claim| std::fs::read_to_string(claim.path()).is_ok_and(is_sent))
         .count();
-    ends_with(&f, &job, sent, "after clients were killed");
+    assert_final_count(&f, &job, sent, "after clients were killed");
     assert_eq!(keeper_pids(&f).len(), 1);
 }
 
@@ -254,7 +258,7 @@ fn few_sessions_are_enough() {
         let server = Server::openssh(Login::User)
             .config(&format!("MaxSessions {sessions}"))
             .start();
-        let f = kept(server);
+        let f = with_keeper(server);
         let jobs: Vec<String> = (0..4).map(|_| new_counter(&f)).collect();
         for job in &jobs {
             f.rsig.run(&["kill", job, "USR1"]).ok().stderr_is_empty();
@@ -267,7 +271,7 @@ fn few_sessions_are_enough() {
         for job in &jobs {
             let words = ["kill", "--wait", "10s", job];
             f.rsig.run(&words).ok().stderr_is_empty();
-            assert_eq!(dots(&f, job), 1, "MaxSessions {sessions}");
+            assert_eq!(dots_written(&f, job), 1, "MaxSessions {sessions}");
         }
         assert_eq!(keeper_pids(&f).len(), 1, "MaxSessions {sessions}");
     }
@@ -275,9 +279,11 @@ fn few_sessions_are_enough() {
 
 #[test]
 fn more_jobs_than_relays() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let jobs: Vec<String> = (0..9).map(|_| new_counter(&f)).collect();
-    jobs.iter().take(6).for_each(|job| warm(&f, job));
+    jobs.iter()
+        .take(6)
+        .for_each(|job| await_warm_relay(&f, job));
     let mut words = vec!["kill", "--json", "-s", "USR1"];
     words.extend(jobs.iter().map(String::as_str));
     let json = f.rsig.run(&words).ok().stdout();
@@ -289,8 +295,9 @@ fn more_jobs_than_relays() {
     assert_eq!((via("\"channel\""), via("\"pid\"")), (6, 3), "{json}");
     words.splice(..4, ["kill", "--wait", "10s", "-s", "TERM"]);
     f.rsig.run(&words).ok();
-    jobs.iter().for_each(|job| assert_eq!(dots(&f, job), 1));
-    poll_until("the ended relays are let go", SOON, || {
+    jobs.iter()
+        .for_each(|job| assert_eq!(dots_written(&f, job), 1));
+    poll_until("the ended relays are let go", STEP_TIMEOUT, || {
         keepers(&f)[0]["relays"]
             .as_array()
             .is_some_and(Vec::is_empty)
@@ -301,11 +308,13 @@ fn more_jobs_than_relays() {
 fn an_end_is_pushed_and_nothing_polls_for_it() {
     for (f, proxy) in honouring() {
         let job = new_counter(&f);
-        warm(&f, &job);
+        await_warm_relay(&f, &job);
         // `ps` uses the spare shell; once that is open, no other is opened.
         f.rsig.run(&["ps"]).ok();
         let waiting = f.rsig.spawn_process(&["wait", &job]);
-        poll_until("it is waited for", SOON, || keepers(&f)[0]["commands"] == 1);
+        poll_until("it is waited for", STEP_TIMEOUT, || {
+            keepers(&f)[0]["commands"] == 1
+        });
         let bytes = proxy.bytes(Direction::ToServer);
         let pid: i32 = std::fs::read_to_string(f.jobs_dir().join(&job).join("pid"))
             .ok()
@@ -345,37 +354,37 @@ fn an_end_is_pushed_and_nothing_polls_for_it() {
 
 #[test]
 fn a_warm_kill_costs_one_round_trip() {
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
-    proven(&f);
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
+    await_probe(&f);
     let job = new_counter(&f);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     let server = f.server.as_ref().expect("a server");
-    poll_until("a spare shell is open", SOON, || {
+    poll_until("a spare shell is open", STEP_TIMEOUT, || {
         idle_shells(&server.processes()).len() == 1
     });
-    let answered = || proxy.last() == Some(Direction::ToClient);
+    let answered = || proxy.last_direction() == Some(Direction::ToClient);
     f.rsig.run(&kill_by("any", &job)).ok();
-    poll_until("the answer has come", SOON, answered);
-    let turns = proxy.turns();
+    poll_until("the answer has come", STEP_TIMEOUT, answered);
+    let turns = proxy.direction_changes();
     // Each is one request and one reply.
     for _ in 0..2 {
         f.rsig.run(&kill_by("any", &job)).ok();
-        poll_until("the answer has come", SOON, answered);
+        poll_until("the answer has come", STEP_TIMEOUT, answered);
     }
-    assert_eq!(proxy.turns() - turns, 4);
+    assert_eq!(proxy.direction_changes() - turns, 4);
 }
 
 /// For longer than the keeper tolerates silence, nothing is received but the replies to its keepalives.
 #[test]
 fn a_quiet_connection_is_kept_and_serves_the_next_command() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let words = f.words(
         "spawn",
         &["-o", "ServerAliveInterval=5"],
         &["--", "perl", "-e", COUNTER],
     );
     let job = f.rsig.run(&words).ok().line();
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     let [pid] = keeper_pids(&f)[..] else {
         panic!("one keeper")
     };
@@ -390,33 +399,33 @@ fn a_quiet_connection_is_kept_and_serves_the_next_command() {
     );
     f.rsig.run(&["kill", "--via", "channel", &job, "USR1"]).ok();
     assert_eq!(keeper_pids(&f), [pid]);
-    ends_with(&f, &job, 1, "after the quiet");
+    assert_final_count(&f, &job, 1, "after the quiet");
 }
 
 /// The server sends its keepalives on a channel, one at a time, with nothing after them.
 #[test]
 fn a_server_that_asks_for_signs_of_life_gets_them() {
     let lines = "ClientAliveInterval 1\nClientAliveCountMax 1\n";
-    let f = kept(Server::openssh(Login::User).config(lines).start());
+    let f = with_keeper(Server::openssh(Login::User).config(lines).start());
     let words = f.words("spawn", &[], &["--", "perl", "-e", COUNTER]);
     let job = f.rsig.run(&words).ok().line();
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     let [pid] = keeper_pids(&f)[..] else {
         panic!("one keeper")
     };
     let quiet = Instant::now();
-    poll_until("several are answered", SOON, || {
+    poll_until("several are answered", STEP_TIMEOUT, || {
         assert_eq!(keeper_pids(&f), [pid], "after {:?}", quiet.elapsed());
         quiet.elapsed() > Duration::from_secs(6)
     });
     f.rsig.run(&["kill", "--via", "channel", &job, "USR1"]).ok();
     assert_eq!(keeper_pids(&f), [pid]);
-    ends_with(&f, &job, 1, "after the quiet");
+    assert_final_count(&f, &job, 1, "after the quiet");
 }
 
 #[test]
 fn nothing_of_the_caller_is_kept() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let rsig = env!("CARGO_BIN_EXE_rsig");
     let here = f.rsig.dir().join("here");
     std::fs::create_dir(&here).expect("a directory");
@@ -455,10 +464,10 @@ fn nothing_of_the_caller_is_kept() {
 
 #[test]
 fn status_and_stop() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     assert!(keepers(&f).is_empty());
     let job = new_counter(&f);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     let status = &keepers(&f)[0];
     assert_eq!(
         (&status["host"], status["pid"].as_i64()),
@@ -470,16 +479,16 @@ fn status_and_stop() {
     f.rsig.run(&["keeper", "status"]).ok().stdout_has("server");
     f.rsig.run(&["keeper", "stop", "elsewhere"]).code(1);
     f.rsig.run(&["keeper", "stop", "server"]).ok();
-    poll_until("it is gone", SOON, || keeper_pids(&f).is_empty());
-    nothing_is_left(&f);
+    poll_until("it is gone", STEP_TIMEOUT, || keeper_pids(&f).is_empty());
+    assert_nothing_left(&f);
     let json = f.rsig.run(&["kill", "--json", &job, "USR1"]).ok().line();
     assert_eq!(value(&json, "via"), "\"pid\"");
-    ends_with(&f, &job, 1, "after stop");
+    assert_final_count(&f, &job, 1, "after stop");
 }
 
 #[test]
 fn without_a_keeper() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let spawn = f.words("spawn", &["--no-keeper"], &["--", "sleep", "1000"]);
     let job = f.rsig.run(&spawn).ok().line();
     f.rsig.command(&["ps"]).env("RSIG_KEEPER", "0").run().ok();
@@ -496,7 +505,7 @@ fn without_a_keeper() {
 
 #[test]
 fn an_idle_keeper_goes() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let words = f.words("spawn", &[], &["--", "sleep", "1000"]);
     let job = f
         .rsig
@@ -506,9 +515,11 @@ fn an_idle_keeper_goes() {
         .ok()
         .line();
     // A running job's relay keeps the keeper alive.
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     f.rsig.run(&["stop", &job]).ok();
-    poll_until("the keeper goes", SOON, || keeper_pids(&f).is_empty());
+    poll_until("the keeper goes", STEP_TIMEOUT, || {
+        keeper_pids(&f).is_empty()
+    });
     let left: Vec<_> = std::fs::read_dir(f.rsig.state().join("keepers"))
         .expect("its directory")
         .flatten()
@@ -520,17 +531,17 @@ fn an_idle_keeper_goes() {
             .is_some_and(|e| e == "lock" || e == "configuration" || e == "entry")),
         "{left:?}"
     );
-    nothing_is_left(&f);
+    assert_nothing_left(&f);
 }
 
 #[test]
 fn many_commands_at_once_start_one() {
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let job = new_counter(&f);
     for _ in 0..3 {
         // The socket stays behind.
         keeper_pids(&f).into_iter().for_each(kill9);
-        poll_until("its connection is closed", SOON, || {
+        poll_until("its connection is closed", STEP_TIMEOUT, || {
             proxy.open_connections() == 0
         });
         let before = proxy.connections();
@@ -545,25 +556,25 @@ fn many_commands_at_once_start_one() {
             (1, 1)
         );
     }
-    ends_with(&f, &job, 24, "with several starting it");
+    assert_final_count(&f, &job, 24, "with several starting it");
 }
 
 #[test]
 fn a_server_that_was_gone_is_back() {
-    let mut f = kept(Server::openssh(Login::User).start());
+    let mut f = with_keeper(Server::openssh(Login::User).start());
     let job = new_counter(&f);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     f.server.as_mut().expect("a server").stop();
     f.rsig.run(&["kill", &job, "USR1"]).code(255);
     f.server.as_mut().expect("a server").restart();
     f.rsig.run(&["kill", &job, "USR1"]).ok().stderr_is_empty();
-    ends_with(&f, &job, 1, "server back");
+    assert_final_count(&f, &job, 1, "server back");
 }
 
 #[test]
 fn a_password_is_asked_once_on_the_users_terminal() {
     let server = Server::openssh(Login::User).password("sesame").start();
-    let f = kept(server);
+    let f = with_keeper(server);
     let options = [
         "-o",
         "PreferredAuthentications=password",
@@ -573,23 +584,29 @@ fn a_password_is_asked_once_on_the_users_terminal() {
     let words = f.words("spawn", &options, &["--", "sleep", "1000"]);
     let mut terminal = f.rsig.command(&words).tty(80, 24);
     terminal.wait_for("assword");
-    poll_until("the password is not shown", SOON, || !terminal.echoes());
+    poll_until("the password is not shown", STEP_TIMEOUT, || {
+        !terminal.echoes()
+    });
     terminal.send(CTRL_C);
     terminal.wait();
-    poll_until("nothing goes on asking", SOON, || {
+    poll_until("nothing goes on asking", STEP_TIMEOUT, || {
         f.rsig.processes().is_empty()
     });
     let terminal = f.rsig.command(&words).tty(80, 24);
     terminal.wait_for("assword");
-    poll_until("the password is not shown", SOON, || !terminal.echoes());
+    poll_until("the password is not shown", STEP_TIMEOUT, || {
+        !terminal.echoes()
+    });
     kill9(terminal.pid());
-    poll_until("nothing goes on asking", SOON, || {
+    poll_until("nothing goes on asking", STEP_TIMEOUT, || {
         f.rsig.processes().is_empty()
     });
     drop(terminal);
     let mut terminal = f.rsig.command(&words).tty(80, 24);
     terminal.wait_for("assword");
-    poll_until("the password is not shown", SOON, || !terminal.echoes());
+    poll_until("the password is not shown", STEP_TIMEOUT, || {
+        !terminal.echoes()
+    });
     terminal.send("sesame");
     terminal.send(ENTER);
     assert!(terminal.wait().success(), "{}", terminal.text());
@@ -600,7 +617,7 @@ fn a_password_is_asked_once_on_the_users_terminal() {
 
 #[test]
 fn another_user_is_not_listened_to() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     f.spawn(&[], &["true"]);
     let keepers = f.rsig.state().join("keepers");
     let entries = std::fs::read_dir(&keepers)
@@ -644,7 +661,7 @@ fn another_user_is_not_listened_to() {
 
 #[test]
 fn a_log_is_read_over_the_shared_connection_unless_it_is_long() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let logins = || {
         let log = f.server.as_ref().expect("a server").log();
         log.matches("Accepted publickey").count()
@@ -668,9 +685,9 @@ fn a_log_is_read_over_the_shared_connection_unless_it_is_long() {
 
 #[test]
 fn a_flood_on_its_socket_stays_outside() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let job = new_counter(&f);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     let socket = std::fs::read_dir(f.rsig.state().join("keepers"))
         .expect("its directory")
         .flatten()
@@ -734,5 +751,5 @@ fn a_flood_on_its_socket_stays_outside() {
         "{peak}"
     );
     drop(floods);
-    ends_with(&f, &job, 1, "flooded");
+    assert_final_count(&f, &job, 1, "flooded");
 }

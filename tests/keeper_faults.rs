@@ -14,9 +14,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::{Fixture, Login, Process, Rsig, SOON, Server, idle_shells, poll_until, tool};
+use crate::harness::{
+    Fixture, Login, Process, Rsig, STEP_TIMEOUT, Server, idle_shells, poll_until, tool,
+};
 use crate::keepers::{
-    dots, ends_with, keeper_pids, keepers, kept, new_counter, nothing_is_left, warm,
+    assert_final_count, assert_nothing_left, await_warm_relay, dots_written, keeper_pids, keepers,
+    new_counter, with_keeper,
 };
 
 /// The report of `kill --json` for one job.
@@ -90,7 +93,7 @@ fn greet(mut stream: UnixStream, hello: &[u8]) -> Vec<u8> {
         .set_nonblocking(false)
         .expect("an option of the socket");
     stream
-        .set_read_timeout(Some(SOON))
+        .set_read_timeout(Some(STEP_TIMEOUT))
         .expect("an option of the socket");
     // The other side may hang up at any time.
     drop(stream.write_all(hello));
@@ -107,11 +110,13 @@ impl Drop for Stranger {
 
 #[test]
 fn another_versions_keeper_is_left_alone() {
-    let f = kept(Server::openssh(Login::User).start());
+    let f = with_keeper(Server::openssh(Login::User).start());
     let job = new_counter(&f);
     let socket = socket(&f);
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
-    poll_until("the keeper is gone", SOON, || keeper_pids(&f).is_empty());
+    poll_until("the keeper is gone", STEP_TIMEOUT, || {
+        keeper_pids(&f).is_empty()
+    });
     let stranger = Stranger::listen(&socket, "0.0.1/1");
     let inode = fs::symlink_metadata(&socket)
         .expect("the other socket")
@@ -146,14 +151,14 @@ fn another_versions_keeper_is_left_alone() {
             String::from_utf8_lossy(&said)
         );
     }
-    ends_with(&f, &job, 1, "beside another version");
+    assert_final_count(&f, &job, 1, "beside another version");
 }
 
 /// Waits until the keeper has a spare shell, and returns its pid.
 fn await_spare(f: &Fixture) -> i32 {
     let server = f.server.as_ref().expect("a host that is kept");
     let mut idle = Vec::new();
-    poll_until("a spare shell is open", SOON, || {
+    poll_until("a spare shell is open", STEP_TIMEOUT, || {
         idle = idle_shells(&server.processes());
         idle.len() == 1
     });
@@ -162,7 +167,7 @@ fn await_spare(f: &Fixture) -> i32 {
 
 /// Waits until a keeper has given up its silent connection: at once, or when the next command needs it.
 fn await_given_up(f: &Fixture, keeper: i32) {
-    poll_until("the keeper gives its connection up", SOON, || {
+    poll_until("the keeper gives its connection up", STEP_TIMEOUT, || {
         f.rsig.run(&["ps"]).ok().stderr_is_empty();
         !keeper_pids(f).contains(&keeper)
     });
@@ -185,7 +190,7 @@ impl Drop for Removed {
 #[test]
 fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
     for runtime in [true, false] {
-        let mut f = kept(Server::openssh(Login::User).start());
+        let mut f = with_keeper(Server::openssh(Login::User).start());
         f.rsig = Rsig::new().with_state(&"long".repeat(40));
         f.rsig.keeper = true;
         assert!(f.rsig.state().as_os_str().len() > 108);
@@ -219,15 +224,17 @@ fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
             let output = rsig(words);
             serde_json::from_str::<Value>(&output.ok().line()).expect("JSON")["via"].clone()
         };
-        poll_until("the relay takes signals", SOON, || {
+        poll_until("the relay takes signals", STEP_TIMEOUT, || {
             let told = rsig(&["keeper", "status", "--json"]).ok().stdout();
             told.contains(&format!("[\"{job}\",true]"))
         });
         assert_eq!(via(&["kill", "--json", &job, "USR1"]), "channel");
         rsig(&["keeper", "status"]).ok().stdout_has("server");
         rsig(&["keeper", "stop", "server"]).ok();
-        poll_until("the keeper is gone", SOON, || keeper_pids(&f).is_empty());
-        nothing_is_left(&f);
+        poll_until("the keeper is gone", STEP_TIMEOUT, || {
+            keeper_pids(&f).is_empty()
+        });
+        assert_nothing_left(&f);
         assert!(!socket.exists());
         rsig(&["keeper", "status"]).ok().stdout_has("");
         assert!(keeper_pids(&f).is_empty());
@@ -240,7 +247,7 @@ fn where_the_state_directorys_path_is_too_long_its_sockets_are_elsewhere() {
             .stderr_is_empty()
             .line();
         assert_eq!(via(&["kill", "--json", "--wait", "20s", &job]), "pid");
-        poll_until("a keeper of one command has gone", SOON, || {
+        poll_until("a keeper of one command has gone", STEP_TIMEOUT, || {
             keeper_pids(&f).is_empty()
         });
         assert!(!socket.exists());
@@ -269,17 +276,21 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
             fs::write(server.home().join(".ssh/authorized_keys"), forced)
                 .expect("it is ours to write");
         }
-        let f = kept(server);
+        let f = with_keeper(server);
         let job = new_counter(&f);
         // Whether or not the probe has already failed.
         for _ in 0..2 {
             let told = report(&f, &["kill", "--json", &job, "USR1"]);
             assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
-            poll_until("the relay is known to take no signals", SOON, || {
-                keepers(&f)[0]["relays"]
-                    .as_array()
-                    .is_some_and(|relays| relays.first().is_some_and(|relay| relay[1] == false))
-            });
+            poll_until(
+                "the relay is known to take no signals",
+                STEP_TIMEOUT,
+                || {
+                    keepers(&f)[0]["relays"]
+                        .as_array()
+                        .is_some_and(|relays| relays.first().is_some_and(|relay| relay[1] == false))
+                },
+            );
         }
         let output = f
             .rsig
@@ -295,7 +306,7 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
             "{said}"
         );
         // The relay still reports the job's end.
-        ends_with(
+        assert_final_count(
             &f,
             &job,
             2,
@@ -306,16 +317,16 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
             },
         );
         f.rsig.run(&["keeper", "stop", "--all"]).ok();
-        nothing_is_left(&f);
+        assert_nothing_left(&f);
     }
 }
 
 #[test]
 fn the_lock_says_when_the_job_has_taken_all_signals() {
     for server in [Server::openssh(Login::User), Server::dropbear(Login::Root)] {
-        let f = kept(server.start());
+        let f = with_keeper(server.start());
         let job = new_counter(&f);
-        warm(&f, &job);
+        await_warm_relay(&f, &job);
         for (count, way) in ["auto", "pid", "auto", "pid"].iter().enumerate() {
             f.rsig.run(&["kill", "--via", way, &job, "USR1"]).ok();
             let last = || {
@@ -325,23 +336,23 @@ fn the_lock_says_when_the_job_has_taken_all_signals() {
             };
             // On a busy machine, the job may take the signal only after rsig has looked. Another signal makes rsig look
             // again.
-            poll_until("it is taken", SOON, || {
+            poll_until("it is taken", STEP_TIMEOUT, || {
                 last().ends_with("free\nclean\n") || {
                     f.rsig.run(&["kill", &job, "CONT"]).ok();
                     false
                 }
             });
-            assert_eq!(dots(&f, &job), count + 1);
+            assert_eq!(dots_written(&f, &job), count + 1);
         }
-        ends_with(&f, &job, 4, "taken");
+        assert_final_count(&f, &job, 4, "taken");
     }
 }
 
 #[test]
 fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twice() {
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let job = new_counter(&f);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     await_spare(&f);
     let connections = proxy.connections();
     let [pid] = keeper_pids(&f)[..] else {
@@ -357,26 +368,28 @@ fn a_silent_connection_is_given_up_and_what_comes_of_it_later_sends_nothing_twic
     );
     assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
     assert_eq!(proxy.connections(), connections + 1);
-    poll_until("it is counted", SOON, || dots(&f, &job) == 1);
+    poll_until("it is counted", STEP_TIMEOUT, || {
+        dots_written(&f, &job) == 1
+    });
     assert_eq!(claims(&f, &job), ["c1"], "the relay was asked first");
     await_given_up(&f, pid);
     // The relay on the old connection now gets the same signal, and finds it claimed.
     proxy.release();
-    poll_until("the old connection ends", SOON, || {
+    poll_until("the old connection ends", STEP_TIMEOUT, || {
         proxy.open_connections() <= keeper_pids(&f).len()
     });
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
-    nothing_is_left(&f);
-    ends_with(&f, &job, 1, "frozen");
+    assert_nothing_left(&f);
+    assert_final_count(&f, &job, 1, "frozen");
 }
 
 #[test]
 fn where_nothing_gets_through_any_more_a_signal_is_not_said_to_be_sent() {
-    let (mut f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (mut f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     f.connect
         .extend(["-o", "ConnectTimeout=3"].map(str::to_owned));
     let job = new_counter(&f);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     proxy.hold_both();
     let start = Instant::now();
     let output = f.rsig.run(&["kill", "--json", &job, "USR1"]);
@@ -392,15 +405,19 @@ fn where_nothing_gets_through_any_more_a_signal_is_not_said_to_be_sent() {
         "{output}"
     );
     proxy.release();
-    poll_until("what was held has ended", SOON, || {
+    poll_until("what was held has ended", STEP_TIMEOUT, || {
         proxy.open_connections() == 0
     });
     assert_eq!(keeper_pids(&f), Vec::<i32>::new());
     // The signal may have been sent after all, but at most once.
     f.rsig.run(&["stop", &job]).ok();
-    assert!(dots(&f, &job) <= 1, "{} were counted", dots(&f, &job));
+    assert!(
+        dots_written(&f, &job) <= 1,
+        "{} were counted",
+        dots_written(&f, &job)
+    );
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
-    nothing_is_left(&f);
+    assert_nothing_left(&f);
 }
 
 /// Makes CLOCK_BOOTTIME, which counts suspended time, jump by an hour once a file exists.
@@ -435,14 +452,14 @@ fn on_a_clock(f: &Fixture) -> (PathBuf, String) {
         .run()
         .ok();
     let job = new_counter(f);
-    warm(f, &job);
+    await_warm_relay(f, &job);
     (slept, job)
 }
 
 #[test]
 fn a_machine_that_slept_makes_a_new_connection() {
     for clock_jumps in [true, false] {
-        let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+        let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
         let (slept, job) = on_a_clock(&f);
         await_spare(&f);
         let connections = proxy.connections();
@@ -453,7 +470,7 @@ fn a_machine_that_slept_makes_a_new_connection() {
         // A suspended machine runs nothing; and when it resumes, no router in between knows the connection any more.
         let keeper = Pid::from_raw(pid);
         kill(keeper, Signal::SIGSTOP).expect("it runs");
-        poll_until("it stands still", SOON, || {
+        poll_until("it stands still", STEP_TIMEOUT, || {
             Process::find(pid).is_some_and(|process| process.is_stopped())
         });
         proxy.freeze();
@@ -478,16 +495,16 @@ fn a_machine_that_slept_makes_a_new_connection() {
         );
         await_given_up(&f, pid);
         proxy.release();
-        poll_until("the old connection ends", SOON, || {
+        poll_until("the old connection ends", STEP_TIMEOUT, || {
             proxy.open_connections() <= keeper_pids(&f).len()
         });
-        ends_with(&f, &job, 1, if clock_jumps { "slept" } else { "stopped" });
+        assert_final_count(&f, &job, 1, if clock_jumps { "slept" } else { "stopped" });
     }
 }
 
 #[test]
 fn a_connection_that_outlives_a_sleep_goes_on() {
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let (slept, job) = on_a_clock(&f);
     let (pids, connections) = (keeper_pids(&f), proxy.connections());
     fs::write(&slept, "").expect("our own directory is writable");
@@ -498,5 +515,5 @@ fn a_connection_that_outlives_a_sleep_goes_on() {
         (&true.into(), &"channel".into())
     );
     assert_eq!((keeper_pids(&f), proxy.connections()), (pids, connections));
-    ends_with(&f, &job, 2, "slept, and still connected");
+    assert_final_count(&f, &job, 2, "slept, and still connected");
 }

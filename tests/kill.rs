@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::harness::{
     Direction, Fixture, Process, Proxy, Rsig, Site, on_every_site, on_two_sites, poll_until,
 };
-use crate::jobs::{SOON, json_lines, keys, pick};
-use crate::keepers::warm;
+use crate::jobs::{STEP_TIMEOUT, json_lines, keys, pick};
+use crate::keepers::await_warm_relay;
 
 const KILL_KEYS: [&str; 15] = [
     "job",
@@ -49,7 +49,7 @@ fn heard(f: &Fixture, job: &str, name: &str) -> usize {
     // before the second.
     for last in ["USR1", "USR2"] {
         f.rsig.run(&["kill", job, last]).ok();
-        poll_until("the last one arrives", SOON, || {
+        poll_until("the last one arrives", STEP_TIMEOUT, || {
             f.written(job).contains(&format!("\n{last}\n"))
         });
     }
@@ -95,7 +95,7 @@ on_every_site! {
             assert!(output.ok().line().starts_with(&format!("{job} on {}: ", f.host)), "{output}");
             heard.push_str(name);
             heard.push('\n');
-            poll_until(&format!("{words:?} arrives as {name}: {}", f.written(&job)), SOON, || f.written(&job) == heard);
+            poll_until(&format!("{words:?} arrives as {name}: {}", f.written(&job)), STEP_TIMEOUT, || f.written(&job) == heard);
         }
         f.rsig.run(&["kill", &job, "0"]).ok().stdout_has("it runs");
         f.rsig.run(&["kill", "-0", &job, "-q"]).ok().stdout_is("");
@@ -112,7 +112,7 @@ on_every_site! {
         let child = |job: &str| {
             let parent = f.process(job).pid;
             let mut found = None;
-            poll_until("its child runs", SOON, || {
+            poll_until("its child runs", STEP_TIMEOUT, || {
                 found = f.processes().into_iter().find(|process| process.ppid == parent && process.name == "sleep");
                 found.is_some()
             });
@@ -120,7 +120,7 @@ on_every_site! {
         };
         let (dies, lives) = (child(&whole), child(&single));
         f.rsig.run(&["kill", "-w", "20s", &whole]).ok().stdout_has("ended with status 143 (TERM)");
-        poll_until("its child is gone", SOON, || !dies.runs());
+        poll_until("its child is gone", STEP_TIMEOUT, || !dies.runs());
         let told = f.rsig.run(&["kill", "--target", "process", "--json", "-w", "20s", &single]);
         assert_eq!(json_lines(told.ok())[0]["target"], "process");
         assert!(lives.runs());
@@ -310,7 +310,7 @@ on_two_sites! {
             assert_eq!((pick(&told, ["sent", "via"]), &told["error"]["kind"]), (json!([false, null]), &kind.into()));
             assert_eq!(keys(&output.line()), KILL_KEYS);
         }
-        if f.way() == "pid" {
+        if f.signal_route() == "pid" {
             let told = json_lines(f.rsig.run(&["kill", "--json", &job, "--via", "channel"]).code(1)).remove(0);
             assert_eq!((&told["sent"], &told["error"]["kind"]), (&json!(false), &"no_channel".into()));
         }
@@ -322,8 +322,8 @@ on_two_sites! {
         let catches = perl_job(f, CATCHES_TERM);
         let named = f.spawn(&["-n", "sleeper"], &["sleep", "1000"]);
         let here = f.rsig.run(&["spawn", "local", "sleep", "1000"]).ok().line();
-        if f.way() == "channel" {
-            warm(f, &named);
+        if f.signal_route() == "channel" {
+            await_warm_relay(f, &named);
         }
         let words = ["kill", "-s", "TERM", "-w", "20s", "--json", &catches, "sleeper", &here[..4], "nosuchjob", &named];
         let output = f.rsig.run(&words);
@@ -337,7 +337,7 @@ on_two_sites! {
         assert_eq!(fields(&told[3]), json!([null, null, false, null]));
         assert_eq!(told.len(), 4, "a job that two words name comes once");
         let more = pick(&told[1], ["name", "signal", "signal_number", "via", "target", "error"]);
-        assert_eq!(more, json!(["sleeper", "TERM", 15, f.way(), "group", null]));
+        assert_eq!(more, json!(["sleeper", "TERM", 15, f.signal_route(), "group", null]));
         // The highest status wins: 4, since one job had ended.
         let next = f.spawn(&[], &["sleep", "1000"]);
         f.rsig.run(&["kill", "-9", &catches, &next]).code(4).stdout_has("KILL sent").stderr_has("already ended");
@@ -396,7 +396,9 @@ fn the_lock_of_a_job_has_one_holder_at_a_time() {
             killed.kill().and_then(|()| killed.wait()).expect("it runs");
         }
         let count = read("count").len();
-        poll_until("others get it", SOON, || read("count").len() > count + 20);
+        poll_until("others get it", STEP_TIMEOUT, || {
+            read("count").len() > count + 20
+        });
         for mut contender in contenders {
             contender
                 .kill()
@@ -420,7 +422,7 @@ fn a_script_that_is_killed_with_the_lock_takes_its_shell_along() {
         // It holds the lock and waits for the pending signal, until it is clear that the job does not take it.
         let kill = f.rsig.spawn_process(&["kill", &job, "TERM"]);
         let mut killed = None;
-        poll_until("a script holds the lock", SOON, || {
+        poll_until("a script holds the lock", STEP_TIMEOUT, || {
             killed = lock_holder(&f, &job).and_then(|holder| {
                 let script = f
                     .processes()

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::harness::scratch::write_file;
 use crate::harness::{Fixture, Login, Server, Site, on_two_sites, poll_until};
-use crate::jobs::{SOON, keys};
+use crate::jobs::{STEP_TIMEOUT, keys};
 use crate::kit;
 
 /// A job that ignores TERM.
@@ -35,7 +35,7 @@ on_two_sites! {
         if let Some(server) = &f.server {
             server.kill_connections();
         }
-        poll_until("its end is recorded", SOON, || f.has_ended(&job));
+        poll_until("its end is recorded", STEP_TIMEOUT, || f.has_ended(&job));
         assert!(fs::read_to_string(f.file(&job, "status")).expect("readable").starts_with("143 "));
         f.await_no_processes();
         f.rsig.run(&["ps", &job]).ok().stdout_has("timed out");
@@ -62,7 +62,7 @@ on_two_sites! {
         let line = "grep -E '^Sig(Ign|Blk)' /proc/self/status; ls -m /proc/self/fd; exec sleep 1000";
         let jobs = [&[][..], &["--timeout", "1h"]].map(|options| f.spawn(options, &["sh", "-c", line]));
         for job in &jobs {
-            poll_until("it has looked", SOON, || f.process(job).name == "sleep");
+            poll_until("it has looked", STEP_TIMEOUT, || f.process(job).name == "sleep");
             assert!(f.supervisor(job).cmdline.contains("supervise"));
         }
         assert_eq!(f.written(&jobs[0]), f.written(&jobs[1]));
@@ -79,7 +79,7 @@ on_two_sites! {
         f.await_no_processes();
         let records = kit::recorded(&f.rsig);
         assert_eq!(records.len(), 1);
-        assert!(f.on_host().contains(&records[0]));
+        assert!(f.job_ids_on_host().contains(&records[0]));
         f.rsig.run(&["ps", "-a"]).ok().stdout_has("exited 143 (TERM), timed out");
     }
 }
@@ -178,9 +178,11 @@ fn a_start_that_a_limit_ends_names_it() {
         for verb in ["spawn", "run"] {
             let output = f.rsig.run(&[verb, "--prefix", &prefix, "local", "true"]);
             let code = if verb == "run" { 125 } else { 1 };
-            kit::clear_message(output.code(code).stdout_is("").stderr_has("ulimit -a"));
+            kit::assert_clear_message(output.code(code).stdout_is("").stderr_has("ulimit -a"));
         }
-        poll_until("nothing is left", SOON, || f.on_host().is_empty());
+        poll_until("nothing is left", STEP_TIMEOUT, || {
+            f.job_ids_on_host().is_empty()
+        });
     }
     f.await_no_processes();
 }

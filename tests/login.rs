@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::harness::keys::{Format, Type};
 use crate::harness::tty::{CTRL_C, ENTER};
 use crate::harness::{Agent, Fixture, Login, Output, Rsig, Server, keys, poll_until, procs, tool};
-use crate::kit::{self, SOON, clear_message, interrupted};
+use crate::kit::{self, STEP_TIMEOUT, assert_clear_message, interrupted};
 
 const SECRET: &str = "hunter2 & $(sesame)";
 
@@ -104,13 +104,13 @@ fn keys_of_every_kind_let_in_and_a_lack_of_them_is_explained() {
         ),
     );
     let output = spawn(&f, &[]);
-    clear_message(output.code(255).stdout_is(""));
+    assert_clear_message(output.code(255).stdout_is(""));
     output
         .stderr_has("refused the login")
         .stderr_has("it takes publickey")
         .stderr_has("stranger");
     configure(&mut f, "IdentityFile none");
-    clear_message(
+    assert_clear_message(
         spawn(&f, &[])
             .code(255)
             .stderr_has("refused the login")
@@ -122,7 +122,7 @@ fn keys_of_every_kind_let_in_and_a_lack_of_them_is_explained() {
     )
     .expect("our own directory");
     configure(&mut f, &format!("IdentityFile {}/broken", dir.display()));
-    clear_message(spawn(&f, &[]).code(255).stderr_has("broken"));
+    assert_clear_message(spawn(&f, &[]).code(255).stderr_has("broken"));
     assert_eq!(
         kit::recorded(&f.rsig).len(),
         kinds.len(),
@@ -183,7 +183,7 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
     spawn(&f, &[]).ok();
     // IdentitiesOnly excludes the agent's other keys.
     configure(&mut f, "IdentityFile none\nIdentitiesOnly yes");
-    clear_message(with_agent(&f).code(255).stderr_has("refused the login"));
+    assert_clear_message(with_agent(&f).code(255).stderr_has("refused the login"));
     configure(
         &mut f,
         &format!(
@@ -191,7 +191,7 @@ fn an_agent_lets_in_also_one_that_is_full_of_other_keys() {
             dir.display()
         ),
     );
-    clear_message(spawn(&f, &[]).code(255).stderr_has("nowhere"));
+    assert_clear_message(spawn(&f, &[]).code(255).stderr_has("nowhere"));
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn an_agent_that_never_answers_is_named_and_the_key_files_are_tried() {
     let name = format!("the agent at {} did not answer", socket.display());
     spawn(&f, &["-v"]).ok().stderr_has(&name);
     fs::remove_file(key).expect("our own file");
-    clear_message(spawn(&f, &[]).code(255).stderr_has(&name));
+    assert_clear_message(spawn(&f, &[]).code(255).stderr_has(&name));
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn ssh_may_take_as_long_as_connecting_to_say_the_configuration() {
     let f = with_lines(server, "Match exec \"sleep 3\"\nMatch all");
     spawn(&f, &[]).ok();
     let output = spawn(&f, &["-o", "ConnectTimeout=1"]);
-    clear_message(
+    assert_clear_message(
         output
             .code(255)
             .stderr_has("longer than 1 s")
@@ -277,7 +277,7 @@ fn revoked_host_keys_are_read_from_their_file() {
         let output = spawn(&f, &[]);
         output.code(code).stderr_has(said);
         if code != 0 {
-            clear_message(&output);
+            assert_clear_message(&output);
         }
     }
 }
@@ -321,7 +321,7 @@ fn a_server_without_an_algorithm_in_common_is_told_with_its_list() {
         ),
     ] {
         let f = Fixture::with(Some(Server::openssh(Login::User).config(config).start()));
-        clear_message(spawn(&f, &[]).code(255).stderr_has(said));
+        assert_clear_message(spawn(&f, &[]).code(255).stderr_has(said));
     }
 }
 
@@ -349,7 +349,7 @@ fn a_passphrase_is_asked_for_and_may_be_wrong() {
                 output.stderr_has("the passphrase was wrong");
             }
         }
-        clear_message(spawn(&f, &[]).code(255).stderr_has("passphrase"));
+        assert_clear_message(spawn(&f, &[]).code(255).stderr_has("passphrase"));
     }
 }
 
@@ -380,7 +380,7 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
         for (typed, code) in [(SECRET, 0), ("wrong", 255)] {
             let mut terminal = f.rsig.command(&words).tty(200, 50);
             terminal.wait_for("assword:");
-            poll_until("the echo is off", SOON, || !terminal.echoes());
+            poll_until("the echo is off", STEP_TIMEOUT, || !terminal.echoes());
             terminal.send(typed);
             terminal.send(ENTER);
             assert_eq!(
@@ -398,7 +398,7 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
         }
         let mut terminal = f.rsig.command(&words).tty(200, 50);
         terminal.wait_for("assword:");
-        poll_until("the echo is off", SOON, || !terminal.echoes());
+        poll_until("the echo is off", STEP_TIMEOUT, || !terminal.echoes());
         terminal.send(CTRL_C);
         let status = terminal.wait();
         assert!(
@@ -411,13 +411,13 @@ fn a_password_is_typed_unseen_and_ctrl_c_puts_the_terminal_right() {
         let output = f
             .rsig
             .run(&f.words("spawn", &["-o", "BatchMode=yes"], &["true"]));
-        clear_message(
+        assert_clear_message(
             output
                 .code(255)
                 .stderr_has("refused the login")
                 .stderr_has(method),
         );
-        clear_message(spawn(&f, &[]).code(255).stderr_has("no terminal"));
+        assert_clear_message(spawn(&f, &[]).code(255).stderr_has("no terminal"));
         let started = "SELECT count(*) FROM jobs WHERE record ->> '$.pid' IS NOT NULL";
         let started: i64 = kit::database(&f.rsig)
             .query_row(started, [], |row| row.get(0))
@@ -446,7 +446,7 @@ fn a_key_and_then_a_password_are_two_steps() {
         .ok()
         .stderr_has("a further step")
         .stderr_lacks(SECRET);
-    clear_message(
+    assert_clear_message(
         spawn("/nonexistent")
             .code(255)
             .stderr_has("after a first step"),
@@ -499,7 +499,7 @@ fn no_secret_gets_into_the_state_the_messages_or_any_argument_list() {
         .stderr_lacks(password)
         .stderr_lacks(token);
     let server = f.server.as_ref().expect("a server");
-    poll_until("the job has its variable", SOON, || {
+    poll_until("the job has its variable", STEP_TIMEOUT, || {
         let out = f.jobs_dir().join(output.line()).join("out");
         fs::read_to_string(out).is_ok_and(|text| text == format!("{}\n", token.len()))
     });
@@ -562,7 +562,7 @@ fn a_host_key_that_changed_or_is_revoked_or_unknown_is_refused_with_the_reason()
             .stdout_is("")
             .stderr_has(said)
             .stderr_has("SHA256:");
-        clear_message(&output);
+        assert_clear_message(&output);
         assert_eq!(
             fs::read_to_string(&known).expect("it is there"),
             lines,
@@ -705,7 +705,7 @@ fn a_host_may_have_any_name_that_ssh_takes() {
     let config = server.ssh_config("server").display().to_string();
     for words in [&["CORP\\bob@server"][..], &["-l", "CORP\\bob", "server"]] {
         let output = rsig.run(&[&["spawn", "-F", &config], words, &["true"]].concat());
-        clear_message(output.code(255).stderr_has("CORP\\bob@127.0.0.1"));
+        assert_clear_message(output.code(255).stderr_has("CORP\\bob@127.0.0.1"));
     }
 }
 
@@ -750,7 +750,7 @@ fn a_jump_host_is_passed_by_its_own_configuration() {
     // An unreachable jump host is named.
     drop(gate);
     let output = rsig.run(&["spawn", "-F", &config, "-J", "gate", "inner", "--", "true"]);
-    clear_message(output.code(255).stderr_has("jump host gate"));
+    assert_clear_message(output.code(255).stderr_has("jump host gate"));
 }
 
 #[test]
@@ -808,7 +808,7 @@ fn a_busy_server_is_asked_again_and_given_up_at_last() {
     patient.wait_for_stderr("the server is busy");
     drop(occupied);
     patient.wait().ok();
-    poll_until("the server is free again", SOON, || {
+    poll_until("the server is free again", STEP_TIMEOUT, || {
         f.server
             .as_ref()
             .expect("a server")
@@ -836,7 +836,7 @@ fn one_session_at_a_time_is_enough() {
     let job = f.spawn(&[], &["sh", "-c", "echo out; sleep 1000"]);
     let other = f.spawn(&[], &["sleep", "1000"]);
     f.rsig.run(&["kill", "-s", "CONT", &job, &other]).ok();
-    poll_until("it has written", SOON, || {
+    poll_until("it has written", STEP_TIMEOUT, || {
         f.rsig.run(&["tail", &job]).ok().stdout() == "out\n"
     });
     // Several scripts over one connection, one after the other.

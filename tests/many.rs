@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::harness::tty::ENTER;
 use crate::harness::{Login, Rsig, Server, Site, on_two_sites, poll_until};
-use crate::jobs::{SOON, json_lines};
-use crate::kit::{self, Sayer, Says};
+use crate::jobs::{STEP_TIMEOUT, json_lines};
+use crate::kit::{self, FixedReply, FixedServer};
 
 /// Several servers and one rsig. The configuration names the servers s0, s1, ...
 struct Farm {
@@ -59,14 +59,14 @@ fn ids(text: &str) -> Vec<String> {
 }
 
 fn host_of(rsig: &Rsig, job: &str) -> String {
-    kit::look(rsig, job).expect("a job")["host"]
+    kit::job_json(rsig, job).expect("a job")["host"]
         .as_str()
         .expect("text")
         .to_owned()
 }
 
 /// The configuration of a host that accepts connections and never sends anything.
-fn silent_host_config(sayer: &Sayer) -> String {
+fn silent_host_config(sayer: &FixedServer) -> String {
     format!(
         "Host dead\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\n",
         sayer.port()
@@ -149,7 +149,7 @@ fn a_job_is_started_on_several_hosts() {
 #[test]
 fn a_dead_host_holds_nobody() {
     let farm = Farm::start(&[Login::User, Login::User]);
-    let sayer = Sayer::start(Says::Once(Vec::new()));
+    let sayer = FixedServer::start(FixedReply::Once(Vec::new()));
     farm.configure(&silent_host_config(&sayer));
     // The dead host comes first, and takes longer than it can hold the other ids back.
     let slow = farm.rsig.run(&[
@@ -264,7 +264,7 @@ fn a_wait_for_many_hosts_sees_each_end() {
             &slow,
         ])
         .code(124);
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    assert!(start.elapsed() < STEP_TIMEOUT, "{:?}", start.elapsed());
 }
 
 on_two_sites! {
@@ -309,7 +309,7 @@ on_two_sites! {
         for words in [&["kill", "--all", "--yes"][..], &["kill", "--host", &f.host, "-w", "20s"], &["stop", "--name", "gated"]] {
             let (job, gate) = f.spawn_gated(&["-n", "gated"], 3);
             gate.open();
-            poll_until("it has ended", SOON, || f.has_ended(&job));
+            poll_until("it has ended", STEP_TIMEOUT, || f.has_ended(&job));
             let output = f.rsig.run(&[words, &["--json"]].concat());
             let told = json_lines(output.ok().stderr_is_empty()).remove(0);
             assert_eq!([&told["sent"], &told["still_running"], &told["error"]], [&Value::from(false), &false.into(), &Value::Null]);
@@ -318,7 +318,7 @@ on_two_sites! {
         }
         let (job, gate) = f.spawn_gated(&[], 3);
         gate.open();
-        poll_until("it has ended", SOON, || f.has_ended(&job));
+        poll_until("it has ended", STEP_TIMEOUT, || f.has_ended(&job));
         f.rsig.run(&["kill", "--all", "--yes"]).ok().stdout_has(&format!("{job} on {}: it had already ended", f.host));
     }
 
@@ -343,14 +343,14 @@ fn an_end_that_a_relay_tells_of_is_told_at_once() {
     let ((slow, slow_gate), (quick, quick_gate)) = (f.spawn_gated(&[], 5), f.spawn_gated(&[], 6));
     let keeper = || f.json(&["keeper", "status", "--json"]).remove(0)[0].clone();
     let takes_signals = |relay: &&Value| relay[1] == true;
-    poll_until("both are held", SOON, || {
+    poll_until("both are held", STEP_TIMEOUT, || {
         keeper()["relays"]
             .as_array()
             .is_some_and(|relays| relays.iter().filter(takes_signals).count() == 2)
     });
     let wait = f.rsig.spawn_process(&["wait", &slow, &quick]);
     let any = f.rsig.spawn_process(&["wait", "--any", &slow, &quick]);
-    poll_until("both wait", SOON, || {
+    poll_until("both wait", STEP_TIMEOUT, || {
         keeper()["commands"].as_u64() >= Some(2)
     });
     quick_gate.open();
@@ -420,7 +420,7 @@ fn jobs_are_named_or_picked() {
         &["kill", "--parallel", "many", "--all"],
     ] {
         let output = rsig.run(words);
-        kit::clear_message(output.code(2).stdout_is(""));
+        kit::assert_clear_message(output.code(2).stdout_is(""));
     }
     assert!(!rsig.state().join("jobs.db").exists());
 }

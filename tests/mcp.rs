@@ -9,8 +9,8 @@ use crate::clients::Mcp;
 use crate::harness::{
     Fixture, Login, Process, Proxy, Scratch, Server, Site, on_two_sites, poll_until,
 };
-use crate::jobs::{JOB_KEYS, LISTENER, SOON, pick};
-use crate::keepers::{keeper_pids, kept};
+use crate::jobs::{JOB_KEYS, LISTENER, STEP_TIMEOUT, pick};
+use crate::keepers::{keeper_pids, with_keeper};
 use crate::kit;
 
 /// Starts a job from a shell command line.
@@ -31,7 +31,7 @@ fn lines(answer: &Value) -> Vec<Value> {
 fn await_no_job(f: &Fixture) {
     let is_jobs =
         |process: &Process| process.cmdline.contains("sleep") || process.cmdline.starts_with("sh ");
-    poll_until("no job is left", SOON, || {
+    poll_until("no job is left", STEP_TIMEOUT, || {
         !f.processes().iter().any(is_jobs)
     });
 }
@@ -40,13 +40,13 @@ fn await_no_job(f: &Fixture) {
 fn a_server_says_what_it_can() {
     let f = Site::Local.start();
     let mut mcp = Mcp::start(&f, &[]);
-    let hello = mcp.order(&json!({ "do": "hello" }));
+    let hello = mcp.request(&json!({ "do": "hello" }));
     assert_eq!(
         pick(&hello["server_info"], ["name", "version"]),
         json!(["rsig", env!("CARGO_PKG_VERSION")])
     );
     let instructions = hello["instructions"].as_str().expect("instructions");
-    let tools = mcp.order(&json!({ "do": "tools" }));
+    let tools = mcp.request(&json!({ "do": "tools" }));
     let told: Vec<Value> = tools
         .as_array()
         .expect("tools")
@@ -167,7 +167,7 @@ on_two_sites! {
         let job = started["job_id"].as_str().expect("an id").to_owned();
         assert_eq!(started["pid"], f.process(&job).pid);
         f.await_written(&job, &format!("{}\ndeep 'red'\nhalf", place.display()));
-        assert!(mcp.fails("ssh_spawn", order, "bad_param").contains("train"));
+        assert!(mcp.call_fails("ssh_spawn", order, "bad_param").contains("train"));
 
         // A line is complete once its newline is written.
         let first = mcp.call("ssh_tail", json!({ "job_id": "train" }));
@@ -181,7 +181,7 @@ on_two_sites! {
         let none = mcp.call("ssh_tail", json!({ "job_id": job, "cursor": cursor, "wait_ms": 300 }));
         assert_eq!(pick(&none, ["lines", "cursor"]), json!([[], cursor]));
         assert!(begun.elapsed() >= Duration::from_millis(300));
-        mcp.order(&json!({
+        mcp.request(&json!({
             "do": "begin", "tool": "ssh_tail", "arguments": { "job_id": job, "cursor": cursor, "wait_ms": 30000 }
         }));
         std::fs::write(place.join("gate"), "\n").expect("the job reads it");
@@ -204,13 +204,13 @@ on_two_sites! {
 
         let there = mcp.call("ssh_signal", json!({ "job_id": job, "signal": 0 }));
         assert_eq!(pick(&there, ["still_running", "sent"]), json!([true, false]));
-        assert!(mcp.fails("ssh_remove_job", json!({ "job_id": job }), "unexpected").contains("not ended"));
+        assert!(mcp.call_fails("ssh_remove_job", json!({ "job_id": job }), "unexpected").contains("not ended"));
         let sent = mcp.call("ssh_signal", json!({ "job_id": "train", "signal": "sigterm", "wait_ms": 20000 }));
         assert_eq!(
             sent,
             json!({
                 "ok": true, "job_id": job, "host": f.host, "signal": "SIGTERM", "signal_number": 15, "sent": true,
-                "sent_via_channel": f.way() == "channel", "sent_via_pid": f.way() == "pid", "pid": started["pid"],
+                "sent_via_channel": f.signal_route() == "channel", "sent_via_pid": f.signal_route() == "pid", "pid": started["pid"],
                 "exit_status": 143, "still_running": false, "error": null,
             })
         );
@@ -220,8 +220,8 @@ on_two_sites! {
         assert_eq!(pick(&over, ["still_running", "exit_status"]), json!([false, 143]));
         assert_eq!(lines(&over), [json!(null); 0]);
         mcp.call("ssh_remove_job", json!({ "job_id": job }));
-        mcp.fails("ssh_tail", json!({ "job_id": job }), "not_found");
-        assert_eq!(f.on_host(), [""; 0]);
+        mcp.call_fails("ssh_tail", json!({ "job_id": job }), "not_found");
+        assert_eq!(f.job_ids_on_host(), [""; 0]);
         mcp.close();
         f.await_no_processes();
     }
@@ -237,10 +237,10 @@ on_two_sites! {
         }
         let some = mcp.call("ssh_tail", json!({ "job_id": job, "wait_for": "^got t.o$", "wait_ms": 30000 }));
         assert_eq!((&some["matched"], lines(&some).len()), (&json!("got two"), 2));
-        mcp.fails("ssh_tail", json!({ "job_id": job, "wait_for": "(" }), "bad_param");
-        mcp.fails("ssh_send_stdin", json!({ "job_id": job }), "bad_param");
+        mcp.call_fails("ssh_tail", json!({ "job_id": job, "wait_for": "(" }), "bad_param");
+        mcp.call_fails("ssh_send_stdin", json!({ "job_id": job }), "bad_param");
         mcp.call("ssh_send_stdin", json!({ "job_id": job, "text": "last\n", "newline": false, "eof": true }));
-        mcp.fails("ssh_send_stdin", json!({ "job_id": job, "text": "x" }), "unexpected");
+        mcp.call_fails("ssh_send_stdin", json!({ "job_id": job, "text": "x" }), "unexpected");
         let last = mcp.call("ssh_tail", json!({ "job_id": job, "wait_for": "never", "wait_ms": 30000 }));
         assert_eq!((&last["matched"], &last["exit_status"], lines(&last).len()), (&json!(null), &json!(0), 3));
         mcp.close();
@@ -261,7 +261,7 @@ on_two_sites! {
         let late = mcp.call("ssh_exec", json!({ "host": f.host, "command": line, "timeout_ms": 2000 }));
         assert_eq!(pick(&late, ["stdout", "exit_status", "timed_out"]), json!(["begun\n", 143, true]));
         await_no_job(f);
-        assert_eq!(f.on_host(), [""; 0]);
+        assert_eq!(f.job_ids_on_host(), [""; 0]);
         // Of a long output, the end is returned; the rest can still be read.
         let much = mcp.call("ssh_exec", json!({ "host": f.host, "command": "seq 1 30000" }));
         let text = much["stdout"].as_str().expect("text");
@@ -374,7 +374,7 @@ fn every_kind_of_error_is_an_answer() {
         ),
         ("ssh_list_jobs", json!({ "host": "a b" }), "host"),
     ] {
-        let message = mcp.fails(tool, arguments, "bad_param");
+        let message = mcp.call_fails(tool, arguments, "bad_param");
         assert!(
             message.contains(word) && !message.contains("s3cret"),
             "{message}"
@@ -390,7 +390,7 @@ fn every_kind_of_error_is_an_answer() {
         ("ssh_signal", &here),
         ("ssh_tail", &there),
     ] {
-        mcp.fails(tool, json!({ "job_id": word }), "not_found");
+        mcp.call_fails(tool, json!({ "job_id": word }), "not_found");
     }
     assert_eq!(
         mcp.call("ssh_list_jobs", json!({}))["jobs"]
@@ -398,7 +398,7 @@ fn every_kind_of_error_is_an_answer() {
             .map(Vec::len),
         Some(1)
     );
-    let refused = mcp.order(&json!({ "do": "call", "tool": "ssh_nothing", "arguments": {} }));
+    let refused = mcp.request(&json!({ "do": "call", "tool": "ssh_nothing", "arguments": {} }));
     assert!(
         refused["refused"]
             .as_str()
@@ -406,12 +406,12 @@ fn every_kind_of_error_is_an_answer() {
         "{refused}"
     );
 
-    mcp.fails(
+    mcp.call_fails(
         "ssh_signal",
         json!({ "job_id": job, "use_pid_fallback": false }),
         "delivery_failed",
     );
-    mcp.fails(
+    mcp.call_fails(
         "ssh_exec",
         json!({ "host": "nohost.invalid", "command": "true" }),
         "delivery_failed",
@@ -424,14 +424,14 @@ fn every_kind_of_error_is_an_answer() {
             [&job],
         )
         .expect("an update");
-    mcp.fails("ssh_signal", json!({ "job_id": job }), "no_pid");
+    mcp.call_fails("ssh_signal", json!({ "job_id": job }), "no_pid");
     std::fs::rename(f.file(&job, "not yet"), f.file(&job, "pid")).expect("ours");
-    mcp.fails("ssh_remove_job", json!({ "job_id": job }), "unexpected");
+    mcp.call_fails("ssh_remove_job", json!({ "job_id": job }), "unexpected");
 
     f.server.as_mut().expect("a server").stop();
     for tool in ["ssh_signal", "ssh_tail", "ssh_remove_job"] {
         assert!(
-            mcp.fails(tool, json!({ "job_id": job }), "delivery_failed")
+            mcp.call_fails(tool, json!({ "job_id": job }), "delivery_failed")
                 .contains("server")
         );
     }
@@ -499,7 +499,7 @@ fn every_face_sees_the_same_jobs() {
         read[2..]
     );
     third.call("ssh_remove_job", json!({ "job_id": there }));
-    assert_eq!(f.on_host(), [""; 0]);
+    assert_eq!(f.job_ids_on_host(), [""; 0]);
 }
 
 /// Each line is returned exactly once, while the job writes.
@@ -607,7 +607,7 @@ fn a_hundred_calls_side_by_side() {
 /// The script that starts a command also waits for its end, unless others need its session or its connection ends.
 #[test]
 fn a_command_is_heard_of_whatever_becomes_of_the_script_that_started_it() {
-    let f = kept(Server::openssh(Login::User).config("MaxSessions 1").start());
+    let f = with_keeper(Server::openssh(Login::User).config("MaxSessions 1").start());
     let mut mcp = Mcp::start(&f, &[]);
     mcp.call("ssh_exec", json!({ "host": f.host, "command": "true" }));
     let keeper = keeper_pids(&f)[0];
@@ -637,7 +637,7 @@ fn a_command_is_heard_of_whatever_becomes_of_the_script_that_started_it() {
         );
         assert_eq!(answers[1]["exit_status"], 0, "{}", answers[1]);
     }
-    assert_eq!(f.on_host(), [""; 0]);
+    assert_eq!(f.job_ids_on_host(), [""; 0]);
     mcp.close();
 }
 
@@ -655,19 +655,19 @@ fn a_stuck_line_is_answered_in_time() {
         let begun = Instant::now();
         let order =
             json!({ "do": "call", "tool": "ssh_exec", "arguments": arguments("sleep 1000") });
-        let answer = mcp.order(&order)["answer"].clone();
+        let answer = mcp.request(&order)["answer"].clone();
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(limit), "{took:?}");
         assert_eq!(answer["error"]["kind"], "delivery_failed", "{answer}");
         assert_eq!(answer["job_id"].as_str().map(str::len), Some(8), "{answer}");
         // A request that arrives only now is cancelled.
         proxy.release();
-        poll_until("nothing of it runs", SOON, || {
+        poll_until("nothing of it runs", STEP_TIMEOUT, || {
             f.processes()
                 .iter()
                 .all(|process| process.cmdline != "sleep 1000")
         });
-        mcp.vanish();
+        mcp.kill();
     }
 }
 
@@ -689,16 +689,16 @@ fn a_client_that_vanishes_takes_the_server_and_no_job_with_it() {
         ),
     ];
     for (tool, arguments) in waits {
-        mcp.order(&json!({ "do": "begin", "tool": tool, "arguments": arguments }));
+        mcp.request(&json!({ "do": "begin", "tool": tool, "arguments": arguments }));
     }
     let runs = || {
         f.processes()
             .into_iter()
             .find(|process| process.cmdline == "sleep 999")
     };
-    poll_until("the command runs", SOON, || runs().is_some());
-    mcp.vanish();
-    poll_until("the server ends", SOON, || !server.runs());
+    poll_until("the command runs", STEP_TIMEOUT, || runs().is_some());
+    mcp.kill();
+    poll_until("the server ends", STEP_TIMEOUT, || !server.runs());
     assert!(process.runs() && runs().is_some());
     f.rsig.run(&["rm", "--force", &job]).ok();
     let left = f.rsig.run(&["ps", "-q"]).ok().line();
@@ -710,15 +710,15 @@ fn a_client_that_vanishes_takes_the_server_and_no_job_with_it() {
 fn a_call_that_is_given_up_leaves_the_job_alone() {
     let f = Site::Local.start();
     let mut mcp = Mcp::start(&f, &[]);
-    mcp.order(&json!({
+    mcp.request(&json!({
         "do": "begin", "tool": "ssh_exec", "arguments": { "host": "local", "command": "exec sleep 999" }
     }));
-    poll_until("the command runs", SOON, || {
+    poll_until("the command runs", STEP_TIMEOUT, || {
         f.processes()
             .iter()
             .any(|process| process.cmdline == "sleep 999")
     });
-    mcp.order(&json!({ "do": "cancel" }));
+    mcp.request(&json!({ "do": "cancel" }));
     let listed = mcp.call("ssh_list_jobs", json!({}));
     assert_eq!(listed["jobs"][0]["state"], "running");
     let job = listed["jobs"][0]["id"].as_str().expect("an id");
@@ -780,7 +780,7 @@ fn nothing_but_the_protocol_is_on_standard_output() {
     ] {
         server.write(format!("{message}\n"));
     }
-    poll_until("both calls are answered", SOON, || {
+    poll_until("both calls are answered", STEP_TIMEOUT, || {
         String::from_utf8_lossy(&server.stdout_so_far())
             .lines()
             .count()
@@ -822,7 +822,7 @@ fn a_server_that_is_ended_leaves_jobs_alone() {
     let (server, process): (Process, Process) = (mcp.server(), f.process(&job));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.pid), Signal::SIGTERM)
         .expect("it runs");
-    poll_until("the server ends", SOON, || !server.runs());
+    poll_until("the server ends", STEP_TIMEOUT, || !server.runs());
     assert!(process.runs());
-    mcp.vanish();
+    mcp.kill();
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::harness::{Fixture, Login, Server, poll_until, tool};
-use crate::jobs::SOON;
+use crate::jobs::STEP_TIMEOUT;
 use crate::keepers::keepers;
 use crate::kit::lines;
 
@@ -147,7 +147,7 @@ fn another_network_is_another_host() {
         two.f.rsig.within(unshare.args(words)).run()
     };
     there(&[&["spawn"][..], &spawn].concat()).code(255);
-    poll_until("the keeper is still there", SOON, || {
+    poll_until("the keeper is still there", STEP_TIMEOUT, || {
         keepers(&two.f).len() == 1
     });
     two.assert_at(false);

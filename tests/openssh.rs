@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use crate::harness::kerberos::Realm;
 use crate::harness::keys::{self, Format, Type};
-use crate::harness::{Fixture, Login, Output, SOON, Server, poll_until, tool};
+use crate::harness::{Fixture, Login, Output, STEP_TIMEOUT, Server, poll_until, tool};
 use crate::jobs::json_lines;
-use crate::keepers::{keeper_pids, kept, kill9};
-use crate::kit::clear_message;
+use crate::keepers::{keeper_pids, kill9, with_keeper};
+use crate::kit::assert_clear_message;
 
 /// A server that commands reach through the `ssh` program.
 fn by_openssh(server: Server) -> Fixture {
-    let mut f = kept(server);
+    let mut f = with_keeper(server);
     "openssh://server".clone_into(&mut f.host);
     f
 }
@@ -82,7 +82,7 @@ fn everything_works_by_the_ssh_program() {
     // One keeper for the host, and one for the prefix.
     assert_eq!(keeper_pids(&f).len(), 2);
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
-    poll_until("nothing of ssh is left", SOON, || masters(&f) == 0);
+    poll_until("nothing of ssh is left", STEP_TIMEOUT, || masters(&f) == 0);
     let left = fs::read_dir(f.rsig.state().join("keepers"))
         .expect("it is there")
         .flatten();
@@ -139,7 +139,7 @@ fn a_certificate_of_the_host_is_enough() {
     fs::write(&known, format!("@cert-authority * {}\n", other.public)).expect("our own");
     "openssh://server".clone_into(&mut f.host);
     f.connect.extend(["-o", "LogLevel=INFO"].map(str::to_owned));
-    clear_message(
+    assert_clear_message(
         run(&f, &[], &["true"])
             .code(255)
             .stderr_has("Host key verification failed"),
@@ -215,11 +215,11 @@ fn why_ssh_does_not_connect_is_said() {
     }
     // An option that ssh does not know, and a missing ssh program.
     let words = [&["kill", "-o", "NoSuchOption=1"][..], &connect, &[&there]].concat();
-    clear_message(f.rsig.run(&words).code(1).stderr_has("nosuchoption"));
+    assert_clear_message(f.rsig.run(&words).code(1).stderr_has("nosuchoption"));
     let empty = f.rsig.dir().join("empty");
     fs::create_dir(&empty).expect("our own");
     let words = [&["kill"][..], &connect, &[&there]].concat();
-    clear_message(
+    assert_clear_message(
         f.rsig
             .command(&words)
             .env("PATH", &empty)
@@ -239,16 +239,16 @@ fn ssh_asks_on_the_terminal_once() {
     // Ctrl-C leaves nothing behind and restores the terminal.
     let mut terminal = f.rsig.command(&words).tty(200, 50);
     terminal.wait_for("assword:");
-    poll_until("the echo is off", SOON, || !terminal.echoes());
+    poll_until("the echo is off", STEP_TIMEOUT, || !terminal.echoes());
     terminal.send("\x03");
     terminal.wait();
-    poll_until("the echo is on", SOON, || terminal.echoes());
-    poll_until("nothing is left", SOON, || {
+    poll_until("the echo is on", STEP_TIMEOUT, || terminal.echoes());
+    poll_until("nothing is left", STEP_TIMEOUT, || {
         masters(&f) == 0 && keeper_pids(&f).is_empty()
     });
     let mut terminal = f.rsig.command(&words).tty(200, 50);
     terminal.wait_for("assword:");
-    poll_until("the echo is off", SOON, || !terminal.echoes());
+    poll_until("the echo is off", STEP_TIMEOUT, || !terminal.echoes());
     terminal.send(&format!("{secret}\r"));
     terminal.wait_for("in");
     assert_eq!(terminal.wait().code(), Some(0), "{}", terminal.text());
@@ -274,11 +274,11 @@ fn a_ticket_of_kerberos_is_enough() {
         let words = f.words("run", &[], &["--", "id", "-u"]);
         realm.within(f.rsig.command(&words)).run()
     };
-    clear_message(run(&f).code(255).stderr_has("Permission denied"));
+    assert_clear_message(run(&f).code(255).stderr_has("Permission denied"));
     let server = f.server.as_ref().expect("a server");
     realm.log_in(server.user());
     run(&f).ok().stdout_is(&format!("{}\n", server.uid()));
     // The built-in client does not support GSSAPI, and says so.
     "server".clone_into(&mut f.host);
-    clear_message(run(&f).code(255).stderr_has("gssapi"));
+    assert_clear_message(run(&f).code(255).stderr_has("gssapi"));
 }

@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 
 use crate::harness::{Fixture, Login, Rsig, Running, Server, Site, poll_until};
 
-use crate::jobs::{SOON, json_lines};
-use crate::kit::{Sayer, Says, config_for, interrupted, record_on};
+use crate::jobs::{STEP_TIMEOUT, json_lines};
+use crate::kit::{FixedReply, FixedServer, config_for, interrupted, record_on};
 
 fn stop_server(f: &mut Fixture) {
     f.server.as_mut().expect("a server").stop();
@@ -78,7 +78,7 @@ fn the_time_runs_out_while_a_host_is_gone() {
 #[test]
 fn a_silent_host_keeps_no_wait_beyond_its_time() {
     let rsig = Rsig::new();
-    let silent = Sayer::start(Says::Once(vec![]));
+    let silent = FixedServer::start(FixedReply::Once(vec![]));
     let config = config_for(&rsig, "silent", silent.port(), "");
     record_on(&rsig, "00000000", "silent", &config);
     let start = Instant::now();
@@ -116,7 +116,7 @@ fn a_login_that_is_refused_and_a_name_that_does_not_exist_end_a_wait() {
 #[test]
 fn a_signal_ends_a_wait_for_a_host_that_is_gone() {
     let rsig = Rsig::new();
-    let silent = Sayer::start(Says::Once(vec![]));
+    let silent = FixedServer::start(FixedReply::Once(vec![]));
     let config = config_for(&rsig, "silent", silent.port(), "");
     record_on(&rsig, "00000000", "silent", &config);
     let config = config_for(&rsig, "closed", 1, "");
@@ -125,7 +125,7 @@ fn a_signal_ends_a_wait_for_a_host_that_is_gone() {
         if job == "00000001" {
             wait.wait_for_stderr("still waiting");
         } else {
-            poll_until("it connects", SOON, || rsig.processes().len() > 1);
+            poll_until("it connects", STEP_TIMEOUT, || rsig.processes().len() > 1);
         }
     };
     for (job, signal) in [
@@ -154,7 +154,7 @@ fn a_wait_outlasts_a_home_that_is_not_mounted() {
     let process = f.process(&job);
     fs::rename(&jobs, &aside).expect("on one disk");
     gate.open();
-    poll_until("it has ended", SOON, || !process.runs());
+    poll_until("it has ended", STEP_TIMEOUT, || !process.runs());
     let output = f.rsig.run(&["wait", "--timeout", "300ms", &job]);
     output.code(124).stderr_has("mounted");
     let wait = f.rsig.spawn_process(&["wait", &job]);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::procs::all;
 use crate::harness::{Fixture, Proxy, Rsig, Site, on_two_sites, poll_until};
-use crate::jobs::{JOB_KEYS, SOON, keys, pick};
+use crate::jobs::{JOB_KEYS, STEP_TIMEOUT, keys, pick};
 
 fn ids(f: &Fixture, options: &[&str]) -> Vec<String> {
     f.rsig
@@ -61,7 +61,7 @@ on_two_sites! {
         let (burning, gate) = f.spawn_gated(&[], 0);
         let stopped = f.spawn(&[], &["sleep", "1000"]);
         for job in [&idle, &stopped] {
-            poll_until("the job's shell has become its command", SOON, || measured(job).2 == 1);
+            poll_until("the job's shell has become its command", STEP_TIMEOUT, || measured(job).2 == 1);
         }
         f.rsig.run(&["kill", &stopped, "STOP"]).ok();
         let ended = f.spawn(&[], &["true"]);
@@ -84,7 +84,7 @@ on_two_sites! {
         }
         assert!(of(&families[0])["cpu_seconds"].as_f64() > Some(0.55), "{told:?}");
         // The CPU time of children that the job has waited for counts too.
-        poll_until("the use of a job of short processes shows", SOON, || {
+        poll_until("the use of a job of short processes shows", STEP_TIMEOUT, || {
             let output = f.rsig.run(&["ps", "-r", "--json", &burning]);
             let told: Value = serde_json::from_str(&output.ok().line()).expect("JSON");
             told[0]["cpu_percent"].as_f64() > Some(0.0)

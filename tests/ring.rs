@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::faults::on_a_small_disk;
 use crate::harness::{Fixture, Process, Rsig, Site, on_two_sites, poll_until, program_path};
-use crate::jobs::SOON;
+use crate::jobs::STEP_TIMEOUT;
 
 /// The numbered lines that a job writes.
 fn numbers(count: usize) -> String {
@@ -75,7 +75,7 @@ on_two_sites! {
         let all = numbers(1_500_000);
         let job = f.spawn(&["--log-max", "1M"], &["seq", "1500000"]);
         let mut peak = 0;
-        poll_until("it has ended", SOON, || {
+        poll_until("it has ended", STEP_TIMEOUT, || {
             let size: u64 = files(f, &job, "out").iter().map(|(_, size)| size).sum();
             assert!(size < MAX + MAX / 4, "{size}");
             peak = peak.max(disk_use(f, &job));
@@ -117,7 +117,7 @@ on_two_sites! {
         f.rsig.run(&["tail", "-q", "-n", "all", &job]).ok().stderr_is_empty();
         f.rsig.run(&["rm", &job]).ok();
         f.await_no_processes();
-        assert!(f.on_host().is_empty());
+        assert!(f.job_ids_on_host().is_empty());
     }
 
     fn a_slow_writer_gets_one_file_and_each_line_at_once(f: &Fixture) {
@@ -127,7 +127,7 @@ on_two_sites! {
         for number in 1..=40 {
             f.rsig.run(&["send", &job, &number.to_string()]).ok();
             all += &format!("{number}\n{number}\n");
-            poll_until("it is written", SOON, || kept(f, &job, "out") == all);
+            poll_until("it is written", STEP_TIMEOUT, || kept(f, &job, "out") == all);
         }
         follow.wait_for_stdout(&all);
         assert_eq!(files(f, &job, "out").len(), 1);
@@ -149,12 +149,12 @@ on_two_sites! {
             // Only the shells are killed: what dd has read but not yet written would be lost with it.
             kill_process(&processes[1 + killed % 2]);
             let before = files(f, &job, "out");
-            poll_until("it goes on", SOON, || f.has_ended(&job) || files(f, &job, "out") != before);
+            poll_until("it goes on", STEP_TIMEOUT, || f.has_ended(&job) || files(f, &job, "out") != before);
             killed += 1;
         }
         assert!(killed > 0);
         f.rsig.run(&["wait", &job]).ok();
-        poll_until("all is written", SOON, || f.file(&job, "out.end").exists());
+        poll_until("all is written", STEP_TIMEOUT, || f.file(&job, "out.end").exists());
         let left = kept(f, &job, "out");
         assert!(left.len() >= 256 << 10 && all.ends_with(&left), "{} of {}", left.len(), all.len());
         let (number, _) = files(f, &job, "out")[0];
@@ -166,7 +166,7 @@ on_two_sites! {
         let gate = f.job_home().join("gate");
         let line = format!("until [ -e {} ]; do sleep 0.01; done; echo late; exit 5", gate.display());
         let job = f.spawn(&["--log-max", "64K"], &["sh", "-c", &line]);
-        poll_until("it is spooled", SOON, || spoolers(f).is_some());
+        poll_until("it is spooled", STEP_TIMEOUT, || spoolers(f).is_some());
         let [dd, shell, tender] = spoolers(f).expect("they wait for the job");
         [tender, shell, dd].iter().for_each(kill_process);
         fs::write(gate, "").expect("the job's home is writable");
@@ -181,20 +181,20 @@ on_two_sites! {
         f.rsig.run(&["wait", &job]).ok();
         f.rsig.run(&["tail", &job]).ok().stdout_is("begun\n");
         fs::write(gate, "").expect("the job's home is writable");
-        poll_until("it is spooled", SOON, || f.file(&job, "out.end").exists());
+        poll_until("it is spooled", STEP_TIMEOUT, || f.file(&job, "out.end").exists());
         f.rsig.run(&["tail", "-n", "1", &job]).ok().stdout_is("20000\n").stderr_is_empty();
         f.await_no_processes();
     }
 
     fn it_is_removed_while_it_writes(f: &Fixture) {
         let job = f.spawn(&["--log-max", "256K", "--timeout", "1h"], &["yes"]);
-        poll_until("some is gone", SOON, || f.file(&job, "out.gone").exists());
+        poll_until("some is gone", STEP_TIMEOUT, || f.file(&job, "out.gone").exists());
         f.rsig.run(&["kill", &job, "STOP"]).ok();
         f.await_state(&job, "stopped");
         f.rsig.run(&["kill", &job, "CONT"]).ok();
         f.rsig.run(&["rm", "--force", &job]).ok();
         f.await_no_processes();
-        assert!(f.on_host().is_empty());
+        assert!(f.job_ids_on_host().is_empty());
         // Another process removes the files while the job runs: the job goes on, and no full pipe keeps it from ending.
         let job = f.spawn(&["--log-max", "256K"], &["seq", "3000000"]);
         fs::remove_dir_all(f.file(&job, "")).or_else(|_| fs::remove_dir_all(f.file(&job, ""))).expect("ours");
@@ -273,7 +273,7 @@ fn a_follower_that_falls_behind_goes_on_and_says_so() {
     fast.wait_for_stdout("begun\n");
     slow.signal(Signal::SIGSTOP);
     fs::write(&gates[0], "").expect("ours");
-    poll_until("all is written", SOON, || {
+    poll_until("all is written", STEP_TIMEOUT, || {
         kept(&f, &job, "out").ends_with("\n300000\n")
     });
     slow.signal(Signal::SIGCONT);
@@ -316,7 +316,7 @@ fn a_follower_over_cuts_is_exact() {
     proxy.cut_after_bytes(Direction::ToClient, 1_000_000);
     let tail = f.rsig.spawn_process(&["tail", "-f", "-n", "all", &job]);
     for cut in 1..=5 {
-        poll_until("it is connected again", SOON, || {
+        poll_until("it is connected again", STEP_TIMEOUT, || {
             proxy.connections() > before + cut
         });
         if cut < 5 {
@@ -337,7 +337,7 @@ fn in_shell(shell: &str) {
         .rsig
         .spawn_process(&["tail", "-f", "-n", "1", "--stdout", &job]);
     follow.wait_for_stdout("60000\n");
-    poll_until("it is spooled", SOON, || {
+    poll_until("it is spooled", STEP_TIMEOUT, || {
         spoolers(&f).is_some_and(|all| {
             kill_process(&all[1]);
             true
@@ -409,7 +409,9 @@ fn a_full_disk_costs_the_oldest_and_then_time() {
         .ok()
         .stdout_is("wait 0\n1500000\n100000\nwait 124\nwait 0\n1500000\n")
         .stderr_has("the disk there was full, and some of the output is lost");
-    poll_until("nothing is left", SOON, || rsig.processes().is_empty());
+    poll_until("nothing is left", STEP_TIMEOUT, || {
+        rsig.processes().is_empty()
+    });
 }
 
 #[test]
@@ -459,7 +461,7 @@ fn an_agent_is_told_what_is_gone() {
     use crate::clients::Mcp;
     let f = Site::Local.start();
     let mut mcp = Mcp::start(&f, &[]);
-    mcp.fails(
+    mcp.call_fails(
         "ssh_spawn",
         json!({ "host": f.host, "command": "true", "log_max": "1" }),
         "bad_param",
@@ -470,7 +472,9 @@ fn an_agent_is_told_what_is_gone() {
     );
     let job = job["job_id"].as_str().expect("an id").to_owned();
     f.rsig.run(&["wait", &job]).ok();
-    poll_until("all is written", SOON, || f.file(&job, "out.end").exists());
+    poll_until("all is written", STEP_TIMEOUT, || {
+        f.file(&job, "out.end").exists()
+    });
     let left = kept(&f, &job, "out");
     let gone = numbers(30_000).len() - left.len();
     let mut shown = String::new();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::harness::{Fixture, Site, on_two_sites, poll_until};
-use crate::jobs::SOON;
+use crate::jobs::STEP_TIMEOUT;
 
 fn spawn_ended(f: &Fixture, options: &[&str]) -> String {
     let job = f.spawn(options, &["true"]);
@@ -26,12 +26,12 @@ on_two_sites! {
         f.rsig.run(&["rm", "--older-than", "1h"]).ok().stdout_is("");
         f.rsig.run(&["rm", "--older-than", "1"]).code(2);
         f.rsig.run(&["rm", "--finished"]).ok().stdout_is(&format!("{third}\n"));
-        assert_eq!(f.on_host(), [runs.as_str()]);
+        assert_eq!(f.job_ids_on_host(), [runs.as_str()]);
 
         let process = f.process(&runs);
         f.rsig.run(&["rm", "--force", &runs]).ok().stdout_is(&format!("{runs}\n"));
         assert!(!process.runs());
-        assert_eq!(f.on_host(), [""; 0]);
+        assert_eq!(f.job_ids_on_host(), [""; 0]);
         f.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
         f.await_no_processes();
     }
@@ -47,7 +47,7 @@ on_two_sites! {
         let mut expected = [stopped, over];
         expected.sort_unstable();
         assert_eq!(ids, expected);
-        assert_eq!(f.on_host(), [""; 0]);
+        assert_eq!(f.job_ids_on_host(), [""; 0]);
     }
 
     fn forget_drops_the_record_alone(f: &Fixture) {
@@ -64,7 +64,7 @@ on_two_sites! {
         // A symbolic link in place of the job's directory: its target is not ours to remove.
         let (job, gate) = f.spawn_gated(&[], 0);
         gate.open();
-        poll_until("it ends", SOON, || f.has_ended(&job));
+        poll_until("it ends", STEP_TIMEOUT, || f.has_ended(&job));
         let kept = f.job_home().join("kept");
         fs::rename(f.file(&job, ""), &kept).expect("ours");
         std::os::unix::fs::symlink(&kept, f.jobs_dir().join(&job)).expect("ours");

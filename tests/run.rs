@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use crate::harness::{
     Fixture, Login, Proxy, Running, Server, Site, on_every_site, on_two_sites, poll_until, tool,
 };
-use crate::jobs::SOON;
-use crate::keepers::kept;
+use crate::jobs::STEP_TIMEOUT;
+use crate::keepers::with_keeper;
 
 impl Fixture {
     fn run_words<'a>(&'a self, options: &[&'a str], line: &'a str) -> Vec<&'a str> {
@@ -31,7 +31,7 @@ impl Fixture {
     }
 
     fn await_no_jobs(&self) {
-        poll_until("no job is left", SOON, || {
+        poll_until("no job is left", STEP_TIMEOUT, || {
             self.rsig.run(&["ps", "-q"]).ok().stdout().is_empty()
         });
         self.await_no_processes();
@@ -81,7 +81,7 @@ on_every_site! {
         f.await_state(&job, "stopped");
         // rsig stops itself after the job. A CONT before that would have no effect.
         let stat = format!("/proc/{}/stat", run.pid());
-        poll_until("rsig is stopped", SOON, || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
+        poll_until("rsig is stopped", STEP_TIMEOUT, || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
         run.signal(Signal::SIGCONT);
         f.await_state(&job, "running");
         run.signal(Signal::SIGTERM);
@@ -169,10 +169,10 @@ on_two_sites! {
         f.rsig.run(&f.run_words(&[], "kill -KILL $$")).code(137);
         f.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
         // A tombstone stays for a minute.
-        assert!(f.on_host().iter().all(|job| !f.file(job, "out").exists()));
+        assert!(f.job_ids_on_host().iter().all(|job| !f.file(job, "out").exists()));
         f.rsig.run(&f.run_words(&["--keep"], "echo out; exit 3")).code(3);
         let job = f.rsig.run(&["ps", "-aq"]).ok().line();
-        assert!(f.on_host().contains(&job));
+        assert!(f.job_ids_on_host().contains(&job));
         f.rsig.run(&["wait", &job]).code(3);
         f.await_no_processes();
     }
@@ -201,12 +201,12 @@ on_two_sites! {
         let job = f.only_job();
         // If rsig is stopped before its keeper holds the job, it can no longer make the keeper do so.
         if f.is_remote() {
-            poll_until("it is held", SOON, || f.file(&job, "beat").exists());
+            poll_until("it is held", STEP_TIMEOUT, || f.file(&job, "beat").exists());
         }
         run.signal(Signal::SIGSTOP);
         // Longer than the tether, with the process that holds it held up itself.
         let since = std::time::Instant::now();
-        poll_until("more than the tether has passed", SOON, || since.elapsed() > Duration::from_secs(6));
+        poll_until("more than the tether has passed", STEP_TIMEOUT, || since.elapsed() > Duration::from_secs(6));
         assert_eq!(f.state(&job), "running");
         run.signal(Signal::SIGCONT);
         f.rsig.run(&["kill", &job, "USR1"]).ok();
@@ -312,7 +312,7 @@ fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
 #[test]
 fn short_connections_keep_a_job_from_its_tether() {
     const TETHER: Duration = Duration::from_secs(4);
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let line = "until [ -e over ]; do echo more; sleep 0.05; done; exit 5";
     let words = f.words("run", &["--tether", "4s"], &["--", "sh", "-c", line]);
     let run = f.rsig.command(&words).stdin(*b"").start();
@@ -320,12 +320,14 @@ fn short_connections_keep_a_job_from_its_tether() {
     while begun.elapsed() < TETHER * 2 {
         // The new connection has delivered output. A heartbeat is sent only once a second.
         let so_far = run.stdout_so_far().len();
-        poll_until("more has come", SOON, || run.stdout_so_far().len() > so_far);
+        poll_until("more has come", STEP_TIMEOUT, || {
+            run.stdout_so_far().len() > so_far
+        });
         proxy.cut();
     }
     // Each connection had one or two keepers.
     let pid = run.pid().to_string();
-    poll_until("no keeper is left as a zombie", SOON, || {
+    poll_until("no keeper is left as a zombie", STEP_TIMEOUT, || {
         let children = tool("ps").args(["-o", "stat=", "--ppid", &pid]).run();
         !children
             .stdout()
@@ -339,7 +341,7 @@ fn short_connections_keep_a_job_from_its_tether() {
 /// A new keeper runs the old program, whose file no longer exists.
 #[test]
 fn a_run_goes_on_when_rsig_is_upgraded() {
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let program = f.rsig.dir().join("rsig");
     fs::copy(env!("CARGO_BIN_EXE_rsig"), &program).expect("our own directory");
     let line = "until [ -e over ]; do echo more; sleep 0.05; done; exit 5";
@@ -353,7 +355,9 @@ fn a_run_goes_on_when_rsig_is_upgraded() {
     for _ in 0..2 {
         proxy.cut();
         let so_far = run.stdout_so_far().len();
-        poll_until("more has come", SOON, || run.stdout_so_far().len() > so_far);
+        poll_until("more has come", STEP_TIMEOUT, || {
+            run.stdout_so_far().len() > so_far
+        });
     }
     fs::write(f.job_home().join("over"), "").expect("the home is ours");
     run.wait().code(5);
@@ -392,9 +396,11 @@ fn what_is_in_the_pipe_when_a_job_ends_is_delivered_however_much_waits_before_it
             .env("RSIG_KEEPER", "0")
             .stdin(*b"");
         let run = script.cwd(f.job_home()).start();
-        poll_until("the job is blocked, and ends", SOON, || total.exists());
-        let job = f.on_host().remove(0);
-        poll_until("all of it is taken", SOON, || {
+        poll_until("the job is blocked, and ends", STEP_TIMEOUT, || {
+            total.exists()
+        });
+        let job = f.job_ids_on_host().remove(0);
+        poll_until("all of it is taken", STEP_TIMEOUT, || {
             f.file(&job, "out.end").exists()
         });
         std::fs::write(&gate, "").expect("a new file");
@@ -414,7 +420,7 @@ fn output_that_nobody_reads_is_bounded_and_what_is_read_is_deleted() {
     run.close_stdin();
     let output = run.wait();
     assert_eq!(output.ok().stdout_bytes().len(), 150_000_000);
-    let jobs = f.on_host();
+    let jobs = f.job_ids_on_host();
     let left: u64 = std::fs::read_dir(f.jobs_dir().join(&jobs[0]))
         .expect("the job's directory")
         // Some files are being removed right now, as the supervisor ends.
@@ -471,12 +477,14 @@ fn a_killed_dd_costs_no_more_than_it_had_read() {
         if status == 7 {
             run.wait_for_stdout("a\n");
         }
-        poll_until("both streams are written", SOON, || writers().len() == 2);
+        poll_until("both streams are written", STEP_TIMEOUT, || {
+            writers().len() == 2
+        });
         let killed = writers();
         for pid in &killed {
             kill(Pid::from_raw(*pid), Signal::SIGKILL).expect("it waits for the job");
         }
-        poll_until("others write", SOON, || {
+        poll_until("others write", STEP_TIMEOUT, || {
             let now = writers();
             now.len() == 2 && !now.iter().any(|pid| killed.contains(pid))
         });

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crate::harness::scratch::Scratch;
 use crate::harness::tool;
 use crate::harness::{
-    self, Agent, Direction, Login, Options, Proxy, SOON, Server, Site, poll_until, procs,
+    self, Agent, Direction, Login, Options, Proxy, STEP_TIMEOUT, Server, Site, poll_until, procs,
 };
-use crate::kit::{Sayer, Says};
+use crate::kit::{FixedReply, FixedServer};
 
 fn each_server() -> [Options; 4] {
     [
@@ -65,7 +65,7 @@ fn nothing_of_a_server_is_left_after_drop() {
             "{}",
             procs::listing(&left)
         );
-        poll_until("the client notices", SOON, || session.has_ended());
+        poll_until("the client notices", STEP_TIMEOUT, || session.has_ended());
     }
 }
 
@@ -124,9 +124,11 @@ fn a_killed_test_process_leaves_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .expect("we can be started");
-    poll_until("the helper has started everything", SOON * 3, || {
-        file.exists()
-    });
+    poll_until(
+        "the helper has started everything",
+        STEP_TIMEOUT * 3,
+        || file.exists(),
+    );
     let told = fs::read_to_string(&file).expect("its report");
     let mut lines = told.lines();
     let base = PathBuf::from(lines.next().expect("its directory"));
@@ -139,9 +141,11 @@ fn a_killed_test_process_leaves_nothing() {
 
     helper.kill().expect("it runs");
     helper.wait().expect("it is our child");
-    poll_until("the warden has removed everything", SOON * 3, || {
-        !base.exists()
-    });
+    poll_until(
+        "the warden has removed everything",
+        STEP_TIMEOUT * 3,
+        || !base.exists(),
+    );
     let left: Vec<_> = before
         .into_iter()
         .chain(jobs)
@@ -155,7 +159,7 @@ fn a_job_that_sheds_its_environment_and_directory_is_still_found_by_its_user() {
     let server = Server::dropbear(Login::User).start();
     let line = "sh -c 'cd /; setsid env -i sleep 1000 </dev/null >/dev/null 2>&1 & echo $!'";
     let pid: i32 = server.run(line).ok().line().parse().expect("a pid");
-    poll_until("it has shed its environment", SOON, || {
+    poll_until("it has shed its environment", STEP_TIMEOUT, || {
         procs::Process::find(pid).is_some_and(|process| process.name == "sleep")
     });
     assert!(server.processes().iter().any(|process| process.pid == pid));
@@ -197,7 +201,7 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
     assert_eq!(proxy.bytes(Direction::ToServer), 5 * 4 + (2 << 20));
     assert_eq!(proxy.bytes(Direction::ToClient), 5 * 4 + (2 << 20));
     assert_eq!((proxy.connections(), proxy.open_connections()), (1, 1));
-    assert!(proxy.turns() >= 1);
+    assert!(proxy.direction_changes() >= 1);
 }
 
 #[test]
@@ -209,7 +213,7 @@ fn a_proxy_cuts_holds_refuses_and_counts() {
 
     proxy.hold(Direction::ToClient);
     stream.write_all(b"held").expect("sent");
-    poll_until("it reaches the server", SOON, || {
+    poll_until("it reaches the server", STEP_TIMEOUT, || {
         proxy.bytes(Direction::ToServer) == 4
     });
     stream
@@ -219,7 +223,7 @@ fn a_proxy_cuts_holds_refuses_and_counts() {
     assert_eq!(proxy.bytes(Direction::ToClient), 0);
     proxy.release();
     stream
-        .set_read_timeout(Some(SOON))
+        .set_read_timeout(Some(STEP_TIMEOUT))
         .expect("a socket option");
     stream.read_exact(&mut answer).expect("it comes late");
     assert_eq!(&answer, b"held");
@@ -247,7 +251,7 @@ fn a_proxy_cuts_holds_refuses_and_counts() {
 
 #[test]
 fn a_proxy_freezes_what_is_open_and_nothing_else() {
-    let sayer = Sayer::start(Says::Forever(vec![b'x'; 1000]));
+    let sayer = FixedServer::start(FixedReply::Forever(vec![b'x'; 1000]));
     let proxy = Proxy::start(sayer.port(), Duration::ZERO);
     let connect = || TcpStream::connect(("127.0.0.1", proxy.port())).expect("the proxy listens");
     let mut buffer = [0; 4096];
@@ -263,7 +267,8 @@ fn a_proxy_freezes_what_is_open_and_nothing_else() {
         .expect("a new one is free");
     assert!(old.read(&mut buffer).is_err());
     proxy.release();
-    old.set_read_timeout(Some(SOON)).expect("a socket option");
+    old.set_read_timeout(Some(STEP_TIMEOUT))
+        .expect("a socket option");
     old.read_exact(&mut buffer).expect("it goes on");
 }
 
@@ -284,9 +289,11 @@ fn a_run_that_is_too_long_is_killed_and_shows_its_output() {
     );
     let held = message("sleep 1000 & echo done");
     assert!(held.contains("still holds its stdout"), "{held}");
-    poll_until("only what was left in the background runs", SOON, || {
-        scratch.processes().len() == 1
-    });
+    poll_until(
+        "only what was left in the background runs",
+        STEP_TIMEOUT,
+        || scratch.processes().len() == 1,
+    );
 }
 
 #[test]

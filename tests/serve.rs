@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::clients::{file, python};
 use crate::harness::{Fixture, Invocation, Process, Running, Site, on_two_sites, poll_until, tool};
-use crate::jobs::{JOB_KEYS, LISTENER, SOON, keys, pick};
+use crate::jobs::{JOB_KEYS, LISTENER, STEP_TIMEOUT, keys, pick};
 
 /// A server, and what a client needs to know about it.
 struct Http {
@@ -71,7 +71,7 @@ impl Http {
         curl.args(&self.curl_options)
             .args(options)
             .arg(format!("{}{path}", self.base))
-            .limit(SOON)
+            .limit(STEP_TIMEOUT)
     }
 
     /// Returns the status and the body of the response.
@@ -162,7 +162,7 @@ fn reader(f: &Fixture, job: &str) -> Process {
         process.cmdline == "/bin/sh -s" && opened.is_ok_and(|file| file == log)
     };
     let mut found = None;
-    poll_until("a log is followed", SOON, || {
+    poll_until("a log is followed", STEP_TIMEOUT, || {
         found = f.processes().into_iter().find(reads_log);
         found.is_some()
     });
@@ -180,7 +180,7 @@ on_two_sites! {
         assert_eq!((status, &started["state"], &started["cwd"]), (201, &"running".into(), &"/".into()));
         let job = started["id"].as_str().expect("an id").to_owned();
         f.await_written(&job, "red\n");
-        poll_until("stderr is written", SOON, || fs::read(f.file(&job, "err")).is_ok_and(|text| text == b"oops\n"));
+        poll_until("stderr is written", STEP_TIMEOUT, || fs::read(f.file(&job, "err")).is_ok_and(|text| text == b"oops\n"));
         assert_eq!(http.refusal(&["--json", &order.to_string(), "/processes"]), (409, "name_taken".to_owned()));
 
         let (_, text) = http.ask(&["/processes/train"]);
@@ -245,7 +245,7 @@ on_two_sites! {
         let other = http.spawn("exec sleep 1000");
         assert_eq!(http.json(&["-X", "DELETE", &format!("/processes/{}%2F{other}?force=true", f.host)]), ok);
         assert_eq!(http.json(&["-X", "DELETE", &format!("/processes/{job}")]), ok);
-        assert_eq!(f.on_host(), [""; 0]);
+        assert_eq!(f.job_ids_on_host(), [""; 0]);
         http.stop();
         f.await_no_processes();
     }
@@ -312,7 +312,7 @@ on_two_sites! {
         follower.wait_for_stderr("200 OK");
         let reader = reader(f, &silent);
         drop(follower);
-        poll_until("nobody follows any more", SOON, || !reader.runs());
+        poll_until("nobody follows any more", STEP_TIMEOUT, || !reader.runs());
         // A server that stops does so too, but the response does not end as if the job had ended.
         let follower = http.curl(&["--no-buffer", "--verbose", &path]).start();
         follower.wait_for_stderr("200 OK");
@@ -674,7 +674,7 @@ fn who_is_too_slow_is_cut_off() {
         http.spawn("head -c 60000000 /dev/zero; exec sleep 1000"),
         60_000_000,
     );
-    poll_until("it has written", SOON, || {
+    poll_until("it has written", STEP_TIMEOUT, || {
         fs::metadata(f.file(&job, "out")).is_ok_and(|file| file.len() == size)
     });
     let cases = [
@@ -690,7 +690,9 @@ fn who_is_too_slow_is_cut_off() {
         .into_iter()
         .map(|(what, sent, answer)| {
             let mut stream = connect();
-            stream.set_read_timeout(Some(SOON)).expect("a limit");
+            stream
+                .set_read_timeout(Some(STEP_TIMEOUT))
+                .expect("a limit");
             std::thread::spawn(move || {
                 stream.write_all(sent.as_bytes()).expect("it takes it");
                 let mut text = Vec::new();
@@ -712,7 +714,7 @@ fn who_is_too_slow_is_cut_off() {
     let begun = Instant::now();
     let mut received = 0;
     let client = stalled.local_addr().expect("it is connected").port();
-    poll_until("its connection is closed", SOON, || {
+    poll_until("its connection is closed", STEP_TIMEOUT, || {
         !holds_connection_of(client)
     });
     let mut rest = vec![0; 1 << 20];
@@ -786,7 +788,7 @@ fn a_client_that_vanishes_leaves_no_trace() {
             &format!("/processes/{job}/_signal/CONT?wait=1h"),
         ])
         .start();
-    poll_until("it waits", SOON, || {
+    poll_until("it waits", STEP_TIMEOUT, || {
         f.processes()
             .iter()
             .any(|process| process.cmdline == "/bin/sh -s")
@@ -794,7 +796,7 @@ fn a_client_that_vanishes_leaves_no_trace() {
     drop(waiting);
     // Not only between two parts of a wait, which take five seconds at most.
     let mut quiet = Instant::now();
-    poll_until("nobody waits any more", SOON, || {
+    poll_until("nobody waits any more", STEP_TIMEOUT, || {
         if f.processes()
             .iter()
             .any(|process| process.cmdline == "/bin/sh -s")
@@ -844,7 +846,7 @@ fn the_document_is_true() {
         .env("RSIG_TEST_HOST", &f.host)
         .env("HOME", f.rsig.home())
         .cwd(f.rsig.home())
-        .limit(SOON * 6)
+        .limit(STEP_TIMEOUT * 6)
         .run();
     checked.ok();
     // Some requests were accepted.

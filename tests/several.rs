@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::harness::{Login, Output, Rsig, Running, Server, poll_until, tool};
-use crate::jobs::SOON;
-use crate::kit::{self, Sayer, Says};
+use crate::jobs::STEP_TIMEOUT;
+use crate::kit::{self, FixedReply, FixedServer};
 
 /// One server under many addresses, and rsig. Each 127.1.0.N is a host, `gone` is unreachable, and `silent` never
 /// answers.
@@ -15,12 +15,15 @@ struct Farm {
     rsig: Rsig,
     server: Server,
     config: String,
-    _silent: Sayer,
+    _silent: FixedServer,
 }
 
 impl Farm {
     fn start() -> Self {
-        let (mut rsig, silent) = (Rsig::new(), Sayer::start(Says::Once(Vec::new())));
+        let (mut rsig, silent) = (
+            Rsig::new(),
+            FixedServer::start(FixedReply::Once(Vec::new())),
+        );
         rsig.keeper = true;
         let server = Server::openssh(Login::User)
             .everywhere()
@@ -68,7 +71,7 @@ impl Farm {
     /// Waits until no job runs and none is recorded as running.
     fn await_no_jobs(&self) {
         let line = "while :; do sleep";
-        poll_until("no job is left", SOON, || {
+        poll_until("no job is left", STEP_TIMEOUT, || {
             let jobs = self.rsig.run(&["ps"]).stdout();
             let runs = self
                 .server
@@ -221,7 +224,7 @@ fn standard_input_is_null() {
 fn signals_go_to_all() {
     let farm = Farm::start();
     let started = |run: &Running| {
-        poll_until("all are up", SOON, || {
+        poll_until("all are up", STEP_TIMEOUT, || {
             String::from_utf8_lossy(&run.stdout_so_far())
                 .matches("up\n")
                 .count()
@@ -232,7 +235,7 @@ fn signals_go_to_all() {
     started(&run);
     for count in 1..=3 {
         run.signal(Signal::SIGINT);
-        poll_until("all got it", SOON, || {
+        poll_until("all got it", STEP_TIMEOUT, || {
             let out = String::from_utf8_lossy(&run.stdout_so_far()).into_owned();
             out.matches("int\n").count() >= 4 * count || count == 3
         });
@@ -267,7 +270,7 @@ fn signals_go_to_all() {
     started(&run);
     run.signal(Signal::SIGTSTP);
     let stat = format!("/proc/{}/stat", run.pid());
-    poll_until("rsig is stopped", SOON, || {
+    poll_until("rsig is stopped", STEP_TIMEOUT, || {
         fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))
     });
     let jobs = farm.rsig.run(&["ps"]).ok().stdout();
@@ -285,7 +288,7 @@ fn an_interrupt_ends_it_at_every_moment() {
     let line = "echo up; while :; do sleep 0.05; done";
     for delay in [0, 30, 60, 100, 150, 250, 500, 1000] {
         let run = farm.begin(&[], "127.1.0.[1-4],silent,local", line);
-        poll_until("it catches signals", SOON, || {
+        poll_until("it catches signals", STEP_TIMEOUT, || {
             fs::read_to_string(format!("/proc/{}/status", run.pid())).is_ok_and(|status| {
                 let caught = status
                     .lines()
@@ -325,7 +328,7 @@ fn parallel_and_fail_fast() {
     );
     let start = Instant::now();
     farm.run(&["--fail-fast"], "127.1.0.[1-3]", &line).code(5);
-    assert!(start.elapsed() < SOON);
+    assert!(start.elapsed() < STEP_TIMEOUT);
     farm.await_no_jobs();
     farm.run(
         &["--parallel", "1"],
@@ -372,7 +375,7 @@ fn equal_outputs_come_once_as_by_clush() {
     farm.run(&["--gather"], "local", "echo a")
         .ok()
         .stdout_is("---------------\nlocal\n---------------\na\n");
-    kit::harmless(
+    kit::assert_harmless(
         farm.run(&["--gather"], "127.1.0.[1-3],gone", "echo a; exit 2")
             .code(2)
             .stderr(),

@@ -13,8 +13,10 @@ use crate::harness::running::with_system_shell;
 use crate::harness::{
     Fixture, Login, Options, Rsig, Server, Shell, Site, poll_until, program_path, tool,
 };
-use crate::jobs::{LISTENER, SOON, json_lines, pick};
-use crate::keepers::{ends_with, kept, new_counter, nothing_is_left, warm};
+use crate::jobs::{LISTENER, STEP_TIMEOUT, json_lines, pick};
+use crate::keepers::{
+    assert_final_count, assert_nothing_left, await_warm_relay, new_counter, with_keeper,
+};
 use serde_json::json;
 
 /// Words that a shell could garble: quotes, an escape that `echo` would interpret, bytes that are not text.
@@ -94,7 +96,7 @@ fn main_flow(f: &Fixture) {
         ("17", ""),
     ] {
         f.rsig.run(&["kill", &job, signal]).ok();
-        poll_until(signal, SOON, || {
+        poll_until(signal, STEP_TIMEOUT, || {
             f.written(&job).contains(&format!("\n{name}"))
         });
     }
@@ -185,7 +187,7 @@ fn main_flow(f: &Fixture) {
             .count(),
         many
     );
-    assert_eq!(f.on_host(), [""; 0]);
+    assert_eq!(f.job_ids_on_host(), [""; 0]);
 }
 
 /// Identifies this machine's `/bin/sh`: another file while something is mounted over it.
@@ -388,13 +390,13 @@ fn mksh_reads_the_scripts() {
 
 /// Checks a keeper's jobs on a host with another program as its `/bin/sh`.
 fn check_relays_under(shell: &str) {
-    let f = kept(
+    let f = with_keeper(
         Server::openssh(Login::User)
             .system_shell(program_path(shell))
             .start(),
     );
     let job = new_counter(&f);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     for way in ["channel", "pid"] {
         f.rsig.run(&["kill", "--via", way, &job, "USR1"]).ok();
     }
@@ -404,11 +406,11 @@ fn check_relays_under(shell: &str) {
     kills.into_iter().for_each(|kill| {
         kill.wait().ok();
     });
-    ends_with(&f, &job, 6, shell);
+    assert_final_count(&f, &job, 6, shell);
 
     // The end is reported, not just found by a later query.
     let job = f.spawn(&[], &["sleep", "1000"]);
-    warm(&f, &job);
+    await_warm_relay(&f, &job);
     let start = Instant::now();
     f.rsig
         .run(&["kill", "-w", "20s", &job])
@@ -420,7 +422,7 @@ fn check_relays_under(shell: &str) {
         start.elapsed()
     );
     f.rsig.run(&["keeper", "stop", "--all"]).ok();
-    nothing_is_left(&f);
+    assert_nothing_left(&f);
 }
 
 #[test]
@@ -527,7 +529,7 @@ fn nothing_detaches_a_job_where_job_control_does_not_work() {
             .code(1)
             .stdout_is("")
             .stderr_has("a job can't be detached there");
-        assert_eq!(f.on_host(), [""; 0]);
+        assert_eq!(f.job_ids_on_host(), [""; 0]);
     }
 }
 

@@ -6,8 +6,8 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use crate::harness::{Direction, Fixture, Login, Proxy, Rsig, Running, Server, poll_until, tool};
-use crate::jobs::{SOON, json_lines};
-use crate::keepers::{dots, keeper_pids, kept, kill9, new_counter};
+use crate::jobs::{STEP_TIMEOUT, json_lines};
+use crate::keepers::{dots_written, keeper_pids, kill9, new_counter, with_keeper};
 use crate::kit;
 
 /// Pseudo-random numbers from a seed, by splitmix64.
@@ -45,7 +45,7 @@ fn soak_2000_signals_are_neither_lost_nor_doubled() {
     const SIGNALS: usize = 2000;
     const AT_ONCE: usize = 10;
     let mut random = Random::new();
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let start = Instant::now();
     let (mut sent, mut confirmed_in_all) = (0, 0);
     while sent < SIGNALS && start.elapsed() < limit() {
@@ -78,7 +78,7 @@ fn soak_2000_signals_are_neither_lost_nor_doubled() {
             }
         }
         f.rsig.run(&["stop", &job]).ok();
-        let counted = dots(&f, &job);
+        let counted = dots_written(&f, &job);
         assert!(
             (confirmed..=confirmed + unknown).contains(&counted),
             "{counted} are counted, {confirmed} confirmed, {unknown} unknown"
@@ -106,7 +106,7 @@ fn cut_at_random(
         let connections = proxy.connections();
         let direction = directions[usize::from(random.below(directions.len() as u64) == 1)];
         proxy.cut_after_bytes(direction, 20_000 + random.below(BETWEEN_CUTS));
-        poll_until("it is cut, or has ended", SOON * 3, || {
+        poll_until("it is cut, or has ended", STEP_TIMEOUT * 3, || {
             proxy.connections() > connections || running.has_ended()
         });
         cuts += 1;
@@ -146,7 +146,7 @@ fn piped(f: &Fixture, line: &str, words: &[&str]) -> Running {
             env!("CARGO_BIN_EXE_rsig"),
         ]))
         .args(words)
-        .limit(limit() + SOON * 10)
+        .limit(limit() + STEP_TIMEOUT * 10)
         .start()
 }
 
@@ -154,7 +154,7 @@ fn piped(f: &Fixture, line: &str, words: &[&str]) -> Running {
 #[ignore = "minutes"]
 fn soak_500_mb_are_followed_over_200_cuts() {
     let mut random = Random::new();
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let job = f.spawn(&[], &["perl", "-e", BYTES, &SIZE.to_string()]);
     let words = ["tail", "-f", "-n", "all", &job];
     let mut tail = piped(&f, r#"shift; "$@" | cksum"#, &words);
@@ -166,7 +166,7 @@ fn soak_500_mb_are_followed_over_200_cuts() {
 #[ignore = "minutes"]
 fn soak_500_mb_go_through_run_both_ways_over_200_cuts() {
     let mut random = Random::new();
-    let (f, proxy) = kept(Server::openssh(Login::User).start()).through_proxy();
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let words = f.words("run", &["--tether", "5m"], &["--", "cat"]);
     let mut run = piped(
         &f,
@@ -224,7 +224,7 @@ fn soak_64_writers_outlive_a_disk_that_fills() {
         &seconds,
     ];
     rsig.within(tool("unshare").args(words))
-        .limit(limit() + SOON)
+        .limit(limit() + STEP_TIMEOUT)
         .run()
         .ok();
     let wrong = fs::read_to_string(rsig.home().join("wrong")).unwrap_or_default();

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::{Site, on_every_site, on_two_sites, poll_until, tool};
-use crate::jobs::{SOON, json_lines};
+use crate::jobs::{STEP_TIMEOUT, json_lines};
 
 /// Words that a shell, quoting or decoding could garble.
 fn odd_words() -> Vec<OsString> {
@@ -139,7 +139,7 @@ on_every_site! {
             assert!(!seen.join().expect("no panic"), "the value stood in an argv");
             job
         });
-        poll_until("it has written its environment", SOON, || f.process(&job).name == "sleep");
+        poll_until("it has written its environment", STEP_TIMEOUT, || f.process(&job).name == "sleep");
         let variables = variables(&fs::read(f.file(&job, "out")).expect("its log"));
         assert_eq!(variables["PASSED"], OsStr::new(&secret));
         for (index, word) in odd.iter().enumerate() {
@@ -217,7 +217,7 @@ on_every_site! {
         let is_its_own = |target: PathBuf| target == OsStr::new("/dev/null") || target.starts_with(f.jobs_dir());
         for process in [process.pid, process.ppid] {
             // A process that is about to execute a program has other descriptors open for a moment.
-            poll_until("only its own are open", SOON, || {
+            poll_until("only its own are open", STEP_TIMEOUT, || {
                 let open = fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").flatten();
                 open.map(|entry| fs::read_link(entry.path())).all(|target| target.is_ok_and(is_its_own))
             });
@@ -304,7 +304,7 @@ on_two_sites! {
             assert_eq!(output.stderr().lines().count(), 1, "{output}");
         }
         f.await_no_processes();
-        assert_eq!(f.on_host(), [""; 0]);
+        assert_eq!(f.job_ids_on_host(), [""; 0]);
         f.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
     }
 
@@ -338,16 +338,16 @@ on_two_sites! {
         }
         f.rsig.run(&f.words("spawn", &["--stdin", "no-such"], &["cat"])).code(2).stderr_has("--stdin no-such");
         f.rsig.run(&f.words("spawn", &["--stdin", path, "-C", "/no/such"], &["cat"])).code(1).stderr_has("/no/such");
-        assert_eq!(f.on_host().len(), 4);
+        assert_eq!(f.job_ids_on_host().len(), 4);
     }
 
     fn a_name_is_taken_until_its_job_has_ended(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&["-n", "train"], 0);
         let again = f.rsig.run(&f.words("spawn", &["-n", "train"], &["true"]));
         again.code(1).stdout_is("").stderr_has("the name train is taken").stderr_has(&job);
-        assert_eq!(f.on_host(), [job.as_str()]);
+        assert_eq!(f.job_ids_on_host(), [job.as_str()]);
         gate.open();
-        poll_until("it ends", SOON, || f.has_ended(&job));
+        poll_until("it ends", STEP_TIMEOUT, || f.has_ended(&job));
         // This machine still considers the job running; the host knows better.
         let next = f.spawn(&["-n", "train"], &["sleep", "1000"]);
         assert_eq!(f.job("train")["id"], next.as_str());

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::{Process, on_two_sites, poll_until};
-use crate::jobs::{SOON, json_lines, pick};
+use crate::jobs::{STEP_TIMEOUT, json_lines, pick};
 
 /// Waits in clone(2) for a child that has not executed its program yet (`CLONE_VFORK`), as a shell does after vfork(2).
 const IN_VFORK: &str = r#"use POSIX;
@@ -97,7 +97,7 @@ on_two_sites! {
         for process in &processes {
             process.signal(Signal::SIGKILL);
         }
-        poll_until("they are gone", SOON, || !processes.iter().any(Process::runs));
+        poll_until("they are gone", STEP_TIMEOUT, || !processes.iter().any(Process::runs));
         let told = f.job(&job);
         assert_eq!(pick(&told, ["state", "exit_status"]), json!(["lost", null]));
         f.rsig.run(&["ps", "-a"]).ok().stdout_has("lost");
@@ -109,14 +109,14 @@ on_two_sites! {
         let program = f.job_home().join(name);
         fs::copy("/bin/sleep", &program).expect("the home is writable");
         let job = f.spawn(&[], &[&format!("./{name}"), "1000"]);
-        poll_until("it has its name", SOON, || f.process(&job).cmdline.contains("a)"));
+        poll_until("it has its name", STEP_TIMEOUT, || f.process(&job).cmdline.contains("a)"));
         assert_eq!(f.state(&job), "running");
         f.rsig.run(&["kill", &job, "-w", "20s"]).ok().stdout_has("143 (TERM)");
     }
 
     fn a_job_that_was_removed_behind_our_back_is_lost(f: &Fixture) {
         let job = f.spawn(&[], &["true"]);
-        poll_until("it ends", SOON, || f.has_ended(&job));
+        poll_until("it ends", STEP_TIMEOUT, || f.has_ended(&job));
         fs::remove_dir_all(f.file(&job, "")).expect("ours");
         assert_eq!(f.state(&job), "lost");
     }

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::scratch::{make_dir, write_file};
 use crate::harness::{Invocation, Rsig, Running, poll_until, tool};
-use crate::kit::{self, SOON, clear_message};
+use crate::kit::{self, STEP_TIMEOUT, assert_clear_message};
 
 /// Every command that uses the state file.
 const COMMANDS: [&[&str]; 8] = [
@@ -106,7 +106,7 @@ fn a_name_is_given_to_one_of_many_who_want_it_at_once() {
     assert_eq!(won.len(), 1);
     for output in lost {
         output.code(1).stdout_is("").stderr_has("wanted is taken");
-        clear_message(output);
+        assert_clear_message(output);
     }
     assert_eq!(kit::recorded(&rsig), [won[0].line()]);
     let jobs = || {
@@ -115,7 +115,7 @@ fn a_name_is_given_to_one_of_many_who_want_it_at_once() {
             .filter(|process| process.name == "sleep")
             .count()
     };
-    poll_until("the job is its command", SOON, || jobs() > 0);
+    poll_until("the job is its command", STEP_TIMEOUT, || jobs() > 0);
     assert_eq!(jobs(), 1);
 }
 
@@ -151,7 +151,7 @@ fn a_process_that_is_killed_at_any_moment_leaves_the_file_whole() {
             [],
         )
         .expect("an update");
-    poll_until("every record is resolved", SOON, || {
+    poll_until("every record is resolved", STEP_TIMEOUT, || {
         let shown = rsig.run(&["ps", "-a", "--json"]).ok().stdout();
         let jobs: Vec<serde_json::Value> = serde_json::from_str(&shown).expect("JSON");
         jobs.len() >= 20
@@ -254,7 +254,7 @@ fn a_file_that_is_not_ours_or_damaged_is_named_and_left_as_it_is() {
             let expected = if words[0] == "wait" { 125 } else { 1 };
             assert_eq!(output.status().code(), Some(expected), "{what}: {output}");
             output.stdout_is("").stderr_has("jobs.db").stderr_has(said);
-            clear_message(&output);
+            assert_clear_message(&output);
             assert!(
                 fs::read(&file).expect("it is there") == bytes,
                 "{what} was changed by {words:?}"
@@ -292,12 +292,12 @@ fn what_is_no_file_in_its_place_is_named_and_left_as_it_is() {
         }
         let before = fs::symlink_metadata(&file).expect("it is there");
         for words in COMMANDS {
-            let output = rsig.command(words).limit(SOON).run();
+            let output = rsig.command(words).limit(STEP_TIMEOUT).run();
             output
                 .code(if words[0] == "wait" { 125 } else { 1 })
                 .stdout_is("")
                 .stderr_has("jobs.db");
-            clear_message(&output);
+            assert_clear_message(&output);
         }
         let after = fs::symlink_metadata(&file).expect("it is there");
         assert_eq!(before.file_type(), after.file_type());
@@ -365,7 +365,7 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
                 .code(if words[0] == "wait" { 125 } else { 1 })
                 .stdout_is("")
                 .stderr_has(said);
-            clear_message(&output);
+            assert_clear_message(&output);
         }
         let made = fs::read_dir(&directory).map_or(0, Iterator::count);
         assert_eq!(made, 0, "{what}");
@@ -392,7 +392,7 @@ fn an_open_umask_opens_nothing() {
         .ok()
         .line();
     // The job has the login's own umask.
-    poll_until("it has said its umask", SOON, || {
+    poll_until("it has said its umask", STEP_TIMEOUT, || {
         under(&format!("tail {job}")).run().ok().stdout() == "0000\n"
     });
     under(&format!("kill {job} --wait 20s")).run().ok();
@@ -436,7 +436,7 @@ fn without_a_place_for_the_state_file_that_is_said() {
             .cwd(rsig.dir())
             .run();
         output.code(1).stderr_has("RSIG_STATE_DIR");
-        clear_message(&output);
+        assert_clear_message(&output);
     }
     assert_eq!(fs::read_dir(rsig.home()).expect("it is there").count(), 0);
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, chown};
 use std::time::{Duration, Instant};
 
 use crate::harness::{Direction, Proxy, Site, on_every_site, on_two_sites, poll_until, tool};
-use crate::jobs::SOON;
+use crate::jobs::STEP_TIMEOUT;
 
 /// Writes 50 MB that contain every byte value, in pieces that end at arbitrary positions.
 const WRITER: &str = r#"my $block = join "", map { chr(($_ * 7 + ($_ >> 8)) % 256) } 0 .. 99_999;
@@ -108,13 +108,13 @@ on_every_site! {
             let mut shells = all.iter().filter(|process| process.cmdline == "/bin/sh -s");
             below == 0 || shells.any(|shell| all.iter().filter(|process| process.ppid == shell.pid).count() == below)
         };
-        poll_until("its relay is complete", SOON, ready);
+        poll_until("its relay is complete", STEP_TIMEOUT, ready);
         let before = f.processes().iter().filter(|process| process.name != "sleep").count();
         let tail = f.rsig.spawn_process(&["tail", "-f", &job]);
         let more = || f.processes().iter().filter(|process| process.name != "sleep").count() > before;
-        poll_until("it follows", SOON, more);
+        poll_until("it follows", STEP_TIMEOUT, more);
         drop(tail);
-        poll_until("nobody follows any more", SOON, || !more());
+        poll_until("nobody follows any more", STEP_TIMEOUT, || !more());
         assert_eq!(f.state(&job), "running");
         gate.open();
         f.rsig.run(&["wait", &job]).ok();
@@ -165,7 +165,7 @@ fn every_byte_comes_once_over_fifty_cuts() {
     proxy.cut_after_bytes(Direction::ToClient, 1_000_000);
     let tail = f.rsig.spawn_process(&["tail", "-f", "-n", "all", &job]);
     for cut in 1..=50 {
-        poll_until("it is connected again", SOON, || {
+        poll_until("it is connected again", STEP_TIMEOUT, || {
             proxy.connections() > before + cut
         });
         if cut < 50 {
@@ -226,7 +226,7 @@ fn a_reader_that_takes_its_time_costs_nothing() {
     };
     let begun = Instant::now();
     let (mut since, mut before) = (begun, ticks());
-    poll_until("the keepers sleep", SOON, || {
+    poll_until("the keepers sleep", STEP_TIMEOUT, || {
         if since.elapsed() < Duration::from_secs(1) {
             return false;
         }

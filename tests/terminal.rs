@@ -4,7 +4,10 @@ use std::fs;
 
 use crate::harness::tty::CTRL_C;
 use crate::harness::{Fixture, Login, Rsig, Server, Tty, poll_until, tool};
-use crate::kit::{self, SOON, Sayer, Says, config_for, harmless, interrupted, record_on};
+use crate::kit::{
+    self, FixedReply, FixedServer, STEP_TIMEOUT, assert_harmless, config_for, interrupted,
+    record_on,
+};
 
 /// A machine with records of a few jobs.
 fn with_jobs() -> Rsig {
@@ -106,13 +109,13 @@ fn colour_is_for_terminals_that_want_it() {
     assert!(!shown("TERM", "dumb"));
     // A pipe gets plain text, and all of it.
     let output = rsig.run(&["ps", "-a"]);
-    harmless(&output.ok().stdout());
+    assert_harmless(&output.ok().stdout());
     output
         .stderr_is_empty()
         .stdout_has(&"x".repeat(300))
         .stdout_has("\\x1b[31m");
-    harmless(&rsig.run(&["kill", "-l"]).ok().stdout());
-    harmless(rsig.run(&["ps", "nothing"]).code(3).stderr());
+    assert_harmless(&rsig.run(&["kill", "-l"]).ok().stdout());
+    assert_harmless(rsig.run(&["ps", "nothing"]).code(3).stderr());
 }
 
 #[test]
@@ -191,9 +194,11 @@ fn ctrl_c_ends_a_wait_and_a_tail_and_leaves_the_job_alone() {
                 .chain(&f.rsig.processes())
                 .any(|p| p.cmdline.ends_with("/bin/sh -s"))
         };
-        poll_until("the last command's script has gone", SOON, || !asks());
+        poll_until("the last command's script has gone", STEP_TIMEOUT, || {
+            !asks()
+        });
         let mut wait = f.rsig.command(&["wait", job]).tty(80, 24);
-        poll_until("it asks the host", SOON, asks);
+        poll_until("it asks the host", STEP_TIMEOUT, asks);
         wait.send(CTRL_C);
         let status = wait.wait();
         assert!(interrupted(status), "{status}: {}", wait.text());
@@ -204,7 +209,7 @@ fn ctrl_c_ends_a_wait_and_a_tail_and_leaves_the_job_alone() {
 #[test]
 fn a_spinner_turns_on_a_terminal_and_nowhere_else() {
     let rsig = Rsig::new();
-    let silent = Sayer::start(Says::Once(vec![]));
+    let silent = FixedServer::start(FixedReply::Once(vec![]));
     let config = config_for(&rsig, "slow", silent.port(), "ConnectTimeout 2");
     record_on(&rsig, "00000000", "slow", &config);
     let text = "asking the host";
@@ -225,7 +230,7 @@ fn a_spinner_turns_on_a_terminal_and_nowhere_else() {
     }
     let output = rsig.run(&["kill", "00000000"]);
     output.code(255).stderr_lacks(text);
-    harmless(output.stderr());
+    assert_harmless(output.stderr());
     assert!(
         fs::read_dir(rsig.home())
             .expect("the home")

@@ -6,8 +6,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Fixture, Process, Rsig, Site, tool};
-use crate::jobs::{LISTENER, SOON};
-use crate::kit::{Sayer, Says, config_for, harmless, record_on};
+use crate::jobs::{LISTENER, STEP_TIMEOUT};
+use crate::kit::{FixedReply, FixedServer, assert_harmless, config_for, record_on};
 
 /// A tmux server with one window. A shell in it runs `rsig top`, then prints its exit status and whether the terminal
 /// is as before.
@@ -71,7 +71,7 @@ impl<'a> Screen<'a> {
         let start = std::time::Instant::now();
         while !holds(&lines) {
             assert!(
-                start.elapsed() < SOON,
+                start.elapsed() < STEP_TIMEOUT,
                 "never {what:?}, but:\n{}",
                 lines.join("\n")
             );
@@ -247,7 +247,7 @@ fn the_terminal_is_left_as_it_was() {
 #[test]
 fn a_host_that_says_nothing_delays_nobody() {
     let rsig = Rsig::new();
-    let silent = Sayer::start(Says::Once(Vec::new()));
+    let silent = FixedServer::start(FixedReply::Once(Vec::new()));
     let config = config_for(&rsig, "silent", silent.port(), "");
     record_on(&rsig, "2pysv60g", "silent", &config);
     let closed = config_for(&rsig, "closed", 1, "");
@@ -291,7 +291,7 @@ fn it_fits_any_terminal_and_shows_nothing_raw() {
                 || text.contains(&format!("{colour}2m"))),
         "{text:?}"
     );
-    harmless(&screen.lines().join("\n"));
+    assert_harmless(&screen.lines().join("\n"));
     for (columns, rows) in [
         ("40", "8"),
         ("20", "3"),

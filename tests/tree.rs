@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{Fixture, Process, Proxy, Site, on_two_sites, poll_until, tool};
-use crate::jobs::{SOON, json_lines};
+use crate::jobs::{STEP_TIMEOUT, json_lines};
 
 /// Numbers the directories of these jobs.
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -31,7 +31,7 @@ fn spawn_noting(f: &Fixture, line: &str, names: &[&str]) -> (String, Vec<Process
     );
     let find = |name: &&str| {
         let file = dir.join(name);
-        poll_until(&format!("{name} is there"), SOON, || file.exists());
+        poll_until(&format!("{name} is there"), STEP_TIMEOUT, || file.exists());
         let pid = fs::read_to_string(&file)
             .expect("readable")
             .trim()
@@ -61,13 +61,13 @@ fn gone(processes: &[Process]) -> bool {
 }
 
 fn await_gone(processes: &[Process]) {
-    poll_until("the processes are gone", SOON, || gone(processes));
+    poll_until("the processes are gone", STEP_TIMEOUT, || gone(processes));
 }
 
 /// Waits until nothing that the jobs of these tests run is left. A keeper's shells may stay.
 fn await_quiet(f: &Fixture) {
     let is_ours = |process: &Process| process.name == "sleep" || process.name == "perl";
-    poll_until("nothing of the jobs is left", SOON, || {
+    poll_until("nothing of the jobs is left", STEP_TIMEOUT, || {
         !f.processes().iter().any(is_ours)
     });
 }
@@ -100,7 +100,7 @@ on_two_sites! {
         let line = format!("{FAMILY} env -i PATH=\"$PATH\" sh -c 'setsid sleep 1001 & sleep 1000' & note hider; wait");
         let (job, mut members) = spawn_noting(f, &line, &MEMBERS);
         let hidden = |f: &Fixture| f.processes().into_iter().filter(|process| process.cmdline == "sleep 1001").collect::<Vec<_>>();
-        poll_until("the hidden one runs", SOON, || hidden(f).len() == 1);
+        poll_until("the hidden one runs", STEP_TIMEOUT, || hidden(f).len() == 1);
         members.extend(hidden(f));
         members.push(f.process(&job));
         f.rsig.run(&["kill", "--target", "tree", "-w", "20s", &job]).ok().stdout_has("TERM sent to its whole tree");
@@ -167,9 +167,9 @@ on_two_sites! {
         for signal in ["TERM", "KILL", "INT"] {
             let job = f.spawn(&[], &["perl", "-e", bomb]);
             let ours = || f.processes().into_iter().filter(|process| process.name == "perl").collect::<Vec<_>>();
-            poll_until("it is in full swing", SOON, || ours().len() > 30);
+            poll_until("it is in full swing", STEP_TIMEOUT, || ours().len() > 30);
             f.rsig.run(&["kill", "--target", "tree", "-w", "20s", &job, signal]).ok();
-            poll_until("none is left", SOON, || ours().is_empty());
+            poll_until("none is left", STEP_TIMEOUT, || ours().is_empty());
         }
     }
 
@@ -180,14 +180,14 @@ on_two_sites! {
             &["one", "two"],
         );
         kill(Pid::from_raw(members[1].pid), Signal::SIGSTOP).expect("it runs");
-        poll_until("it is stopped", SOON, || is_stopped(&members[1]));
+        poll_until("it is stopped", STEP_TIMEOUT, || is_stopped(&members[1]));
         f.rsig.run(&["kill", "--target", "tree", &job, "WINCH"]).ok();
         assert!(is_stopped(&members[1]));
         assert!(!is_stopped(&members[0]) && f.state(&job) == "running");
         f.rsig.run(&["kill", "--target", "tree", &job, "STOP"]).ok();
-        poll_until("all are stopped", SOON, || members.iter().all(is_stopped) && f.state(&job) == "stopped");
+        poll_until("all are stopped", STEP_TIMEOUT, || members.iter().all(is_stopped) && f.state(&job) == "stopped");
         f.rsig.run(&["kill", "--target", "tree", &job, "CONT"]).ok();
-        poll_until("all go on", SOON, || !members.iter().any(is_stopped) && f.state(&job) == "running");
+        poll_until("all go on", STEP_TIMEOUT, || !members.iter().any(is_stopped) && f.state(&job) == "running");
         f.rsig.run(&["kill", "--target", "tree", &job, "STOP"]).ok();
         f.rsig.run(&["stop", "--target", "tree", &job]).ok();
         await_gone(&members);
@@ -245,7 +245,7 @@ fn rsig_itself_what_started_it_and_other_jobs_are_spared() {
             .filter(|process| process.name == "sleep")
             .count()
     };
-    poll_until("the others are gone", SOON, || sleeps() == 1);
+    poll_until("the others are gone", STEP_TIMEOUT, || sleeps() == 1);
     f.rsig.run(&["kill", "--target", "tree", &job]).code(4);
     assert!(supervisor.runs() && f.state(&other) == "running");
     f.rsig.run(&["stop", &other]).ok();
@@ -269,7 +269,7 @@ fn spawn_crowd(f: &Fixture, size: usize) -> String {
             .matches("ready")
             .count()
     };
-    poll_until("all are ready", SOON, || ready() == size);
+    poll_until("all are ready", STEP_TIMEOUT, || ready() == size);
     job
 }
 
@@ -289,10 +289,10 @@ fn assert_crowd_goes_on(f: &Fixture, size: usize, signals: usize) {
             .filter(|process| process.name == "perl")
             .collect::<Vec<_>>()
     };
-    poll_until("all have got it", SOON, || {
+    poll_until("all have got it", STEP_TIMEOUT, || {
         count_of_crowd(f) == size * signals
     });
-    poll_until("none is stopped", SOON, || {
+    poll_until("none is stopped", STEP_TIMEOUT, || {
         !crowd().iter().any(Process::is_stopped)
     });
     assert_eq!((crowd().len(), count_of_crowd(f)), (size, size * signals));
@@ -309,7 +309,7 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
         let kill = f
             .rsig
             .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
-        poll_until("it is being stopped", SOON, || is_stopped(&first));
+        poll_until("it is being stopped", STEP_TIMEOUT, || is_stopped(&first));
         proxy.cut();
         // The command asks again, with the same claim.
         kill.wait().ok().stdout_has("USR1 sent to its whole tree");
@@ -319,7 +319,7 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
     let kill = f
         .rsig
         .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
-    poll_until("it is being stopped", SOON, || is_stopped(&first));
+    poll_until("it is being stopped", STEP_TIMEOUT, || is_stopped(&first));
     proxy.refuse(true);
     proxy.cut();
     let told = kill.wait();
@@ -364,7 +364,7 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
             let running = f
                 .rsig
                 .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
-            poll_until("it is being stopped", SOON, || is_stopped(&first));
+            poll_until("it is being stopped", STEP_TIMEOUT, || is_stopped(&first));
             let hit = victim(running.pid());
             drop(running.wait());
             sent += 1;
@@ -420,7 +420,7 @@ fn the_script_does_the_same_in_every_shell() {
                 .into_iter()
                 .find(|process| process.cmdline == "sleep 1001")
         };
-        poll_until("the hidden one runs", SOON, || hidden().is_some());
+        poll_until("the hidden one runs", STEP_TIMEOUT, || hidden().is_some());
         members.extend([hidden().expect("it runs"), f.process(&job)]);
         let supervisor = f.supervisor(&job);
         let told = in_shell(
@@ -433,7 +433,9 @@ fn the_script_does_the_same_in_every_shell() {
             told.starts_with("sent 0 yes\njob 0 running "),
             "{shell:?}: {told}"
         );
-        poll_until("all are stopped", SOON, || members.iter().all(is_stopped));
+        poll_until("all are stopped", STEP_TIMEOUT, || {
+            members.iter().all(is_stopped)
+        });
         assert!(!is_stopped(&supervisor), "{shell:?}");
         // The same claim sends nothing again.
         let told = in_shell(

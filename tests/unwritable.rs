@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::harness::scratch::{make_dir, write_file};
 use crate::harness::{Fixture, Login, Output, Rsig, Server, poll_until, tool};
-use crate::jobs::SOON;
-use crate::kit::clear_message;
+use crate::jobs::STEP_TIMEOUT;
+use crate::kit::assert_clear_message;
 
 /// Runs a script in a mount namespace of its own, where the state directory is a file system of 400 kB. In it, `r` runs
 /// rsig and prints one line: the first word, the exit status and the number of lines on standard error.
@@ -84,7 +84,9 @@ fn a_locked_file_delays_no_result() {
     let lock = rsig
         .within(tool("sh").args(["-c", &format!("{LOCKED}; wait")]))
         .start();
-    poll_until("it is locked", SOON, || rsig.home().join("locked").exists());
+    poll_until("it is locked", STEP_TIMEOUT, || {
+        rsig.home().join("locked").exists()
+    });
     for (words, said) in [
         (&["kill", "-s", "WINCH", &job, &other][..], "WINCH sent"),
         (&["stop", &job, &other], "ended"),
@@ -97,7 +99,7 @@ fn a_locked_file_delays_no_result() {
         if said.is_empty() {
             running.wait_for_stderr("had already ended");
         } else {
-            poll_until("it is told", SOON, || {
+            poll_until("it is told", STEP_TIMEOUT, || {
                 let told = String::from_utf8_lossy(&running.stdout_so_far()).into_owned();
                 told.matches(said).count() >= words.iter().filter(|word| word.len() == 8).count()
             });
@@ -201,7 +203,7 @@ fn too_few_files_are_told() {
         .code(1)
         .stderr_has("jobs.db")
         .stderr_has("the limit, which is 4 (`ulimit -n`)");
-    clear_message(&output);
+    assert_clear_message(&output);
 }
 
 /// File locks fail, as on Lustre or NFS without lock support.
@@ -241,7 +243,7 @@ fn a_file_system_without_locks_is_told_at_once() {
                 .code(1)
                 .stderr_has("no file locks")
                 .stderr_has("set RSIG_STATE_DIR");
-            clear_message(&output);
+            assert_clear_message(&output);
             assert!(start.elapsed().as_secs() < 5, "{output}");
         }
         assert!(!rsig.home().join("never").exists());
@@ -266,7 +268,7 @@ fn root_makes_nothing_in_the_home_of_another_user() {
             .stderr_has("belongs to another user (uid 54321)")
             .stderr_has("sudo -H")
             .stderr_has("RSIG_STATE_DIR");
-        clear_message(&output);
+        assert_clear_message(&output);
     }
     assert_eq!(fs::read_dir(&home).expect("readable").count(), 0);
 }

@@ -6,12 +6,12 @@ use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
 
 use crate::harness::{Output, Rsig};
-use crate::kit::{self, clear_message};
+use crate::kit::{self, assert_clear_message};
 
 /// Asserts that there is exactly one message.
 #[track_caller]
 fn assert_one_message(output: &Output) {
-    clear_message(output);
+    assert_clear_message(output);
     let first = output.stderr().lines().next().unwrap_or_default();
     assert!(
         first.starts_with("error: ") || first.starts_with("rsig: "),
@@ -163,7 +163,7 @@ fn words_that_are_no_text_are_refused_where_text_is_needed() {
     ] {
         let output = with(words);
         output.code(2).stdout_is("");
-        clear_message(&output);
+        assert_clear_message(&output);
         assert!(!rsig.state().join("jobs.db").exists(), "{output}");
     }
 }
@@ -189,7 +189,7 @@ fn words_that_name_no_job_are_shown_escaped_and_bounded() {
         let word = OsStr::from_bytes(word);
         let ask = |words: &[&str]| {
             let output = rsig.command(words).arg("--").arg(word).run();
-            clear_message(&output);
+            assert_clear_message(&output);
             output.stderr_has("no job");
             output
         };
@@ -246,7 +246,7 @@ fn a_beginning_that_fits_several_jobs_lists_them() {
             .stderr_has("fits several jobs")
             .stderr_has("...");
         assert!(output.stderr().lines().count() <= 10, "{output}");
-        clear_message(&output);
+        assert_clear_message(&output);
     }
     rsig.run(&["wait", prefix])
         .code(125)

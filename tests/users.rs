@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::harness::{Fixture, SOON, Site, on_two_sites, poll_until};
+use crate::harness::{Fixture, STEP_TIMEOUT, Site, on_two_sites, poll_until};
 use crate::jobs::json_lines;
 use crate::keepers::keeper_pids;
-use crate::kit::clear_message;
+use crate::kit::assert_clear_message;
 
 /// A user that every system has and that has no home, and the commands that become this user.
 const NOBODY: &str = "65534";
@@ -59,7 +59,7 @@ fn jobs_of_another_user_are_jobs() {
         ]
         .concat();
         let job = f.rsig.run(&words).ok().line();
-        poll_until("it is on", SOON, || {
+        poll_until("it is on", STEP_TIMEOUT, || {
             f.rsig.run(&["tail", &job]).ok().stdout() == "on\n"
         });
         let metadata = fs::metadata(format!("{jobs_dir}/{job}/out")).expect("its log");
@@ -91,7 +91,7 @@ fn a_pool_behind_sudo_is_closed_soon() {
         let words = [&["spawn"][..], &there, &["local", "true"]].concat();
         f.rsig.run(&words).ok();
     }
-    poll_until("the pool behind sudo is closed", SOON, || {
+    poll_until("the pool behind sudo is closed", STEP_TIMEOUT, || {
         keeper_pids(&f).len() == BECOME.len() - 1
     });
     f.rsig.run(&["keeper", "status"]).ok().stdout_has("local");
@@ -110,14 +110,14 @@ fn what_keeps_a_user_out_is_said() {
         "setpriv --reuid 65534 --regid 65534 --clear-groups",
         "--sudo",
     ]);
-    clear_message(
+    assert_clear_message(
         output
             .code(125)
             .stderr_has("NOPASSWD")
             .stderr_has("sudo -n"),
     );
     let output = run(&["--sudo=nobody"]);
-    clear_message(
+    assert_clear_message(
         output
             .code(125)
             .stderr_has("can't be written")
@@ -126,21 +126,21 @@ fn what_keeps_a_user_out_is_said() {
     // A directory that other users can write to: it is not this user's to close, so no chmod is suggested.
     let open = open_dir(&f);
     let output = run(&["--jobs-dir", open.to_str().expect("UTF-8")]);
-    clear_message(
+    assert_clear_message(
         output
             .code(125)
             .stderr_has("must be this user's alone")
             .stderr_lacks("chmod"),
     );
     for dir in ["jobs", "", "/", "~/jobs", "/a\nb"] {
-        clear_message(
+        assert_clear_message(
             run(&["--jobs-dir", dir])
                 .code(2)
                 .stderr_has("absolute path"),
         );
     }
     let output = f.rsig.run(&["kill", "--jobs-dir", "/jobs", "job"]);
-    clear_message(output.code(2).stderr_has("HOST/ID"));
+    assert_clear_message(output.code(2).stderr_has("HOST/ID"));
 }
 
 on_two_sites! {
@@ -153,7 +153,7 @@ on_two_sites! {
         assert!(!f.jobs_dir().exists(), "nothing is in the home");
         let shown = f.job(&job);
         assert_eq!([&shown["jobs_dir"], &shown["dir"]], [dir, &format!("{dir}/{job}")]);
-        poll_until("it is on", SOON, || f.rsig.run(&["tail", &job]).ok().stdout() == "on\n");
+        poll_until("it is on", STEP_TIMEOUT, || f.rsig.run(&["tail", &job]).ok().stdout() == "on\n");
         // From another machine, the job is found in that directory and nowhere else.
         let other = f.rsig.dir().join("other");
         fs::create_dir(&other).expect("our own");
@@ -177,7 +177,7 @@ on_two_sites! {
         f.rsig.run(&f.words("run", &["--jobs-dir", dir], &["--", "echo", "in"])).ok().stdout_is("in\n");
         // While the directory of all jobs is away, nothing can be said about the job.
         let job = f.spawn(&["--jobs-dir", dir], &["true"]);
-        poll_until("it ends", SOON, || f.job(&job)["state"] == "exited");
+        poll_until("it ends", STEP_TIMEOUT, || f.job(&job)["state"] == "exited");
         let job = f.spawn(&["--jobs-dir", dir], &["sleep", "1000"]);
         fs::rename(&base, base.with_extension("away")).expect("our own");
         f.rsig.run(&["ps", &job]).ok();

@@ -4,14 +4,14 @@ use std::fs;
 use std::time::Duration;
 
 use crate::harness::{Fixture, Invocation, Login, Proxy, Server};
-use crate::keepers::{keepers, kept};
+use crate::keepers::{keepers, with_keeper};
 
 /// A value that no shell may split or expand.
 const AWKWARD: &str = " a  'b' \"c\" $HOME `id` \\ * é ";
 
 /// A server that accepts some of the tests' variables, but not all.
 fn accepting() -> Fixture {
-    kept(
+    with_keeper(
         Server::openssh(Login::User)
             .config("AcceptEnv RSET RS_* RSEND_? XNOT")
             .start(),
@@ -154,7 +154,7 @@ fn many_shells_at_once_have_the_variables() {
 
 #[test]
 fn a_server_that_knows_no_variables_works() {
-    let f = kept(Server::dropbear(Login::User).start());
+    let f = with_keeper(Server::dropbear(Login::User).start());
     let options = ["SetEnv=RSET=a RS_1=b"];
     printing(&f, "run", &options, "RSET")
         .run()

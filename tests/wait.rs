@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::{Fixture, Process, Site, on_two_sites, poll_until};
-use crate::jobs::{JOB_KEYS, SOON, json_lines, keys, pick};
+use crate::jobs::{JOB_KEYS, STEP_TIMEOUT, json_lines, keys, pick};
 
 on_two_sites! {
     fn exits_as_the_job_does(f: &Fixture) {
@@ -49,7 +49,7 @@ on_two_sites! {
         let (job, gate) = f.spawn_gated(&[], 5);
         for signal in [Signal::SIGINT, Signal::SIGTERM] {
             let wait = f.rsig.spawn_process(&["wait", &job, "-v"]);
-            poll_until("it waits on the host", SOON, || f.processes().len() > 3 || f.is_remote());
+            poll_until("it waits on the host", STEP_TIMEOUT, || f.processes().len() > 3 || f.is_remote());
             wait.signal(signal);
             let status = wait.wait().status();
             assert!(!status.success(), "{status}");
@@ -82,7 +82,7 @@ on_two_sites! {
 #[track_caller]
 fn await_no_script(f: &Fixture) {
     let is_script = |process: &Process| process.cmdline.ends_with("/bin/sh -s");
-    poll_until("the last command's script has gone", SOON, || {
+    poll_until("the last command's script has gone", STEP_TIMEOUT, || {
         !f.processes().iter().any(is_script)
     });
 }
@@ -95,13 +95,13 @@ fn a_wait_goes_on_when_its_connection_breaks() {
     let (job, gate) = f.spawn_gated(&[], 9);
     await_no_script(&f);
     let mut wait = f.rsig.spawn_process(&["wait", &job]);
-    poll_until("it waits on the host", SOON, || {
+    poll_until("it waits on the host", STEP_TIMEOUT, || {
         f.processes()
             .iter()
             .any(|process| process.ppid != 1 && process.cmdline == "/bin/sh -s")
     });
     server.kill_connections();
-    poll_until("it is connected again", SOON, || {
+    poll_until("it is connected again", STEP_TIMEOUT, || {
         !server.connections().is_empty()
     });
     assert!(!wait.has_ended());
@@ -118,7 +118,7 @@ fn outlasts_its_server(keeper: bool) {
         await_no_script(&f);
     }
     let wait = f.rsig.spawn_process(&["wait", &job]);
-    poll_until("it waits on the host", SOON, || {
+    poll_until("it waits on the host", STEP_TIMEOUT, || {
         let shells = f
             .processes()
             .iter()

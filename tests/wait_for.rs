@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use crate::harness::{Fixture, Rsig, Site, on_two_sites, poll_until, program_path};
-use crate::jobs::{SOON, json_lines, pick};
+use crate::jobs::{STEP_TIMEOUT, json_lines, pick};
 
 /// A job that copies a file of this test to its output as the file grows, until the file `end` exists.
 fn spawn_writer(f: &Fixture, options: &[&str]) -> (String, impl Fn(&str) + use<>) {
@@ -35,7 +35,7 @@ on_two_sites! {
         f.rsig.run(&["wait", "--for", "^rea", &job]).ok().stdout_is("read\n");
         let mut wait = f.rsig.spawn_process(&["wait", "--for", "^ready:? [0-9]{2,}$", &job]);
         let mut other = f.rsig.spawn_process(&["wait", "--json", "--for", "never", &job]);
-        poll_until("they wait", SOON, || f.processes().iter().any(|process| process.cmdline.contains("/bin/sh -s")));
+        poll_until("they wait", STEP_TIMEOUT, || f.processes().iter().any(|process| process.cmdline.contains("/bin/sh -s")));
         say("y 7");
         f.rsig.run(&["wait", "--timeout", "300ms", "--for", "^ready [0-9][0-9]", &job]).code(124);
         assert!(!wait.has_ended());
@@ -149,7 +149,9 @@ fn a_wait_for_a_line_outlasts_its_server() {
         let (job, say) = spawn_writer(&f, &[]);
         let wait = f.rsig.spawn_process(&["wait", "--for", "^ready$", &job]);
         let server = f.server.as_mut().expect("a server");
-        poll_until("it is connected", SOON, || !server.connections().is_empty());
+        poll_until("it is connected", STEP_TIMEOUT, || {
+            !server.connections().is_empty()
+        });
         server.kill_connections();
         server.stop();
         wait.wait_for_stderr("still waiting");

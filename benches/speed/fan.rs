@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::harness::{Fixture, Login, Server, program_path};
 use super::measure::{Figure, Unit, alone, time};
-use super::session::{Place, Session};
+use super::session::{Session, Workspace};
 use super::table::{Row, Target};
 
 const HOSTS: usize = 20;
@@ -108,7 +108,7 @@ fn on_hosts(session: &Session, count: usize) -> Vec<Row> {
 }
 
 /// Mean proportional set size of the keepers, in megabytes (proc(5)).
-fn memory(place: &Place) -> f64 {
+fn memory(place: &Workspace) -> f64 {
     let mut keepers = place.fixture.rsig.processes();
     keepers.retain(|process| process.cmdline.contains("keeper-serve"));
     let size = |pid: i32| {
@@ -124,7 +124,7 @@ fn memory(place: &Place) -> f64 {
 }
 
 /// One sshd on all addresses of this machine, with `count` host names that lead to it.
-fn start(count: usize) -> Place {
+fn start(count: usize) -> Workspace {
     let server = Server::openssh(Login::Root)
         .everywhere()
         .config("MaxStartups 1000\n")
@@ -149,14 +149,14 @@ fn start(count: usize) -> Place {
         })
         .collect();
     std::fs::write(&config, hosts).expect("the directory is ours");
-    Place {
+    Workspace {
         fixture,
         proxy: None,
     }
 }
 
 /// Starts `each` jobs on each of the hosts, and times the command that ends them all.
-fn timed(place: &Place, hosts: &str, each: usize) -> Duration {
+fn timed(place: &Workspace, hosts: &str, each: usize) -> Duration {
     let config = place.fixture.connect.last().expect("it is named by -F");
     let mut ids = Vec::new();
     for _ in 0..each {

@@ -2,22 +2,22 @@
 
 use super::measure::{Figure, in_turns, time};
 use super::ps::fill;
-use super::session::{Place, Session};
+use super::session::{Session, Workspace};
 use super::table::{Row, Target};
 
 pub fn on_loopback(session: &Session) -> Vec<Row> {
-    against_ssh(&Place::start(), session.runs(60, 10), "loopback", 0.4)
+    against_ssh(&Workspace::start(), session.runs(60, 10), "loopback", 0.4)
 }
 
 pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
-    let place = Place::behind_proxy();
+    let place = Workspace::behind_proxy();
     let mut rows = against_ssh(&place, session.runs(8, 3), "100 ms", 1.0);
     // Two changes of direction are a round trip. The two version lines cross, so they count as well.
     let turns = |command: &mut std::process::Command| {
         let proxy = place.proxy.as_ref().expect("the place has a proxy");
-        let before = proxy.turns();
+        let before = proxy.direction_changes();
         time(command);
-        Figure::number(proxy.turns() - before)
+        Figure::number(proxy.direction_changes() - before)
     };
     let job = place.sleeper();
     rows.push(Row {
@@ -29,7 +29,7 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     rows
 }
 
-fn against_ssh(place: &Place, runs: usize, network: &str, at_most: f64) -> Vec<Row> {
+fn against_ssh(place: &Workspace, runs: usize, network: &str, at_most: f64) -> Vec<Row> {
     let job = place.sleeper();
     let row = |signal: &str| {
         let mut kill = place.rsig(&["kill", &job.id, signal]);
@@ -47,8 +47,8 @@ fn against_ssh(place: &Place, runs: usize, network: &str, at_most: f64) -> Vec<R
 
 /// `kill` with a large state file, compared with a small one.
 pub fn among_records(session: &Session) -> Vec<Row> {
-    let (few, many) = (Place::start(), Place::start());
-    let jobs = [&few, &many].map(Place::sleeper);
+    let (few, many) = (Workspace::start(), Workspace::start());
+    let jobs = [&few, &many].map(Workspace::sleeper);
     fill(&few, &jobs[0], 9, 0);
     fill(&many, &jobs[1], 99_999, 0);
     let mut kill = many.rsig(&["kill", &jobs[1].id, "USR1"]);

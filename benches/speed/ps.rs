@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use rusqlite::Connection;
 
 use super::measure::{Figure, alone, time};
-use super::session::{Job, Place, Session};
+use super::session::{Job, Session, Workspace};
 use super::table::{Row, Target};
 
 /// Adds `finished` and `running` records to the state file, each a copy of `model`'s with its own id, start time and
 /// state. Returns the ids of the running ones.
-pub fn fill(place: &Place, model: &Job, finished: u32, running: u32) -> Vec<String> {
+pub fn fill(place: &Workspace, model: &Job, finished: u32, running: u32) -> Vec<String> {
     let mut connection = Connection::open(place.fixture.rsig.state().join("jobs.db"))
         .expect("rsig made its state file");
     let transaction = connection.transaction().expect("nobody else writes");
@@ -63,7 +63,7 @@ fn id(number: u32) -> String {
 }
 
 pub fn cached(session: &Session) -> Vec<Row> {
-    let place = Place::start();
+    let place = Workspace::start();
     let job = place.sleeper();
     fill(&place, &job, 99_980, 19);
     let row = |what: &str, words: &[&str], runs, target| Row {
@@ -97,7 +97,7 @@ pub fn cached(session: &Session) -> Vec<Row> {
 /// A thousand jobs on one host. One of them runs. The others are copies of its files, which describe the same process,
 /// so the script does the same work for each as for a real job.
 pub fn thousand(session: &Session) -> Vec<Row> {
-    let place = Place::behind_proxy();
+    let place = Workspace::behind_proxy();
     let proxy = place.proxy.as_ref().expect("the place has a proxy");
     let server = place
         .fixture

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use super::measure::{Figure, alone, in_turns, time};
-use super::session::{Place, Session};
+use super::session::{Session, Workspace};
 use super::table::{Row, Target};
 
 const MEGABYTE: u64 = 1_000_000;
@@ -12,7 +12,7 @@ const ROUND_TRIP_MS: f64 = 100.0;
 
 /// Time of a command that ends at once.
 pub fn round_trips(session: &Session) -> Vec<Row> {
-    let place = Place::behind_proxy();
+    let place = Workspace::behind_proxy();
     let row = |options: &[&str]| {
         let mut run = place.rsig(&place.fixture.words("run", options, &["true"]));
         let (rsig, peer) = in_turns(session.runs(12, 4), &mut run, &mut place.ssh("true"));
@@ -36,7 +36,7 @@ pub fn round_trips(session: &Session) -> Vec<Row> {
 pub fn on_loopback(session: &Session) -> Vec<Row> {
     let size = session.runs(1000, 200) as u64 * MEGABYTE;
     vec![throughput(
-        &Place::start(),
+        &Workspace::start(),
         size,
         session.runs(5, 2),
         "loopback",
@@ -47,7 +47,7 @@ pub fn on_loopback(session: &Session) -> Vec<Row> {
 pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     let size = session.runs(100, 30) as u64 * MEGABYTE;
     vec![throughput(
-        &Place::behind_proxy(),
+        &Workspace::behind_proxy(),
         size,
         session.runs(5, 2),
         "100 ms",
@@ -57,7 +57,7 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
 
 /// Commands about another job of the same host, while a run saturates the connection.
 pub fn beside(session: &Session) -> Vec<Row> {
-    let mut place = Place::behind_proxy();
+    let mut place = Workspace::behind_proxy();
     place.fixture.rsig.keeper = true;
     let job = place.sleeper();
     let mut bulk = place.rsig(&words(&place, "cat /dev/zero"));
@@ -83,7 +83,7 @@ pub fn beside(session: &Session) -> Vec<Row> {
     rows
 }
 
-fn throughput(place: &Place, size: u64, runs: usize, network: &str, target: Target) -> Row {
+fn throughput(place: &Workspace, size: u64, runs: usize, network: &str, target: Target) -> Row {
     let file = place.fixture.rsig.dir().join("much");
     let line =
         "2024-05-17T09:41:07Z INFO  worker-3: epoch 17 of 90, loss 0.2371, 1482 samples a second\n";
@@ -106,6 +106,6 @@ fn throughput(place: &Place, size: u64, runs: usize, network: &str, target: Targ
     }
 }
 
-fn words<'a>(place: &'a Place, line: &'a str) -> Vec<&'a str> {
+fn words<'a>(place: &'a Workspace, line: &'a str) -> Vec<&'a str> {
     place.fixture.words("run", &["-c"], &[line])
 }

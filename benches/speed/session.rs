@@ -25,12 +25,12 @@ impl Session {
 }
 
 /// A server, with a proxy in front of it or without.
-pub struct Place {
+pub struct Workspace {
     pub fixture: Fixture,
     pub proxy: Option<Proxy>,
 }
 
-impl Place {
+impl Workspace {
     /// Starts a new sshd and sets up an rsig that knows it.
     pub fn start() -> Self {
         Self {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::harness::poll_until;
 use super::measure::{Figure, Unit, in_turns, peak};
-use super::session::{Job, Place, Session};
+use super::session::{Job, Session, Workspace};
 use super::table::{Row, Target};
 
 const MEGABYTE: u64 = 1_000_000;
@@ -12,7 +12,7 @@ const MEGABYTE: u64 = 1_000_000;
 pub fn on_loopback(session: &Session) -> Vec<Row> {
     let size = session.runs(1000, 200) as u64 * MEGABYTE;
     vec![against_ssh(
-        &Place::start(),
+        &Workspace::start(),
         size,
         session.runs(7, 3),
         "loopback",
@@ -22,7 +22,7 @@ pub fn on_loopback(session: &Session) -> Vec<Row> {
 
 pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     let size = session.runs(100, 30) as u64 * MEGABYTE;
-    let place = Place::behind_proxy();
+    let place = Workspace::behind_proxy();
     vec![against_ssh(
         &place,
         size,
@@ -32,7 +32,7 @@ pub fn behind_the_proxy(session: &Session) -> Vec<Row> {
     )]
 }
 
-fn against_ssh(place: &Place, size: u64, runs: usize, network: &str, target: Target) -> Row {
+fn against_ssh(place: &Workspace, size: u64, runs: usize, network: &str, target: Target) -> Row {
     let job = writer(place, size);
     let mut tail = place.rsig(&["tail", "-n", "all", &job.id]);
     let mut cat = place.ssh(&format!("cat {}", job.dir.join("out").display()));
@@ -50,7 +50,7 @@ fn against_ssh(place: &Place, size: u64, runs: usize, network: &str, target: Tar
 
 /// rsig's peak memory must not grow with the file.
 pub fn memory(session: &Session) -> Vec<Row> {
-    let place = Place::start();
+    let place = Workspace::start();
     let of = |size: u64| {
         let job = writer(&place, size);
         let (peak, written) = peak(&mut place.rsig(&["tail", "-n", "all", &job.id]));
@@ -69,7 +69,7 @@ pub fn memory(session: &Session) -> Vec<Row> {
 }
 
 /// A finished job that has written `size` bytes of text.
-fn writer(place: &Place, size: u64) -> Job {
+fn writer(place: &Workspace, size: u64) -> Job {
     let line =
         "2024-05-17T09:41:07Z INFO  worker-3: epoch 17 of 90, loss 0.2371, 1482 samples a second";
     let job = place.job(&["sh", "-c", &format!("yes '{line}' | head -c {size}")]);

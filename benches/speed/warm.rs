@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::harness::{Fixture, Login, Server, poll_until};
 use super::measure::{Figure, Unit, alone, in_turns, time};
-use super::session::{Job, Place, Session};
+use super::session::{Job, Session, Workspace};
 use super::table::{Row, Target};
 
 const SETTLE_MAX: Duration = Duration::from_secs(20);
 
 /// A server that passes signals on, an rsig with a keeper, and a ControlMaster.
 pub struct Warm {
-    pub place: Place,
+    pub place: Workspace,
     control: PathBuf,
 }
 
@@ -24,7 +24,7 @@ impl Warm {
     pub fn start(slow: bool) -> Self {
         let mut fixture = Fixture::with(Some(Server::openssh(Login::User).start()));
         fixture.rsig.keeper = true;
-        let mut place = Place {
+        let mut place = Workspace {
             fixture,
             proxy: None,
         };

@@ -18,16 +18,16 @@ use crate::connection::{Chunk, Shell, ShellInput};
 use crate::error::Failure;
 use crate::host::{Connect, Destination};
 use crate::job::{JobId, Record, State, Target};
-use crate::remote::output::{self, From, Progress, Wanted};
-use crate::remote::search::{Search, Searched};
+use crate::remote::output::{self, Progress, ReadRequest, StartPosition};
+use crate::remote::search::{Search, SearchResult};
 use crate::remote::signal::{Answer, Attempt, JobPlan, Plan};
 use crate::remote::start::{Spool, StartRequest};
-use crate::remote::stream::{End, Positions, Runner};
+use crate::remote::stream::{JobEnd, Positions, Runner};
 use crate::remote::{
-    self, Seen, Stream, Usage, look, meet, pids, search, send, signal, start, stream,
+    self, Observation, Stream, Usage, look, meet, pids, search, send, signal, start, stream,
 };
 use crate::signal::{Os, SignalWord};
-use crate::terminal::{self, JobJson, Listed};
+use crate::terminal::{self, JobJson, ListedJob};
 
 /// Words of the marks that end an answer.
 const END_WORDS: [&[u8]; 4] = [b"end", b"cut", b"paused", b"ended "];
@@ -170,11 +170,11 @@ impl Runner for Foreground {
         self.pauses
     }
 
-    fn finish(&mut self, _: &str, _: bool) -> bool {
+    fn finish(&mut self, _: &str, _: Duration) -> bool {
         true
     }
 
-    fn forgets(&mut self, end: &End) -> bool {
+    fn may_forget(&mut self, end: &JobEnd) -> bool {
         end.state == State::Exited
     }
 }
@@ -197,17 +197,17 @@ pub fn assert_plain(text: &str) {
 
 /// Updates a record with a host's answer about a job, and formats it. The record's previous state depends on the
 /// answer.
-fn take(seen: &Seen, usage: Option<Usage>) {
+fn take(seen: &Observation, usage: Option<Usage>) {
     let mut record = record();
     let state = seen.pid.unwrap_or_default() as usize % State::ALL.len();
     record.state = State::ALL[state];
     show(record, Some((seen.clone(), usage)));
 }
 
-fn show(record: Record, answer: Option<(Seen, Option<Usage>)>) {
-    let mut listed = Listed::from(record);
+fn show(record: Record, answer: Option<(Observation, Option<Usage>)>) {
+    let mut listed = ListedJob::from(record);
     listed.take(answer);
-    let Listed {
+    let ListedJob {
         record,
         state,
         usage,
@@ -289,7 +289,7 @@ fn start(shell: &mut Said, option: u8) -> Result<(), Failure> {
         tether: None,
     };
     // A refusal is final, even if the script does not reach its end.
-    let (started, mut hearing) = start::start_and_hear("web1", shell, &request)??;
+    let (started, mut hearing) = start::start_and_follow("web1", shell, &request)??;
     assert!(started.dir.starts_with('/'));
     let mut record = record();
     (record.pid, record.pgid) = (Some(started.pid), Some(started.pgid));
@@ -304,7 +304,7 @@ fn start(shell: &mut Said, option: u8) -> Result<(), Failure> {
             delivered: 0,
             pauses: false,
         };
-        stream::go_on("web1", shell, &mut hearing, &mut runner)?;
+        stream::follow_started("web1", shell, &mut hearing, &mut runner)?;
     }
     Ok(())
 }
@@ -313,16 +313,16 @@ fn start(shell: &mut Said, option: u8) -> Result<(), Failure> {
 fn tail(shell: &mut Said, option: u8) -> Result<(), Failure> {
     let gone: RefCell<BTreeMap<u8, u64>> = RefCell::default();
     let passed = Cell::new(0);
-    let wanted = Wanted {
+    let wanted = ReadRequest {
         place: "0123abcd",
         out: option & 1 == 0,
         err: option & 2 == 0,
         from: [
-            From::LastLines(3),
-            From::Line(u64::MAX),
-            From::LastBytes(u64::MAX),
-            From::Byte(0),
-            From::Behind {
+            StartPosition::LastLines(3),
+            StartPosition::Line(u64::MAX),
+            StartPosition::LastBytes(u64::MAX),
+            StartPosition::Byte(0),
+            StartPosition::Behind {
                 out: u64::MAX,
                 err: 5,
             },
@@ -380,7 +380,7 @@ fn ask(shell: &mut Said, script: u8, option: u8, jobs: usize) -> Result<(), Fail
             }
         }
         2 => {
-            let read = look::Streams {
+            let read = look::StreamSelection {
                 out: true,
                 err: option & 1 == 1,
             };
@@ -406,7 +406,7 @@ fn ask(shell: &mut Said, script: u8, option: u8, jobs: usize) -> Result<(), Fail
             let all = search::search(host, shell, &jobs, "x", Duration::from_secs(1))?;
             assert_eq!(all.len(), jobs.len());
             for searched in all {
-                if let Searched::Over(seen, found) = searched {
+                if let SearchResult::Over(seen, found) = searched {
                     take(&seen, None);
                     assert!(found.is_none_or(|found| found.line.len() <= 1 << 20));
                 }
@@ -425,15 +425,15 @@ fn ask(shell: &mut Said, script: u8, option: u8, jobs: usize) -> Result<(), Fail
         }
         7 => {
             let data = send::Data::Text(b"x".to_vec());
-            let sending = send::Sending {
+            let sending = send::SendRequest {
                 place: "0123abcd",
                 claim: "c",
                 data: &data,
                 eof: option & 1 == 1,
             };
             match send::send(host, shell, &sending)? {
-                send::Answer::Refused(why) => assert_plain(&why),
-                send::Answer::State(seen) => take(&seen, None),
+                send::SendResult::Refused(why) => assert_plain(&why),
+                send::SendResult::State(seen) => take(&seen, None),
                 _ => {}
             }
         }
@@ -463,8 +463,8 @@ fn ask(shell: &mut Said, script: u8, option: u8, jobs: usize) -> Result<(), Fail
                 let mut record = record();
                 record.id = met.id.clone();
                 take(&met.seen, None);
-                met.tell(&mut record);
-                let meta = meet::Meta::of(&record).line().expect("JSON");
+                met.fill_in(&mut record);
+                let meta = meet::JobMetadata::of(&record).line().expect("JSON");
                 assert!(
                     meta.len() <= 15_000 && meta.bytes().all(|byte| (b' '..=b'~').contains(&byte))
                 );

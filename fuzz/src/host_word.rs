@@ -9,7 +9,7 @@ use crate::answer::assert_plain;
 use crate::cmd::values;
 use crate::connection::ssh;
 use crate::glob;
-use crate::host::{Connect, Destination, Host, Place, Remote, parse_jobs_dir, parse_port};
+use crate::host::{Connect, Destination, Host, Location, Remote, parse_jobs_dir, parse_port};
 use crate::hosts::{self, HOSTS_MAX};
 use crate::job::{JobId, JobName, JobWord, State};
 use crate::signal::{self, Os, SignalWord};
@@ -63,7 +63,7 @@ fn host(word: &str) {
     assert_plain(word);
     let json = serde_json::to_string(&host).expect("JSON");
     assert_eq!(serde_json::from_str::<Host>(&json).expect("a host"), host);
-    if let Place::Ssh(remote) | Place::OpenSsh(remote) = host.place() {
+    if let Location::Ssh(remote) | Location::OpenSsh(remote) = host.location() {
         check_parts(remote);
         ssh::fuzz::host_name(&remote.name, remote.port.unwrap_or(22));
     }
@@ -82,7 +82,7 @@ fn host(word: &str) {
     let _ = (
         destination.prefix(),
         destination.has_sudo(),
-        destination.stays(),
+        destination.starts_in_shell_dir(),
     );
 }
 
@@ -114,7 +114,7 @@ fn job(word: &str) {
     match JobWord::parse(word) {
         Ok(parsed) => {
             assert_eq!(parsed.as_str(), word);
-            if let Some((host, id)) = parsed.there() {
+            if let Some((host, id)) = parsed.host_and_id() {
                 assert_eq!(format!("{host}/{id}"), word);
             }
         }

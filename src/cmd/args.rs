@@ -25,7 +25,7 @@ const PARALLEL_DEFAULT: usize = 16;
 
 /// How hosts are reached.
 #[derive(Args, Clone, Copy, Debug)]
-pub struct Reach {
+pub struct ConnectionOptions {
     /// Report the steps of connecting on standard error
     #[arg(short, long)]
     pub verbose: bool,
@@ -37,7 +37,7 @@ pub struct Reach {
     pub quiet: bool,
 }
 
-impl Reach {
+impl ConnectionOptions {
     /// Opens the state file.
     pub fn context(self) -> Result<Context, Failure> {
         self.context_with(warn)
@@ -73,13 +73,13 @@ pub struct Common {
     #[arg(short, long)]
     pub quiet: bool,
     #[command(flatten)]
-    pub reach: Reach,
+    pub reach: ConnectionOptions,
 }
 
 impl Common {
-    pub fn reach(self) -> Reach {
+    pub fn reach(self) -> ConnectionOptions {
         let quiet = self.quiet;
-        Reach {
+        ConnectionOptions {
             quiet,
             ..self.reach
         }
@@ -109,7 +109,7 @@ impl Parallel {
         self.parallel.into()
     }
 
-    pub fn context(self, reach: Reach, connect: Connect) -> Result<Context, Failure> {
+    pub fn context(self, reach: ConnectionOptions, connect: Connect) -> Result<Context, Failure> {
         let mut context = reach.context()?;
         context.policy.parallel = self.parallel.into();
         context.connect = connect;
@@ -208,7 +208,7 @@ impl WayArgs {
 
 /// Rejects connection options if no job is named as `HOST/ID`: a job's record already says how to connect.
 fn for_jobs(connect: Connect, jobs: &[JobWord]) -> Result<Connect, Failure> {
-    if connect == Connect::default() || jobs.iter().any(|job| job.there().is_some()) {
+    if connect == Connect::default() || jobs.iter().any(|job| job.host_and_id().is_some()) {
         return Ok(connect);
     }
     Err(Failure::usage(

@@ -26,7 +26,7 @@ use crate::escape::printable;
 use crate::host::Host;
 use crate::job::{Record, State};
 use crate::signal::{self, Os};
-use crate::state::{Config, Store, Which};
+use crate::state::{Config, RecordFilter, Store};
 use crate::terminal::{print_bytes, warn};
 
 /// The environment variable that names the shell.
@@ -202,22 +202,22 @@ fn system(given: &ArgMatches, named: &[OsString]) -> Os {
 }
 
 pub fn unfinished(current: &OsStr) -> Vec<Candidate> {
-    jobs(Which::Unfinished, current).unwrap_or_default()
+    jobs(RecordFilter::Unfinished, current).unwrap_or_default()
 }
 
 pub fn finished(current: &OsStr) -> Vec<Candidate> {
-    jobs(Which::Finished, current).unwrap_or_default()
+    jobs(RecordFilter::Finished, current).unwrap_or_default()
 }
 
 pub fn any(current: &OsStr) -> Vec<Candidate> {
-    jobs(Which::All, current).unwrap_or_default()
+    jobs(RecordFilter::All, current).unwrap_or_default()
 }
 
 /// Jobs by name, then by id.
-fn jobs(which: Which, current: &OsStr) -> Option<Vec<Candidate>> {
+fn jobs(which: RecordFilter, current: &OsStr) -> Option<Vec<Candidate>> {
     let prefix = current.to_str()?;
     let store = Store::peek()?;
-    let records = store.fitting(which, prefix, JOBS_MAX).ok()?;
+    let records = store.with_prefix(which, prefix, JOBS_MAX).ok()?;
     let names = records.iter().filter_map(|record| {
         let name = record.name.as_ref()?;
         // A name refers to one job; older jobs of that name are offered by id.

@@ -90,7 +90,7 @@ fn rows(file: &'static File) -> Result<Vec<Row>, Failure> {
     let mut definition = definition();
     apply(&mut definition, file, &[])?;
     for verb in definition.get_subcommands() {
-        blamed(&definition, verb.get_name(), file).map_or(Ok(()), Err)?;
+        invalid_default(&definition, verb.get_name(), file).map_or(Ok(()), Err)?;
     }
     let path = file.path.display().to_string();
     let row = |setting: &str, value: String, from: &str| Row {
@@ -211,7 +211,7 @@ fn with_default(
 }
 
 /// The failure for a default that is not a valid value of its option in a verb.
-pub fn blamed(definition: &clap::Command, verb: &str, file: &File) -> Option<Failure> {
+pub fn invalid_default(definition: &clap::Command, verb: &str, file: &File) -> Option<Failure> {
     let words = [definition.get_name(), verb].map(OsString::from);
     let error = definition.clone().try_get_matches_from(words).err()?;
     if !matches!(

@@ -60,9 +60,9 @@ impl SharedContext {
 }
 
 impl Context {
-    /// The job that a word names. If `HOST/ID` has no record here, [`super::jobs::meet`] asks the host later.
+    /// The job that a word names. If `HOST/ID` has no record here, [`super::jobs::look_up`] asks the host later.
     pub fn resolve(&self, word: &JobWord) -> Result<Record, Failure> {
-        let record = match word.there() {
+        let record = match word.host_and_id() {
             None if word.as_str().contains('/') => {
                 let shown = printable(word.as_str(), 80);
                 let message = format!("no job {shown:?}: {BadJobId}");
@@ -83,7 +83,7 @@ impl Context {
                 self.store
                     .get(id)?
                     .filter(is_same)
-                    .unwrap_or_else(|| Record::unmet(id.clone(), destination))
+                    .unwrap_or_else(|| Record::placeholder(id.clone(), destination))
             }
         };
         if self.allowed.has(record.host()) {

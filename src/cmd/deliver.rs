@@ -8,20 +8,20 @@ use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
 
 use super::context::Context;
-use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::jobs::{Job, Jobs, Limit, by_host, look_up, on_each_host};
 use super::{complete, values};
 use crate::connection::{HostConnection, Policy};
-use crate::delivery::{self, Outcome, Sent, SignalRequest, Ways, ended_before};
+use crate::delivery::{self, Outcome, SendOutcome, SignalRequest, ViaPolicy, ended_before};
 use crate::error::{Failure, Kind};
 use crate::job::{Record, State, Target};
-use crate::remote::search::Found;
-use crate::remote::{Standing, look};
+use crate::remote::search::FoundLine;
+use crate::remote::{ObservedState, look};
 use crate::signal::{Os, Signal, SignalWord};
-use crate::state::{Signalled, Store};
+use crate::state::{SignalEntry, Store};
 
 /// How a signal is sent, and what is waited for.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Sending {
+pub struct SendOptions {
     /// Wait up to DURATION for the jobs to end
     #[arg(short, long, value_name = "DURATION", value_parser = values::duration)]
     pub wait: Option<Duration>,
@@ -30,7 +30,7 @@ pub struct Sending {
     pub then: Option<SignalWord>,
     /// How the signal may be delivered
     #[arg(long, value_enum, default_value_t)]
-    pub via: Ways,
+    pub via: ViaPolicy,
     /// Which of a job's processes get the signal
     #[arg(long, value_enum, default_value_t)]
     pub target: Target,
@@ -39,13 +39,13 @@ pub struct Sending {
     pub wake: bool,
 }
 
-impl Sending {
+impl SendOptions {
     /// Options to end a job: KILL follows the first signal after the grace.
     pub fn stop(grace: Duration, target: Target) -> Self {
         Self {
             wait: Some(grace),
             then: Some(SignalWord::KILL),
-            via: Ways::Any,
+            via: ViaPolicy::Any,
             target,
             wake: true,
         }
@@ -60,7 +60,7 @@ pub struct Report {
     pub signal: Option<Signal>,
     pub then_signal: Option<Signal>,
     /// The line of output that was waited for.
-    pub found: Option<Found>,
+    pub found: Option<FoundLine>,
     /// `Err` only if there is no such job.
     pub outcome: Result<Outcome, Failure>,
 }
@@ -119,7 +119,7 @@ pub fn send<'a>(
     context: &'a mut Context,
     jobs: Jobs,
     signal: SignalWord,
-    sending: &Sending,
+    sending: &SendOptions,
 ) -> impl Iterator<Item = Report> + use<'a> {
     let selected = jobs.selected;
     // With the target `tree`, remaining descendants get the signal even if the job itself has ended.
@@ -163,7 +163,7 @@ pub fn send<'a>(
         .chain(sent)
         .chain(again)
         .map(move |mut report| {
-            write_down(store, &report, target);
+            record_report(store, &report, target);
             report.mark_lost();
             if selected && report.is_failure(Kind::NotRunning) {
                 report.outcome = report.outcome.map(|outcome| Outcome {
@@ -181,7 +181,7 @@ fn ask_ended(
     policy: Policy,
     jobs: Vec<Job>,
     signal: SignalWord,
-    sending: Sending,
+    sending: SendOptions,
 ) -> impl Iterator<Item = Report> {
     let policy = Policy {
         batch: true,
@@ -204,7 +204,7 @@ fn ask_ended(
                 let told = reports.remove(&job.word).filter(|report| {
                     report.is_failure(Kind::NotRunning)
                         || report.is_failure(Kind::BadSignal)
-                        || matches!(&report.outcome, Ok(outcome) if outcome.sent != Sent::No)
+                        || matches!(&report.outcome, Ok(outcome) if outcome.sent != SendOutcome::No)
                 });
                 let report = told.unwrap_or_else(|| report_ended(job, signal, &sending, false));
                 // The receiver is dropped only at the end, so a failed send is harmless.
@@ -216,7 +216,7 @@ fn ask_ended(
 }
 
 /// The report of a job whose end is already on record.
-fn report_ended(job: Job, signal: SignalWord, sending: &Sending, selected: bool) -> Report {
+fn report_ended(job: Job, signal: SignalWord, sending: &SendOptions, selected: bool) -> Report {
     let record = job.record;
     let error = (sending.wait.is_none() && !selected).then(|| ended_before(&record));
     let on = |signal: SignalWord| record.system().and_then(|os| signal.on(os).ok());
@@ -235,7 +235,7 @@ fn report_ended(job: Job, signal: SignalWord, sending: &Sending, selected: bool)
 }
 
 /// Records a report in the state file.
-pub fn write_down(store: &mut Store, report: &Report, target: Target) {
+pub fn record_report(store: &mut Store, report: &Report, target: Target) {
     let Ok(outcome) = &report.outcome else {
         return;
     };
@@ -245,7 +245,7 @@ pub fn write_down(store: &mut Store, report: &Report, target: Target) {
         .into_iter()
         .flatten()
         .filter(|(signal, _)| !signal.is_existence_check())
-        .map(|(signal, sent)| Signalled { signal, sent });
+        .map(|(signal, sent)| SignalEntry { signal, sent });
     store.signalled(&outcome.record, target, signals);
 }
 
@@ -254,12 +254,12 @@ pub fn on_host(
     connection: &mut HostConnection<'_>,
     jobs: Vec<Job>,
     signal: SignalWord,
-    sending: &Sending,
+    sending: &SendOptions,
     sender: &Sender<Report>,
 ) {
     // The receiver is dropped only at the end, so a failed send is harmless.
     let report = |report: Report| drop(sender.send(report));
-    let (jobs, missing) = meet(connection, jobs);
+    let (jobs, missing) = look_up(connection, jobs);
     for (job, failure) in missing {
         report(Report::failed(job, failure));
     }
@@ -306,8 +306,11 @@ fn learn_system(connection: &mut HostConnection<'_>, record: &mut Record) -> Res
     let seen = connection.ask(|shell| look::see(&host, shell, &[&record.job_dir()]))?;
     seen.iter().for_each(|seen| seen.update(record));
     let failed = |what: &str| Failure::new(Kind::Failed, format!("{}: {what}", record.label()));
-    if seen.iter().any(|seen| seen.standing == Standing::Foreign) {
-        return Err(failed(delivery::NOT_BELIEVED));
+    if seen
+        .iter()
+        .any(|seen| seen.standing == ObservedState::Untrusted)
+    {
+        return Err(failed(delivery::NOT_TRUSTED));
     }
     match (record.state.is_finished(), &record.os) {
         (true, None) => Err(ended_before(record)),

@@ -3,14 +3,14 @@
 use crate::connection::HostConnection;
 use crate::error::Failure;
 use crate::job::Record;
-use crate::remote::look::{self, Streams};
+use crate::remote::look::{self, StreamSelection};
 
 /// Removes the files of those jobs on the connection's host that have ended and whose output has been read. Returns for
 /// each job whether its files are gone. `read`: the streams that have just been delivered to their ends.
 pub fn forget_read(
     connection: &mut HostConnection<'_>,
     records: &mut [Record],
-    read: Streams,
+    read: StreamSelection,
 ) -> Result<Vec<bool>, Failure> {
     let dirs: Vec<String> = records.iter().map(Record::job_dir).collect();
     let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();

@@ -36,7 +36,9 @@ impl History {
             None => None,
             Some(word) => {
                 // Of HOST/ID, the id alone identifies the job.
-                let word = word.there().map_or(word.as_str(), |(_, id)| id.as_str());
+                let word = word
+                    .host_and_id()
+                    .map_or(word.as_str(), |(_, id)| id.as_str());
                 Some(match store.resolve(word) {
                     Ok(record) => record.id,
                     Err(failure) if failure.kind == Kind::NotFound => store.resolve_past(word)?,

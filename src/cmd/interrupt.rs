@@ -34,8 +34,8 @@ pub fn end_first_process() -> Result<(), Failure> {
 
 /// Calls `last` and ends the process at the first signal that asks it to end. Signals that were ignored at the start
 /// stay ignored.
-pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<Caught, Failure> {
-    let caught = Caught::default();
+pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<InterruptFlag, Failure> {
+    let caught = InterruptFlag::default();
     let all = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]
         .into_iter()
         .filter(|number| !sys::process::is_ignored(*number));
@@ -62,12 +62,12 @@ pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<Caught, Failure
 
 /// Whether such a signal has arrived.
 #[derive(Default)]
-pub struct Caught(Arc<AtomicBool>);
+pub struct InterruptFlag(Arc<AtomicBool>);
 
-impl Caught {
+impl InterruptFlag {
     /// Blocks if a signal has arrived, until it ends the process. The signal reaches child processes too, and the
     /// failures that this causes are not worth reporting.
-    pub fn give_way(&self) {
+    pub fn yield_to_signal(&self) {
         while self.0.load(Ordering::Relaxed) {
             std::thread::park();
         }
@@ -105,7 +105,7 @@ impl Starts {
     }
 
     /// To be called just before the start request is sent. Does not return once all starts are given up.
-    pub fn asked(&self, id: &JobId, connection: DetachedConnection) {
+    pub fn mark_requested(&self, id: &JobId, connection: DetachedConnection) {
         let mut starts = self.lock();
         if let Some(start) = starts.iter_mut().find(|start| start.record.id == *id) {
             start.asked = Some(connection);
@@ -163,7 +163,7 @@ impl Starts {
 pub fn cancel_later(detached: DetachedConnection, place: String) {
     if let Ok(script) = cancelling_script(&place) {
         // Here and not in the thread: this process may end at once, and then a shared keeper runs the script.
-        detached.connection().leave_script(script);
+        detached.connection().queue_script(script);
     }
     let work = move || {
         let mut connection = detached.connection();
@@ -174,7 +174,7 @@ pub fn cancel_later(detached: DetachedConnection, place: String) {
             let host = connection.host();
             let cancelled = connection.ask(|shell| cancel(&host, shell, &place));
             if cancelled.is_err() {
-                connection.hang_up();
+                connection.close();
             }
             cancelled
         });
@@ -202,7 +202,7 @@ pub fn give_up(detached: DetachedConnection, place: String) -> bool {
     let started = std::thread::Builder::new().spawn(work);
     let confirmed = started.is_ok() && receiver.recv_timeout(CANCEL_WAIT_MAX).unwrap_or(false);
     if !confirmed && let Ok(script) = script {
-        detached.connection().leave_script(script);
+        detached.connection().queue_script(script);
     }
     confirmed
 }

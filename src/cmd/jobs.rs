@@ -11,8 +11,8 @@ use crate::connection::{HostConnection, Permits, Policy};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{JobId, JobWord, Record};
-use crate::remote::{self, Standing};
-use crate::state::Which;
+use crate::remote::{self, ObservedState};
+use crate::state::RecordFilter;
 use crate::terminal;
 
 /// Maximum number of jobs listed in a confirmation prompt.
@@ -73,7 +73,7 @@ impl Jobs {
         signals: Option<&str>,
     ) -> Result<Self, Failure> {
         let picking = &selectors.picking;
-        let records = picking.pick(&context.store, Which::Unfinished)?;
+        let records = picking.pick(&context.store, RecordFilter::Unfinished)?;
         if records.is_empty() {
             common.note(&format!("no unfinished jobs{picking}; nothing was done"));
         } else if let Some(signals) = signals.filter(|_| selectors.all) {
@@ -145,14 +145,14 @@ fn confirm(signals: &str, records: &[Record]) -> Result<(), Failure> {
 
 /// Completes the records of jobs that are known only by id, by asking the host. Returns the jobs that exist there, and
 /// the others with the reason.
-pub fn meet(
+pub fn look_up(
     connection: &mut HostConnection<'_>,
     jobs: Vec<Job>,
 ) -> (Vec<Job>, Vec<(Job, Failure)>) {
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     let ids: Vec<JobId> = jobs
         .iter()
-        .filter(|job| job.record.is_unmet())
+        .filter(|job| job.record.is_placeholder())
         .map(|job| job.record.id.clone())
         .collect();
     if ids.is_empty() {
@@ -165,7 +165,7 @@ pub fn meet(
         .and_then(|mut shell| remote::meet::meet(&host, shell.as_mut(), &ids, jobs_dir))
         .map(Vec::into_iter);
     for mut job in jobs {
-        if !job.record.is_unmet() {
+        if !job.record.is_placeholder() {
             there.push(job);
             continue;
         }
@@ -173,14 +173,14 @@ pub fn meet(
             Err(failure) => missing.push((job, failure.clone())),
             Ok(met) => match met
                 .next()
-                .filter(|met| met.seen.standing != Standing::Absent)
+                .filter(|met| met.seen.standing != ObservedState::Absent)
             {
                 Some(met) => {
-                    met.tell(&mut job.record);
+                    met.fill_in(&mut job.record);
                     there.push(job);
                 }
                 None => {
-                    let failure = not_there(&job.record);
+                    let failure = not_on_host(&job.record);
                     missing.push((job, failure));
                 }
             },
@@ -190,7 +190,7 @@ pub fn meet(
 }
 
 /// The failure for a job that its host does not know.
-pub fn not_there(record: &Record) -> Failure {
+pub fn not_on_host(record: &Record) -> Failure {
     let message = format!(
         "no job {}: `rsig ps --host {} --discover` lists the jobs there",
         record.label(),

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::{Common, Parallel, WayArgs};
 use super::complete;
-use super::deliver::{Sending, send};
+use super::deliver::{SendOptions, send};
 use super::jobs::Jobs;
 use super::report::report;
 use super::select::Selectors;
@@ -27,7 +27,7 @@ pub struct Kill {
     #[arg(short, long, add = ArgValueCompleter::new(complete::signal))]
     signal: Option<SignalWord>,
     #[command(flatten)]
-    sending: Sending,
+    sending: SendOptions,
     /// List the signals, or the one given: a name, a number or an exit status
     #[arg(short, long, conflicts_with_all = ["signal", "wait", "then", "all", "host", "name_pattern"])]
     list: bool,

@@ -163,7 +163,7 @@ impl Command {
             // Help is shown even if the configuration file is invalid.
             (Err(error), _) if !error.use_stderr() => None,
             (_, Err(failure)) => Some(failure),
-            (Err(_), Ok(file)) => config::blamed(&definition, &verb, file),
+            (Err(_), Ok(file)) => config::invalid_default(&definition, &verb, file),
             (Ok(_), Ok(_)) => None,
         };
         if let Some(failure) = fault {

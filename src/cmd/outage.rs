@@ -19,7 +19,12 @@ pub struct Outage {
 
 impl Outage {
     /// Records a failed attempt, and tells the user once. Returns the pause before the next attempt.
-    pub fn lasts(&mut self, failure: &Failure, connected: bool, note: fn(&str)) -> Duration {
+    pub fn record_failure(
+        &mut self,
+        failure: &Failure,
+        connected: bool,
+        note: fn(&str),
+    ) -> Duration {
         self.had_contact |= connected;
         self.failures += 1;
         // An outage that the next attempt may end is not worth a message.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::connection::HostConnection;
 use crate::escape::printable;
-use crate::remote::output::{From, Progress, Wanted, read};
+use crate::remote::output::{Progress, ReadRequest, StartPosition, read};
 
 /// Number of lines of each stream that a message shows, and their maximum length in characters.
 const LAST_LINES: u64 = 3;
@@ -56,11 +56,11 @@ impl Pattern {
 
 /// The last lines of a job's output for a message, each preceded by a line break. Empty if they can't be read.
 pub fn last_lines(connection: &mut HostConnection<'_>, place: &str) -> String {
-    let wanted = Wanted {
+    let wanted = ReadRequest {
         place,
         out: true,
         err: true,
-        from: From::LastLines(LAST_LINES),
+        from: StartPosition::LastLines(LAST_LINES),
         follow: false,
         most: None,
         pause: None,

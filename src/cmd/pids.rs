@@ -1,7 +1,7 @@
 //! Lists the processes of a job on its host. For the HTTP server only: `ps` shows just the first process.
 
 use super::context::Context;
-use super::jobs::{Job, meet};
+use super::jobs::{Job, look_up};
 use crate::connection::HostConnection;
 use crate::error::Failure;
 use crate::job::{JobWord, State};
@@ -15,7 +15,7 @@ pub fn pids(context: &mut Context, word: &JobWord) -> Result<Vec<u32>, Failure> 
     }
     let (destination, policy) = (record.destination.clone(), context.policy);
     let mut connection = HostConnection::new(&destination, &policy);
-    let (jobs, missing) = meet(&mut connection, vec![Job::from(record)]);
+    let (jobs, missing) = look_up(&mut connection, vec![Job::from(record)]);
     if let Some((_, failure)) = missing.into_iter().next() {
         return Err(failure);
     }

@@ -8,18 +8,18 @@ use clap::Args;
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use serde::Serialize;
 
-use super::args::{ConnectArgs, Parallel, Reach, job_word};
+use super::args::{ConnectArgs, ConnectionOptions, Parallel, job_word};
 use super::complete;
 use super::context::Context;
-use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::jobs::{Job, Jobs, Limit, by_host, look_up, on_each_host};
 use super::values::{Hosts, configured};
 use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Destination, Host};
 use crate::job::{JobId, JobName, JobWord, Record, State};
-use crate::remote::{Seen, Standing, Usage, look, measure, meet as remote};
-use crate::state::Which;
-use crate::terminal::{self, JobJson, Listed, Output, Spinner, Table, warn};
+use crate::remote::{Observation, ObservedState, Usage, look, measure, meet as remote};
+use crate::state::RecordFilter;
+use crate::terminal::{self, JobJson, ListedJob, Output, Spinner, Table, warn};
 
 /// Which jobs are listed.
 #[derive(Args, Clone, Debug, Default)]
@@ -63,7 +63,7 @@ pub struct Ps {
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
     #[command(flatten)]
-    reach: Reach,
+    reach: ConnectionOptions,
     #[command(flatten)]
     parallel: Parallel,
     #[command(flatten, next_help_heading = "Connecting (for --discover and HOST/ID)")]
@@ -113,7 +113,7 @@ impl Ps {
 #[derive(Debug, Default)]
 pub struct Listing {
     /// Sorted by age, the oldest first, or in the order in which they were named.
-    pub jobs: Vec<Listed>,
+    pub jobs: Vec<ListedJob>,
     /// For words that name no job, and for hosts that could not be asked.
     pub failures: Vec<Failure>,
 }
@@ -143,7 +143,7 @@ pub fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Re
     let mut records = Vec::new();
     if filter.jobs.is_empty() {
         let all = filter.all || filter.state.contains(&State::Exited);
-        records = context.store.list(Which::All)?;
+        records = context.store.list(RecordFilter::All)?;
         records.retain(|record| all || record.state != State::Exited);
     } else {
         let jobs = Jobs::named(context, &filter.jobs);
@@ -151,7 +151,7 @@ pub fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Re
             .failures
             .extend(jobs.unknown.into_iter().map(|(_, failure)| failure));
         for Job { record, .. } in jobs.found {
-            if record.is_unmet() && filter.cached {
+            if record.is_placeholder() && filter.cached {
                 let message = format!(
                     "{}: nothing is known of it here; omit --cached",
                     record.label()
@@ -167,12 +167,12 @@ pub fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Re
         let host = record.host();
         context.allowed.has(host) && (filter.host.is_empty() || hosts.contains(host))
     });
-    listing.jobs = records.into_iter().map(Listed::from).collect();
+    listing.jobs = records.into_iter().map(ListedJob::from).collect();
     Ok(())
 }
 
 /// Jobs of one host, and what the host reports about them, or why it could not be asked.
-type Answer = (Vec<Job>, Result<Vec<(Seen, Option<Usage>)>, Failure>);
+type Answer = (Vec<Job>, Result<Vec<(Observation, Option<Usage>)>, Failure>);
 
 /// Asks the hosts of all jobs that have not exited, all hosts at once, with one script each.
 fn ask(context: &mut Context, filter: &Filter, listing: &mut Listing) {
@@ -214,7 +214,7 @@ fn ask(context: &mut Context, filter: &Filter, listing: &mut Listing) {
     // A job known only by id is listed only if its host confirms it.
     listing
         .jobs
-        .retain(|job| !job.record.is_unmet() || job.state != State::Unknown);
+        .retain(|job| !job.record.is_placeholder() || job.state != State::Unknown);
     let answered = listing
         .jobs
         .iter()
@@ -231,7 +231,7 @@ fn see(
 ) {
     // The receiver is dropped only at the end, so a failed send is harmless.
     let tell = |answer: Answer| drop(sender.send(answer));
-    let (jobs, missing) = meet(connection, jobs);
+    let (jobs, missing) = look_up(connection, jobs);
     for (job, failure) in missing {
         tell((vec![job], Err(failure)));
     }
@@ -293,13 +293,13 @@ fn discover(context: &mut Context, hosts: &[Hosts], listing: &mut Listing) -> Re
 fn adopt(
     context: &mut Context,
     destination: &Destination,
-    found: Vec<remote::Met>,
-    listed: &mut Vec<Listed>,
+    found: Vec<remote::DiscoveredJob>,
+    listed: &mut Vec<ListedJob>,
 ) -> Result<(), Failure> {
     // A different way to connect may lead to a different machine.
     let mut recorded: HashMap<JobId, Record> = context
         .store
-        .list(Which::All)?
+        .list(RecordFilter::All)?
         .into_iter()
         .filter(|record| record.destination == *destination)
         .map(|record| (record.id.clone(), record))
@@ -308,19 +308,19 @@ fn adopt(
     for met in found {
         let known = recorded.remove(&met.id);
         let is_new = known.is_none();
-        if is_new && met.seen.standing == Standing::Foreign {
+        if is_new && met.seen.standing == ObservedState::Untrusted {
             continue;
         }
         let mut record =
-            known.unwrap_or_else(|| Record::unmet(met.id.clone(), destination.clone()));
+            known.unwrap_or_else(|| Record::placeholder(met.id.clone(), destination.clone()));
         let state = met.seen.state(&record);
         if is_new {
-            met.tell(&mut record);
+            met.fill_in(&mut record);
             adopted.push(record.clone());
         } else {
             met.seen.update(&mut record);
         }
-        listed.push(Listed {
+        listed.push(ListedJob {
             record,
             state,
             usage: None,
@@ -328,10 +328,10 @@ fn adopt(
     }
     for mut record in recorded.into_values() {
         if record.state != State::Exited {
-            let seen = Seen::absent();
+            let seen = Observation::absent();
             let state = seen.state(&record);
             seen.update(&mut record);
-            listed.push(Listed {
+            listed.push(ListedJob {
                 record,
                 state,
                 usage: None,
@@ -356,7 +356,7 @@ struct MeasuredJson<'a> {
     processes: Option<u32>,
 }
 
-fn measured_json(job: &Listed) -> MeasuredJson<'_> {
+fn measured_json(job: &ListedJob) -> MeasuredJson<'_> {
     let usage = job.usage.as_ref();
     MeasuredJson {
         job: JobJson::new(&job.record, job.state),
@@ -367,7 +367,7 @@ fn measured_json(job: &Listed) -> MeasuredJson<'_> {
     }
 }
 
-fn table(jobs: &[Listed], resources: bool) -> Table {
+fn table(jobs: &[ListedJob], resources: bool) -> Table {
     let with = |cells: [String; 6], usage: [String; 4], command: String| {
         let usage = usage.into_iter().filter(move |_| resources);
         cells.into_iter().chain(usage).chain([command])
@@ -375,7 +375,7 @@ fn table(jobs: &[Listed], resources: bool) -> Table {
     let header = ["ID", "NAME", "HOST", "STATE", "PID", "SINCE"].map(str::to_owned);
     let used = ["CPU", "TIME", "MEMORY", "PROCS"].map(str::to_owned);
     let mut table = Table::new(with(header, used, "COMMAND".to_owned()));
-    for Listed {
+    for ListedJob {
         record,
         state,
         usage,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::args::Common;
-use super::deliver::{Report, Sending};
-use crate::delivery::{Outcome, Sent, Via};
+use super::deliver::{Report, SendOptions};
+use crate::delivery::{Outcome, SendOutcome, Via};
 use crate::error::{Failure, exit};
 use crate::job::{JobName, Record, State, Target};
 use crate::signal::{Signal, SignalWord};
@@ -16,7 +16,7 @@ use crate::terminal::{self, FailureJson, Output, Spinner, warn};
 pub fn report(
     reports: impl Iterator<Item = Report>,
     signal: SignalWord,
-    sending: &Sending,
+    sending: &SendOptions,
     mut spinner: Spinner,
     common: Common,
     json: bool,
@@ -46,7 +46,7 @@ pub fn report(
     Ok(status)
 }
 
-fn status_of(report: &Report, sending: &Sending) -> u8 {
+fn status_of(report: &Report, sending: &SendOptions) -> u8 {
     match (report.failure(), &report.outcome) {
         (Some(failure), _) => failure.kind.exit_status(),
         (None, Ok(outcome)) if sending.wait.is_some() && outcome.still_running == Some(true) => {
@@ -59,7 +59,7 @@ fn status_of(report: &Report, sending: &Sending) -> u8 {
 #[derive(Serialize)]
 struct ThenJson {
     signal: String,
-    sent: Sent,
+    sent: SendOutcome,
     via: Option<&'static str>,
 }
 
@@ -73,7 +73,7 @@ struct ReportJson<'a> {
     signal: String,
     signal_number: Option<u8>,
     target: &'static str,
-    sent: Sent,
+    sent: SendOutcome,
     via: Option<&'static str>,
     then: Option<ThenJson>,
     still_running: Option<bool>,
@@ -84,10 +84,10 @@ struct ReportJson<'a> {
 }
 
 /// The signal is shown as typed if the system of the job's host is not known.
-fn json_of<'a>(report: &'a Report, asked: SignalWord, sending: &Sending) -> ReportJson<'a> {
+fn json_of<'a>(report: &'a Report, asked: SignalWord, sending: &SendOptions) -> ReportJson<'a> {
     let outcome = report.outcome.as_ref().ok();
     let record = outcome.map(|outcome| &outcome.record);
-    let sent = outcome.map_or(Sent::No, |outcome| outcome.sent);
+    let sent = outcome.map_or(SendOutcome::No, |outcome| outcome.sent);
     let then = outcome
         .and_then(|outcome| outcome.then)
         .zip(report.then_signal);
@@ -122,7 +122,7 @@ fn json_of<'a>(report: &'a Report, asked: SignalWord, sending: &Sending) -> Repo
 }
 
 /// The result of one job's signals, or why they failed, as one line.
-pub fn sentence(report: &Report, sending: &Sending) -> String {
+pub fn sentence(report: &Report, sending: &SendOptions) -> String {
     match (report.failure(), &report.outcome) {
         (None, Ok(outcome)) => line_of(report, outcome, sending),
         (failure, _) => failure.map_or_else(String::new, ToString::to_string),
@@ -130,12 +130,12 @@ pub fn sentence(report: &Report, sending: &Sending) -> String {
 }
 
 /// The result of one job's signals as one line.
-fn line_of(report: &Report, outcome: &Outcome, sending: &Sending) -> String {
+fn line_of(report: &Report, outcome: &Outcome, sending: &SendOptions) -> String {
     let waiting = sending.wait.is_some();
     let label = outcome.record.label();
     let mut parts = Vec::new();
     match (outcome.sent, report.signal) {
-        (Sent::Yes(_), Some(signal)) => {
+        (SendOutcome::Yes(_), Some(signal)) => {
             let to = match sending.target {
                 Target::Group => "",
                 Target::Process => " to its first process",
@@ -145,12 +145,14 @@ fn line_of(report: &Report, outcome: &Outcome, sending: &Sending) -> String {
         }
         (_, Some(signal)) if signal.is_existence_check() => return format!("{label}: it runs"),
         // A selected job that has ended meanwhile.
-        (Sent::No, _) if !waiting && outcome.record.state.is_finished() => parts.push(end(outcome)),
+        (SendOutcome::No, _) if !waiting && outcome.record.state.is_finished() => {
+            parts.push(end(outcome));
+        }
         // The job's relay knows no more than that.
-        (Sent::No, _) if !waiting => parts.push("it had already ended".to_owned()),
+        (SendOutcome::No, _) if !waiting => parts.push("it had already ended".to_owned()),
         _ => {}
     }
-    if let (Some(Sent::Yes(_)), Some(signal)) = (outcome.then, report.then_signal) {
+    if let (Some(SendOutcome::Yes(_)), Some(signal)) = (outcome.then, report.then_signal) {
         parts.push(format!("then {signal}"));
     }
     if waiting {
@@ -176,7 +178,7 @@ fn end(outcome: &Outcome) -> String {
         (State::Exited | State::Lost, _) if outcome.still_running == Some(true) => {
             format!("{ended}, but what it started still runs after {waited}")
         }
-        (State::Exited, Sent::No) => format!("it had already {ended}"),
+        (State::Exited, SendOutcome::No) => format!("it had already {ended}"),
         (State::Exited, _) => format!("{ended} after {waited}"),
         _ => format!("still running after {waited}"),
     }

@@ -9,18 +9,18 @@ use clap_complete::engine::ArgValueCompleter;
 
 use super::args::{Common, ConnectArgs, FOR_HOST_ID, Parallel, job_word};
 use super::context::Context;
-use super::deliver::{self, Report, Sending};
-use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
-use super::select::Picking;
+use super::deliver::{self, Report, SendOptions};
+use super::jobs::{Job, Jobs, Limit, by_host, look_up, on_each_host};
+use super::select::Criteria;
 use super::{complete, values};
 use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
 use crate::escape::printable;
 use crate::job::{JobWord, Record, State, Target, now};
-use crate::remote::Standing;
+use crate::remote::ObservedState;
 use crate::remote::look::{self, Removal};
 use crate::signal::SignalWord;
-use crate::state::Which;
+use crate::state::RecordFilter;
 use crate::terminal::{Output, warn};
 
 /// Time that a job stopped by `--force` has to end by itself before KILL.
@@ -36,7 +36,7 @@ pub struct Rm {
     #[arg(long)]
     lost: bool,
     #[command(flatten)]
-    picking: Picking,
+    picking: Criteria,
     /// Jobs that ended at least DURATION ago
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     older_than: Option<Duration>,
@@ -112,7 +112,7 @@ impl Rm {
             return Ok(Vec::new());
         }
         let age = self.older_than.unwrap_or_default();
-        let mut records = self.picking.pick(&context.store, Which::Finished)?;
+        let mut records = self.picking.pick(&context.store, RecordFilter::Finished)?;
         records.retain(|record| {
             let is_asked_for = match record.state {
                 State::Lost => self.lost,
@@ -155,7 +155,7 @@ fn left_behind(record: &Record) -> String {
 }
 
 /// The result of removing a job, and of the signals sent to end it first.
-struct Removed {
+struct RemovalResult {
     stopped: Option<Report>,
     result: Result<Record, Failure>,
 }
@@ -179,20 +179,24 @@ pub fn remove(
         },
     );
     let store = &mut context.store;
-    unknown.chain(removed.into_iter().map(|Removed { stopped, result }| {
-        if let Some(report) = stopped {
-            deliver::write_down(store, &report, Target::Group);
-        }
-        let record = result?;
-        store.remove(&record);
-        Ok(record)
-    }))
+    unknown.chain(
+        removed
+            .into_iter()
+            .map(|RemovalResult { stopped, result }| {
+                if let Some(report) = stopped {
+                    deliver::record_report(store, &report, Target::Group);
+                }
+                let record = result?;
+                store.remove(&record);
+                Ok(record)
+            }),
+    )
 }
 
-fn on_host(connection: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> Vec<Removed> {
+fn on_host(connection: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> Vec<RemovalResult> {
     let mut results = Vec::new();
-    let (jobs, missing) = meet(connection, jobs);
-    let kept = |failure| Removed {
+    let (jobs, missing) = look_up(connection, jobs);
+    let kept = |failure| RemovalResult {
         stopped: None,
         result: Err(failure),
     };
@@ -207,7 +211,7 @@ fn on_host(connection: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> 
                 over.push(Job::from(record.clone()));
                 stopped.insert(record.id, report);
             }
-            Err(failure) => results.push(Removed {
+            Err(failure) => results.push(RemovalResult {
                 stopped: Some(report),
                 result: Err(failure),
             }),
@@ -238,7 +242,7 @@ fn on_host(connection: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> 
                 Err(Failure::new(failure.kind, message))
             }
         };
-        results.push(Removed { stopped, result });
+        results.push(RemovalResult { stopped, result });
     }
     results
 }
@@ -248,7 +252,7 @@ fn stop(connection: &mut HostConnection<'_>, running: Vec<Job>) -> Vec<Report> {
         return Vec::new();
     }
     let (sender, reports) = mpsc::channel();
-    let sending = Sending::stop(GRACE, Target::Group);
+    let sending = SendOptions::stop(GRACE, Target::Group);
     deliver::on_host(connection, running, SignalWord::TERM, &sending, &sender);
     drop(sender);
     reports.into_iter().collect()
@@ -278,12 +282,14 @@ fn removed(record: Record, removal: Removal) -> Result<Record, Failure> {
             &format!("its files can't be removed: {why}"),
         )),
         Removal::Refused(seen) => Err(match seen.standing {
-            Standing::Elsewhere => not_removed(&record, "it is on another machine; ask that one"),
-            Standing::Away => not_removed(
+            ObservedState::Elsewhere => {
+                not_removed(&record, "it is on another machine; ask that one")
+            }
+            ObservedState::DirMissing => not_removed(
                 &record,
                 "the directory of all jobs is missing on its host: is the file system mounted?",
             ),
-            Standing::Foreign => not_removed(
+            ObservedState::Untrusted => not_removed(
                 &record,
                 "its job directory is writable by other users, so nothing in it is touched",
             ),

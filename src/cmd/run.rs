@@ -151,7 +151,7 @@ fn alone(
     let (sender, receiver) = mpsc::channel();
     let passes = sender.clone();
     process::signals(move |pass| passes.send(Some(pass)).is_ok())?;
-    let outside = foreground::Outside {
+    let outside = foreground::Surroundings {
         input,
         signals: (sender, receiver),
         stop: Box::new(process::stop),
@@ -168,7 +168,7 @@ fn alone(
         })
     });
     match broken {
-        Some(error) => Err(terminal::unprinted(&error)),
+        Some(error) => Err(terminal::output_failure(&error)),
         None => process::status(&ran?, tether),
     }
 }

@@ -11,7 +11,7 @@ use super::values::Hosts;
 use crate::error::Failure;
 use crate::hosts;
 use crate::job::Record;
-use crate::state::{Store, Which};
+use crate::state::{RecordFilter, Store};
 
 /// A pattern for names: `*`, `?`, `[a-z]`, `[!a-z]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl NamePattern {
 
 /// What selected jobs have in common.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Picking {
+pub struct Criteria {
     /// Jobs started on these hosts (spelled as in `spawn`)
     #[arg(long, value_name = "HOST[,HOST]", add = ArgValueCompleter::new(complete::recorded_host))]
     pub host: Vec<Hosts>,
@@ -52,13 +52,13 @@ pub struct Picking {
     pub name_pattern: Option<NamePattern>,
 }
 
-impl Picking {
+impl Criteria {
     pub fn is_given(&self) -> bool {
         !self.host.is_empty() || self.name_pattern.is_some()
     }
 
     /// The jobs of the state file that match, the oldest first.
-    pub fn pick(&self, store: &Store, which: Which) -> Result<Vec<Record>, Failure> {
+    pub fn pick(&self, store: &Store, which: RecordFilter) -> Result<Vec<Record>, Failure> {
         let mut records = match &self.name_pattern {
             Some(pattern) => store.named_like(which, &pattern.glob())?,
             None => store.list(which)?,
@@ -69,7 +69,7 @@ impl Picking {
     }
 }
 
-impl fmt::Display for Picking {
+impl fmt::Display for Criteria {
     /// The text that follows "jobs" in a message.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts = Hosts::all(&self.host);
@@ -93,7 +93,7 @@ pub struct Selectors {
     #[arg(long)]
     pub all: bool,
     #[command(flatten)]
-    pub picking: Picking,
+    pub picking: Criteria,
 }
 
 impl Selectors {

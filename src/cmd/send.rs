@@ -11,15 +11,15 @@ use clap_complete::engine::ArgValueCompleter;
 use super::args::{Common, ConnectArgs, FOR_HOST_ID, job_word};
 use super::complete;
 use super::context::Context;
-use super::jobs::not_there;
+use super::jobs::not_on_host;
 use super::spawn::whole_input;
 use crate::clock;
 use crate::connection::{HostConnection, Policy};
 use crate::delivery::{Outcome, ended_before};
 use crate::error::{Failure, Kind, exit};
 use crate::job::{self, JobWord, State};
-use crate::remote::Standing;
-use crate::remote::send::{Answer, Data, Sending, send};
+use crate::remote::ObservedState;
+use crate::remote::send::{Data, SendRequest, SendResult, send};
 use crate::remote::start::Input;
 
 /// Write to the standard input of a job that was started with --stdin-open
@@ -97,7 +97,7 @@ pub fn append(
     let record = context.resolve(word)?;
     let (label, place) = (record.label(), record.job_dir());
     let claim = job::random_hex::<8>()?;
-    let sending = Sending {
+    let sending = SendRequest {
         place: &place,
         claim: &claim,
         data,
@@ -128,7 +128,7 @@ pub fn append(
             Ok(answer) => break answer,
             Err(failure) if failure.kind == Kind::NoShell => {
                 silent_shells += 1;
-                if !connection.gives_another(silent_shells) {
+                if !connection.may_try_another(silent_shells) {
                     return Err(failure);
                 }
             }
@@ -137,7 +137,7 @@ pub fn append(
                 if breaks > RETRIES_MAX {
                     return Err(unconfirmed(&failure));
                 }
-                let until = Instant::now() + clock::long(OUTAGE_MAX);
+                let until = Instant::now() + clock::scaled(OUTAGE_MAX);
                 let again = connection.connect_again(&failure, until);
                 again.map_err(|failure| unconfirmed(&failure))?;
             }
@@ -145,20 +145,22 @@ pub fn append(
         }
     };
     let (kind, why) = match answer {
-        Answer::Sent => return Ok(()),
-        Answer::Closed => (
+        SendResult::Sent => return Ok(()),
+        SendResult::Closed => (
             Kind::NotOpen,
             "its input was closed; nothing was sent".to_owned(),
         ),
-        Answer::Never => (
+        SendResult::NoInput => (
             Kind::NotOpen,
             "it was not started with --stdin-open; nothing was sent".to_owned(),
         ),
-        Answer::Refused(why) => (Kind::Failed, format!("{why}; nothing was sent")),
-        Answer::State(seen) if record.is_unmet() && seen.standing == Standing::Absent => {
-            return Err(not_there(&record));
+        SendResult::Refused(why) => (Kind::Failed, format!("{why}; nothing was sent")),
+        SendResult::State(seen)
+            if record.is_placeholder() && seen.standing == ObservedState::Absent =>
+        {
+            return Err(not_on_host(&record));
         }
-        Answer::State(seen) => {
+        SendResult::State(seen) => {
             let outcome = Outcome::seen(record, seen);
             context.store.update([&outcome.record]);
             return Err(match (outcome.error, outcome.record.state) {

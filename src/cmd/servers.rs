@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::allowed::{AllowedHosts, HostPattern};
-use super::args::{ConnectArgs, Reach};
+use super::args::{ConnectArgs, ConnectionOptions};
 use super::context::Context;
 use crate::error::{Failure, exit};
 use crate::servers::{self, Workers};
@@ -16,7 +16,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "GLOB")]
     allow_host: Vec<HostPattern>,
     #[command(flatten)]
-    reach: Reach,
+    reach: ConnectionOptions,
     #[command(
         flatten,
         next_help_heading = "Connecting (to every host that a client names)"

@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::context::{Context, SharedContext};
-use super::foreground::{self, Outside, Pass, Request, process};
+use super::foreground::{self, PassedSignal, Request, Surroundings, process};
 use crate::connection::Permits;
 use crate::error::{Failure, Kind, exit};
 use crate::hosts::fold;
 use crate::remote::Stream;
 use crate::signal::SignalWord;
-use crate::terminal::{self, Gathered, Lines, print_gathered, warn};
+use crate::terminal::{self, GatheredOutput, LineWriter, print_gathered, warn};
 
 /// Maximum wait for the jobs to be stopped (Ctrl-Z) before this process stops itself.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(3);
 /// The signal for jobs that are ended because of another host.
-fn term_signal() -> Pass {
-    Pass {
+fn term_signal() -> PassedSignal {
+    PassedSignal {
         signal: SignalWord::TERM,
         at: Instant::now(),
         status: 143,
@@ -55,7 +55,7 @@ pub struct Options {
 
 /// An event while the jobs run.
 enum Message {
-    Signal(Pass),
+    Signal(PassedSignal),
     /// A job was stopped, so that this process can stop too.
     Stopped,
     /// Output can't be written.
@@ -63,40 +63,40 @@ enum Message {
     /// The run on a host was given up before its job started.
     GivenUp(usize, u8),
     /// The run on a host has ended.
-    Over(usize, Ended),
+    Over(usize, HostEnded),
 }
 
-struct Ended {
+struct HostEnded {
     status: u8,
     /// Why the run failed.
     message: Option<String>,
-    output: Option<Gathered>,
+    output: Option<GatheredOutput>,
 }
 
 /// One of the hosts.
-struct Member {
+struct HostRun {
     word: String,
     /// Passes signals to the run, while there is one.
-    signals: Option<Sender<Option<Pass>>>,
+    signals: Option<Sender<Option<PassedSignal>>>,
     /// Whether the job ran.
     ran: bool,
     status: u8,
-    output: Option<Gathered>,
+    output: Option<GatheredOutput>,
 }
 
 struct Group {
     options: Options,
-    members: Vec<Member>,
+    members: Vec<HostRun>,
     messages: (Sender<Message>, Receiver<Message>),
     context: Arc<SharedContext>,
     permits: Arc<Permits>,
     /// Why no further hosts are started; `None` while they are.
-    over: Option<Over>,
+    over: Option<StopReason>,
     /// While a stop is pending: its deadline, and the number of jobs stopped so far.
     stop: Option<(Instant, usize)>,
 }
 
-enum Over {
+enum StopReason {
     Signal(u8),
     Failed,
     Broken(io::Error),
@@ -112,7 +112,7 @@ pub fn run(
     let sender = messages.0.clone();
     process::signals(move |pass| sender.send(Message::Signal(pass)).is_ok())?;
     let (words, requests): (Vec<String>, Vec<Request>) = hosts.unzip();
-    let member = |word: String| Member {
+    let member = |word: String| HostRun {
         word,
         signals: None,
         ran: false,
@@ -149,7 +149,7 @@ pub fn run(
 
 impl Group {
     fn running(&self) -> usize {
-        let runs = |member: &&Member| member.signals.is_some();
+        let runs = |member: &&HostRun| member.signals.is_some();
         self.members.iter().filter(runs).count()
     }
 
@@ -163,7 +163,7 @@ impl Group {
         let messages = self.messages.0.clone();
         let (stopped, given_up) = (messages.clone(), messages.clone());
         // The receiver is dropped only at the end, so a failed send is harmless.
-        let outside = Outside {
+        let outside = Surroundings {
             input: None,
             signals: (wake.clone(), signals),
             stop: Box::new(move || drop(stopped.send(Message::Stopped))),
@@ -182,7 +182,7 @@ impl Group {
         });
         (member.signals, member.ran) = (Some(wake), true);
         if let Err(error) = thread {
-            let ended = Ended {
+            let ended = HostEnded {
                 status: exit::LOST,
                 message: Some(format!(
                     "{}: no thread can be started: {error}",
@@ -206,7 +206,7 @@ impl Group {
         match message {
             Message::Signal(pass) => {
                 if pass.quits && self.over.is_none() {
-                    self.over = Some(Over::Signal(pass.status));
+                    self.over = Some(StopReason::Signal(pass.status));
                 }
                 if pass.stops {
                     self.stop = Some((Instant::now() + STOP_WAIT_MAX, 0));
@@ -219,8 +219,8 @@ impl Group {
                 }
             }
             Message::Broken(error) => {
-                if !matches!(self.over, Some(Over::Broken(_))) {
-                    self.over = Some(Over::Broken(error));
+                if !matches!(self.over, Some(StopReason::Broken(_))) {
+                    self.over = Some(StopReason::Broken(error));
                     self.pass(term_signal());
                 }
             }
@@ -229,7 +229,7 @@ impl Group {
                     && member.signals.take().is_some()
                 {
                     member.ran = false;
-                    if !matches!(self.over, Some(Over::Failed)) {
+                    if !matches!(self.over, Some(StopReason::Failed)) {
                         member.status = status;
                     }
                 }
@@ -238,7 +238,7 @@ impl Group {
         }
     }
 
-    fn pass(&self, pass: Pass) {
+    fn pass(&self, pass: PassedSignal) {
         for signals in self
             .members
             .iter()
@@ -249,7 +249,7 @@ impl Group {
         }
     }
 
-    fn end(&mut self, at: usize, ended: Ended) {
+    fn end(&mut self, at: usize, ended: HostEnded) {
         let Some(member) = self.members.get_mut(at) else {
             return;
         };
@@ -259,16 +259,16 @@ impl Group {
         }
         member.output = ended.output;
         if let Some(message) = ended.message
-            && !matches!(self.over, Some(Over::Broken(_)))
+            && !matches!(self.over, Some(StopReason::Broken(_)))
         {
             warn(&message);
         }
         // A job that was ended because another host's job failed does not count as failed.
-        if !matches!(self.over, Some(Over::Failed)) {
+        if !matches!(self.over, Some(StopReason::Failed)) {
             member.status = ended.status;
         }
         if ended.status != exit::DONE && self.options.fail_fast && self.over.is_none() {
-            self.over = Some(Over::Failed);
+            self.over = Some(StopReason::Failed);
             self.pass(term_signal());
         }
     }
@@ -291,17 +291,17 @@ impl Group {
                 idle.push(member.word.clone());
             }
             statuses.push(match self.over {
-                Some(Over::Signal(status)) if !member.ran => status,
+                Some(StopReason::Signal(status)) if !member.ran => status,
                 _ => member.status,
             });
             outputs.extend(member.output.map(|output| (member.word, output)));
         }
         // The store may never be dropped, which would write this: threads that were given up may hold it for ever.
         self.context.lock().store.write_deferred();
-        if let Some(Over::Broken(error)) = self.over {
-            return Err(terminal::unprinted(&error));
+        if let Some(StopReason::Broken(error)) = self.over {
+            return Err(terminal::output_failure(&error));
         }
-        print_gathered(outputs).map_err(|error| terminal::unprinted(&error))?;
+        print_gathered(outputs).map_err(|error| terminal::output_failure(&error))?;
         if !idle.is_empty() {
             warn(&format!(
                 "not run on {}",
@@ -317,13 +317,14 @@ impl Group {
 fn run_host(
     context: &SharedContext,
     request: Request,
-    outside: Outside,
+    outside: Surroundings,
     word: &str,
     gather: bool,
     messages: &Sender<Message>,
-) -> Ended {
-    let mut lines = [false, true].map(|error_stream| Lines::new(word.to_owned(), error_stream));
-    let mut output = gather.then(Gathered::default);
+) -> HostEnded {
+    let mut lines =
+        [false, true].map(|error_stream| LineWriter::new(word.to_owned(), error_stream));
+    let mut output = gather.then(GatheredOutput::default);
     let [out, err] = &mut lines;
     let (tether, host) = (request.tether, format!("{}: ", request.spawn.destination));
     let broken = |error: io::Error| {
@@ -343,7 +344,7 @@ fn run_host(
     let ends = [
         out.end(),
         err.end(),
-        output.as_mut().map_or(Ok(()), Gathered::end),
+        output.as_mut().map_or(Ok(()), GatheredOutput::end),
     ];
     let ran = ends
         .into_iter()
@@ -367,7 +368,7 @@ fn run_host(
         let why = message.strip_prefix(&host).unwrap_or(&message);
         format!("{word}: {why}")
     });
-    Ended {
+    HostEnded {
         status,
         message,
         output,

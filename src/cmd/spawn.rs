@@ -111,7 +111,7 @@ impl Spawn {
                     ids.push(record.label());
                 }
                 Err(failure) => {
-                    caught.give_way();
+                    caught.yield_to_signal();
                     warn(&failure.message);
                     status = status.max(failure.kind.exit_status());
                 }

@@ -16,16 +16,16 @@ use super::context::{Context, SharedContext};
 use super::interrupt::{Starts, cancel_later};
 use super::jobs::{Limit, on_each_host};
 pub use super::started::Spawned;
-use super::started::{LOOKING_MAX, Launched, after_a_break, is_absent, unsure};
+use super::started::{LOOKING_MAX, LaunchResult, after_lost_answer, is_absent, unsure};
 use crate::connection::{HostConnection, Shell};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
-use crate::remote::meet::Meta;
+use crate::remote::meet::JobMetadata;
 use crate::remote::start::{
-    Input, LogMax, Spool, StartRequest, Started, Tether, keep_relay, start, start_and_hear,
+    Input, LogMax, Spool, StartRequest, Started, Tether, keep_relay, start, start_and_follow,
 };
-use crate::remote::{Hearing, look};
+use crate::remote::{AnswerReader, look};
 
 /// A job to start.
 #[derive(Clone)]
@@ -151,7 +151,7 @@ pub fn spawn_each(
     refused
         .into_iter()
         .chain(in_order(launched).map(move |launched| {
-            if let Launched::NotStarted(record, _) = &launched {
+            if let LaunchResult::NotStarted(record, _) = &launched {
                 starts.end(&record.id, || ());
             }
             settle(context, launched)
@@ -171,20 +171,20 @@ fn in_order<T>(results: Receiver<(usize, T)>) -> impl Iterator<Item = T> {
 }
 
 /// The streams of a job, passed on by the script that started it.
-pub struct Flow {
+pub struct JobStreams {
     /// The shell that runs the script.
     pub shell: Box<dyn Shell>,
     /// How far the script's output was read.
-    pub hearing: Hearing,
+    pub hearing: AnswerReader,
 }
 
 /// Starts a foreground job. Returns its streams too, unless the connection broke.
-pub fn in_foreground(
+pub fn spawn_foreground(
     context: &SharedContext,
     connection: &HostConnection<'_>,
     request: &Request,
     on_asked: &dyn Fn(&JobId) -> Result<(), Failure>,
-) -> Result<(Spawned, Option<Flow>), Failure> {
+) -> Result<(Spawned, Option<JobStreams>), Failure> {
     let job = Job::new(&context.lock(), request)?;
     match job.record.name {
         Some(_) => reserve(&mut context.lock(), &job.record)?,
@@ -196,16 +196,16 @@ pub fn in_foreground(
 
 /// Starts a job whose output is returned once it has ended. Returns its streams too, unless the connection broke.
 #[cfg(feature = "mcp")]
-pub fn to_its_end(
+pub fn spawn_and_collect(
     context: &mut Context,
     connection: &HostConnection<'_>,
     request: &Request,
-) -> Result<(Spawned, Option<Flow>), Failure> {
+) -> Result<(Spawned, Option<JobStreams>), Failure> {
     let job = Job::new(context, request)?;
     reserve(context, &job.record)?;
     let place = job.record.job_dir();
     let (launched, flow) = launch_and_follow(connection, job, request, &|_| Ok(()));
-    if request.is_late() && matches!(launched, Launched::Runs(_)) {
+    if request.is_late() && matches!(launched, LaunchResult::Runs(_)) {
         // The client has stopped waiting for the job and does not know of it.
         cancel_later(connection.detach(), place);
     }
@@ -218,7 +218,7 @@ fn launch_and_follow(
     job: Job,
     request: &Request,
     on_asked: &dyn Fn(&JobId) -> Result<(), Failure>,
-) -> (Launched, Option<Flow>) {
+) -> (LaunchResult, Option<JobStreams>) {
     let place = job.record.job_dir();
     let mut flow = None;
     let launched = launch(
@@ -228,16 +228,16 @@ fn launch_and_follow(
         &mut |connection, order| {
             let mut shell = connection.shell()?;
             on_asked(order.id)?;
-            let answer = start_and_hear(&connection.host(), shell.as_mut(), order);
+            let answer = start_and_follow(&connection.host(), shell.as_mut(), order);
             Ok(answer.map(|told| {
                 told.map(|(started, hearing)| {
-                    flow = Some(Flow { shell, hearing });
+                    flow = Some(JobStreams { shell, hearing });
                     started
                 })
             }))
         },
     );
-    if matches!(launched, Launched::Unsure(_)) {
+    if matches!(launched, LaunchResult::Unsure(_)) {
         cancel_later(connection.detach(), place);
     }
     (launched, flow)
@@ -283,7 +283,7 @@ fn launch(
     job: Job,
     request: &Request,
     send: &mut dyn FnMut(&mut HostConnection<'_>, &StartRequest<'_>) -> StartAnswer,
-) -> Launched {
+) -> LaunchResult {
     let Job {
         mut record,
         directory,
@@ -293,14 +293,14 @@ fn launch(
     let words = || -> anyhow::Result<(String, String)> {
         Ok((
             job::random_hex::<16>()?,
-            Meta::of(&record)
+            JobMetadata::of(&record)
                 .line()
                 .context("the job can't be described")?,
         ))
     };
     let (cookie, meta) = match words() {
         Ok(both) => both,
-        Err(error) => return Launched::NotStarted(record, error.into()),
+        Err(error) => return LaunchResult::NotStarted(record, error.into()),
     };
     let env: Vec<(String, OsString)> = request
         .job
@@ -317,7 +317,7 @@ fn launch(
         command: &request.command,
         env: &env,
         directory,
-        stays: request.destination.stays(),
+        stays: request.destination.starts_in_shell_dir(),
         input: request.input.as_deref(),
         open: request.open,
         merge: request.merge,
@@ -328,31 +328,31 @@ fn launch(
         tether: foreground.and_then(|foreground| foreground.tether.clone()),
     };
     if let Err(failure) = connection.connect() {
-        return Launched::NotStarted(record, failure);
+        return LaunchResult::NotStarted(record, failure);
     }
     if request.is_late() {
         let failure = Failure::new(Kind::Unreachable, "the host did not answer in time");
-        return Launched::NotStarted(record, failure);
+        return LaunchResult::NotStarted(record, failure);
     }
-    let stale = connection.may_be_stale();
+    let stale = connection.was_shared_before();
     let (mut again, mut silent_shells) = (false, 0);
     let started = loop {
         let answer = match send(connection, &order) {
             Ok(answer) => answer,
-            Err(failure) => return Launched::NotStarted(record, failure),
+            Err(failure) => return LaunchResult::NotStarted(record, failure),
         };
         match answer {
             Ok(Ok(started)) => break started,
             Ok(Err(failure)) if again || silent_shells > 0 => {
-                return after_a_break(connection, record, failure);
+                return after_lost_answer(connection, record, failure);
             }
-            Ok(Err(failure)) => return Launched::NotStarted(record, failure),
+            Ok(Err(failure)) => return LaunchResult::NotStarted(record, failure),
             // The shell may have been killed before it read anything, or halfway. If there is no shell the second time
             // either, there was none the first time.
-            Err(failure) if failure.kind.is_without_shell() => {
+            Err(failure) if failure.kind.has_no_shell() => {
                 silent_shells += 1;
-                if !connection.gives_another(silent_shells) {
-                    return Launched::NotStarted(record, failure);
+                if !connection.may_try_another(silent_shells) {
+                    return LaunchResult::NotStarted(record, failure);
                 }
             }
             Err(failure) if failure.kind == Kind::Silent => return unsure(&record, &failure),
@@ -363,7 +363,7 @@ fn launch(
                 if failure.kind.is_outage() && stale && !again && is_absent(connection, &place) {
                     again = true;
                 } else if broke.elapsed() < LOOKING_MAX {
-                    return after_a_break(connection, record, failure);
+                    return after_lost_answer(connection, record, failure);
                 } else {
                     return unsure(&record, &failure);
                 }
@@ -387,21 +387,21 @@ fn launch(
             record.label()
         )
     });
-    Launched::Runs(Spawned { record, warning })
+    LaunchResult::Runs(Spawned { record, warning })
 }
 
 /// Records the result in the state file.
-fn settle(context: &mut Context, launched: Launched) -> Result<Spawned, Failure> {
+fn settle(context: &mut Context, launched: LaunchResult) -> Result<Spawned, Failure> {
     match launched {
-        Launched::Runs(spawned) => {
+        LaunchResult::Runs(spawned) => {
             context.store.update([&spawned.record]);
             Ok(spawned)
         }
-        Launched::NotStarted(record, failure) => {
+        LaunchResult::NotStarted(record, failure) => {
             context.store.not_started(&record, failure.kind);
             Err(failure)
         }
-        Launched::Unsure(failure) => Err(failure),
+        LaunchResult::Unsure(failure) => Err(failure),
     }
 }
 
@@ -413,7 +413,7 @@ fn send_detached(
 ) -> StartAnswer {
     let host = connection.host();
     let mut shell = connection.shell()?;
-    starts.asked(order.id, connection.detach());
+    starts.mark_requested(order.id, connection.detach());
     let answer = start(&host, shell.as_mut(), order);
     if let Ok(Ok(started)) = &answer {
         keep_relay(shell.as_mut(), order.id, started)?;

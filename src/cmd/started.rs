@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::connection::HostConnection;
 use crate::error::{Failure, Kind};
 use crate::job::Record;
-use crate::remote::{Seen, Standing, look};
+use crate::remote::{Observation, ObservedState, look};
 
 /// A job that was started.
 pub struct Spawned {
@@ -15,7 +15,7 @@ pub struct Spawned {
 }
 
 /// The result of a start request.
-pub enum Launched {
+pub enum LaunchResult {
     Runs(Spawned),
     NotStarted(Record, Failure),
     /// It is not known whether the job runs.
@@ -30,7 +30,7 @@ pub(super) const LOOKING_MAX: Duration = Duration::from_secs(10);
 
 /// Whether the host, asked over a new connection, has no such job.
 pub(super) fn is_absent(connection: &mut HostConnection<'_>, place: &str) -> bool {
-    connection.hang_up();
+    connection.close();
     let host = connection.host();
     let seen = connection
         .shell()
@@ -38,8 +38,8 @@ pub(super) fn is_absent(connection: &mut HostConnection<'_>, place: &str) -> boo
     seen.is_ok_and(|seen| {
         matches!(
             seen.as_slice(),
-            [Seen {
-                standing: Standing::Absent,
+            [Observation {
+                standing: ObservedState::Absent,
                 ..
             }]
         )
@@ -47,16 +47,16 @@ pub(super) fn is_absent(connection: &mut HostConnection<'_>, place: &str) -> boo
 }
 
 /// Finds out whether a job runs or was never started, after the host gave no conclusive answer.
-pub(super) fn after_a_break(
+pub(super) fn after_lost_answer(
     connection: &mut HostConnection<'_>,
     mut record: Record,
     failure: Failure,
-) -> Launched {
+) -> LaunchResult {
     let (host, place) = (connection.host(), record.job_dir());
     let mut seen = None;
     let began = Instant::now();
     for attempt in 0..LOOKS_MAX {
-        connection.hang_up();
+        connection.close();
         let answer = connection
             .shell()
             .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
@@ -68,7 +68,7 @@ pub(super) fn after_a_break(
         };
         // A job that is about to start, or whose request may still be on its way, is given time.
         match seen.as_ref().map(|seen| seen.standing) {
-            None | Some(Standing::Starting | Standing::Absent)
+            None | Some(ObservedState::Starting | ObservedState::Absent)
                 if attempt + 1 < LOOKS_MAX && began.elapsed() < LOOKING_MAX =>
             {
                 std::thread::sleep(LOOK_PAUSE);
@@ -77,15 +77,20 @@ pub(super) fn after_a_break(
         }
     }
     match seen {
-        Some(seen) if seen.standing == Standing::Absent => Launched::NotStarted(record, failure),
+        Some(seen) if seen.standing == ObservedState::Absent => {
+            LaunchResult::NotStarted(record, failure)
+        }
         Some(seen)
             if !matches!(
                 seen.standing,
-                Standing::Starting | Standing::Elsewhere | Standing::Away | Standing::Foreign
+                ObservedState::Starting
+                    | ObservedState::Elsewhere
+                    | ObservedState::DirMissing
+                    | ObservedState::Untrusted
             ) =>
         {
             seen.update(&mut record);
-            Launched::Runs(Spawned {
+            LaunchResult::Runs(Spawned {
                 record,
                 warning: None,
             })
@@ -94,10 +99,10 @@ pub(super) fn after_a_break(
     }
 }
 
-pub(super) fn unsure(record: &Record, failure: &Failure) -> Launched {
+pub(super) fn unsure(record: &Record, failure: &Failure) -> LaunchResult {
     let message = format!(
         "{failure}. Whether the job started is not known: `rsig ps {}` will tell once {} answers again",
         record.id, record.destination
     );
-    Launched::Unsure(Failure::new(Kind::Unconfirmed, message))
+    LaunchResult::Unsure(Failure::new(Kind::Unconfirmed, message))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::{Common, JobsArgs, Parallel};
-use super::deliver::{Sending, send};
+use super::deliver::{SendOptions, send};
 use super::report::report;
 use super::values;
 use crate::error::Failure;
@@ -44,7 +44,7 @@ impl Stop {
         let mut context = self.parallel.context(self.common.reach(), connect)?;
         let asked = (!self.yes).then_some("TERM, then KILL");
         let jobs = self.jobs.find(&context, self.common, asked)?;
-        let (signal, sending) = (SignalWord::TERM, Sending::stop(self.grace, self.target));
+        let (signal, sending) = (SignalWord::TERM, SendOptions::stop(self.grace, self.target));
         let spinner = self.common.spinner("asking the host");
         let reports = send(&mut context, jobs, signal, &sending);
         report(reports, signal, &sending, spinner, self.common, self.json)

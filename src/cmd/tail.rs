@@ -8,14 +8,16 @@ use clap_complete::engine::ArgValueCompleter;
 
 use super::args::{Common, ConnectArgs, FOR_HOST_ID, job_word};
 use super::context::Context;
-use super::jobs::not_there;
+use super::jobs::not_on_host;
 use super::{complete, values};
 use crate::connection::{HostConnection, Policy, PrivateConnection, keep_trying};
 use crate::error::{Failure, Kind, exit};
 use crate::host::Destination;
 use crate::job::{JobWord, Record};
-use crate::remote::output::{From, Gone, Progress, Read, Ring, Sink, Wanted, read};
-use crate::remote::{Note, Seen, Standing, Stream};
+use crate::remote::output::{
+    MissingOutput, Progress, ReadRequest, ReadResult, Ring, Sink, StartPosition, read,
+};
+use crate::remote::{JobNote, Observation, ObservedState, Stream};
 use crate::terminal::{self, Spinner};
 
 /// Show what a job has written
@@ -31,10 +33,10 @@ pub struct Tail {
         allow_hyphen_values = true,
         value_parser = values::lines
     )]
-    lines: From,
+    lines: StartPosition,
     /// The last N bytes of each stream, or from byte N on
     #[arg(short = 'c', long, value_name = "N|+N", allow_hyphen_values = true, value_parser = values::bytes)]
-    bytes: Option<From>,
+    bytes: Option<StartPosition>,
     /// Go on until the job ends
     #[arg(short, long)]
     follow: bool,
@@ -56,7 +58,7 @@ pub struct Tail {
 impl Tail {
     pub fn run(self) -> Result<u8, Failure> {
         let connect = self.connect.for_jobs(std::slice::from_ref(&self.job))?;
-        let missing = RefCell::new(Missing::default());
+        let missing = RefCell::new(MissingBytes::default());
         let request = Request {
             out: !self.stderr,
             err: !self.stdout,
@@ -84,7 +86,7 @@ impl Tail {
         spinner.stop();
         missing.borrow_mut().print_note(self.common, true);
         if let Some(error) = broken {
-            return Err(terminal::unprinted(&error));
+            return Err(terminal::output_failure(&error));
         }
         let tailed = result?;
         if tailed.ring.is_some_and(|ring| ring.has_lost) {
@@ -99,7 +101,7 @@ impl Tail {
 
 /// Requested output that is gone from the host, for notes to the user.
 #[derive(Default)]
-struct Missing {
+struct MissingBytes {
     /// Number of bytes not reported yet.
     bytes: u64,
     /// The job's label, and its `--log-max`.
@@ -107,8 +109,8 @@ struct Missing {
     noted_at: Option<Instant>,
 }
 
-impl Missing {
-    fn add(&mut self, gone: &Gone) {
+impl MissingBytes {
+    fn add(&mut self, gone: &MissingOutput) {
         self.bytes += gone.bytes;
         self.label_and_max = [gone.label, gone.max].map(str::to_owned);
     }
@@ -117,7 +119,7 @@ impl Missing {
     fn print_note(&mut self, common: Common, last: bool) {
         if self.bytes > 0 && (last || self.noted_at.is_none_or(|at| at.elapsed() >= NOTE_INTERVAL))
         {
-            let (size, [label, max]) = (amount(self.bytes), &self.label_and_max);
+            let (size, [label, max]) = (size(self.bytes), &self.label_and_max);
             common.note(&format!(
                 "{label}: {size} of its output are gone (--log-max {max})"
             ));
@@ -127,7 +129,7 @@ impl Missing {
 }
 
 /// A number of bytes for a message.
-fn amount(bytes: u64) -> String {
+fn size(bytes: u64) -> String {
     let mut tenths = bytes;
     for unit in ["kB", "MB", "GB", "TB"] {
         if tenths < 1000 && unit == "kB" {
@@ -155,7 +157,7 @@ pub struct Request<'a> {
     /// Include standard error.
     pub err: bool,
     /// Where to begin.
-    pub from: From,
+    pub from: StartPosition,
     /// Go on until the job ends.
     pub follow: bool,
     /// Little output is expected, so the keeper's connection is used throughout.
@@ -164,7 +166,7 @@ pub struct Request<'a> {
     /// change back.
     pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
     /// Called with output that is gone from the host.
-    pub gone: &'a dyn Fn(&Gone<'_>),
+    pub gone: &'a dyn Fn(&MissingOutput<'_>),
 }
 
 impl Request<'_> {
@@ -179,7 +181,7 @@ pub struct Tailed {
     pub record: Record,
     /// Set if the job was started with `--log-max`.
     pub ring: Option<Ring>,
-    /// See [`Read::begin`].
+    /// See [`ReadResult::begin`].
     #[cfg_attr(
         not(feature = "mcp"),
         allow(dead_code, reason = "cursors are made of them")
@@ -198,13 +200,13 @@ pub fn tail(
     let destination = record.destination.clone();
     let place = record.job_dir();
     let label = record.label();
-    let gone = |gone: &Gone<'_>| {
-        (request.gone)(&Gone {
+    let gone = |gone: &MissingOutput<'_>| {
+        (request.gone)(&MissingOutput {
             label: &label,
             ..*gone
         });
     };
-    let wanted = Wanted {
+    let wanted = ReadRequest {
         place: &place,
         out: request.out,
         err: request.err,
@@ -224,7 +226,7 @@ pub fn tail(
         let mut connection = HostConnection::new(&destination, &policy);
         let host = connection.host();
         let is_shared = policy.keeper && !destination.is_plain_local() && !is_short(request);
-        let some = Wanted {
+        let some = ReadRequest {
             most: is_shared.then_some(SHARED_BYTES_MAX),
             ..wanted
         };
@@ -241,8 +243,8 @@ pub fn tail(
             first
         }
     };
-    if record.is_unmet() && read.seen.standing == Standing::Absent {
-        return Err(not_there(&record));
+    if record.is_placeholder() && read.seen.standing == ObservedState::Absent {
+        return Err(not_on_host(&record));
     }
     if let Some(failure) = unreadable(&label, &read.seen) {
         return Err(failure);
@@ -258,7 +260,7 @@ pub fn tail(
     if request.is_enough() {
         return Ok(tailed);
     }
-    if read.cut {
+    if read.truncated {
         let message = format!(
             "{label}: its log was cut short or replaced while it was followed; what was written since is not shown"
         );
@@ -271,9 +273,9 @@ pub fn tail(
 fn follow(
     destination: &Destination,
     policy: &Policy,
-    wanted: &Wanted<'_>,
+    wanted: &ReadRequest<'_>,
     sink: &mut Sink<'_>,
-) -> Result<Read, Failure> {
+) -> Result<ReadResult, Failure> {
     let host = destination.to_string();
     let mut progress = Progress::default();
     // The first connection is tried only once.
@@ -283,7 +285,7 @@ fn follow(
     loop {
         let private = PrivateConnection::prepare(&connection);
         let pause = || private.as_ref().is_some_and(PrivateConnection::is_ready);
-        let wanted = Wanted {
+        let wanted = ReadRequest {
             pause: Some(&pause),
             ..*wanted
         };
@@ -291,7 +293,7 @@ fn follow(
         let mut pass = |stream: Stream, bytes: &[u8]| {
             carried += bytes.len() as u64;
             if let Some(private) = &private {
-                private.carried(carried);
+                private.count_bytes(carried);
             }
             sink(stream, bytes)
         };
@@ -321,7 +323,7 @@ fn follow(
                 Duration::MAX
             }
         };
-        connection.hang_up();
+        connection.close();
         keep_trying(left, || connection.connect())?;
     }
 }
@@ -329,29 +331,33 @@ fn follow(
 /// Whether the requested output is known to be short.
 fn is_short(request: &Request<'_>) -> bool {
     let few = match request.from {
-        From::LastLines(count) => count <= 1000,
-        From::LastBytes(count) => count <= 256 << 10,
-        From::Line(_) | From::Byte(_) | From::Behind { .. } => false,
+        StartPosition::LastLines(count) => count <= 1000,
+        StartPosition::LastBytes(count) => count <= 256 << 10,
+        StartPosition::Line(_) | StartPosition::Byte(_) | StartPosition::Behind { .. } => false,
     };
     request.brief || (few && !request.follow)
 }
 
 /// Why the host can't provide the job's output, if so.
-fn unreadable(label: &str, seen: &Seen) -> Option<Failure> {
+fn unreadable(label: &str, seen: &Observation) -> Option<Failure> {
     let (kind, why) = match seen.standing {
-        Standing::Absent => (
+        ObservedState::Absent => (
             Kind::Failed,
             "its files are not on the host; it never started, or they were removed",
         ),
-        Standing::Away => (
+        ObservedState::DirMissing => (
             Kind::Unreachable,
             "the directory of all jobs is missing on its host: is the file system mounted?",
         ),
-        Standing::Running | Standing::Stopped if seen.note == Some(Note::NoDirectory) => (
-            Kind::Failed,
-            "it runs, but its files are gone from its host, and its output with them",
-        ),
-        Standing::Foreign => (
+        ObservedState::Running | ObservedState::Stopped
+            if seen.note == Some(JobNote::NoDirectory) =>
+        {
+            (
+                Kind::Failed,
+                "it runs, but its files are gone from its host, and its output with them",
+            )
+        }
+        ObservedState::Untrusted => (
             Kind::Failed,
             "its directory is writable by other users, so it is not read",
         ),

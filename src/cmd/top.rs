@@ -20,16 +20,16 @@ use ratatui::crossterm::execute;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::args::{Parallel, Reach};
+use super::args::{ConnectionOptions, Parallel};
 use super::complete;
 use super::context::Context;
-use super::deliver::{Sending, send};
+use super::deliver::{SendOptions, send};
 use super::jobs::{Job, Jobs, by_host};
 use super::ps::{Filter, Listing, recorded};
 use super::report;
 use super::stop::GRACE;
 use super::values::{self, Hosts};
-use super::wait::{self, Until};
+use super::wait::{self, WaitOptions};
 use crate::connection::{HostConnection, Permits, Policy};
 use crate::error::{Failure, Kind, exit, no_thread};
 use crate::host::Destination;
@@ -38,7 +38,7 @@ use crate::remote::{Glance, glance};
 use crate::signal::SignalWord;
 use crate::sys::process::is_ignored;
 use crate::terminal::screen::{Action, Screen, SortKey};
-use crate::terminal::{self, Listed};
+use crate::terminal::{self, ListedJob};
 
 /// Time without an answer after which a host's jobs are shown as unknown.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -86,7 +86,7 @@ impl Top {
         let (no_keeper, parallel) = (self.no_keeper, self.parallel);
         let new_context = move || new_context(no_keeper, parallel);
         let context = new_context()?;
-        let mut top = Watch {
+        let mut top = Watcher {
             permits: Arc::new(Permits::new(context.policy.parallel)),
             screen: Screen::new(self.sort, terminal::is_coloured()),
             interval: self.interval,
@@ -119,7 +119,7 @@ fn notes() -> Vec<String> {
 }
 
 fn new_context(no_keeper: bool, parallel: Parallel) -> Result<Context, Failure> {
-    let reach = Reach {
+    let reach = ConnectionOptions {
         verbose: false,
         no_keeper,
         quiet: true,
@@ -136,7 +136,7 @@ fn new_context(no_keeper: bool, parallel: Parallel) -> Result<Context, Failure> 
 }
 
 /// An event while the screen is shown.
-enum Event {
+enum Update {
     Key(KeyEvent),
     Resized,
     Answer(Destination, Task, Result<Glance, Failure>),
@@ -163,7 +163,7 @@ struct Host {
     failure: Option<String>,
 }
 
-struct Watch {
+struct Watcher {
     screen: Screen,
     interval: Duration,
     all: bool,
@@ -174,15 +174,15 @@ struct Watch {
     hosts: HashMap<Destination, Host>,
     /// The job whose output was requested last.
     shown: Option<JobId>,
-    sender: Sender<Event>,
+    sender: Sender<Update>,
 }
 
-impl Watch {
+impl Watcher {
     /// Runs until the user quits or a signal arrives. Returns the exit status.
     fn run_until_end(
         &mut self,
         terminal: &mut DefaultTerminal,
-        events: &Receiver<Event>,
+        events: &Receiver<Update>,
     ) -> Result<u8, Failure> {
         let mut listed = Instant::now();
         loop {
@@ -193,7 +193,7 @@ impl Watch {
                 }
             }
             self.ask();
-            self.screen.troubles = self.troubles();
+            self.screen.host_errors = self.silent_hosts();
             terminal
                 .draw(|frame| self.screen.draw(frame))
                 .map_err(|error| unusable(&error))?;
@@ -215,7 +215,7 @@ impl Watch {
         let mut listing = Listing::default();
         recorded(&self.context, &self.filter, &mut listing)?;
         let shown = std::mem::take(&mut self.screen.jobs).into_iter();
-        let mut known: HashMap<JobId, Listed> =
+        let mut known: HashMap<JobId, ListedJob> =
             shown.map(|job| (job.record.id.clone(), job)).collect();
         for mut job in listing.jobs {
             let known = known.remove(&job.record.id);
@@ -245,7 +245,7 @@ impl Watch {
             }
         }
         let is_asked =
-            |job: &&Listed| job.state != State::Exited || Some(&job.record.id) == shown.as_ref();
+            |job: &&ListedJob| job.state != State::Exited || Some(&job.record.id) == shown.as_ref();
         let jobs = self.screen.jobs.iter().filter(is_asked);
         let groups = by_host(jobs.map(|job| Job::from(job.record.clone())).collect());
         self.hosts
@@ -263,7 +263,7 @@ impl Watch {
                             failure: None,
                         }),
                         Err(failure) => {
-                            drop(self.sender.send(Event::Told(failure.message)));
+                            drop(self.sender.send(Update::Told(failure.message)));
                             continue;
                         }
                     }
@@ -282,7 +282,7 @@ impl Watch {
     }
 
     /// Messages on hosts that fail or do not respond, sorted. Marks the jobs of hosts that do not respond as unknown.
-    fn troubles(&mut self) -> Vec<String> {
+    fn silent_hosts(&mut self) -> Vec<String> {
         let mut troubles = Vec::new();
         for (destination, host) in &self.hosts {
             let waited = host.asked.map(|asked| asked.elapsed()).unwrap_or_default();
@@ -305,21 +305,21 @@ impl Watch {
     }
 
     /// Handles an event. Returns an exit status if this process is to end.
-    fn take(&mut self, event: Event) -> Option<u8> {
+    fn take(&mut self, event: Update) -> Option<u8> {
         match event {
-            Event::Key(key) => return self.screen.key(key).and_then(|action| self.act(action)),
-            Event::Resized => {}
-            Event::Answer(destination, task, answer) => {
+            Update::Key(key) => return self.screen.key(key).and_then(|action| self.act(action)),
+            Update::Resized => {}
+            Update::Answer(destination, task, answer) => {
                 self.take_answer(&destination, task, answer);
             }
-            Event::Told(text) => {
+            Update::Told(text) => {
                 self.screen.message = text;
                 let now = Instant::now();
                 self.hosts
                     .values_mut()
                     .for_each(|host| host.due = host.due.min(now));
             }
-            Event::Signal(signal) => return u8::try_from(128 + signal).ok(),
+            Update::Signal(signal) => return u8::try_from(128 + signal).ok(),
         }
         None
     }
@@ -372,18 +372,18 @@ impl Watch {
             Action::Quit => return Some(exit::DONE),
             Action::Interrupt => return u8::try_from(128 + SIGINT).ok(),
             Action::Send(signal, jobs) => {
-                self.signal(jobs, signal, Sending::default());
+                self.signal(jobs, signal, SendOptions::default());
             }
             Action::End(jobs) => {
-                let sending = Sending::stop(GRACE, Target::default());
+                let sending = SendOptions::stop(GRACE, Target::default());
                 self.signal(jobs, SignalWord::TERM, sending);
             }
             Action::Wait(jobs) => {
                 "waiting for the end".clone_into(&mut self.screen.message);
                 self.start(move |context, tell| {
-                    let until = Until {
+                    let until = WaitOptions {
                         patient: true,
-                        ..Until::default()
+                        ..WaitOptions::default()
                     };
                     for report in wait::wait(context, named(jobs), until) {
                         tell(match &report.outcome {
@@ -399,7 +399,7 @@ impl Watch {
         None
     }
 
-    fn signal(&mut self, jobs: Vec<Record>, signal: SignalWord, sending: Sending) {
+    fn signal(&mut self, jobs: Vec<Record>, signal: SignalWord, sending: SendOptions) {
         self.screen.message = format!("sending {signal}");
         self.start(move |context, tell| {
             let mut all = Vec::new();
@@ -415,14 +415,14 @@ impl Watch {
         let (new_context, sender) = (Arc::clone(&self.new_context), self.sender.clone());
         let told = sender.clone();
         let started = in_thread(move || {
-            let tell = |text| drop(sender.send(Event::Told(text)));
+            let tell = |text| drop(sender.send(Update::Told(text)));
             match new_context() {
                 Ok(mut context) => work(&mut context, &tell),
                 Err(failure) => tell(failure.message),
             }
         });
         if let Err(failure) = started {
-            drop(told.send(Event::Told(failure.message)));
+            drop(told.send(Update::Told(failure.message)));
         }
     }
 }
@@ -439,7 +439,7 @@ fn on_host(
     destination: Destination,
     policy: Policy,
     permits: Arc<Permits>,
-    events: Sender<Event>,
+    events: Sender<Update>,
 ) -> Result<Sender<Task>, Failure> {
     let (tasks, received) = mpsc::channel::<Task>();
     let ask = move || {
@@ -453,9 +453,9 @@ fn on_host(
             let shown = shown.and_then(|index| places.get(index).copied());
             let answer = connection.ask(|shell| glance(&host, shell, &places, shown));
             if answer.is_err() {
-                connection.hang_up();
+                connection.close();
             }
-            drop(events.send(Event::Answer(destination.clone(), task, answer)));
+            drop(events.send(Update::Answer(destination.clone(), task, answer)));
         }
     };
     in_thread(ask).map(|()| tasks)
@@ -466,16 +466,16 @@ fn in_thread(work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     started.map(drop).map_err(|error| no_thread(&error))
 }
 
-fn on_keys(events: &Sender<Event>) -> Result<(), Failure> {
+fn on_keys(events: &Sender<Update>) -> Result<(), Failure> {
     let events = events.clone();
     in_thread(move || {
         loop {
             let event = match event::read() {
-                Ok(event::Event::Key(key)) => Event::Key(key),
-                Ok(_) => Event::Resized,
-                Err(_) => Event::Signal(SIGHUP),
+                Ok(event::Event::Key(key)) => Update::Key(key),
+                Ok(_) => Update::Resized,
+                Err(_) => Update::Signal(SIGHUP),
             };
-            let is_over = matches!(event, Event::Signal(_));
+            let is_over = matches!(event, Update::Signal(_));
             if events.send(event).is_err() || is_over {
                 return;
             }
@@ -485,7 +485,7 @@ fn on_keys(events: &Sender<Event>) -> Result<(), Failure> {
 
 /// Ends this process on the signals that end other programs, with its terminal restored, even if the main thread is
 /// blocked.
-fn on_signals(events: &Sender<Event>) -> Result<(), Failure> {
+fn on_signals(events: &Sender<Update>) -> Result<(), Failure> {
     let taken = [SIGHUP, SIGINT, SIGTERM]
         .into_iter()
         .filter(|signal| !is_ignored(*signal));
@@ -495,7 +495,7 @@ fn on_signals(events: &Sender<Event>) -> Result<(), Failure> {
     let events = events.clone();
     in_thread(move || {
         if let Some(signal) = signals.forever().next() {
-            drop(events.send(Event::Signal(signal)));
+            drop(events.send(Update::Signal(signal)));
             std::thread::sleep(END_MAX);
             restore();
             std::process::exit(128 + signal);

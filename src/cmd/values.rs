@@ -13,7 +13,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::escape::printable;
 use crate::host::Host;
 use crate::hosts;
-use crate::remote::output::From as Start;
+use crate::remote::output::StartPosition as Start;
 use crate::remote::start::LogMax;
 use crate::signal::Os;
 use crate::state::Config;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::args::{Common, JobsArgs, Parallel};
 use super::context::Context;
 use super::deliver::Report;
-use super::jobs::{Job, Jobs, Limit, by_host, meet, on_each_host};
+use super::jobs::{Job, Jobs, Limit, by_host, look_up, on_each_host};
 use super::outage::Outage;
 use super::pattern::{Pattern, last_lines};
 use super::values::{self, DURATION_MAX};
@@ -22,7 +22,7 @@ use crate::delivery::{self, Outcome, SignalRequest};
 use crate::error::{Failure, Kind, exit};
 use crate::job::{JobId, Record, State};
 use crate::remote::Stream;
-use crate::remote::search::{Found, Search, Searched, search};
+use crate::remote::search::{FoundLine, Search, SearchResult, search};
 use crate::terminal::{self, JobJson, Output, warn};
 
 /// With `--any`: longest wait of one script, after which a host's worker checks whether another host's job has ended.
@@ -38,7 +38,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// How long is waited.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Until {
+pub struct WaitOptions {
     /// Wait for a line of the job's output that matches the extended regular expression REGEX, and print it
     #[arg(long = "for", value_name = "REGEX", allow_hyphen_values = true, value_parser = Pattern::parse)]
     pub pattern: Option<Pattern>,
@@ -57,7 +57,7 @@ pub struct Until {
 #[derive(Args, Debug)]
 pub struct Wait {
     #[command(flatten)]
-    until: Until,
+    until: WaitOptions,
     /// Print one JSON object per job
     #[arg(long)]
     json: bool,
@@ -82,7 +82,7 @@ impl Wait {
         };
         let mut out = Output::default();
         let mut reports = Vec::new();
-        let until = Until {
+        let until = WaitOptions {
             patient: true,
             ..self.until
         };
@@ -134,7 +134,7 @@ struct FoundJson<'a> {
 }
 
 impl<'a> FoundJson<'a> {
-    fn new(job: JobJson<'a>, found: Option<&'a Found>) -> Self {
+    fn new(job: JobJson<'a>, found: Option<&'a FoundLine>) -> Self {
         Self {
             job,
             line: found.map(|found| String::from_utf8_lossy(&found.line)),
@@ -146,7 +146,7 @@ impl<'a> FoundJson<'a> {
     }
 }
 
-impl Until {
+impl WaitOptions {
     /// Returns the test for a report that satisfies `--any`.
     fn is_done(&self) -> fn(&Report) -> bool {
         match self.pattern {
@@ -157,7 +157,7 @@ impl Until {
 }
 
 /// Waits for jobs, on all hosts at once. Yields a report as each job ends.
-pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<Item = Report> {
+pub fn wait(context: &mut Context, jobs: Jobs, until: WaitOptions) -> impl Iterator<Item = Report> {
     let (over, running): (Vec<Job>, Vec<Job>) = jobs
         .found
         .into_iter()
@@ -187,7 +187,7 @@ pub fn wait(context: &mut Context, jobs: Jobs, until: Until) -> impl Iterator<It
     } else {
         DURATION_MAX
     };
-    let watch = Watch {
+    let watch = HostWait {
         end,
         until,
         enough: Arc::clone(&enough),
@@ -241,14 +241,14 @@ fn has_ended(report: &Report) -> bool {
 }
 
 /// The wait, as the workers of all hosts share it.
-struct Watch {
+struct HostWait {
     end: Instant,
-    until: Until,
+    until: WaitOptions,
     enough: Arc<AtomicBool>,
     note: fn(&str),
 }
 
-impl Watch {
+impl HostWait {
     fn on_host(
         &self,
         connection: &mut HostConnection<'_>,
@@ -260,13 +260,13 @@ impl Watch {
         let mut outage = Outage::default();
         let mut searched = HashMap::new();
         while !jobs.is_empty() && !self.enough.load(Ordering::Relaxed) {
-            let round = self.round(connection, jobs, &outage, &mut searched, &report);
+            let round = self.wait_once(connection, jobs, &outage, &mut searched, &report);
             jobs = round.open;
             let Some(failure) = round.failure else {
                 outage.end(&connection.host(), self.note);
                 continue;
             };
-            let pause = outage.lasts(&failure, round.connected, self.note);
+            let pause = outage.record_failure(&failure, round.connected, self.note);
             let left = self.end.saturating_duration_since(Instant::now());
             if self.until.patient && left.is_zero() {
                 jobs.drain(..)
@@ -275,24 +275,24 @@ impl Watch {
                 jobs.drain(..)
                     .for_each(|job| report(Report::failed(job, failure.clone())));
             } else if !round.answered {
-                connection.hang_up();
+                connection.close();
                 std::thread::sleep(pause.min(left));
             }
         }
     }
 
     /// Waits for one slice of time, and reports the jobs that are settled.
-    fn round(
+    fn wait_once(
         &self,
         connection: &mut HostConnection<'_>,
         jobs: Vec<Job>,
         outage: &Outage,
         searched: &mut HashMap<JobId, [u64; 2]>,
         report: &dyn Fn(Report),
-    ) -> Round {
-        let mut round = Round {
+    ) -> RoundResult {
+        let mut round = RoundResult {
             had_contact: outage.had_contact,
-            ..Round::default()
+            ..RoundResult::default()
         };
         if let Err(failure) = connection.connect() {
             if round.keeps_waiting(&failure) {
@@ -305,7 +305,7 @@ impl Watch {
         }
         round.connected = true;
         round.had_contact = true;
-        let (jobs, missing) = meet(connection, jobs);
+        let (jobs, missing) = look_up(connection, jobs);
         for (job, failure) in missing {
             if round.keeps_waiting(&failure) {
                 round.open.push(job);
@@ -358,7 +358,7 @@ impl Watch {
         jobs: Vec<Job>,
         pattern: &Pattern,
         searched: &mut HashMap<JobId, [u64; 2]>,
-        round: &mut Round,
+        round: &mut RoundResult,
         report: &dyn Fn(Report),
     ) {
         if jobs.is_empty() {
@@ -387,13 +387,13 @@ impl Watch {
             }
         };
         for (Job { word, record }, answer) in jobs.into_iter().zip(answers) {
-            let is_over = matches!(answer, Searched::Over(..));
+            let is_over = matches!(answer, SearchResult::Over(..));
             let (outcome, found) = match answer {
-                Searched::Open(at) => {
+                SearchResult::Open(at) => {
                     searched.insert(record.id.clone(), at);
                     (Outcome::of(record), None)
                 }
-                Searched::Over(seen, found) => {
+                SearchResult::Over(seen, found) => {
                     let mut outcome = Outcome::seen(record, seen);
                     outcome.error = match &found {
                         Some(_) => None,
@@ -457,7 +457,7 @@ fn no_line_failure(connection: &mut HostConnection<'_>, record: &Record) -> Opti
 
 /// The result of waiting for one slice of time.
 #[derive(Default)]
-struct Round {
+struct RoundResult {
     /// The jobs that are still waited for.
     open: Vec<Job>,
     /// Why the state of some of them is unknown.
@@ -469,7 +469,7 @@ struct Round {
     had_contact: bool,
 }
 
-impl Round {
+impl RoundResult {
     /// Whether to keep waiting for a job after a failure, which is noted then. A host name that has never resolved may
     /// be misspelled, so that failure counts as an outage only after a connection was made.
     fn keeps_waiting(&mut self, failure: &Failure) -> bool {

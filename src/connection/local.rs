@@ -47,7 +47,7 @@ pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
 }
 
 /// Starts a shell that runs a script even if this process ends. Its output is discarded.
-pub fn leave_script(destination: &Destination, script: &str) {
+pub fn start_script(destination: &Destination, script: &str) {
     if let Ok(mut child) = start(&mut command(destination), Stdio::null)
         && let Some(mut input) = child.stdin.take()
     {
@@ -99,7 +99,7 @@ impl Launcher {
     pub fn new(destination: &Destination, master: Option<Master>) -> io::Result<Self> {
         let mask = umask(Mode::empty());
         umask(mask);
-        let directory = if destination.inherits() {
+        let directory = if destination.inherits_environment() {
             std::env::current_dir()?
         } else {
             PathBuf::from("/")

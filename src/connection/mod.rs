@@ -151,7 +151,7 @@ impl ShellInput {
     }
 
     /// Makes the pool send the shell an empty line at this interval, even while this process is stopped.
-    pub fn beat(&self, every: Duration) {
+    pub fn start_heartbeat(&self, every: Duration) {
         (self.beat)(every);
     }
 }
@@ -164,12 +164,12 @@ pub struct PrivateConnection {
 
 #[derive(Default)]
 struct Preparation {
-    state: Mutex<Prepared>,
+    state: Mutex<PreparationState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Prepared {
+struct PreparationState {
     /// The stream has carried `SHARED_BYTES_MAX` bytes.
     is_large: bool,
     cancelled: bool,
@@ -183,7 +183,7 @@ const SHARED_BYTES_MAX: u64 = 2 << 20;
 impl PrivateConnection {
     /// Starts to prepare a private connection for a stream over `connection`; `None` if that is private already.
     pub fn prepare(connection: &HostConnection<'_>) -> Option<Self> {
-        if !connection.may_be_stale() {
+        if !connection.was_shared_before() {
             return None;
         }
         let shared = Arc::new(Preparation::default());
@@ -202,7 +202,7 @@ impl PrivateConnection {
         };
         let prepare = move || {
             let state = shared.lock();
-            let waits = |state: &mut Prepared| !state.is_large && !state.cancelled;
+            let waits = |state: &mut PreparationState| !state.is_large && !state.cancelled;
             let waited = shared
                 .changed
                 .wait_timeout_while(state, SHARED_TIME_MAX, waits);
@@ -224,7 +224,7 @@ impl PrivateConnection {
     }
 
     /// Reports how many bytes the stream has carried.
-    pub fn carried(&self, bytes: u64) {
+    pub fn count_bytes(&self, bytes: u64) {
         if bytes >= SHARED_BYTES_MAX {
             self.shared.lock().is_large = true;
             self.shared.changed.notify_all();
@@ -251,7 +251,7 @@ impl Drop for PrivateConnection {
 }
 
 impl Preparation {
-    fn lock(&self) -> MutexGuard<'_, Prepared> {
+    fn lock(&self) -> MutexGuard<'_, PreparationState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -260,11 +260,11 @@ impl Preparation {
 /// order.
 pub trait Relays {
     /// Whether the keeper may hold the relay of a job.
-    fn holds(&self, job: &JobId) -> bool;
+    fn may_hold_relay(&self, job: &JobId) -> bool;
 
     /// Ends the conversation and returns the outstanding replies. A request whose reply is not among them will not be
     /// carried out.
-    fn part(&mut self) -> Vec<Reply>;
+    fn finish(&mut self) -> Vec<Reply>;
 
     /// Requests that a job's relay send it a signal.
     fn signal(&mut self, job: &JobId, name: &str) -> std::io::Result<()>;
@@ -422,10 +422,10 @@ impl<'a> HostConnection<'a> {
     }
 
     /// Hands a script over to a local shell, or to the shared keeper if there is one, without waiting for it to run.
-    pub fn leave_script(&self, script: String) {
+    pub fn queue_script(&self, script: String) {
         match &self.backend {
-            Some(Backend::Local) => local::leave_script(self.destination, &script),
-            Some(Backend::Keeper(keeper)) => keeper.leave_script(script),
+            Some(Backend::Local) => local::start_script(self.destination, &script),
+            Some(Backend::Keeper(keeper)) => keeper.queue_script(script),
             None => {}
         }
     }
@@ -447,14 +447,14 @@ impl<'a> HostConnection<'a> {
             let result = work(self.shell()?.as_mut());
             match &result {
                 Err(failure)
-                    if failure.kind.is_worth_another_try() && !broke && self.may_be_stale() =>
+                    if failure.kind.is_retryable() && !broke && self.was_shared_before() =>
                 {
                     broke = true;
-                    self.hang_up();
+                    self.close();
                 }
-                Err(failure) if failure.kind.is_without_shell() && self.may_be_stale() => {
+                Err(failure) if failure.kind.has_no_shell() && self.was_shared_before() => {
                     silent += 1;
-                    if !self.gives_another(silent) {
+                    if !self.may_try_another(silent) {
                         return result;
                     }
                 }
@@ -466,8 +466,8 @@ impl<'a> HostConnection<'a> {
     /// Whether to request another shell after `silent` ones that ended without output. A shell may have been killed
     /// before it printed anything; and Dropbear before 2024.86 ends a channel that is opened at the moment at which the
     /// shell of another one ends.
-    pub fn gives_another(&self, silent: u32) -> bool {
-        let another = gives_another(silent, self.may_be_stale());
+    pub fn may_try_another(&self, silent: u32) -> bool {
+        let another = gives_another(silent, self.was_shared_before());
         if silent > 1 && another {
             std::thread::sleep(SILENT_SHELL_PAUSE);
         }
@@ -492,14 +492,14 @@ impl<'a> HostConnection<'a> {
     }
 
     /// Whether another command may have made the connection, so that it may turn out to be broken.
-    pub fn may_be_stale(&self) -> bool {
+    pub fn was_shared_before(&self) -> bool {
         matches!(&self.backend, Some(Backend::Keeper(keeper)) if keeper.is_shared())
     }
 
     /// Reconnects after a break, and retries while the host is not reached, until `until`. The user is told after the
     /// second failure.
     pub fn connect_again(&mut self, why: &Failure, until: Instant) -> Result<(), Failure> {
-        self.hang_up();
+        self.close();
         let mut failures = 0;
         let left = || until.saturating_duration_since(Instant::now());
         keep_trying(left, || {
@@ -514,7 +514,7 @@ impl<'a> HostConnection<'a> {
     }
 
     /// Drops the connection. A private one ends for all handles that share it.
-    pub fn hang_up(&mut self) {
+    pub fn close(&mut self) {
         if let Some(Backend::Keeper(keeper)) = self.backend.take() {
             keeper.end();
         }

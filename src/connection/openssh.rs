@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use super::Policy;
 use crate::error::{Failure, Kind, reason};
 use crate::escape::printable;
-use crate::host::{Destination, Place, Remote};
+use crate::host::{Destination, Location, Remote};
 use crate::sys;
 
 /// How long the connection stays open after the keeper was killed, in seconds.
@@ -37,8 +37,8 @@ pub struct Master {
 
 /// The remote part of a destination, if it is `openssh://`.
 fn remote(destination: &Destination) -> Option<&Remote> {
-    match destination.host.place() {
-        Place::OpenSsh(remote) => Some(remote),
+    match destination.host.location() {
+        Location::OpenSsh(remote) => Some(remote),
         _ => None,
     }
 }

@@ -12,14 +12,14 @@ mod script;
 use std::time::{Duration, Instant};
 
 use progress::Delivery;
-pub use progress::{NOT_BELIEVED, ended_before};
+pub use progress::{NOT_TRUSTED, ended_before};
 
 use crate::clock;
 use crate::connection::HostConnection;
 use crate::error::{Failure, Kind};
 use crate::job::{self, Record, Target};
-pub use crate::job::{Sent, Via};
-use crate::remote::Seen;
+pub use crate::job::{SendOutcome, Via};
+use crate::remote::Observation;
 use crate::remote::signal::Answer;
 use crate::signal::Signal;
 
@@ -45,7 +45,7 @@ pub struct SignalRequest {
     /// Send CONT after the signal, so that a stopped job can act on it.
     pub wake: bool,
     /// How the signals may be delivered.
-    pub ways: Ways,
+    pub ways: ViaPolicy,
 }
 
 impl SignalRequest {
@@ -57,14 +57,14 @@ impl SignalRequest {
             then: None,
             target: Target::Group,
             wake: false,
-            ways: Ways::Any,
+            ways: ViaPolicy::Any,
         }
     }
 }
 
 /// How a signal may be delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Ways {
+pub enum ViaPolicy {
     /// By the SSH channel if one is held, else by pid
     #[default]
     #[value(name = "auto")]
@@ -81,9 +81,9 @@ pub struct Outcome {
     /// The job, updated with its state on the host.
     pub record: Record,
     /// Whether the first signal was sent.
-    pub sent: Sent,
+    pub sent: SendOutcome,
     /// Whether the second signal was sent; `None` if there is none or it was not due.
-    pub then: Option<Sent>,
+    pub then: Option<SendOutcome>,
     /// Whether the job still runs, if that was checked.
     pub still_running: Option<bool>,
     /// Time since the delivery began.
@@ -96,9 +96,9 @@ pub struct Outcome {
 
 impl Outcome {
     /// The result of a wait for a job whose state on the host is `seen`.
-    pub fn seen(record: Record, seen: Seen) -> Self {
+    pub fn seen(record: Record, seen: Observation) -> Self {
         let mut delivery = Delivery::new(SignalRequest::wait(record), "");
-        delivery.answer(Answer::State(seen), true);
+        delivery.apply_answer(Answer::State(seen), true);
         delivery.outcome
     }
 
@@ -106,7 +106,7 @@ impl Outcome {
     pub fn of(record: Record) -> Self {
         Self {
             record,
-            sent: Sent::No,
+            sent: SendOutcome::No,
             then: None,
             still_running: None,
             waited: Duration::ZERO,
@@ -201,7 +201,7 @@ fn carry_out(
     let started = Instant::now();
     batch.started = started;
     // A shared keeper may hold a connection that is already dead, so it does not count as contact.
-    let mut last_contact = (!connection.may_be_stale()).then_some(started);
+    let mut last_contact = (!connection.was_shared_before()).then_some(started);
     if relay::deliver(connection, batch, wait.map(|wait| started + wait)) {
         last_contact = Some(Instant::now());
     }
@@ -228,10 +228,10 @@ fn carry_out(
             }
             // A shell that ended without output may have been killed after it sent a signal. Only if a second one fails
             // in the same way does the host have no shell, and nothing was sent.
-            Err(failure) if failure.kind.is_without_shell() => {
+            Err(failure) if failure.kind.has_no_shell() => {
                 silent_shells += 1;
                 asked_before.get_or_insert(asked);
-                if connection.gives_another(silent_shells) {
+                if connection.may_try_another(silent_shells) {
                     continue;
                 }
                 let asked = asked_before.unwrap_or_default();
@@ -242,16 +242,16 @@ fn carry_out(
             }
             // A wait that sends no signals is not retried: its caller can start it again.
             Err(failure)
-                if failure.kind.is_worth_another_try()
+                if failure.kind.is_retryable()
                     && retries < RETRIES_MAX
                     && batch.sends_signals() =>
             {
                 // A host that does not respond takes long to detect: make one more attempt, not two.
-                let is_silent = begun.elapsed() >= clock::long(SLOW_FAILURE_MIN);
+                let is_silent = begun.elapsed() >= clock::scaled(SLOW_FAILURE_MIN);
                 retries += if is_silent { RETRIES_MAX } else { 1 };
                 let retry_until = last_contact
                     .zip(deadlines.as_ref())
-                    .map(|(last, deadlines)| deadlines.until.min(last + clock::long(OUTAGE_MAX)));
+                    .map(|(last, deadlines)| deadlines.until.min(last + clock::scaled(OUTAGE_MAX)));
                 connection.connect_again(&failure, retry_until.unwrap_or(begun))?;
                 last_contact = last_contact.map(|_| Instant::now());
                 continue;

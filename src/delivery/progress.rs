@@ -1,12 +1,12 @@
 //! The state of one job's delivery: what was requested, what was answered, and what follows from that. No I/O.
 
-use super::{Outcome, Sent, SignalRequest, Via, Ways};
-use crate::connection::keeper::protocol::End;
+use super::{Outcome, SendOutcome, SignalRequest, Via, ViaPolicy};
+use crate::connection::keeper::protocol::RelayedEnd;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::job::{self, Record, State, Target};
 use crate::remote::signal::{Answer, Attempt, AttemptResult};
-use crate::remote::{Seen, Standing};
+use crate::remote::{Observation, ObservedState};
 use crate::signal::Signal;
 
 /// A delivery of up to two signals to a job, and the wait for its end.
@@ -15,7 +15,7 @@ pub struct Delivery {
     pub then: Option<Signal>,
     pub target: Target,
     pub wake: bool,
-    pub ways: Ways,
+    pub ways: ViaPolicy,
     /// The claim of the first signal on the host.
     pub claim: String,
     pub then_claim: String,
@@ -61,7 +61,7 @@ impl Delivery {
 
     /// The first signal, if it still has to be sent.
     pub fn unsent(&self) -> Option<Signal> {
-        self.signal.filter(|_| self.outcome.sent == Sent::No)
+        self.signal.filter(|_| self.outcome.sent == SendOutcome::No)
     }
 
     /// The second signal, if it still has to be sent.
@@ -95,9 +95,9 @@ impl Delivery {
     }
 
     /// Processes an answer of a script.
-    pub fn answer(&mut self, answer: Answer, waiting: bool) {
+    pub fn apply_answer(&mut self, answer: Answer, waiting: bool) {
         match answer {
-            Answer::Result(result) => self.result(Via::Pid, result, waiting),
+            Answer::Result(result) => self.apply_result(Via::Pid, result, waiting),
             Answer::State(seen) => self.apply_state(&seen, waiting),
             Answer::Processes(number) => self.processes = number,
             Answer::LacksAwk => self.fail(
@@ -116,11 +116,11 @@ impl Delivery {
     }
 
     /// Processes the result of an attempt.
-    pub fn result(&mut self, via: Via, result: AttemptResult, waiting: bool) {
+    pub fn apply_result(&mut self, via: Via, result: AttemptResult, waiting: bool) {
         let sent = match result {
-            AttemptResult::Sent => Sent::Yes(via),
-            AttemptResult::Gone | AttemptResult::Denied => Sent::No,
-            AttemptResult::Unconfirmed => Sent::Unknown,
+            AttemptResult::Sent => SendOutcome::Yes(via),
+            AttemptResult::Gone | AttemptResult::Denied => SendOutcome::No,
+            AttemptResult::Unconfirmed => SendOutcome::Unknown,
         };
         if self.unsent().is_some() {
             self.outcome.sent = sent;
@@ -148,7 +148,7 @@ impl Delivery {
     }
 
     /// Processes the job's state on the host.
-    fn apply_state(&mut self, seen: &Seen, waiting: bool) {
+    fn apply_state(&mut self, seen: &Observation, waiting: bool) {
         let state = seen.state(&self.outcome.record);
         seen.update(&mut self.outcome.record);
         let is_from_before = std::mem::take(&mut self.just_sent);
@@ -163,18 +163,18 @@ impl Delivery {
                 }
                 self.settled = !(waiting && left);
             }
-            (State::Unknown, Standing::Elsewhere) => {
+            (State::Unknown, ObservedState::Elsewhere) => {
                 let node = printable(seen.node.as_deref().unwrap_or("another machine"), 80);
                 let what = format!(
                     "it runs on {node}, but another machine answers under the name of its host"
                 );
                 self.fail_as_unknown(&what);
             }
-            (State::Unknown, Standing::Away) => self.fail_as_unknown(
+            (State::Unknown, ObservedState::DirMissing) => self.fail_as_unknown(
                 "the directory of all jobs is missing on its host: is the file system mounted?",
             ),
-            (State::Unknown, _) if self.signal.is_none() => self.fail_as_unknown(NOT_BELIEVED),
-            (State::Unknown, _) => self.fail(Kind::Failed, NOT_BELIEVED),
+            (State::Unknown, _) if self.signal.is_none() => self.fail_as_unknown(NOT_TRUSTED),
+            (State::Unknown, _) => self.fail(Kind::Failed, NOT_TRUSTED),
             (State::Starting, _) if self.unsent().is_some() => self.fail(
                 Kind::Failed,
                 "it has not started yet; try again in a moment",
@@ -188,7 +188,7 @@ impl Delivery {
                 self.settled = !waiting;
                 let unsent = self.unsent().filter(|signal| !signal.is_existence_check());
                 if !waiting && unsent.is_some() {
-                    self.outcome.sent = Sent::Unknown;
+                    self.outcome.sent = SendOutcome::Unknown;
                     let what = "its host does not say whether the signal was sent";
                     self.fail(Kind::Unconfirmed, what);
                 }
@@ -199,8 +199,8 @@ impl Delivery {
     /// Fails the delivery: the job's state can't be determined now.
     fn fail_as_unknown(&mut self, why: &str) {
         let sent = match (self.signal, self.outcome.sent) {
-            (Some(_), Sent::No) => "; nothing was sent".to_owned(),
-            (Some(signal), Sent::Yes(_)) => format!("; {} was sent", signal.name()),
+            (Some(_), SendOutcome::No) => "; nothing was sent".to_owned(),
+            (Some(signal), SendOutcome::Yes(_)) => format!("; {} was sent", signal.name()),
             _ => String::new(),
         };
         self.fail(Kind::Unreachable, &format!("{why}{sent}"));
@@ -227,7 +227,7 @@ impl Delivery {
     }
 
     /// Records the job's end, as reported by its relay.
-    pub fn end(&mut self, end: End) {
+    pub fn apply_end(&mut self, end: RelayedEnd) {
         let record = &mut self.outcome.record;
         record.state = State::Exited;
         record.exit_status = Some(end.status);
@@ -241,14 +241,14 @@ impl Delivery {
     /// Settles the delivery after the host became unreachable.
     pub fn give_up(&mut self, failure: &Failure, waiting: bool) {
         self.settled = true;
-        if !waiting && matches!(self.outcome.sent, Sent::Yes(_)) {
+        if !waiting && matches!(self.outcome.sent, SendOutcome::Yes(_)) {
             // Only the job's state is missing.
             return;
         }
         if self.unsent().is_some() && self.asked {
-            self.outcome.sent = Sent::Unknown;
+            self.outcome.sent = SendOutcome::Unknown;
         } else if self.then_unsent().is_some() && self.then_asked {
-            self.outcome.then = Some(Sent::Unknown);
+            self.outcome.then = Some(SendOutcome::Unknown);
         } else {
             self.outcome.error = Some(failure.clone());
             return;
@@ -262,7 +262,7 @@ impl Delivery {
 }
 
 /// The error for a job whose directory is a link, or is owned or writable by other users.
-pub const NOT_BELIEVED: &str = "its directory is writable by other users, so it is not trusted";
+pub const NOT_TRUSTED: &str = "its directory is writable by other users, so it is not trusted";
 
 /// The error for a signal to a job that has ended.
 pub fn ended_before(record: &Record) -> Failure {

@@ -8,8 +8,8 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::progress::Delivery;
-use super::{Batch, Sent, Via, Ways};
-use crate::connection::keeper::protocol::{Relayed, Reply};
+use super::{Batch, SendOutcome, Via, ViaPolicy};
+use crate::connection::keeper::protocol::{RelayResult, Reply};
 use crate::connection::{HostConnection, Relays};
 use crate::error::Kind;
 use crate::job::Target;
@@ -21,16 +21,16 @@ const ANSWER_MAX: Duration = Duration::from_secs(15);
 
 /// What was requested of a job's relay, and its answers.
 #[derive(Clone, Copy, Default)]
-struct Asked {
+struct RelayRequest {
     signal: bool,
-    relayed: Option<Relayed>,
+    relayed: Option<RelayResult>,
     watch: bool,
     watched: Option<bool>,
     /// The relay has confirmed something about the job.
     answered: bool,
 }
 
-impl Asked {
+impl RelayRequest {
     fn is_unanswered(self) -> bool {
         (self.signal && self.relayed.is_none()) || (self.watch && self.watched.is_none())
     }
@@ -39,16 +39,16 @@ impl Asked {
 /// Sends the signals that can go by relay. If the relays of all jobs watch for their ends, waits for these until
 /// `until`. Returns whether a relay has answered.
 pub fn deliver(connection: &mut HostConnection, batch: &mut Batch, until: Option<Instant>) -> bool {
-    let mut asked = vec![Asked::default(); batch.deliveries.len()];
+    let mut asked = vec![RelayRequest::default(); batch.deliveries.len()];
     let goes_by_channel = |delivery: &Delivery| channel_name(delivery).is_some();
     if (until.is_some() || batch.deliveries.iter().any(goes_by_channel))
         && let Some(mut relays) = connection.relays()
     {
         // If the keeper is gone, the scripts do the rest.
         drop(send_and_wait(relays.as_mut(), batch, &mut asked, until));
-        if asked.iter().copied().any(Asked::is_unanswered) {
+        if asked.iter().copied().any(RelayRequest::is_unanswered) {
             // The keeper must not send a signal after a script has taken over.
-            for reply in relays.part() {
+            for reply in relays.finish() {
                 apply(&reply, batch, &mut asked);
             }
         }
@@ -56,7 +56,7 @@ pub fn deliver(connection: &mut HostConnection, batch: &mut Batch, until: Option
     let is_over = until.is_some_and(|until| Instant::now() >= until);
     batch.update_all(|index, delivery, waiting| {
         let asked = asked[index];
-        if delivery.unsent().is_some() && delivery.ways == Ways::Channel {
+        if delivery.unsent().is_some() && delivery.ways == ViaPolicy::Channel {
             fail_channel_only(delivery, asked);
         } else if delivery.unsent().is_none() && delivery.then_unsent().is_none() {
             // The signal was sent and there is no wait, or the relay has not reported the end in time.
@@ -70,12 +70,12 @@ pub fn deliver(connection: &mut HostConnection, batch: &mut Batch, until: Option
 fn send_and_wait(
     relays: &mut dyn Relays,
     batch: &mut Batch,
-    asked: &mut [Asked],
+    asked: &mut [RelayRequest],
     until: Option<Instant>,
 ) -> std::io::Result<()> {
     for (delivery, asked) in batch.deliveries.iter().zip(asked.iter_mut()) {
         let id = &delivery.outcome.record.id;
-        if !relays.holds(id) {
+        if !relays.may_hold_relay(id) {
             continue;
         }
         // Requested first, so that an end caused by the signal is not missed.
@@ -89,11 +89,11 @@ fn send_and_wait(
         }
     }
     let deadline = Instant::now() + ANSWER_MAX;
-    while asked.iter().copied().any(Asked::is_unanswered) {
+    while asked.iter().copied().any(RelayRequest::is_unanswered) {
         apply(&relays.next(deadline)?, batch, asked);
     }
     let Some(until) = until else { return Ok(()) };
-    let is_left_to_relay = |(delivery, asked): (&Delivery, &Asked)| {
+    let is_left_to_relay = |(delivery, asked): (&Delivery, &RelayRequest)| {
         delivery.settled || delivery.unsent().is_none() && asked.watched == Some(true)
     };
     while batch
@@ -120,11 +120,11 @@ fn send_and_wait(
 /// The name under which a delivery's signal can go by channel, if it can go that way.
 fn channel_name(delivery: &Delivery) -> Option<&'static str> {
     let is_eligible =
-        delivery.ways != Ways::Pid && delivery.target == Target::Group && !delivery.wake;
+        delivery.ways != ViaPolicy::Pid && delivery.target == Target::Group && !delivery.wake;
     delivery.unsent().filter(|_| is_eligible)?.channel_name()
 }
 
-fn apply(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
+fn apply(reply: &Reply, batch: &mut Batch, asked: &mut [RelayRequest]) {
     let (Reply::Numbered { job, .. }
     | Reply::Signalled { job, .. }
     | Reply::Watching { job }
@@ -146,22 +146,24 @@ fn apply(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
         Reply::Signalled { relayed, .. } => {
             asked.relayed = Some(*relayed);
             match relayed {
-                Relayed::Sent => {
+                RelayResult::Sent => {
                     asked.answered = true;
-                    delivery.result(Via::Channel, AttemptResult::Sent, waiting);
+                    delivery.apply_result(Via::Channel, AttemptResult::Sent, waiting);
                 }
-                Relayed::Denied => delivery.result(Via::Channel, AttemptResult::Denied, waiting),
-                Relayed::NotHeld | Relayed::NotHonoured | Relayed::Retired => {
+                RelayResult::Denied => {
+                    delivery.apply_result(Via::Channel, AttemptResult::Denied, waiting);
+                }
+                RelayResult::NotHeld | RelayResult::NotHonoured | RelayResult::Retired => {
                     delivery.asked = false;
                 }
-                Relayed::Unanswered => {}
+                RelayResult::Unanswered => {}
             }
         }
         Reply::Ended { end, .. } => {
             asked.watched = Some(true);
             // Only a script can tell whether the job ended before the signal.
             if delivery.unsent().is_none() {
-                delivery.end(*end);
+                delivery.apply_end(*end);
             }
         }
         Reply::Watching { .. } => (asked.watched, asked.answered) = (Some(true), true),
@@ -170,7 +172,7 @@ fn apply(reply: &Reply, batch: &mut Batch, asked: &mut [Asked]) {
 }
 
 /// Fails a delivery whose signal was to go by channel only and did not.
-fn fail_channel_only(delivery: &mut Delivery, asked: Asked) {
+fn fail_channel_only(delivery: &mut Delivery, asked: RelayRequest) {
     let signal = delivery
         .signal
         .map(|signal| signal.name())
@@ -180,16 +182,16 @@ fn fail_channel_only(delivery: &mut Delivery, asked: Asked) {
             "{signal} can't go by channel to this target: servers take HUP, INT, QUIT, TERM, USR1 and USR2, for the \
              whole group"
         ),
-        Some(Relayed::NotHonoured) => {
+        Some(RelayResult::NotHonoured) => {
             "its server does not pass channel signals on for this user (OpenSSH before 10 \
              refuses them for root and for forced commands)"
                 .to_owned()
         }
-        Some(Relayed::Retired) => {
+        Some(RelayResult::Retired) => {
             "its relay once answered too late, and is not used any more".to_owned()
         }
-        Some(Relayed::Unanswered) | None if delivery.asked => {
-            delivery.outcome.sent = Sent::Unknown;
+        Some(RelayResult::Unanswered) | None if delivery.asked => {
+            delivery.outcome.sent = SendOutcome::Unknown;
             let what =
                 "its relay did not answer in time, so whether the signal was sent is not known";
             return delivery.fail(Kind::Unconfirmed, what);

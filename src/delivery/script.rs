@@ -51,7 +51,9 @@ pub fn carry_out(
         delivery.then_asked |= job.then.is_some();
     }
     let result = signal::carry_out(&host, shell.as_mut(), plan, &mut |index, answer| {
-        batch.update(index, |delivery, waiting| delivery.answer(answer, waiting));
+        batch.update(index, |delivery, waiting| {
+            delivery.apply_answer(answer, waiting);
+        });
     });
     let elapsed = batch.started.elapsed();
     batch.update_all(|_, delivery, _| delivery.outcome.waited = elapsed);
@@ -61,7 +63,7 @@ pub fn carry_out(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::{SignalRequest, Ways};
+    use crate::delivery::{SignalRequest, ViaPolicy};
     use crate::host::Destination;
     use crate::job::{JobId, Record, Target};
     use crate::signal::{Os, SignalWord};
@@ -78,7 +80,7 @@ mod tests {
             then: SignalWord::KILL.on(Os::Linux).ok(),
             target: Target::Group,
             wake: false,
-            ways: Ways::Any,
+            ways: ViaPolicy::Any,
         };
         let deliveries = [Delivery::new(request, "nonce")];
         let now = Instant::now();

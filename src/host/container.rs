@@ -61,7 +61,7 @@ pub struct Container {
 /// The settings that select the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Chosen {
+pub struct Endpoint {
     /// The program's environment variables that are set; the others are unset.
     pub variables: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,7 +113,7 @@ impl Container {
     }
 
     /// The command that runs a shell in the container.
-    pub fn words<'a>(&'a self, chosen: &'a Chosen) -> Vec<&'a str> {
+    pub fn words<'a>(&'a self, chosen: &'a Endpoint) -> Vec<&'a str> {
         let mut words = vec![self.program, "exec", "-i"];
         let namespace = self.namespace.as_ref().or(chosen.namespace.as_ref());
         for (option, value) in [
@@ -137,21 +137,21 @@ impl Container {
     /// The values of the program's environment variables; `None` means unset.
     pub fn environment<'a>(
         &'a self,
-        chosen: &'a Chosen,
+        chosen: &'a Endpoint,
     ) -> impl Iterator<Item = (&'static str, Option<&'a str>)> {
         let value = |name: &'static str| (name, chosen.variables.get(name).map(String::as_str));
         self.variables.iter().copied().map(value)
     }
 
     /// Reads the settings that select the machine now.
-    pub fn choose(&self) -> Chosen {
+    pub fn choose(&self) -> Endpoint {
         let set = |name: &&'static str| {
             let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
             Some(((*name).to_owned(), value))
         };
-        let mut chosen = Chosen {
+        let mut chosen = Endpoint {
             variables: self.variables.iter().filter_map(set).collect(),
-            ..Chosen::default()
+            ..Endpoint::default()
         };
         let variable = |name: &str| chosen.variables.get(name).map(PathBuf::from);
         let home = |name: &str| variable("HOME").map(|home| home.join(name));
@@ -230,10 +230,10 @@ mod tests {
 
     #[test]
     fn containers_are_read_and_become_a_prefix() {
-        let chosen = Chosen {
+        let chosen = Endpoint {
             context: Some("prod".into()),
             namespace: Some("apps".into()),
-            ..Chosen::default()
+            ..Endpoint::default()
         };
         for (typed, words) in [
             ("docker://web", "docker exec -i web"),

@@ -28,8 +28,8 @@ const ANSWER_MAX: usize = 16 << 20;
 /// Maximum length of a quotation of the host's output in a message, in characters.
 const QUOTE_MAX: usize = 300;
 /// Maximum time to send a script and to get its short answer, generous enough for a slow login.
-pub fn patience() -> Duration {
-    clock::long(Duration::from_secs(30))
+pub fn answer_timeout() -> Duration {
+    clock::scaled(Duration::from_secs(30))
 }
 /// Maximum time until the answer begins.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -37,7 +37,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 const BUFFER_SIZE: usize = 256 << 10;
 
 /// Interval at which a read that can be cancelled checks whether it was.
-pub(super) const LOOK: Duration = Duration::from_millis(100);
+pub(super) const CANCEL_POLL: Duration = Duration::from_millis(100);
 /// Ends a stream, so that the shell can run other scripts.
 pub(super) const QUIT: &str = "quit\n";
 /// The ping for a streaming script: the line, the interval without output after which it is sent, and the number of
@@ -70,7 +70,7 @@ pub enum Stream {
 
 /// How an answer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum AnswerEnd {
     /// The answer is complete.
     Whole,
     /// A log was truncated or replaced while it was followed.
@@ -98,10 +98,10 @@ pub trait Listener {
     fn begun(&mut self) {}
 
     /// The job's time limit or its tether could not end the job.
-    fn unkept(&mut self) {}
+    fn on_not_ended(&mut self) {}
 
     /// How much of the job's input the host has.
-    fn have(&mut self, words: &str) -> Result<(), Failure> {
+    fn on_input_received(&mut self, words: &str) -> Result<(), Failure> {
         Err(Failure::new(
             Kind::Failed,
             format!("unexpected words about input: {}", printable(words, 80)),
@@ -114,10 +114,10 @@ pub trait Listener {
     }
 
     /// Another command waits for the shell.
-    fn wanted(&mut self) {}
+    fn on_shell_wanted(&mut self) {}
 
     /// The last line to send to a script that reads lines.
-    fn farewell(&mut self, _ending: &Ending) -> Option<&'static str> {
+    fn last_line(&mut self, _ending: &AnswerEnd) -> Option<&'static str> {
         None
     }
 
@@ -149,7 +149,7 @@ impl<F: FnMut(&str) -> Result<(), Failure>> Listener for F {
 }
 
 /// Splits the shell's output into the parts of the frame.
-struct Framed {
+struct FrameParser {
     phase: Phase,
     /// The bytes that begin each mark: a byte that is rare in text, so that text is seldom held back, and the nonce.
     mark: Vec<u8>,
@@ -162,10 +162,10 @@ struct Framed {
     stream: Stream,
     /// The script has printed `next`: another listener takes over from here.
     paused: bool,
-    ending: Ending,
+    ending: AnswerEnd,
 }
 
-impl Framed {
+impl FrameParser {
     fn new(nonce: &Nonce) -> Self {
         let mark = format!("\x01{} ", nonce.as_str()).into_bytes();
         Self {
@@ -176,7 +176,7 @@ impl Framed {
             noise_head: vec![],
             stream: Stream::Out,
             paused: false,
-            ending: Ending::Whole,
+            ending: AnswerEnd::Whole,
         }
     }
 
@@ -206,7 +206,7 @@ impl Framed {
             let word = from_mark.get(self.mark.len()..).unwrap_or_default();
             let Some(end) = memchr::memchr(b'\n', word.get(..MARK_MAX).unwrap_or(word)) else {
                 if word.len() >= MARK_MAX {
-                    return Err(garbage(host, word));
+                    return Err(unexpected(host, word));
                 }
                 self.held_back = rest.to_vec();
                 return Ok(());
@@ -234,16 +234,16 @@ impl Framed {
                     Phase::Data
                 }
                 (Phase::Data, b"cut") => {
-                    self.ending = Ending::Cut;
+                    self.ending = AnswerEnd::Cut;
                     Phase::Over
                 }
                 (Phase::Data, b"paused") => {
-                    self.ending = Ending::Paused;
+                    self.ending = AnswerEnd::Paused;
                     Phase::Over
                 }
                 (Phase::Data, b"here") => Phase::Data,
                 (Phase::Data, b"unkept") => {
-                    listener.unkept();
+                    listener.on_not_ended();
                     Phase::Data
                 }
                 (Phase::Data, word) if word.starts_with(b"at ") => {
@@ -252,11 +252,11 @@ impl Framed {
                 }
                 (Phase::Data, word) if word.starts_with(b"have ") => {
                     let text = String::from_utf8_lossy(word.get(5..).unwrap_or_default());
-                    listener.have(&text)?;
+                    listener.on_input_received(&text)?;
                     Phase::Data
                 }
                 (Phase::Data, word) if word.starts_with(b"ended ") => {
-                    self.ending = Ending::Ended(
+                    self.ending = AnswerEnd::Ended(
                         String::from_utf8_lossy(word.get(6..).unwrap_or_default()).into_owned(),
                     );
                     Phase::Over
@@ -267,7 +267,7 @@ impl Framed {
                     );
                     return Err(Failure::new(Kind::Failed, message));
                 }
-                _ => return Err(garbage(host, word)),
+                _ => return Err(unexpected(host, word)),
             };
             rest = after.get(1..).unwrap_or_default();
         }
@@ -305,7 +305,7 @@ impl Framed {
                     .split(|byte| *byte == b'\n')
                     .filter(|line| !line.is_empty())
                 {
-                    let text = std::str::from_utf8(line).map_err(|_| garbage(host, line))?;
+                    let text = std::str::from_utf8(line).map_err(|_| unexpected(host, line))?;
                     listener.line(text)?;
                 }
                 Ok(end)
@@ -350,7 +350,7 @@ fn possible_mark(bytes: &[u8], mark: &[u8]) -> usize {
 }
 
 /// The error for output that no script prints.
-pub fn garbage(host: &str, what: &[u8]) -> Failure {
+pub fn unexpected(host: &str, what: &[u8]) -> Failure {
     let said = printable(what, QUOTE_MAX);
     Failure::new(
         Kind::Failed,
@@ -358,23 +358,23 @@ pub fn garbage(host: &str, what: &[u8]) -> Failure {
     )
 }
 
-/// Sends a script and reads its whole answer; see [`Hearing`].
-pub fn hear(
+/// Sends a script and reads its whole answer; see [`AnswerReader`].
+pub fn run_script(
     host: &str,
     shell: &mut dyn Shell,
     script: &Script,
     timeout: Option<Duration>,
     listener: &mut dyn Listener,
-) -> Result<Ending, Failure> {
-    let mut hearing = Hearing::begin(host, shell, script)?;
-    let ending = hearing.go_on(host, shell, timeout, listener)?;
-    hearing.be_whole(host).map(|()| ending)
+) -> Result<AnswerEnd, Failure> {
+    let mut hearing = AnswerReader::begin(host, shell, script)?;
+    let ending = hearing.read_to_end(host, shell, timeout, listener)?;
+    hearing.require_whole(host).map(|()| ending)
 }
 
 /// An answer that is being read. It can be read in several parts: a script can say where another listener takes over.
-pub struct Hearing {
+pub struct AnswerReader {
     started: Instant,
-    out: Framed,
+    out: FrameParser,
     /// The beginning of the shell's standard error, for messages.
     stderr_head: Vec<u8>,
     /// The error when the script could not be sent.
@@ -392,14 +392,14 @@ fn connection_failure(host: &str, error: &io::Error) -> Failure {
     Failure::new(Kind::Unreachable, message)
 }
 
-impl Hearing {
+impl AnswerReader {
     /// Sends a script.
     pub fn begin(host: &str, shell: &mut dyn Shell, script: &Script) -> Result<Self, Failure> {
         let started = Instant::now();
         // A shell that has ended, or a program that is not a shell, does not read its input. What it printed is more
         // useful than the broken pipe, so read that first.
         let text = script.text(shell.primed());
-        let send_error = match shell.send_script(&text, script.done(), started + patience()) {
+        let send_error = match shell.send_script(&text, script.done(), started + answer_timeout()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Some(error),
             sent => sent
                 .map_err(|error| connection_failure(host, &error))
@@ -407,7 +407,7 @@ impl Hearing {
         };
         Ok(Self {
             started,
-            out: Framed::new(script.nonce()),
+            out: FrameParser::new(script.nonce()),
             stderr_head: Vec::new(),
             send_error,
             silence: Duration::ZERO,
@@ -417,13 +417,13 @@ impl Hearing {
 
     /// Reads the answer to its end, or to where another listener takes over, within `timeout` from when the script was
     /// sent. `None` means no limit once the answer has begun.
-    pub fn go_on(
+    pub fn read_to_end(
         &mut self,
         host: &str,
         shell: &mut dyn Shell,
         timeout: Option<Duration>,
         listener: &mut dyn Listener,
-    ) -> Result<Ending, Failure> {
+    ) -> Result<AnswerEnd, Failure> {
         let mut buffer = vec![0; BUFFER_SIZE];
         let mut input_closed = false;
         if std::mem::take(&mut self.out.paused) {
@@ -433,10 +433,10 @@ impl Hearing {
             self.read_once(host, shell, timeout, listener, &mut buffer)?;
             self.ping_if_silent(host, shell, timeout, listener)?;
             if self.out.paused {
-                return Ok(Ending::Whole);
+                return Ok(AnswerEnd::Whole);
             }
             if shell.is_wanted() {
-                listener.wanted();
+                listener.on_shell_wanted();
             }
             if let Some(reply) = listener.reply().filter(|_| !input_closed) {
                 // The script reads it when it can. A script that has ended has printed why, so continue to read.
@@ -448,7 +448,7 @@ impl Hearing {
         }
         if self.is_over() {
             if let Some(line) = listener
-                .farewell(&self.out.ending)
+                .last_line(&self.out.ending)
                 .filter(|_| !input_closed)
             {
                 // The shell may be gone already; that is harmless.
@@ -467,7 +467,7 @@ impl Hearing {
         timeout: Option<Duration>,
         listener: &mut dyn Listener,
     ) -> Result<(), Failure> {
-        if self.silence < clock::long(PING_INTERVAL) * (self.pings + 1)
+        if self.silence < clock::scaled(PING_INTERVAL) * (self.pings + 1)
             || !self.is_pinged(shell, timeout)
         {
             return Ok(());
@@ -494,9 +494,9 @@ impl Hearing {
     }
 
     /// Fails if the answer has no end because the script expects another listener to take over.
-    pub(super) fn be_whole(&self, host: &str) -> Result<(), Failure> {
+    pub(super) fn require_whole(&self, host: &str) -> Result<(), Failure> {
         if self.out.paused {
-            return Err(garbage(host, b"next"));
+            return Err(unexpected(host, b"next"));
         }
         Ok(())
     }
@@ -521,7 +521,7 @@ impl Hearing {
         } = self;
         let read_started = Instant::now();
         let deadline = match timeout {
-            _ if out.phase == Phase::Noise => *started + clock::long(SILENCE_MAX),
+            _ if out.phase == Phase::Noise => *started + clock::scaled(SILENCE_MAX),
             Some(timeout) => *started + timeout,
             None => Instant::now() + NO_TIMEOUT,
         };
@@ -612,8 +612,8 @@ mod tests {
     }
 
     /// What the listener gets of `text` when it arrives in pieces of `size` bytes.
-    fn heard(nonce: &Nonce, text: &[u8], size: usize) -> Result<(Heard, Framed), Failure> {
-        let mut framed = Framed::new(nonce);
+    fn heard(nonce: &Nonce, text: &[u8], size: usize) -> Result<(Heard, FrameParser), Failure> {
+        let mut framed = FrameParser::new(nonce);
         let mut heard = Heard::default();
         for piece in text.chunks(size) {
             framed.feed("h", piece, &mut heard)?;
@@ -639,7 +639,10 @@ mod tests {
                 format!("\x01\nx{near}y\n{near}"),
                 "pieces of {size}"
             );
-            assert_eq!((framed.phase, framed.ending), (Phase::Over, Ending::Whole));
+            assert_eq!(
+                (framed.phase, framed.ending),
+                (Phase::Over, AnswerEnd::Whole)
+            );
         }
     }
 
@@ -661,13 +664,13 @@ mod tests {
         let script = Script::see(&[]).unwrap();
         let mark = format!("\x01{} ", script.nonce().as_str());
         let text = format!("{mark}begin\none\n{mark}next\ntwo\n{mark}end\n");
-        let (mut framed, mut heard) = (Framed::new(script.nonce()), Heard::default());
+        let (mut framed, mut heard) = (FrameParser::new(script.nonce()), Heard::default());
         framed.feed("h", text.as_bytes(), &mut heard).unwrap();
         assert_eq!(
             (heard.lines.as_slice(), framed.paused),
             (&["one".to_owned()][..], true)
         );
-        let mut hearing = Hearing {
+        let mut hearing = AnswerReader {
             started: Instant::now(),
             out: framed,
             stderr_head: vec![],
@@ -675,7 +678,7 @@ mod tests {
             silence: Duration::ZERO,
             pings: 0,
         };
-        assert!(hearing.be_whole("h").is_err());
+        assert!(hearing.require_whole("h").is_err());
         hearing.out.paused = false;
         let mut framed = hearing.out;
         framed.feed("h", &[], &mut heard).unwrap();
@@ -700,7 +703,7 @@ mod tests {
         let script = Script::see(&[]).unwrap();
         let mark = format!("\x01{} ", script.nonce().as_str());
         let text = format!("{mark}begin\n{mark}data\nout{mark}err\nerr{mark}end\n");
-        let (mut framed, mut told) = (Framed::new(script.nonce()), Told::default());
+        let (mut framed, mut told) = (FrameParser::new(script.nonce()), Told::default());
         framed.feed("h", text.as_bytes(), &mut told).unwrap();
         assert_eq!(
             told.0,

@@ -1,9 +1,9 @@
 //! The script of `top`: the states of a host's jobs, what they use, and the end of one job's output, in one round trip.
 
-use super::answer::{Listener, Stream, hear, patience};
-use super::output::{From, Wanted};
+use super::answer::{Listener, Stream, answer_timeout, run_script};
+use super::output::{ReadRequest, StartPosition};
 use super::script::Script;
-use super::seen::Seen;
+use super::seen::Observation;
 use super::usage::{Usage, take_line};
 use crate::connection::Shell;
 use crate::error::Failure;
@@ -17,21 +17,21 @@ const KEPT_MAX: usize = 32 << 10;
 #[derive(Debug, Default)]
 pub struct Glance {
     /// In the order of the request.
-    pub jobs: Vec<(Seen, Option<Usage>)>,
+    pub jobs: Vec<(Observation, Option<Usage>)>,
     /// The last bytes of both streams of the job whose output was requested.
     pub out: Vec<u8>,
     pub err: Vec<u8>,
 }
 
-struct Glancing<'a> {
+struct GlanceListener<'a> {
     host: &'a str,
-    answers: Vec<Option<(Seen, Option<Usage>)>>,
+    answers: Vec<Option<(Observation, Option<Usage>)>>,
     /// The lines that follow are about the output.
     is_past_jobs: bool,
     glance: Glance,
 }
 
-impl Listener for Glancing<'_> {
+impl Listener for GlanceListener<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         if line == "output" {
             self.is_past_jobs = true;
@@ -64,14 +64,14 @@ pub fn glance(
     shown: Option<&str>,
 ) -> Result<Glance, Failure> {
     let script = Script::glance(places, shown)?;
-    let mut glancing = Glancing {
+    let mut glancing = GlanceListener {
         host,
         answers: (0..places.len()).map(|_| None).collect(),
         is_past_jobs: false,
         glance: Glance::default(),
     };
-    hear(host, shell, &script, Some(patience()), &mut glancing)?;
-    let Glancing {
+    run_script(host, shell, &script, Some(answer_timeout()), &mut glancing)?;
+    let GlanceListener {
         answers,
         mut glance,
         ..
@@ -84,11 +84,11 @@ impl Script {
     fn glance(places: &[&str], shown: Option<&str>) -> Result<Self, Failure> {
         let mut script = Self::measure(places)?;
         if let Some(place) = shown {
-            let wanted = Wanted {
+            let wanted = ReadRequest {
                 place,
                 out: true,
                 err: true,
-                from: From::LastBytes(OUTPUT_MAX),
+                from: StartPosition::LastBytes(OUTPUT_MAX),
                 follow: false,
                 most: None,
                 pause: None,

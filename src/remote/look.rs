@@ -1,14 +1,18 @@
 //! The scripts that report the states of jobs, and that remove the files of finished ones.
 
-use super::answer::{garbage, hear, patience};
+use super::answer::{answer_timeout, run_script, unexpected};
 use super::script::{Script, file, flag};
-use super::seen::{Seen, Standing, indexed, job_line};
+use super::seen::{Observation, ObservedState, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 use crate::escape::printable;
 
 /// Gets the states of jobs, all in one script. `places`: see [`crate::job::Record::job_dir`].
-pub fn see(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<Seen>, Failure> {
+pub fn see(
+    host: &str,
+    shell: &mut dyn Shell,
+    places: &[&str],
+) -> Result<Vec<Observation>, Failure> {
     of_each(
         host,
         shell,
@@ -30,7 +34,7 @@ pub enum Removal {
     /// They still exist, entirely or in part, for this reason.
     Kept(String),
     /// Not removed: the job has not ended, or its state can't be determined on this host.
-    Refused(Seen),
+    Refused(Observation),
 }
 
 /// Removes the files of finished jobs.
@@ -56,7 +60,7 @@ pub fn forget(host: &str, shell: &mut dyn Shell, places: &[&str]) -> Result<Vec<
 
 /// A set of a job's output streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Streams {
+pub struct StreamSelection {
     pub out: bool,
     pub err: bool,
 }
@@ -67,15 +71,15 @@ pub fn forget_read(
     host: &str,
     shell: &mut dyn Shell,
     places: &[&str],
-    read: Streams,
-) -> Result<Vec<(Seen, bool)>, Failure> {
+    read: StreamSelection,
+) -> Result<Vec<(Observation, bool)>, Failure> {
     let (script, jobs) = (Script::forget_read(places, read)?, places.len());
     of_each(
         host,
         shell,
         &script,
         jobs,
-        |answers: &mut [Option<(Seen, bool)>], line| {
+        |answers: &mut [Option<(Observation, bool)>], line| {
             if let Some(("gone", index, _)) = indexed(line, jobs) {
                 if let Some(Some((_, gone))) = answers.get_mut(index) {
                     *gone = true;
@@ -83,7 +87,7 @@ pub fn forget_read(
                 return Ok(());
             }
             let (index, seen) = job_line(host, line, jobs)?;
-            let gone = seen.standing == Standing::Absent;
+            let gone = seen.standing == ObservedState::Absent;
             put(answers, index, (seen, gone));
             Ok(())
         },
@@ -100,7 +104,7 @@ pub(super) fn of_each<T>(
 ) -> Result<Vec<T>, Failure> {
     let mut answers: Vec<Option<T>> = (0..jobs).map(|_| None).collect();
     let listener = &mut |line: &str| on_line(&mut answers, line);
-    hear(host, shell, script, Some(patience() * 4), listener)?;
+    run_script(host, shell, script, Some(answer_timeout() * 4), listener)?;
     all(host, answers)
 }
 
@@ -109,7 +113,7 @@ pub(super) fn all<T>(host: &str, answers: Vec<Option<T>>) -> Result<Vec<T>, Fail
     answers
         .into_iter()
         .collect::<Option<_>>()
-        .ok_or_else(|| garbage(host, b"an answer for one of the jobs is missing"))
+        .ok_or_else(|| unexpected(host, b"an answer for one of the jobs is missing"))
 }
 
 pub(super) fn put<T>(answers: &mut [Option<T>], index: usize, answer: T) {
@@ -136,7 +140,7 @@ impl Script {
     }
 
     /// Removes the files of finished jobs whose output has been read.
-    pub(super) fn forget_read(places: &[&str], read: Streams) -> Result<Self, Failure> {
+    pub(super) fn forget_read(places: &[&str], read: StreamSelection) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.include(file!("forget"));
         for (index, place) in places.iter().enumerate() {

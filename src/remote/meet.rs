@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Standing;
-use super::answer::{garbage, hear, patience};
+use super::ObservedState;
+use super::answer::{answer_timeout, run_script, unexpected};
 use super::script::{Script, file};
-use super::seen::{Seen, indexed, job_line};
+use super::seen::{Observation, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -17,7 +17,7 @@ const DESCRIPTION_MAX: usize = 15_000;
 /// A job's description in its directory on the host, for clients that have no record of the job: one line of JSON in
 /// plain ASCII.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
-pub struct Meta {
+pub struct JobMetadata {
     id: String,
     name: Option<String>,
     command: Vec<String>,
@@ -27,7 +27,7 @@ pub struct Meta {
     ephemeral: bool,
 }
 
-impl Meta {
+impl JobMetadata {
     pub fn of(record: &Record) -> Self {
         Self {
             id: record.id.to_string(),
@@ -93,16 +93,16 @@ fn ascii(json: &str) -> String {
 
 /// The answer of a host about a job that this machine has no record of.
 #[derive(Debug)]
-pub struct Met {
+pub struct DiscoveredJob {
     pub id: JobId,
-    pub seen: Seen,
-    meta: Option<Meta>,
+    pub seen: Observation,
+    meta: Option<JobMetadata>,
     dir: String,
 }
 
-impl Met {
+impl DiscoveredJob {
     /// Updates the job's record with the answer.
-    pub fn tell(self, record: &mut Record) {
+    pub fn fill_in(self, record: &mut Record) {
         // A description with another id is ignored.
         if let Some(meta) = self.meta.filter(|meta| meta.id == record.id.as_str()) {
             record.name = meta.name.and_then(|name| name.parse::<JobName>().ok());
@@ -113,7 +113,7 @@ impl Met {
         } else if let Some(started_at) = self.seen.started_at {
             record.created_at = started_at;
         }
-        if self.seen.standing == Standing::Elsewhere && self.seen.pid.is_some() {
+        if self.seen.standing == ObservedState::Elsewhere && self.seen.pid.is_some() {
             // The best that is known here.
             record.state = State::Running;
         }
@@ -128,12 +128,15 @@ pub fn meet(
     shell: &mut dyn Shell,
     ids: &[JobId],
     jobs_dir: Option<&str>,
-) -> Result<Vec<Met>, Failure> {
+) -> Result<Vec<DiscoveredJob>, Failure> {
     let met = ask(host, shell, &Script::meet(ids, jobs_dir)?, ids.to_vec())?;
     if met.len() == ids.len() {
         Ok(met)
     } else {
-        Err(garbage(host, b"an answer for one of the jobs is missing"))
+        Err(unexpected(
+            host,
+            b"an answer for one of the jobs is missing",
+        ))
     }
 }
 
@@ -142,7 +145,7 @@ pub fn discover(
     host: &str,
     shell: &mut dyn Shell,
     jobs_dir: Option<&str>,
-) -> Result<Vec<Met>, Failure> {
+) -> Result<Vec<DiscoveredJob>, Failure> {
     ask(host, shell, &Script::discover(jobs_dir)?, Vec::new())
 }
 
@@ -152,18 +155,18 @@ fn ask(
     shell: &mut dyn Shell,
     script: &Script,
     mut ids: Vec<JobId>,
-) -> Result<Vec<Met>, Failure> {
+) -> Result<Vec<DiscoveredJob>, Failure> {
     let mut base = String::new();
     let mut meta = None;
-    let mut met: Vec<Met> = Vec::new();
+    let mut met: Vec<DiscoveredJob> = Vec::new();
     let mut foreign = None;
-    hear(
+    run_script(
         host,
         shell,
         script,
-        Some(patience() * 4),
+        Some(answer_timeout() * 4),
         &mut |line: &str| {
-            let malformed = || garbage(host, line.as_bytes());
+            let malformed = || unexpected(host, line.as_bytes());
             if let Some(path) = line.strip_prefix("base ") {
                 path.clone_into(&mut base);
                 return Ok(());
@@ -182,7 +185,7 @@ fn ask(
                 Some(("job", index, _)) => {
                     let (_, seen) = job_line(host, line, index + 1)?;
                     let id = ids.get(index).cloned().ok_or_else(malformed)?;
-                    met.push(Met {
+                    met.push(DiscoveredJob {
                         dir: format!("{base}/{id}"),
                         id,
                         seen,
@@ -229,7 +232,7 @@ impl Script {
 mod tests {
     use super::*;
 
-    fn described(command: &[&str]) -> (Meta, String) {
+    fn described(command: &[&str]) -> (JobMetadata, String) {
         let destination = crate::host::Destination {
             host: "h".parse().unwrap(),
             connect: crate::host::Connect::default(),
@@ -241,8 +244,8 @@ mod tests {
             destination,
             command,
         );
-        let line = Meta::of(&record).line().unwrap();
-        (Meta::of(&record), line)
+        let line = JobMetadata::of(&record).line().unwrap();
+        (JobMetadata::of(&record), line)
     }
 
     #[test]
@@ -252,7 +255,7 @@ mod tests {
             line.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
             "{line}"
         );
-        assert_eq!(serde_json::from_str::<Meta>(&line).unwrap(), meta);
+        assert_eq!(serde_json::from_str::<JobMetadata>(&line).unwrap(), meta);
     }
 
     #[test]
@@ -266,7 +269,7 @@ mod tests {
         ] {
             let (_, line) = described(&words);
             assert!(line.len() <= DESCRIPTION_MAX, "{} bytes", line.len());
-            let meta: Meta = serde_json::from_str(&line).unwrap();
+            let meta: JobMetadata = serde_json::from_str(&line).unwrap();
             assert!(meta.command.iter().any(|word| word.ends_with('…')));
         }
     }

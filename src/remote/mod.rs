@@ -19,9 +19,9 @@ pub mod start;
 pub mod stream;
 mod usage;
 
-pub use answer::{Hearing, Stream};
+pub use answer::{AnswerReader, Stream};
 pub use glance::{Glance, glance};
 pub use output::Sink;
 pub use script::primer;
-pub use seen::{Note, Seen, Standing};
+pub use seen::{JobNote, Observation, ObservedState};
 pub use usage::{Usage, measure};

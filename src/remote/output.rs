@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::answer::{Ending, LOOK, Listener, PING, QUIT, Stream, garbage, hear};
+use super::answer::{AnswerEnd, CANCEL_POLL, Listener, PING, QUIT, Stream, run_script, unexpected};
 use super::script::{Form, Script, file};
-use super::seen::{Note, Seen, Standing, job_line};
+use super::seen::{JobNote, Observation, ObservedState, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 
 /// Where in a log to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum StartPosition {
     /// At the last N lines.
     LastLines(u64),
     /// At this line, counted from 1.
@@ -32,7 +32,7 @@ pub enum From {
     },
 }
 
-impl From {
+impl StartPosition {
     /// The values of `from` and `count` in tail.sh.
     pub fn words(self) -> (&'static str, u64) {
         match self {
@@ -44,10 +44,10 @@ impl From {
         }
     }
 
-    /// The positions of [`From::Behind`], in any files.
-    fn positions(self) -> Option<At> {
+    /// The positions of [`StartPosition::Behind`], in any files.
+    fn positions(self) -> Option<FilePositions> {
         match self {
-            Self::Behind { out, err } => Some(At {
+            Self::Behind { out, err } => Some(FilePositions {
                 out,
                 err,
                 inodes: [0, 0],
@@ -78,7 +78,7 @@ pub(super) fn stream_position(words: &str) -> Option<(Stream, u64)> {
 }
 
 /// What to read.
-pub struct Wanted<'a> {
+pub struct ReadRequest<'a> {
     /// The job's place: see [`super::signal::JobPlan::job_dir`].
     pub place: &'a str,
     /// Read standard output.
@@ -86,7 +86,7 @@ pub struct Wanted<'a> {
     /// Read standard error.
     pub err: bool,
     /// Where to start, in each stream.
-    pub from: From,
+    pub from: StartPosition,
     /// Follow the output until the job ends.
     pub follow: bool,
     /// Pause at once, without data, if there are more bytes than this.
@@ -96,7 +96,7 @@ pub struct Wanted<'a> {
     /// Stop once it returns true.
     pub enough: Option<&'a (dyn Fn() -> bool + 'a)>,
     /// Called for output that a ring no longer has.
-    pub gone: &'a dyn Fn(&Gone<'_>),
+    pub gone: &'a dyn Fn(&MissingOutput<'_>),
 }
 
 /// A job's log with `--log-max`: only the newest part is kept.
@@ -132,7 +132,7 @@ impl Ring {
 
 /// Output that was requested and that a ring no longer has.
 #[derive(Clone, Copy)]
-pub struct Gone<'a> {
+pub struct MissingOutput<'a> {
     /// See [`crate::job::Record::label`]; empty if no record is known.
     pub label: &'a str,
     #[cfg_attr(
@@ -151,7 +151,7 @@ pub struct Gone<'a> {
     pub max: &'a str,
 }
 
-impl Wanted<'_> {
+impl ReadRequest<'_> {
     /// Whether to stop reading.
     pub fn is_enough(&self) -> bool {
         self.enough.is_some_and(|enough| enough())
@@ -189,13 +189,13 @@ impl Skip {
 
 /// The result of reading a log.
 #[derive(Clone, Debug)]
-pub struct Read {
+pub struct ReadResult {
     /// The job's state when the read began.
-    pub seen: Seen,
-    /// There is more to read: see [`Wanted::pause`] and [`Wanted::most`].
+    pub seen: Observation,
+    /// There is more to read: see [`ReadRequest::pause`] and [`ReadRequest::most`].
     pub paused: bool,
     /// The log was truncated or replaced, so output after that is unknown.
-    pub cut: bool,
+    pub truncated: bool,
     /// The positions in both streams of the first requested bytes, or of the first bytes that a ring still had.
     pub begin: [u64; 2],
     pub ring: Option<Ring>,
@@ -206,7 +206,7 @@ pub type Sink<'a> = dyn FnMut(Stream, &[u8]) -> Result<(), Failure> + 'a;
 
 /// The positions in both streams, and the inodes of the files that they belong to.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct At {
+pub struct FilePositions {
     pub(super) out: u64,
     pub(super) err: u64,
     pub(super) inodes: [u64; 2],
@@ -216,25 +216,25 @@ pub struct At {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
     /// `None` until the host has said where the output begins.
-    at: Option<At>,
+    at: Option<FilePositions>,
     out: Skip,
     err: Skip,
     /// The positions in both streams at which the output began.
     begin: [u64; 2],
 }
 
-struct Reading<'a> {
+struct OutputListener<'a> {
     host: &'a str,
     sink: &'a mut Sink<'a>,
-    seen: Option<Seen>,
+    seen: Option<Observation>,
     ring: Option<Ring>,
     progress: &'a mut Progress,
-    wanted: &'a Wanted<'a>,
+    wanted: &'a ReadRequest<'a>,
     pausing: bool,
     shell_wanted: bool,
 }
 
-impl Listener for Reading<'_> {
+impl Listener for OutputListener<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         if let Some(fields) = line.strip_prefix("from ") {
             let words: Vec<&str> = fields.split(' ').collect();
@@ -246,11 +246,11 @@ impl Listener for Reading<'_> {
                 Some(&[out_inode, err_inode]),
             ) = (places.as_deref(), inodes.as_deref())
             else {
-                return Err(garbage(self.host, line.as_bytes()));
+                return Err(unexpected(self.host, line.as_bytes()));
             };
             if self.progress.at.is_none() {
                 self.progress.begin = [out, err];
-                self.progress.at = Some(At {
+                self.progress.at = Some(FilePositions {
                     out,
                     err,
                     inodes: [out_inode, err_inode],
@@ -265,7 +265,7 @@ impl Listener for Reading<'_> {
                 };
             }
         } else if let Some(words) = line.strip_prefix("ring ") {
-            let ring = Ring::parse(words).ok_or_else(|| garbage(self.host, line.as_bytes()))?;
+            let ring = Ring::parse(words).ok_or_else(|| unexpected(self.host, line.as_bytes()))?;
             self.ring = Some(ring);
         } else {
             self.seen = Some(job_line(self.host, line, 1)?.1);
@@ -275,7 +275,7 @@ impl Listener for Reading<'_> {
 
     fn at(&mut self, words: &str) -> Result<(), Failure> {
         let (stream, number) =
-            stream_position(words).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
+            stream_position(words).ok_or_else(|| unexpected(self.host, words.as_bytes()))?;
         let index = usize::from(stream == Stream::Err);
         let at = self.progress.at.get_or_insert_default();
         let (skip, position) = match stream {
@@ -286,7 +286,7 @@ impl Listener for Reading<'_> {
             skip.bytes = skip.bytes.saturating_sub(bytes);
             *position = number;
             self.progress.begin[index] = number;
-            (self.wanted.gone)(&Gone {
+            (self.wanted.gone)(&MissingOutput {
                 label: "",
                 stream,
                 bytes,
@@ -316,7 +316,10 @@ impl Listener for Reading<'_> {
     }
 
     fn pace(&self) -> Option<Duration> {
-        self.wanted.enough.or(self.wanted.pause).map(|_| LOOK)
+        self.wanted
+            .enough
+            .or(self.wanted.pause)
+            .map(|_| CANCEL_POLL)
     }
 
     fn reply(&mut self) -> Option<Vec<u8>> {
@@ -335,13 +338,13 @@ impl Listener for Reading<'_> {
         (self.wanted.follow && !self.pausing).then_some(PING)
     }
 
-    fn wanted(&mut self) {
+    fn on_shell_wanted(&mut self) {
         self.shell_wanted = true;
     }
 
-    fn farewell(&mut self, ending: &Ending) -> Option<&'static str> {
+    fn last_line(&mut self, ending: &AnswerEnd) -> Option<&'static str> {
         // If there is no job, the script has ended by itself.
-        let follows = self.wanted.follow && *ending != Ending::Whole;
+        let follows = self.wanted.follow && *ending != AnswerEnd::Whole;
         (follows && !self.pausing).then_some(QUIT)
     }
 }
@@ -350,14 +353,14 @@ impl Listener for Reading<'_> {
 pub fn read(
     host: &str,
     shell: &mut dyn Shell,
-    wanted: &Wanted,
+    wanted: &ReadRequest,
     progress: &mut Progress,
     sink: &mut Sink<'_>,
-) -> Result<Read, Failure> {
+) -> Result<ReadResult, Failure> {
     let script = Script::tail(wanted, progress.at.or(wanted.from.positions()).as_ref())?;
-    // The sink is reborrowed, since a `Reading` needs one lifetime for all of its references.
+    // The sink is reborrowed, since an `OutputListener` needs one lifetime for all of its references.
     let mut pass = |stream: Stream, bytes: &[u8]| sink(stream, bytes);
-    let mut reading = Reading {
+    let mut reading = OutputListener {
         host,
         sink: &mut pass,
         seen: None,
@@ -367,21 +370,21 @@ pub fn read(
         pausing: false,
         shell_wanted: false,
     };
-    let ending = hear(host, shell, &script, None, &mut reading)?;
+    let ending = run_script(host, shell, &script, None, &mut reading)?;
     let seen = reading
         .seen
-        .ok_or_else(|| garbage(host, b"nothing about the job"))?;
+        .ok_or_else(|| unexpected(host, b"nothing about the job"))?;
     let has_log = !matches!(
         seen.standing,
-        Standing::Absent | Standing::Foreign | Standing::Away
-    ) && seen.note != Some(Note::NoDirectory);
+        ObservedState::Absent | ObservedState::Untrusted | ObservedState::DirMissing
+    ) && seen.note != Some(JobNote::NoDirectory);
     if has_log && reading.progress.at.is_none() {
-        return Err(garbage(host, b"nothing about the job's output"));
+        return Err(unexpected(host, b"nothing about the job's output"));
     }
-    Ok(Read {
+    Ok(ReadResult {
         seen,
-        paused: ending == Ending::Paused,
-        cut: ending == Ending::Cut,
+        paused: ending == AnswerEnd::Paused,
+        truncated: ending == AnswerEnd::Cut,
         begin: reading.progress.begin,
         ring: reading.ring,
     })
@@ -389,14 +392,21 @@ pub fn read(
 
 impl Script {
     /// Transfers a job's output.
-    pub(super) fn tail(wanted: &Wanted, resume: Option<&At>) -> Result<Self, Failure> {
+    pub(super) fn tail(
+        wanted: &ReadRequest,
+        resume: Option<&FilePositions>,
+    ) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.add_tail(wanted, resume)?;
         Ok(script)
     }
 
     /// Adds this as the last part of a script about jobs.
-    pub(super) fn add_tail(&mut self, wanted: &Wanted, resume: Option<&At>) -> Result<(), Failure> {
+    pub(super) fn add_tail(
+        &mut self,
+        wanted: &ReadRequest,
+        resume: Option<&FilePositions>,
+    ) -> Result<(), Failure> {
         let streams = match (wanted.out, wanted.err) {
             (true, false) => "out",
             (false, true) => "err",
@@ -432,11 +442,11 @@ mod tests {
 
     #[test]
     fn positions_are_within_the_arithmetic_of_shells() {
-        let wanted = Wanted {
+        let wanted = ReadRequest {
             place: "p",
             out: true,
             err: true,
-            from: From::Byte(1),
+            from: StartPosition::Byte(1),
             follow: false,
             most: None,
             pause: None,
@@ -460,7 +470,7 @@ mod tests {
             (format!("at err {beyond}"), false),
         ] {
             let mut progress = Progress::default();
-            let mut reading = Reading {
+            let mut reading = OutputListener {
                 host: "h",
                 sink: &mut |_, _| Ok(()),
                 seen: None,

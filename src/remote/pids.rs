@@ -1,30 +1,34 @@
 //! The script that lists a job's processes.
 
-use super::answer::{garbage, hear, patience};
+use super::answer::{answer_timeout, run_script, unexpected};
 use super::script::{Script, file};
-use super::seen::{Seen, job_line};
+use super::seen::{Observation, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 
 /// A job's state, and the pids of its process group; none once its first process has ended. `place`: see
 /// [`super::signal::JobPlan::job_dir`].
-pub fn pids(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(Seen, Vec<u32>), Failure> {
+pub fn pids(
+    host: &str,
+    shell: &mut dyn Shell,
+    place: &str,
+) -> Result<(Observation, Vec<u32>), Failure> {
     let script = Script::pids(place)?;
     let (mut seen, mut pids) = (None, Vec::new());
-    hear(
+    run_script(
         host,
         shell,
         &script,
-        Some(patience() * 2),
+        Some(answer_timeout() * 2),
         &mut |line: &str| {
             match line.strip_prefix("process ") {
-                Some(pid) => pids.push(pid.parse().map_err(|_| garbage(host, line.as_bytes()))?),
+                Some(pid) => pids.push(pid.parse().map_err(|_| unexpected(host, line.as_bytes()))?),
                 None => seen = Some(job_line(host, line, 1)?.1),
             }
             Ok(())
         },
     )?;
-    let seen = seen.ok_or_else(|| garbage(host, b"nothing about the job"))?;
+    let seen = seen.ok_or_else(|| unexpected(host, b"nothing about the job"))?;
     Ok((seen, pids))
 }
 

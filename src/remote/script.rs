@@ -37,11 +37,11 @@ const SHARED: [&str; 7] = [
     file!("deliver"),
 ];
 /// Number of shared files that a script needs to start a job.
-pub(super) const TO_START: usize = 5;
+pub(super) const START_FILES: usize = 5;
 /// Number of shared files that a script about existing jobs needs.
-pub(super) const ABOUT_JOBS: usize = 6;
+pub(super) const JOB_FILES: usize = 6;
 /// Number of shared files that a script needs to signal jobs.
-pub(super) const TO_SIGNAL: usize = 7;
+pub(super) const SIGNAL_FILES: usize = 7;
 
 /// The shared functions, sent to a shell while it waits for its first script.
 pub fn primer() -> Primer {
@@ -142,7 +142,7 @@ impl Script {
     }
 
     /// The beginning of a file that a script writes, to be run by another shell.
-    pub(super) fn file_of_its_own() -> Self {
+    pub(super) fn nested() -> Self {
         Self {
             needs: 0,
             body: b"{\n".to_vec(),
@@ -214,7 +214,7 @@ pub(super) fn quoted(value: &OsStr) -> Result<Vec<u8>, Failure> {
 /// The scripts, one function each.
 impl Script {
     pub(super) fn about_jobs() -> Result<Self, Failure> {
-        let mut script = Self::begin(ABOUT_JOBS)?;
+        let mut script = Self::begin(JOB_FILES)?;
         script.call("about_jobs", &[])?;
         Ok(script)
     }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::answer::{Listener, Stream, garbage, hear, patience};
+use super::answer::{Listener, Stream, answer_timeout, run_script, unexpected};
 use super::script::{Script, file};
-use super::seen::{Seen, indexed, job_line};
+use super::seen::{Observation, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -22,32 +22,32 @@ pub struct Search {
 
 /// A line that matches.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FoundLine {
     pub stream: Stream,
     /// Without its newline.
     pub line: Vec<u8>,
 }
 
 /// The result of searching one job's output.
-pub enum Searched {
+pub enum SearchResult {
     /// No line yet; the positions in both streams up to which they were searched.
     Open([u64; 2]),
     /// The job's state, and the line. Without a line, the output was searched to its end, or can't be searched.
-    Over(Seen, Option<Found>),
+    Over(Observation, Option<FoundLine>),
 }
 
-struct Searching<'a> {
+struct SearchListener<'a> {
     host: &'a str,
-    seen: Vec<Option<Seen>>,
+    seen: Vec<Option<Observation>>,
     open: Vec<Option<[u64; 2]>>,
     /// The job whose line follows as data, and that line.
-    found: Option<(usize, Found)>,
+    found: Option<(usize, FoundLine)>,
     refused: Option<String>,
 }
 
-impl Listener for Searching<'_> {
+impl Listener for SearchListener<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
-        let malformed = || garbage(self.host, line.as_bytes());
+        let malformed = || unexpected(self.host, line.as_bytes());
         if let Some(why) = line.strip_prefix("bad ") {
             self.refused = Some(printable(why, 300));
             return Ok(());
@@ -61,7 +61,7 @@ impl Listener for Searching<'_> {
                 };
                 self.found = Some((
                     index,
-                    Found {
+                    FoundLine {
                         stream,
                         line: vec![],
                     },
@@ -87,7 +87,7 @@ impl Listener for Searching<'_> {
                 found.line.extend_from_slice(bytes);
                 Ok(())
             }
-            _ => Err(garbage(self.host, b"more than a line")),
+            _ => Err(unexpected(self.host, b"more than a line")),
         }
     }
 }
@@ -100,20 +100,20 @@ pub fn search(
     jobs: &[Search],
     regex: &str,
     time: Duration,
-) -> Result<Vec<Searched>, Failure> {
+) -> Result<Vec<SearchResult>, Failure> {
     let script = Script::search(jobs, regex, time)?;
-    let mut searching = Searching {
+    let mut searching = SearchListener {
         host,
         seen: vec![None; jobs.len()],
         open: vec![None; jobs.len()],
         found: None,
         refused: None,
     };
-    hear(
+    run_script(
         host,
         shell,
         &script,
-        Some(patience() * 4 + time * 2),
+        Some(answer_timeout() * 4 + time * 2),
         &mut searching,
     )?;
     if let Some(why) = searching.refused {
@@ -128,14 +128,14 @@ pub fn search(
         found.line.pop_if(|byte| *byte == b'\n');
         found
     });
-    let missing = || garbage(host, b"nothing about the job");
+    let missing = || unexpected(host, b"nothing about the job");
     let answers = searching.seen.into_iter().zip(searching.open);
     answers
         .enumerate()
         .map(|(job, answer)| match answer {
-            (Some(seen), _) if index == Some(job) => Ok(Searched::Over(seen, found.take())),
-            (_, Some(at)) => Ok(Searched::Open(at)),
-            (Some(seen), None) => Ok(Searched::Over(seen, None)),
+            (Some(seen), _) if index == Some(job) => Ok(SearchResult::Over(seen, found.take())),
+            (_, Some(at)) => Ok(SearchResult::Open(at)),
+            (Some(seen), None) => Ok(SearchResult::Over(seen, None)),
             (None, None) => Err(missing()),
         })
         .collect()

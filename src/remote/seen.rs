@@ -1,12 +1,12 @@
 //! A job's state as reported by its host: the `job` line of every script.
 
-use super::answer::garbage;
+use super::answer::unexpected;
 use crate::error::Failure;
 use crate::job::{EndedBy, Epoch, Record, State, now};
 
 /// The state of a job on its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum ObservedState {
     /// The job has ended, and its end is recorded.
     Exited,
     /// The job runs.
@@ -24,20 +24,20 @@ pub enum Standing {
     /// The host has no such job.
     Absent,
     /// The directory of all jobs is missing, so the state is unknown: its file system may not be mounted.
-    Away,
+    DirMissing,
     /// The job's directory is a link or writable by other users, so it is not trusted.
-    Foreign,
+    Untrusted,
 }
 
 /// An addition to a job's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
+pub enum JobNote {
     /// The job was ended by its time limit.
     TimedOut,
     /// The job was ended by its tether: there had been no contact for too long.
-    Untied,
+    TetherEnded,
     /// The time limit or the tether could not end the job, since it runs as another user.
-    Unkept,
+    NotEnded,
     /// The job runs, but its directory is gone.
     NoDirectory,
     /// The host or the container has restarted since the job started.
@@ -46,12 +46,12 @@ pub enum Note {
 
 /// A host's report on one job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    pub standing: Standing,
+pub struct Observation {
+    pub standing: ObservedState,
     pub exit_status: Option<u8>,
     /// When the job ended, by the host's clock.
     pub finished_at: Option<Epoch>,
-    pub note: Option<Note>,
+    pub note: Option<JobNote>,
     pub pid: Option<u32>,
     pub pgid: Option<u32>,
     /// When the job started, by the host's clock.
@@ -69,22 +69,22 @@ pub struct Seen {
 /// Time after the request in which a starting job may still appear on the host, in seconds.
 const START_LAG: Epoch = 60;
 
-impl Seen {
+impl Observation {
     /// Parses the fields after `job INDEX`.
     fn parse(fields: &str) -> Option<Self> {
         let mut words = fields.splitn(12, ' ');
         let mut word = || words.next();
         let standing = match word()? {
-            "exited" => Standing::Exited,
-            "running" => Standing::Running,
-            "stopped" => Standing::Stopped,
-            "ending" => Standing::Ending,
-            "starting" => Standing::Starting,
-            "lost" => Standing::Lost,
-            "elsewhere" => Standing::Elsewhere,
-            "none" => Standing::Absent,
-            "away" => Standing::Away,
-            "foreign" => Standing::Foreign,
+            "exited" => ObservedState::Exited,
+            "running" => ObservedState::Running,
+            "stopped" => ObservedState::Stopped,
+            "ending" => ObservedState::Ending,
+            "starting" => ObservedState::Starting,
+            "lost" => ObservedState::Lost,
+            "elsewhere" => ObservedState::Elsewhere,
+            "none" => ObservedState::Absent,
+            "away" => ObservedState::DirMissing,
+            "foreign" => ObservedState::Untrusted,
             _ => return None,
         };
         let seen = Self {
@@ -93,11 +93,11 @@ impl Seen {
             finished_at: optional(word()?)?,
             note: match word()? {
                 "-" => None,
-                "timeout" => Some(Note::TimedOut),
-                "tether" => Some(Note::Untied),
-                "unkept" => Some(Note::Unkept),
-                "dir" => Some(Note::NoDirectory),
-                "boot" => Some(Note::Rebooted),
+                "timeout" => Some(JobNote::TimedOut),
+                "tether" => Some(JobNote::TetherEnded),
+                "unkept" => Some(JobNote::NotEnded),
+                "dir" => Some(JobNote::NoDirectory),
+                "boot" => Some(JobNote::Rebooted),
                 _ => return None,
             },
             pid: optional(word()?)?,
@@ -109,13 +109,13 @@ impl Seen {
             machine: mark(word()?)?,
             node: optional(word()?)?,
         };
-        (standing != Standing::Exited || seen.exit_status.is_some()).then_some(seen)
+        (standing != ObservedState::Exited || seen.exit_status.is_some()).then_some(seen)
     }
 
     /// The report for a job that is missing in a host's list of all jobs.
     pub fn absent() -> Self {
         Self {
-            standing: Standing::Absent,
+            standing: ObservedState::Absent,
             exit_status: None,
             finished_at: None,
             note: None,
@@ -135,14 +135,18 @@ impl Seen {
         // `created_at` may come from a host, so the difference may be out of range.
         let is_new = || now().saturating_sub(record.created_at) < START_LAG;
         match self.standing {
-            Standing::Exited => State::Exited,
-            Standing::Running | Standing::Ending => State::Running,
-            Standing::Stopped => State::Stopped,
-            Standing::Starting => State::Starting,
-            Standing::Absent | Standing::Away if record.state == State::Exited => State::Exited,
-            Standing::Absent if record.state == State::Starting && is_new() => State::Starting,
-            Standing::Lost | Standing::Absent => State::Lost,
-            Standing::Elsewhere | Standing::Away | Standing::Foreign => State::Unknown,
+            ObservedState::Exited => State::Exited,
+            ObservedState::Running | ObservedState::Ending => State::Running,
+            ObservedState::Stopped => State::Stopped,
+            ObservedState::Starting => State::Starting,
+            ObservedState::Absent | ObservedState::DirMissing if record.state == State::Exited => {
+                State::Exited
+            }
+            ObservedState::Absent if record.state == State::Starting && is_new() => State::Starting,
+            ObservedState::Lost | ObservedState::Absent => State::Lost,
+            ObservedState::Elsewhere | ObservedState::DirMissing | ObservedState::Untrusted => {
+                State::Unknown
+            }
         }
     }
 
@@ -154,14 +158,14 @@ impl Seen {
             return;
         }
         record.state = state;
-        record.unkept = self.note == Some(Note::Unkept);
+        record.unkept = self.note == Some(JobNote::NotEnded);
         match self.note {
-            Some(Note::TimedOut) => {
+            Some(JobNote::TimedOut) => {
                 record.timed_out = true;
                 record.ended_by = Some(EndedBy::Timeout);
             }
-            Some(Note::Untied) => record.ended_by = Some(EndedBy::Tether),
-            Some(Note::Rebooted) => record.rebooted = true,
+            Some(JobNote::TetherEnded) => record.ended_by = Some(EndedBy::Tether),
+            Some(JobNote::Rebooted) => record.rebooted = true,
             _ => {}
         }
         record.exit_status = self.exit_status.or(record.exit_status);
@@ -215,11 +219,11 @@ pub fn indexed(line: &str, jobs: usize) -> Option<(&str, usize, &str)> {
 }
 
 /// Parses a `job` line of a script about `jobs` jobs.
-pub fn job_line(host: &str, line: &str, jobs: usize) -> Result<(usize, Seen), Failure> {
+pub fn job_line(host: &str, line: &str, jobs: usize) -> Result<(usize, Observation), Failure> {
     indexed(line, jobs)
         .filter(|(word, ..)| *word == "job")
-        .and_then(|(_, index, fields)| Some((index, Seen::parse(fields)?)))
-        .ok_or_else(|| garbage(host, line.as_bytes()))
+        .and_then(|(_, index, fields)| Some((index, Observation::parse(fields)?)))
+        .ok_or_else(|| unexpected(host, line.as_bytes()))
 }
 
 #[cfg(test)]
@@ -236,7 +240,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             (index, seen.standing, seen.exit_status),
-            (1, Standing::Exited, Some(143))
+            (1, ObservedState::Exited, Some(143))
         );
         assert_eq!(seen.node.as_deref(), Some("web 1"));
         assert_eq!((seen.note, seen.machine.as_deref()), (None, Some("m:1")));
@@ -246,7 +250,7 @@ mod tests {
             2,
         )
         .unwrap();
-        assert_eq!(seen.note, Some(Note::TimedOut));
+        assert_eq!(seen.note, Some(JobNote::TimedOut));
         assert!(job_line("h", "job 0 none - - - - - - - - - - -", 1).is_ok());
         for bad in [
             "",

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
-use super::answer::{Listener, garbage, hear, patience};
-use super::script::{Form, Script, TO_SIGNAL, file, flag};
-use super::seen::{Seen, job_line};
-use super::start::{Input, Upload};
+use super::answer::{Listener, answer_timeout, run_script, unexpected};
+use super::script::{Form, SIGNAL_FILES, Script, file, flag};
+use super::seen::{Observation, job_line};
+use super::start::{Input, InputSender};
 use crate::connection::Shell;
 use crate::error::Failure;
 use crate::escape::printable;
@@ -21,7 +21,7 @@ pub enum Data {
 }
 
 /// One append to a job's input.
-pub struct Sending<'a> {
+pub struct SendRequest<'a> {
     /// See [`crate::job::Record::job_dir`].
     pub place: &'a str,
     /// The same for every attempt: the host appends nothing twice for one claim.
@@ -32,36 +32,36 @@ pub struct Sending<'a> {
 }
 
 /// The result of an append.
-pub enum Answer {
+pub enum SendResult {
     /// The data is in the job's input.
     Sent,
     /// The job's input had already ended.
     Closed,
     /// The job has no input that can be appended to.
-    Never,
+    NoInput,
     /// The data could not be written.
     Refused(String),
     /// The job has ended, or its state can't be determined.
-    State(Seen),
+    State(Observation),
 }
 
-struct Sent<'a> {
+struct SendListener<'a> {
     host: &'a str,
-    upload: Upload<'a>,
-    answer: Option<Answer>,
+    upload: InputSender<'a>,
+    answer: Option<SendResult>,
 }
 
-impl Listener for Sent<'_> {
+impl Listener for SendListener<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         if self.upload.asks(line) {
             return Ok(());
         }
         self.answer = Some(match line.split_once(' ').unwrap_or((line, "")) {
-            ("sent", "") => Answer::Sent,
-            ("closed", "") => Answer::Closed,
-            ("never", "") => Answer::Never,
-            ("refused", why) => Answer::Refused(printable(why, 300)),
-            _ => Answer::State(job_line(self.host, line, 1)?.1),
+            ("sent", "") => SendResult::Sent,
+            ("closed", "") => SendResult::Closed,
+            ("never", "") => SendResult::NoInput,
+            ("refused", why) => SendResult::Refused(printable(why, 300)),
+            _ => SendResult::State(job_line(self.host, line, 1)?.1),
         });
         Ok(())
     }
@@ -80,31 +80,35 @@ impl Listener for Sent<'_> {
 }
 
 /// Appends to a job's input.
-pub fn send(host: &str, shell: &mut dyn Shell, sending: &Sending) -> Result<Answer, Failure> {
+pub fn send(
+    host: &str,
+    shell: &mut dyn Shell,
+    sending: &SendRequest,
+) -> Result<SendResult, Failure> {
     let script = Script::append(sending)?;
     let input = match sending.data {
         Data::Input(input) => Some(input),
         Data::Text(_) => None,
     };
-    let upload = Upload::new(input);
-    let limit = patience() * 2 + upload.patience();
-    let mut sent = Sent {
+    let upload = InputSender::new(input);
+    let limit = answer_timeout() * 2 + upload.patience();
+    let mut sent = SendListener {
         host,
         upload,
         answer: None,
     };
-    hear(host, shell, &script, Some(limit), &mut sent)?;
+    run_script(host, shell, &script, Some(limit), &mut sent)?;
     match (sent.upload.unread, sent.answer) {
-        (Some(error), _) => Ok(Answer::Refused(format!("it can't be read: {error}"))),
-        (None, answer) => answer.ok_or_else(|| garbage(host, b"nothing about the input")),
+        (Some(error), _) => Ok(SendResult::Refused(format!("it can't be read: {error}"))),
+        (None, answer) => answer.ok_or_else(|| unexpected(host, b"nothing about the input")),
     }
 }
 
 impl Script {
     /// Appends to a job's input.
-    fn append(sending: &Sending) -> Result<Self, Failure> {
+    fn append(sending: &SendRequest) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
-        script.needs = TO_SIGNAL;
+        script.needs = SIGNAL_FILES;
         let (text, size) = match sending.data {
             Data::Text(text) => (&text[..], String::new()),
             Data::Input(input) => (&[][..], input.size().to_string()),

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::answer::{Listener, garbage, hear, patience};
-use super::script::{Script, TO_SIGNAL, file, flag};
-use super::seen::{Seen, indexed, job_line};
+use super::answer::{Listener, answer_timeout, run_script, unexpected};
+use super::script::{SIGNAL_FILES, Script, file, flag};
+use super::seen::{Observation, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 use crate::job::Target;
@@ -60,7 +60,7 @@ pub enum Answer {
     /// The result of the first or the second signal.
     Result(AttemptResult),
     /// The state of the job.
-    State(Seen),
+    State(Observation),
     /// Number of the job's processes, whether or not the first one still runs.
     Processes(u32),
     /// The host has no awk, so the job's processes can't be identified.
@@ -81,15 +81,15 @@ pub fn carry_out(
     // output.
     let sends = |job: &JobPlan| job.first.is_some() || job.then.is_some();
     let answer = if shell.may_hang() && !plan.jobs.iter().any(sends) {
-        patience() / 2
+        answer_timeout() / 2
     } else {
-        patience()
+        answer_timeout()
     };
     let patience = (plan.wait.unwrap_or_default() + plan.then_wait) * 2 + answer;
     let jobs = plan.jobs.len();
     let mut reported = vec![false; jobs];
     let mut listener = |line: &str| {
-        let malformed = || garbage(host, line.as_bytes());
+        let malformed = || unexpected(host, line.as_bytes());
         let (index, answer) = match indexed(line, jobs) {
             Some(("sent", index, word)) => {
                 (index, Answer::Result(result(word).ok_or_else(malformed)?))
@@ -111,7 +111,7 @@ pub fn carry_out(
         on_answer(index, answer);
         Ok(())
     };
-    hear(
+    run_script(
         host,
         shell,
         &script,
@@ -120,7 +120,7 @@ pub fn carry_out(
     )?;
     // Every script reports the state of each job, at its end at the latest.
     if reported.contains(&false) {
-        return Err(garbage(host, b"nothing about the job"));
+        return Err(unexpected(host, b"nothing about the job"));
     }
     Ok(())
 }
@@ -139,7 +139,7 @@ impl Script {
     /// Sends signals to jobs and waits for the jobs to end.
     pub(super) fn signal(plan: &Plan) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
-        script.needs = TO_SIGNAL;
+        script.needs = SIGNAL_FILES;
         if plan.jobs.iter().any(|job| job.target == Target::Tree) {
             script.include(file!("tree"));
         }

@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
-use super::answer::{Hearing, Listener, garbage, patience};
-use super::script::{ABOUT_JOBS, Form, Script, TO_SIGNAL, TO_START, file, quoted};
+use super::answer::{AnswerReader, Listener, answer_timeout, unexpected};
+use super::script::{Form, JOB_FILES, SIGNAL_FILES, START_FILES, Script, file, quoted};
 use super::seen::mark;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
@@ -23,7 +23,7 @@ pub struct StartRequest<'a> {
     pub id: &'a JobId,
     /// The secret that marks the job's processes.
     pub cookie: &'a str,
-    /// The job's description in its directory on the host: one line of JSON. See [`super::meet::Meta`].
+    /// The job's description in its directory on the host: one line of JSON. See [`super::meet::JobMetadata`].
     pub meta: &'a str,
     /// The directory of all jobs, if not the default in the home directory.
     pub jobs_dir: Option<&'a str>,
@@ -113,7 +113,7 @@ impl Input {
 }
 
 /// Sends input to a script that requests it.
-pub(super) struct Upload<'a> {
+pub(super) struct InputSender<'a> {
     input: Option<&'a Input>,
     asked: bool,
     sent: u64,
@@ -121,7 +121,7 @@ pub(super) struct Upload<'a> {
     pub(super) unread: Option<std::io::Error>,
 }
 
-impl<'a> Upload<'a> {
+impl<'a> InputSender<'a> {
     pub(super) fn new(input: Option<&'a Input>) -> Self {
         Self {
             input,
@@ -189,7 +189,7 @@ pub struct LogMax {
 #[derive(Clone, Debug)]
 pub struct Tether {
     /// Maximum time without contact.
-    pub patience: std::time::Duration,
+    pub timeout: std::time::Duration,
     /// The client's process if it is on the same machine as the job: its pid and its start time (field 22 of proc(5)'s
     /// stat, or as ps(1) prints it). `None` if the client sends heartbeats.
     pub holder: Option<(u32, String)>,
@@ -226,17 +226,17 @@ pub fn start(
     shell: &mut dyn Shell,
     request: &StartRequest,
 ) -> Result<Result<Started, Failure>, Failure> {
-    Ok(start_and_hear(host, shell, request)?.map(|(started, _)| started))
+    Ok(start_and_follow(host, shell, request)?.map(|(started, _)| started))
 }
 
 /// Cancels a start that was given up: the job does not start later, or is ended.
 pub fn cancel(host: &str, shell: &mut dyn Shell, place: &str) -> Result<(), Failure> {
     let script = Script::cancel(place)?;
-    super::answer::hear(
+    super::answer::run_script(
         host,
         shell,
         &script,
-        Some(patience()),
+        Some(answer_timeout()),
         &mut |_: &str| Ok(()),
     )
     .map(drop)
@@ -259,25 +259,30 @@ pub fn keep_relay(shell: &mut dyn Shell, id: &JobId, started: &Started) -> Resul
     Ok(())
 }
 
-/// As [`start`], but if the job's streams are transferred, the answer continues with them in the returned [`Hearing`].
-pub fn start_and_hear(
+/// As [`start`], but if the job's streams are transferred, the answer continues with them in the returned [`AnswerReader`].
+pub fn start_and_follow(
     host: &str,
     shell: &mut dyn Shell,
     request: &StartRequest,
-) -> Result<Result<(Started, Hearing), Failure>, Failure> {
+) -> Result<Result<(Started, AnswerReader), Failure>, Failure> {
     let script = Script::start(request)?;
-    let mut starting = Starting {
+    let mut starting = StartListener {
         host,
-        upload: Upload::new(request.input),
+        upload: InputSender::new(request.input),
         started: Started::default(),
         refusal: None,
         has_begun: false,
     };
     let sending = starting.upload.patience();
-    let mut hearing = Hearing::begin(host, shell, &script)?;
-    hearing.go_on(host, shell, Some(patience() * 2 + sending), &mut starting)?;
+    let mut hearing = AnswerReader::begin(host, shell, &script)?;
+    hearing.read_to_end(
+        host,
+        shell,
+        Some(answer_timeout() * 2 + sending),
+        &mut starting,
+    )?;
     let is_complete = starting.is_complete();
-    let Starting {
+    let StartListener {
         started,
         refusal,
         upload,
@@ -294,32 +299,32 @@ pub fn start_and_hear(
         None if is_complete => {
             // The answer continues only if the job's streams are transferred.
             if !request.is_followed() {
-                hearing.be_whole(host)?;
+                hearing.require_whole(host)?;
             }
             Ok(Ok((started, hearing)))
         }
-        None => Err(garbage(host, b"neither started nor refused")),
+        None => Err(unexpected(host, b"neither started nor refused")),
     }
 }
 
 /// The answers about a job that is being started, and the upload of its input.
-struct Starting<'a> {
+struct StartListener<'a> {
     host: &'a str,
-    upload: Upload<'a>,
+    upload: InputSender<'a>,
     started: Started,
     refusal: Option<Failure>,
     /// The host has reported that the job has started.
     has_begun: bool,
 }
 
-impl Starting<'_> {
+impl StartListener<'_> {
     /// Whether the host has reported that the job has started, and where its files are.
     fn is_complete(&self) -> bool {
         self.has_begun && !self.started.dir.is_empty()
     }
 }
 
-impl Listener for Starting<'_> {
+impl Listener for StartListener<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         let (host, started) = (self.host, &mut self.started);
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -329,7 +334,7 @@ impl Listener for Starting<'_> {
                 *started = Started {
                     ends_at_logout: started.ends_at_logout,
                     dir: std::mem::take(&mut started.dir),
-                    ..Started::parse(rest).ok_or_else(|| garbage(host, line.as_bytes()))?
+                    ..Started::parse(rest).ok_or_else(|| unexpected(host, line.as_bytes()))?
                 };
                 self.has_begun = true;
             }
@@ -338,7 +343,7 @@ impl Listener for Starting<'_> {
             }
             "refused" => self.refusal = Some(refused(host, rest)),
             "warning" if rest == "logind" => started.ends_at_logout = true,
-            _ => return Err(garbage(host, line.as_bytes())),
+            _ => return Err(unexpected(host, line.as_bytes())),
         }
         Ok(())
     }
@@ -414,9 +419,9 @@ impl Script {
     /// Starts a job.
     pub(super) fn start(request: &StartRequest) -> Result<Self, Failure> {
         let mut script = Self::begin(if request.is_followed() {
-            ABOUT_JOBS
+            JOB_FILES
         } else {
-            TO_START
+            START_FILES
         })?;
         script.ahead = "rs_prepare; rs_remember";
         script.set_base(request.jobs_dir)?;
@@ -474,7 +479,7 @@ impl Script {
     /// Becomes the relay of the job in directory `dir`. The keeper sets rs_number.
     pub(super) fn relay(dir: &str, word: &str) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
-        script.needs = TO_SIGNAL;
+        script.needs = SIGNAL_FILES;
         script.form = Form::Last;
         script.set("rs_relay", word)?;
         script.call("place", &[dir])?;
@@ -496,7 +501,7 @@ fn seconds(time: Duration) -> String {
 
 /// The script of a job's supervisor.
 fn supervisor(request: &StartRequest) -> Result<Vec<u8>, Failure> {
-    let mut script = Script::file_of_its_own();
+    let mut script = Script::nested();
     let pipes = request.pipes();
     let has = |stream| pipes.contains(&stream);
     let (output, errors) = match (has("out"), request.merge) {
@@ -546,7 +551,7 @@ fn supervisor(request: &StartRequest) -> Result<Vec<u8>, Failure> {
             .holder
             .clone()
             .map_or_else(Default::default, |(pid, birth)| (pid.to_string(), birth));
-        script.set("rs_tether", tether.patience.as_secs().max(1).to_string())?;
+        script.set("rs_tether", tether.timeout.as_secs().max(1).to_string())?;
         script.set("rs_holder", holder)?;
         script.set("rs_holder_birth", birth)?;
         script.include(file!("tether"));
@@ -559,7 +564,7 @@ fn supervisor(request: &StartRequest) -> Result<Vec<u8>, Failure> {
 
 /// The script that becomes the job.
 fn job_script(request: &StartRequest) -> Result<Vec<u8>, Failure> {
-    let mut script = Script::file_of_its_own();
+    let mut script = Script::nested();
     script.set(
         "rs_directory",
         request.directory.as_deref().unwrap_or_default(),
@@ -620,9 +625,9 @@ mod tests {
             (&[began, "directory /d"], Some("/d")),
             (&["directory /d", began], Some("/d")),
         ] {
-            let mut starting = Starting {
+            let mut starting = StartListener {
                 host: "h",
-                upload: Upload::new(None),
+                upload: InputSender::new(None),
                 started: Started::default(),
                 refusal: None,
                 has_begun: false,

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::answer::{Ending, Hearing, LOOK, Listener, PING, QUIT, Stream, garbage};
+use super::answer::{
+    AnswerEnd, AnswerReader, CANCEL_POLL, Listener, PING, QUIT, Stream, unexpected,
+};
 use super::output::stream_position;
 use super::script::{Form, Script, file};
 use super::seen::job_line;
@@ -23,26 +25,26 @@ pub struct Positions {
 
 /// How a job ended, as reported by its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
+pub struct JobEnd {
     pub state: State,
     pub exit_status: Option<u8>,
     /// By the host's clock.
     pub finished_at: Option<Epoch>,
     pub ended_by: Option<EndedBy>,
     /// Why some of its output is missing, if it is.
-    pub loss: Option<Loss>,
+    pub loss: Option<OutputLoss>,
 }
 
 /// Why some of a job's output is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
+pub enum OutputLoss {
     /// The host's disk was full.
     DiskFull,
     /// A dd(1) that stores the output was killed. Anything that it had just read is lost.
     WriterKilled,
 }
 
-impl End {
+impl JobEnd {
     /// Records the end in the job's record.
     pub fn update(&self, record: &mut Record) {
         record.state = self.state;
@@ -82,7 +84,7 @@ pub trait Runner {
     fn finish(&mut self, line: &str, patience: Duration) -> bool;
 
     /// Whether the host may remove the files of the job, which has ended and whose output was delivered.
-    fn forgets(&mut self, end: &End) -> bool;
+    fn may_forget(&mut self, end: &JobEnd) -> bool;
 }
 
 /// The line that tells the script that everything before these positions is delivered.
@@ -103,14 +105,14 @@ pub fn end_of_input(total: u64) -> Vec<u8> {
 /// The line that asks how much of the input the host has, and how much more fits.
 pub const ROOM: &[u8] = b"room\n";
 
-struct Streaming<'a> {
+struct StreamListener<'a> {
     host: &'a str,
     runner: &'a mut dyn Runner,
     pausing: bool,
     wanted: bool,
 }
 
-impl Listener for Streaming<'_> {
+impl Listener for StreamListener<'_> {
     fn line(&mut self, line: &str) -> Result<(), Failure> {
         job_line(self.host, line, 1).map(drop)
     }
@@ -124,22 +126,22 @@ impl Listener for Streaming<'_> {
         self.runner.data(stream, bytes)
     }
 
-    fn have(&mut self, words: &str) -> Result<(), Failure> {
+    fn on_input_received(&mut self, words: &str) -> Result<(), Failure> {
         let numbers = words
             .split_once(' ')
             .and_then(|(total, room)| Some((total.parse().ok()?, room.parse::<i64>().ok()?)));
-        let (total, room) = numbers.ok_or_else(|| garbage(self.host, words.as_bytes()))?;
+        let (total, room) = numbers.ok_or_else(|| unexpected(self.host, words.as_bytes()))?;
         self.runner.have(total, u64::try_from(room).unwrap_or(0));
         Ok(())
     }
 
-    fn unkept(&mut self) {
+    fn on_not_ended(&mut self) {
         self.runner.unkept();
     }
 
     fn at(&mut self, words: &str) -> Result<(), Failure> {
         let (stream, at) =
-            stream_position(words).ok_or_else(|| garbage(self.host, words.as_bytes()))?;
+            stream_position(words).ok_or_else(|| unexpected(self.host, words.as_bytes()))?;
         self.runner.at(stream, at);
         Ok(())
     }
@@ -157,18 +159,20 @@ impl Listener for Streaming<'_> {
         None
     }
 
-    fn wanted(&mut self) {
+    fn on_shell_wanted(&mut self) {
         self.wanted = true;
     }
 
     fn pace(&self) -> Option<Duration> {
-        Some(LOOK)
+        Some(CANCEL_POLL)
     }
 
-    fn farewell(&mut self, ending: &Ending) -> Option<&'static str> {
+    fn last_line(&mut self, ending: &AnswerEnd) -> Option<&'static str> {
         if !self.pausing {
             let forgets = match ending {
-                Ending::Ended(words) => end(words).is_some_and(|end| self.runner.forgets(&end)),
+                AnswerEnd::Ended(words) => {
+                    end(words).is_some_and(|end| self.runner.may_forget(&end))
+                }
                 _ => false,
             };
             let line = if forgets { "forget\n" } else { QUIT };
@@ -188,31 +192,31 @@ pub fn stream(
     place: &str,
     positions: Positions,
     runner: &mut dyn Runner,
-) -> Result<Option<End>, Failure> {
+) -> Result<Option<JobEnd>, Failure> {
     let script = Script::stream(place, positions.out, positions.err)?;
-    let mut hearing = Hearing::begin(host, shell, &script)?;
-    go_on(host, shell, &mut hearing, runner)
+    let mut hearing = AnswerReader::begin(host, shell, &script)?;
+    follow_started(host, shell, &mut hearing, runner)
 }
 
 /// The same for a job that has just been started, in the answer of the script that started it.
-pub fn go_on(
+pub fn follow_started(
     host: &str,
     shell: &mut dyn Shell,
-    hearing: &mut Hearing,
+    hearing: &mut AnswerReader,
     runner: &mut dyn Runner,
-) -> Result<Option<End>, Failure> {
-    let mut streaming = Streaming {
+) -> Result<Option<JobEnd>, Failure> {
+    let mut streaming = StreamListener {
         host,
         runner,
         pausing: false,
         wanted: false,
     };
-    match hearing.go_on(host, shell, None, &mut streaming)? {
-        Ending::Ended(words) => end(&words)
+    match hearing.read_to_end(host, shell, None, &mut streaming)? {
+        AnswerEnd::Ended(words) => end(&words)
             .map(Some)
-            .ok_or_else(|| garbage(host, words.as_bytes())),
-        Ending::Paused => Ok(None),
-        Ending::Whole | Ending::Cut => Err(Failure::new(
+            .ok_or_else(|| unexpected(host, words.as_bytes())),
+        AnswerEnd::Paused => Ok(None),
+        AnswerEnd::Whole | AnswerEnd::Cut => Err(Failure::new(
             Kind::Failed,
             format!("{host}: the job's directory is not there any more"),
         )),
@@ -220,12 +224,12 @@ pub fn go_on(
 }
 
 /// Parses `STATE CODE EPOCH`, with ` full` or ` torn` if output is missing.
-fn end(words: &str) -> Option<End> {
+fn end(words: &str) -> Option<JobEnd> {
     let words: Vec<&str> = words.split(' ').collect();
     let (state, code, at, loss) = match words.as_slice() {
         [state, code, at] => (state, code, at, None),
-        [state, code, at, "full"] => (state, code, at, Some(Loss::DiskFull)),
-        [state, code, at, "torn"] => (state, code, at, Some(Loss::WriterKilled)),
+        [state, code, at, "full"] => (state, code, at, Some(OutputLoss::DiskFull)),
+        [state, code, at, "torn"] => (state, code, at, Some(OutputLoss::WriterKilled)),
         _ => return None,
     };
     let ended_by = match *state {
@@ -238,7 +242,7 @@ fn end(words: &str) -> Option<End> {
         "lost" => State::Lost,
         _ => State::Unknown,
     };
-    Some(End {
+    Some(JobEnd {
         state,
         exit_status: code.parse().ok(),
         finished_at: at.parse().ok(),

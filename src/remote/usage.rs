@@ -2,7 +2,7 @@
 
 use super::look::{of_each, put};
 use super::script::{Script, file};
-use super::seen::{Seen, indexed, job_line, optional};
+use super::seen::{Observation, indexed, job_line, optional};
 use crate::connection::Shell;
 use crate::error::Failure;
 
@@ -47,7 +47,7 @@ pub fn measure(
     host: &str,
     shell: &mut dyn Shell,
     places: &[&str],
-) -> Result<Vec<(Seen, Option<Usage>)>, Failure> {
+) -> Result<Vec<(Observation, Option<Usage>)>, Failure> {
     let (script, jobs) = (Script::measure(places)?, places.len());
     of_each(host, shell, &script, jobs, |answers, line| {
         take_line(host, line, answers)
@@ -58,7 +58,7 @@ pub fn measure(
 pub(super) fn take_line(
     host: &str,
     line: &str,
-    answers: &mut [Option<(Seen, Option<Usage>)>],
+    answers: &mut [Option<(Observation, Option<Usage>)>],
 ) -> Result<(), Failure> {
     let used = indexed(line, answers.len()).filter(|(word, ..)| *word == "use");
     if let Some((_, index, fields)) = used

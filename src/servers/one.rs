@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::cmd::context::Context;
-use crate::cmd::deliver::{Report, Sending, send};
+use crate::cmd::deliver::{Report, SendOptions, send};
 use crate::cmd::jobs::Jobs;
 use crate::cmd::pattern::Pattern;
 use crate::cmd::ps::{Filter, Listing, ps};
 use crate::cmd::rm;
 use crate::cmd::send;
-use crate::cmd::wait::{Until, wait};
+use crate::cmd::wait::{WaitOptions, wait};
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::job::{JobWord, Record};
-use crate::remote::search::Found;
+use crate::remote::search::FoundLine;
 use crate::remote::send::Data;
 use crate::signal::SignalWord;
 
@@ -50,7 +50,7 @@ pub fn deliver(
     context: &mut Context,
     word: &JobWord,
     signal: SignalWord,
-    sending: &Sending,
+    sending: &SendOptions,
 ) -> Result<Report, Failure> {
     let jobs = only(context, word);
     let report = send(context, jobs, signal, sending).last();
@@ -72,9 +72,9 @@ pub fn await_end(
 ) -> Result<Outcome, Failure> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let slice = Until {
+        let slice = WaitOptions {
             timeout: Some(left.min(SLICE)),
-            ..Until::default()
+            ..WaitOptions::default()
         };
         let jobs = only(context, word);
         let report = wait(context, jobs, slice).last();
@@ -105,13 +105,13 @@ pub fn await_line(
     pattern: &Pattern,
     until: Instant,
     gone: &CancellationToken,
-) -> Result<Option<Found>, Failure> {
+) -> Result<Option<FoundLine>, Failure> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let slice = Until {
+        let slice = WaitOptions {
             timeout: Some(left.min(SLICE)),
             pattern: Some(pattern.clone()),
-            ..Until::default()
+            ..WaitOptions::default()
         };
         let jobs = only(context, word);
         let report = wait(context, jobs, slice).last();

@@ -16,7 +16,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 pub use os::Os;
-use table::{Known, RealTime};
+use table::{NamedSignal, RealTime};
 pub use table::{Row, table};
 
 /// A signal as the user named it. Its meaning depends on the host.
@@ -101,7 +101,7 @@ impl SignalWord {
         match self.0 {
             Word::Number(0) => Some(Signal::EXISTENCE_CHECK),
             Word::Number(number) => Signal::numbered(number, os),
-            Word::Name(name) => Known::named(name, os).map(|known| Signal::known(known, os)),
+            Word::Name(name) => NamedSignal::named(name, os).map(|known| Signal::known(known, os)),
             Word::RealTime(place) => table::real_time(os)
                 .and_then(|range| place.number(&range))
                 .and_then(|number| Signal::numbered(number, os)),
@@ -157,7 +157,7 @@ impl Signal {
         number: Some(0),
     };
 
-    fn known(known: &Known, os: Os) -> Self {
+    fn known(known: &NamedSignal, os: Os) -> Self {
         Self {
             name: Name::Plain(known.name),
             number: known.number(os),
@@ -165,7 +165,7 @@ impl Signal {
     }
 
     fn numbered(number: u8, os: Os) -> Option<Self> {
-        if let Some(known) = Known::numbered(number, os) {
+        if let Some(known) = NamedSignal::numbered(number, os) {
             return Some(Self::known(known, os));
         }
         let range = table::real_time(os)?;

@@ -38,15 +38,20 @@ impl fmt::Display for DefaultAction {
 type Entry = Option<(u8, DefaultAction)>;
 
 /// A named signal, as opposed to a real-time one, with its number and action on each system.
-pub(super) struct Known {
+pub(super) struct NamedSignal {
     pub name: &'static str,
     pub description: &'static str,
     linux: Entry,
     bsd: Entry,
 }
 
-const fn known(name: &'static str, linux: Entry, bsd: Entry, description: &'static str) -> Known {
-    Known {
+const fn known(
+    name: &'static str,
+    linux: Entry,
+    bsd: Entry,
+    description: &'static str,
+) -> NamedSignal {
+    NamedSignal {
         name,
         description,
         linux,
@@ -55,7 +60,7 @@ const fn known(name: &'static str, linux: Entry, bsd: Entry, description: &'stat
 }
 
 #[rustfmt::skip]
-pub(super) const KNOWN: &[Known] = &[
+pub(super) const KNOWN: &[NamedSignal] = &[
     //               Linux                  BSDs
     known("HUP",    Some((1, Terminate)),  Some((1, Terminate)),  "the terminal is gone; many daemons reload"),
     known("INT",    Some((2, Terminate)),  Some((2, Terminate)),  "interrupt, as Ctrl-C sends it"),
@@ -111,7 +116,7 @@ pub(super) const NAMES_SHELLS_LACK: [&str; 7] =
 /// The numbers that mean the same on every system (POSIX, `kill -signal_number`).
 const POSIX_NUMBERS: [u8; 7] = [1, 2, 3, 6, 9, 14, 15];
 
-impl Known {
+impl NamedSignal {
     fn entry(&self, os: Os) -> Entry {
         match os {
             Os::Linux => self.linux,

@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 use super::directory::{absolute, home, variable};
 use crate::error::Failure;
 use crate::escape::printable;
-use crate::host::{Connect, Destination, Host, Place, parse_jobs_dir, parse_port};
+use crate::host::{Connect, Destination, Host, Location, parse_jobs_dir, parse_port};
 
 /// Maximum size of the file, in bytes.
 const SIZE_MAX: u64 = 1 << 20;
@@ -173,7 +173,7 @@ impl Config {
         }
         let host = self.host(word);
         // A host that is not reached over SSH takes no SSH options.
-        connect = if matches!(host.place(), Place::Local | Place::Container(_)) {
+        connect = if matches!(host.location(), Location::Local | Location::Container(_)) {
             let Connect {
                 prefix, jobs_dir, ..
             } = self.defaults.clone();

@@ -170,7 +170,7 @@ impl StateFile {
         wait.total = if LOCK_WAIT_FAILED.load(Ordering::Relaxed) {
             Duration::ZERO
         } else {
-            clock::long(wait.total)
+            clock::scaled(wait.total)
         };
         let changed = self.attempt(wait, make);
         LOCK_WAIT_FAILED.store(is_busy(&changed), Ordering::Relaxed);

@@ -7,7 +7,7 @@ use rusqlite::params;
 
 use super::history::{self, Entry};
 use super::rows::{id_range, select};
-use super::{Store, UNFINISHED, Which};
+use super::{RecordFilter, Store, UNFINISHED};
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::job::{JobId, JobName, Record};
@@ -17,13 +17,13 @@ const CANDIDATES_MAX: u8 = 8;
 
 impl Store {
     /// The records selected by `which`, the oldest first.
-    pub fn list(&self, which: Which) -> Result<Vec<Record>, Failure> {
+    pub fn list(&self, which: RecordFilter) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
         self.select(&format!("WHERE {condition} ORDER BY created_at, rowid"), [])
     }
 
     /// Records whose names match a pattern of SQLite's GLOB, the oldest first.
-    pub fn named_like(&self, which: Which, pattern: &str) -> Result<Vec<Record>, Failure> {
+    pub fn named_like(&self, which: RecordFilter, pattern: &str) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
         self.select(
             &format!("WHERE {condition} AND name GLOB ?1 ORDER BY created_at, rowid"),
@@ -32,7 +32,12 @@ impl Store {
     }
 
     /// Records whose ids or names begin with `prefix`, the newest first, at most `limit`.
-    pub fn fitting(&self, which: Which, prefix: &str, limit: u32) -> Result<Vec<Record>, Failure> {
+    pub fn with_prefix(
+        &self,
+        which: RecordFilter,
+        prefix: &str,
+        limit: u32,
+    ) -> Result<Vec<Record>, Failure> {
         let condition = which.condition();
         self.select(
             &format!(

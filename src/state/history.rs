@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rows::{from_json, id_range, json};
 use crate::error::Kind;
-use crate::job::Sent;
+use crate::job::SendOutcome;
 use crate::job::{Epoch, JobId, JobName, Record, Target, now, rfc3339};
 use crate::signal::Signal;
 
@@ -66,9 +66,9 @@ pub enum Action {
 }
 
 /// A signal of the job's host, and whether it was sent.
-pub struct Signalled {
+pub struct SignalEntry {
     pub signal: Signal,
-    pub sent: Sent,
+    pub sent: SendOutcome,
 }
 
 impl Action {
@@ -91,7 +91,7 @@ impl Action {
         }
     }
 
-    pub fn signal(signalled: &Signalled, target: Target) -> Self {
+    pub fn signal(signalled: &SignalEntry, target: Target) -> Self {
         Self::Signal {
             signal: signalled.signal.name(),
             target: target.word().to_owned(),

@@ -15,14 +15,14 @@ mod rows;
 
 pub use config::Config;
 pub use directory::state_directory;
-pub use history::Signalled;
+pub use history::SignalEntry;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, params};
 
 use crate::error::{Failure, Kind};
-use crate::job::Sent;
+use crate::job::SendOutcome;
 use crate::job::{JobName, Record, State, Target};
 use file::{LOCK_WAIT_AFTER, LOCK_WAIT_MAX, StateFile};
 use history::Action;
@@ -49,13 +49,13 @@ type Change = Box<dyn Fn(&Connection) -> rusqlite::Result<()> + Send>;
 
 /// Which records to select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum RecordFilter {
     Unfinished,
     Finished,
     All,
 }
 
-impl Which {
+impl RecordFilter {
     fn condition(self) -> &'static str {
         match self {
             Self::Unfinished => UNFINISHED,
@@ -154,15 +154,15 @@ impl Store {
         &mut self,
         record: &Record,
         target: Target,
-        signals: impl IntoIterator<Item = Signalled>,
+        signals: impl IntoIterator<Item = SignalEntry>,
     ) {
         let record = record.clone();
-        let signals: Vec<Signalled> = signals.into_iter().collect();
+        let signals: Vec<SignalEntry> = signals.into_iter().collect();
         self.write_or_defer(move |transaction| {
             let mut last = None;
-            for signalled in signals.iter().filter(|one| one.sent != Sent::No) {
+            for signalled in signals.iter().filter(|one| one.sent != SendOutcome::No) {
                 history::write(transaction, &record, Action::signal(signalled, target))?;
-                if signalled.sent != Sent::Unknown {
+                if signalled.sent != SendOutcome::Unknown {
                     last = Some(signalled.signal.name());
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! The `ssh2` crate can't send the `signal` request of RFC 4254 6.9, and its channels must not be dropped on a
 //! non-blocking session. Callers must follow two rules of libssh2: only one `open` at a time on a session, and a call
-//! that would block while [`Channel::owes_output`] is true must be repeated before any other call.
+//! that would block while [`Channel::has_partial_packet`] is true must be repeated before any other call.
 
 use std::ffi::{c_char, c_int, c_uint, c_ulong};
 use std::io;
@@ -44,7 +44,7 @@ struct ChannelError {
 }
 
 /// Whether an error concerns one channel only, so that the connection can still be used.
-pub fn is_of_channel(error: &io::Error) -> bool {
+pub fn is_channel_error(error: &io::Error) -> bool {
     let error = error.get_ref().and_then(|error| error.downcast_ref());
     matches!(
         error.map(|error: &ChannelError| error.code),
@@ -113,7 +113,7 @@ impl Channel {
     }
 
     /// Whether a call that would block has sent only part of a packet.
-    pub fn owes_output(session: &Session) -> bool {
+    pub fn has_partial_packet(session: &Session) -> bool {
         matches!(
             session.block_directions(),
             ssh2::BlockDirections::Outbound | ssh2::BlockDirections::Both
@@ -235,12 +235,14 @@ impl Channel {
     /// Receives data for all channels, and continues a key exchange. Other calls may not get that far: each sends its
     /// own packet first, which is impossible while a packet of the key exchange is half sent. For the same reason,
     /// other calls may not report a broken connection.
-    pub fn take_in(&self) -> io::Result<()> {
+    pub fn receive_all(&self) -> io::Result<()> {
         let mut session = self.session.raw();
         // SAFETY: as for exec.
         let code = unsafe { raw::libssh2_channel_wait_eof(self.channel) };
         match checked(&mut session, code as isize) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock && !is_of_channel(&error) => {
+            Err(error)
+                if error.kind() != io::ErrorKind::WouldBlock && !is_channel_error(&error) =>
+            {
                 Err(error)
             }
             _ => Ok(()),

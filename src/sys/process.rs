@@ -111,7 +111,7 @@ pub fn is_ignored(signal: i32) -> bool {
 }
 
 /// Resets an inherited disposition: with CHLD ignored, rsig could not wait for its children (wait(2)).
-pub fn be_waiting_parent() {
+pub fn reset_sigchld() {
     // SAFETY: the default action is not a handler, so none of our code runs in signal context.
     unsafe {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);

@@ -15,13 +15,13 @@ const MEMORY_MAX: usize = 64 << 10;
 const RULE: &str = "---------------";
 
 /// The complete output of one host.
-pub struct Gathered {
+pub struct GatheredOutput {
     bytes: SpooledTempFile,
     hash: Sha256,
     last: Option<u8>,
 }
 
-impl Default for Gathered {
+impl Default for GatheredOutput {
     fn default() -> Self {
         Self {
             bytes: SpooledTempFile::new(MEMORY_MAX),
@@ -31,7 +31,7 @@ impl Default for Gathered {
     }
 }
 
-impl Gathered {
+impl GatheredOutput {
     pub fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hash.update(bytes);
         self.last = bytes.last().copied().or(self.last);
@@ -58,8 +58,8 @@ impl Gathered {
 
 /// Prints each distinct output once, after its hosts. Outputs of more hosts come first, others in order of first
 /// occurrence. Empty outputs are omitted.
-pub fn print_gathered(outputs: Vec<(String, Gathered)>) -> io::Result<()> {
-    let mut groups: Vec<(Vec<String>, Gathered)> = Vec::new();
+pub fn print_gathered(outputs: Vec<(String, GatheredOutput)>) -> io::Result<()> {
+    let mut groups: Vec<(Vec<String>, GatheredOutput)> = Vec::new();
     let mut known = HashMap::new();
     for (host, output) in outputs {
         if output.last.is_none() {

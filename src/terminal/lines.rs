@@ -8,14 +8,14 @@ use super::print_bytes;
 const LINE_MAX: usize = 64 << 10;
 
 /// One of the outputs that are printed to the same stream.
-pub struct Lines {
+pub struct LineWriter {
     label: String,
     error_stream: bool,
     /// The incomplete last line.
     partial: Vec<u8>,
 }
 
-impl Lines {
+impl LineWriter {
     pub fn new(label: String, error_stream: bool) -> Self {
         Self {
             label,
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn printed(pieces: &[&[u8]]) -> String {
-        let mut lines = Lines::new("web1".to_owned(), false);
+        let mut lines = LineWriter::new("web1".to_owned(), false);
         let mut all = Vec::new();
         for piece in pieces {
             all.extend(lines.take(piece));

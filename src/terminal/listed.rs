@@ -2,18 +2,18 @@
 
 use super::{age, exited};
 use crate::job::{Record, State, now};
-use crate::remote::{Seen, Usage};
+use crate::remote::{Observation, Usage};
 
 /// A job and its current state, which may be unknown, unlike the record's.
 #[derive(Debug)]
-pub struct Listed {
+pub struct ListedJob {
     pub record: Record,
     pub state: State,
     /// Its resource usage, if measured.
     pub usage: Option<Usage>,
 }
 
-impl From<Record> for Listed {
+impl From<Record> for ListedJob {
     fn from(record: Record) -> Self {
         let state = record.state;
         Self {
@@ -24,9 +24,9 @@ impl From<Record> for Listed {
     }
 }
 
-impl Listed {
+impl ListedJob {
     /// Updates the job with the answer of its host. `None`: the host did not answer.
-    pub fn take(&mut self, answer: Option<(Seen, Option<Usage>)>) {
+    pub fn take(&mut self, answer: Option<(Observation, Option<Usage>)>) {
         self.state = State::Unknown;
         self.usage = None;
         if let Some((seen, usage)) = answer {
@@ -127,7 +127,7 @@ mod tests {
             assert_eq!(since(&record, State::Running), shown);
         }
         record.created_at = i64::MIN;
-        assert_eq!(Seen::absent().state(&record), State::Lost);
+        assert_eq!(Observation::absent().state(&record), State::Lost);
     }
 
     #[test]

@@ -9,11 +9,11 @@ pub mod screen;
 mod spinner;
 mod table;
 
-pub use gather::{Gathered, print_gathered};
+pub use gather::{GatheredOutput, print_gathered};
 pub use json::{FailureJson, JobJson};
-pub use lines::Lines;
-pub use listed::{Listed, since, state, usage};
-pub use print::{Output, ask, is_coloured, is_on_terminal, print_bytes, unprinted, warn};
+pub use lines::LineWriter;
+pub use listed::{ListedJob, since, state, usage};
+pub use print::{Output, ask, is_coloured, is_on_terminal, output_failure, print_bytes, warn};
 pub use spinner::Spinner;
 pub use table::Table;
 

@@ -41,7 +41,8 @@ impl Output {
 
     /// Returns the error, if any. If the reader closed the pipe, the process ends by SIGPIPE, like cat(1).
     pub fn finish(self) -> Result<(), Failure> {
-        self.error.map_or(Ok(()), |error| Err(unprinted(&error)))
+        self.error
+            .map_or(Ok(()), |error| Err(output_failure(&error)))
     }
 }
 
@@ -62,7 +63,7 @@ fn write(bytes: &[u8]) -> io::Result<()> {
 }
 
 /// The failure to write to standard output.
-pub fn unprinted(error: &io::Error) -> Failure {
+pub fn output_failure(error: &io::Error) -> Failure {
     if error.kind() == io::ErrorKind::BrokenPipe {
         // Rust programs ignore SIGPIPE; its default action ends the process silently.
         drop(signal_hook::low_level::emulate_default_handler(

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{file, python};
-use crate::harness::{Fixture, Process, Running, SOON, poll_until, procs};
+use crate::harness::{Fixture, Process, Running, STEP_TIMEOUT, poll_until, procs};
 
 /// A client of `rsig mcp`, together with its server.
 pub struct Mcp {
@@ -25,7 +25,7 @@ impl Mcp {
         let client = f
             .rsig
             .within(client.args(f.server_words("mcp", options)))
-            .limit(SOON * 3);
+            .limit(STEP_TIMEOUT * 3);
         Self {
             client: client.stdin_open().start(),
             answers: 0,
@@ -34,13 +34,13 @@ impl Mcp {
 
     /// Sends a request to the script and returns its answer.
     #[track_caller]
-    pub fn order(&mut self, order: &Value) -> Value {
+    pub fn request(&mut self, order: &Value) -> Value {
         self.client.write(format!("{order}\n"));
         self.answers += 1;
         let mut answer = None;
         let client = &mut self.client;
         let nth = self.answers;
-        poll_until(&format!("an answer to {order}"), SOON * 2, || {
+        poll_until(&format!("an answer to {order}"), STEP_TIMEOUT * 2, || {
             let ended = client.has_ended();
             let text = client.stdout_so_far();
             answer = text
@@ -61,14 +61,14 @@ impl Mcp {
     /// Calls a tool, which must succeed, and returns its answer.
     #[track_caller]
     pub fn call(&mut self, tool: &str, arguments: Value) -> Value {
-        let answer = self.order(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
+        let answer = self.request(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
         assert_ok(&answer)
     }
 
     /// Calls a tool, which must fail with this kind of error, and returns the message.
     #[track_caller]
-    pub fn fails(&mut self, tool: &str, arguments: Value, kind: &str) -> String {
-        let answer = self.order(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
+    pub fn call_fails(&mut self, tool: &str, arguments: Value, kind: &str) -> String {
+        let answer = self.request(&json!({ "do": "call", "tool": tool, "arguments": arguments }));
         assert_eq!(answer["is_error"], true, "{answer}");
         let told = &answer["answer"];
         assert_eq!(
@@ -85,7 +85,7 @@ impl Mcp {
     /// Makes many calls at once, all of which must succeed.
     #[track_caller]
     pub fn calls(&mut self, calls: &[(&str, Value)]) -> Vec<Value> {
-        let answers = self.order(&json!({ "do": "calls", "calls": calls }));
+        let answers = self.request(&json!({ "do": "calls", "calls": calls }));
         answers
             .as_array()
             .expect("an answer each")
@@ -99,7 +99,7 @@ impl Mcp {
     pub fn server(&self) -> Process {
         let mut found = None;
         let pid = self.client.pid();
-        poll_until("the server runs", SOON, || {
+        poll_until("the server runs", STEP_TIMEOUT, || {
             found = procs::all()
                 .into_iter()
                 .find(|process| process.ppid == pid && process.name == "rsig");
@@ -109,7 +109,7 @@ impl Mcp {
     }
 
     /// Kills the client, so that it can't announce its exit.
-    pub fn vanish(self) {
+    pub fn kill(self) {
         self.client.signal(nix::sys::signal::Signal::SIGKILL);
         drop(self);
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::SOON;
+use super::STEP_TIMEOUT;
 use super::procs::Process;
 use super::programs::{program_path, tool};
 use super::rsig::Rsig;
@@ -154,7 +154,7 @@ impl Drop for Container {
             "the container can't be removed: {removed}"
         );
         // The process that tells podman of a shell's end still writes to the storage.
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + STEP_TIMEOUT;
         while !self.processes().is_empty() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
         }

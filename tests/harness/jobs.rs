@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Fixture, Output, Process, poll_until};
 
-pub use super::SOON;
+pub use super::STEP_TIMEOUT;
 
 /// Keys of a job in `ps --json`, in this order.
 pub const JOB_KEYS: [&str; 19] = [
@@ -74,7 +74,7 @@ impl Fixture {
 
     #[track_caller]
     pub fn await_state(&self, job: &str, state: &str) {
-        poll_until(&format!("{job} is {state}"), SOON, || {
+        poll_until(&format!("{job} is {state}"), STEP_TIMEOUT, || {
             self.state(job) == state
         });
     }
@@ -98,7 +98,7 @@ impl Fixture {
 
     #[track_caller]
     pub fn await_written(&self, job: &str, text: &str) {
-        poll_until(&format!("{job} writes {text:?}"), SOON, || {
+        poll_until(&format!("{job} writes {text:?}"), STEP_TIMEOUT, || {
             self.written(job) == text
         });
     }
@@ -111,10 +111,10 @@ impl Fixture {
         job
     }
 
-    /// Starts a job that exits with `status` once [`Gate::open`] is called.
+    /// Starts a job that exits with `status` once [`Latch::open`] is called.
     #[track_caller]
-    pub fn spawn_gated(&self, options: &[&str], status: i32) -> (String, Gate) {
-        let gate = Gate(self.job_home().join(format!("gate-{}", unique())));
+    pub fn spawn_gated(&self, options: &[&str], status: i32) -> (String, Latch) {
+        let gate = Latch(self.job_home().join(format!("gate-{}", unique())));
         let line = format!(
             "until [ -e {} ]; do sleep 0.01; done; exit {status}",
             gate.0.display()
@@ -138,7 +138,7 @@ impl Fixture {
     /// INT.
     #[track_caller]
     pub fn await_child(&self, job: &str, program: &str) {
-        poll_until(&format!("{job} runs {program}"), SOON, || {
+        poll_until(&format!("{job} runs {program}"), STEP_TIMEOUT, || {
             let job = self.process(job).pid;
             let is_child = |process: &Process| process.ppid == job && process.name == program;
             self.processes().iter().any(is_child)
@@ -153,13 +153,13 @@ impl Fixture {
 
     #[track_caller]
     pub fn await_no_processes(&self) {
-        poll_until("nothing is left on the host", SOON, || {
+        poll_until("nothing is left on the host", STEP_TIMEOUT, || {
             self.processes().is_empty()
         });
     }
 
     /// Ids of the jobs whose files are on the host.
-    pub fn on_host(&self) -> Vec<String> {
+    pub fn job_ids_on_host(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.jobs_dir()) else {
             return vec![];
         };
@@ -178,9 +178,9 @@ impl Fixture {
 }
 
 /// A file that a job waits for.
-pub struct Gate(PathBuf);
+pub struct Latch(PathBuf);
 
-impl Gate {
+impl Latch {
     pub fn open(&self) {
         fs::write(&self.0, "").expect("the job's home is writable");
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::procs::Process;
 use super::server::Server;
 use super::site::Fixture;
-use super::{SOON, poll_until};
+use super::{STEP_TIMEOUT, poll_until};
 
 /// A Perl program that writes a dot for each USR1, and exits with status 7 on TERM. Its handlers run
 /// immediately (Perl's deferred handlers merge signals) and one at a time.
@@ -41,8 +41,8 @@ pub fn kill9(pid: i32) {
 
 /// Waits until the job's relay accepts signals.
 #[track_caller]
-pub fn warm(f: &Fixture, job: &str) {
-    poll_until("the relay takes signals", SOON, || {
+pub fn await_warm_relay(f: &Fixture, job: &str) {
+    poll_until("the relay takes signals", STEP_TIMEOUT, || {
         let keepers = keepers(f);
         let relay = keepers
             .iter()
@@ -54,15 +54,15 @@ pub fn warm(f: &Fixture, job: &str) {
 
 /// Waits until the keeper knows that the server passes signals on: relays of later jobs need no probe.
 #[track_caller]
-pub fn proven(f: &Fixture) {
+pub fn await_probe(f: &Fixture) {
     let job = new_counter(f);
-    warm(f, &job);
+    await_warm_relay(f, &job);
     f.rsig.run(&["kill", "--via", "channel", &job, "USR1"]).ok();
     f.rsig.run(&["rm", "--force", &job]).ok();
 }
 
 /// Number of dots that a counter has written, read from its file.
-pub fn dots(f: &Fixture, job: &str) -> usize {
+pub fn dots_written(f: &Fixture, job: &str) -> usize {
     let out = fs::read(f.jobs_dir().join(job).join("out")).expect("the job has a log");
     out.split(|byte| *byte == b'.').count() - 1
 }
@@ -70,7 +70,7 @@ pub fn dots(f: &Fixture, job: &str) -> usize {
 pub fn new_counter(f: &Fixture) -> String {
     let job = f.spawn(&[], &["perl", "-e", COUNTER]);
     let out = f.jobs_dir().join(&job).join("out");
-    poll_until("the counter is ready", SOON, || {
+    poll_until("the counter is ready", STEP_TIMEOUT, || {
         fs::read(&out).is_ok_and(|out| out.starts_with(b"ready"))
     });
     job
@@ -79,14 +79,17 @@ pub fn new_counter(f: &Fixture) -> String {
 /// Asserts that a job counts exactly this many signals. The job is stopped first, so signals in transit have been
 /// counted.
 #[track_caller]
-pub fn ends_with(f: &Fixture, job: &str, expected: usize, what: &str) {
+pub fn assert_final_count(f: &Fixture, job: &str, expected: usize, what: &str) {
     poll_until(
-        &format!("{what}: {expected} are counted, not {}", dots(f, job)),
-        SOON,
-        || dots(f, job) >= expected,
+        &format!(
+            "{what}: {expected} are counted, not {}",
+            dots_written(f, job)
+        ),
+        STEP_TIMEOUT,
+        || dots_written(f, job) >= expected,
     );
     f.rsig.run(&["stop", job]).ok();
-    assert_eq!(dots(f, job), expected, "{what}");
+    assert_eq!(dots_written(f, job), expected, "{what}");
 }
 
 /// Processes on the host other than jobs and their supervisors.
@@ -99,14 +102,14 @@ pub fn helpers(f: &Fixture) -> Vec<Process> {
 }
 
 #[track_caller]
-pub fn nothing_is_left(f: &Fixture) {
-    poll_until("no helper is left on the host", SOON, || {
+pub fn assert_nothing_left(f: &Fixture) {
+    poll_until("no helper is left on the host", STEP_TIMEOUT, || {
         helpers(f).is_empty()
     });
 }
 
 /// A fixture whose server is reached through a keeper.
-pub fn kept(server: Server) -> Fixture {
+pub fn with_keeper(server: Server) -> Fixture {
     let mut fixture = Fixture::with(Some(server));
     fixture.rsig.keeper = true;
     fixture

@@ -7,7 +7,7 @@ use super::claim::{Claim, claim};
 use super::programs::tool;
 use super::running::{Invocation, Running};
 use super::scratch::Scratch;
-use super::{SOON, poll_until};
+use super::{STEP_TIMEOUT, poll_until};
 
 const REALM: &str = "RSIG.TEST";
 const PORTS: std::ops::Range<u16> = 18_000..20_000;
@@ -50,7 +50,7 @@ impl Realm {
         realm.administer("addprinc -randkey host/127.0.0.1");
         realm.administer(&format!("ktadd -k {dir}/keytab host/127.0.0.1"));
         realm.kdc = Some(realm.within(tool("krb5kdc").arg("-n")).start());
-        poll_until("the KDC listens", SOON, || {
+        poll_until("the KDC listens", STEP_TIMEOUT, || {
             UdpSocket::bind(("127.0.0.1", number)).is_err()
         });
         realm

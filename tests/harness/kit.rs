@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{Invocation, Output, Rsig, poll_until};
 
-pub use super::SOON;
+pub use super::STEP_TIMEOUT;
 
 /// Maximum length of a message, in bytes.
 const MESSAGE_MAX: usize = 3000;
@@ -26,7 +26,7 @@ const MEMORY_MAX: u64 = 100_000;
 
 /// Asserts that standard error can be shown to a user: not empty, bounded, without control characters.
 #[track_caller]
-pub fn clear_message(output: &Output) {
+pub fn assert_clear_message(output: &Output) {
     let text = output.stderr();
     assert!(!text.trim().is_empty(), "no message: {output}");
     assert!(
@@ -35,7 +35,7 @@ pub fn clear_message(output: &Output) {
         text.len()
     );
     assert!(!text.contains("panicked"), "{output}");
-    harmless(text);
+    assert_harmless(text);
 }
 
 /// Runs rsig and asserts that its memory stays bounded.
@@ -58,7 +58,7 @@ pub fn run_within_memory(rsig: Invocation) -> Output {
 
 /// The job as `ps --json` shows it, after asking its host. None if there is no record.
 #[track_caller]
-pub fn look(rsig: &Rsig, job: &str) -> Option<Value> {
+pub fn job_json(rsig: &Rsig, job: &str) -> Option<Value> {
     let output = rsig.run(&["ps", "--json", job]);
     let jobs: Vec<Value> =
         serde_json::from_str(&output.stdout()).unwrap_or_else(|_| panic!("no JSON: {output}"));
@@ -68,7 +68,7 @@ pub fn look(rsig: &Rsig, job: &str) -> Option<Value> {
 /// State of a job according to `ps`.
 #[track_caller]
 pub fn state(rsig: &Rsig, job: &str) -> String {
-    look(rsig, job).map_or_else(
+    job_json(rsig, job).map_or_else(
         || "no record".to_owned(),
         |job| job["state"].as_str().unwrap_or("?").to_owned(),
     )
@@ -85,7 +85,9 @@ pub fn recorded(rsig: &Rsig) -> Vec<String> {
 pub fn database(rsig: &Rsig) -> rusqlite::Connection {
     let database =
         rusqlite::Connection::open(rsig.state().join("jobs.db")).expect("the state file opens");
-    database.busy_timeout(SOON).expect("a time-out can be set");
+    database
+        .busy_timeout(STEP_TIMEOUT)
+        .expect("a time-out can be set");
     database
 }
 
@@ -109,7 +111,7 @@ pub fn record_on(rsig: &Rsig, id: &str, host: &str, config: &str) {
 
 /// Asserts that a text has no control characters that a terminal would act on.
 #[track_caller]
-pub fn harmless(text: &str) {
+pub fn assert_harmless(text: &str) {
     let bad = text.chars().find(|c| c.is_control() && *c != '\n');
     assert!(bad.is_none(), "{bad:?} in {text:?}");
 }
@@ -120,16 +122,16 @@ pub fn lines(file: &Path) -> usize {
 }
 
 /// A port that does not speak SSH: it sends fixed bytes to every client.
-pub struct Sayer {
+pub struct FixedServer {
     port: u16,
     closing: Arc<AtomicBool>,
     open: Arc<Mutex<Vec<TcpStream>>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What a [`Sayer`] sends.
+/// What a [`FixedServer`] sends.
 #[derive(Clone)]
-pub enum Says {
+pub enum FixedReply {
     /// Sends this once and leaves the connection open.
     Once(Vec<u8>),
     /// Sends this, then closes the connection.
@@ -138,8 +140,8 @@ pub enum Says {
     Forever(Vec<u8>),
 }
 
-impl Sayer {
-    pub fn start(says: Says) -> Self {
+impl FixedServer {
+    pub fn start(says: FixedReply) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let closing = Arc::new(AtomicBool::new(false));
@@ -155,14 +157,14 @@ impl Sayer {
                 streams.lock().expect("no panic").push(held);
                 std::thread::spawn(move || match says {
                     // The client may hang up at any time.
-                    Says::Once(bytes) => drop(stream.write_all(&bytes)),
-                    Says::AndCloses(bytes) => {
+                    FixedReply::Once(bytes) => drop(stream.write_all(&bytes)),
+                    FixedReply::AndCloses(bytes) => {
                         drop(stream.write_all(&bytes));
                         // A close with unread input would send a reset, which could overtake the data.
                         drop(stream.shutdown(std::net::Shutdown::Write));
                         drop(stream.read_to_end(&mut Vec::new()));
                     }
-                    Says::Forever(bytes) => while stream.write_all(&bytes).is_ok() {},
+                    FixedReply::Forever(bytes) => while stream.write_all(&bytes).is_ok() {},
                 });
             }
         });
@@ -179,7 +181,7 @@ impl Sayer {
     }
 }
 
-impl Drop for Sayer {
+impl Drop for FixedServer {
     fn drop(&mut self) {
         self.closing.store(true, Ordering::SeqCst);
         // Wakes the accepting thread. An error means that it has ended.

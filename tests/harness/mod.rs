@@ -73,7 +73,7 @@ pub use tty::Tty;
 pub use warden::base;
 
 /// Timeout for any single step of a test, even on a busy machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{SOON, poll_until};
+use super::{STEP_TIMEOUT, poll_until};
 
 /// A process as shown in /proc, proc(5).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Process {
     #[track_caller]
     pub fn kill(&self) {
         self.signal(Signal::SIGKILL);
-        poll_until("it is gone", SOON, || !self.runs());
+        poll_until("it is gone", STEP_TIMEOUT, || !self.runs());
     }
 
     /// Whether a signal has stopped the process.

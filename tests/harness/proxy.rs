@@ -42,7 +42,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     delay: Duration,
-    lanes: [Lane; 2],
+    lanes: [Pipe; 2],
     /// Number of cuts. A connection that was accepted before the last cut is dead.
     cuts: u64,
     accepted: u64,
@@ -57,7 +57,7 @@ struct State {
 
 /// One direction of all connections.
 #[derive(Default)]
-struct Lane {
+struct Pipe {
     held: bool,
     bytes: u64,
     /// Bytes that are still forwarded before all connections are cut.
@@ -192,12 +192,12 @@ impl Proxy {
 
     /// How often the direction changed within a connection. Two changes are a round trip that one side waited for,
     /// unless both sides send at once, as with SSH's version lines.
-    pub fn turns(&self) -> u64 {
+    pub fn direction_changes(&self) -> u64 {
         self.shared.lock().turns
     }
 
     /// Direction of the last data received, over all connections.
-    pub fn last(&self) -> Option<Direction> {
+    pub fn last_direction(&self) -> Option<Direction> {
         self.shared.lock().last
     }
 }
@@ -291,7 +291,7 @@ impl Shared {
 }
 
 impl State {
-    fn lane(&mut self, direction: Direction) -> &mut Lane {
+    fn lane(&mut self, direction: Direction) -> &mut Pipe {
         let [to_server, to_client] = &mut self.lanes;
         match direction {
             Direction::ToServer => to_server,

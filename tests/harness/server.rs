@@ -25,7 +25,7 @@ use super::proxy::Proxy;
 use super::running::{Invocation, Output, with_system_shell};
 use super::scratch::Scratch;
 
-const WAIT_MAX: Duration = super::SOON;
+const WAIT_MAX: Duration = super::STEP_TIMEOUT;
 /// Below the kernel's range for outgoing connections, so that a port is still free after a stop.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 

@@ -152,7 +152,7 @@ impl Fixture {
     /// Waits up to two seconds for the keeper to hold a job's relay, which it opens once the job runs. Not every keeper
     /// has a session to spare for one.
     pub fn await_relay(&self, id: &str) {
-        if !self.rsig.keeper || self.way() != "channel" {
+        if !self.rsig.keeper || self.signal_route() != "channel" {
             return;
         }
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
@@ -191,7 +191,7 @@ impl Fixture {
     }
 
     /// How a signal reaches a job's group where the server may pass signals on.
-    pub fn way(&self) -> &'static str {
+    pub fn signal_route(&self) -> &'static str {
         // OpenSSH before 10 does not pass signals on for root.
         let honoured = matches!(self.site, Site::OpenSshUser | Site::DropbearRoot);
         if self.rsig.keeper && honoured {

@@ -15,19 +15,19 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use passing::Passing;
+use passing::RunStream;
 
 use crate::cmd::context::SharedContext;
 use crate::cmd::ephemeral::forget_read;
-use crate::cmd::start::{self, Flow};
+use crate::cmd::start::{self, JobStreams};
 use crate::connection::{HostConnection, Permits, Policy, PrivateConnection, ShellInput};
 use crate::error::{Failure, Kind, exit, no_thread, reason};
 use crate::host::Destination;
 use crate::job::{JobId, Record, State};
 use crate::remote::Sink;
-use crate::remote::look::Streams;
+use crate::remote::look::StreamSelection;
 use crate::remote::start::{Spool, Tether};
-use crate::remote::stream::{self, End, Loss, Positions, Runner as _};
+use crate::remote::stream::{self, JobEnd, OutputLoss, Positions, Runner as _};
 use crate::signal::SignalWord;
 
 /// A job to run.
@@ -44,11 +44,11 @@ pub struct Request {
 }
 
 /// The run's interface to its caller while the job runs.
-pub struct Outside {
+pub struct Surroundings {
     /// The job's input; `None`: /dev/null.
     pub input: Option<Box<dyn Read + Send>>,
     /// The channel for signals to the job. A `None` on it only wakes the receiver.
-    pub signals: (Sender<Option<Pass>>, Receiver<Option<Pass>>),
+    pub signals: (Sender<Option<PassedSignal>>, Receiver<Option<PassedSignal>>),
     /// Stops this process. Called once the job is stopped.
     pub stop: Box<dyn Fn() + Send + Sync>,
     /// Ends this process with a status, or gives up this run only.
@@ -59,7 +59,7 @@ pub struct Outside {
 
 /// A signal to pass on to the job.
 #[derive(Clone, Copy, Debug)]
-pub struct Pass {
+pub struct PassedSignal {
     pub signal: SignalWord,
     /// When the signal arrived: passing on the previous one may take long.
     pub at: Instant,
@@ -76,10 +76,10 @@ pub struct Pass {
 }
 
 /// How the job of a run ended.
-pub struct Ran {
+pub struct RunResult {
     pub record: Record,
     /// Why some of the output is missing, if any is.
-    pub loss: Option<Loss>,
+    pub loss: Option<OutputLoss>,
 }
 
 /// Maximum size of the input kept until the host has it, in bytes.
@@ -103,9 +103,9 @@ const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Durat
 pub fn run(
     context: &SharedContext,
     request: Request,
-    outside: Outside,
+    outside: Surroundings,
     sink: &mut Sink<'_>,
-) -> Result<Ran, Failure> {
+) -> Result<RunResult, Failure> {
     let destination = request.spawn.destination.clone();
     let policy = Policy {
         starts: true,
@@ -119,13 +119,13 @@ pub fn run(
         input: outside.input.is_some(),
         limit: request.backlog,
     };
-    let held = Held {
+    let held = RunContext {
         destination: &destination,
         policy: &policy,
         heartbeat: tether
             .as_ref()
             .filter(|_| !destination.is_plain_local())
-            .map(|tether| (tether.patience / 4).min(HEARTBEAT_INTERVAL_MAX)),
+            .map(|tether| (tether.timeout / 4).min(HEARTBEAT_INTERVAL_MAX)),
         patience: request.tether.map(|tether| tether + CONNECT_MAX),
         grace: request.grace,
         note: outside.note,
@@ -142,7 +142,7 @@ pub fn run(
     std::thread::scope(|scope| {
         let (held, signals) = (&held, outside.signals.1);
         // Makes the threads end on every way out of this scope.
-        let _over = Over(held);
+        let _over = EndGuard(held);
         std::thread::Builder::new()
             .spawn_scoped(scope, move || held.pass_signals(&signals))
             .map_err(|error| no_thread(&error))?;
@@ -152,13 +152,13 @@ pub fn run(
         }
         connection.connect()?;
         if !held.set_phase(Phase::Asked(connection.share())) {
-            return Err(given_up());
+            return Err(interrupted_start());
         }
-        let (spawned, flow) = start::in_foreground(context, &connection, &order, &|id| {
+        let (spawned, flow) = start::spawn_foreground(context, &connection, &order, &|id| {
             let mut shared = held.shared();
             shared.asked = Some(id.clone());
             if shared.given_up {
-                return Err(given_up());
+                return Err(interrupted_start());
             }
             Ok(())
         })?;
@@ -168,14 +168,15 @@ pub fn run(
         let mut record = spawned.record;
         if !held.set_phase(Phase::Runs(Box::new(record.clone()))) {
             held.end_job(&record);
-            return Err(given_up());
+            return Err(interrupted_start());
         }
         let fed = outside
             .input
             .map(|input| read_ahead(input, Arc::clone(&held.changed)))
             .transpose()
             .and_then(|pieces| {
-                std::thread::Builder::new().spawn_scoped(scope, move || held.feed(pieces.as_ref()))
+                std::thread::Builder::new()
+                    .spawn_scoped(scope, move || held.send_pending(pieces.as_ref()))
             });
         if let Err(error) = fed {
             held.end_job(&record);
@@ -192,7 +193,7 @@ pub fn run(
         if forgotten {
             store.remove(&record);
         }
-        Ok(Ran {
+        Ok(RunResult {
             record,
             loss: end.loss,
         })
@@ -200,7 +201,7 @@ pub fn run(
 }
 
 /// The failure of a run that a signal ended before its job started. It is never shown.
-fn given_up() -> Failure {
+fn interrupted_start() -> Failure {
     Failure::new(Kind::Failed, "given up")
 }
 
@@ -212,7 +213,7 @@ fn tether(destination: &Destination, patience: Duration) -> Result<Tether, Failu
         Ok((pid, birth(pid)?))
     });
     Ok(Tether {
-        patience,
+        timeout: patience,
         holder: holder.transpose()?,
     })
 }
@@ -251,7 +252,7 @@ enum Phase<'a> {
 }
 
 /// What the threads of a run share.
-struct Held<'a> {
+struct RunContext<'a> {
     destination: &'a Destination,
     policy: &'a Policy,
     heartbeat: Option<Duration>,
@@ -262,7 +263,7 @@ struct Held<'a> {
     stop: Box<dyn Fn() + Send + Sync>,
     exit: Box<dyn Fn(u8) + Send + Sync>,
     /// Wakes the thread that passes on signals.
-    wake: Sender<Option<Pass>>,
+    wake: Sender<Option<PassedSignal>>,
     shared: Mutex<Shared<'a>>,
     changed: Arc<Condvar>,
 }
@@ -309,13 +310,13 @@ impl Shared<'_> {
             .room_asked
             .is_none_or(|then| then.elapsed() >= ROOM_INTERVAL);
         let Some(sent) = self.sent else {
-            return self.room_asked.is_none().then(|| self.ask_room());
+            return self.room_asked.is_none().then(|| self.request_room());
         };
         let ahead = usize::try_from(sent.saturating_sub(self.has)).unwrap_or(usize::MAX);
         let unsent = self.kept.len().saturating_sub(ahead);
         let room = usize::try_from((self.has + self.room).saturating_sub(sent)).unwrap_or(0);
         match unsent.min(room).min(PIECE_MAX) {
-            0 if unsent > 0 => asks.then(|| self.ask_room()),
+            0 if unsent > 0 => asks.then(|| self.request_room()),
             0 if self.has_all_input => {
                 self.told = true;
                 Some(stream::end_of_input(sent))
@@ -340,16 +341,16 @@ impl Shared<'_> {
         }
     }
 
-    fn ask_room(&mut self) -> Vec<u8> {
+    fn request_room(&mut self) -> Vec<u8> {
         self.room_asked = Some(Instant::now());
         stream::ROOM.to_vec()
     }
 }
 
 /// Tells the threads of a run that it is over, when dropped.
-struct Over<'a, 'b>(&'a Held<'b>);
+struct EndGuard<'a, 'b>(&'a RunContext<'b>);
 
-impl Drop for Over<'_, '_> {
+impl Drop for EndGuard<'_, '_> {
     fn drop(&mut self) {
         let mut shared = self.0.shared();
         shared.over = true;
@@ -361,7 +362,7 @@ impl Drop for Over<'_, '_> {
     }
 }
 
-impl<'a> Held<'a> {
+impl<'a> RunContext<'a> {
     fn shared(&self) -> MutexGuard<'_, Shared<'a>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -379,15 +380,15 @@ impl<'a> Held<'a> {
         &self,
         record: &Record,
         mut connection: HostConnection<'a>,
-        mut flow: Option<Flow>,
+        mut flow: Option<JobStreams>,
         sink: &mut Sink<'_>,
-    ) -> Result<(End, bool), Failure> {
+    ) -> Result<(JobEnd, bool), Failure> {
         let (host, place) = (connection.host(), record.job_dir());
         let mut pause = RECONNECT_PAUSE.0;
         loop {
             self.shared().connection = Some(connection.share());
             let private = PrivateConnection::prepare(&connection);
-            let mut passing = Passing {
+            let mut passing = RunStream {
                 held: self,
                 sink,
                 private: private.as_ref(),
@@ -397,7 +398,7 @@ impl<'a> Held<'a> {
                 moved: 0,
             };
             let result = match flow.take() {
-                Some(Flow {
+                Some(JobStreams {
                     mut shell,
                     mut hearing,
                 }) => shell
@@ -405,7 +406,7 @@ impl<'a> Held<'a> {
                     .map_err(|error| broken(&host, &error))
                     .and_then(|input| {
                         passing.input = Some(Arc::new(input));
-                        stream::go_on(&host, shell.as_mut(), &mut hearing, &mut passing)
+                        stream::follow_started(&host, shell.as_mut(), &mut hearing, &mut passing)
                     }),
                 None => connection.shell().and_then(|mut shell| {
                     let input = shell.input().map_err(|error| broken(&host, &error))?;
@@ -419,7 +420,7 @@ impl<'a> Held<'a> {
             match result {
                 Ok(Some(end)) => {
                     let forgotten =
-                        forgotten || passing.forgets(&end) && forget(&mut connection, record);
+                        forgotten || passing.may_forget(&end) && forget(&mut connection, record);
                     return Ok((end, forgotten));
                 }
                 Ok(None) => {
@@ -449,14 +450,14 @@ impl<'a> Held<'a> {
             Some(patience) => patience.saturating_sub(begun.elapsed()),
             None => Duration::MAX,
         };
-        connection.hang_up();
+        connection.close();
         crate::connection::keep_trying(left, || connection.connect())?;
         (self.note)(&format!("{}: connected again", self.destination));
         Ok(())
     }
 
     /// Sends messages to the script: acknowledgements of delivered output, and the input.
-    fn feed(&self, pieces: Option<&Receiver<Vec<u8>>>) {
+    fn send_pending(&self, pieces: Option<&Receiver<Vec<u8>>>) {
         let mut shared = self.shared();
         while !shared.over {
             if let Some(pieces) = pieces {
@@ -495,7 +496,7 @@ impl<'a> Held<'a> {
 }
 /// Makes the host forget the job, all of whose output has been passed on.
 fn forget(connection: &mut HostConnection<'_>, record: &Record) -> bool {
-    let read = Streams {
+    let read = StreamSelection {
         out: true,
         err: true,
     };
@@ -531,7 +532,7 @@ fn read_ahead(
 
 /// The exit status of a run: 124 if the job reached its time limit, else the job's own, but 125 instead of 0 if output
 /// was lost.
-pub fn status(ran: &Ran) -> Option<u8> {
+pub fn status(ran: &RunResult) -> Option<u8> {
     if ran.record.timed_out {
         return Some(exit::TIMED_OUT);
     }

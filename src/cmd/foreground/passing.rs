@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ACK_EVERY, Held, Phase};
+use super::{ACK_EVERY, Phase, RunContext};
 use crate::connection::{PrivateConnection, ShellInput};
 use crate::error::Failure;
 use crate::job::{EndedBy, State};
-use crate::remote::stream::{End, Runner};
+use crate::remote::stream::{JobEnd, Runner};
 use crate::remote::{Sink, Stream};
 
 /// The streams of a run, over one shell.
-pub(super) struct Passing<'s, 'h, 'a, 'k> {
-    pub(super) held: &'h Held<'a>,
+pub(super) struct RunStream<'s, 'h, 'a, 'k> {
+    pub(super) held: &'h RunContext<'a>,
     pub(super) sink: &'s mut Sink<'k>,
     pub(super) private: Option<&'s PrivateConnection>,
     /// The input of the script that passes the streams on.
@@ -23,13 +23,13 @@ pub(super) struct Passing<'s, 'h, 'a, 'k> {
     pub(super) moved: u64,
 }
 
-impl Runner for Passing<'_, '_, '_, '_> {
+impl Runner for RunStream<'_, '_, '_, '_> {
     fn begun(&mut self) {
         let Some(input) = self.input.clone() else {
             return;
         };
         if let Some(every) = self.held.heartbeat {
-            input.beat(every);
+            input.start_heartbeat(every);
         }
         let mut shared = self.held.shared();
         (shared.input, shared.sent, shared.room_asked, shared.told) =
@@ -42,7 +42,7 @@ impl Runner for Passing<'_, '_, '_, '_> {
         (self.sink)(stream, bytes)?;
         self.moved += bytes.len() as u64;
         if let Some(private) = self.private {
-            private.carried(self.moved);
+            private.count_bytes(self.moved);
         }
         let mut shared = self.held.shared();
         match stream {
@@ -98,7 +98,7 @@ impl Runner for Passing<'_, '_, '_, '_> {
         self.private.is_some_and(PrivateConnection::is_ready)
     }
 
-    fn forgets(&mut self, end: &End) -> bool {
+    fn may_forget(&mut self, end: &JobEnd) -> bool {
         // A job that was ended by its tether is kept, so that its user can find out what happened.
         let is_over = end.state == State::Exited && end.ended_by != Some(EndedBy::Tether);
         self.forgotten = self.forgets && is_over;

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use super::{Pass, Ran};
+use super::{PassedSignal, RunResult};
 use crate::cmd::wait;
 use crate::error::{Failure, Kind, exit, no_thread, reason};
 use crate::job::EndedBy;
-use crate::remote::stream::Loss;
+use crate::remote::stream::OutputLoss;
 use crate::signal::SignalWord;
 use crate::sys;
 use crate::terminal::warn;
 
 /// Passes the signals of this process to `pass_on` until that returns false. Signals that were ignored at the start
 /// stay ignored: HUP under nohup, and those that a shell without job control makes its background jobs ignore.
-pub fn signals(pass_on: impl Fn(Pass) -> bool + Send + 'static) -> Result<(), Failure> {
+pub fn signals(pass_on: impl Fn(PassedSignal) -> bool + Send + 'static) -> Result<(), Failure> {
     let known = [
         (SIGINT, "INT"),
         (SIGTERM, "TERM"),
@@ -44,7 +44,7 @@ pub fn signals(pass_on: impl Fn(Pass) -> bool + Send + 'static) -> Result<(), Fa
                 continue;
             };
             let ends = [SIGINT, SIGTERM, SIGHUP].contains(&number);
-            let pass = Pass {
+            let pass = PassedSignal {
                 signal,
                 at: Instant::now(),
                 status: u8::try_from(128 + number).unwrap_or(exit::FAILED),
@@ -69,13 +69,13 @@ pub fn stop() {
 }
 
 /// The exit status for a job that was run. Warns of lost output, and if the tether ended the job.
-pub fn status(ran: &Ran, tether: Option<Duration>) -> Result<u8, Failure> {
+pub fn status(ran: &RunResult, tether: Option<Duration>) -> Result<u8, Failure> {
     let label = ran.record.label();
     match ran.loss {
-        Some(Loss::DiskFull) => warn(&format!(
+        Some(OutputLoss::DiskFull) => warn(&format!(
             "{label}: the disk there was full, and some of the output is lost"
         )),
-        Some(Loss::WriterKilled) => warn(&format!(
+        Some(OutputLoss::WriterKilled) => warn(&format!(
             "{label}: the dd that writes its output there was killed; some of the output may be lost"
         )),
         None => {}

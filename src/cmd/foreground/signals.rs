@@ -3,14 +3,14 @@
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use super::{CONNECT_MAX, Held, Pass, Phase, Shared};
+use super::{CONNECT_MAX, PassedSignal, Phase, RunContext, Shared};
 use crate::cmd::interrupt::give_up;
 use crate::connection::HostConnection;
-use crate::delivery::{self, SignalRequest, Ways};
+use crate::delivery::{self, SignalRequest, ViaPolicy};
 use crate::error::Kind;
 use crate::job::{Record, Target};
 use crate::signal::{Os, SignalWord};
-use crate::state::{Signalled, Store};
+use crate::state::{SignalEntry, Store};
 
 /// Maximum wait until another process sends the heartbeats, before this process stops itself.
 const HANDOVER_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ const INTERRUPTS_MAX: u32 = 3;
 /// Longest sleep of the thread for signals, which is woken by each signal and by the end of the run.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
-impl<'a> Held<'a> {
+impl<'a> RunContext<'a> {
     /// Stops this process. It sends no heartbeats while stopped, so this first waits until another process does.
     pub(super) fn stop(&self) {
         if self.heartbeat.is_some() {
@@ -38,7 +38,7 @@ impl<'a> Held<'a> {
 
     /// Passes the user's signals to the job. After a signal that asks the job to end, makes sure that the job and this
     /// process do end.
-    pub(super) fn pass_signals(&self, signals: &Receiver<Option<Pass>>) {
+    pub(super) fn pass_signals(&self, signals: &Receiver<Option<PassedSignal>>) {
         let (mut kill_at, mut give_up): (Option<Instant>, Option<(Instant, u8)>) = (None, None);
         let (mut interrupts, mut last) = (0, None::<Instant>);
         while !self.shared().over {
@@ -152,16 +152,16 @@ impl<'a> Held<'a> {
             then,
             target,
             wake,
-            ways: Ways::Pid,
+            ways: ViaPolicy::Pid,
         };
         delivery::deliver(&mut connection, vec![order], wait, &mut |outcome| {
             let sent = [
-                Some(Signalled {
+                Some(SignalEntry {
                     signal,
                     sent: outcome.sent,
                 }),
                 then.zip(outcome.then)
-                    .map(|(signal, sent)| Signalled { signal, sent }),
+                    .map(|(signal, sent)| SignalEntry { signal, sent }),
             ];
             if let Ok(mut store) = Store::open(self.note) {
                 store.signalled(&outcome.record, target, sent.into_iter().flatten());

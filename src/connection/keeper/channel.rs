@@ -12,7 +12,7 @@ use memchr::memmem;
 use nix::poll::PollFd;
 
 use super::relay::{ClientId, Relay};
-use super::transport::{Carrier, Transport};
+use super::transport::{ShellTransport, Transport};
 use crate::connection::local::READY;
 
 pub type ChannelId = u64;
@@ -68,7 +68,7 @@ pub enum Stage {
 
 /// A channel and its shell, or a child process in its place.
 pub struct ShellChannel {
-    carrier: Option<Carrier>,
+    carrier: Option<ShellTransport>,
     /// The command line that the login shell is asked to run.
     command: Arc<str>,
     window: u32,
@@ -85,7 +85,7 @@ pub struct ShellChannel {
     /// The command that has checked it out.
     pub client: Option<ClientId>,
     /// When it was checked out. Cleared when its script has ended.
-    pub given: Option<Instant>,
+    pub checked_out_at: Option<Instant>,
     /// What the shell prints when it is ready for another script.
     done: Option<Vec<u8>>,
     /// The current script is the shell's last.
@@ -94,7 +94,7 @@ pub struct ShellChannel {
     tail: Vec<u8>,
     /// What the shell printed before its first use, for the first command: a login may print why it gives no shell.
     /// True marks standard error.
-    noise: Vec<(bool, Vec<u8>)>,
+    early_output: Vec<(bool, Vec<u8>)>,
     /// It has started, or answered a probe, since it was last checked out.
     pub is_proven: bool,
     /// Deadline to be ready again, to answer a probe, or to have ended.
@@ -124,11 +124,11 @@ impl ShellChannel {
             closing_input: false,
             input_closed: false,
             client: None,
-            given: None,
+            checked_out_at: None,
             done: None,
             is_last: false,
             tail: Vec::new(),
-            noise: Vec::new(),
+            early_output: Vec::new(),
             is_proven: false,
             due: None,
             scripts: 0,
@@ -150,7 +150,7 @@ impl ShellChannel {
     }
 
     /// Whether its shell is running.
-    pub fn is_there(&self) -> bool {
+    pub fn is_running(&self) -> bool {
         matches!(self.stage, Stage::Open | Stage::Draining)
     }
 
@@ -170,7 +170,7 @@ impl ShellChannel {
     }
 
     /// Closes the input of a process. Returns whether the process has exited.
-    pub fn has_left(&mut self) -> bool {
+    pub fn close_and_check_exit(&mut self) -> bool {
         self.carrier.as_mut().is_none_or(|carrier| {
             // Closing the input of a process never fails.
             let _ = carrier.send_eof();
@@ -194,7 +194,7 @@ impl ShellChannel {
     }
 
     /// Whether it failed before it could be used.
-    pub fn was_useless(&self) -> bool {
+    pub fn failed_before_use(&self) -> bool {
         self.is_free() && self.scripts == 0 && self.opened.elapsed() < USELESS_MAX
     }
 
@@ -222,21 +222,21 @@ impl ShellChannel {
     }
 
     /// Keeps the beginning of what the shell prints before its first use.
-    pub fn keep_noise(&mut self, error_stream: bool, bytes: &[u8]) {
-        let kept: usize = self.noise.iter().map(|(_, bytes)| bytes.len()).sum();
+    pub fn buffer_noise(&mut self, error_stream: bool, bytes: &[u8]) {
+        let kept: usize = self.early_output.iter().map(|(_, bytes)| bytes.len()).sum();
         let room = NOISE_MAX.saturating_sub(kept).min(bytes.len());
         if self.scripts == 0 && room > 0 {
             let bytes = bytes.get(..room).unwrap_or_default().to_vec();
-            self.noise.push((error_stream, bytes));
+            self.early_output.push((error_stream, bytes));
         }
     }
 
     pub fn take_noise(&mut self) -> Vec<(bool, Vec<u8>)> {
-        std::mem::take(&mut self.noise)
+        std::mem::take(&mut self.early_output)
     }
 
     /// Looks for the end of the script in the shell's output.
-    pub fn hear(&mut self, bytes: &[u8]) {
+    pub fn scan_output(&mut self, bytes: &[u8]) {
         let Some(done) = &self.done else { return };
         if self.tail.is_empty() && memchr::memchr(b'\x01', bytes).is_none() {
             return;
@@ -247,14 +247,14 @@ impl ShellChannel {
             self.tail.drain(..excess);
             return;
         }
-        (self.done, self.due, self.given) = (None, None, None);
+        (self.done, self.due, self.checked_out_at) = (None, None, None);
         self.tail.clear();
         self.scripts += 1;
         self.idle_since = Instant::now();
     }
 
     /// Whether it is a relay that no command uses any more: it ends only when its job does.
-    pub fn is_relay_alone(&self) -> bool {
+    pub fn is_unattended_relay(&self) -> bool {
         self.relay.is_some() && self.client.is_none()
     }
 
@@ -263,7 +263,9 @@ impl ShellChannel {
     pub fn is_about_to_end(&self, short: Duration) -> bool {
         let working = self.relay.is_none()
             && self.done.is_none()
-            && self.given.is_some_and(|given| given.elapsed() < short);
+            && self
+                .checked_out_at
+                .is_some_and(|given| given.elapsed() < short);
         working || matches!(self.stage, Stage::Draining | Stage::Closing)
     }
 
@@ -280,7 +282,7 @@ impl ShellChannel {
     }
 
     /// Number of bytes queued for the shell.
-    pub fn waiting(&self) -> usize {
+    pub fn queued_bytes(&self) -> usize {
         self.input.iter().map(Vec::len).sum()
     }
 
@@ -299,7 +301,7 @@ impl ShellChannel {
     }
 
     /// The calls to make now, in this order. `listen`: output that is read can be passed on.
-    pub fn to_do(&self, listen: bool) -> Vec<Op> {
+    pub fn next_ops(&self, listen: bool) -> Vec<Op> {
         let mut ops = Vec::new();
         match self.stage {
             Stage::Opening if self.carrier.is_some() => return vec![Op::SetEnv],
@@ -324,20 +326,22 @@ impl ShellChannel {
 
     /// Whether the library has received bytes of this channel that were not read yet.
     pub fn has_bytes(&self) -> bool {
-        self.carrier.as_ref().is_some_and(Carrier::has_bytes)
+        self.carrier.as_ref().is_some_and(ShellTransport::has_bytes)
     }
 
     /// Receives what has arrived for all channels of the connection, and continues a key exchange.
-    pub fn take_in(&self) -> io::Result<()> {
-        self.carrier.iter().try_for_each(Carrier::take_in)
+    pub fn receive_all(&self) -> io::Result<()> {
+        self.carrier
+            .iter()
+            .try_for_each(ShellTransport::receive_all)
     }
 
-    /// Whether the library has received bytes that can be read now. `listen` as in [`ShellChannel::to_do`].
+    /// Whether the library has received bytes that can be read now. `listen` as in [`ShellChannel::next_ops`].
     pub fn has_more(&self, listen: bool) -> bool {
-        self.to_do(listen).contains(&Op::Read(false)) && self.has_bytes()
+        self.next_ops(listen).contains(&Op::Read(false)) && self.has_bytes()
     }
 
-    /// What to poll for it in addition to the connection. `listen` as in [`ShellChannel::to_do`].
+    /// What to poll for it in addition to the connection. `listen` as in [`ShellChannel::next_ops`].
     pub fn fds(&self, listen: bool) -> impl Iterator<Item = PollFd<'_>> {
         let reads = listen || self.stage != Stage::Open;
         let writes = !self.input.is_empty();
@@ -426,7 +430,7 @@ impl ShellChannel {
     /// Whether all output was read up to end of file. Then the channel can be closed.
     pub fn has_ended(&self) -> bool {
         matches!(self.stage, Stage::Open | Stage::Draining)
-            && self.carrier.as_ref().is_some_and(Carrier::at_end)
+            && self.carrier.as_ref().is_some_and(ShellTransport::at_end)
     }
 
     /// Starts to close the channel, which must have ended.

@@ -58,10 +58,10 @@ impl KeeperClient {
             jobs: Vec::new(),
             connect_timeout: Duration::ZERO,
         };
-        client.say(&Request::Hello {
+        client.send(&Request::Hello {
             version: VERSION.to_owned(),
         })?;
-        match client.hear(Instant::now() + GREETING_MAX) {
+        match client.receive(Instant::now() + GREETING_MAX) {
             Ok(Frame::Message(Reply::Hello {
                 version,
                 jobs,
@@ -88,12 +88,12 @@ impl KeeperClient {
     }
 
     /// Sends a request.
-    pub fn say(&mut self, request: &Request) -> io::Result<()> {
+    pub fn send(&mut self, request: &Request) -> io::Result<()> {
         self.stream.write_all(&protocol::message(request))
     }
 
     /// Returns the next frame, or `TimedOut` if none has arrived by `until`.
-    pub fn hear(&mut self, until: Instant) -> io::Result<Frame<Reply>> {
+    pub fn receive(&mut self, until: Instant) -> io::Result<Frame<Reply>> {
         if let Some(frame) = protocol::take(&mut self.input)? {
             return Ok(frame);
         }
@@ -116,10 +116,10 @@ pub fn status(socket: &std::path::Path) -> Option<Status> {
 /// Ends the keeper at a socket, and waits until it has closed the connection.
 pub fn stop(socket: &std::path::Path) -> io::Result<()> {
     let mut client = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
-    client.say(&Request::Stop)?;
+    client.send(&Request::Stop)?;
     let until = Instant::now() + GREETING_MAX;
     loop {
-        match client.hear(until) {
+        match client.receive(until) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::TimedOut => return Err(error),
             Err(_) => return Ok(()),
@@ -129,24 +129,24 @@ pub fn stop(socket: &std::path::Path) -> io::Result<()> {
 
 fn ask(socket: &std::path::Path, request: &Request) -> io::Result<Status> {
     let mut client = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
-    client.say(request)?;
-    match client.hear(Instant::now() + GREETING_MAX)? {
+    client.send(request)?;
+    match client.receive(Instant::now() + GREETING_MAX)? {
         Frame::Message(Reply::Status(status)) => Ok(status),
         _ => Err(ErrorKind::InvalidData.into()),
     }
 }
 
 impl Relays for KeeperClient {
-    fn holds(&self, job: &JobId) -> bool {
+    fn may_hold_relay(&self, job: &JobId) -> bool {
         self.jobs.iter().any(|held| held == job.as_str())
     }
 
-    fn part(&mut self) -> Vec<Reply> {
+    fn finish(&mut self) -> Vec<Reply> {
         // Once the keeper has closed its side, it sends no more signals for this command.
         drop(self.stream.shutdown(std::net::Shutdown::Write));
         let until = Instant::now() + CLOSE_WAIT_MAX;
         let mut replies = Vec::new();
-        while let Ok(frame) = self.hear(until) {
+        while let Ok(frame) = self.receive(until) {
             if let Frame::Message(reply) = frame {
                 replies.push(reply);
             }
@@ -155,20 +155,20 @@ impl Relays for KeeperClient {
     }
 
     fn signal(&mut self, job: &JobId, name: &str) -> io::Result<()> {
-        self.say(&Request::Signal {
+        self.send(&Request::Signal {
             job: job.to_string(),
             name: name.to_owned(),
         })
     }
 
     fn watch(&mut self, job: &JobId) -> io::Result<()> {
-        self.say(&Request::Watch {
+        self.send(&Request::Watch {
             job: job.to_string(),
         })
     }
 
     fn next(&mut self, until: Instant) -> io::Result<Reply> {
-        match self.hear(until)? {
+        match self.receive(until)? {
             Frame::Message(reply) => Ok(reply),
             _ => Err(ErrorKind::InvalidData.into()),
         }

@@ -15,22 +15,22 @@ pub struct Client {
     pub(super) input: Vec<u8>,
     pub(super) output: VecDeque<u8>,
     pub(super) greeted: bool,
-    pub(super) since: Instant,
+    pub(super) connected_at: Instant,
     /// The channel it has checked out.
     pub(super) channel: Option<ChannelId>,
     /// Since when it has been waiting for a channel.
-    pub(super) waits: Option<Instant>,
+    pub(super) waiting_since: Option<Instant>,
     /// It was told that another command is waiting for a shell.
-    pub(super) told_wanted: bool,
+    pub(super) was_told_wanted: bool,
     /// Interval between its shell's heartbeats (empty lines), and when the next one is due.
-    pub(super) beat: Option<(Duration, Instant)>,
+    pub(super) heartbeat: Option<(Duration, Instant)>,
     /// No more output follows: it is disconnected once `output` is sent.
-    pub(super) done: bool,
+    pub(super) is_closing: bool,
 }
 
 impl Client {
     /// Whether its end of the socket is still open, as far as a peek can tell.
-    pub(super) fn is_there(&self) -> bool {
+    pub(super) fn is_connected(&self) -> bool {
         use nix::sys::socket::{MsgFlags, recv};
         let peeked = recv(
             self.stream.as_raw_fd(),
@@ -41,7 +41,7 @@ impl Client {
     }
 
     /// Forwards a shell's output. What the socket takes at once is not copied.
-    pub(super) fn pass_on(&mut self, error_stream: bool, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn forward(&mut self, error_stream: bool, bytes: &[u8]) -> io::Result<()> {
         for content in bytes.chunks(FRAME_MAX) {
             let head = protocol::head_of_bytes(error_stream, content);
             let written = if self.output.is_empty() {

@@ -62,7 +62,10 @@ fn find_or_start(
         match ssh::ask(destination) {
             Ok((answer, sources)) => {
                 let send = ssh::send_patterns(destination, &answer);
-                (known.learn(answer.digest(), send, sources), Some(answer))
+                (
+                    known.record_configuration(answer.digest(), send, sources),
+                    Some(answer),
+                )
             }
             Err(failure) => {
                 let message = format!("{destination}: {}", failure.message);
@@ -374,12 +377,12 @@ impl KeeperConnection {
     }
 
     /// Leaves a script with the shared keeper, which runs it when it can, even if this command has ended by then.
-    pub fn leave_script(&self, script: String) {
+    pub fn queue_script(&self, script: String) {
         if self.is_shared()
             && let Ok(Some(mut client)) = KeeperClient::open(&self.place.socket)
         {
             // If this fails, the keeper is gone and can't run the script.
-            drop(client.say(&Request::Cancel { script }));
+            drop(client.send(&Request::Cancel { script }));
         }
     }
 

@@ -145,7 +145,7 @@ impl Harness {
             now: Instant::now(),
         };
         let mut channel = ShellChannel::new("exec /bin/sh -s".into(), 1 << 18, b"");
-        let relay = Relay::new(JOB.into(), WORD.into(), Trust::Hoped, harness.now);
+        let relay = Relay::new(JOB.into(), WORD.into(), Trust::Assumed, harness.now);
         (channel.relay, channel.stage) = (Some(relay), Stage::Open);
         harness.keeper.channels.insert(1, channel);
         harness.keeper.next_id = 1;
@@ -165,12 +165,12 @@ impl Harness {
             input: Vec::new(),
             output: VecDeque::new(),
             greeted: false,
-            since: self.now,
+            connected_at: self.now,
             channel: None,
-            waits: None,
-            told_wanted: false,
-            beat: None,
-            done: false,
+            waiting_since: None,
+            was_told_wanted: false,
+            heartbeat: None,
+            is_closing: false,
         };
         self.keeper.clients.insert(id, client);
         let hello = protocol::message(&Request::Hello {
@@ -203,12 +203,12 @@ impl Harness {
             6 if self.commands.len() < COMMANDS_MAX => self.greet(),
             _ => {
                 if let Some((id, ..)) = self.commands.get(command) {
-                    self.keeper.dismiss(*id);
+                    self.keeper.drop_client(*id);
                 }
             }
         }
         for id in self.keeper.clients.keys().copied().collect::<Vec<_>>() {
-            self.keeper.serve(id, self.now);
+            self.keeper.serve_client(id, self.now);
         }
         self.read_replies();
     }
@@ -221,12 +221,12 @@ impl Harness {
         let Some(channel) = self.keeper.channels.get_mut(id) else {
             return;
         };
-        channel.hear(bytes);
-        channel.keep_noise(whom & 0x80 != 0, bytes);
+        channel.scan_output(bytes);
+        channel.buffer_noise(whom & 0x80 != 0, bytes);
         let actions = channel
             .relay
             .as_mut()
-            .map(|relay| relay.hear(bytes, self.now));
+            .map(|relay| relay.receive(bytes, self.now));
         self.keeper.act(*id, actions.unwrap_or_default());
     }
 
@@ -263,7 +263,7 @@ impl Harness {
     fn end(mut self) {
         let status = self.keeper.status();
         drop(protocol::message(&Reply::Status(status)));
-        self.keeper.break_off("it broke");
+        self.keeper.fail_clients("it broke");
         for client in self.keeper.clients.values_mut() {
             drop(client.flush());
         }

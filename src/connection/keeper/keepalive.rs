@@ -13,16 +13,16 @@ pub enum Urgency {
     /// A command waits for a job's end, which may be far off.
     Watched,
     /// A command waits for a reply.
-    Waited,
+    Awaited,
 }
 
 /// What to do about a silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
     /// Nothing yet.
-    Fine,
+    Ok,
     /// Send a keepalive.
-    Ask,
+    SendKeepalive,
     /// The server is gone.
     Dead,
 }
@@ -62,12 +62,12 @@ impl Keepalive {
     }
 
     /// Records that something was received.
-    pub fn hear(&mut self, now: Instant) {
+    pub fn record_contact(&mut self, now: Instant) {
         (self.heard, self.unanswered, self.doubted) = (now, None, None);
     }
 
     /// Records that a keepalive was sent.
-    pub fn ask(&mut self, now: Instant) {
+    pub fn record_sent(&mut self, now: Instant) {
         self.asked = Some(now);
         self.unanswered.get_or_insert(now);
     }
@@ -80,7 +80,7 @@ impl Keepalive {
     /// The silence after which a keepalive is sent, and the maximum wait for its reply.
     fn timeouts(&self, urgency: Urgency) -> (Duration, Duration) {
         match urgency {
-            Urgency::Waited => (Duration::from_secs(3), Duration::from_secs(6)),
+            Urgency::Awaited => (Duration::from_secs(3), Duration::from_secs(6)),
             Urgency::Watched => (Duration::from_secs(10), Duration::from_secs(15)),
             Urgency::Idle => (self.idle_interval, self.idle_interval * 2),
         }
@@ -93,7 +93,7 @@ impl Keepalive {
             self.doubted = Some(now);
             // A keepalive from before the sleep proves nothing.
             self.unanswered = None;
-            return Liveness::Ask;
+            return Liveness::SendKeepalive;
         }
         if urgency > self.urgency {
             // A keepalive sent at a lower urgency had more time for its reply, so another one is sent before the
@@ -111,12 +111,12 @@ impl Keepalive {
             return Liveness::Dead;
         }
         if since(self.heard) >= silence && self.asked.is_none_or(|then| since(then) >= silence) {
-            return Liveness::Ask;
+            return Liveness::SendKeepalive;
         }
-        Liveness::Fine
+        Liveness::Ok
     }
 
-    /// When [`Keepalive::check`] may next return something other than [`Liveness::Fine`].
+    /// When [`Keepalive::check`] may next return something other than [`Liveness::Ok`].
     pub fn next(&self, urgency: Urgency) -> Instant {
         let (silence, answer) = self.timeouts(urgency);
         let ask = self.asked.map_or(self.heard, |asked| asked.max(self.heard)) + silence;
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn silence_is_asked_about_and_then_believed() {
         for (urgency, ask, dead) in [
-            (Urgency::Waited, 3, 9),
+            (Urgency::Awaited, 3, 9),
             (Urgency::Watched, 10, 25),
             (Urgency::Idle, 60, 180),
         ] {
@@ -165,9 +165,9 @@ mod tests {
             let end = (0..400).find(|second| {
                 let now = start + seconds(*second);
                 match keepalive.check(now, seconds(5), urgency) {
-                    Liveness::Ask => {
+                    Liveness::SendKeepalive => {
                         asked.get_or_insert(*second);
-                        keepalive.ask(now);
+                        keepalive.record_sent(now);
                         false
                     }
                     verdict => verdict == Liveness::Dead,
@@ -183,45 +183,48 @@ mod tests {
         let mut keepalive = Keepalive::new(seconds(60), start, seconds(0));
         let now = start + seconds(50);
         assert_eq!(
-            keepalive.check(now, seconds(0), Urgency::Waited),
-            Liveness::Ask
+            keepalive.check(now, seconds(0), Urgency::Awaited),
+            Liveness::SendKeepalive
         );
-        keepalive.ask(now);
+        keepalive.record_sent(now);
         assert_eq!(
-            keepalive.check(now + seconds(1), seconds(0), Urgency::Waited),
-            Liveness::Fine
+            keepalive.check(now + seconds(1), seconds(0), Urgency::Awaited),
+            Liveness::Ok
         );
-        keepalive.hear(now + seconds(2));
+        keepalive.record_contact(now + seconds(2));
         assert_eq!(
-            keepalive.check(now + seconds(3), seconds(0), Urgency::Waited),
-            Liveness::Fine
+            keepalive.check(now + seconds(3), seconds(0), Urgency::Awaited),
+            Liveness::Ok
         );
     }
 
     #[test]
     fn a_question_of_quieter_times_is_asked_anew() {
         for (before, after, answer) in [
-            (Urgency::Idle, Urgency::Waited, 6),
+            (Urgency::Idle, Urgency::Awaited, 6),
             (Urgency::Idle, Urgency::Watched, 15),
-            (Urgency::Watched, Urgency::Waited, 6),
+            (Urgency::Watched, Urgency::Awaited, 6),
         ] {
             let start = Instant::now();
             let mut keepalive = Keepalive::new(seconds(10), start, seconds(0));
             let asked = start + seconds(10);
-            assert_eq!(keepalive.check(asked, seconds(0), before), Liveness::Ask);
-            keepalive.ask(asked);
+            assert_eq!(
+                keepalive.check(asked, seconds(0), before),
+                Liveness::SendKeepalive
+            );
+            keepalive.record_sent(asked);
             let now = asked + seconds(9);
             assert_eq!(
                 keepalive.check(now, seconds(0), before),
-                Liveness::Fine,
+                Liveness::Ok,
                 "{before:?}"
             );
             assert_eq!(
                 keepalive.check(now, seconds(0), after),
-                Liveness::Ask,
+                Liveness::SendKeepalive,
                 "{before:?} {after:?}"
             );
-            keepalive.ask(now);
+            keepalive.record_sent(now);
             assert_ne!(
                 keepalive.check(now + seconds(answer - 1), seconds(0), after),
                 Liveness::Dead,
@@ -241,24 +244,24 @@ mod tests {
         let mut keepalive = Keepalive::new(seconds(60), start, seconds(0));
         assert_eq!(
             keepalive.check(start, seconds(3600), Urgency::Idle),
-            Liveness::Ask
+            Liveness::SendKeepalive
         );
-        keepalive.ask(start);
+        keepalive.record_sent(start);
         assert!(keepalive.is_doubted());
         assert!(keepalive.next(Urgency::Idle) <= start + seconds(3));
         assert_eq!(
             keepalive.check(start + seconds(2), seconds(3600), Urgency::Idle),
-            Liveness::Fine
+            Liveness::Ok
         );
         assert_eq!(
             keepalive.check(start + seconds(3), seconds(3600), Urgency::Idle),
             Liveness::Dead
         );
-        keepalive.hear(start + seconds(2));
+        keepalive.record_contact(start + seconds(2));
         assert!(!keepalive.is_doubted());
         assert_eq!(
             keepalive.check(start + seconds(3), seconds(3600), Urgency::Idle),
-            Liveness::Fine
+            Liveness::Ok
         );
     }
 }

@@ -45,7 +45,7 @@ impl KeeperPath {
         hash.update(VERSION);
         let hash = hash.finalize();
         let begin = hex(hash.get(..DESTINATION_LEN).unwrap_or_default());
-        let name = if destination.inherits() {
+        let name = if destination.inherits_environment() {
             begin + &hex(inherited()?.get(..ENVIRONMENT_LEN).unwrap_or_default())
         } else {
             begin
@@ -183,7 +183,12 @@ impl KnownConfiguration {
     }
 
     /// Records what ssh reported.
-    pub fn learn(&self, digest: String, send: Vec<String>, sources: Sources) -> KeeperPath {
+    pub fn record_configuration(
+        &self,
+        digest: String,
+        send: Vec<String>,
+        sources: Sources,
+    ) -> KeeperPath {
         let place = self.keeper_of(&digest, &send);
         let temporary = self.file().with_extension(std::process::id().to_string());
         let written = serde_json::to_vec(&Configuration {

@@ -40,14 +40,14 @@ impl Keeper {
         let mut waiting: Vec<(Instant, ClientId)> = self
             .clients
             .iter()
-            .filter_map(|(id, client)| client.waits.map(|since| (since, *id)))
+            .filter_map(|(id, client)| client.waiting_since.map(|since| (since, *id)))
             .collect();
         waiting.sort_unstable();
         // Only open channels are given: the server can still refuse the others. A process must have become a shell.
         let is_ssh = self.transport.ssh().is_some();
         let is_pending =
             |stage: Stage| stage == Stage::Opening || !is_ssh && stage == Stage::Starting;
-        if !(is_ssh || waiting.is_empty() && self.cancels.is_empty()) {
+        if !(is_ssh || waiting.is_empty() && self.cancel_scripts.is_empty()) {
             let free = self.channels.values_mut();
             free.filter(|channel| channel.is_free())
                 .for_each(ShellChannel::probe);
@@ -69,7 +69,7 @@ impl Keeper {
         free.sort_by_key(|(id, stage)| (*stage != Stage::Open, *id));
         let mut free = free.into_iter();
         let mut wanted = 0;
-        let held_back = self.must_hold_back(Duration::ZERO);
+        let held_back = self.must_defer_open(Duration::ZERO);
         for (since, client_id) in waiting {
             let Some((channel_id, _)) = free.next() else {
                 wanted += usize::from(!held_back || since.elapsed() >= CLOSE_LAG);
@@ -77,12 +77,12 @@ impl Keeper {
             };
             self.give(channel_id, client_id);
         }
-        while !self.cancels.is_empty() {
+        while !self.cancel_scripts.is_empty() {
             let Some((channel, _)) = free.next() else {
                 wanted += 1;
                 break;
             };
-            if let Some(script) = self.cancels.pop_front()
+            if let Some(script) = self.cancel_scripts.pop_front()
                 && let Some(channel) = self.channels.get_mut(&channel)
             {
                 channel.write(script.as_bytes());
@@ -91,17 +91,17 @@ impl Keeper {
         }
         // Relays get the channels that are left; `relays_allowed` keeps some for commands.
         let due = self.relays_due();
-        self.relays_put_off = due.filter(|due| *due > Instant::now());
-        while self.relays_put_off.is_none() && !self.relays_to_be.is_empty() {
+        self.relays_deferred_until = due.filter(|due| *due > Instant::now());
+        while self.relays_deferred_until.is_none() && !self.pending_relays.is_empty() {
             if self.relays() >= self.relays_allowed() {
-                self.relays_to_be.clear();
+                self.pending_relays.clear();
                 break;
             }
             let Some((channel, _)) = free.next() else {
                 wanted += 1;
                 break;
             };
-            if let Some((_, relay, script)) = self.relays_to_be.pop_front()
+            if let Some((_, relay, script)) = self.pending_relays.pop_front()
                 && let Some(channel) = self.channels.get_mut(&channel)
             {
                 let proven = if relay.is_proven() { "1" } else { "" };
@@ -115,13 +115,13 @@ impl Keeper {
                 // A spare is not worth starting a process, which is slow and takes processor time from a waiting
                 // command.
                 && is_ssh
-                && self.leaves_by.is_none()
-                && !self.must_hold_back(SHORT_SCRIPT_MAX)
+                && self.stop_deadline.is_none()
+                && !self.must_defer_open(SHORT_SCRIPT_MAX)
                 // A private keeper's command seldom needs a second shell.
                 && (self.lifeline.is_none() || self.channels.is_empty()),
         );
         let room = self.sessions.saturating_sub(self.channels.len());
-        if Instant::now() >= self.not_before {
+        if Instant::now() >= self.open_not_before {
             for _ in 0..wanted.saturating_sub(opening).min(room) {
                 self.next_id += 1;
                 let mut channel =
@@ -144,30 +144,30 @@ impl Keeper {
         };
         channel.client = Some(client_id);
         channel.is_proven = false;
-        channel.given = Some(Instant::now());
+        channel.checked_out_at = Some(Instant::now());
         client.channel = Some(channel_id);
-        (client.waits, client.told_wanted) = (None, false);
+        (client.waiting_since, client.was_told_wanted) = (None, false);
         let noise = channel.take_noise();
         let reply = Reply::Shell {
             primed: self.primer.mark,
             may_hang: self.may_hang,
         };
-        self.tell(client_id, &reply);
+        self.send_reply(client_id, &reply);
         if let Some(client) = self.clients.get_mut(&client_id) {
             for (error_stream, bytes) in noise {
                 // What the socket does not take now is written later.
-                drop(client.pass_on(error_stream, &bytes));
+                drop(client.forward(error_stream, &bytes));
             }
         }
     }
 
     /// Whether channels must not be opened yet, because a shell is ending or will end in a moment: one that was given a
     /// script less than `short` ago, or the relay of a job that a script may just have ended.
-    pub(super) fn must_hold_back(&self, short: Duration) -> bool {
+    pub(super) fn must_defer_open(&self, short: Duration) -> bool {
         let relay_may_end = || {
             self.relays() > 0
                 && self
-                    .freed
+                    .last_close
                     .is_some_and(|freed| freed.elapsed() < RELAY_END_LAG)
         };
         self.breaks_on_open
@@ -180,8 +180,8 @@ impl Keeper {
 
     /// When the next relay is to be started.
     fn relays_due(&self) -> Option<Instant> {
-        let (since, ..) = self.relays_to_be.front()?;
-        Some((self.visited + QUIET_BEFORE_RELAY).min(*since + RELAY_DELAY_MAX))
+        let (since, ..) = self.pending_relays.front()?;
+        Some((self.last_connect + QUIET_BEFORE_RELAY).min(*since + RELAY_DELAY_MAX))
     }
 
     pub(super) fn relays(&self) -> usize {
@@ -200,7 +200,7 @@ impl Keeper {
     }
 
     /// Stops using a channel as a relay. A command whose script runs there is served to the end.
-    pub(super) fn give_up_relay(&mut self, id: ChannelId) {
+    pub(super) fn drop_relay(&mut self, id: ChannelId) {
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
         };
@@ -225,9 +225,9 @@ impl Keeper {
                         channel.signal(name);
                     }
                 }
-                Action::Tell(client, reply) => self.tell(client, &reply),
+                Action::Tell(client, reply) => self.send_reply(client, &reply),
                 Action::Send(client, number, name) => {
-                    let heard = self.tell_number(id, client, number);
+                    let heard = self.send_number(id, client, number);
                     let Some(channel) = self.channels.get_mut(&id) else {
                         return;
                     };
@@ -238,14 +238,14 @@ impl Keeper {
                         actions.extend(relay.withdraw(number, Instant::now()));
                     }
                 }
-                Action::GiveUp => self.give_up_relay(id),
+                Action::GiveUp => self.drop_relay(id),
             }
         }
     }
 
     /// Tells a command the number of its signal. Returns false if the command is gone: it has not received the number,
     /// and never will.
-    pub(super) fn tell_number(&mut self, channel: ChannelId, id: ClientId, number: u32) -> bool {
+    pub(super) fn send_number(&mut self, channel: ChannelId, id: ClientId, number: u32) -> bool {
         let Some(job) = self
             .channels
             .get(&channel)
@@ -254,7 +254,11 @@ impl Keeper {
         else {
             return false;
         };
-        let Some(client) = self.clients.get_mut(&id).filter(|client| client.is_there()) else {
+        let Some(client) = self
+            .clients
+            .get_mut(&id)
+            .filter(|client| client.is_connected())
+        else {
             return false;
         };
         client
@@ -273,19 +277,21 @@ impl Keeper {
     pub(super) fn ask_for_shells(&mut self, now: Instant) {
         let waits = |client: &Client| {
             client
-                .waits
+                .waiting_since
                 .is_some_and(|since| now >= since + WANTED_AFTER)
         };
         if self.channels.len() < self.sessions || !self.clients.values().any(waits) {
             return;
         }
         for channel in self.channels.values() {
-            let is_long = channel.given.is_some_and(|given| now >= given + HELD_MIN);
+            let is_long = channel
+                .checked_out_at
+                .is_some_and(|given| now >= given + HELD_MIN);
             if let Some(client) = channel
                 .client
                 .and_then(|client| self.clients.get_mut(&client))
                 && is_long
-                && !std::mem::replace(&mut client.told_wanted, true)
+                && !std::mem::replace(&mut client.was_told_wanted, true)
             {
                 client.output.extend(protocol::message(&Reply::Wanted));
                 // What can't be written now is written when the socket is ready.
@@ -303,7 +309,7 @@ impl Keeper {
         let mut idle: Vec<&mut ShellChannel> = self.channels.values_mut().collect();
         idle.retain(|channel| channel.client.is_none() && !channel.is_returning());
         loop {
-            idle.retain_mut(|channel| !channel.has_left());
+            idle.retain_mut(|channel| !channel.close_and_check_exit());
             if idle.is_empty() || Instant::now() >= until {
                 break;
             }

@@ -75,11 +75,11 @@ pub enum Reply {
     /// The signal is about to be sent under this number. From now on it may have been sent.
     Numbered { job: String, number: u32 },
     /// The result of a signal.
-    Signalled { job: String, relayed: Relayed },
+    Signalled { job: String, relayed: RelayResult },
     /// The job's end will be reported.
     Watching { job: String },
     /// The job has ended.
-    Ended { job: String, end: End },
+    Ended { job: String, end: RelayedEnd },
     /// No relay of the job is held, or no longer: its end will not be reported.
     NotWatching { job: String },
     /// The keeper's status.
@@ -88,7 +88,7 @@ pub enum Reply {
 
 /// A job's end, as its relay reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
+pub struct RelayedEnd {
     /// Its exit status.
     pub status: u8,
     /// When, by the host's clock, in seconds since 1970.
@@ -99,7 +99,7 @@ pub struct End {
 
 /// The result of a signal that was to go by a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Relayed {
+pub enum RelayResult {
     /// The relay has sent it.
     Sent,
     /// The relay was not permitted to send it.

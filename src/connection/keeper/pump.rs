@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::channel::{ChannelId, Op, ShellChannel, Stage};
 use super::protocol::Reply;
 use super::server::Keeper;
-use crate::sys::channel::is_of_channel;
+use crate::sys::channel::is_channel_error;
 use crate::sys::inflow;
 
 /// Maximum number of rounds of calls before the commands are served again: a server can send without end.
@@ -34,9 +34,11 @@ impl Keeper {
     /// Makes all calls that do not block. Returns whether there may be more.
     pub(super) fn pump(&mut self) -> io::Result<bool> {
         for _ in 0..ROUNDS_MAX {
-            if let Some((id, op)) = self.owed.take() {
+            if let Some((id, op)) = self.half_sent_call.take() {
                 // The half-sent packet may belong to a key exchange, and not to this call.
-                self.channels.values().try_for_each(ShellChannel::take_in)?;
+                self.channels
+                    .values()
+                    .try_for_each(ShellChannel::receive_all)?;
                 if self.call(id, op)? == CallResult::HalfSent {
                     return Ok(false);
                 }
@@ -57,7 +59,7 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Whether calls may be made for a channel. Only one channel is opened at a time, and none before `not_before`.
+    /// Whether calls may be made for a channel. Only one channel is opened at a time, and none before `open_not_before`.
     /// Variables are not set while another shell is being requested: libssh2 would mistake one reply for the other.
     pub(super) fn is_due(&self, id: ChannelId, channel: &ShellChannel) -> bool {
         let first = || {
@@ -72,11 +74,11 @@ impl Keeper {
                 || !channels.any(|channel| channel.stage == Stage::Starting)
         };
         channel.stage != Stage::Opening
-            || first() == Some(id) && Instant::now() >= self.not_before && is_clear()
+            || first() == Some(id) && Instant::now() >= self.open_not_before && is_clear()
     }
 
     /// Whether a channel's output can be passed on now.
-    pub(super) fn listens(&self, channel: &ShellChannel) -> bool {
+    pub(super) fn has_reader(&self, channel: &ShellChannel) -> bool {
         channel
             .client
             .and_then(|client| self.clients.get(&client))
@@ -101,7 +103,7 @@ impl Keeper {
             return Ok(CallResult::Blocked);
         };
         let mut result = CallResult::Blocked;
-        for op in channel.to_do(self.listens(channel)) {
+        for op in channel.next_ops(self.has_reader(channel)) {
             let has_bytes = || self.channels.get(&id).is_some_and(ShellChannel::has_bytes);
             if matches!(op, Op::Read(_))
                 && self.transport.ssh().is_some()
@@ -140,13 +142,13 @@ impl Keeper {
                 }
                 if op == Op::Free {
                     self.channels.remove(&id);
-                    self.freed = Some(Instant::now());
+                    self.last_close = Some(Instant::now());
                 }
                 Ok(CallResult::Progress)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if self.transport.owes_output() {
-                    self.owed = Some((id, op));
+                if self.transport.has_partial_packet() {
+                    self.half_sent_call = Some((id, op));
                     return Ok(CallResult::HalfSent);
                 }
                 Ok(CallResult::Blocked)
@@ -158,7 +160,7 @@ impl Keeper {
                     return Ok(CallResult::Progress);
                 }
                 self.channels.remove(&id);
-                if !self.channels.values().any(ShellChannel::is_there) {
+                if !self.channels.values().any(ShellChannel::is_running) {
                     // The waiting commands then start a shell themselves, and find out why that fails.
                     return Err(error);
                 }
@@ -166,7 +168,7 @@ impl Keeper {
                 self.back_off();
                 Ok(CallResult::Progress)
             }
-            Err(error) if self.transport.ssh().is_none() || is_of_channel(&error) => {
+            Err(error) if self.transport.ssh().is_none() || is_channel_error(&error) => {
                 if op == Op::Open {
                     self.handle_refusal(id);
                 } else if op == Op::Free {
@@ -189,14 +191,14 @@ impl Keeper {
             return;
         };
         let actions = match &mut channel.relay {
-            Some(relay) if !error_stream => relay.hear(bytes, Instant::now()),
+            Some(relay) if !error_stream => relay.receive(bytes, Instant::now()),
             _ => Vec::new(),
         };
         if let Some(relay) = &channel.relay {
-            self.trust = relay.finding().unwrap_or(self.trust);
+            self.signal_support = relay.probe_result().unwrap_or(self.signal_support);
         }
         if !error_stream {
-            channel.hear(bytes);
+            channel.scan_output(bytes);
         }
         if let Some(client) = channel
             .client
@@ -204,9 +206,9 @@ impl Keeper {
         {
             self.failures = 0;
             // What the socket does not take now is written later.
-            drop(client.pass_on(error_stream, bytes));
+            drop(client.forward(error_stream, bytes));
         } else if channel.relay.is_none() {
-            channel.keep_noise(error_stream, bytes);
+            channel.buffer_noise(error_stream, bytes);
         }
         self.act(id, actions);
     }
@@ -216,7 +218,7 @@ impl Keeper {
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
         };
-        let useless = channel.was_useless();
+        let useless = channel.failed_before_use();
         let client = channel.client.take();
         let actions = channel
             .relay
@@ -226,10 +228,10 @@ impl Keeper {
         channel.close();
         self.act(id, actions);
         if let Some(client) = client {
-            self.tell(client, reply);
+            self.send_reply(client, reply);
             if let Some(client) = self.clients.get_mut(&client) {
                 client.channel = None;
-                client.done = true;
+                client.is_closing = true;
             }
         }
         if useless {
@@ -240,7 +242,7 @@ impl Keeper {
 
     /// Requests no channel for a while, longer after each failure in a row.
     fn back_off(&mut self) {
-        self.not_before =
+        self.open_not_before =
             Instant::now() + (PAUSE_MIN * 2_u32.pow(self.failures.min(16))).min(PAUSE_MAX);
         self.failures += 1;
     }
@@ -250,9 +252,15 @@ impl Keeper {
     fn handle_refusal(&mut self, id: ChannelId) {
         self.channels.remove(&id);
         self.back_off();
-        let all_relays =
-            !self.channels.is_empty() && self.channels.values().all(ShellChannel::is_relay_alone);
-        let lags = self.freed.is_some_and(|freed| freed.elapsed() < CLOSE_LAG) && !all_relays;
+        let all_relays = !self.channels.is_empty()
+            && self
+                .channels
+                .values()
+                .all(ShellChannel::is_unattended_relay);
+        let lags = self
+            .last_close
+            .is_some_and(|freed| freed.elapsed() < CLOSE_LAG)
+            && !all_relays;
         let closing = self
             .channels
             .values()
@@ -268,7 +276,7 @@ impl Keeper {
                 .find(|(_, channel)| channel.relay.is_some())
                 .map(|(id, _)| *id);
             let Some(oldest) = oldest else { return };
-            self.give_up_relay(oldest);
+            self.drop_relay(oldest);
         }
     }
 }

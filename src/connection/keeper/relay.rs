@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::protocol::{End, Relayed, Reply};
+use super::protocol::{RelayResult, RelayedEnd, Reply};
 
 /// Identifies a command that is being served.
 pub type ClientId = u64;
@@ -54,16 +54,16 @@ enum Stage {
     /// It takes signals.
     Taking,
     /// It takes no signals, for this reason, but still reports the job's end.
-    EndOnly(Relayed),
+    EndOnly(RelayResult),
 }
 
 /// Whether a server is expected to pass signals on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// It is not: signals do not wait for the probe.
-    Doubted,
+    Unlikely,
     /// It is: most servers do.
-    Hoped,
+    Assumed,
     /// A probe was answered on this connection: further relays need none.
     Proven,
 }
@@ -92,7 +92,7 @@ pub struct Relay {
     /// Signals that wait for earlier ones.
     queue: VecDeque<(ClientId, &'static str)>,
     watchers: Vec<ClientId>,
-    ended: Option<End>,
+    ended: Option<RelayedEnd>,
 }
 
 impl Relay {
@@ -125,16 +125,16 @@ impl Relay {
     }
 
     /// What the probe has shown about the server, once that is known.
-    pub fn finding(&self) -> Option<Trust> {
+    pub fn probe_result(&self) -> Option<Trust> {
         match self.stage {
             Stage::Taking => Some(Trust::Proven),
-            Stage::EndOnly(Relayed::NotHonoured) => Some(Trust::Doubted),
+            Stage::EndOnly(RelayResult::NotHonoured) => Some(Trust::Unlikely),
             _ => None,
         }
     }
 
     /// Whether the relay owes an answer.
-    pub fn is_asked(&self) -> bool {
+    pub fn owes_answer(&self) -> bool {
         self.deadline().is_some()
     }
 
@@ -156,11 +156,11 @@ impl Relay {
     pub fn signal(&mut self, client: ClientId, name: &'static str, now: Instant) -> Vec<Action> {
         match self.stage {
             Stage::EndOnly(why) => return vec![self.answer(client, why)],
-            Stage::Probing if self.trust == Trust::Doubted => {
-                return vec![self.answer(client, Relayed::NotHonoured)];
+            Stage::Probing if self.trust == Trust::Unlikely => {
+                return vec![self.answer(client, RelayResult::NotHonoured)];
             }
             _ if !self.takes_signals() || self.queue.len() >= QUEUE_MAX => {
-                return vec![self.answer(client, Relayed::NotHeld)];
+                return vec![self.answer(client, RelayResult::NotHeld)];
             }
             _ => {}
         }
@@ -200,7 +200,7 @@ impl Relay {
     }
 
     /// Processes output of the relay.
-    pub fn hear(&mut self, bytes: &[u8], now: Instant) -> Vec<Action> {
+    pub fn receive(&mut self, bytes: &[u8], now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         for byte in bytes {
             if *byte != b'\n' {
@@ -240,7 +240,7 @@ impl Relay {
             ["probe"]
                 if matches!(
                     self.stage,
-                    Stage::Probing | Stage::EndOnly(Relayed::NotHonoured)
+                    Stage::Probing | Stage::EndOnly(RelayResult::NotHonoured)
                 ) =>
             {
                 self.stage = Stage::Taking;
@@ -252,7 +252,7 @@ impl Relay {
                 let (Ok(status), Ok(at)) = (status.parse(), at.parse()) else {
                     return Vec::new();
                 };
-                self.end(Some(End {
+                self.end(Some(RelayedEnd {
                     status,
                     at,
                     timed_out: why == ["timeout"],
@@ -304,29 +304,29 @@ impl Relay {
         }
         let unprobed = self.probe_until.is_some_and(|until| now >= until);
         self.retire(if unprobed {
-            Relayed::NotHonoured
+            RelayResult::NotHonoured
         } else {
-            Relayed::Retired
+            RelayResult::Retired
         })
     }
 
-    fn retire(&mut self, why: Relayed) -> Vec<Action> {
+    fn retire(&mut self, why: RelayResult) -> Vec<Action> {
         self.stage = Stage::EndOnly(why);
         self.probe_until = None;
         let pending = self.pending.take().map(|pending| pending.client);
-        let unanswered = pending.map(|client| self.answer(client, Relayed::Unanswered));
+        let unanswered = pending.map(|client| self.answer(client, RelayResult::Unanswered));
         let queue = std::mem::take(&mut self.queue);
         let unsent = queue.iter().map(|(client, _)| self.answer(*client, why));
         unanswered.into_iter().chain(unsent).collect()
     }
 
     /// Handles the end of the job or, if `end` is `None`, of the channel: then nothing is known about the job.
-    pub fn end(&mut self, end: Option<End>) -> Vec<Action> {
+    pub fn end(&mut self, end: Option<RelayedEnd>) -> Vec<Action> {
         if self.ended.is_some() {
             return Vec::new();
         }
         self.ended = end;
-        let mut actions = self.retire(Relayed::NotHeld);
+        let mut actions = self.retire(RelayResult::NotHeld);
         let job = self.job.clone();
         actions.extend(self.watchers.drain(..).map(|client| {
             let job = job.clone();
@@ -341,7 +341,7 @@ impl Relay {
         actions
     }
 
-    fn answer(&self, client: ClientId, relayed: Relayed) -> Action {
+    fn answer(&self, client: ClientId, relayed: RelayResult) -> Action {
         Action::Tell(
             client,
             Reply::Signalled {
@@ -353,11 +353,11 @@ impl Relay {
 }
 
 /// Parses the result that a relay reports for a signal.
-fn parse_result(result: &str) -> Relayed {
+fn parse_result(result: &str) -> RelayResult {
     match result {
-        "yes" => Relayed::Sent,
-        "denied" => Relayed::Denied,
-        _ => Relayed::NotHeld,
+        "yes" => RelayResult::Sent,
+        "denied" => RelayResult::Denied,
+        _ => RelayResult::NotHeld,
     }
 }
 
@@ -390,10 +390,10 @@ mod tests {
     }
 
     fn taking(now: Instant) -> Relay {
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped, now);
-        assert_eq!(shown(relay.hear(b"noise\nW rea", now)), [""; 0]);
-        assert_eq!(shown(relay.hear(b"dy\n", now)), ["signal USR1"]);
-        assert_eq!(shown(relay.hear(b"W probe\n", now)), [""; 0]);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Assumed, now);
+        assert_eq!(shown(relay.receive(b"noise\nW rea", now)), [""; 0]);
+        assert_eq!(shown(relay.receive(b"dy\n", now)), ["signal USR1"]);
+        assert_eq!(shown(relay.receive(b"W probe\n", now)), [""; 0]);
         relay
     }
 
@@ -407,11 +407,14 @@ mod tests {
         );
         assert_eq!(shown(relay.signal(2, "HUP", now)), [""; 0]);
         assert_eq!(
-            shown(relay.hear(b"W sent 1 yes\n", now)),
+            shown(relay.receive(b"W sent 1 yes\n", now)),
             ["1: Sent", "2: number 2, signal HUP"]
         );
-        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
-        assert_eq!(shown(relay.hear(b"W sent 2 unsent\n", now)), ["2: NotHeld"]);
+        assert_eq!(shown(relay.receive(b"W sent 1 yes\n", now)), [""; 0]);
+        assert_eq!(
+            shown(relay.receive(b"W sent 2 unsent\n", now)),
+            ["2: NotHeld"]
+        );
     }
 
     #[test]
@@ -425,14 +428,14 @@ mod tests {
             shown(relay.tick(now + ANSWER_MAX)),
             ["1: Unanswered", "2: Retired"]
         );
-        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), [""; 0]);
+        assert_eq!(shown(relay.receive(b"W sent 1 yes\n", now)), [""; 0]);
         assert_eq!(shown(relay.signal(3, "TERM", now)), ["3: Retired"]);
         assert!(matches!(relay.watch(3), Reply::Watching { .. }));
-        assert_eq!(shown(relay.hear(b"W end 7 1\n", now)), ["3: ended 7"]);
+        assert_eq!(shown(relay.receive(b"W end 7 1\n", now)), ["3: ended 7"]);
         let mut relay = taking(now);
         relay.watch(1);
         assert_eq!(
-            shown(relay.hear(b"W end 143 1 timeout\n", now)),
+            shown(relay.receive(b"W end 143 1 timeout\n", now)),
             ["1: ended 143, timed out"]
         );
     }
@@ -440,9 +443,9 @@ mod tests {
     #[test]
     fn a_server_that_takes_no_signals_still_tells_of_the_end() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped, now);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Assumed, now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
-        relay.hear(b"W ready\n", now);
+        relay.receive(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), [""; 0]);
         assert_eq!(shown(relay.tick(now + ANSWER_MAX)), ["1: NotHonoured"]);
         assert_eq!(shown(relay.signal(2, "TERM", now)), ["2: NotHonoured"]);
@@ -459,7 +462,7 @@ mod tests {
         relay.watch(2);
         relay.forget(2);
         assert_eq!(
-            shown(relay.hear(b"W sent 1 yes\nW end 0 1\n", now)),
+            shown(relay.receive(b"W sent 1 yes\nW end 0 1\n", now)),
             ["1: Sent"]
         );
     }
@@ -472,13 +475,13 @@ mod tests {
         relay.signal(2, "HUP", now);
         relay.forget(1);
         assert_eq!(shown(relay.withdraw(1, now)), ["2: number 1, signal HUP"]);
-        assert_eq!(shown(relay.hear(b"W sent 1 yes\n", now)), ["2: Sent"]);
+        assert_eq!(shown(relay.receive(b"W sent 1 yes\n", now)), ["2: Sent"]);
     }
 
     #[test]
     fn a_relay_that_never_gets_ready_is_given_up() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Hoped, now);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Assumed, now);
         assert_eq!(shown(relay.tick(now)), [""; 0]);
         assert_eq!(shown(relay.tick(now + READY_MAX)), ["give up"]);
         let relay = taking(now);
@@ -490,7 +493,7 @@ mod tests {
         let now = Instant::now();
         let mut relay = Relay::new("job".into(), "W".into(), Trust::Proven, now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHeld"]);
-        assert_eq!(shown(relay.hear(b"W ready\n", now)), [""; 0]);
+        assert_eq!(shown(relay.receive(b"W ready\n", now)), [""; 0]);
         assert_eq!(
             shown(relay.signal(1, "TERM", now)),
             ["1: number 1, signal TERM"]
@@ -500,10 +503,10 @@ mod tests {
     #[test]
     fn where_no_signal_is_expected_to_arrive_none_waits_for_the_probe() {
         let now = Instant::now();
-        let mut relay = Relay::new("job".into(), "W".into(), Trust::Doubted, now);
-        relay.hear(b"W ready\n", now);
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Unlikely, now);
+        relay.receive(b"W ready\n", now);
         assert_eq!(shown(relay.signal(1, "TERM", now)), ["1: NotHonoured"]);
-        relay.hear(b"W probe\n", now);
+        relay.receive(b"W probe\n", now);
         assert_eq!(
             shown(relay.signal(1, "TERM", now)),
             ["1: number 1, signal TERM"]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::channel::ChannelId;
 use super::client_stream::Client;
 use super::path::is_ours;
-use super::protocol::{self, Frame, Relayed, Reply, Request, Status, VERSION};
+use super::protocol::{self, Frame, RelayResult, Reply, Request, Status, VERSION};
 use super::relay::{ClientId, RELAYS_MAX, Relay, channel_signal};
 use super::server::Keeper;
 
@@ -33,19 +33,19 @@ impl Keeper {
             if !is_ours(&stream) || stream.set_nonblocking(true).is_err() {
                 continue;
             }
-            self.visited = now;
+            self.last_connect = now;
             self.next_id += 1;
             let client = Client {
                 stream,
                 input: Vec::new(),
                 output: VecDeque::new(),
                 greeted: false,
-                since: now,
+                connected_at: now,
                 channel: None,
-                waits: None,
-                told_wanted: false,
-                beat: None,
-                done: false,
+                waiting_since: None,
+                was_told_wanted: false,
+                heartbeat: None,
+                is_closing: false,
             };
             self.clients.insert(self.next_id, client);
             let jobs = self
@@ -58,12 +58,12 @@ impl Keeper {
                 jobs: jobs.collect(),
                 connect_timeout: self.connect_timeout.as_secs(),
             };
-            self.tell(self.next_id, &hello);
+            self.send_reply(self.next_id, &hello);
         }
     }
 
     /// Queues a reply, and sends what the socket takes.
-    pub(super) fn tell(&mut self, id: ClientId, reply: &Reply) {
+    pub(super) fn send_reply(&mut self, id: ClientId, reply: &Reply) {
         if let Some(client) = self.clients.get_mut(&id) {
             client.output.extend(protocol::message(reply));
             // What can't be written now is written when the socket is ready; an error is handled then.
@@ -72,7 +72,7 @@ impl Keeper {
     }
 
     /// Reads from a command and writes to it. What it requested before it disconnected is still carried out.
-    pub(super) fn serve(&mut self, id: ClientId, now: Instant) {
+    pub(super) fn serve_client(&mut self, id: ClientId, now: Instant) {
         let Some(client) = self.clients.get(&id) else {
             return;
         };
@@ -86,7 +86,7 @@ impl Keeper {
             if takes_input { client.fill() } else { Ok(true) },
         );
         let is_open = flushed.is_ok() && filled.unwrap_or(false);
-        if client.done {
+        if client.is_closing {
             // Its shell has ended. What it still sends is read and discarded, since it may block until all of that is
             // written.
             client.input.clear();
@@ -102,20 +102,20 @@ impl Keeper {
             match protocol::take::<Request>(&mut client.input) {
                 Ok(Some(frame)) => {
                     if !self.handle_request(id, frame, now) {
-                        return self.dismiss(id);
+                        return self.drop_client(id);
                     }
                 }
                 Ok(None) => break,
-                Err(_) => return self.dismiss(id),
+                Err(_) => return self.drop_client(id),
             }
         }
         if !is_open
             || self
                 .clients
                 .get(&id)
-                .is_some_and(|client| client.done && client.output.is_empty())
+                .is_some_and(|client| client.is_closing && client.output.is_empty())
         {
-            self.dismiss(id);
+            self.drop_client(id);
         }
     }
 
@@ -145,10 +145,10 @@ impl Keeper {
             }
             _ if !client.greeted => return false,
             Request::Shell => {
-                if client.channel.is_some() || client.waits.is_some() {
+                if client.channel.is_some() || client.waiting_since.is_some() {
                     return false;
                 }
-                client.waits = Some(now);
+                client.waiting_since = Some(now);
             }
             Request::Script { done } => {
                 if let Some(channel) = client
@@ -165,19 +165,19 @@ impl Keeper {
                 }
             }
             Request::Relay { job, word, script } => {
-                if self.lifeline.is_none() && self.relays_to_be.len() < RELAYS_MAX {
-                    let relay = Relay::new(job, word, self.trust, now);
-                    self.relays_to_be.push_back((now, relay, script));
+                if self.lifeline.is_none() && self.pending_relays.len() < RELAYS_MAX {
+                    let relay = Relay::new(job, word, self.signal_support, now);
+                    self.pending_relays.push_back((now, relay, script));
                 }
             }
             Request::Cancel { script } => {
-                if self.cancels.len() < CLIENTS_MAX {
-                    self.cancels.push_back(script);
+                if self.cancel_scripts.len() < CLIENTS_MAX {
+                    self.cancel_scripts.push_back(script);
                 }
             }
             Request::Beat { seconds } => {
                 let every = beat_interval(seconds);
-                client.beat = Some((every, now + every));
+                client.heartbeat = Some((every, now + every));
             }
             Request::Signal { job, name } => self.send_signal(id, &job, &name, now),
             Request::Watch { job } => {
@@ -190,24 +190,24 @@ impl Keeper {
                     Some(relay) => relay.watch(id),
                     None => Reply::NotWatching { job },
                 };
-                self.tell(id, &reply);
+                self.send_reply(id, &reply);
             }
             Request::Status => {
                 let status = self.status();
-                self.tell(id, &Reply::Status(status));
+                self.send_reply(id, &Reply::Status(status));
             }
             Request::Stop => {
-                self.leaves_by.get_or_insert(now + STOP_GRACE);
+                self.stop_deadline.get_or_insert(now + STOP_GRACE);
                 // Without the socket, the next command starts another keeper.
-                if self.is_found() {
+                if self.owns_socket() {
                     drop(std::fs::remove_file(&self.socket.0));
                 }
                 let channels: Vec<ChannelId> = self.channels.keys().copied().collect();
                 channels
                     .into_iter()
-                    .for_each(|channel| self.give_up_relay(channel));
+                    .for_each(|channel| self.drop_relay(channel));
                 let status = self.status();
-                self.tell(id, &Reply::Status(status));
+                self.send_reply(id, &Reply::Status(status));
             }
         }
         true
@@ -220,11 +220,11 @@ impl Keeper {
                 self.act(channel, actions);
             }
             None => {
-                self.tell(
+                self.send_reply(
                     id,
                     &Reply::Signalled {
                         job: job.to_owned(),
-                        relayed: Relayed::NotHeld,
+                        relayed: RelayResult::NotHeld,
                     },
                 );
             }
@@ -265,7 +265,7 @@ impl Keeper {
     }
 
     /// Disconnects a command, and gives up what it used.
-    pub(super) fn dismiss(&mut self, id: ClientId) {
+    pub(super) fn drop_client(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else {
             return;
         };
@@ -283,7 +283,7 @@ impl Keeper {
     }
 
     /// Tells the commands that have a shell that the connection broke, as far as their sockets take it.
-    pub(super) fn break_off(&mut self, why: &str) {
+    pub(super) fn fail_clients(&mut self, why: &str) {
         for id in self.channels.keys().copied().collect::<Vec<_>>() {
             self.channel_ended(
                 id,

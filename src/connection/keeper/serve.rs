@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::connect::{KeeperSettings, StartupReport};
 use super::path;
-use super::server::{End, Keeper};
+use super::server::{Keeper, ShutdownReason};
 use super::transport::Transport;
 use crate::clock;
 use crate::connection::local::Launcher;
@@ -71,7 +71,7 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     send_report(&report)?;
     sys::process::close_standard_streams()?;
     if settings.private {
-        keeper.be_private(lifeline);
+        keeper.make_private(lifeline);
     } else {
         drop(lifeline);
     }
@@ -83,7 +83,7 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     }
     let end = keeper.run();
     // The next keeper replaces a socket that is left behind. If another keeper's socket is there by now, it must stay.
-    if (end == End::Done || !is_ssh) && keeper.is_found() {
+    if (end == ShutdownReason::Done || !is_ssh) && keeper.owns_socket() {
         drop(fs::remove_file(socket));
     }
     Ok(())
@@ -182,7 +182,7 @@ fn idle(destination: &Destination) -> Duration {
         .and_then(|text| humantime::parse_duration(&text).ok());
     let given = given.unwrap_or(IDLE_DEFAULT).min(IDLE_MAX);
     if destination.has_sudo() {
-        given.min(clock::long(IDLE_SUDO_MAX))
+        given.min(clock::scaled(IDLE_SUDO_MAX))
     } else {
         given
     }

@@ -80,29 +80,29 @@ pub struct Keeper {
     pub(super) primer: Primer,
     pub(super) clients: BTreeMap<ClientId, Client>,
     /// Relays that wait for a spare channel: since when they wait, and the scripts that start them.
-    pub(super) relays_to_be: VecDeque<(Instant, Relay, String)>,
+    pub(super) pending_relays: VecDeque<(Instant, Relay, String)>,
     /// When the next of them is due, if that is in the future.
-    pub(super) relays_put_off: Option<Instant>,
+    pub(super) relays_deferred_until: Option<Instant>,
     /// When the last command connected.
-    pub(super) visited: Instant,
+    pub(super) last_connect: Instant,
     /// Scripts that cancel starts that were given up.
-    pub(super) cancels: VecDeque<String>,
+    pub(super) cancel_scripts: VecDeque<String>,
     pub(super) channels: BTreeMap<ChannelId, ShellChannel>,
     pub(super) next_id: u64,
     /// A call that must be repeated before any other.
-    pub(super) owed: Option<(ChannelId, Op)>,
+    pub(super) half_sent_call: Option<(ChannelId, Op)>,
     /// Number of channels that the server seems to allow.
     pub(super) sessions: usize,
     /// No channel is requested before this time.
-    pub(super) not_before: Instant,
+    pub(super) open_not_before: Instant,
     /// Number of channels in a row that were refused or useless.
     pub(super) failures: u32,
     /// When a channel was last closed.
-    pub(super) freed: Option<Instant>,
+    pub(super) last_close: Option<Instant>,
     /// The server breaks if a shell ends while a channel is being opened.
     pub(super) breaks_on_open: bool,
     /// Whether the server is expected to pass signals on.
-    pub(super) trust: Trust,
+    pub(super) signal_support: Trust,
     pub(super) may_hang: bool,
     /// Timeout for connecting to the host.
     pub(super) connect_timeout: Duration,
@@ -111,13 +111,13 @@ pub struct Keeper {
     pub(super) idle_max: Duration,
     pub(super) since: i64,
     /// Deadline to end, once the keeper was told to.
-    pub(super) leaves_by: Option<Instant>,
+    pub(super) stop_deadline: Option<Instant>,
     pub(super) buffer: Vec<u8>,
 }
 
 /// Why a keeper ends.
 #[derive(Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ShutdownReason {
     /// It was told to, or was idle for long enough.
     Done,
     /// Its connection broke.
@@ -163,10 +163,10 @@ impl Keeper {
             command: command(destination).into(),
             may_hang: destination.has_prefix(),
             connect_timeout,
-            trust: if refuses_signals(&banner, user) {
-                Trust::Doubted
+            signal_support: if refuses_signals(&banner, user) {
+                Trust::Unlikely
             } else {
-                Trust::Hoped
+                Trust::Assumed
             },
             breaks_on_open: breaks_on_open(&banner),
             keepalive: Keepalive::new(keepalive_interval, now, keepalive::asleep()),
@@ -179,27 +179,27 @@ impl Keeper {
             backlog: BACKLOG,
             primer,
             clients: BTreeMap::new(),
-            relays_to_be: VecDeque::new(),
-            relays_put_off: None,
-            visited: now,
-            cancels: VecDeque::new(),
+            pending_relays: VecDeque::new(),
+            relays_deferred_until: None,
+            last_connect: now,
+            cancel_scripts: VecDeque::new(),
             channels: BTreeMap::new(),
             next_id: 0,
-            owed: None,
+            half_sent_call: None,
             sessions: SESSIONS_DEFAULT,
-            not_before: now,
+            open_not_before: now,
             failures: 0,
-            freed: None,
+            last_close: None,
             idle_since: now,
             idle_max,
             since: crate::job::now(),
-            leaves_by: None,
+            stop_deadline: None,
             buffer: vec![0; 32 << 10],
         })
     }
 
     /// Makes the keeper private to one command: it ends when `lifeline` closes, and its channels carry bulk data.
-    pub fn be_private(&mut self, lifeline: OwnedFd) {
+    pub fn make_private(&mut self, lifeline: OwnedFd) {
         self.lifeline = Some(lifeline);
         self.window = BULK_WINDOW;
         self.backlog = BULK_BACKLOG;
@@ -207,22 +207,22 @@ impl Keeper {
     }
 
     /// Serves commands until the keeper is to end, or its connection breaks.
-    pub fn run(&mut self) -> End {
+    pub fn run(&mut self) -> ShutdownReason {
         loop {
-            if let Err(error) = self.turn() {
+            if let Err(error) = self.run_once() {
                 let why = error.to_string();
-                self.break_off(&why);
-                return End::Broken(why);
+                self.fail_clients(&why);
+                return ShutdownReason::Broken(why);
             }
             if self.is_over() {
                 self.end_processes();
-                return End::Done;
+                return ShutdownReason::Done;
             }
         }
     }
 
     /// Whether its socket is still where commands look for it.
-    pub fn is_found(&self) -> bool {
+    pub fn owns_socket(&self) -> bool {
         std::fs::symlink_metadata(&self.socket.0)
             .is_ok_and(|metadata| metadata.ino() == self.socket.1)
     }
@@ -244,20 +244,20 @@ impl Keeper {
                 .values()
                 .all(|client| client.output.is_empty() && client.channel.is_none()),
         };
-        self.leaves_by
+        self.stop_deadline
             .is_some_and(|by| served() || Instant::now() >= by)
             || quiet && self.idle_since.elapsed() >= self.idle_max
     }
 
     /// One turn of the event loop.
-    fn turn(&mut self) -> io::Result<()> {
+    fn run_once(&mut self) -> io::Result<()> {
         if let Some(socket) = self.transport.socket() {
             inflow::send_queue(socket.as_raw_fd())?;
         }
         let more = self.pump()?;
         if inflow::has_come() {
             // The reply to a keepalive, for example: any call may have read it, and then poll does not report it.
-            self.keepalive.hear(Instant::now());
+            self.keepalive.record_contact(Instant::now());
         }
         let until = if more {
             Instant::now()
@@ -267,11 +267,11 @@ impl Keeper {
         let (ssh_ready, new_clients, orphaned, ready) = self.poll(until)?;
         let now = Instant::now();
         if orphaned {
-            self.leaves_by = Some(now + STOP_GRACE);
+            self.stop_deadline = Some(now + STOP_GRACE);
         }
         // While no call would read, silence proves nothing.
-        if ssh_ready || self.has_due() && !self.reads() {
-            self.keepalive.hear(now);
+        if ssh_ready || self.may_call() && !self.reads() {
+            self.keepalive.record_contact(now);
         }
         // Before requests are read: after a sleep they must not be served over a connection that is gone.
         self.check_keepalive(now)?;
@@ -279,7 +279,7 @@ impl Keeper {
             self.accept(now);
         }
         for id in ready {
-            self.serve(id, now);
+            self.serve_client(id, now);
         }
         self.tick(now);
         if !self.clients.is_empty()
@@ -294,7 +294,7 @@ impl Keeper {
     }
 
     /// Whether calls may be made for any channel.
-    fn has_due(&self) -> bool {
+    fn may_call(&self) -> bool {
         self.channels
             .iter()
             .any(|(id, channel)| self.is_due(*id, channel))
@@ -303,7 +303,7 @@ impl Keeper {
     /// Whether any call would read from the connection. None does while the only readers can take no more for now.
     fn reads(&self) -> bool {
         self.channels.iter().any(|(id, channel)| {
-            self.is_due(*id, channel) && !channel.to_do(self.listens(channel)).is_empty()
+            self.is_due(*id, channel) && !channel.next_ops(self.has_reader(channel)).is_empty()
         })
     }
 
@@ -313,7 +313,7 @@ impl Keeper {
         flags.set(PollFlags::POLLIN, self.reads());
         flags.set(
             PollFlags::POLLOUT,
-            self.transport.owes_output() || inflow::has_queue(),
+            self.transport.has_partial_packet() || inflow::has_queue(),
         );
         let full = self.clients.len() >= CLIENTS_MAX;
         let lifeline = self
@@ -324,7 +324,7 @@ impl Keeper {
         let socket = self
             .transport
             .socket()
-            .filter(|_| !flags.is_empty() || !self.has_due());
+            .filter(|_| !flags.is_empty() || !self.may_call());
         let is_ssh = socket.is_some();
         let mut fds = vec![
             PollFd::new(
@@ -359,7 +359,7 @@ impl Keeper {
             fds.push(PollFd::new(client.stream.as_fd(), flags));
         }
         for channel in self.channels.values() {
-            fds.extend(channel.fds(self.listens(channel)));
+            fds.extend(channel.fds(self.has_reader(channel)));
         }
         if !crate::connection::wait(&mut fds, until)? {
             return Ok((false, false, false, Vec::new()));
@@ -400,7 +400,7 @@ impl Keeper {
 
     /// Whether it is private, and its command is still there.
     fn has_lifeline(&self) -> bool {
-        self.lifeline.is_some() && self.leaves_by.is_none()
+        self.lifeline.is_some() && self.stop_deadline.is_none()
     }
 
     /// Whether more may be read from a command: neither its input nor the output for it may pile up here.
@@ -408,8 +408,8 @@ impl Keeper {
         let in_channel = client
             .channel
             .and_then(|channel| self.channels.get(&channel))
-            .map_or(0, ShellChannel::waiting);
-        client.done || in_channel < self.backlog && client.output.len() < self.backlog
+            .map_or(0, ShellChannel::queued_bytes);
+        client.is_closing || in_channel < self.backlog && client.output.len() < self.backlog
     }
 
     fn next_deadline(&self) -> Instant {
@@ -425,12 +425,12 @@ impl Keeper {
             .clients
             .values()
             .filter(|client| !client.greeted)
-            .map(|client| client.since + GREETING_MAX);
+            .map(|client| client.connected_at + GREETING_MAX);
         let returns = self.channels.values().filter_map(|channel| channel.due);
         let waits = self
             .clients
             .values()
-            .filter_map(|client| client.waits)
+            .filter_map(|client| client.waiting_since)
             .map(|since| {
                 let now = Instant::now();
                 if now < since + WANTED_AFTER {
@@ -442,36 +442,36 @@ impl Keeper {
         let beats = self
             .clients
             .values()
-            .filter_map(|client| client.beat.map(|(_, due)| due));
+            .filter_map(|client| client.heartbeat.map(|(_, due)| due));
         for deadline in relays
             .chain(greetings)
             .chain(waits)
             .chain(returns)
             .chain(beats)
-            .chain(self.relays_put_off)
-            .chain(self.leaves_by)
+            .chain(self.relays_deferred_until)
+            .chain(self.stop_deadline)
         {
             until = until.min(deadline);
         }
-        if self.not_before > Instant::now() {
-            until = until.min(self.not_before);
+        if self.open_not_before > Instant::now() {
+            until = until.min(self.open_not_before);
         }
         // The last call for another channel may have received data for this one, and then poll does not report it. A
         // reply to a request, and room to send more, are not reported by anything.
         let now = Instant::now();
         let untold = |channel: &ShellChannel| {
-            !matches!(channel.stage, Stage::Open | Stage::Draining) || channel.waiting() > 0
+            !matches!(channel.stage, Stage::Open | Stage::Draining) || channel.queued_bytes() > 0
         };
-        if self.must_hold_back(SHORT_SCRIPT_MAX) {
+        if self.must_defer_open(SHORT_SCRIPT_MAX) {
             until = until.min(now + RECHECK_INTERVAL);
         }
         if self
             .channels
             .values()
-            .any(|channel| channel.has_more(self.listens(channel)))
+            .any(|channel| channel.has_more(self.has_reader(channel)))
         {
             until = until.min(now + BUFFERED_RECHECK);
-        } else if matches!(self.urgency(), Urgency::Waited) && self.channels.values().any(untold) {
+        } else if matches!(self.urgency(), Urgency::Awaited) && self.channels.values().any(untold) {
             until = until.min(now + RECHECK_INTERVAL);
         }
         // The machine may have slept through a deadline, so check from time to time.
@@ -488,10 +488,10 @@ impl Keeper {
         if self
             .clients
             .values()
-            .any(|client| client.channel.is_some() || client.waits.is_some())
-            || relays().any(Relay::is_asked)
+            .any(|client| client.channel.is_some() || client.waiting_since.is_some())
+            || relays().any(Relay::owes_answer)
         {
-            Urgency::Waited
+            Urgency::Awaited
         } else if relays().any(Relay::is_watched) {
             Urgency::Watched
         } else {
@@ -510,7 +510,7 @@ impl Keeper {
                 continue;
             };
             let actions = relay.tick(now);
-            self.trust = relay.finding().unwrap_or(self.trust);
+            self.signal_support = relay.probe_result().unwrap_or(self.signal_support);
             self.act(id, actions);
         }
         self.close_shells(now);
@@ -519,8 +519,8 @@ impl Keeper {
             let Some(client) = self.clients.get_mut(&id) else {
                 continue;
             };
-            if let Some((every, due)) = client.beat.filter(|(_, due)| now >= *due) {
-                client.beat = Some((every, due.max(now) + every));
+            if let Some((every, due)) = client.heartbeat.filter(|(_, due)| now >= *due) {
+                client.heartbeat = Some((every, due.max(now) + every));
                 if let Some(channel) = client
                     .channel
                     .and_then(|channel| self.channels.get_mut(&channel))
@@ -529,19 +529,19 @@ impl Keeper {
                 }
             }
             if client
-                .waits
+                .waiting_since
                 .is_some_and(|since| now >= since + SHELL_WAIT_MAX)
             {
-                (client.waits, client.done) = (None, true);
-                self.tell(id, &Reply::Busy);
-            } else if !client.greeted && now >= client.since + GREETING_MAX {
+                (client.waiting_since, client.is_closing) = (None, true);
+                self.send_reply(id, &Reply::Busy);
+            } else if !client.greeted && now >= client.connected_at + GREETING_MAX {
                 self.clients.remove(&id);
             }
         }
         if now.saturating_duration_since(self.socket_seen) >= SOCKET_CHECK_INTERVAL {
             self.socket_seen = now;
-            if !self.is_found() {
-                self.leaves_by.get_or_insert(now + STOP_GRACE);
+            if !self.owns_socket() {
+                self.stop_deadline.get_or_insert(now + STOP_GRACE);
             }
         }
     }
@@ -555,15 +555,15 @@ impl Keeper {
             .keepalive
             .check(now, keepalive::asleep(), self.urgency())
         {
-            Liveness::Fine => Ok(()),
+            Liveness::Ok => Ok(()),
             Liveness::Dead => Err(io::Error::new(
                 ErrorKind::TimedOut,
                 "the server no longer answers",
             )),
-            Liveness::Ask => {
-                self.keepalive.ask(now);
+            Liveness::SendKeepalive => {
+                self.keepalive.record_sent(now);
                 // While a packet is half sent, the library drops a keepalive without sending it.
-                if !self.transport.owes_output() {
+                if !self.transport.has_partial_packet() {
                     connection
                         .session()
                         .keepalive_send()

@@ -22,8 +22,8 @@ pub struct KeeperShell {
 impl KeeperShell {
     /// Checks a shell out of the pool.
     pub fn check_out(mut client: KeeperClient) -> io::Result<Self> {
-        client.say(&Request::Shell)?;
-        match client.hear(Instant::now() + SHELL)? {
+        client.send(&Request::Shell)?;
+        match client.receive(Instant::now() + SHELL)? {
             Frame::Message(Reply::Shell { primed, may_hang }) => Ok(Self {
                 client,
                 primed,
@@ -97,7 +97,7 @@ impl Shell for KeeperShell {
 
     fn keep_relay(&mut self, job: &JobId, word: String, script: String) {
         // Without a relay, signals go by pid.
-        drop(self.client.say(&Request::Relay {
+        drop(self.client.send(&Request::Relay {
             job: job.to_string(),
             word,
             script,
@@ -127,7 +127,7 @@ impl Shell for KeeperShell {
     }
 
     fn read(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<Chunk> {
-        let (bytes, chunk): (Vec<u8>, fn(usize) -> Chunk) = match self.client.hear(until) {
+        let (bytes, chunk): (Vec<u8>, fn(usize) -> Chunk) = match self.client.receive(until) {
             Ok(Frame::Bytes(bytes)) => (bytes, Chunk::Out),
             Ok(Frame::ErrorBytes(bytes)) => (bytes, Chunk::Err),
             Ok(Frame::Message(Reply::Wanted)) => {

@@ -21,18 +21,18 @@ pub enum Transport {
 }
 
 /// What one shell runs over.
-pub enum Carrier {
+pub enum ShellTransport {
     Channel(Channel),
     Process(Process),
 }
 
 impl Transport {
-    pub fn open(&self, window: u32) -> io::Result<Carrier> {
+    pub fn open(&self, window: u32) -> io::Result<ShellTransport> {
         match self {
             Self::Ssh(connection) => {
-                Channel::open(connection.session(), window).map(Carrier::Channel)
+                Channel::open(connection.session(), window).map(ShellTransport::Channel)
             }
-            Self::Processes(launcher) => launcher.start().map(Carrier::Process),
+            Self::Processes(launcher) => launcher.start().map(ShellTransport::Process),
         }
     }
 
@@ -42,9 +42,9 @@ impl Transport {
     }
 
     /// Whether a call has sent only part of its packet.
-    pub fn owes_output(&self) -> bool {
+    pub fn has_partial_packet(&self) -> bool {
         self.ssh()
-            .is_some_and(|connection| Channel::owes_output(connection.session()))
+            .is_some_and(|connection| Channel::has_partial_packet(connection.session()))
     }
 
     /// The SSH connection, if there is one.
@@ -61,7 +61,7 @@ impl Transport {
     }
 }
 
-impl Carrier {
+impl ShellTransport {
     /// Requests the shell on a channel, or checks whether a process has become one. `buffer` is scratch space for what
     /// it prints before.
     pub fn begin(&mut self, command: &str, buffer: &mut [u8]) -> io::Result<()> {
@@ -144,9 +144,9 @@ impl Carrier {
     }
 
     /// Receives what has arrived for all channels of the connection, and continues a key exchange.
-    pub fn take_in(&self) -> io::Result<()> {
+    pub fn receive_all(&self) -> io::Result<()> {
         match self {
-            Self::Channel(channel) => channel.take_in(),
+            Self::Channel(channel) => channel.receive_all(),
             Self::Process(_) => Ok(()),
         }
     }

@@ -13,7 +13,7 @@ use ssh2::{Error, ErrorCode, Session};
 
 use super::agent::Agent;
 use super::config::Resolved;
-use super::entry::Entry;
+use super::entry::LoginRecord;
 use super::identities::{self, Candidate};
 use super::interactive::Dialogue;
 use super::key::PublicKey;
@@ -122,8 +122,8 @@ pub(super) fn authenticate(
     config: &Resolved,
     prompter: Prompter,
     policy: &Policy,
-    last: Option<&Entry>,
-) -> Result<Entry, Failure> {
+    last: Option<&LoginRecord>,
+) -> Result<LoginRecord, Failure> {
     let methods_left = method_order(config);
     let mut login = Login {
         link,
@@ -178,7 +178,7 @@ pub(super) struct Login<'a> {
     /// What could not be tried, and why.
     pub(super) remarks: Vec<String>,
     /// How the last login succeeded.
-    last: Option<&'a Entry>,
+    last: Option<&'a LoginRecord>,
     /// Fingerprint of the key that was tried last.
     key: Option<String>,
 }
@@ -229,9 +229,9 @@ impl Login<'_> {
         }
     }
 
-    fn run(mut self) -> Result<Entry, Failure> {
+    fn run(mut self) -> Result<LoginRecord, Failure> {
         if !self.is_blind() && self.ask_server()? {
-            return Ok(Entry::default());
+            return Ok(LoginRecord::default());
         }
         while let Some(method) = self.next_method() {
             self.has_sent_request = true;
@@ -242,7 +242,7 @@ impl Login<'_> {
             };
             match outcome {
                 Outcome::Accepted => {
-                    return Ok(Entry {
+                    return Ok(LoginRecord {
                         method: method.to_owned(),
                         key: self.key.filter(|_| method == PUBLIC_KEY),
                     });
@@ -253,7 +253,7 @@ impl Login<'_> {
                     // A password that was accepted as the first of two steps looks like a wrong one.
                     let may_be_partial = method != PUBLIC_KEY && self.failures < MAX_FAILURES;
                     if (self.server.is_none() || may_be_partial) && self.ask_server()? {
-                        return Ok(Entry::default());
+                        return Ok(LoginRecord::default());
                     }
                 }
                 Outcome::NoOrPartial => {
@@ -263,7 +263,7 @@ impl Login<'_> {
                         self.start_next_step();
                     }
                     if self.ask_server()? {
-                        return Ok(Entry::default());
+                        return Ok(LoginRecord::default());
                     }
                 }
             }

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use ssh2::{MethodType, Session};
 
 use super::config::{self, Proxy, Resolved};
-use super::entry::Entry;
+use super::entry::LoginRecord;
 use super::environment::{self, Variable};
-use super::handshake::{self, Stop};
+use super::handshake::{self, HandshakeError};
 use super::hostkey::HostKeys;
 use super::link::{Clock, Link};
 use super::prompt::Prompter;
@@ -118,7 +118,7 @@ fn establish(
     let key = link.session.host_key().map(|(key, _)| key.to_vec());
     let key = key.ok_or_else(|| unreachable("the server gave no host key"))?;
     host_keys.check(&key, prompter)?;
-    let last = entry.and_then(Entry::read);
+    let last = entry.and_then(LoginRecord::read);
     let authenticated = auth::authenticate(&link, &config, prompter, policy, last.as_ref());
     let authenticated = authenticated.map_err(|mut failure| {
         let ended = link.proxy.as_mut().and_then(proxy::ProxyProcess::ended);
@@ -129,7 +129,7 @@ fn establish(
         failure
     })?;
     if let Some(file) = entry {
-        authenticated.keep(file, last.as_ref());
+        authenticated.save(file, last.as_ref());
     }
     drop(host_keys);
     Ok(Connection {
@@ -192,7 +192,7 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
             Ok(()) => return Ok(link),
             Err(stop) => stop,
         };
-        if let (Stop::Busy(said), true) = (&stop, attempt < ATTEMPTS_MAX) {
+        if let (HandshakeError::Busy(said), true) = (&stop, attempt < ATTEMPTS_MAX) {
             let wait = pause + pause.mul_f64(jitter());
             (policy.step)(&format!(
                 "{}: the server is busy ({said}), trying again in {} ms",
@@ -205,7 +205,7 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
             continue;
         }
         let mut reason = format!("{address} {}", stop.reason());
-        if let Stop::TimedOut(_) = stop {
+        if let HandshakeError::TimedOut(_) = stop {
             reason.push_str(&format!(" (ConnectTimeout is {} s)", limit.as_secs()));
         }
         let reason = match proxy {
@@ -236,12 +236,12 @@ fn cannot_start(proxy: &Proxy, error: &std::io::Error) -> Failure {
 }
 
 /// The reason for a failed handshake if the proxy has failed.
-fn proxy_failed(proxy: &Proxy, mut link: Link, stop: &Stop) -> Option<String> {
+fn proxy_failed(proxy: &Proxy, mut link: Link, stop: &HandshakeError) -> Option<String> {
     let process = link.proxy.as_mut()?;
     let (status, said) = match stop {
-        Stop::Closed(_) => (process.ended()?, process.last_line()),
+        HandshakeError::Closed(_) => (process.ended()?, process.last_line()),
         // A proxy may give its reason on standard output.
-        Stop::NotSsh(said) => (
+        HandshakeError::NotSsh(said) => (
             process.ended().filter(|status| !status.success())?,
             said.clone(),
         ),

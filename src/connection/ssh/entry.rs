@@ -11,21 +11,21 @@ use super::key::PublicKey;
 
 /// How a login succeeded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct LoginRecord {
     /// The method (RFC 4252); empty if the server required no authentication.
     pub(super) method: String,
     /// The key's fingerprint.
     pub(super) key: Option<String>,
 }
 
-impl Entry {
+impl LoginRecord {
     pub fn read(file: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(file).ok()?).ok()
     }
 
     /// Writes the record, unless it has not changed. Errors are ignored: without a record, the next login only takes a
     /// little longer.
-    pub fn keep(&self, file: &Path, last: Option<&Self>) {
+    pub fn save(&self, file: &Path, last: Option<&Self>) {
         if last == Some(self) {
             return;
         }

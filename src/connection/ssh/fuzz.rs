@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::config;
 use super::environment::send_patterns;
-use super::handshake::{Preamble, Stop};
+use super::handshake::{HandshakeError, Preamble};
 use super::key::PublicKey;
 use super::keyfile;
 use super::sources::{Answer, Sources, read_files};
@@ -151,7 +151,7 @@ pub fn preamble(data: &[u8]) {
     check_reason(&preamble.closed());
 }
 
-fn check_reason(stop: &Stop) {
+fn check_reason(stop: &HandshakeError) {
     let reason = stop.reason();
     assert!(!reason.contains(char::is_control));
     assert!(reason.chars().count() < 300);

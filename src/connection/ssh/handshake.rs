@@ -25,7 +25,7 @@ const SHOWN_MAX: usize = 200;
 
 /// Why there is no encrypted session.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(super) enum HandshakeError {
     /// The server asks the client to come back later; its message.
     Busy(String),
     /// Something other than SSH listens there; its message.
@@ -37,7 +37,7 @@ pub(super) enum Stop {
     Other(String),
 }
 
-impl Stop {
+impl HandshakeError {
     /// What the server does, as a sentence without its subject.
     pub(super) fn reason(&self) -> String {
         match self {
@@ -54,7 +54,7 @@ const BEFORE_VERSION: &str = "before it said its SSH version";
 const IN_KEY_EXCHANGE: &str = "during the key exchange";
 
 /// Runs the handshake until the session is encrypted. `host_keys` are the host key algorithms to request.
-pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), Stop> {
+pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), HandshakeError> {
     inflow::bound(&link.session);
     // Sends our version line at once, as waiting for the server's would cost a round trip. Reads nothing yet.
     inflow::hold();
@@ -77,7 +77,7 @@ pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), Sto
     result.map_err(|error| match error.code() {
         ErrorCode::Session(
             libssh2_sys::LIBSSH2_ERROR_KEX_FAILURE | libssh2_sys::LIBSSH2_ERROR_METHOD_NONE,
-        ) => Stop::Other(
+        ) => HandshakeError::Other(
             algorithm_mismatch(&session, &recorded, host_keys).unwrap_or_else(|| {
                 "and rsig have no algorithm in common (`ssh -vv` shows its lists)".to_owned()
             }),
@@ -87,15 +87,15 @@ pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), Sto
 }
 
 /// What an error of libssh2's handshake means.
-fn failed(error: &Error, when: &'static str) -> Stop {
+fn failed(error: &Error, when: &'static str) -> HandshakeError {
     match error.code() {
-        TIMEOUT => Stop::TimedOut(when),
+        TIMEOUT => HandshakeError::TimedOut(when),
         ErrorCode::Session(
             libssh2_sys::LIBSSH2_ERROR_SOCKET_DISCONNECT
             | libssh2_sys::LIBSSH2_ERROR_SOCKET_RECV
             | libssh2_sys::LIBSSH2_ERROR_SOCKET_SEND,
-        ) => Stop::Closed(when),
-        _ => Stop::Other(format!("broke the SSH handshake: {}", error.message())),
+        ) => HandshakeError::Closed(when),
+        _ => HandshakeError::Other(format!("broke the SSH handshake: {}", error.message())),
     }
 }
 
@@ -146,7 +146,7 @@ pub(super) struct Preamble {
 
 impl Preamble {
     /// Processes what has arrived. `Ok(true)` when the version line is next.
-    fn consume(&mut self, link: &Link) -> Result<bool, Stop> {
+    fn consume(&mut self, link: &Link) -> Result<bool, HandshakeError> {
         let socket = link.socket.as_raw_fd();
         let mut buffer = [0; 1024];
         loop {
@@ -154,7 +154,9 @@ impl Preamble {
                 Ok(0) | Err(Errno::ECONNRESET | Errno::EPIPE) => return Err(self.closed()),
                 Ok(length) => length,
                 Err(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
-                Err(error) => return Err(Stop::Other(format!("failed: {}", error.desc()))),
+                Err(error) => {
+                    return Err(HandshakeError::Other(format!("failed: {}", error.desc())));
+                }
             };
             let bytes = buffer.get(..length).unwrap_or_default();
             if self.line.is_empty() {
@@ -173,18 +175,18 @@ impl Preamble {
             self.add(bytes.get(..taken).unwrap_or_default())?;
             let taken = buffer.get_mut(..taken).unwrap_or_default();
             recv(socket, taken, MsgFlags::empty())
-                .map_err(|error| Stop::Other(format!("failed: {}", error.desc())))?;
+                .map_err(|error| HandshakeError::Other(format!("failed: {}", error.desc())))?;
         }
     }
 
-    pub(super) fn add(&mut self, text: &[u8]) -> Result<(), Stop> {
+    pub(super) fn add(&mut self, text: &[u8]) -> Result<(), HandshakeError> {
         self.total += text.len();
         self.line.extend_from_slice(text);
         let too_long = self.total > MAX_PREAMBLE_BYTES || self.line.len() > MAX_LINE_BYTES;
         // RFC 4253 4.2: no null character before the key exchange.
         if too_long || self.line.contains(&0) {
             let line = printable(self.line.trim_ascii(), SHOWN_MAX);
-            return Err(Stop::NotSsh(self.first.take().unwrap_or(line)));
+            return Err(HandshakeError::NotSsh(self.first.take().unwrap_or(line)));
         }
         if self.line.ends_with(b"\n") {
             self.end_line()
@@ -193,11 +195,11 @@ impl Preamble {
         }
     }
 
-    fn end_line(&mut self) -> Result<(), Stop> {
+    fn end_line(&mut self) -> Result<(), HandshakeError> {
         let line = printable(self.line.trim_ascii(), SHOWN_MAX);
         self.line.clear();
         if is_busy_message(&line) {
-            return Err(Stop::Busy(line));
+            return Err(HandshakeError::Busy(line));
         }
         if self.first.is_none() && !line.is_empty() {
             self.first = Some(line);
@@ -205,18 +207,21 @@ impl Preamble {
         Ok(())
     }
 
-    pub(super) fn closed(&mut self) -> Stop {
+    pub(super) fn closed(&mut self) -> HandshakeError {
         // The last line may lack its newline.
         if let Err(busy) = self.end_line() {
             return busy;
         }
         let first = self.first.take();
-        first.map_or(Stop::Closed(BEFORE_VERSION), Stop::NotSsh)
+        first.map_or(
+            HandshakeError::Closed(BEFORE_VERSION),
+            HandshakeError::NotSsh,
+        )
     }
 }
 
 /// Refuses a server that speaks only SSH 1 (RFC 4253 5.1: 1.99 means both).
-fn check_version(bytes: &[u8]) -> Result<(), Stop> {
+fn check_version(bytes: &[u8]) -> Result<(), HandshakeError> {
     let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next();
     let line = line.unwrap_or_default();
     // The version line may not be complete yet; then libssh2 checks it.
@@ -227,7 +232,7 @@ fn check_version(bytes: &[u8]) -> Result<(), Stop> {
         return Ok(());
     }
     let said = printable(line, SHOWN_MAX);
-    Err(Stop::Other(format!(
+    Err(HandshakeError::Other(format!(
         "speaks an SSH that is too old: \"{said}\""
     )))
 }

@@ -13,17 +13,17 @@ use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answer::Problem;
-use super::{Call, Tool};
+use super::{Tool, ToolCall};
 use crate::cmd::context::Context;
-use crate::cmd::start::{Flow, Request, to_its_end};
+use crate::cmd::start::{JobStreams, Request, spawn_and_collect};
 use crate::cmd::tail;
 use crate::connection::{HostConnection, Policy, ShellInput};
 use crate::error::{Failure, Kind};
 use crate::host::Host;
 use crate::job::{EndedBy, JobId, JobWord, Record, State};
 use crate::remote::Stream;
-use crate::remote::output::From as TailStart;
-use crate::remote::stream::{self, End, Runner};
+use crate::remote::output::StartPosition as TailStart;
+use crate::remote::stream::{self, JobEnd, Runner};
 use crate::servers::one::{await_end, remove};
 use crate::servers::start::NewJob;
 
@@ -101,7 +101,7 @@ impl Tool for Exec {
         (Duration::from_millis(self.timeout_ms) + ANSWER_WAIT, answer)
     }
 
-    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
+    fn call(self, call: &mut ToolCall<'_>, answer: &mut Answer) -> Result<(), Problem> {
         answer.host = Some(self.host.to_string());
         if self.timeout_ms == 0 || self.timeout_ms > TIMEOUT_MAX {
             let message =
@@ -147,11 +147,11 @@ impl Tool for Exec {
 
 /// Starts the job. Also returns its end and its output, unless the script is interrupted.
 fn start(
-    call: &mut Call<'_>,
+    call: &mut ToolCall<'_>,
     mut request: Request,
     begun: Instant,
     timeout: Duration,
-) -> Result<(Record, Option<(End, Ends)>), Failure> {
+) -> Result<(Record, Option<(JobEnd, OutputTails)>), Failure> {
     let policy = Policy {
         starts: true,
         ..call.context.policy
@@ -161,8 +161,8 @@ fn start(
     let wait = connection.connect_timeout().unwrap_or(ANSWER_WAIT);
     request.start_by = Some(begun + timeout + wait);
     call.limit.send_replace(timeout + wait);
-    let (spawned, flow) = to_its_end(call.context, &connection, &request)?;
-    let Some(Flow {
+    let (spawned, flow) = spawn_and_collect(call.context, &connection, &request)?;
+    let Some(JobStreams {
         mut shell,
         mut hearing,
     }) = flow
@@ -172,10 +172,10 @@ fn start(
     let mut reader = Reader {
         gone: call.gone,
         input: shell.input().ok().map(Arc::new),
-        ends: Ends::default(),
+        ends: OutputTails::default(),
     };
     let host = connection.host();
-    let end = stream::go_on(&host, shell.as_mut(), &mut hearing, &mut reader);
+    let end = stream::follow_started(&host, shell.as_mut(), &mut hearing, &mut reader);
     let mut record = spawned.record;
     // After an interruption, the caller asks about the job again.
     let end = end.ok().flatten().filter(|end| end.state == State::Exited);
@@ -188,12 +188,12 @@ fn start(
 
 /// The last `OUTPUT_MAX` bytes of both streams.
 #[derive(Default)]
-struct Ends {
+struct OutputTails {
     texts: [Vec<u8>; 2],
     cut: [bool; 2],
 }
 
-impl Ends {
+impl OutputTails {
     fn add(&mut self, stream: Stream, bytes: &[u8]) {
         let index = usize::from(stream == Stream::Err);
         self.texts[index].extend_from_slice(bytes);
@@ -208,7 +208,7 @@ impl Ends {
 struct Reader<'a> {
     gone: &'a CancellationToken,
     input: Option<Arc<ShellInput>>,
-    ends: Ends,
+    ends: OutputTails,
 }
 
 impl Runner for Reader<'_> {
@@ -237,7 +237,7 @@ impl Runner for Reader<'_> {
             .is_none_or(|input| input.finish(line, patience))
     }
 
-    fn forgets(&mut self, end: &End) -> bool {
+    fn may_forget(&mut self, end: &JobEnd) -> bool {
         end.state == State::Exited && !self.ends.cut.contains(&true)
     }
 }
@@ -254,7 +254,7 @@ impl Answer {
             enough: None,
             gone: &|_| (),
         };
-        let mut ends = Ends::default();
+        let mut ends = OutputTails::default();
         let read = tail::tail(context, job, &request, &mut |stream, bytes| {
             ends.add(stream, bytes);
             Ok(())
@@ -266,7 +266,7 @@ impl Answer {
         Ok(())
     }
 
-    fn take(&mut self, ends: Ends) {
+    fn take(&mut self, ends: OutputTails) {
         [self.stdout_cut, self.stderr_cut] = ends.cut;
         [self.stdout, self.stderr] = ends
             .texts

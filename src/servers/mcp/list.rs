@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::answer::Problem;
-use super::{Call, Tool};
+use super::{Tool, ToolCall};
 use crate::cmd::ps::Filter;
 use crate::cmd::values::Hosts;
 use crate::host::Host;
@@ -57,7 +57,7 @@ impl Tool for List {
         to see what runs where.";
     const READ_ONLY: bool = true;
 
-    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
+    fn call(self, call: &mut ToolCall<'_>, answer: &mut Answer) -> Result<(), Problem> {
         let filter = Filter {
             all: self.include_finished,
             host: Vec::from_iter(self.host.map(|host| Hosts(vec![host]))),

@@ -96,11 +96,11 @@ trait Tool: DeserializeOwned + JsonSchema + Send + 'static {
     }
 
     /// Runs the call. Fields set in `answer` before a failure are returned to the client too.
-    fn call(self, call: &mut Call<'_>, answer: &mut Self::Answer) -> Result<(), Problem>;
+    fn call(self, call: &mut ToolCall<'_>, answer: &mut Self::Answer) -> Result<(), Problem>;
 }
 
 /// The environment of a call.
-struct Call<'a> {
+struct ToolCall<'a> {
     context: &'a mut Context,
     /// Cancelled when the client no longer waits for the result.
     gone: &'a CancellationToken,
@@ -130,7 +130,7 @@ impl Server {
             let permit = permits.acquire_owned().await.map_err(anyhow::Error::from)?;
             let work = move |context: &mut Context, gone: &CancellationToken| {
                 let mut answer = T::Answer::default();
-                let mut call = Call {
+                let mut call = ToolCall {
                     context,
                     gone,
                     limit: &limit,

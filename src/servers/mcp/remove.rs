@@ -4,7 +4,7 @@ use rmcp::schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::answer::{JobAnswer, Problem};
-use super::{Call, Tool};
+use super::{Tool, ToolCall};
 use crate::servers::one::remove;
 
 #[derive(Deserialize, JsonSchema)]
@@ -31,7 +31,7 @@ impl Tool for Remove {
         self.force
     }
 
-    fn call(self, call: &mut Call<'_>, answer: &mut JobAnswer) -> Result<(), Problem> {
+    fn call(self, call: &mut ToolCall<'_>, answer: &mut JobAnswer) -> Result<(), Problem> {
         let (_, job) = answer.find(call.context, &self.job_id)?;
         Ok(remove(call.context, &job, self.force)?)
     }

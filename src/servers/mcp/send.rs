@@ -4,7 +4,7 @@ use rmcp::schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::answer::{JobAnswer, Problem};
-use super::{Call, Tool};
+use super::{Tool, ToolCall};
 use crate::cmd::send::append;
 use crate::servers::one::text;
 
@@ -36,7 +36,7 @@ impl Tool for SendStdin {
         with stdin_open. It arrives exactly once and in one piece; the answer does not wait for the job to read it. \
         Follow what the job says to it with ssh_tail.";
 
-    fn call(self, call: &mut Call<'_>, answer: &mut JobAnswer) -> Result<(), Problem> {
+    fn call(self, call: &mut ToolCall<'_>, answer: &mut JobAnswer) -> Result<(), Problem> {
         let (_, job) = answer.find(call.context, &self.job_id)?;
         Ok(append(
             call.context,

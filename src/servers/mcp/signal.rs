@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::answer::{JobAnswer, Problem};
-use super::{Call, Tool, wait};
-use crate::cmd::deliver::{Report, Sending};
-use crate::delivery::{Sent, Via, Ways};
+use super::{Tool, ToolCall, wait};
+use crate::cmd::deliver::{Report, SendOptions};
+use crate::delivery::{SendOutcome, Via, ViaPolicy};
 use crate::error::{Failure, Kind};
 use crate::servers::one::deliver;
 use crate::signal::SignalWord;
@@ -56,7 +56,7 @@ pub struct Answer {
     signal_number: Option<u8>,
     /// Whether the delivery was confirmed; null if the connection broke and the host can't be asked
     #[schemars(with = "Option<bool>")]
-    sent: Sent,
+    sent: SendOutcome,
     sent_via_channel: bool,
     sent_via_pid: bool,
     /// The job's first process
@@ -81,7 +81,7 @@ impl Tool for SendSignal {
         self.wait_ms > 0
     }
 
-    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
+    fn call(self, call: &mut ToolCall<'_>, answer: &mut Answer) -> Result<(), Problem> {
         answer.job.job_id = Some(self.job_id.clone());
         let word = self.signal.as_str().map(str::to_owned);
         let signal = word.unwrap_or_else(|| self.signal.to_string()).parse();
@@ -89,9 +89,9 @@ impl Tool for SendSignal {
             signal.map_err(|error| Failure::usage(format!("signal: {error}")))?;
         answer.signal = Some(with_sig(&signal.to_string()));
         let via = match (self.use_channel, self.use_pid_fallback) {
-            (true, true) => Ways::Any,
-            (true, false) => Ways::Channel,
-            (false, true) => Ways::Pid,
+            (true, true) => ViaPolicy::Any,
+            (true, false) => ViaPolicy::Channel,
+            (false, true) => ViaPolicy::Pid,
             (false, false) => {
                 let message = "use_channel and use_pid_fallback can't both be false";
                 return Err(Failure::usage(message).into());
@@ -103,10 +103,10 @@ impl Tool for SendSignal {
             return Err(Failure::usage(message).into());
         }
         let (_, job) = answer.job.find(call.context, &self.job_id)?;
-        let sending = Sending {
+        let sending = SendOptions {
             wait: self.is_long().then(|| wait(self.wait_ms)),
             via,
-            ..Sending::default()
+            ..SendOptions::default()
         };
         answer.fill(deliver(call.context, &job, signal, &sending)?)
     }

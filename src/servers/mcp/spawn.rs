@@ -4,7 +4,7 @@ use rmcp::schemars::JsonSchema;
 use serde::Serialize;
 
 use super::answer::Problem;
-use super::{Call, Tool};
+use super::{Tool, ToolCall};
 use crate::cmd::start::{Spawned, spawn};
 use crate::job::JobId;
 use crate::servers::start::NewJob;
@@ -31,7 +31,7 @@ impl Tool for NewJob {
         with ssh_tail, end it with ssh_signal. Its standard input is /dev/null, or with \
         stdin_open what ssh_send_stdin sends, and it has no terminal.";
 
-    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
+    fn call(self, call: &mut ToolCall<'_>, answer: &mut Answer) -> Result<(), Problem> {
         answer.host = Some(self.host.to_string());
         let mut request = self.request(call.context)?;
         let id = JobId::random()?;

@@ -12,13 +12,13 @@ use rmcp::schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{JobAnswer, Problem};
-use super::{Call, Tool, wait};
+use super::{Tool, ToolCall, wait};
 use crate::cmd::pattern::Pattern;
 use crate::cmd::tail::{Request, Tailed, tail};
 use crate::error::Failure;
 use crate::job::{JobWord, Record};
 use crate::remote::Stream;
-use crate::remote::output::{From as Start, position};
+use crate::remote::output::{StartPosition as Start, position};
 use crate::servers::one::await_line;
 
 /// Maximum length of a line, in bytes; longer lines are split.
@@ -111,7 +111,7 @@ impl Tool for Tail {
         self.wait_ms > 0
     }
 
-    fn call(self, call: &mut Call<'_>, answer: &mut Answer) -> Result<(), Problem> {
+    fn call(self, call: &mut ToolCall<'_>, answer: &mut Answer) -> Result<(), Problem> {
         let mut until = Instant::now() + wait(self.wait_ms);
         let (record, word) = answer.job.find(call.context, &self.job_id)?;
         let id = record.id.as_str();
@@ -186,7 +186,7 @@ fn parse_cursor(job: &str, text: &str) -> Option<[u64; 2]> {
 }
 
 struct Reader<'a, 'b> {
-    call: &'a mut Call<'b>,
+    call: &'a mut ToolCall<'b>,
     word: &'a JobWord,
     streams: Streams,
     /// Standard output and standard error.

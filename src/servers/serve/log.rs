@@ -27,7 +27,7 @@ use crate::cmd::context::Context;
 use crate::cmd::pattern::Pattern;
 use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
-use crate::remote::output::{From as Start, Gone};
+use crate::remote::output::{MissingOutput, StartPosition as Start};
 use crate::servers::one;
 
 /// Maximum number of chunks queued for a client.
@@ -42,7 +42,7 @@ const OMITTED: &str = "rsig-omitted-bytes";
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct Wanted {
+pub struct LogQuery {
     /// Which of the job's streams
     #[serde(default)]
     #[param(inline)]
@@ -75,7 +75,7 @@ enum Stream {
 }
 
 /// Read what a job has written
-#[utoipa::path(get, path = "/processes/{job}/_log", params(JobPath, Wanted), responses(
+#[utoipa::path(get, path = "/processes/{job}/_log", params(JobPath, LogQuery), responses(
     (status = OK, description = "The bytes", content_type = "application/octet-stream", headers(
         ("Rsig-Matched", description = "With wait_for: true, or false if no line matched before the time was up or the job ended"),
         ("Rsig-Omitted-Bytes" = u64, description = "How many bytes behind the offset are gone, by the job's log_max")
@@ -85,7 +85,7 @@ enum Stream {
 pub async fn log(
     State(app): State<Arc<App>>,
     Path(path): Path<JobPath>,
-    Query(wanted): Query<Wanted>,
+    Query(wanted): Query<LogQuery>,
 ) -> Result<Response, Problem> {
     if wanted.offset > OFFSET_MAX {
         return Err(Problem::new(
@@ -158,13 +158,13 @@ fn send(
     app: &App,
     context: &mut Context,
     job: &str,
-    wanted: &Wanted,
+    wanted: &LogQuery,
     sender: &mpsc::Sender<Chunk>,
     omitted: &AtomicU64,
 ) -> Result<(), Failure> {
     let (_, job) = one::job(context, job)?;
     let (begun, broken) = (Cell::new(false), Cell::new(false));
-    let gone = |gone: &Gone<'_>| {
+    let gone = |gone: &MissingOutput<'_>| {
         if begun.get() {
             broken.set(true);
         } else {

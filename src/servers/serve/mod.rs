@@ -115,10 +115,10 @@ async fn accept(listener: &Listener, router: Router, connections: &GracefulShutd
         let mut stream = Box::pin(TimeoutStream::new(stream));
         stream
             .as_mut()
-            .set_write_timeout_pinned(Some(clock::long(WRITE_WAIT)));
+            .set_write_timeout_pinned(Some(clock::scaled(WRITE_WAIT)));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(clock::long(HEAD_WAIT))
+            .header_read_timeout(clock::scaled(HEAD_WAIT))
             .max_buf_size(HEAD_MAX)
             .serve_connection(
                 TokioIo::new(stream),

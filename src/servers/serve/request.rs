@@ -43,7 +43,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let read =
-            tokio::time::timeout(clock::long(BODY_WAIT), Json::from_request(request, state)).await;
+            tokio::time::timeout(clock::scaled(BODY_WAIT), Json::from_request(request, state))
+                .await;
         let late = |_| Problem::new(TOO_SLOW, "the body took too long to arrive");
         let Json(body) = read.map_err(late)??;
         Ok(Self(body))

@@ -21,7 +21,7 @@ use super::problem::{BAD_METHOD, BAD_VALUE, NOT_FOUND, Problem, busy};
 use super::request::{Body, JobPath, Path, Query, flag, wait};
 use super::{App, log};
 use crate::cmd::context::Context;
-use crate::cmd::deliver::Sending;
+use crate::cmd::deliver::SendOptions;
 use crate::cmd::pids;
 use crate::cmd::ps::Filter;
 use crate::cmd::send::append;
@@ -323,9 +323,9 @@ async fn signal(
     let done = app.run_on(path.job, wait.is_some(), move |context, job, gone| {
         let until = wait.map(|wait| Instant::now() + wait);
         // The verb waits for at most one slice; the rest of the wait ends early if the client is gone.
-        let sending = Sending {
+        let sending = SendOptions {
             wait: wait.map(|wait| wait.min(one::SLICE)),
-            ..Sending::default()
+            ..SendOptions::default()
         };
         let outcome = deliver(context, job, signal, &sending)?;
         Ok(match until {
@@ -344,7 +344,7 @@ fn deliver(
     context: &mut Context,
     job: &JobWord,
     signal: SignalWord,
-    sending: &Sending,
+    sending: &SendOptions,
 ) -> Result<Outcome, Failure> {
     let mut outcome = one::deliver(context, job, signal, sending)?.outcome?;
     match outcome.error.take() {
@@ -406,7 +406,7 @@ async fn stop(
     Query(Stopping { grace }): Query<Stopping>,
 ) -> Result<Json<Done>, Problem> {
     let done = app.run_on(path.job, true, move |context, job, _| {
-        let sending = Sending::stop(grace.unwrap_or(GRACE), Target::Group);
+        let sending = SendOptions::stop(grace.unwrap_or(GRACE), Target::Group);
         Ok(Done::with(&deliver(
             context,
             job,

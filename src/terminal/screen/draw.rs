@@ -11,7 +11,7 @@ use ratatui::widgets::Paragraph;
 use super::{LINE_MAX, Mode, OutputPane, Screen};
 use crate::escape::printable;
 use crate::job::{JobName, State};
-use crate::terminal::{self, Listed};
+use crate::terminal::{self, ListedJob};
 
 /// The help on keys in the last lines.
 const HELP: [&str; 12] = [
@@ -56,7 +56,7 @@ impl Screen {
         let (message, title) = (take(1), take(1));
         let (help_height, troubles) = (
             take(help.len()),
-            take(self.troubles.len().min(TROUBLES_MAX)),
+            take(self.host_errors.len().min(TROUBLES_MAX)),
         );
         let jobs = u16::try_from(self.shown().len()).unwrap_or(u16::MAX);
         let output = match spare.max(1).div_ceil(2).max(spare.saturating_sub(jobs)) {
@@ -75,7 +75,7 @@ impl Screen {
         };
         show(vec![self.title()], title);
         show(self.list(area.width, list.into()), list);
-        show(self.troubles(), troubles);
+        show(self.silent_hosts(), troubles);
         show(self.pane(area.width, output.into()), output);
         show(vec![self.last_line()], message);
         show(help, help_height);
@@ -102,9 +102,9 @@ impl Screen {
         Line::raw(title)
     }
 
-    fn troubles(&self) -> Vec<Line<'_>> {
-        let left = self.troubles.len().saturating_sub(TROUBLES_MAX);
-        let named = self.troubles.iter().take(TROUBLES_MAX).enumerate();
+    fn silent_hosts(&self) -> Vec<Line<'_>> {
+        let left = self.host_errors.len().saturating_sub(TROUBLES_MAX);
+        let named = self.host_errors.iter().take(TROUBLES_MAX).enumerate();
         let style = self.colour(Color::Red);
         named
             .map(|(place, trouble)| match place + 1 {
@@ -264,7 +264,7 @@ impl Columns {
     }
 }
 
-fn columns(jobs: &[&Listed], width: usize) -> Columns {
+fn columns(jobs: &[&ListedJob], width: usize) -> Columns {
     let mut widths = [0; 10];
     let heads = Columns::HEADS.map(str::to_owned);
     for cells in jobs.iter().map(|job| cells(job)).chain([heads]) {
@@ -286,8 +286,8 @@ fn columns(jobs: &[&Listed], width: usize) -> Columns {
     Columns(widths)
 }
 
-fn cells(job: &Listed) -> [String; 11] {
-    let Listed {
+fn cells(job: &ListedJob) -> [String; 11] {
+    let ListedJob {
         record,
         state,
         usage,

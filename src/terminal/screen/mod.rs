@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-use super::Listed;
+use super::ListedJob;
 use crate::escape::printable;
 use crate::job::{JobId, Record};
 use crate::signal::SignalWord;
@@ -61,12 +61,12 @@ impl SortKey {
         Self::ALL[(self.place() + 1) % Self::ALL.len()].0
     }
 
-    fn compare(self, one: &Listed, other: &Listed) -> Ordering {
-        let by = |value: fn(&Listed) -> Option<f64>| {
+    fn compare(self, one: &ListedJob, other: &ListedJob) -> Ordering {
+        let by = |value: fn(&ListedJob) -> Option<f64>| {
             let value = |job| value(job).unwrap_or(-1.0);
             value(other).total_cmp(&value(one))
         };
-        let name = |job: &Listed| {
+        let name = |job: &ListedJob| {
             job.record
                 .name
                 .as_ref()
@@ -147,11 +147,11 @@ struct OutputPane {
 #[derive(Debug, Default)]
 pub struct Screen {
     /// All listed jobs, the oldest first.
-    pub jobs: Vec<Listed>,
+    pub jobs: Vec<ListedJob>,
     /// The result of the last action.
     pub message: String,
     /// The hosts that do not answer, and why.
-    pub troubles: Vec<String>,
+    pub host_errors: Vec<String>,
     is_coloured: bool,
     sort: SortKey,
     is_reversed: bool,
@@ -176,9 +176,9 @@ impl Screen {
     }
 
     /// The jobs that match the filter, sorted.
-    fn shown(&self) -> Vec<&Listed> {
+    fn shown(&self) -> Vec<&ListedJob> {
         let wanted = self.filter.to_lowercase();
-        let fits = |job: &&Listed| {
+        let fits = |job: &&ListedJob| {
             if wanted.is_empty() {
                 return true;
             }
@@ -191,7 +191,7 @@ impl Screen {
                 .iter()
                 .any(|word| word.to_lowercase().contains(&wanted))
         };
-        let mut shown: Vec<&Listed> = self.jobs.iter().filter(fits).collect();
+        let mut shown: Vec<&ListedJob> = self.jobs.iter().filter(fits).collect();
         shown.sort_by(|one, other| self.sort.compare(one, other));
         if self.is_reversed {
             shown.reverse();
@@ -206,8 +206,8 @@ impl Screen {
         shown.get(place).map(|job| &job.record)
     }
 
-    fn place(&self, shown: &[&Listed]) -> usize {
-        let is_selected = |job: &&Listed| Some(&job.record.id) == self.selected.as_ref();
+    fn place(&self, shown: &[&ListedJob]) -> usize {
+        let is_selected = |job: &&ListedJob| Some(&job.record.id) == self.selected.as_ref();
         shown.iter().position(is_selected).unwrap_or_default()
     }
 

@@ -7,7 +7,7 @@ use crate::host::{Connect, Destination};
 use crate::job::State;
 use crate::remote::Usage;
 
-fn job(id: &str, name: Option<&str>, host: &str, command: &[&str]) -> Listed {
+fn job(id: &str, name: Option<&str>, host: &str, command: &[&str]) -> ListedJob {
     let destination = Destination {
         host: host.parse().unwrap(),
         connect: Connect::default(),
@@ -17,7 +17,7 @@ fn job(id: &str, name: Option<&str>, host: &str, command: &[&str]) -> Listed {
     let mut record = Record::new(id.parse().unwrap(), name, destination, words);
     record.state = State::Running;
     record.pid = Some(4242);
-    Listed::from(record)
+    ListedJob::from(record)
 }
 
 fn usage(cpu_percent: f64, cpu_seconds: f64, rss_bytes: u64, processes: u32) -> Usage {
@@ -84,7 +84,7 @@ fn press(screen: &mut Screen, keys: &str) -> Option<Action> {
 #[test]
 fn a_screen_of_the_usual_size() {
     let mut screen = three();
-    screen.troubles = vec!["db: no answer for 4 s".to_owned()];
+    screen.host_errors = vec!["db: no answer for 4 s".to_owned()];
     screen.message = "4h3q78r4 on web1: TERM sent".to_owned();
     screen.take_output(
         &"2pysv60g".parse().unwrap(),
@@ -162,7 +162,7 @@ fn a_small_screen_has_what_matters_most() {
 fn any_size_will_do() {
     for is_empty in [true, false] {
         let mut screen = if is_empty { Screen::default() } else { three() };
-        screen.troubles = vec!["web1: no answer for 4 s".to_owned(); 5];
+        screen.host_errors = vec!["web1: no answer for 4 s".to_owned(); 5];
         screen.take_output(
             &"2pysv60g".parse().unwrap(),
             "\u{4e16}".repeat(300).as_bytes(),
@@ -184,7 +184,7 @@ fn colour_is_for_those_who_want_it() {
             is_coloured,
             ..three()
         };
-        screen.troubles = vec!["db: no answer".to_owned()];
+        screen.host_errors = vec!["db: no answer".to_owned()];
         let terminal = drawn(&mut screen, 80, 24);
         let cells = terminal.backend().buffer().content();
         assert_eq!(

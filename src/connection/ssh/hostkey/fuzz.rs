@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::known_hosts::{HostName, Line, Marker, parse, revoked};
+use super::known_hosts::{HostName, KnownHost, Marker, parse, revoked};
 use super::{ALGORITHMS, Verdict, answer, changed, preferred, verdict};
 use crate::connection::ssh::key::PublicKey;
 
@@ -48,7 +48,7 @@ pub fn files(data: &[u8]) {
     let _ = answer(&String::from_utf8_lossy(data), "SHA256:x");
 }
 
-fn judge(lines: &[Line], host: &HostName, key: &PublicKey) {
+fn judge(lines: &[KnownHost], host: &HostName, key: &PublicKey) {
     match verdict(lines, host, key) {
         Verdict::Known(line) => {
             assert!(line.key == *key && line.marker == Marker::None);

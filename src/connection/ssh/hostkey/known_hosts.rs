@@ -89,7 +89,7 @@ pub(super) enum Marker {
 
 /// A valid line.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
+pub(super) struct KnownHost {
     pub(super) file: String,
     pub(super) number: usize,
     pub(super) marker: Marker,
@@ -97,7 +97,7 @@ pub(super) struct Line {
     pub(super) key: PublicKey,
 }
 
-impl fmt::Display for Line {
+impl fmt::Display for KnownHost {
     /// File and line number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", printable(&self.file, SHOWN_MAX), self.number)
@@ -105,13 +105,13 @@ impl fmt::Display for Line {
 }
 
 /// The lines of a file's text, in order. Lines that are not valid are skipped.
-pub(super) fn parse(path: &Path, text: &[u8]) -> Vec<Line> {
+pub(super) fn parse(path: &Path, text: &[u8]) -> Vec<KnownHost> {
     let file = path.to_string_lossy();
     text.split(|&b| b == b'\n')
         .zip(1..)
         .filter_map(|(line, number)| {
             let (marker, names, key) = read_line(line)?;
-            Some(Line {
+            Some(KnownHost {
                 file: file.to_string(),
                 number,
                 marker,
@@ -234,21 +234,21 @@ fn read_text(what: &str, path: &Path) -> Result<Option<Vec<u8>>, Failure> {
 }
 
 /// The lines of a file. A missing file has none.
-pub(super) fn read(path: &Path) -> Result<Vec<Line>, Failure> {
+pub(super) fn read(path: &Path) -> Result<Vec<KnownHost>, Failure> {
     let text = read_text("known_hosts file", path)?;
     Ok(parse(path, &text.unwrap_or_default()))
 }
 
 /// The keys of a `RevokedHostKeys` file, as lines that revoke them for every host. As in ssh, every host is refused if
 /// the file can't be read.
-pub(super) fn read_revoked(path: &Path) -> Result<Vec<Line>, Failure> {
+pub(super) fn read_revoked(path: &Path) -> Result<Vec<KnownHost>, Failure> {
     let what = "RevokedHostKeys file";
     let text = read_text(what, path)?.ok_or_else(|| failed(what, path, "there is no such file"))?;
     revoked(path, &text)
 }
 
 /// Parses the text of such a file.
-pub(super) fn revoked(path: &Path, text: &[u8]) -> Result<Vec<Line>, Failure> {
+pub(super) fn revoked(path: &Path, text: &[u8]) -> Result<Vec<KnownHost>, Failure> {
     let what = "RevokedHostKeys file";
     if text.starts_with(b"SSHKRL\n\0") {
         let reason =
@@ -263,7 +263,7 @@ pub(super) fn revoked(path: &Path, text: &[u8]) -> Result<Vec<Line>, Failure> {
         }
         let key = PublicKey::from_line(&line)
             .ok_or_else(|| failed(what, path, &format!("line {number} is not a public key")))?;
-        lines.push(Line {
+        lines.push(KnownHost {
             file: path.to_string_lossy().into_owned(),
             number,
             marker: Marker::Revoked,

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use known_hosts::HostName;
-use known_hosts::{Line, Marker};
+use known_hosts::{KnownHost, Marker};
 
 use super::config::Resolved;
 use super::key::PublicKey;
@@ -64,12 +64,12 @@ enum StrictHostKeyChecking {
 /// What the files say about a key.
 #[derive(Debug)]
 enum Verdict<'a> {
-    Known(&'a Line),
-    Revoked(&'a Line),
+    Known(&'a KnownHost),
+    Revoked(&'a KnownHost),
     /// The host is known with other keys only. Holds a line with one of them, of the same type if there is one.
-    Changed(&'a Line),
+    Changed(&'a KnownHost),
     /// No line decides. May hold a line with another key for the host's name without its port.
-    Unknown(Option<&'a Line>),
+    Unknown(Option<&'a KnownHost>),
 }
 
 /// Judges the key that a host presents by the lines of the files, the user's before the system's.
@@ -78,7 +78,7 @@ enum Verdict<'a> {
 /// that has another. The plain name is looked up only if there is no key at all for `[host]:port`, and only the same
 /// key (or its revocation) counts there: another key for the plain name leaves the host unknown, since it may well be
 /// another server's.
-fn verdict<'a>(lines: &'a [Line], host: &HostName, key: &PublicKey) -> Verdict<'a> {
+fn verdict<'a>(lines: &'a [KnownHost], host: &HostName, key: &PublicKey) -> Verdict<'a> {
     match (verdict_on(lines, &host.name, key), &host.without_port) {
         (Verdict::Unknown(_), Some(plain)) => match verdict_on(lines, plain, key) {
             Verdict::Changed(line) => Verdict::Unknown(Some(line)),
@@ -88,8 +88,8 @@ fn verdict<'a>(lines: &'a [Line], host: &HostName, key: &PublicKey) -> Verdict<'
     }
 }
 
-fn verdict_on<'a>(lines: &'a [Line], name: &str, key: &PublicKey) -> Verdict<'a> {
-    let about: Vec<&Line> = lines.iter().filter(|l| l.names.matches(name)).collect();
+fn verdict_on<'a>(lines: &'a [KnownHost], name: &str, key: &PublicKey) -> Verdict<'a> {
+    let about: Vec<&KnownHost> = lines.iter().filter(|l| l.names.matches(name)).collect();
     let with_key = |marker| about.iter().find(|l| l.marker == marker && l.key == *key);
     if let Some(line) = with_key(Marker::Revoked) {
         return Verdict::Revoked(line);
@@ -108,11 +108,11 @@ fn verdict_on<'a>(lines: &'a [Line], name: &str, key: &PublicKey) -> Verdict<'a>
 
 /// The host key algorithms to request, of those `offered` by the library. Those for which a key of the host is known
 /// come first: a server with several keys might otherwise present an unknown one.
-fn preferred<'a>(lines: &[Line], host: &HostName, offered: &[&'a str]) -> Vec<&'a str> {
+fn preferred<'a>(lines: &[KnownHost], host: &HostName, offered: &[&'a str]) -> Vec<&'a str> {
     let kinds = |name: &str| -> Vec<&str> {
-        let about: Vec<&Line> = lines.iter().filter(|l| l.names.matches(name)).collect();
+        let about: Vec<&KnownHost> = lines.iter().filter(|l| l.names.matches(name)).collect();
         let is_revoked = |key: &PublicKey| {
-            let revokes = |line: &&Line| line.marker == Marker::Revoked && line.key == *key;
+            let revokes = |line: &&KnownHost| line.marker == Marker::Revoked && line.key == *key;
             about.iter().any(revokes)
         };
         about
@@ -140,7 +140,7 @@ fn preferred<'a>(lines: &[Line], host: &HostName, offered: &[&'a str]) -> Vec<&'
 /// The known keys of one host, and how to handle a key that is not among them.
 pub struct HostKeys<'a> {
     host: HostName,
-    lines: Vec<Line>,
+    lines: Vec<KnownHost>,
     checking: StrictHostKeyChecking,
     /// The file to which new keys are added.
     file: Option<PathBuf>,
@@ -179,7 +179,7 @@ impl<'a> HostKeys<'a> {
     }
 
     /// The lines that a `KnownHostsCommand` prints for the host, or for the key that the host presents.
-    fn ask_command(&self, key: Option<&PublicKey>) -> Result<Vec<Line>, Failure> {
+    fn ask_command(&self, key: Option<&PublicKey>) -> Result<Vec<KnownHost>, Failure> {
         let option = "KnownHostsCommand";
         let Some(command) = self.config.text("knownhostscommand") else {
             return Ok(Vec::new());
@@ -253,7 +253,7 @@ impl<'a> HostKeys<'a> {
     fn unknown(
         &self,
         key: &PublicKey,
-        other: Option<&Line>,
+        other: Option<&KnownHost>,
         prompter: Prompter,
     ) -> Result<(), String> {
         use StrictHostKeyChecking::{AcceptNew, Ask, No, Yes};
@@ -301,9 +301,9 @@ impl<'a> HostKeys<'a> {
     }
 
     /// Lines of the files that are related to an unknown host, described one per line.
-    fn hints(&self, other: Option<&Line>) -> String {
+    fn hints(&self, other: Option<&KnownHost>) -> String {
         let mut text = String::new();
-        let is_authority = |line: &&Line| {
+        let is_authority = |line: &&KnownHost| {
             line.marker == Marker::CertAuthority && line.names.matches(&self.host.name)
         };
         if let Some(line) = self.lines.iter().find(is_authority) {
@@ -348,8 +348,8 @@ impl<'a> HostKeys<'a> {
     }
 
     fn question(&self, key: &PublicKey, hints: &str) -> String {
-        let has_key = |line: &&Line| line.marker == Marker::None && line.key == *key;
-        let others: Vec<&Line> = self.lines.iter().filter(has_key).collect();
+        let has_key = |line: &&KnownHost| line.marker == Marker::None && line.key == *key;
+        let others: Vec<&KnownHost> = self.lines.iter().filter(has_key).collect();
         let mut known_by = if others.is_empty() {
             "This key is not known by any other names.".to_owned()
         } else {
@@ -374,7 +374,7 @@ impl<'a> HostKeys<'a> {
     }
 }
 
-fn changed(host: &HostName, key: &PublicKey, line: &Line) -> String {
+fn changed(host: &HostName, key: &PublicKey, line: &KnownHost) -> String {
     let known = line.key.label();
     let known_by = if line.key.kind == key.kind {
         format!("{line} has {known}")

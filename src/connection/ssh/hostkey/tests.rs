@@ -1016,7 +1016,7 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
-fn parsed(text: &str) -> Vec<Line> {
+fn parsed(text: &str) -> Vec<KnownHost> {
     let text = text
         .replace("{server}", &ed25519(1).to_line())
         .replace("{other}", &ed25519(2).to_line())
