@@ -47,7 +47,7 @@ impl Expansion<'_> {
                     let cycle = self.open.get(at..).unwrap_or_default().join(", ");
                     let cycle = printable(format!("{cycle}, {word}"), 300);
                     let word = printable(word, 80);
-                    return Err(format!("the group {word} holds itself: {cycle}"));
+                    return Err(format!("the group {word} contains itself: {cycle}"));
                 }
                 if !self.seen.insert(word.clone()) {
                     continue;
@@ -150,7 +150,7 @@ fn range(inner: &str) -> Result<Vec<String>, String> {
         let number = |digits: &str| match digits.parse::<u64>() {
             Ok(number) if digits.len() <= DIGITS_MAX && !digits.contains('-') => Ok(number),
             _ if digits.is_empty() => Err(bad("a number is missing")),
-            _ => Err(bad(&format!("{digits:?} is not a number that it can hold"))),
+            _ => Err(bad(&format!("{digits:?} is not a valid number"))),
         };
         let (from, to) = (number(first)?, number(last)?);
         if from > to {

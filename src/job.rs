@@ -417,9 +417,9 @@ impl Record {
     /// Why the job is lost, as part of a message.
     pub fn why_lost(&self) -> &'static str {
         if self.rebooted {
-            "its host or container began again since it started, and nothing recorded its end"
+            "its host or container has restarted since it started, and its end was not recorded"
         } else {
-            "gone, and nothing recorded its end"
+            "gone, and its end was not recorded"
         }
     }
 
@@ -459,7 +459,7 @@ pub fn rfc3339(epoch: Epoch) -> Option<String> {
 /// Unpredictable bytes.
 pub fn random_bytes<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).context("the system gives no random numbers")?;
+    getrandom::fill(&mut bytes).context("the system provides no random numbers")?;
     Ok(bytes)
 }
 

@@ -518,13 +518,13 @@ fn a_container_that_has_begun_again_has_lost_its_jobs() {
             told["error"]["message"]
                 .as_str()
                 .expect("a message")
-                .contains("began again"),
+                .contains("has restarted"),
             "{told}"
         );
         place
             .run(&["wait", &job])
             .code(125)
-            .stdout_has("began again");
+            .stdout_has("has restarted");
         assert_eq!(place.job(&job)["state"], "lost");
         for other in &others {
             assert_eq!(place.job(other)["state"], "running");

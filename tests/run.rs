@@ -453,7 +453,7 @@ fn no_input_is_ever_taken_for_commands() {
     ] {
         let words = f.run_words(&["--tether", "5s"], line);
         let output = f.rsig.command(&words).stdin(input.as_bytes()).run();
-        output.code(125).stderr_has("not there any more");
+        output.code(125).stderr_has("no longer exists");
     }
     f.rsig.run(&["ps"]).ok();
     f.rsig.run(&f.run_words(&[], "true")).ok();

@@ -151,7 +151,7 @@ pub struct WayArgs {
     /// Short for --prefix 'sudo -n -H [-u USER]'
     #[arg(long, value_name = "USER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     sudo: Option<String>,
-    /// The directory on the host for the job's files, instead of one in the home
+    /// The directory on the host for the job's files, instead of one in the home directory
     #[arg(long, value_name = "DIR", value_parser = crate::host::parse_jobs_dir)]
     jobs_dir: Option<String>,
 }
@@ -225,7 +225,8 @@ pub struct JobArgs {
     /// The directory to start in, relative to the home directory (on `local`: to the current one)
     #[arg(short = 'C', long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub cwd: Option<OsString>,
-    /// A variable for the job's environment; KEY alone takes its value from here and keeps it out of every argument list
+    /// A variable for the job's environment; KEY alone takes the value from rsig's own environment, which keeps it out
+    /// of every argument list
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = values::Variables)]
     pub env: Vec<(String, Option<OsString>)>,
     /// COMMAND is one line for /bin/sh -c

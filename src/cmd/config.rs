@@ -44,13 +44,13 @@ const OPTIONS: [&str; 21] = [
 /// The environment variable that corresponds to `--no-keeper`.
 const KEEPER_VARIABLE: &str = "RSIG_KEEPER";
 
-/// Show the configuration that is in force, and where each value comes from
+/// Show the effective configuration, and where each value comes from
 #[derive(Args, Debug)]
 pub struct Config {
     /// Print a JSON array
     #[arg(long)]
     json: bool,
-    /// Print the hosts that this stands for instead, a line each
+    /// Print the hosts that this word stands for instead, one per line
     #[arg(value_name = "HOST[,HOST]...", conflicts_with = "json", add = ArgValueCompleter::new(complete::hosts))]
     host: Option<Hosts>,
 }

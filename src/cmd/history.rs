@@ -12,9 +12,9 @@ use crate::state::Store;
 use crate::state::history::{Action, Entry};
 use crate::terminal::{self, Output, Table, warn};
 
-/// Show what was done to jobs: starts, signals, ends and removals, also of jobs that have been removed
+/// Show what was done to jobs: starts, signals, ends and removals, including those of removed jobs
 ///
-/// Events are kept for a year, 100,000 at most. A signal that is not confirmed may or may not have been sent: the
+/// Events are kept for a year, at most 100,000 of them. A signal that is not confirmed may or may not have been sent: the
 /// connection broke before the answer. Values of `-e` are never written down.
 #[derive(Args, Debug)]
 pub struct History {
@@ -24,7 +24,7 @@ pub struct History {
     /// Print one JSON object per event
     #[arg(long)]
     json: bool,
-    /// An id, a name or a unique id prefix, also of a job that has been removed; all jobs if omitted
+    /// An id, a name or a unique id prefix, even of a removed job; all jobs if omitted
     #[arg(value_parser = job_word(), add = ArgValueCompleter::new(complete::any))]
     job: Option<JobWord>,
 }

@@ -23,7 +23,7 @@ use crate::terminal::{Output, Table};
 #[command(override_usage = "rsig kill [OPTIONS] <JOB> [SIGNAL]\n       \
     rsig kill [OPTIONS] -s <SIGNAL> <JOB>...\n       rsig kill -l [--os <OS>] [SIGNAL]")]
 pub struct Kill {
-    /// The signal: a name with or without SIG, or a number of the job's system; also as -TERM or -15
+    /// The signal: a name with or without SIG, or a number on the job's system; also as -TERM or -15
     #[arg(short, long, add = ArgValueCompleter::new(complete::signal))]
     signal: Option<SignalWord>,
     #[command(flatten)]

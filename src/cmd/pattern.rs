@@ -23,7 +23,8 @@ impl Pattern {
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.contains(['\n', '\0']) {
             return Err(
-                "it is matched against single lines: it can't hold a line break or NUL".to_owned(),
+                "it is matched against single lines: it can't contain a line break or NUL"
+                    .to_owned(),
             );
         }
         let checked = Command::new("grep")

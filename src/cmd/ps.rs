@@ -34,7 +34,7 @@ pub struct Filter {
     #[arg(long, value_name = "STATE", value_delimiter = ',', add = ArgValueCandidates::new(complete::states))]
     pub state: Vec<State>,
     /// All of your jobs that the hosts themselves know, exited ones and those started elsewhere included; this machine
-    /// remembers them from then on (one whose name is in use here goes by its id only)
+    /// records them (a job whose name is already in use here is known by its id only)
     #[arg(long, requires = "host", conflicts_with_all = ["cached", "jobs"])]
     pub discover: bool,
     /// Show the last known states without asking any host
@@ -53,7 +53,7 @@ pub struct Filter {
 pub struct Ps {
     #[command(flatten)]
     filter: Filter,
-    /// Measure what the jobs use, all their processes together: CPU, memory, number of processes
+    /// Measure the CPU use, the memory and the number of processes of each job, over all its processes
     #[arg(short, long, conflicts_with_all = ["cached", "quiet"])]
     resources: bool,
     /// Print ids only
@@ -153,7 +153,7 @@ pub fn recorded(context: &Context, filter: &Filter, listing: &mut Listing) -> Re
         for Job { record, .. } in jobs.found {
             if record.is_placeholder() && filter.cached {
                 let message = format!(
-                    "{}: nothing is known of it here; omit --cached",
+                    "{}: its state is not recorded here; omit --cached",
                     record.label()
                 );
                 listing.failures.push(Failure::new(Kind::NotFound, message));

@@ -29,7 +29,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Forget finished jobs, and remove their files from their hosts
 #[derive(Args, Debug)]
 pub struct Rm {
-    /// All jobs that have exited; with --host and --name, those of them that match both
+    /// All jobs that have exited; with --host and --name, those that match both
     #[arg(long, visible_alias = "all")]
     finished: bool,
     /// All lost jobs, which may still run; with --finished, these too
@@ -146,9 +146,9 @@ fn forget(context: &mut Context, jobs: Jobs) -> impl Iterator<Item = Result<Reco
 
 fn left_behind(record: &Record) -> String {
     let what = if record.state == State::Exited {
-        "its files stay"
+        "its files remain"
     } else {
-        "it may still run, and its files stay"
+        "it may still run, and its files remain"
     };
     let dir = printable(record.dir.as_deref().unwrap_or("its directory"), 300);
     format!("{}: {what} in {dir}", record.label())

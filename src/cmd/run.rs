@@ -24,7 +24,7 @@ use crate::host::Host;
 use crate::remote::Stream;
 use crate::terminal::{self, warn};
 
-/// Run a job in the foreground: as `ssh HOST COMMAND`, and it gets your signals, survives a broken connection, and ends
+/// Run a job in the foreground, like `ssh HOST COMMAND`, but it gets your signals, survives a broken connection, and ends
 /// when you do
 #[derive(Args, Debug)]
 #[command(override_usage = "rsig run [OPTIONS] <HOST[,HOST]...> [--] <COMMAND> [ARG]...")]
@@ -49,7 +49,7 @@ pub struct Run {
     /// How many MB of each output may wait on the host; then the job blocks, as on a full pipe
     #[arg(long, value_name = "MB", default_value = "256", value_parser = clap::value_parser!(u64).range(32..=1_048_576))]
     backlog: u64,
-    /// Print equal outputs once, behind the names of their hosts, when all jobs have ended
+    /// Print equal outputs once, under the names of their hosts, when all jobs have ended
     #[arg(long)]
     gather: bool,
     /// Run on at most N hosts at once

@@ -89,7 +89,7 @@ impl fmt::Display for Criteria {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Selecting jobs (instead of JOB)")]
 pub struct Selectors {
-    /// All unfinished jobs; with --host and --name, those of them that match both
+    /// All unfinished jobs; with --host and --name, those that match both
     #[arg(long)]
     pub all: bool,
     #[command(flatten)]

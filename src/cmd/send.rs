@@ -25,7 +25,7 @@ use crate::remote::start::Input;
 /// Write to the standard input of a job that was started with --stdin-open
 #[derive(Args, Debug)]
 pub struct Send {
-    /// Close the input behind it; without TEXT, send nothing and read nothing
+    /// Close the input after TEXT; without TEXT, send nothing and read nothing
     #[arg(long)]
     eof: bool,
     #[command(flatten)]

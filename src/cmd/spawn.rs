@@ -36,8 +36,8 @@ pub struct Spawn {
     /// Write standard error into standard output, in order
     #[arg(long)]
     merge: bool,
-    /// Keep the newest SIZE of each output on the host, such as 16M, and at most 1 MB more; what is older is removed while
-    /// the job runs
+    /// Keep only the newest SIZE of each output on the host, such as 16M, and at most 1 MB more; older output is removed
+    /// while the job runs
     #[arg(long, value_name = "SIZE", value_parser = log_max)]
     log_max: Option<LogMax>,
     /// Print each job as one line of JSON

@@ -159,7 +159,7 @@ pub fn spawn_each(
 }
 
 /// Yields the results that arrive within [`ORDER_WAIT`] of the first one in order, and the rest as they arrive: a slow
-/// host must not hold back the others.
+/// host must not contain back the others.
 fn in_order<T>(results: Receiver<(usize, T)>) -> impl Iterator<Item = T> {
     let mut early: Vec<(usize, T)> = results.recv().into_iter().collect();
     let until = Instant::now() + ORDER_WAIT;
@@ -382,7 +382,7 @@ fn launch(
     record.checked_at = Some(job::now());
     let warning = started.ends_at_logout.then(|| {
         format!(
-            "{}: logind there ends what a login leaves behind (KillUserProcesses), and `systemd-run --user --scope` does \
+            "{}: logind there ends a user's processes at logout (KillUserProcesses), and `systemd-run --user --scope` does \
              not work: the job ends when your last session there does",
             record.label()
         )

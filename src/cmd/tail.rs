@@ -50,7 +50,7 @@ pub struct Tail {
     common: Common,
     #[command(flatten, next_help_heading = FOR_HOST_ID)]
     connect: ConnectArgs,
-    /// An id, a name, a unique id prefix, or HOST/ID: a job that this machine need not know
+    /// An id, a name, a unique id prefix, or HOST/ID, which this machine need not have a record of
     #[arg(value_parser = job_word(), add = ArgValueCompleter::new(complete::any))]
     job: JobWord,
 }
@@ -121,7 +121,7 @@ impl MissingBytes {
         {
             let (size, [label, max]) = (size(self.bytes), &self.label_and_max);
             common.note(&format!(
-                "{label}: {size} of its output are gone (--log-max {max})"
+                "{label}: {size} of its output were dropped (--log-max {max})"
             ));
             (self.bytes, self.noted_at) = (0, Some(Instant::now()));
         }

@@ -53,7 +53,7 @@ const LIST_INTERVAL: Duration = Duration::from_secs(1);
 /// The exit status of a Rust program that panics.
 const PANIC_STATUS: i32 = 101;
 
-/// Watch jobs on a terminal: what they use, the end of their output, keys for signals
+/// Watch jobs on a terminal: their resource use and latest output, with keys for signals
 #[derive(Args, Debug)]
 pub struct Top {
     /// Exited jobs too
@@ -62,10 +62,10 @@ pub struct Top {
     /// Jobs started on these hosts (spelled as in `spawn`)
     #[arg(long, value_name = "HOST[,HOST]", add = ArgValueCompleter::new(complete::recorded_host))]
     host: Vec<Hosts>,
-    /// What the jobs are sorted by at the start
+    /// The key that jobs are sorted by at the start
     #[arg(long, value_name = "KEY", value_enum, default_value_t)]
     sort: SortKey,
-    /// The pause between two looks at a host
+    /// The pause between two queries of a host
     #[arg(long, value_name = "DURATION", default_value = "1500ms", value_parser = values::duration)]
     interval: Duration,
     /// Connect directly, without the host's keeper (as with RSIG_KEEPER=0)

@@ -45,7 +45,7 @@ pub struct WaitOptions {
     /// Give up after DURATION and exit with 124
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub timeout: Option<Duration>,
-    /// Return when the first of them ends (with --for: has such a line), with its status
+    /// Return when the first job ends (with --for: has a matching line), with its status
     #[arg(long)]
     pub any: bool,
     /// Go on while a host that was never reached is unreachable, or a job unknown.

@@ -27,7 +27,7 @@ pub fn shell(destination: &Destination) -> Result<Box<dyn Shell>, Failure> {
         let program = destination.shell().first().copied().unwrap_or_default();
         let message = match error.kind() {
             ErrorKind::NotFound => {
-                format!("{destination}: {program} is needed to get there, and not found here")
+                format!("{destination}: {program} is needed to reach it and was not found on this machine")
             }
             _ => format!(
                 "{destination}: {program} can't be started: {}",

@@ -80,7 +80,9 @@ impl Master {
         let failed = |error: io::Error| {
             let message = match error.kind() {
                 io::ErrorKind::NotFound => {
-                    format!("{destination}: ssh is needed to get there, and not found here")
+                    format!(
+                        "{destination}: ssh is needed to reach it and was not found on this machine"
+                    )
                 }
                 _ => format!("{destination}: ssh can't be started: {}", reason(&error)),
             };
@@ -186,6 +188,6 @@ fn refusal(destination: &Destination, messages: &str) -> Failure {
     let kind = kinds.iter().find(|(words, _)| lower.contains(words));
     let kind = kind.map_or(Kind::Unreachable, |(_, kind)| *kind);
     let last = messages.lines().rev().find(|line| !line.trim().is_empty());
-    let last = printable(last.unwrap_or("it ended without a word"), 300);
+    let last = printable(last.unwrap_or("it ended without a message"), 300);
     Failure::new(kind, format!("{destination}: ssh: {last}"))
 }

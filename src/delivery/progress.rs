@@ -166,7 +166,7 @@ impl Delivery {
             (State::Unknown, ObservedState::Elsewhere) => {
                 let node = printable(seen.node.as_deref().unwrap_or("another machine"), 80);
                 let what = format!(
-                    "it runs on {node}, but another machine answers under the name of its host"
+                    "it runs on {node}, but another machine now answers under its host's name"
                 );
                 self.fail_as_unknown(&what);
             }

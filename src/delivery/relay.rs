@@ -188,7 +188,7 @@ fn fail_channel_only(delivery: &mut Delivery, asked: RelayRequest) {
                 .to_owned()
         }
         Some(RelayResult::Retired) => {
-            "its relay once answered too late, and is not used any more".to_owned()
+            "its relay once answered too late and is no longer used".to_owned()
         }
         Some(RelayResult::Unanswered) | None if delivery.asked => {
             delivery.outcome.sent = SendOutcome::Unknown;

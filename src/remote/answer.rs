@@ -104,7 +104,7 @@ pub trait Listener {
     fn on_input_received(&mut self, words: &str) -> Result<(), Failure> {
         Err(Failure::new(
             Kind::Failed,
-            format!("unexpected words about input: {}", printable(words, 80)),
+            format!("unexpected input status: {}", printable(words, 80)),
         ))
     }
 
@@ -263,7 +263,7 @@ impl FrameParser {
                 }
                 (_, b"done") => {
                     let message = format!(
-                        "{host}: a script there ended before its answer was complete; {NO_FORK}, or it was killed"
+                        "{host}: the script there ended before its reply was complete; {NO_FORK}, or it was killed"
                     );
                     return Err(Failure::new(Kind::Failed, message));
                 }
@@ -331,7 +331,7 @@ impl FrameParser {
         };
         if flood {
             let message = format!(
-                "{host} sends far more than an answer: {}",
+                "{host} sent too much output: {}",
                 printable(&self.noise_head, QUOTE_MAX)
             );
             return Err(Failure::new(Kind::Failed, message));
@@ -585,7 +585,7 @@ fn quoted_output(out: &[u8], err: &[u8]) -> String {
     if said.is_empty() {
         said
     } else {
-        format!("; it says: {said}")
+        format!("; its output: {said}")
     }
 }
 

@@ -51,22 +51,22 @@ const NO_SHELL: [(&str, Kind, &str); 19] = [
     (
         "cannot connect to",
         Kind::NoContainer,
-        "what runs the containers can't be reached",
+        "the container runtime can't be reached",
     ),
     (
         "unable to connect to",
         Kind::NoContainer,
-        "what runs the containers can't be reached",
+        "the container runtime can't be reached",
     ),
     (
         "connection refused",
         Kind::NoContainer,
-        "what runs the containers can't be reached",
+        "the container runtime can't be reached",
     ),
     (
         "connection to the server",
         Kind::NoContainer,
-        "what runs the containers can't be reached",
+        "the container runtime can't be reached",
     ),
     ("password is required", Kind::NoShell, NO_PASSWORD),
     ("/bin/sh: no such file", Kind::NoShell, NO_SH),
@@ -74,8 +74,8 @@ const NO_SHELL: [(&str, Kind, &str); 19] = [
 ];
 /// Printed by the shell itself, so the script in its subshell has not begun.
 pub(super) const NO_FORK: &str =
-    "no further process could be started there (`ulimit -u` shows the limit)";
-const NO_PASSWORD: &str = "sudo wants a password, and can't ask for one here: it is run as `sudo -n`, which needs a \
+    "no more processes could be started there (`ulimit -u` shows the limit)";
+const NO_PASSWORD: &str = "sudo needs a password and can't ask for one here: it is run as `sudo -n`, which needs a \
     NOPASSWD rule in sudoers(5)";
 const NO_SH: &str = "there is no /bin/sh, which rsig needs";
 
@@ -89,7 +89,7 @@ pub(super) fn no_shell(host: &str, why: &str, said: &str) -> Failure {
         Some((_, kind, meaning)) => Failure::new(*kind, format!("{host}: {meaning}{said}")),
         None if lower.split("/bin/sh: ").skip(1).any(is_line) => {
             let message = format!(
-                "{host}: /bin/sh ended before it answered; a limit of files may be reached there (`ulimit -n` shows it){said}"
+                "{host}: /bin/sh ended before it answered; the limit on open files may have been reached there (`ulimit -n` shows it){said}"
             );
             Failure::new(Kind::NoShell, message)
         }

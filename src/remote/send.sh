@@ -88,7 +88,7 @@ send() {
 	if ! write_new; then
 		:
 	elif ! rs_lock 0 && { rs_flush && ! rs_lock 10000; }; then
-		why='another rsig holds its lock and does not answer'
+		why='another rsig process holds its lock and does not respond'
 	elif [ -z "$rs_locked" ]; then
 		why='its lock can not be taken: the disk is full, or the directory is gone'
 	else

@@ -22,7 +22,7 @@ rs_refuse() {
 
 # rs_give_up : runs when the shell dies, for example because it can't fork. Nothing in it needs a fork.
 rs_give_up() {
-	rs_say refused start "no further process could be started there"
+	rs_say refused start "no more processes could be started there"
 	rs_mark end
 	cd / && exec rm -rf "${rs_made:-$rs_base/$rs_id}"
 }

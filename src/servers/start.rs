@@ -101,7 +101,7 @@ impl NewJob {
         }
         for (name, value) in &self.env {
             if !is_variable(name) || has_nul(value) {
-                let message = "can't name a variable, or its value contains a NUL character";
+                let message = "not a variable name, or its value contains a NUL character";
                 return Err(Failure::usage(format!("env: {name:?} {message}")));
             }
         }

@@ -48,7 +48,7 @@ enum Name {
 pub enum BadSignal {
     #[error("a signal can't be empty; `rsig kill -l` lists them all")]
     Empty,
-    #[error("'{word}' is no signal{}; `rsig kill -l` lists them all", did_you_mean(*.near))]
+    #[error("'{word}' is not a signal{}; `rsig kill -l` lists them all", did_you_mean(*.near))]
     Unknown {
         /// Escaped and truncated.
         word: String,
@@ -66,7 +66,7 @@ pub enum BadSignal {
          that all have, or 0, 1, 2, 3, 6, 9, 14 or 15"
     )]
     Uncommon(SignalWord),
-    #[error("0 is no signal: sent to a job, it only asks whether the job is still there")]
+    #[error("0 is not a signal: sent to a job, it only asks whether the job is still there")]
     NoRowForZero,
     #[error("the number and the effect of {0} on this system are not known to rsig")]
     NoRow(SignalWord),

@@ -104,37 +104,40 @@ fn what_is_no_signal_is_refused_with_a_hint() {
         ("", "a signal can't be empty; `rsig kill -l` lists them all"),
         (
             "TREM",
-            "'TREM' is no signal (did you mean TERM?); `rsig kill -l` lists them all",
+            "'TREM' is not a signal (did you mean TERM?); `rsig kill -l` lists them all",
         ),
         (
             "sigkil",
-            "'sigkil' is no signal (did you mean KILL?); `rsig kill -l` lists them all",
+            "'sigkil' is not a signal (did you mean KILL?); `rsig kill -l` lists them all",
         ),
         (
             "nonsense",
-            "'nonsense' is no signal; `rsig kill -l` lists them all",
+            "'nonsense' is not a signal; `rsig kill -l` lists them all",
         ),
-        ("SIG", "'SIG' is no signal; `rsig kill -l` lists them all"),
+        (
+            "SIG",
+            "'SIG' is not a signal; `rsig kill -l` lists them all",
+        ),
         (
             "SIGSIGINT",
-            "'SIGSIGINT' is no signal; `rsig kill -l` lists them all",
+            "'SIGSIGINT' is not a signal; `rsig kill -l` lists them all",
         ),
-        ("+9", "'+9' is no signal; `rsig kill -l` lists them all"),
+        ("+9", "'+9' is not a signal; `rsig kill -l` lists them all"),
         (
             "RTMIN-1",
-            "'RTMIN-1' is no signal; `rsig kill -l` lists them all",
+            "'RTMIN-1' is not a signal; `rsig kill -l` lists them all",
         ),
         (
             "RTMIN++1",
-            "'RTMIN++1' is no signal; `rsig kill -l` lists them all",
+            "'RTMIN++1' is not a signal; `rsig kill -l` lists them all",
         ),
         (
             "RTMAX-256",
-            "'RTMAX-256' is no signal; `rsig kill -l` lists them all",
+            "'RTMAX-256' is not a signal; `rsig kill -l` lists them all",
         ),
         (
             "\u{1b}[2Jé\u{202e}",
-            "'\\u{1b}[2Jé\\u{202e}' is no signal; `rsig kill -l` lists them all",
+            "'\\u{1b}[2Jé\\u{202e}' is not a signal; `rsig kill -l` lists them all",
         ),
         (
             "129",

@@ -268,7 +268,7 @@ fn settings(text: &str) -> Result<Vec<Setting>, (usize, String)> {
                 let key = printable(key.get_ref().as_bytes(), 80);
                 (
                     at,
-                    format!("{key}: neither a text, a number, true or false, nor a list of them"),
+                    format!("{key}: neither a string, a number, true or false, nor a list of them"),
                 )
             })?;
             settings.push(Setting {

@@ -300,11 +300,11 @@ fn check_schema(schema: u32) -> Result<()> {
     match schema {
         SCHEMA => Ok(()),
         newer if newer > SCHEMA => bail!(
-            "it is of a newer rsig (its schema is {newer}, this one knows {SCHEMA}): use that, or name another \
+            "it was written by a newer rsig (its schema is {newer}, this one knows {SCHEMA}): use that version, or name another \
              directory in RSIG_STATE_DIR"
         ),
         _ => bail!(
-            "it is of an unreleased version of rsig: remove it, or name another directory in RSIG_STATE_DIR; jobs stay \
+            "it was written by an unreleased version of rsig: remove it, or name another directory in RSIG_STATE_DIR; jobs stay \
              on their hosts, where `rsig ps --host HOST --discover` finds them"
         ),
     }

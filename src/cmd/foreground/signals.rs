@@ -89,7 +89,7 @@ impl<'a> RunContext<'a> {
             }
             if let Some((_, status)) = give_up.filter(|(at, _)| now >= *at) {
                 (self.note)(&format!(
-                    "{}: its end can't be found out; `rsig wait {}` asks again",
+                    "{}: how it ended is not known; `rsig wait {}` asks again",
                     record.label(),
                     record.id
                 ));

@@ -78,7 +78,9 @@ fn find_or_start(
     }
     let others = siblings(&place)?.count();
     if others >= SIBLINGS_MAX {
-        return Err(io::Error::other("there are many for other environments"));
+        return Err(io::Error::other(
+            "there are too many for other environments",
+        ));
     }
     let until = Instant::now() + LOCK_WAIT_MAX;
     let mut waited = false;
@@ -88,7 +90,7 @@ fn find_or_start(
         }
         waited = true;
         if Instant::now() >= until {
-            return Err(io::Error::other("another command takes long to start it"));
+            return Err(io::Error::other("another command is still starting it"));
         }
         std::thread::sleep(LOCK_RECHECK);
     };
@@ -97,7 +99,7 @@ fn find_or_start(
     }
     if waited && siblings(&place)?.count() <= others {
         // The other command has failed. Trying again here would make all waiting commands fail one after the other.
-        return Err(io::Error::other("another command could not start it"));
+        return Err(io::Error::other("another command failed to start it"));
     }
     // Checked first, so that the user is not prompted by a keeper that then can't listen.
     place.probe()?;
@@ -108,9 +110,7 @@ fn find_or_start(
     drop(lock);
     match KeeperClient::open(&place.socket)? {
         Some(ready) => connection(ready, place),
-        None => Err(io::Error::other(
-            "the keeper that was just started does not answer",
-        )),
+        None => Err(io::Error::other("the new keeper does not respond")),
     }
 }
 

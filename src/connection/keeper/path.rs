@@ -294,7 +294,7 @@ fn ensure_private(directory: &Path) -> io::Result<PathBuf> {
         Ok(directory.to_owned())
     } else {
         Err(io::Error::other(format!(
-            "{} is not a directory of this user's alone",
+            "{} must be a directory that only this user can use",
             directory.display()
         )))
     }

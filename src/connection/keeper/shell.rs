@@ -32,7 +32,7 @@ impl KeeperShell {
                 writing: Arc::default(),
             }),
             Frame::Message(Reply::Busy) => Err(io::Error::other(
-                "the server gives the keeper no more channels",
+                "the server refuses further sessions on the keeper's connection",
             )),
             _ => Err(io::Error::other("the keeper sent an unexpected reply")),
         }

@@ -106,7 +106,7 @@ fn outcome(result: Result<(), Error>) -> Result<Outcome, Error> {
         }
         libssh2_sys::LIBSSH2_ERROR_FILE => unusable("it can't be read as a key"),
         libssh2_sys::LIBSSH2_ERROR_METHOD_NONE => {
-            unusable("the server takes no signature that it can make")
+            unusable("the server accepts none of its signature algorithms")
         }
         libssh2_sys::LIBSSH2_ERROR_KEYFILE_AUTH_FAILED => unusable("the passphrase is wrong"),
         libssh2_sys::LIBSSH2_ERROR_PASSWORD_EXPIRED => {
@@ -317,7 +317,7 @@ impl Login<'_> {
             .take(20)
             .map(|name| printable(name, 60))
             .collect();
-        self.step(&format!("the server takes: {}", names.join(", ")));
+        self.step(&format!("the server accepts: {}", names.join(", ")));
         if self.server.as_ref().is_some_and(|before| *before != names) {
             // The list has changed: a step is done, and all methods may be tried again.
             self.start_next_step();
@@ -391,7 +391,7 @@ impl Login<'_> {
 
     fn offer_from_agent(&self, key: &Candidate) -> Result<Outcome, Failure> {
         let (Some(agent), Some(public)) = (&self.agent, &key.public) else {
-            return Ok(Outcome::Unusable("the agent is gone".to_owned()));
+            return Ok(Outcome::Unusable("the agent no longer responds".to_owned()));
         };
         let clock = Clock::within(ANSWER_LIMIT);
         let mut refused = None;

@@ -560,7 +560,7 @@ pub mod tests {
             ("port 65536", "port: \"65536\" is not valid"),
             (
                 "identityfile %z",
-                "identityfile \"%z\": %z means nothing here",
+                "identityfile \"%z\": %z is not valid here",
             ),
             (
                 "identityfile ${NOPE}",
@@ -568,7 +568,7 @@ pub mod tests {
             ),
             (
                 "proxycommand nc %d",
-                "proxycommand \"nc %d\": %d means nothing here",
+                "proxycommand \"nc %d\": %d is not valid here",
             ),
             (
                 "proxyjump -oProxyCommand=x",

@@ -224,7 +224,7 @@ fn reach(config: &Resolved, host_keys: &HostKeys, policy: &Policy) -> Result<Lin
 fn cannot_start(proxy: &Proxy, error: &std::io::Error) -> Failure {
     unreachable(match error.kind() {
         ErrorKind::NotFound if proxy.program == "ssh" => format!(
-            "{} needs an ssh program, which is not found here (a ProxyCommand does without)",
+            "{} needs an ssh program, which is not found here (a ProxyCommand needs none)",
             proxy.name
         ),
         _ => format!(

@@ -95,7 +95,7 @@ pub struct Prompter {
 impl Prompter {
     fn medium(self) -> Result<Medium, String> {
         if self.batch {
-            return Err("nothing is asked in BatchMode".to_owned());
+            return Err("BatchMode allows no prompt".to_owned());
         }
         let medium = medium(|name| std::env::var(name).ok(), open_terminal().is_ok());
         medium.ok_or_else(|| {

@@ -29,7 +29,7 @@ pub(super) fn percent(text: &str, tokens: &Tokens, allowed: &str) -> Result<Stri
             Some(token) => tokens
                 .get(&token)
                 .filter(|_| allowed.contains(token))
-                .ok_or_else(|| format!("%{token} means nothing here"))?,
+                .ok_or_else(|| format!("%{token} is not valid here"))?,
         };
         expanded.push_str(value);
     }
@@ -83,8 +83,8 @@ mod tests {
             ("plain", Ok("plain")),
             ("%d/.ssh/%r@%h:%p", Ok("/home/me/.ssh/bob@%p:2222")),
             ("%%h %%", Ok("%h %")),
-            ("%x", Err("%x means nothing here")),
-            ("%C", Err("%C means nothing here")),
+            ("%x", Err("%x is not valid here")),
+            ("%C", Err("%C is not valid here")),
             ("half%", Err("a lone % at the end (write %% for one)")),
         ] {
             let expected = expected.map(str::to_owned).map_err(str::to_owned);

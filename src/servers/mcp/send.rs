@@ -19,7 +19,7 @@ pub struct SendStdin {
     /// Send a newline behind the text
     #[serde(default = "newline")]
     newline: bool,
-    /// Close the input behind it: the job sees the end of file
+    /// Close the input after the text: the job sees end of file
     #[serde(default)]
     eof: bool,
 }

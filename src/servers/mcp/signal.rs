@@ -18,7 +18,7 @@ use crate::signal::SignalWord;
 pub struct SendSignal {
     /// The job: its id, its name, a unique prefix of its id, or HOST/ID
     job_id: String,
-    /// The signal: a name with or without SIG in any case, or a number of the job's system; 0 only asks whether it runs
+    /// The signal: a name with or without SIG in any case, or a number on the job's system; 0 only asks whether it runs
     #[serde(default = "term")]
     #[schemars(schema_with = "signal_schema")]
     signal: Value,

@@ -287,7 +287,7 @@ struct SignalPath {
     /// A job's id, its name, a unique prefix of its id, or HOST/ID with its slash written as %2F
     #[param(min_length = 1)]
     job: String,
-    /// A name with or without SIG in any case, or a number of the job's system; 0 only asks whether the job runs
+    /// A name with or without SIG in any case, or a number on the job's system; 0 only asks whether the job runs
     #[param(
         example = "TERM",
         pattern = "^((SIG)?(HUP|INT|QUIT|ILL|TRAP|ABRT|BUS|FPE|KILL|USR1|SEGV|USR2|PIPE|ALRM|TERM|CHLD|CONT|STOP|TSTP|TTIN|TTOU|URG|XCPU|XFSZ|VTALRM|PROF|WINCH|SYS)|[0-9]|[12][0-9]|3[01])$"
@@ -363,7 +363,7 @@ struct NewInput {
     /// Send a newline behind the text
     #[serde(default)]
     newline: bool,
-    /// Close the input behind it
+    /// Close the input after the text
     #[serde(default)]
     eof: bool,
 }

@@ -279,7 +279,7 @@ impl<'a> HostKeys<'a> {
                     remedy = false;
                     "you did not accept it"
                 }
-                Err(_) => "nobody can be asked (no terminal, or BatchMode)",
+                Err(_) => "there is nobody to ask (no terminal, or BatchMode)",
             },
         };
         let (host, label) = (&self.host, key.label());
@@ -392,7 +392,7 @@ fn changed(host: &HostName, key: &PublicKey, line: &KnownHost) -> String {
     );
     format!(
         "the host key of {host} has changed: it is now {}, but {known_by}\n\
-         Someone may be intercepting the connection, or the host was set up anew. Ask its administrator \
+         Someone may be intercepting the connection, or the host was reinstalled. Ask its administrator \
          which key is right. If the new one is, remove the old one and connect again:\n    {}",
         key.label(),
         printable(&remove, 2000)

@@ -1139,7 +1139,7 @@ fn messages_name_the_keys_the_line_and_what_to_do() {
             "",
             StrictHostKeyChecking::Ask,
             vec![
-                "nobody can be asked".to_owned(),
+                "there is nobody to ask".to_owned(),
                 paste,
                 "accept-new".to_owned(),
             ],
@@ -1191,7 +1191,7 @@ fn a_known_hosts_command_adds_lines() {
         ("/bin/echo %H.x %t %K", "is not known"),
         ("/bin/false", "failed (exit status: 1)"),
         ("/nonexistent %H", "can't be run"),
-        ("/bin/echo %z", "%z means nothing here"),
+        ("/bin/echo %z", "%z is not valid here"),
     ] {
         let error = check(command).unwrap_err();
         assert!(error.message.contains(said), "{error}");
