@@ -63,7 +63,7 @@ pub enum HostError {
     #[error("a {0} must not begin with '-'")]
     LeadingDash(&'static str),
     /// A character that is special to a shell, or not allowed in a name.
-    #[error("a {what} must not contain {character:?}")]
+    #[error("a {what} must not hold {character:?}")]
     BadCharacter {
         /// `host` or `user`.
         what: &'static str,

@@ -150,7 +150,9 @@ fn range(inner: &str) -> Result<Vec<String>, String> {
         let number = |digits: &str| match digits.parse::<u64>() {
             Ok(number) if digits.len() <= DIGITS_MAX && !digits.contains('-') => Ok(number),
             _ if digits.is_empty() => Err(bad("a number is missing")),
-            _ => Err(bad(&format!("{digits:?} is not a valid number"))),
+            _ => Err(bad(&format!(
+                "{digits:?} is not a number of up to {DIGITS_MAX} digits"
+            ))),
         };
         let (from, to) = (number(first)?, number(last)?);
         if from > to {
@@ -376,7 +378,7 @@ mod tests {
             ("@", "no group \"\""),
             ("@a", "@a, @b, @c, @a"),
             ("x,@b", "@b, @c, @a, @b"),
-            ("@\x1b[2J", "@\\x1b[2J holds itself"),
+            ("@\x1b[2J", "@\\x1b[2J contains itself"),
             ("@0", "@100 is in more than 100 others"),
         ] {
             let failure = expand(text, &groups).unwrap_err();

@@ -417,7 +417,7 @@ impl Record {
     /// Why the job is lost, as part of a message.
     pub fn why_lost(&self) -> &'static str {
         if self.rebooted {
-            "its host or container has restarted since it started, and its end was not recorded"
+            "its host or container began again since it started, and nothing recorded its end"
         } else {
             "gone, and its end was not recorded"
         }

@@ -208,7 +208,7 @@ fn a_wrong_file_is_a_usage_error_with_its_line() {
         ("[groups]\na = \"@b\"\n", "@a", "no group \"b\""),
         ("[groups]\na = []\n", "@a", "empty"),
         ("[groups]\na = \"x[1\"\n", "@a", "not closed"),
-        ("[groups]\na = \"web;id\"\n", "@a", "must not contain"),
+        ("[groups]\na = \"web;id\"\n", "@a", "must not hold"),
     ] {
         write(&rsig, text);
         rsig.run(&["spawn", word, "true"])

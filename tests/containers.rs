@@ -518,13 +518,13 @@ fn a_container_that_has_begun_again_has_lost_its_jobs() {
             told["error"]["message"]
                 .as_str()
                 .expect("a message")
-                .contains("has restarted"),
+                .contains("began again"),
             "{told}"
         );
         place
             .run(&["wait", &job])
             .code(125)
-            .stdout_has("has restarted");
+            .stdout_has("began again");
         assert_eq!(place.job(&job)["state"], "lost");
         for other in &others {
             assert_eq!(place.job(other)["state"], "running");

@@ -521,7 +521,7 @@ fn a_dead_host_costs_its_own_time_out_and_the_others_jobs_are_done() {
     expected.sort();
     assert_eq!(gone, expected);
     let output = f.rsig.run(&["rm", "--forget", &dead]);
-    output.ok().stderr_has("its files remain");
+    output.ok().stderr_has("its files stay");
     assert_eq!(kit::recorded(&f.rsig), Vec::<String>::new());
 }
 

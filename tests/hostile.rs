@@ -24,7 +24,7 @@ fn what_is_no_ssh_server_is_told_so_in_one_bounded_message() {
         (
             "silent",
             FixedReply::Once(vec![]),
-            "timed out before it sent its SSH version (ConnectTimeout is 1 s)",
+            "timed out before it said its SSH version (ConnectTimeout is 1 s)",
         ),
         (
             "closing",
@@ -289,7 +289,7 @@ fn a_login_that_never_stops_chattering_starts_nothing_that_is_not_known() {
     )));
     assert_clear_message(output.code(255).stdout_is(""));
     output
-        .stderr_has("sent too much output")
+        .stderr_has("sends far more than an answer")
         .stderr_has("is not known");
     let [job] = kit::recorded(&f.rsig)
         .try_into()
@@ -646,9 +646,7 @@ fn a_private_keeper_stays_above_water_too() {
         spawn.has_ended()
     });
     let output = spawn.wait();
-    output
-        .code(255)
-        .stderr_has("far more data than was requested");
+    output.code(255).stderr_has("far more than was asked for");
     assert!(peak < 130_000, "{peak} kB at the most");
 }
 

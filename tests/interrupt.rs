@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::harness::procs::all;
-use crate::harness::{Direction, Fixture, Process, Proxy, Running, Site, poll_until, tool};
+use crate::harness::{Direction, Fixture, Proxy, Running, Site, poll_until, tool};
 use crate::jobs::STEP_TIMEOUT;
 use crate::kit::{FixedReply, FixedServer, config_for, interrupted, recorded};
 
@@ -145,15 +145,19 @@ fn a_spawn_that_is_interrupted_while_it_connects_starts_nothing() {
     assert!(!f.job_home().join("started").exists());
 }
 
+/// A prefix that takes two seconds to pass a script on, once it has created the file `asked`.
+const SLOW_PREFIX: &str = r#"sh -c 'while IFS= read -r line; do
+    case $line in rs_nonce=*) : >"$HOME/asked"; sleep 2 ;; esac
+    printf "%s\n" "$line"
+done | "$@"' sh"#;
+
 #[test]
 fn a_start_behind_a_slow_prefix_is_cancelled() {
     let f = Site::Local.start();
-    let slow = "sh -c 'sleep 2; exec \"$@\"' sh";
-    let words = ["spawn", "--prefix", slow, "local", "sleep", "1000"];
+    let words = ["spawn", "--prefix", SLOW_PREFIX, "local", "sleep", "1000"];
     let spawn = f.rsig.spawn_process(&words);
-    poll_until("the prefix runs", STEP_TIMEOUT, || {
-        let sleeps = |process: &Process| process.cmdline == "sleep 2";
-        f.rsig.processes().iter().any(sleeps)
+    poll_until("the host was asked", STEP_TIMEOUT, || {
+        f.job_home().join("asked").exists()
     });
     spawn.signal(Signal::SIGTERM);
     let output = spawn.wait();

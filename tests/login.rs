@@ -107,7 +107,7 @@ fn keys_of_every_kind_let_in_and_a_lack_of_them_is_explained() {
     assert_clear_message(output.code(255).stdout_is(""));
     output
         .stderr_has("refused the login")
-        .stderr_has("it accepts publickey")
+        .stderr_has("it takes publickey")
         .stderr_has("stranger");
     configure(&mut f, "IdentityFile none");
     assert_clear_message(
@@ -545,7 +545,7 @@ fn a_host_key_that_changed_or_is_revoked_or_unknown_is_refused_with_the_reason()
         ),
         (format!("@revoked * {own}\n{name} {own}\n"), "no", "revoked"),
         (String::new(), "yes", "is not known"),
-        (String::new(), "ask", "there is nobody to ask"),
+        (String::new(), "ask", "nobody can be asked"),
         (format!("127.0.0.1 {other}\n"), "ask", "without the port"),
         (
             format!("@cert-authority * {own}\n"),

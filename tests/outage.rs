@@ -18,10 +18,10 @@ fn restart_server(f: &mut Fixture) {
     f.server.as_mut().expect("a server").restart();
 }
 
-/// Asserts that the command says once that it is waiting, and once that the host is reachable again.
+/// Asserts that the command says once that it is waiting, and once that the host is in contact again.
 #[track_caller]
 fn assert_said_once(stderr: &str) {
-    for said in ["still waiting", "reachable again"] {
+    for said in ["still waiting", "in contact again"] {
         assert_eq!(stderr.matches(said).count(), 1, "{stderr}");
     }
 }

@@ -86,7 +86,7 @@ on_two_sites! {
         let left = kept(f, &job, "out");
         assert!(left.len() as u64 >= MAX && all.ends_with(&left), "{}", left.len());
         let gone = all.len() - left.len();
-        let said = format!("{}.{} MB of its output were dropped (--log-max 1M)", gone / 1_000_000, gone / 100_000 % 10);
+        let said = format!("{}.{} MB of its output are gone (--log-max 1M)", gone / 1_000_000, gone / 100_000 % 10);
         let said = format!("rsig: {job} on {}: {said}\n", f.host);
         for words in [&["-n", "all"][..], &["-n", "+1"], &["-n", "+3"], &["-c", "+1"], &["-n", "1000000"], &["-f", "-n", "all"]] {
             let output = f.rsig.run(&[&["tail"], words, &[&job]].concat());
@@ -228,7 +228,7 @@ fn bytes_reported(line: &str, job: &str) -> f64 {
     let words: Vec<&str> = line.split(' ').collect();
     assert!(
         line.starts_with(&format!("rsig: {job} on local: "))
-            && line.ends_with(" of its output were dropped (--log-max 64K)"),
+            && line.ends_with(" of its output are gone (--log-max 64K)"),
         "{line}"
     );
     let unit = ["bytes", "kB", "MB"]
@@ -355,7 +355,7 @@ fn in_shell(shell: &str) {
         "{shell}"
     );
     output
-        .stderr_has("kB of its output were dropped (--log-max 64K)")
+        .stderr_has("kB of its output are gone (--log-max 64K)")
         .stderr_has("err\n");
     f.rsig
         .run(&["tail", "-n", "+69999", &job])

@@ -54,7 +54,7 @@ on_two_sites! {
         let over = spawn_ended(f, &[]);
         let runs = f.spawn(&[], &["sleep", "1000"]);
         let output = f.rsig.run(&["rm", "--forget", &over, &runs]);
-        output.ok().stdout_is(&format!("{over}\n{runs}\n")).stderr_has("its files remain").stderr_has("it may still run");
+        output.ok().stdout_is(&format!("{over}\n{runs}\n")).stderr_has("its files stay").stderr_has("it may still run");
         output.stderr_has(&f.jobs_dir().display().to_string());
         assert!(f.file(&over, "out").exists() && f.process(&runs).runs());
         f.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
@@ -92,7 +92,7 @@ fn a_host_that_is_gone_keeps_its_jobs_unless_they_are_forgotten() {
         .run(&["rm", "--forget", "--finished"])
         .ok()
         .stdout_is(&format!("{there}\n"))
-        .stderr_has("its files remain");
+        .stderr_has("its files stay");
 }
 
 /// Two shells in succession on one connection: dropbear once ended the second together with the first.

@@ -7,7 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{
-    Fixture, Login, Proxy, Running, Server, Site, on_every_site, on_two_sites, poll_until, tool,
+    Fixture, Login, Proxy, Rsig, Running, Server, Site, on_every_site, on_two_sites, poll_until,
+    tool,
 };
 use crate::jobs::STEP_TIMEOUT;
 use crate::keepers::with_keeper;
@@ -212,6 +213,47 @@ on_two_sites! {
         f.rsig.run(&["kill", &job, "USR1"]).ok();
         run.wait().code(4);
         f.await_no_jobs();
+    }
+}
+
+/// Behind a prefix, a shell is a child process, and its stream gets a private keeper after two seconds, or at once if there
+/// is no shared one. Its heartbeats must not come from the process that is stopped.
+#[test]
+fn a_stopped_run_behind_a_prefix_holds_its_job() {
+    for keeper in [true, false] {
+        let mut rsig = Rsig::new();
+        rsig.keeper = keeper;
+        let line = "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done";
+        let words = [
+            "run", "--tether", "4s", "--prefix", "env A=b", "-c", "local", line,
+        ];
+        let run = rsig.spawn_process(&words);
+        run.wait_for_stdout("up\n");
+        let job = rsig.run(&["ps", "-q", "--cached"]).ok().line();
+        // The stream's nonce, and the number of its heartbeats.
+        let beat = || {
+            let beat = rsig
+                .home()
+                .join(".local/state/rsig/jobs")
+                .join(&job)
+                .join("beat");
+            let text = fs::read_to_string(beat).unwrap_or_default();
+            let (stream, count) = text.trim().split_once('.').unwrap_or_default();
+            (stream.to_owned(), count.parse().unwrap_or(0))
+        };
+        let (shared, _) = beat();
+        poll_until("a private keeper sends heartbeats", STEP_TIMEOUT, || {
+            let (stream, count) = beat();
+            count > 0 && (!keeper || stream != shared)
+        });
+        run.signal(Signal::SIGSTOP);
+        let since = std::time::Instant::now();
+        poll_until("more than the tether has passed", STEP_TIMEOUT, || {
+            since.elapsed() > Duration::from_secs(6)
+        });
+        run.signal(Signal::SIGCONT);
+        rsig.run(&["kill", &job, "USR1"]).ok();
+        run.wait().code(4);
     }
 }
 
@@ -453,7 +495,7 @@ fn no_input_is_ever_taken_for_commands() {
     ] {
         let words = f.run_words(&["--tether", "5s"], line);
         let output = f.rsig.command(&words).stdin(input.as_bytes()).run();
-        output.code(125).stderr_has("no longer exists");
+        output.code(125).stderr_has("not there any more");
     }
     f.rsig.run(&["ps"]).ok();
     f.rsig.run(&f.run_words(&[], "true")).ok();

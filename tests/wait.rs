@@ -139,7 +139,7 @@ fn outlasts_its_server(keeper: bool) {
     f.server.as_mut().expect("a server").restart();
     gate.open();
     let output = wait.wait();
-    output.code(9).stderr_has("server: reachable again");
+    output.code(9).stderr_has("server: in contact again");
     assert_eq!(output.stderr().matches("still waiting").count(), 1);
 }
 

@@ -160,7 +160,7 @@ fn a_wait_for_a_line_outlasts_its_server() {
         wait.wait()
             .ok()
             .stdout_is("ready\n")
-            .stderr_has("reachable again");
+            .stderr_has("in contact again");
         fs::write(f.job_home().join("end"), "").expect("the job's home is writable");
         f.rsig.run(&["wait", "-q", &job]).code(3);
     }

@@ -38,7 +38,7 @@ impl Outage {
     /// Ends the outage, and tells the user if they were told of it.
     pub fn end(&mut self, host: &str, note: fn(&str)) {
         if self.is_told {
-            note(&format!("{host}: reachable again"));
+            note(&format!("{host}: in contact again"));
         }
         *self = Self {
             had_contact: true,

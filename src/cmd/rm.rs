@@ -146,9 +146,9 @@ fn forget(context: &mut Context, jobs: Jobs) -> impl Iterator<Item = Result<Reco
 
 fn left_behind(record: &Record) -> String {
     let what = if record.state == State::Exited {
-        "its files remain"
+        "its files stay"
     } else {
-        "it may still run, and its files remain"
+        "it may still run, and its files stay"
     };
     let dir = printable(record.dir.as_deref().unwrap_or("its directory"), 300);
     format!("{}: {what} in {dir}", record.label())

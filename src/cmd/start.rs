@@ -159,7 +159,7 @@ pub fn spawn_each(
 }
 
 /// Yields the results that arrive within [`ORDER_WAIT`] of the first one in order, and the rest as they arrive: a slow
-/// host must not contain back the others.
+/// host must not hold back the others.
 fn in_order<T>(results: Receiver<(usize, T)>) -> impl Iterator<Item = T> {
     let mut early: Vec<(usize, T)> = results.recv().into_iter().collect();
     let until = Instant::now() + ORDER_WAIT;

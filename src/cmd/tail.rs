@@ -121,7 +121,7 @@ impl MissingBytes {
         {
             let (size, [label, max]) = (size(self.bytes), &self.label_and_max);
             common.note(&format!(
-                "{label}: {size} of its output were dropped (--log-max {max})"
+                "{label}: {size} of its output are gone (--log-max {max})"
             ));
             (self.bytes, self.noted_at) = (0, Some(Instant::now()));
         }

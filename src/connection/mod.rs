@@ -334,7 +334,7 @@ enum Backend {
 impl Backend {
     /// A keeper or local shells that no other command uses.
     fn private(destination: &Destination, policy: &Policy) -> Result<Self, Failure> {
-        if destination.is_process() {
+        if destination.is_plain_local() {
             return Ok(Self::Local);
         }
         (policy.step)(&format!("{destination}: starting a private keeper"));
@@ -361,7 +361,11 @@ impl Backend {
             Self::Keeper(keeper) => match keeper.shell(destination, policy)? {
                 Some(shell) => Ok(shell),
                 None => {
-                    *self = Self::private(destination, policy)?;
+                    *self = if destination.is_process() {
+                        Self::Local
+                    } else {
+                        Self::private(destination, policy)?
+                    };
                     self.shell(destination, policy)
                 }
             },
@@ -424,9 +428,11 @@ impl<'a> HostConnection<'a> {
     /// Hands a script over to a local shell, or to the shared keeper if there is one, without waiting for it to run.
     pub fn queue_script(&self, script: String) {
         match &self.backend {
-            Some(Backend::Local) => local::start_script(self.destination, &script),
-            Some(Backend::Keeper(keeper)) => keeper.queue_script(script),
-            None => {}
+            Some(Backend::Keeper(keeper)) if keeper.is_shared() => keeper.queue_script(script),
+            Some(_) if self.destination.is_process() => {
+                local::start_script(self.destination, &script);
+            }
+            Some(_) | None => {}
         }
     }
 

@@ -331,7 +331,7 @@ impl FrameParser {
         };
         if flood {
             let message = format!(
-                "{host} sent too much output: {}",
+                "{host} sends far more than an answer: {}",
                 printable(&self.noise_head, QUOTE_MAX)
             );
             return Err(Failure::new(Kind::Failed, message));

@@ -218,7 +218,7 @@ pub fn follow_started(
         AnswerEnd::Paused => Ok(None),
         AnswerEnd::Whole | AnswerEnd::Cut => Err(Failure::new(
             Kind::Failed,
-            format!("{host}: the job's directory no longer exists"),
+            format!("{host}: the job's directory is not there any more"),
         )),
     }
 }

@@ -219,7 +219,7 @@ impl Store {
     fn warn(&self, failure: &Failure) {
         if !WARNED.swap(true, Ordering::Relaxed) {
             (self.warn)(&format!(
-                "the state file could not be updated: {}",
+                "what was done is not recorded: {}",
                 failure.message
             ));
         }

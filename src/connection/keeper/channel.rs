@@ -433,7 +433,7 @@ impl ShellChannel {
             && self.carrier.as_ref().is_some_and(ShellTransport::at_end)
     }
 
-    /// Starts to close the channel, which must have ended.
+    /// Starts to close a channel that has ended, broke, or whose process was killed.
     pub fn close(&mut self) {
         self.stage = Stage::Closing;
         self.client = None;

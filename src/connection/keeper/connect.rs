@@ -339,7 +339,7 @@ impl KeeperConnection {
         }
     }
 
-    /// Checks a shell out. `None` if the shared keeper gives none; nothing was sent then.
+    /// Checks a shell out. `None` if the caller is to start one without this keeper; nothing was sent then.
     pub fn shell(
         &mut self,
         destination: &Destination,
@@ -352,17 +352,18 @@ impl KeeperConnection {
                 Ok(shell) => return Ok(Some(Box::new(shell))),
                 Err(error) => why = error.to_string(),
             }
+            // A process that this keeper can't start would fail for another keeper too. The caller starts it itself, to
+            // learn why it fails.
+            if destination.is_process() {
+                break;
+            }
             if self.private.is_some() {
                 return Err(Failure::new(
                     Kind::Unreachable,
                     format!("{destination}: {why}"),
                 ));
             }
-            // A process that this keeper can't start would fail for another keeper too. The caller starts it itself, to
-            // learn why it fails.
-            if destination.is_process()
-                || !matches!(KeeperClient::open(&self.place.socket), Ok(None))
-            {
+            if !matches!(KeeperClient::open(&self.place.socket), Ok(None)) {
                 break;
             }
             match find_or_start(destination, policy) {
@@ -370,17 +371,13 @@ impl KeeperConnection {
                 Err(error) => why = error.to_string(),
             }
         }
-        (policy.step)(&format!(
-            "{destination}: the shared keeper can't be used ({why})"
-        ));
+        (policy.step)(&format!("{destination}: the keeper can't be used ({why})"));
         Ok(None)
     }
 
-    /// Leaves a script with the shared keeper, which runs it when it can, even if this command has ended by then.
+    /// Leaves a script with a shared keeper, which runs it when it can, even if this command has ended by then.
     pub fn queue_script(&self, script: String) {
-        if self.is_shared()
-            && let Ok(Some(mut client)) = KeeperClient::open(&self.place.socket)
-        {
+        if let Ok(Some(mut client)) = KeeperClient::open(&self.place.socket) {
             // If this fails, the keeper is gone and can't run the script.
             drop(client.send(&Request::Cancel { script }));
         }

@@ -8,19 +8,15 @@ use super::channel::{ChannelId, ShellChannel, Stage};
 use super::client_stream::Client;
 use super::protocol::{self, Reply};
 use super::relay::{Action, ClientId, RELAYS_MAX};
-use super::server::Keeper;
+use super::server::{Keeper, SHORT_SCRIPT_MAX, WANTED_AFTER};
 use crate::connection::local::READY;
 
 /// Minimum number of channels kept free of relays: the spare one, and one in use.
 const SPARE_CHANNELS: usize = 2;
-/// Once a command has waited `WANTED_AFTER` for a shell, commands that have held one for `HELD_MIN` are asked for
-/// theirs.
-const WANTED_AFTER: Duration = Duration::from_millis(100);
+/// Commands that have held a shell this long are asked for it when another has waited [`WANTED_AFTER`].
 const HELD_MIN: Duration = Duration::from_millis(500);
 /// How long an unused shell other than the first is kept.
 const IDLE_SHELL_MAX: Duration = Duration::from_secs(20);
-/// A script that started less than this ago is expected to end soon, and is worth waiting for.
-const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
 /// Maximum delay between the end of a script that has signalled a job and the end of the job's relay.
 const RELAY_END_LAG: Duration = Duration::from_millis(50);
 /// A relay is started once no command has connected for `QUIET_BEFORE_RELAY`, but at most `RELAY_DELAY_MAX` after its

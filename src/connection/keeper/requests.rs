@@ -8,14 +8,10 @@ use super::client_stream::Client;
 use super::path::is_ours;
 use super::protocol::{self, Frame, RelayResult, Reply, Request, Status, VERSION};
 use super::relay::{ClientId, RELAYS_MAX, Relay, channel_signal};
-use super::server::Keeper;
+use super::server::{CLIENTS_MAX, Keeper, STOP_GRACE};
 
-/// Maximum number of commands served at once.
-const CLIENTS_MAX: usize = 128;
 /// Maximum time for a shell to be ready again after its script has answered.
 const RETURN_MAX: Duration = Duration::from_secs(2);
-/// How long the commands in progress may go on after the keeper was told to end.
-const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Maximum interval between a shell's heartbeats, in seconds: a deadline must be within the clock's range.
 const BEAT_SECONDS_MAX: u64 = 24 * 3600;
 

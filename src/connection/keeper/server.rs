@@ -32,7 +32,7 @@ const BACKLOG: usize = 64 << 10;
 /// The same for a private keeper, which carries bulk data.
 const BULK_BACKLOG: usize = 256 << 10;
 /// Maximum number of commands served at once.
-const CLIENTS_MAX: usize = 128;
+pub(super) const CLIENTS_MAX: usize = 128;
 /// Interval between keepalives on an idle connection, unless `ServerAliveInterval` sets it.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// Minimum interval between two keepalives in libssh2, in seconds.
@@ -42,11 +42,11 @@ const SHELL_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Maximum wait for a command's greeting.
 const GREETING_MAX: Duration = Duration::from_secs(10);
 /// How long a command waits for a shell before others are asked for theirs.
-const WANTED_AFTER: Duration = Duration::from_millis(100);
+pub(super) const WANTED_AFTER: Duration = Duration::from_millis(100);
 /// A script that started less than this ago is expected to end soon, and is worth waiting for.
-const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
+pub(super) const SHORT_SCRIPT_MAX: Duration = Duration::from_secs(2);
 /// How long the commands in progress may go on after the keeper was told to end.
-const STOP_GRACE: Duration = Duration::from_secs(2);
+pub(super) const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Receive window of a channel that carries short answers, in bytes.
 const WINDOW: u32 = 256 << 10;
 /// Receive window of a channel that carries bulk data, in bytes. It allows 40 MB/s at a round-trip time of 100 ms; a
@@ -259,7 +259,8 @@ impl Keeper {
             // The reply to a keepalive, for example: any call may have read it, and then poll does not report it.
             self.keepalive.record_contact(Instant::now());
         }
-        let until = if more {
+        // The calls may have done the last thing that the keeper had to do.
+        let until = if more || self.is_over() {
             Instant::now()
         } else {
             self.next_deadline()
@@ -319,6 +320,7 @@ impl Keeper {
         let lifeline = self
             .lifeline
             .as_ref()
+            .filter(|_| self.has_lifeline())
             .map_or(self.listener.as_fd(), AsFd::as_fd);
         // poll(2) always reports the end of a connection, so the socket is left out while no call would read.
         let socket = self
@@ -340,7 +342,7 @@ impl Keeper {
                     PollFlags::POLLIN
                 },
             ),
-            // A pipe whose other end is closed is always ready.
+            // poll(2) always reports a pipe whose other end is closed, so it is left out once that is known.
             PollFd::new(
                 lifeline,
                 if self.has_lifeline() {

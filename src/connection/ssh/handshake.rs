@@ -42,7 +42,7 @@ impl HandshakeError {
     pub(super) fn reason(&self) -> String {
         match self {
             Self::Busy(said) => format!("is refusing new connections: \"{said}\""),
-            Self::NotSsh(said) => format!("is not an SSH server; it answered: \"{said}\""),
+            Self::NotSsh(said) => format!("answers, but not with SSH: \"{said}\""),
             Self::Closed(when) => format!("closed the connection {when}"),
             Self::TimedOut(when) => format!("timed out {when}"),
             Self::Other(reason) => reason.clone(),
@@ -50,7 +50,7 @@ impl HandshakeError {
     }
 }
 
-const BEFORE_VERSION: &str = "before it sent its SSH version";
+const BEFORE_VERSION: &str = "before it said its SSH version";
 const IN_KEY_EXCHANGE: &str = "during the key exchange";
 
 /// Runs the handshake until the session is encrypted. `host_keys` are the host key algorithms to request.

@@ -1,7 +1,7 @@
 //! A `ProxyCommand` or `ProxyJump`: a child process that carries the connection.
 //!
 //! Its standard input and output are one socketpair. Its standard error is passed on line by line:
-//! a keeper must not contain the terminal or pipe of the command that started it. `ProxyUseFdpass` is
+//! a keeper must not hold the terminal or pipe of the command that started it. `ProxyUseFdpass` is
 //! not handled.
 
 use std::fs::File;

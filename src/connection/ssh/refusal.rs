@@ -12,7 +12,7 @@ impl Login<'_> {
             text.push_str(" after a first step that it accepted");
         }
         for (what, items) in [
-            ("it accepts", server),
+            ("it takes", server),
             ("tried:", &self.tried),
             ("not tried:", &self.not_tried(server)),
         ] {

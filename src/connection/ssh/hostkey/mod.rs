@@ -279,7 +279,7 @@ impl<'a> HostKeys<'a> {
                     remedy = false;
                     "you did not accept it"
                 }
-                Err(_) => "there is nobody to ask (no terminal, or BatchMode)",
+                Err(_) => "nobody can be asked (no terminal, or BatchMode)",
             },
         };
         let (host, label) = (&self.host, key.label());

@@ -1139,7 +1139,7 @@ fn messages_name_the_keys_the_line_and_what_to_do() {
             "",
             StrictHostKeyChecking::Ask,
             vec![
-                "there is nobody to ask".to_owned(),
+                "nobody can be asked".to_owned(),
                 paste,
                 "accept-new".to_owned(),
             ],
