@@ -241,7 +241,7 @@ pub fn parse_jobs_dir(text: &str) -> Result<String, String> {
     if path.starts_with('/') && !path.contains('\n') {
         Ok(path.to_owned())
     } else {
-        Err("it is an absolute path on the job's host, and not its root".to_owned())
+        Err("it must be an absolute path on the job's host, other than /".to_owned())
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Rm {
     /// All jobs that have exited; with --host and --name, those that match both
     #[arg(long, visible_alias = "all")]
     finished: bool,
-    /// All lost jobs, which may still run; with --finished, these too
+    /// All lost jobs, which may still run; with --finished, in addition to those
     #[arg(long)]
     lost: bool,
     #[command(flatten)]

@@ -34,7 +34,7 @@ pub struct Run {
     /// How long the job may take to end after INT, TERM or HUP before it gets KILL
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     grace: Duration,
-    /// How long the job may run on when this rsig or its machine is gone
+    /// How long the job may run on after this rsig or its machine is gone
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     tether: Duration,
     /// Let the job run on without this rsig
@@ -46,7 +46,7 @@ pub struct Run {
     /// A file for the job's standard input; `-` means standard input, even if it is a terminal
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     stdin: Option<PathBuf>,
-    /// How many MB of each output may wait on the host; then the job blocks, as on a full pipe
+    /// How many MB of each output may wait on the host; beyond that the job blocks, as on a full pipe
     #[arg(long, value_name = "MB", default_value = "256", value_parser = clap::value_parser!(u64).range(32..=1_048_576))]
     backlog: u64,
     /// Print equal outputs once, under the names of their hosts, when all jobs have ended

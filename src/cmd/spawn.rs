@@ -50,8 +50,8 @@ pub struct Spawn {
     #[command(flatten, next_help_heading = KEPT)]
     connect: ConnectArgs,
     /// Where: `local`, an alias of ssh_config(5), or [user@]host[:port]; several are separated by commas or
-    /// written as a range: web[01-40,50]. The ids are printed in their order, except for hosts that answer a second
-    /// later than the first
+    /// written as a range: web[01-40,50]. The ids are printed in the order of the hosts, except for
+    /// hosts that answer more than a second after the first
     #[arg(value_name = "HOST[,HOST]...", add = ArgValueCompleter::new(complete::hosts))]
     host: Hosts,
     /// The command and its arguments: everything after HOST

@@ -21,7 +21,7 @@ pub struct Stop {
     /// How long a job may take to end by itself
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     grace: Duration,
-    /// Which of a job's processes are ended; with `tree`, the grace is for all of them
+    /// Which of a job's processes are ended; with `tree`, the grace period applies to all of them
     #[arg(long, value_enum, default_value_t)]
     target: Target,
     /// Do not ask before stopping the jobs that --all selects; required without a terminal

@@ -71,7 +71,7 @@ pub enum ViaPolicy {
     Any,
     /// By the SSH channel's signal request only
     Channel,
-    /// By a kill on the host only
+    /// By kill(1) on the host only
     Pid,
 }
 

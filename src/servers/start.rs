@@ -37,13 +37,13 @@ pub struct NewJob {
     #[serde(default)]
     #[cfg_attr(feature = "serve", schema(schema_with = schema::env))]
     env: BTreeMap<String, String>,
-    /// Send standard error to standard output, in order
+    /// Write standard error into standard output, in order
     #[serde(default)]
     merge: bool,
-    /// Leave its standard input open, to be sent to while it runs
+    /// Keep the job's standard input open, so that input can be sent while the job runs
     #[serde(default)]
     stdin_open: bool,
-    /// Keep the newest part of this size of each output, such as 16M; what is older is removed while the job runs
+    /// Keep only the newest part of each output stream, such as 16M; older output is removed while the job runs
     #[cfg_attr(
         feature = "serve",
         schema(pattern = "^([1-9][0-9]{2,5}K|[1-9][0-9]{0,2}[MG])$")

@@ -413,7 +413,7 @@ mod tests {
             ("[hosts.db]\nprefix = \"'\"", "rsig.toml:2: prefix: a quote"),
             (
                 "[hosts.db]\njobs-dir = \"x\"",
-                "rsig.toml:2: jobs-dir: it is an absolute",
+                "rsig.toml:2: jobs-dir: it must be an absolute",
             ),
             ("[hosts.\"-x\"]\n", "rsig.toml:1: [hosts.-x]: "),
             ("[hosts.local]\nport = 1", "[hosts.local]: local"),

@@ -22,7 +22,7 @@ pub struct List {
     /// Only the jobs of this host, spelled as when they were started
     #[schemars(with = "Option<String>")]
     host: Option<Host>,
-    /// Jobs that have ended too
+    /// Include jobs that have ended
     #[serde(default = "yes")]
     include_finished: bool,
 }
@@ -34,7 +34,7 @@ fn yes() -> bool {
 #[derive(Default, Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars")]
 pub struct Answer {
-    /// The jobs, the oldest first: id, name, host, command, state (starting, running, stopped, exited, lost, or unknown
+    /// The jobs, oldest first: id, name, host, command, state (starting, running, stopped, exited, lost, or unknown
     /// if the host can't be asked), pid, exit_status, and more
     #[schemars(schema_with = "jobs_schema")]
     jobs: Vec<Value>,

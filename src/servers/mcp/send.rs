@@ -16,7 +16,7 @@ pub struct SendStdin {
     job_id: String,
     /// What to send; without it, nothing is sent
     text: Option<String>,
-    /// Send a newline behind the text
+    /// Send a newline after the text
     #[serde(default = "newline")]
     newline: bool,
     /// Close the input after the text: the job sees end of file

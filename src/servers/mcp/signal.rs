@@ -25,7 +25,7 @@ pub struct SendSignal {
     /// Wait up to this many milliseconds for the job to end, 30000 at most, to learn its exit status
     #[serde(default)]
     wait_ms: u64,
-    /// Allow delivery by the job's own SSH channel, where one is held
+    /// Allow delivery by the job's own SSH channel, if one is held
     #[serde(default = "yes")]
     use_channel: bool,
     /// Allow delivery by kill on the host; without it, only the channel is used

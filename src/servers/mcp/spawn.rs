@@ -12,7 +12,7 @@ use crate::servers::start::NewJob;
 #[derive(Default, Serialize, JsonSchema)]
 #[schemars(crate = "rmcp::schemars")]
 pub struct Answer {
-    /// The job, for all tools from now on; with an error, one that may still start
+    /// The job's id, for all other tools; with an error, the id of a job that may still start
     job_id: Option<String>,
     /// The job's first process
     pid: Option<u32>,

@@ -53,7 +53,7 @@ pub struct Tail {
     /// Wait up to wait_ms until a line of the output matches this extended regular expression, then read. The output is
     /// searched from its beginning
     wait_for: Option<String>,
-    /// Give at most this many lines
+    /// Return at most this many lines
     #[serde(default = "max_lines")]
     max_lines: usize,
     /// Which of the job's streams
@@ -83,7 +83,7 @@ pub struct Answer {
     lines: Vec<OutputLine>,
     /// What to pass as cursor next time to get the lines after these
     cursor: Option<String>,
-    /// How many bytes of output before these lines were left out, or are gone by log_max
+    /// How many bytes of output before these lines were left out, or were removed by log_max
     omitted_bytes: u64,
     /// The line that matches wait_for, wherever in the output it is; null if there is none yet
     matched: Option<String>,

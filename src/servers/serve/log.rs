@@ -51,13 +51,13 @@ pub struct LogQuery {
     #[serde(default)]
     #[param(maximum = 9_007_199_254_740_992_i64)]
     offset: u64,
-    /// Go on until the job ends; an answer that is cut off is not complete
+    /// Continue until the job ends; a response that is cut off is incomplete
     #[serde(default, deserialize_with = "flag")]
     follow: bool,
     /// First wait until a line of either stream matches this extended regular expression. The output is searched from its
     /// beginning
     wait_for: Option<String>,
-    /// Wait up to this long for such a line, an hour at most; without it, only look
+    /// Wait up to this long for such a line, an hour at most; without it, only the output so far is searched
     #[serde(default, deserialize_with = "wait")]
     #[param(value_type = String, required = false, example = "5s", pattern = "^([1-9][0-9]{0,2}(ms|s)|[1-9]m)$")]
     wait: Option<Duration>,
@@ -77,8 +77,8 @@ enum Stream {
 /// Read what a job has written
 #[utoipa::path(get, path = "/processes/{job}/_log", params(JobPath, LogQuery), responses(
     (status = OK, description = "The bytes", content_type = "application/octet-stream", headers(
-        ("Rsig-Matched", description = "With wait_for: true, or false if no line matched before the time was up or the job ended"),
-        ("Rsig-Omitted-Bytes" = u64, description = "How many bytes behind the offset are gone, by the job's log_max")
+        ("Rsig-Matched", description = "With wait_for: true, or false if no line matched before the time ran out or the job ended"),
+        ("Rsig-Omitted-Bytes" = u64, description = "Number of bytes after the offset that log_max has removed")
     )),
     Problem,
 ))]

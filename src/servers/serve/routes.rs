@@ -157,7 +157,7 @@ struct Listing {
 
 /// List jobs, as their hosts report them
 #[utoipa::path(get, path = "/processes", params(Listing), responses(
-    (status = OK, description = "The jobs, the oldest first; the state is unknown if a host can't be asked", body = Vec<JobJson>),
+    (status = OK, description = "The jobs, oldest first; the state is unknown if a host can't be asked", body = Vec<JobJson>),
     Problem,
 ))]
 async fn list(app: Shared, Query(query): Query<Listing>) -> Result<Response, Problem> {
@@ -200,7 +200,7 @@ struct Pids {
 
 /// List the processes of a job
 #[utoipa::path(get, path = "/processes/{job}/_pids", params(JobPath), responses(
-    (status = OK, description = "The process ids of its group on its host; none once its first process has ended", body = Pids),
+    (status = OK, description = "The process ids of the job's process group on its host; none once the job's first process has ended", body = Pids),
     Problem,
 ))]
 async fn processes(app: Shared, Path(path): Path<JobPath>) -> Result<Json<Pids>, Problem> {
@@ -267,7 +267,7 @@ impl Done {
 
 /// Remove a finished job and its files
 #[utoipa::path(delete, path = "/processes/{job}", params(JobPath, Removal), responses(
-    (status = OK, description = "It is removed", body = Done),
+    (status = OK, description = "The job was removed", body = Done),
     Problem,
 ))]
 async fn remove(
@@ -307,7 +307,7 @@ struct Waiting {
 
 /// Send a signal to all processes of a job, exactly once
 #[utoipa::path(post, path = "/processes/{job}/_signal/{signal}", params(SignalPath, Waiting), responses(
-    (status = OK, description = "Its delivery is confirmed; with wait, how the job stands then", body = Done),
+    (status = OK, description = "The signal was delivered; with wait, the state of the job after that", body = Done),
     Problem,
 ))]
 async fn signal(
@@ -360,7 +360,7 @@ fn deliver(
 #[serde(deny_unknown_fields)]
 struct NewInput {
     text: String,
-    /// Send a newline behind the text
+    /// Send a newline after the text
     #[serde(default)]
     newline: bool,
     /// Close the input after the text
@@ -370,7 +370,7 @@ struct NewInput {
 
 /// Write to the standard input of a job that was started with stdin_open, exactly once
 #[utoipa::path(post, path = "/processes/{job}/_stdin", params(JobPath), request_body = NewInput, responses(
-    (status = OK, description = "It is on the host's disk", body = Done),
+    (status = OK, description = "The text is on the host's disk", body = Done),
     Problem,
 ))]
 async fn send(
@@ -389,7 +389,7 @@ async fn send(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Stopping {
-    /// How long it may take to end by itself: 10s by default, an hour at most
+    /// Time for the job to end after TERM: 10s by default, an hour at most
     #[serde(default, deserialize_with = "wait")]
     #[param(value_type = String, required = false, example = "5s", pattern = "^([1-9][0-9]{0,2}(ms|s)|[1-9]m)$")]
     grace: Option<Duration>,
@@ -397,7 +397,7 @@ struct Stopping {
 
 /// End a job: TERM, then KILL if it still runs after the grace
 #[utoipa::path(post, path = "/processes/{job}/_stop", params(JobPath, Stopping), responses(
-    (status = OK, description = "How the job stands now", body = Done),
+    (status = OK, description = "The state of the job now", body = Done),
     Problem,
 ))]
 async fn stop(
