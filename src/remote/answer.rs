@@ -553,8 +553,10 @@ impl AnswerReader {
                 Err(Failure::new(Kind::Silent, message))
             }
             Chunk::End if out.phase == Phase::Noise => {
+                // A broken pipe says no more than that the shell has ended.
                 let why = send_error
                     .take()
+                    .filter(|error| error.kind() != io::ErrorKind::BrokenPipe)
                     .map(|error| format!(" ({error})"))
                     .unwrap_or_default();
                 Err(no_shell(

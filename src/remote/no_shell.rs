@@ -96,8 +96,8 @@ pub(super) fn no_shell(host: &str, why: &str, said: &str) -> Failure {
         None => {
             // A shell may print nothing if a fork fails, for example where the script checks for a tool.
             let guess = if said.is_empty() {
-                "a forced command or a --prefix without a shell, no shell access, or no further process or file allowed \
-                 there, see `ulimit -u` and `ulimit -n`?"
+                "a forced command or a --prefix without a shell, no shell access, or no more processes or open files \
+                 allowed there, see `ulimit -u` and `ulimit -n`?"
             } else {
                 "forced command or --prefix, or no shell access?"
             };
