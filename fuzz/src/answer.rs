@@ -24,7 +24,7 @@ use crate::remote::signal::{Answer, Attempt, JobPlan, Plan};
 use crate::remote::start::{Spool, StartRequest};
 use crate::remote::stream::{JobEnd, Positions, Runner};
 use crate::remote::{
-    self, Observation, Stream, Usage, look, meet, pids, search, send, signal, start, stream,
+    self, Observation, Stream, Usage, look, discover, pids, search, send, signal, start, stream,
 };
 use crate::signal::{Os, SignalWord};
 use crate::terminal::{self, JobJson, ListedJob};
@@ -454,17 +454,17 @@ fn ask(shell: &mut Said, script: u8, option: u8, jobs: usize) -> Result<(), Fail
         _ => {
             let ids = ["0123abcd", "1123abcd", "2123abcd"];
             let ids: Vec<JobId> = ids.iter().take(jobs).flat_map(|id| id.parse()).collect();
-            let met = if option & 1 == 1 {
-                meet::discover(host, shell, Some("/jobs"))?
+            let found = if option & 1 == 1 {
+                discover::discover(host, shell, Some("/jobs"))?
             } else {
-                meet::meet(host, shell, &ids, None)?
+                discover::find(host, shell, &ids, None)?
             };
-            for met in met {
+            for job in found {
                 let mut record = record();
-                record.id = met.id.clone();
-                take(&met.seen, None);
-                met.fill_in(&mut record);
-                let meta = meet::JobMetadata::of(&record).line().expect("JSON");
+                record.id = job.id.clone();
+                take(&job.seen, None);
+                job.fill_in(&mut record);
+                let meta = discover::JobMetadata::of(&record).line().expect("JSON");
                 assert!(
                     meta.len() <= 15_000 && meta.bytes().all(|byte| (b' '..=b'~').contains(&byte))
                 );

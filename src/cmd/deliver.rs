@@ -308,7 +308,7 @@ fn learn_system(connection: &mut HostConnection<'_>, record: &mut Record) -> Res
     let failed = |what: &str| Failure::new(Kind::Failed, format!("{}: {what}", record.label()));
     if seen
         .iter()
-        .any(|seen| seen.standing == ObservedState::Untrusted)
+        .any(|seen| seen.observed == ObservedState::Untrusted)
     {
         return Err(failed(delivery::NOT_TRUSTED));
     }

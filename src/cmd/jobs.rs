@@ -160,23 +160,23 @@ pub fn look_up(
     }
     let host = connection.host();
     let jobs_dir = connection.jobs_dir();
-    let mut met = connection
+    let mut found = connection
         .shell()
-        .and_then(|mut shell| remote::meet::meet(&host, shell.as_mut(), &ids, jobs_dir))
+        .and_then(|mut shell| remote::discover::find(&host, shell.as_mut(), &ids, jobs_dir))
         .map(Vec::into_iter);
     for mut job in jobs {
         if !job.record.is_placeholder() {
             there.push(job);
             continue;
         }
-        match &mut met {
+        match &mut found {
             Err(failure) => missing.push((job, failure.clone())),
-            Ok(met) => match met
+            Ok(found) => match found
                 .next()
-                .filter(|met| met.seen.standing != ObservedState::Absent)
+                .filter(|answer| answer.seen.observed != ObservedState::Absent)
             {
-                Some(met) => {
-                    met.fill_in(&mut job.record);
+                Some(answer) => {
+                    answer.fill_in(&mut job.record);
                     there.push(job);
                 }
                 None => {

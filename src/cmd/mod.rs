@@ -4,11 +4,11 @@
 
 pub mod allowed;
 pub mod args;
+mod cleanup;
 pub mod complete;
 mod config;
 pub mod context;
 pub mod deliver;
-mod ephemeral;
 pub mod foreground;
 mod history;
 mod interrupt;

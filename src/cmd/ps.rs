@@ -17,7 +17,7 @@ use crate::connection::HostConnection;
 use crate::error::{Failure, Kind, exit};
 use crate::host::{Destination, Host};
 use crate::job::{JobId, JobName, JobWord, Record, State};
-use crate::remote::{Observation, ObservedState, Usage, look, measure, meet as remote};
+use crate::remote::{Observation, ObservedState, Usage, discover as remote, look, measure};
 use crate::state::RecordFilter;
 use crate::terminal::{self, JobJson, ListedJob, Output, Spinner, Table, warn};
 
@@ -305,20 +305,20 @@ fn adopt(
         .map(|record| (record.id.clone(), record))
         .collect();
     let mut adopted = Vec::new();
-    for met in found {
-        let known = recorded.remove(&met.id);
+    for job in found {
+        let known = recorded.remove(&job.id);
         let is_new = known.is_none();
-        if is_new && met.seen.standing == ObservedState::Untrusted {
+        if is_new && job.seen.observed == ObservedState::Untrusted {
             continue;
         }
         let mut record =
-            known.unwrap_or_else(|| Record::placeholder(met.id.clone(), destination.clone()));
-        let state = met.seen.state(&record);
+            known.unwrap_or_else(|| Record::placeholder(job.id.clone(), destination.clone()));
+        let state = job.seen.state(&record);
         if is_new {
-            met.fill_in(&mut record);
+            job.fill_in(&mut record);
             adopted.push(record.clone());
         } else {
-            met.seen.update(&mut record);
+            job.seen.update(&mut record);
         }
         listed.push(ListedJob {
             record,

@@ -281,7 +281,7 @@ fn removed(record: Record, removal: Removal) -> Result<Record, Failure> {
             &record,
             &format!("its files can't be removed: {why}"),
         )),
-        Removal::Refused(seen) => Err(match seen.standing {
+        Removal::Refused(seen) => Err(match seen.observed {
             ObservedState::Elsewhere => {
                 not_removed(&record, "it is on another machine; ask that one")
             }

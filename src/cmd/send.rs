@@ -156,7 +156,7 @@ pub fn append(
         ),
         SendResult::Refused(why) => (Kind::Failed, format!("{why}; nothing was sent")),
         SendResult::State(seen)
-            if record.is_placeholder() && seen.standing == ObservedState::Absent =>
+            if record.is_placeholder() && seen.observed == ObservedState::Absent =>
         {
             return Err(not_on_host(&record));
         }

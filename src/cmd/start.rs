@@ -21,7 +21,7 @@ use crate::connection::{HostConnection, Shell};
 use crate::error::{Failure, Kind};
 use crate::host::Destination;
 use crate::job::{self, JobId, JobName, Record, State};
-use crate::remote::meet::JobMetadata;
+use crate::remote::discover::JobMetadata;
 use crate::remote::start::{
     Input, LogMax, Spool, StartRequest, Started, Tether, keep_relay, start, start_and_follow,
 };

@@ -39,7 +39,7 @@ pub(super) fn is_absent(connection: &mut HostConnection<'_>, place: &str) -> boo
         matches!(
             seen.as_slice(),
             [Observation {
-                standing: ObservedState::Absent,
+                observed: ObservedState::Absent,
                 ..
             }]
         )
@@ -67,7 +67,7 @@ pub(super) fn after_lost_answer(
             Err(_) => break,
         };
         // A job that is about to start, or whose request may still be on its way, is given time.
-        match seen.as_ref().map(|seen| seen.standing) {
+        match seen.as_ref().map(|seen| seen.observed) {
             None | Some(ObservedState::Starting | ObservedState::Absent)
                 if attempt + 1 < LOOKS_MAX && began.elapsed() < LOOKING_MAX =>
             {
@@ -77,12 +77,12 @@ pub(super) fn after_lost_answer(
         }
     }
     match seen {
-        Some(seen) if seen.standing == ObservedState::Absent => {
+        Some(seen) if seen.observed == ObservedState::Absent => {
             LaunchResult::NotStarted(record, failure)
         }
         Some(seen)
             if !matches!(
-                seen.standing,
+                seen.observed,
                 ObservedState::Starting
                     | ObservedState::Elsewhere
                     | ObservedState::DirMissing

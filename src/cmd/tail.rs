@@ -243,7 +243,7 @@ pub fn tail(
             first
         }
     };
-    if record.is_placeholder() && read.seen.standing == ObservedState::Absent {
+    if record.is_placeholder() && read.seen.observed == ObservedState::Absent {
         return Err(not_on_host(&record));
     }
     if let Some(failure) = unreadable(&label, &read.seen) {
@@ -340,7 +340,7 @@ fn is_short(request: &Request<'_>) -> bool {
 
 /// Why the host can't provide the job's output, if so.
 fn unreadable(label: &str, seen: &Observation) -> Option<Failure> {
-    let (kind, why) = match seen.standing {
+    let (kind, why) = match seen.observed {
         ObservedState::Absent => (
             Kind::Failed,
             "its files are not on the host; it never started, or they were removed",

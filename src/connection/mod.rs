@@ -587,7 +587,7 @@ pub struct Policy {
 
 /// Waits until one of the descriptors is ready. False if the deadline passed first.
 pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> std::io::Result<bool> {
-    crate::sys::inflow::renew();
+    crate::sys::socket_callbacks::renew();
     loop {
         let left = until.saturating_duration_since(Instant::now());
         // Rounded up, so that the last millisecond is not spent spinning. A wait that is too long for poll(2) is split.

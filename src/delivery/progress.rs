@@ -152,7 +152,7 @@ impl Delivery {
         let state = seen.state(&self.outcome.record);
         seen.update(&mut self.outcome.record);
         let is_from_before = std::mem::take(&mut self.just_sent);
-        match (state, seen.standing) {
+        match (state, seen.observed) {
             // Processes that the job started may still run.
             _ if is_from_before && waiting && self.target == Target::Tree => {}
             (State::Exited | State::Lost, _) => {

@@ -1,9 +1,9 @@
 //! The script of `top`: the states of a host's jobs, what they use, and the end of one job's output, in one round trip.
 
 use super::answer::{Listener, Stream, answer_timeout, run_script};
+use super::observation::Observation;
 use super::output::{ReadRequest, StartPosition};
 use super::script::Script;
-use super::seen::Observation;
 use super::usage::{Usage, take_line};
 use crate::connection::Shell;
 use crate::error::Failure;

@@ -1,8 +1,8 @@
 //! The scripts that report the states of jobs, and that remove the files of finished ones.
 
 use super::answer::{answer_timeout, run_script, unexpected};
+use super::observation::{Observation, ObservedState, indexed, job_line};
 use super::script::{Script, file, flag};
-use super::seen::{Observation, ObservedState, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 use crate::escape::printable;
@@ -87,7 +87,7 @@ pub fn forget_read(
                 return Ok(());
             }
             let (index, seen) = job_line(host, line, jobs)?;
-            let gone = seen.standing == ObservedState::Absent;
+            let gone = seen.observed == ObservedState::Absent;
             put(answers, index, (seen, gone));
             Ok(())
         },

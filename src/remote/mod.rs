@@ -3,16 +3,16 @@
 //! How a script is sent to its host is handled by [`crate::connection`].
 
 mod answer;
+pub mod discover;
 mod glance;
 pub mod look;
-pub mod meet;
 mod no_shell;
+mod observation;
 pub mod output;
 #[cfg(any(feature = "serve", fuzzing))]
 pub mod pids;
 mod script;
 pub mod search;
-mod seen;
 pub mod send;
 pub mod signal;
 pub mod start;
@@ -21,7 +21,7 @@ mod usage;
 
 pub use answer::{AnswerReader, Stream};
 pub use glance::{Glance, glance};
+pub use observation::{JobNote, Observation, ObservedState};
 pub use output::Sink;
 pub use script::primer;
-pub use seen::{JobNote, Observation, ObservedState};
 pub use usage::{Usage, measure};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::answer::{AnswerEnd, CANCEL_POLL, Listener, PING, QUIT, Stream, run_script, unexpected};
+use super::observation::{JobNote, Observation, ObservedState, job_line};
 use super::script::{Form, Script, file};
-use super::seen::{JobNote, Observation, ObservedState, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 
@@ -375,7 +375,7 @@ pub fn read(
         .seen
         .ok_or_else(|| unexpected(host, b"nothing about the job"))?;
     let has_log = !matches!(
-        seen.standing,
+        seen.observed,
         ObservedState::Absent | ObservedState::Untrusted | ObservedState::DirMissing
     ) && seen.note != Some(JobNote::NoDirectory);
     if has_log && reading.progress.at.is_none() {

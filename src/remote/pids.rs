@@ -1,8 +1,8 @@
 //! The script that lists a job's processes.
 
 use super::answer::{answer_timeout, run_script, unexpected};
+use super::observation::{Observation, job_line};
 use super::script::{Script, file};
-use super::seen::{Observation, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::answer::{Listener, Stream, answer_timeout, run_script, unexpected};
+use super::observation::{Observation, indexed, job_line};
 use super::script::{Script, file};
-use super::seen::{Observation, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;

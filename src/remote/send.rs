@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use super::answer::{Listener, answer_timeout, run_script, unexpected};
+use super::observation::{Observation, job_line};
 use super::script::{Form, SIGNAL_FILES, Script, file, flag};
-use super::seen::{Observation, job_line};
 use super::start::{Input, InputSender};
 use crate::connection::Shell;
 use crate::error::Failure;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::answer::{Listener, answer_timeout, run_script, unexpected};
+use super::observation::{Observation, indexed, job_line};
 use super::script::{SIGNAL_FILES, Script, file, flag};
-use super::seen::{Observation, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::Failure;
 use crate::job::Target;

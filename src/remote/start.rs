@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use super::answer::{AnswerReader, Listener, answer_timeout, unexpected};
+use super::observation::mark;
 use super::script::{Form, JOB_FILES, SIGNAL_FILES, START_FILES, Script, file, quoted};
-use super::seen::mark;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
@@ -23,7 +23,7 @@ pub struct StartRequest<'a> {
     pub id: &'a JobId,
     /// The secret that marks the job's processes.
     pub cookie: &'a str,
-    /// The job's description in its directory on the host: one line of JSON. See [`super::meet::JobMetadata`].
+    /// The job's description in its directory on the host: one line of JSON. See [`super::discover::JobMetadata`].
     pub meta: &'a str,
     /// The directory of all jobs, if not the default in the home directory.
     pub jobs_dir: Option<&'a str>,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::answer::{
     AnswerEnd, AnswerReader, CANCEL_POLL, Listener, PING, QUIT, Stream, unexpected,
 };
+use super::observation::job_line;
 use super::output::stream_position;
 use super::script::{Form, Script, file};
-use super::seen::job_line;
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::job::{EndedBy, Epoch, Record, State, now};

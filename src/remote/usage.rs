@@ -1,8 +1,8 @@
 //! The script that reports the states of jobs and measures what they use.
 
 use super::look::{of_each, put};
+use super::observation::{Observation, indexed, job_line, optional};
 use super::script::{Script, file};
-use super::seen::{Observation, indexed, job_line, optional};
 use crate::connection::Shell;
 use crate::error::Failure;
 

@@ -6,7 +6,7 @@
 
 #[cfg(feature = "mcp")]
 pub mod mcp;
-mod one;
+mod operations;
 #[cfg(feature = "serve")]
 pub mod serve;
 mod start;

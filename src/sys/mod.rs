@@ -3,6 +3,6 @@
 #![allow(unsafe_code)]
 
 pub mod channel;
-pub mod inflow;
 pub mod process;
+pub mod socket_callbacks;
 pub mod userauth;

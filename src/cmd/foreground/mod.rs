@@ -5,8 +5,8 @@
 //! it. So after a connection breaks, a new one continues at the right byte in both directions. A run begins on the
 //! connection that the host's commands share, and moves to a private one if it lasts long or carries much data.
 
-mod passing;
 pub mod process;
+mod run_stream;
 mod signals;
 
 use std::collections::VecDeque;
@@ -15,10 +15,10 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use passing::RunStream;
+use run_stream::RunStream;
 
+use crate::cmd::cleanup::forget_read;
 use crate::cmd::context::SharedContext;
-use crate::cmd::ephemeral::forget_read;
 use crate::cmd::start::{self, JobStreams};
 use crate::connection::{HostConnection, Permits, Policy, PrivateConnection, ShellInput};
 use crate::error::{Failure, Kind, exit, no_thread, reason};

@@ -9,7 +9,7 @@ use super::channel::{ChannelId, Op, ShellChannel, Stage};
 use super::protocol::Reply;
 use super::server::Keeper;
 use crate::sys::channel::is_channel_error;
-use crate::sys::inflow;
+use crate::sys::socket_callbacks;
 
 /// Maximum number of rounds of calls before the commands are served again: a server can send without end.
 const ROUNDS_MAX: usize = 32;
@@ -138,7 +138,7 @@ impl Keeper {
                     self.forward_output(id, error_stream, size);
                 }
                 if op == Op::Exec {
-                    inflow::acknowledge_later();
+                    socket_callbacks::acknowledge_later();
                 }
                 if op == Op::Free {
                     self.channels.remove(&id);

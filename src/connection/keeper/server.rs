@@ -23,7 +23,7 @@ use super::relay::{ClientId, Relay, Trust};
 use super::transport::Transport;
 use crate::connection::Primer;
 use crate::host::Destination;
-use crate::sys::inflow;
+use crate::sys::socket_callbacks;
 
 /// Maximum number of sessions assumed until the server refuses one (`MaxSessions`, `sshd_config(5)`).
 const SESSIONS_DEFAULT: usize = 10;
@@ -252,10 +252,10 @@ impl Keeper {
     /// One turn of the event loop.
     fn run_once(&mut self) -> io::Result<()> {
         if let Some(socket) = self.transport.socket() {
-            inflow::send_queue(socket.as_raw_fd())?;
+            socket_callbacks::send_queue(socket.as_raw_fd())?;
         }
         let more = self.pump()?;
-        if inflow::has_come() {
+        if socket_callbacks::has_read() {
             // The reply to a keepalive, for example: any call may have read it, and then poll does not report it.
             self.keepalive.record_contact(Instant::now());
         }
@@ -314,7 +314,7 @@ impl Keeper {
         flags.set(PollFlags::POLLIN, self.reads());
         flags.set(
             PollFlags::POLLOUT,
-            self.transport.has_partial_packet() || inflow::has_queue(),
+            self.transport.has_partial_packet() || socket_callbacks::has_queue(),
         );
         let full = self.clients.len() >= CLIENTS_MAX;
         let lifeline = self

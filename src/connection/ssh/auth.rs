@@ -13,12 +13,12 @@ use ssh2::{Error, ErrorCode, Session};
 
 use super::agent::Agent;
 use super::config::Resolved;
-use super::entry::LoginRecord;
 use super::identities::{self, Candidate};
 use super::interactive::Dialogue;
 use super::key::PublicKey;
 use super::keyfile::PrivateKey;
 use super::link::{Clock, Link, TIMEOUT};
+use super::login_record::LoginRecord;
 use super::prompt::Prompter;
 use crate::connection::Policy;
 use crate::error::{Failure, Kind};

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use ssh2::{MethodType, Session};
 
 use super::config::{self, Proxy, Resolved};
-use super::entry::LoginRecord;
 use super::environment::{self, Variable};
 use super::handshake::{self, HandshakeError};
 use super::hostkey::HostKeys;
 use super::link::{Clock, Link};
+use super::login_record::LoginRecord;
 use super::prompt::Prompter;
 use super::sources::Answer;
 use super::{auth, proxy, query, tcp};

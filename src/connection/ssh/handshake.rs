@@ -14,7 +14,7 @@ use ssh2::{Error, ErrorCode, MethodType, Session};
 use super::key::Fields;
 use super::link::{Clock, Link, TIMEOUT};
 use crate::escape::printable;
-use crate::sys::inflow;
+use crate::sys::socket_callbacks;
 
 /// A server that sends more than this before its version line is not an SSH server.
 const MAX_PREAMBLE_BYTES: usize = 64 << 10;
@@ -55,9 +55,9 @@ const IN_KEY_EXCHANGE: &str = "during the key exchange";
 
 /// Runs the handshake until the session is encrypted. `host_keys` are the host key algorithms to request.
 pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), HandshakeError> {
-    inflow::bound(&link.session);
+    socket_callbacks::install(&link.session);
     // Sends our version line at once, as waiting for the server's would cost a round trip. Reads nothing yet.
-    inflow::hold();
+    socket_callbacks::block_reads();
     let mut session = link.session.clone();
     match session.handshake() {
         Err(error) if error.code() != ErrorCode::Session(libssh2_sys::LIBSSH2_ERROR_EAGAIN) => {
@@ -70,10 +70,10 @@ pub(super) fn run(link: &Link, clock: &Clock, host_keys: &str) -> Result<(), Han
         link.wait(PollFlags::POLLIN, clock)
             .map_err(|error| failed(&error, BEFORE_VERSION))?;
     }
-    inflow::record();
-    inflow::renew();
+    socket_callbacks::record();
+    socket_callbacks::renew();
     let result = link.drive(clock, Session::handshake);
-    let recorded = inflow::recorded();
+    let recorded = socket_callbacks::recorded();
     result.map_err(|error| match error.code() {
         ErrorCode::Session(
             libssh2_sys::LIBSSH2_ERROR_KEX_FAILURE | libssh2_sys::LIBSSH2_ERROR_METHOD_NONE,

@@ -11,7 +11,7 @@ use ssh2::{BlockDirections, Error, ErrorCode, Session};
 
 use super::proxy::ProxyProcess;
 use crate::connection::wait;
-use crate::sys::inflow;
+use crate::sys::socket_callbacks;
 
 const EAGAIN: ErrorCode = ErrorCode::Session(libssh2_sys::LIBSSH2_ERROR_EAGAIN);
 /// The error of a call that exceeded its deadline.
@@ -91,11 +91,11 @@ impl Link {
             };
             flags.set(
                 PollFlags::POLLOUT,
-                flags.contains(PollFlags::POLLOUT) || inflow::has_queue(),
+                flags.contains(PollFlags::POLLOUT) || socket_callbacks::has_queue(),
             );
             self.wait(flags, clock)?;
             // The call reports an error of the socket again.
-            drop(inflow::send_queue(self.socket.as_raw_fd()));
+            drop(socket_callbacks::send_queue(self.socket.as_raw_fd()));
         }
     }
 

@@ -7,7 +7,6 @@ mod agent;
 mod auth;
 mod config;
 pub mod connect;
-mod entry;
 mod environment;
 #[cfg(fuzzing)]
 pub mod fuzz;
@@ -18,6 +17,7 @@ mod interactive;
 mod key;
 mod keyfile;
 mod link;
+mod login_record;
 pub mod prompt;
 mod proxy;
 mod query;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::cmd::context::Context;
 use crate::error::Failure;
 use crate::job::{JobWord, Record};
-use crate::servers::{message, one};
+use crate::servers::{message, operations};
 
 /// Why a call failed.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -46,10 +46,10 @@ pub struct JobAnswer {
 }
 
 impl JobAnswer {
-    /// Like [`one::job`], and fills in the id and the host.
+    /// Like [`operations::job`], and fills in the id and the host.
     pub fn find(&mut self, context: &Context, word: &str) -> Result<(Record, JobWord), Failure> {
         self.job_id = Some(word.to_owned());
-        let found = one::job(context, word)?;
+        let found = operations::job(context, word)?;
         self.job_id = Some(found.0.id.to_string());
         self.host = Some(found.0.host().to_string());
         Ok(found)

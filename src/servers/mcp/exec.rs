@@ -24,7 +24,7 @@ use crate::job::{EndedBy, JobId, JobWord, Record, State};
 use crate::remote::Stream;
 use crate::remote::output::StartPosition as TailStart;
 use crate::remote::stream::{self, JobEnd, Runner};
-use crate::servers::one::{await_end, remove};
+use crate::servers::operations::{await_end, remove};
 use crate::servers::start::NewJob;
 
 /// Maximum output per stream in a result, in bytes: the end of the stream.

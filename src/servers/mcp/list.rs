@@ -9,7 +9,7 @@ use super::{Tool, ToolCall};
 use crate::cmd::ps::Filter;
 use crate::cmd::values::Hosts;
 use crate::host::Host;
-use crate::servers::one;
+use crate::servers::operations;
 use crate::terminal::JobJson;
 
 /// Maximum number of jobs in a result; the newest are listed.
@@ -63,7 +63,7 @@ impl Tool for List {
             host: Vec::from_iter(self.host.map(|host| Hosts(vec![host]))),
             ..Filter::default()
         };
-        let listing = one::list(call.context, &filter)?;
+        let listing = operations::list(call.context, &filter)?;
         answer.omitted = listing.jobs.len().saturating_sub(JOBS_MAX);
         let jobs = listing.jobs.iter().skip(answer.omitted);
         let jobs = jobs.map(|job| serde_json::to_value(JobJson::new(&job.record, job.state)));

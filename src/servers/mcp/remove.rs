@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::answer::{JobAnswer, Problem};
 use super::{Tool, ToolCall};
-use crate::servers::one::remove;
+use crate::servers::operations::remove;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

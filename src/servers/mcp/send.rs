@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::answer::{JobAnswer, Problem};
 use super::{Tool, ToolCall};
 use crate::cmd::send::append;
-use crate::servers::one::text;
+use crate::servers::operations::text;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

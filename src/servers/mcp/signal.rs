@@ -9,7 +9,7 @@ use super::{Tool, ToolCall, wait};
 use crate::cmd::deliver::{Report, SendOptions};
 use crate::delivery::{SendOutcome, Via, ViaPolicy};
 use crate::error::{Failure, Kind};
-use crate::servers::one::deliver;
+use crate::servers::operations::deliver;
 use crate::signal::SignalWord;
 
 #[derive(Deserialize, JsonSchema)]

@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::job::{JobWord, Record};
 use crate::remote::Stream;
 use crate::remote::output::{StartPosition as Start, position};
-use crate::servers::one::await_line;
+use crate::servers::operations::await_line;
 
 /// Maximum length of a line, in bytes; longer lines are split.
 const LINE_MAX: usize = 16 << 10;

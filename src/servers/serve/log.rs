@@ -28,7 +28,7 @@ use crate::cmd::pattern::Pattern;
 use crate::cmd::tail::{Request, tail};
 use crate::error::{Failure, Kind};
 use crate::remote::output::{MissingOutput, StartPosition as Start};
-use crate::servers::one;
+use crate::servers::operations;
 
 /// Maximum number of chunks queued for a client.
 const CHUNKS_MAX: usize = 4;
@@ -147,7 +147,7 @@ async fn await_line(
 ) -> Result<bool, Problem> {
     let found = app.run_on(job, true, move |context, job, gone| {
         let until = Instant::now() + limit.unwrap_or_default();
-        one::await_line(context, job, &pattern, until, gone)
+        operations::await_line(context, job, &pattern, until, gone)
     });
     Ok(found.await?.is_some())
 }
@@ -162,7 +162,7 @@ fn send(
     sender: &mpsc::Sender<Chunk>,
     omitted: &AtomicU64,
 ) -> Result<(), Failure> {
-    let (_, job) = one::job(context, job)?;
+    let (_, job) = operations::job(context, job)?;
     let (begun, broken) = (Cell::new(false), Cell::new(false));
     let gone = |gone: &MissingOutput<'_>| {
         if begun.get() {

@@ -29,7 +29,7 @@ use crate::cmd::start::spawn;
 use crate::delivery::Outcome;
 use crate::error::{Failure, Kind};
 use crate::job::{JobWord, Target};
-use crate::servers::one;
+use crate::servers::operations;
 use crate::servers::start::NewJob;
 use crate::signal::{BadSignal, SignalWord};
 use crate::terminal::JobJson;
@@ -118,7 +118,7 @@ impl App {
         + 'static,
     ) -> Result<T, Problem> {
         let work = move |context: &mut Context, gone: &CancellationToken| {
-            let (_, job) = one::job(context, &job)?;
+            let (_, job) = operations::job(context, &job)?;
             work(context, &job, gone)
         };
         self.run(long, work).await
@@ -165,7 +165,7 @@ async fn list(app: Shared, Query(query): Query<Listing>) -> Result<Response, Pro
         all: !query.running,
         ..Filter::default()
     };
-    let listing = app.run(false, move |context, _| one::list(context, &filter));
+    let listing = app.run(false, move |context, _| operations::list(context, &filter));
     let jobs = listing.await?.jobs;
     let jobs = jobs.iter().map(|job| JobJson::new(&job.record, job.state));
     Ok(Json(jobs.collect::<Vec<_>>()).into_response())
@@ -183,7 +183,7 @@ async fn show(app: Shared, Path(path): Path<JobPath>) -> Result<Response, Proble
             jobs: vec![job.clone()],
             ..Filter::default()
         };
-        let mut listing = one::list(context, &filter)?;
+        let mut listing = operations::list(context, &filter)?;
         let unknown = || Failure::new(Kind::NotFound, format!("no job {}", job.as_str()));
         let found = listing.jobs.pop();
         found.ok_or_else(|| listing.failures.pop().unwrap_or_else(unknown))
@@ -276,7 +276,7 @@ async fn remove(
     Query(Removal { force }): Query<Removal>,
 ) -> Result<Json<Done>, Problem> {
     let removed = app.run_on(path.job, force, move |context, job, _| {
-        one::remove(context, job, force)
+        operations::remove(context, job, force)
     });
     removed.await.map(|()| Json(Done::OK))
 }
@@ -324,14 +324,14 @@ async fn signal(
         let until = wait.map(|wait| Instant::now() + wait);
         // The verb waits for at most one slice; the rest of the wait ends early if the client is gone.
         let sending = SendOptions {
-            wait: wait.map(|wait| wait.min(one::SLICE)),
+            wait: wait.map(|wait| wait.min(operations::SLICE)),
             ..SendOptions::default()
         };
         let outcome = deliver(context, job, signal, &sending)?;
         Ok(match until {
             None => Done::OK,
             Some(until) if outcome.still_running == Some(true) => {
-                Done::with(&one::await_end(context, job, until, gone)?)
+                Done::with(&operations::await_end(context, job, until, gone)?)
             }
             Some(_) => Done::with(&outcome),
         })
@@ -346,7 +346,7 @@ fn deliver(
     signal: SignalWord,
     sending: &SendOptions,
 ) -> Result<Outcome, Failure> {
-    let mut outcome = one::deliver(context, job, signal, sending)?.outcome?;
+    let mut outcome = operations::deliver(context, job, signal, sending)?.outcome?;
     match outcome.error.take() {
         // A client that waits sees the state in the response.
         Some(failure) if failure.kind == Kind::Lost && sending.wait.is_some() => Ok(outcome),
@@ -379,7 +379,7 @@ async fn send(
     Body(input): Body<NewInput>,
 ) -> Result<Json<Done>, Problem> {
     let sent = app.run_on(path.job, false, move |context, job, _| {
-        let data = one::text(Some(input.text), input.newline, input.eof)?;
+        let data = operations::text(Some(input.text), input.newline, input.eof)?;
         append(context, job, &data, input.eof)
     });
     sent.await.map(|()| Json(Done::OK))

@@ -47,7 +47,7 @@ pub enum JobNote {
 /// A host's report on one job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
-    pub standing: ObservedState,
+    pub observed: ObservedState,
     pub exit_status: Option<u8>,
     /// When the job ended, by the host's clock.
     pub finished_at: Option<Epoch>,
@@ -74,7 +74,7 @@ impl Observation {
     fn parse(fields: &str) -> Option<Self> {
         let mut words = fields.splitn(12, ' ');
         let mut word = || words.next();
-        let standing = match word()? {
+        let observed = match word()? {
             "exited" => ObservedState::Exited,
             "running" => ObservedState::Running,
             "stopped" => ObservedState::Stopped,
@@ -88,7 +88,7 @@ impl Observation {
             _ => return None,
         };
         let seen = Self {
-            standing,
+            observed,
             exit_status: optional(word()?)?,
             finished_at: optional(word()?)?,
             note: match word()? {
@@ -109,13 +109,13 @@ impl Observation {
             machine: mark(word()?)?,
             node: optional(word()?)?,
         };
-        (standing != ObservedState::Exited || seen.exit_status.is_some()).then_some(seen)
+        (observed != ObservedState::Exited || seen.exit_status.is_some()).then_some(seen)
     }
 
     /// The report for a job that is missing in a host's list of all jobs.
     pub fn absent() -> Self {
         Self {
-            standing: ObservedState::Absent,
+            observed: ObservedState::Absent,
             exit_status: None,
             finished_at: None,
             note: None,
@@ -134,7 +134,7 @@ impl Observation {
     pub fn state(&self, record: &Record) -> State {
         // `created_at` may come from a host, so the difference may be out of range.
         let is_new = || now().saturating_sub(record.created_at) < START_LAG;
-        match self.standing {
+        match self.observed {
             ObservedState::Exited => State::Exited,
             ObservedState::Running | ObservedState::Ending => State::Running,
             ObservedState::Stopped => State::Stopped,
@@ -239,7 +239,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(
-            (index, seen.standing, seen.exit_status),
+            (index, seen.observed, seen.exit_status),
             (1, ObservedState::Exited, Some(143))
         );
         assert_eq!(seen.node.as_deref(), Some("web 1"));

@@ -24,8 +24,8 @@ describe() {
 	esac
 }
 
-# meet INDEX ID : reports the state and the description of the job with that id.
-meet() {
+# find_job INDEX ID : reports the state and the description of the job with that id.
+find_job() {
 	place "$2"
 	if enter "$dir"; then
 		look

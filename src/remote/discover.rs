@@ -4,14 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::ObservedState;
 use super::answer::{answer_timeout, run_script, unexpected};
+use super::observation::{Observation, indexed, job_line};
 use super::script::{Script, file};
-use super::seen::{Observation, indexed, job_line};
 use crate::connection::Shell;
 use crate::error::{Failure, Kind};
 use crate::escape::printable;
 use crate::job::{Epoch, JobId, JobName, Record, State};
 
-/// Maximum length of a job's description, in bytes; meet.sh skips files that are much longer.
+/// Maximum length of a job's description, in bytes; discover.sh skips files that are much longer.
 const DESCRIPTION_MAX: usize = 15_000;
 
 /// A job's description in its directory on the host, for clients that have no record of the job: one line of JSON in
@@ -113,7 +113,7 @@ impl DiscoveredJob {
         } else if let Some(started_at) = self.seen.started_at {
             record.created_at = started_at;
         }
-        if self.seen.standing == ObservedState::Elsewhere && self.seen.pid.is_some() {
+        if self.seen.observed == ObservedState::Elsewhere && self.seen.pid.is_some() {
             // The best that is known here.
             record.state = State::Running;
         }
@@ -123,15 +123,20 @@ impl DiscoveredJob {
 }
 
 /// Asks a host about some jobs. `jobs_dir` is the directory of all jobs, if not the default in the home directory.
-pub fn meet(
+pub fn find(
     host: &str,
     shell: &mut dyn Shell,
     ids: &[JobId],
     jobs_dir: Option<&str>,
 ) -> Result<Vec<DiscoveredJob>, Failure> {
-    let met = ask(host, shell, &Script::meet(ids, jobs_dir)?, ids.to_vec())?;
-    if met.len() == ids.len() {
-        Ok(met)
+    let found = ask(
+        host,
+        shell,
+        &Script::find_jobs(ids, jobs_dir)?,
+        ids.to_vec(),
+    )?;
+    if found.len() == ids.len() {
+        Ok(found)
     } else {
         Err(unexpected(
             host,
@@ -158,7 +163,7 @@ fn ask(
 ) -> Result<Vec<DiscoveredJob>, Failure> {
     let mut base = String::new();
     let mut meta = None;
-    let mut met: Vec<DiscoveredJob> = Vec::new();
+    let mut found: Vec<DiscoveredJob> = Vec::new();
     let mut foreign = None;
     run_script(
         host,
@@ -176,7 +181,7 @@ fn ask(
                 return Ok(());
             }
             // The jobs are reported one after the other.
-            match indexed(line, met.len() + 1).filter(|(_, index, _)| *index == met.len()) {
+            match indexed(line, found.len() + 1).filter(|(_, index, _)| *index == found.len()) {
                 Some(("found", index, id)) if index == ids.len() => {
                     ids.push(id.parse().map_err(|_| malformed())?);
                 }
@@ -185,7 +190,7 @@ fn ask(
                 Some(("job", index, _)) => {
                     let (_, seen) = job_line(host, line, index + 1)?;
                     let id = ids.get(index).cloned().ok_or_else(malformed)?;
-                    met.push(DiscoveredJob {
+                    found.push(DiscoveredJob {
                         dir: format!("{base}/{id}"),
                         id,
                         seen,
@@ -198,7 +203,7 @@ fn ask(
         },
     )?;
     match foreign {
-        None => Ok(met),
+        None => Ok(found),
         Some(path) => {
             let message = format!(
                 "{host}: {path} is writable by other users there, so nothing in it is trusted"
@@ -210,11 +215,14 @@ fn ask(
 
 impl Script {
     /// Reports everything that the host knows about some jobs.
-    pub(super) fn meet(ids: &[JobId], jobs_dir: Option<&str>) -> Result<Self, Failure> {
+    pub(super) fn find_jobs(ids: &[JobId], jobs_dir: Option<&str>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.set_base(jobs_dir)?;
-        script.include(file!("meet"));
-        script.call_each("meet", &ids.iter().map(JobId::as_str).collect::<Vec<_>>())?;
+        script.include(file!("discover"));
+        script.call_each(
+            "find_job",
+            &ids.iter().map(JobId::as_str).collect::<Vec<_>>(),
+        )?;
         Ok(script)
     }
 
@@ -222,7 +230,7 @@ impl Script {
     pub(super) fn discover(jobs_dir: Option<&str>) -> Result<Self, Failure> {
         let mut script = Self::about_jobs()?;
         script.set_base(jobs_dir)?;
-        script.include(file!("meet"));
+        script.include(file!("discover"));
         script.call("discover", &[])?;
         Ok(script)
     }

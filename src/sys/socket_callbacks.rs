@@ -78,7 +78,7 @@ thread_local! {
 
 /// Installs the callbacks. The session must be non-blocking. Its calls then read at most `READ_MAX` bytes between two
 /// calls of `renew`, and start no long packet while received data is being processed.
-pub fn bound(session: &Session) {
+pub fn install(session: &Session) {
     let mut locked = session.raw();
     let (send, receive): (Send, Receive) = (send, receive);
     DRAINED.set(true);
@@ -98,7 +98,7 @@ pub fn renew() {
 }
 
 /// Lets the next calls read nothing, until `renew`.
-pub fn hold() {
+pub fn block_reads() {
     READ_LEFT.set(0);
 }
 
@@ -114,7 +114,7 @@ pub fn recorded() -> Vec<u8> {
 
 /// Whether this thread's calls have read anything since the last call of this function. Nothing else shows data that
 /// was not for the caller.
-pub fn has_come() -> bool {
+pub fn has_read() -> bool {
     HAS_READ.take()
 }
 
