@@ -10,6 +10,8 @@ use std::io;
 use libssh2_sys as raw;
 use ssh2::Session;
 
+use super::memory;
+
 unsafe extern "C" {
     /// Exported by libssh2 but not declared by libssh2-sys.
     fn libssh2_channel_signal_ex(
@@ -73,7 +75,10 @@ fn checked(session: &mut raw::LIBSSH2_SESSION, code: isize) -> io::Result<usize>
                 | raw::LIBSSH2_ERROR_SOCKET_SEND
                 | raw::LIBSSH2_ERROR_SOCKET_DISCONNECT => "the server closed the connection".into(),
                 // The library keeps every packet that no call asks for, and a keeper's memory is limited.
-                raw::LIBSSH2_ERROR_ALLOC => "the server sent far more than was asked for".into(),
+                raw::LIBSSH2_ERROR_ALLOC => {
+                    memory::release_reserve();
+                    "the server sent far more than was asked for".into()
+                }
                 _ => {
                     let error = ssh2::Error::from_session_error_raw(session, code);
                     error.message().to_owned()

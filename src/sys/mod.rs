@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod channel;
+pub mod memory;
 pub mod process;
 pub mod socket_callbacks;
 pub mod userauth;

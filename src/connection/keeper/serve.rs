@@ -79,7 +79,8 @@ pub fn serve(socket: &Path, primer: Primer, warn: fn(&str), step: fn(&str)) -> i
     // whose memory a server could make grow.
     if is_ssh {
         limit_core();
-        limit_memory();
+        // libssh2 keeps whatever arrives: a hostile server must not make the keeper grow.
+        sys::memory::limit(MEMORY_GROWTH_MAX);
     }
     let end = keeper.run();
     // The next keeper replaces a socket that is left behind. If another keeper's socket is there by now, it must stay.
@@ -193,24 +194,4 @@ fn limit_core() {
     use nix::sys::resource::{Resource, setrlimit};
     // Fails on systems without such a limit, which is harmless.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-}
-
-/// Limits memory, so that a hostile server can't make the keeper grow: libssh2 keeps whatever arrives.
-fn limit_memory() {
-    use nix::sys::resource::{Resource, setrlimit};
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let current = |key| {
-        let value = status.lines().find_map(|line| line.strip_prefix(key))?;
-        value.trim().trim_end_matches(" kB").parse::<u64>().ok()
-    };
-    // Limiting the address space alone is not enough: the C library reserves much of it for each thread (proc(5)).
-    for (key, resource) in [
-        ("VmSize:", Resource::RLIMIT_AS),
-        ("VmData:", Resource::RLIMIT_DATA),
-    ] {
-        if let Some(limit) = current(key).map(|kilobytes| kilobytes * 1024 + MEMORY_GROWTH_MAX) {
-            // Fails on systems without such a limit, which is harmless.
-            let _ = setrlimit(resource, limit, limit);
-        }
-    }
 }
