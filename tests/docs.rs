@@ -269,33 +269,47 @@ fn check_page(page: &str) {
             other => panic!("{page}: {other:?} is not run, and not named in NOT_RUN"),
         }
     }
-    // After each step the script prints its exit status and keeps `$?`. The next step begins once all programs that
-    // were started so far are ready.
+    // After each step the script prints its exit status and keeps `$?`. It goes on once all programs that were started
+    // so far are ready, also within a step: one that is ended before never gets ready.
     let mut script = "unset RSIG_STATE_DIR\nshopt -s expand_aliases\nexec 2>&1\n\
-        mark() {\nlocal status=$?\nprintf '\\036%s\\036' \"$status\"\n\
+        await_ready() {\nlocal status=$?\n\
         until [ \"$(cat \"$THERE/ready\" ready 2>/dev/null | wc -l)\" -ge \"$1\" ]; do sleep 0.05; done\n\
+        return $status\n}\n\
+        mark() {\nlocal status=$?\nprintf '\\036%s\\036' \"$status\"\nawait_ready \"$1\"\n\
         return $status\n}\n"
         .to_owned();
+    let programs_in = |text: &str| {
+        let programs = [" -- ./train", " -- ./serve"].map(|program| text.matches(program).count());
+        text.matches("rsig spawn")
+            .count()
+            .min(programs.iter().sum())
+    };
     let mut started = 0;
     for (number, step) in steps.iter().enumerate() {
         script += &match (&step.shown, step.line.strip_suffix(" &")) {
-            (None, _) => format!(
-                "trap 'echo \"failed: $BASH_COMMAND\"' ERR\n{}\ntrap - ERR\n",
-                step.line
-            ),
+            (None, _) => {
+                let mut ready = started;
+                let is_open = |line: &str| {
+                    let rest = ["\\", "&&", "||", "|", "{", "do"];
+                    line.starts_with([' ', '\t']) || rest.iter().any(|end| line.ends_with(end))
+                };
+                let mut lines = String::new();
+                for line in step.line.lines() {
+                    lines += &format!("{line}\n");
+                    ready += programs_in(line);
+                    if programs_in(line) > 0 && !is_open(line) {
+                        lines += &format!("await_ready {ready}\n");
+                    }
+                }
+                format!("trap 'echo \"failed: $BASH_COMMAND\"' ERR\n{lines}trap - ERR\n")
+            }
             (Some(_), None) => step.line.clone() + "\n",
             (Some(_), Some(line)) => format!(
                 "{line} >background.{number} 2>&1 &\nuntil [ -s background.{number} ]; do sleep 0.05; done\n\
                  cat background.{number}\n"
             ),
         };
-        let waits = [" -- ./train", " -- ./serve"];
-        started += step.line.matches("rsig spawn").count().min(
-            waits
-                .iter()
-                .map(|program| step.line.matches(program).count())
-                .sum(),
-        );
+        started += programs_in(&step.line);
         script += &format!("mark {started}\n");
     }
     fs::write(f.rsig.home().join("session"), script).expect("ours");

@@ -40,11 +40,13 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 pub struct Server {
     process: Option<Child>,
     options: Options,
+    // Dropped before the account: it kills all processes of the account's user, whose id must not be claimed by another
+    // server before that.
+    scratch: Scratch,
     account: Account,
     port: Claim,
     host_keys: Vec<String>,
     client_key: Key,
-    scratch: Scratch,
 }
 
 impl Server {
