@@ -361,10 +361,10 @@ impl Backend {
             Self::Keeper(keeper) => match keeper.shell(destination, policy)? {
                 Some(shell) => Ok(shell),
                 None => {
-                    *self = if destination.is_process() {
-                        Self::Local
-                    } else {
+                    *self = if keeper.is_shared() {
                         Self::private(destination, policy)?
+                    } else {
+                        Self::Local
                     };
                     self.shell(destination, policy)
                 }

@@ -352,8 +352,8 @@ impl KeeperConnection {
                 Ok(shell) => return Ok(Some(Box::new(shell))),
                 Err(error) => why = error.to_string(),
             }
-            // A process that this keeper can't start would fail for another keeper too. The caller starts it itself, to
-            // learn why it fails.
+            // Another shared keeper would do no better, but a private one may. If that can't start the process either,
+            // the caller starts it itself, to learn why it fails.
             if destination.is_process() {
                 break;
             }
