@@ -169,8 +169,7 @@ on_two_sites! {
         f.rsig.run(&f.run_words(&[], "echo out; echo err >&2; exit 3")).code(3).stdout_is("out\n");
         f.rsig.run(&f.run_words(&[], "kill -KILL $$")).code(137);
         f.rsig.run(&["ps", "-aq"]).ok().stdout_is("");
-        // A tombstone stays for a minute.
-        assert!(f.job_ids_on_host().iter().all(|job| !f.file(job, "out").exists()));
+        f.await_only_tombstones();
         f.rsig.run(&f.run_words(&["--keep"], "echo out; exit 3")).code(3);
         let job = f.rsig.run(&["ps", "-aq"]).ok().line();
         assert!(f.job_ids_on_host().contains(&job));

@@ -171,6 +171,26 @@ impl Fixture {
             .collect()
     }
 
+    /// Polls until the host holds nothing of any job but tombstones. The files of a job in the foreground are removed
+    /// after its command has exited.
+    #[track_caller]
+    pub fn await_only_tombstones(&self) {
+        const TOMBSTONE: [&str; 6] = ["gone", "status", "pid", "made", "meta", "supervisor"];
+        poll_until("only tombstones are left", STEP_TIMEOUT, || {
+            let Ok(jobs) = fs::read_dir(self.jobs_dir()) else {
+                return true;
+            };
+            jobs.flatten().all(|job| {
+                let files = fs::read_dir(job.path()).into_iter().flatten().flatten();
+                let names: Vec<_> = files.map(|file| file.file_name()).collect();
+                names.iter().any(|name| name == "gone")
+                    && names
+                        .iter()
+                        .all(|name| TOMBSTONE.iter().any(|kept| name == kept))
+            })
+        });
+    }
+
     /// Whether the host is reached over SSH.
     pub fn is_remote(&self) -> bool {
         self.server.is_some()
