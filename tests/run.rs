@@ -216,12 +216,17 @@ on_two_sites! {
 }
 
 /// Behind a prefix, a shell is a child process, and its stream gets a private keeper after two seconds, or at once if there
-/// is no shared one. Its heartbeats must not come from the process that is stopped.
+/// is no shared one that can start a shell. Its heartbeats must not come from the process that is stopped.
 #[test]
 fn a_stopped_run_behind_a_prefix_holds_its_job() {
-    for keeper in [true, false] {
+    for shared in ["none", "serving", "without descriptors"] {
         let mut rsig = Rsig::new();
-        rsig.keeper = keeper;
+        rsig.keeper = shared != "none";
+        if shared == "without descriptors" {
+            rsig.run(&["run", "--prefix", "env A=b", "local", "true"])
+                .ok();
+            leave_no_descriptors_for_a_shell(&rsig);
+        }
         let line = "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done";
         let words = [
             "run", "--tether", "4s", "--prefix", "env A=b", "-c", "local", line,
@@ -240,10 +245,10 @@ fn a_stopped_run_behind_a_prefix_holds_its_job() {
             let (stream, count) = text.trim().split_once('.').unwrap_or_default();
             (stream.to_owned(), count.parse().unwrap_or(0))
         };
-        let (shared, _) = beat();
+        let (first, _) = beat();
         poll_until("a private keeper sends heartbeats", STEP_TIMEOUT, || {
             let (stream, count) = beat();
-            count > 0 && (!keeper || stream != shared)
+            count > 0 && (shared != "serving" || stream != first)
         });
         run.signal(Signal::SIGSTOP);
         let since = std::time::Instant::now();
@@ -254,6 +259,35 @@ fn a_stopped_run_behind_a_prefix_holds_its_job() {
         rsig.run(&["kill", &job, "USR1"]).ok();
         run.wait().code(4);
     }
+}
+
+/// Ends the idle shells of the keeper, and leaves it two descriptors: enough for the connections of commands, and too few
+/// for the pipes of a shell.
+fn leave_no_descriptors_for_a_shell(rsig: &Rsig) {
+    let processes = rsig.processes();
+    let keeper = processes
+        .iter()
+        .find(|process| process.cmdline.contains("keeper-serve"))
+        .expect("a keeper")
+        .pid;
+    let limit_to = |limit: u64| {
+        tool("prlimit")
+            .args([format!("--pid={keeper}"), format!("--nofile={limit}:")])
+            .run()
+            .ok();
+    };
+    limit_to(3);
+    for shell in processes.iter().filter(|process| process.ppid == keeper) {
+        let _ = kill(Pid::from_raw(shell.pid), Signal::SIGKILL);
+    }
+    poll_until("the keeper has no shell", STEP_TIMEOUT, || {
+        rsig.processes()
+            .iter()
+            .all(|process| process.ppid != keeper)
+    });
+    let is_open = |number: &u64| fs::exists(format!("/proc/{keeper}/fd/{number}")).unwrap_or(true);
+    let third_free = (0..).filter(|number| !is_open(number)).nth(2);
+    limit_to(third_free.expect("a number"));
 }
 
 /// Signals count by the time they reach rsig, not by the time the host has handled the previous one.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::running::{Invocation, PATH};
 
-const PROGRAMS: [(&str, &str); 60] = [
+const PROGRAMS: [(&str, &str); 61] = [
     ("bash", "bash"),
     ("busybox", "busybox"),
     ("cat", "coreutils"),
@@ -42,6 +42,7 @@ const PROGRAMS: [(&str, &str); 60] = [
     ("nsenter", "util-linux"),
     ("perl", "perl"),
     ("podman", "podman"),
+    ("prlimit", "util-linux"),
     ("printf", "coreutils"),
     ("ps", "procps"),
     ("python3", "python3"),
