@@ -260,7 +260,8 @@ on_two_sites! {
         again.code(1).stderr_has("taken");
         let _ = fs::remove_dir_all(&jobs);
         fs::rename(&aside, &jobs).expect("on one disk");
-        assert_eq!(pick(&f.job(&job), ["state", "exit_status"]), json!(["exited", 137]));
+        f.await_state(&job, "exited");
+        assert_eq!(f.job(&job)["exit_status"], 137);
     }
 
     fn a_job_that_deletes_its_files_is_still_signalled(f: &Fixture) {
