@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{
-    Fixture, Login, Process, Rsig, STEP_TIMEOUT, Server, idle_shells, poll_until, tool,
+    Direction, Fixture, Login, Process, Rsig, STEP_TIMEOUT, Server, idle_shells, poll_until, tool,
 };
 use crate::keepers::{
     assert_final_count, assert_nothing_left, await_warm_relay, dots_written, keeper_pids, keepers,
@@ -171,6 +171,36 @@ fn await_given_up(f: &Fixture, keeper: i32) {
         f.rsig.run(&["ps"]).ok().stderr_is_empty();
         !keeper_pids(f).contains(&keeper)
     });
+}
+
+#[test]
+fn a_request_that_may_be_repeated_outlives_its_connection() {
+    let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
+    let server = f.server.as_ref().expect("a host that is kept");
+    let connect: Vec<&str> = f.connect.iter().map(String::as_str).collect();
+    for direction in [Direction::ToServer, Direction::ToClient] {
+        let job = f.spawn(&["-n", "taken"], &["true"]);
+        poll_until("it has ended", STEP_TIMEOUT, || f.has_ended(&job));
+        let unrecorded = f.spawn(&[], &["true"]);
+        f.rsig.run(&["rm", "--forget", &unrecorded]).ok();
+        let by_host = format!("{}/{unrecorded}", f.host);
+        for words in [
+            // The recorded holder of the name is looked at.
+            f.words("spawn", &["-n", "taken"], &["true"]),
+            // Without a record, the job is looked up on its host.
+            [&["wait"], &connect[..], &[&by_host]].concat(),
+            [&["ps", "--discover", "--host", &f.host], &connect[..]].concat(),
+            vec!["rm", &job],
+        ] {
+            poll_until("a shell waits", STEP_TIMEOUT, || {
+                !idle_shells(&server.processes()).is_empty()
+            });
+            let connections = proxy.connections();
+            proxy.cut_after_bytes(direction, 1);
+            f.rsig.run(&words).ok();
+            assert!(proxy.connections() > connections, "{words:?} was not cut");
+        }
+    }
 }
 
 /// Removes, on drop, a directory that rsig created outside the test's own.

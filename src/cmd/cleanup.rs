@@ -15,7 +15,7 @@ pub fn forget_read(
     let dirs: Vec<String> = records.iter().map(Record::job_dir).collect();
     let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
     let host = connection.host();
-    let answers = look::forget_read(&host, connection.shell()?.as_mut(), &dirs, read)?;
+    let answers = connection.ask(|shell| look::forget_read(&host, shell, &dirs, read))?;
     let mut gone = Vec::with_capacity(records.len());
     for (record, (seen, removed)) in records.iter_mut().zip(answers) {
         seen.update(record);

@@ -193,9 +193,7 @@ pub fn give_up(detached: DetachedConnection, place: String) -> bool {
     let work = move || {
         let mut connection = own.connection();
         let host = connection.host();
-        let cancelled = connection
-            .shell()
-            .and_then(|mut shell| cancel(&host, shell.as_mut(), &place));
+        let cancelled = connection.ask(|shell| cancel(&host, shell, &place));
         // Fails harmlessly after the timeout: the receiver is gone.
         let _ = sender.send(cancelled.is_ok());
     };

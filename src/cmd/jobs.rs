@@ -161,8 +161,7 @@ pub fn look_up(
     let host = connection.host();
     let jobs_dir = connection.jobs_dir();
     let mut found = connection
-        .shell()
-        .and_then(|mut shell| remote::discover::find(&host, shell.as_mut(), &ids, jobs_dir))
+        .ask(|shell| remote::discover::find(&host, shell, &ids, jobs_dir))
         .map(Vec::into_iter);
     for mut job in jobs {
         if !job.record.is_placeholder() {

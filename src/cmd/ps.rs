@@ -267,9 +267,7 @@ fn discover(context: &mut Context, hosts: &[Hosts], listing: &mut Listing) -> Re
         |connection, destination: Destination, sender| {
             let host = connection.host();
             let jobs_dir = connection.jobs_dir();
-            let found = connection
-                .shell()
-                .and_then(|mut shell| remote::discover(&host, shell.as_mut(), jobs_dir));
+            let found = connection.ask(|shell| remote::discover(&host, shell, jobs_dir));
             drop(sender.send((destination, found)));
         },
     );

@@ -223,9 +223,7 @@ fn on_host(connection: &mut HostConnection<'_>, jobs: Vec<Job>, force: bool) -> 
     let host = connection.host();
     let dirs: Vec<String> = over.iter().map(|job| job.record.job_dir()).collect();
     let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
-    let removals = connection
-        .shell()
-        .and_then(|mut shell| look::forget(&host, shell.as_mut(), &dirs));
+    let removals = connection.ask(|shell| look::forget(&host, shell, &dirs));
     let mut removals = removals.map(Vec::into_iter);
     for Job { record, .. } in over {
         let stopped = stopped.remove(&record.id);

@@ -481,9 +481,7 @@ fn reserve(context: &mut Context, record: &Record) -> Result<(), Failure> {
     let mut connection = HostConnection::new(&destination, &policy);
     let host = connection.host();
     let place = holder.job_dir();
-    let seen = connection
-        .shell()
-        .and_then(|mut shell| look::see(&host, shell.as_mut(), &[&place]));
+    let seen = connection.ask(|shell| look::see(&host, shell, &[&place]));
     match seen {
         Ok(seen) => seen.iter().for_each(|seen| seen.update(&mut holder)),
         Err(failure) => {
