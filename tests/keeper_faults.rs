@@ -308,33 +308,26 @@ fn a_forced_command_that_runs_what_was_asked_for_takes_no_channel_signals() {
         }
         let f = with_keeper(server);
         let job = new_counter(&f);
-        // Whether or not the probe has already failed.
-        for _ in 0..2 {
+        let by_pid = || {
             let told = report(&f, &["kill", "--json", &job, "USR1"]);
             assert_eq!((&told["sent"], &told["via"]), (&true.into(), &"pid".into()));
-            poll_until(
-                "the relay is known to take no signals",
-                STEP_TIMEOUT,
-                || {
-                    keepers(&f)[0]["relays"]
-                        .as_array()
-                        .is_some_and(|relays| relays.first().is_some_and(|relay| relay[1] == false))
-                },
-            );
-        }
-        let output = f
-            .rsig
-            .run(&["kill", "--json", "--via", "channel", &job, "USR1"]);
-        let told: Value = serde_json::from_str(&output.code(1).line()).expect("JSON");
+        };
+        // Whether or not the probe has already failed.
+        by_pid();
+        let mut told = Value::Null;
+        poll_until("the probe has failed", STEP_TIMEOUT, || {
+            let kill = ["kill", "--json", "--via", "channel", &job, "USR1"];
+            let line = f.rsig.run(&kill).code(1).line();
+            told = serde_json::from_str(&line).expect("JSON");
+            let said = told["error"]["message"].as_str().expect("a message");
+            assert!(said.contains("nothing was sent"), "{said}");
+            said.contains("forced commands")
+        });
         assert_eq!(
             (&told["sent"], &told["via"], &told["error"]["kind"]),
             (&false.into(), &Value::Null, &"no_channel".into())
         );
-        let said = told["error"]["message"].as_str().expect("a message");
-        assert!(
-            said.contains("forced commands") && said.contains("nothing was sent"),
-            "{said}"
-        );
+        by_pid();
         // The relay still reports the job's end.
         assert_final_count(
             &f,

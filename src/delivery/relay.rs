@@ -196,10 +196,9 @@ fn fail_channel_only(delivery: &mut Delivery, asked: RelayRequest) {
                 "its relay did not answer in time, so whether the signal was sent is not known";
             return delivery.fail(Kind::Unconfirmed, what);
         }
-        _ => {
-            "no channel is held for it: it was started without a keeper, or that connection is gone"
-                .to_owned()
-        }
+        _ => "no channel is held for it: it was started a moment ago or without a keeper, or that \
+             connection is gone"
+            .to_owned(),
     };
     let what = format!("{why}; nothing was sent. Leave --via out to send by pid");
     delivery.fail(Kind::NoChannel, &what);
