@@ -493,7 +493,7 @@ mod tests {
             ("kill --via p", "pid"),
             ("kill --target ", "group process tree"),
             (
-                "kill job RTMIN+1",
+                "kill --os linux job RTMIN+1",
                 "RTMIN+1 RTMIN+10 RTMIN+11 RTMIN+12 RTMIN+13 RTMIN+14 RTMIN+15",
             ),
             ("ps --state st", "starting stopped"),

@@ -630,7 +630,8 @@ mod tests {
             assert_eq!(reader.join().unwrap(), b"quit");
         });
         input.try_write(b"ping");
-        assert!(input.write(b"more").is_err());
+        let error = input.write(b"more").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
     }
 
     #[test]

@@ -390,13 +390,17 @@ mod tests {
         assert_eq!(store.get(&here.id).unwrap(), Some(here));
     }
 
+    /// The statements of commands that must not take longer with many jobs, with their conditions and orders.
     #[test]
-    fn nothing_that_a_command_does_reads_all_rows() {
+    fn indexes_serve_these_statements() {
         let (_directory, store) = store();
         for statement in [
             "SELECT record FROM jobs WHERE id = 'x'",
             "SELECT record FROM jobs WHERE id >= 'x' AND id < 'x{' ORDER BY id LIMIT 9",
-            "SELECT record FROM jobs WHERE name = 'x' AND goes_by_name ORDER BY created_at LIMIT 1",
+            &format!(
+                "SELECT record FROM jobs WHERE name = 'x' AND goes_by_name \
+                 ORDER BY {UNFINISHED} DESC, created_at DESC, rowid DESC LIMIT 1"
+            ),
             "SELECT record FROM jobs WHERE state NOT IN ('exited', 'lost') ORDER BY created_at, rowid",
             "SELECT number FROM history WHERE job = 'x' ORDER BY number DESC LIMIT 5",
             "SELECT DISTINCT job FROM history WHERE job >= 'x' AND job < 'x{' LIMIT 2",

@@ -317,6 +317,8 @@ mod tests {
 
     #[test]
     fn chance_is_between_0_and_1() {
-        assert!((0..1000).all(|_| (0.0..=1.0).contains(&jitter())));
+        let all: Vec<f64> = (0..1000).map(|_| jitter()).collect();
+        assert!(all.iter().all(|chance| (0.0..=1.0).contains(chance)));
+        assert!(all.iter().any(|chance| *chance < 0.5) && all.iter().any(|chance| *chance >= 0.5));
     }
 }

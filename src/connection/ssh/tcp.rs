@@ -220,7 +220,7 @@ mod tests {
     use std::net::TcpListener;
 
     fn connect(options: &str) -> Result<SocketAddr, String> {
-        let (socket, _) = super::connect(&plain(options), Duration::from_secs(5))
+        let (socket, _) = super::connect(&plain(options), Duration::from_secs(60))
             .map_err(|failure| failure.message)?;
         Ok(std::net::TcpStream::from(socket).local_addr().unwrap())
     }
@@ -230,7 +230,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let good = listener.local_addr().unwrap();
         let closed = SocketAddr::from(([127, 0, 0, 2], good.port()));
-        let soon = Instant::now() + Duration::from_secs(5);
+        let soon = Instant::now() + Duration::from_secs(60);
         let socket = race(&[closed, good], &[], soon).unwrap();
         let stream = std::net::TcpStream::from(socket);
         assert_eq!(stream.peer_addr().unwrap(), good);
@@ -262,15 +262,20 @@ mod tests {
 
     #[test]
     fn several_attempts_are_made() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // A bound socket that does not listen refuses connections, and keeps its port.
+        let stream = (SockType::Stream, SockFlag::empty());
+        let socket = socket::socket(AddressFamily::Inet, stream.0, stream.1, None).unwrap();
+        let any = SockaddrStorage::from(SocketAddr::from(([127, 0, 0, 1], 0)));
+        socket::bind(socket.as_raw_fd(), &any).unwrap();
+        let listener = TcpListener::from(socket);
         let port = listener.local_addr().unwrap().port();
-        drop(listener);
         let late = thread::spawn(move || {
             thread::sleep(Duration::from_millis(300));
-            TcpListener::bind(("127.0.0.1", port)).unwrap()
+            socket::listen(&listener, socket::Backlog::MAXCONN).unwrap();
+            listener
         });
-        let options = format!("hostname 127.0.0.1\nport {port}\nconnectionattempts 3");
+        let options = format!("hostname 127.0.0.1\nport {port}\nconnectionattempts 60");
         assert!(connect(&options).is_ok());
-        drop(late.join());
+        drop(late.join().unwrap());
     }
 }

@@ -521,7 +521,7 @@ mod tests {
             assert_eq!(mode(path.parent().unwrap()), 0o700);
             let text = fs::read_to_string(&path).unwrap();
             assert_eq!(text.starts_with("|1|"), hash, "{text}");
-            assert_eq!(text.contains("web"), !hash, "{text}");
+            assert_eq!(text.contains("[web]"), !hash, "{text}");
             let lines = read(&path).unwrap();
             assert!(matches!(
                 verdict(&lines, &web(), &ed25519(1)),

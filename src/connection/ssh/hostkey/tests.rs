@@ -1200,5 +1200,7 @@ fn a_known_hosts_command_adds_lines() {
         plain("knownhostscommand /bin/sh -c \"test %I = ORDER && echo '%H ssh-rsa AAAA'\"");
     let mut keys = host_keys("", StrictHostKeyChecking::Yes, &config);
     assert!(keys.preferred(&ALGORITHMS).is_ok());
-    assert!(keys.check(&key.blob, Prompter { batch: true }).is_err());
+    // It is HOSTNAME now, so the command fails.
+    let error = keys.check(&key.blob, Prompter { batch: true }).unwrap_err();
+    assert!(error.message.contains("failed (exit status: 1)"), "{error}");
 }
