@@ -41,11 +41,12 @@ pub fn on_signal(last: impl FnOnce() + Send + 'static) -> Result<InterruptFlag, 
         .filter(|number| !sys::process::is_ignored(*number));
     let failed =
         |what: &str| Failure::new(Kind::Failed, format!("signals can't be caught: {what}"));
-    for signal in all.clone() {
+    // First, so that no signal is caught that does not end the process.
+    let mut signals = Signals::new(all.clone()).map_err(|error| failed(&reason(&error)))?;
+    for signal in all {
         signal_hook::flag::register(signal, Arc::clone(&caught.0))
             .map_err(|error| failed(&reason(&error)))?;
     }
-    let mut signals = Signals::new(all).map_err(|error| failed(&reason(&error)))?;
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
             last();

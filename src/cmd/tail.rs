@@ -338,6 +338,10 @@ fn is_short(request: &Request<'_>) -> bool {
     request.brief || (few && !request.follow)
 }
 
+/// Why a finished job that the host knows has no output there.
+pub const OUTPUT_REMOVED: &str =
+    "its output was removed from its host, as `run` without --keep does once it is delivered";
+
 /// Why the host can't provide the job's output, if so.
 fn unreadable(label: &str, seen: &Observation) -> Option<Failure> {
     let (kind, why) = match seen.observed {
@@ -361,6 +365,7 @@ fn unreadable(label: &str, seen: &Observation) -> Option<Failure> {
             Kind::Failed,
             "its directory is writable by other users, so it is not read",
         ),
+        _ if seen.note == Some(JobNote::NoDirectory) => (Kind::Failed, OUTPUT_REMOVED),
         _ => return None,
     };
     Some(Failure::new(kind, format!("{label}: {why}")))

@@ -16,13 +16,14 @@ use super::deliver::Report;
 use super::jobs::{Job, Jobs, Limit, by_host, look_up, on_each_host};
 use super::outage::Outage;
 use super::pattern::{Pattern, last_lines};
+use super::tail::OUTPUT_REMOVED;
 use super::values::{self, DURATION_MAX};
 use crate::connection::HostConnection;
 use crate::delivery::{self, Outcome, SignalRequest};
 use crate::error::{Failure, Kind, exit};
 use crate::job::{JobId, Record, State};
-use crate::remote::Stream;
 use crate::remote::search::{FoundLine, Search, SearchResult, search};
+use crate::remote::{JobNote, Stream};
 use crate::terminal::{self, JobJson, Output, warn};
 
 /// With `--any`: longest wait of one script, after which a host's worker checks whether another host's job has ended.
@@ -394,12 +395,13 @@ impl HostWait {
                     (Outcome::of(record), None)
                 }
                 SearchResult::Over(seen, found) => {
+                    let is_removed = seen.note == Some(JobNote::NoDirectory);
                     let mut outcome = Outcome::seen(record, seen);
                     outcome.error = match &found {
                         Some(_) => None,
                         None => outcome
                             .error
-                            .or_else(|| no_line_failure(connection, &outcome.record)),
+                            .or_else(|| no_line_failure(connection, &outcome.record, is_removed)),
                     };
                     (outcome, found)
                 }
@@ -432,9 +434,15 @@ impl HostWait {
 }
 
 /// Why the line can no longer appear in a job's output. `None` for a lost job and for one that may still start.
-fn no_line_failure(connection: &mut HostConnection<'_>, record: &Record) -> Option<Failure> {
+/// `is_removed`: the output is gone from the host.
+fn no_line_failure(
+    connection: &mut HostConnection<'_>,
+    record: &Record,
+    is_removed: bool,
+) -> Option<Failure> {
     let label = record.label();
     let message = match record.state {
+        State::Exited if is_removed => format!("{label}: {OUTPUT_REMOVED}"),
         State::Exited => {
             let (ended, last) = (
                 terminal::ended(record),

@@ -352,7 +352,8 @@ impl Drop for LocalShell {
                 .take(),
         );
         (self.out, self.err) = (None, None);
-        for _ in 0..200 {
+        // Its last script may still be removing the files of a job.
+        for _ in 0..2000 {
             match self.child.try_wait() {
                 Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
                 _ => return,

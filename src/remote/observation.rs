@@ -38,7 +38,7 @@ pub enum JobNote {
     TetherEnded,
     /// The time limit or the tether could not end the job, since it runs as another user.
     NotEnded,
-    /// The job runs, but its directory is gone.
+    /// The job's output is gone: it runs without its directory, or its files were removed.
     NoDirectory,
     /// The host or the container has restarted since the job started.
     Rebooted,

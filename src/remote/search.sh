@@ -92,6 +92,10 @@ scan_job() {
 	fi
 	# Check before the read, so that everything written before the end is read.
 	look
+	if ! has_output; then
+		report "$1"
+		return
+	fi
 	before=$more more='' whole=
 	! is_written || whole=1
 	for stream in out err; do

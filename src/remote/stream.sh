@@ -25,6 +25,12 @@ rs_wanted=
 # Maximum number of bytes of input stored here for the job.
 rs_input_max=16777216
 
+# has_output : after `look`, succeeds unless the job's output was removed: by `run` once it was delivered, or by the job
+# itself. Then the next `report` says so.
+has_output() {
+	[ -p out.pipe ] || [ "$state" = starting ] || { [ -e out ] && [ -e err ]; } || ! expired=dir
+}
+
 # numbers STREAM : sets numbers to the positions in the names of a stream's files.
 numbers() {
 	numbers=

@@ -207,6 +207,12 @@ if ! enter "$dir"; then
 	exit 0
 fi
 look
+if ! has_output; then
+	report 0
+	rs_mark data
+	rs_mark end
+	exit 0
+fi
 case $streams in *out*) has_out=1 ;; *) has_out= ;; esac
 case $streams in *err*) has_err=1 ;; *) has_err= ;; esac
 if [ -p out.pipe ]; then
