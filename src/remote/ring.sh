@@ -126,8 +126,8 @@ rs_tend() {
 	rs_tender=$(exec /bin/sh -c 'echo "$PPID"')
 	until [ -e "$1.end" ] || [ ! -p "$1.pipe" ]; do
 		# Opened here, and at once, since the directory may be removed at any time.
-		exec 4<>"$1.busy"
-		exec 7<"$1.busy"
+		command exec 4<>"$1.busy" || break
+		command exec 7<"$1.busy" || break
 		(rs_fill "$1") <&6 >&4 4>&- 7<&- &
 		exec 4>&-
 		# Wait for the end of the spooler and of its dd, which may outlive it.
@@ -135,14 +135,18 @@ rs_tend() {
 		exec 7<&-
 		[ -e "$1.end" ] || sleep 0.1 || sleep 1
 	done
-	# The job must not block if its directory is gone.
-	[ -e "$1.end" ] || ! kill -0 $$ || exec cat <&6
+	# The job must not block if its directory is gone. This ends at once at the end of the pipe; the file that says so may
+	# be wrong while somebody removes the others.
+	! kill -0 $$ || exec cat <&6
 }
 
 # rs_take_ring STREAM : does the same from the beginning, for the stream's pipe.
 rs_take_ring() {
 	rs_clean
-	exec 6<"$1.pipe" 3>&- 4>&-
+	# The directory may be gone already. The pipe is not: the supervisor holds it.
+	case $1 in out) rs_number=3 ;; *) rs_number=4 ;; esac
+	command exec 6<"$1.pipe" || command exec 6<"/proc/self/fd/$rs_number" || exit
+	exec 3>&- 4>&-
 	true >"$1.taken"
 	rs_tend "$1"
 }
