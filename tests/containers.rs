@@ -1,6 +1,7 @@
 //! Containers: jobs behind a prefix that takes long to start, through a keeper that holds its shells.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -10,6 +11,9 @@ use crate::harness::{Output, Rsig, Running, STEP_TIMEOUT, poll_until};
 use crate::jobs::json_lines;
 use crate::keepers::kill9;
 use crate::kit::assert_clear_message;
+
+/// How long shells that are not kept may take to end. A keeper closes even unused ones after 20 s.
+const SHELL_END_MAX: Duration = Duration::from_secs(15);
 
 /// rsig, and a container that it reaches with a prefix.
 struct ContainerSite {
@@ -74,7 +78,7 @@ fn a_job_in_a_container_is_a_job() {
     let job = place.spawn(&[
         "sh",
         "-c",
-        "echo begun; trap 'echo term; exit 7' TERM; while :; do sleep 0.1; done",
+        "trap 'echo term; exit 7' TERM; echo begun; while :; do sleep 0.1; done",
     ]);
     let shown = place.job(&job);
     assert_eq!(
@@ -88,7 +92,9 @@ fn a_job_in_a_container_is_a_job() {
     let follower = place.start(&["tail", "-f", &job]);
     follower.wait_for_stdout("begun\n");
     place.run(&["kill", &job, "STOP"]).ok();
-    assert_eq!(place.job(&job)["state"], "stopped");
+    poll_until("it is stopped", STEP_TIMEOUT, || {
+        place.job(&job)["state"] == "stopped"
+    });
     place.run(&["kill", &job, "CONT"]).ok();
     let told = json_lines(place.run(&["kill", "--json", "-w", "20s", &job]).ok()).remove(0);
     assert_eq!(
@@ -135,7 +141,7 @@ fn a_run_in_a_container_passes_everything_on() {
             "--",
             "sh",
             "-c",
-            "echo on; trap 'echo off; exit 9' INT; while :; do sleep 0.1; done",
+            "trap 'echo off; exit 9' INT; echo on; while :; do sleep 0.1; done",
         ],
     ));
     long.wait_for_stdout("on\n");
@@ -151,8 +157,8 @@ fn a_run_in_a_container_passes_everything_on() {
 fn commands_share_the_shells_of_one_keeper() {
     let place = ContainerSite::new();
     let job = place.spawn(&["sleep", "1000"]);
-    let clients = place.clients();
-    assert_eq!(clients, 1);
+    let has_one_shell = || place.clients() == 1;
+    poll_until("it has one shell", SHELL_END_MAX, has_one_shell);
     for _ in 0..10 {
         place.run(&["kill", &job, "0"]).ok();
         place.run(&["ps", &job]).ok();
@@ -160,21 +166,27 @@ fn commands_share_the_shells_of_one_keeper() {
             .run(&ContainerSite::words("run", &[], &["--", "true"]))
             .ok();
     }
-    assert_eq!(place.clients(), 1);
+    poll_until("one shell was enough", SHELL_END_MAX, has_one_shell);
     // Two commands at once need two shells, and no more than two are kept.
-    let long = place.start(&ContainerSite::words(
-        "run",
-        &[],
-        &["--", "sh", "-c", "echo on; read line"],
-    ));
+    let words = ContainerSite::words("run", &[], &["--", "sh", "-c", "echo on; read line"]);
+    let long = place
+        .container
+        .rsig(&place.rsig, &words)
+        .stdin_open()
+        .start();
     long.wait_for_stdout("on\n");
     place.run(&["kill", "-w", "20s", &job]).ok();
-    let keepers: Value =
-        serde_json::from_str(&place.run(&["keeper", "status", "--json"]).ok().line())
-            .expect("JSON");
-    assert_eq!(keepers.as_array().map(Vec::len), Some(1));
-    // One of the two may be the run's private shell by now.
-    assert!(place.clients() <= 2);
+    // By now, the run may have a private keeper, with a shell of its own.
+    poll_until("there are three shells at most", SHELL_END_MAX, || {
+        place.clients() <= 3
+    });
+    // Its `read` finds the end of the input.
+    long.wait().code(1);
+    poll_until("one keeper with two shells is left", SHELL_END_MAX, || {
+        let keepers = place.run(&["keeper", "status", "--json"]).ok().line();
+        let keepers: Value = serde_json::from_str(&keepers).expect("JSON");
+        keepers.as_array().map(Vec::len) == Some(1) && place.clients() <= 2
+    });
     place.run(&["keeper", "stop", "--all"]).ok();
     poll_until("its shells are gone", STEP_TIMEOUT, || place.clients() == 0);
 }
@@ -185,8 +197,11 @@ fn what_a_killed_keeper_was_doing_is_found_out() {
     let job = place.spawn(&[
         "sh",
         "-c",
-        "trap 'echo usr1' USR1; while :; do sleep 0.1; done",
+        "trap 'echo usr1' USR1; : >/tmp/up; while :; do sleep 0.1; done",
     ]);
+    poll_until("its trap is set", STEP_TIMEOUT, || {
+        place.container.root().join("tmp/up").exists()
+    });
     for round in 1..4 {
         let keeper = place
             .rsig
@@ -383,11 +398,11 @@ fn a_container_is_a_host() {
         ("kubectl://no-such-verb", ""),
     ] {
         let words = ["run", typed];
-        rsig(&words)
-            .env("RSIG_COMPLETE", "bash")
-            .run()
-            .ok()
-            .stdout_is(offered);
+        // A program that takes longer than two seconds is not waited for.
+        poll_until(&format!("{typed} is completed"), STEP_TIMEOUT, || {
+            let output = rsig(&words).env("RSIG_COMPLETE", "bash").run();
+            output.ok().stdout() == offered
+        });
     }
 }
 

@@ -69,7 +69,8 @@ fn a_cancelled_step_ends_its_job() {
         "echo begun; exec sleep 1000",
         "trap '' INT TERM; echo begun; while :; do sleep 1; done",
     ] {
-        let running = action(&f, command).start();
+        // With the default of 6 s, a busy machine may not be done before the KILL to the step.
+        let running = action(&f, command).env("INPUT_GRACE", "2s").start();
         running.wait_for_stdout("\nbegun\n");
         let jobs: Vec<Process> = f
             .processes()

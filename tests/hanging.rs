@@ -50,6 +50,27 @@ fn await_gone(shells: &[Process]) {
     });
 }
 
+/// Number of private keepers through which a job is followed. Their sockets' names begin with `p`; the script that
+/// follows, in a child of its shell, sleeps between two looks.
+fn private_followers(rsig: &Rsig) -> usize {
+    let all = rsig.processes();
+    let parent = |of: &Process| all.iter().find(|one| one.pid == of.ppid);
+    let is_private = |one: &&Process| {
+        let socket = one.cmdline.rsplit('/').next();
+        one.cmdline.contains("keeper-serve") && socket.is_some_and(|name| name.starts_with('p'))
+    };
+    let is_follower = |keeper: &&Process| {
+        let mut sleeps = all.iter().filter(|one| one.name == "sleep");
+        sleeps.any(|sleep| {
+            let shells = std::iter::successors(parent(sleep), |&one| {
+                parent(one).filter(|_| one.cmdline == "/bin/sh -s")
+            });
+            shells.last().is_some_and(|last| last.pid == keeper.pid)
+        })
+    };
+    all.iter().filter(is_private).filter(is_follower).count()
+}
+
 #[test]
 fn a_shell_that_hangs_is_not_used() {
     let rsig = rsig(true);
@@ -87,11 +108,18 @@ fn what_follows_goes_on_when_its_shell_hangs() {
         let go = rsig.home().join("go");
         let line = "echo first; until [ -e go ]; do sleep 0.05; done; echo second; exit 7";
         let job = spawn(&rsig, line);
+        let start = Instant::now();
         let follower = rsig.spawn_process(&["tail", "-f", &job]);
         follower.wait_for_stdout("first\n");
         let words = [&["run"][..], &PREFIX, &["-c", "local", line]].concat();
         let run = rsig.spawn_process(&words);
         run.wait_for_stdout("first\n");
+        // After two seconds, the streams move to private keepers. None must be between two shells.
+        if keeper && start.elapsed() > Duration::from_secs(1) {
+            poll_until("both have moved", STEP_TIMEOUT, || {
+                private_followers(&rsig) == 2
+            });
+        }
         hang(&rsig);
         run.wait_for_stderr("connecting again");
         follower.wait_for_stderr("connecting again");
@@ -123,6 +151,6 @@ fn a_wait_notices_that_its_shell_hangs() {
         let start = Instant::now();
         fs::write(rsig.home().join("go"), "").expect("our own directory");
         wait.wait().code(7).stdout_has("status 7");
-        assert!(start.elapsed() < Duration::from_secs(13), "{keeper}");
+        assert!(start.elapsed() < Duration::from_secs(16), "{keeper}");
     }
 }

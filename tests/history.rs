@@ -66,7 +66,8 @@ on_two_sites! {
         // that never started.
         let job = f.spawn(&[], &["perl", "-e", "$SIG{TERM} = 'IGNORE'; $| = 1; print qq(ready\n); sleep 1 while 1"]);
         f.await_written(&job, "ready\n");
-        f.rsig.run(&["kill", &job, "-w", "2s", "--then", "KILL"]).ok();
+        f.rsig.run(&["kill", &job, "-w", "2s", "--then", "KILL"]);
+        f.rsig.run(&["wait", &job]).code(137);
         let events = history(f, &job);
         assert_eq!(names(&events), ["spawn", "signal", "signal", "end"]);
         assert_eq!((&events[1]["signal"], &events[2]["signal"]), (&"TERM".into(), &"KILL".into()));

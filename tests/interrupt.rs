@@ -8,7 +8,11 @@ use nix::sys::signal::Signal;
 use crate::harness::procs::all;
 use crate::harness::{Direction, Fixture, Proxy, Running, Site, poll_until, tool};
 use crate::jobs::STEP_TIMEOUT;
+use crate::keepers::keeper_pids;
 use crate::kit::{FixedReply, FixedServer, config_for, interrupted, recorded};
+
+/// How long an interrupted command may take: less than to wait for a connection (15 s).
+const END_MAX: Duration = Duration::from_secs(14);
 
 /// rsig as the first process of a PID namespace.
 fn as_first_process(f: &Fixture, words: &[&str]) -> Running {
@@ -66,14 +70,15 @@ fn the_first_process_of_a_container_ends_by_signals() {
         first.expect("it was found").signal(signal);
         poll_until("it ends", STEP_TIMEOUT, || running.has_ended());
         running.wait().code(status);
-        assert!(begun.elapsed() < Duration::from_secs(5), "{words:?}");
+        assert!(begun.elapsed() < END_MAX, "{words:?}");
     }
 }
 
 /// Starts a job over a connection that hangs from the moment the start is sent.
 fn stuck_spawn(f: &Fixture, proxy: &Proxy) -> Running {
-    let passed = proxy.bytes(Direction::ToServer);
     proxy.hold_both();
+    let passed = proxy.bytes(Direction::ToServer);
+    let arrived = proxy.arrived(Direction::ToServer);
     let line = ": >started; exec sleep 1000";
     let spawn = f
         .rsig
@@ -82,7 +87,10 @@ fn stuck_spawn(f: &Fixture, proxy: &Proxy) -> Running {
     poll_until("the job is recorded", STEP_TIMEOUT, || {
         !recorded(&f.rsig).is_empty()
     });
-    std::thread::sleep(Duration::from_millis(300));
+    // A start has more bytes than this, and what a keeper may send for the relay of an earlier job has fewer.
+    poll_until("its start is sent", STEP_TIMEOUT, || {
+        proxy.arrived(Direction::ToServer) > arrived + 6000
+    });
     assert_eq!(passed, proxy.bytes(Direction::ToServer));
     spawn
 }
@@ -103,7 +111,7 @@ fn an_interrupted_spawn_says_what_may_still_start() {
         let begun = Instant::now();
         spawn.signal(signal);
         let output = spawn.wait();
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < END_MAX);
         assert!(signal != Signal::SIGINT || interrupted(output.status()));
         let id = recorded(&f.rsig).pop().expect("it may start");
         output
@@ -145,9 +153,9 @@ fn a_spawn_that_is_interrupted_while_it_connects_starts_nothing() {
     assert!(!f.job_home().join("started").exists());
 }
 
-/// A prefix that takes two seconds to pass a script on, once it has created the file `asked`.
+/// A prefix that creates the file `asked` before it passes a script on, and waits for the file `go`.
 const SLOW_PREFIX: &str = r#"sh -c 'while IFS= read -r line; do
-    case $line in rs_nonce=*) : >"$HOME/asked"; sleep 2 ;; esac
+    case $line in rs_nonce=*) : >"$HOME/asked"; until [ -e "$HOME/go" ]; do sleep 0.02; done ;; esac
     printf "%s\n" "$line"
 done | "$@"' sh"#;
 
@@ -163,6 +171,11 @@ fn a_start_behind_a_slow_prefix_is_cancelled() {
     let output = spawn.wait();
     let id = recorded(&f.rsig).pop().expect("it may start");
     output.stdout_is("").stderr_has(&id);
+    // The keeper kills its shells in the end, at worst while one is starting the job.
+    poll_until("its keeper has ended", STEP_TIMEOUT, || {
+        keeper_pids(&f).is_empty()
+    });
+    fs::write(f.job_home().join("go"), "").expect("the home is writable");
     poll_until("it has gone", STEP_TIMEOUT, || {
         ["lost", "exited"].contains(&f.state(&id).as_str())
     });
@@ -172,9 +185,17 @@ fn a_start_behind_a_slow_prefix_is_cancelled() {
 #[test]
 fn an_id_that_can_not_be_printed_is_on_standard_error() {
     let f = Site::Local.start();
-    let program = env!("CARGO_BIN_EXE_rsig");
-    for (to, status) in [(">/dev/full", 1), (">&-", 1), ("| true", 141)] {
-        let line = format!("set -o pipefail; {program} spawn local true {to}");
+    let spawn = format!("{} spawn local true", env!("CARGO_BIN_EXE_rsig"));
+    // The id would fit into the pipe of a reader that has not ended yet.
+    let to_nobody = format!(
+        "{{ until [ -e gone ]; do sleep 0.01; done; {spawn}; }} | {{ exec <&-; : >gone; }}"
+    );
+    for (line, status) in [
+        (format!("{spawn} >/dev/full"), 1),
+        (format!("{spawn} >&-"), 1),
+        (to_nobody, 141),
+    ] {
+        let line = format!("set -o pipefail; {line}");
         let output = f.rsig.within(tool("bash").args(["-c", &line])).run();
         let id = recorded(&f.rsig).pop().expect("it was started");
         output.code(status).stdout_is("").stderr_has(&id);

@@ -29,7 +29,7 @@ on_two_sites! {
         f.await_no_processes();
 
         // A stopped job too, even if no client is connected.
-        let job = f.spawn(&["--timeout", "4s"], &["sleep", "1000"]);
+        let job = f.spawn(&["--timeout", "8s"], &["sleep", "1000"]);
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(f.process(&job).pid), nix::sys::signal::SIGSTOP).expect("it runs");
         f.rsig.run(&["keeper", "stop", "--all"]);
         if let Some(server) = &f.server {
@@ -43,11 +43,11 @@ on_two_sites! {
 
     fn one_that_does_not_end_by_term_is_killed(f: &Fixture) {
         let start = Instant::now();
-        let job = f.spawn(&["--timeout", "3s"], &STUBBORN);
+        let job = f.spawn(&["--timeout", "8s"], &STUBBORN);
         f.await_written(&job, "ready\n");
         f.rsig.run(&["wait", &job]).code(137).stdout_has("timed out");
         let elapsed = start.elapsed();
-        assert!(elapsed >= Duration::from_secs(13), "{elapsed:?}");
+        assert!(elapsed >= Duration::from_secs(18), "{elapsed:?}");
         f.await_no_processes();
     }
 
@@ -74,7 +74,7 @@ on_two_sites! {
     }
 
     fn a_limit_and_its_files_in_the_foreground(f: &Fixture) {
-        f.rsig.run(&f.words("run", &["--keep", "--timeout", "2s"], &["sh", "-c", "echo begun; exec sleep 1000"])).code(124).stdout_is("begun\n");
+        f.rsig.run(&f.words("run", &["--keep", "--timeout", "8s"], &["sh", "-c", "echo begun; exec sleep 1000"])).code(124).stdout_is("begun\n");
         f.rsig.run(&f.words("run", &["--timeout", "1h"], &["sh", "-c", "echo done; exit 4"])).code(4).stdout_is("done\n");
         f.await_no_processes();
         let records = kit::recorded(&f.rsig);
@@ -121,6 +121,10 @@ fn stray_signals_do_not_end_the_watch() {
         .into_iter()
         .find(|other| other.ppid == supervisor.pid && other.pid != process.pid);
     let watchdog = watchdog.expect("it is beside the job");
+    // The watchdog creates this file after it has set its traps.
+    poll_until("its traps are set", STEP_TIMEOUT, || {
+        f.file(&job, "rs_watch").exists()
+    });
     for signal in [
         nix::sys::signal::SIGTERM,
         nix::sys::signal::SIGHUP,

@@ -5,9 +5,13 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::Signal;
+
 use crate::harness::keys::{Format, Type};
 use crate::harness::tty::{CTRL_C, ENTER};
-use crate::harness::{Agent, Fixture, Login, Output, Rsig, Server, keys, poll_until, procs, tool};
+use crate::harness::{
+    Agent, Fixture, Login, Output, Process, Rsig, Server, keys, poll_until, procs, tool,
+};
 use crate::kit::{self, STEP_TIMEOUT, assert_clear_message, interrupted};
 
 const SECRET: &str = "hunter2 & $(sesame)";
@@ -803,17 +807,28 @@ fn a_busy_server_is_asked_again_and_given_up_at_last() {
         assert_eq!(&banner, b"SSH-");
         stream
     };
+    let server = f.server.as_ref().expect("a server");
     let occupied = occupy();
+    let occupants = server.connections();
     let patient = f.rsig.spawn_process(&f.words("spawn", &["-v"], &["true"]));
+    let mut keeper = None;
+    poll_until("it connects", STEP_TIMEOUT, || {
+        let mut found = f.rsig.processes().into_iter();
+        keeper = found.find(|process| process.cmdline.contains("keeper-serve"));
+        keeper.is_some()
+    });
+    let keeper = keeper.expect("it was found");
     patient.wait_for_stderr("the server is busy");
+    // The server may need longer to notice the end of a connection than the attempts take.
+    keeper.signal(Signal::SIGSTOP);
     drop(occupied);
+    poll_until("there is room", STEP_TIMEOUT, || {
+        !occupants.iter().any(Process::runs)
+    });
+    keeper.signal(Signal::SIGCONT);
     patient.wait().ok();
     poll_until("the server is free again", STEP_TIMEOUT, || {
-        f.server
-            .as_ref()
-            .expect("a server")
-            .connections()
-            .is_empty()
+        server.connections().is_empty()
     });
     let _occupied = occupy();
     let output = spawn(&f, &["-v"]);

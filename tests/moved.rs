@@ -75,7 +75,9 @@ fn a_changed_alias_is_another_host() {
     settle();
     two.assert_at(false);
     two.assert_at(false);
-    assert_eq!(keepers(&two.f).len(), 1);
+    poll_until("there is one keeper", STEP_TIMEOUT, || {
+        keepers(&two.f).len() == 1
+    });
     let job = two
         .f
         .rsig
@@ -83,13 +85,17 @@ fn a_changed_alias_is_another_host() {
     let job = job.ok().line();
     write(&two.config, two.text(true));
     two.assert_at(true);
-    assert_eq!(keepers(&two.f).len(), 2);
+    poll_until("there are two keepers", STEP_TIMEOUT, || {
+        keepers(&two.f).len() == 2
+    });
     // The job's process exists even if another host is asked for it: nothing shows that it is lost.
     assert_ne!(two.f.state(&job), "lost");
     // Back to the first keeper, which still runs.
     write(&two.config, two.text(false));
     two.assert_at(false);
-    assert_eq!(keepers(&two.f).len(), 2);
+    poll_until("there are two keepers", STEP_TIMEOUT, || {
+        keepers(&two.f).len() == 2
+    });
     assert_eq!(two.f.state(&job), "running");
     two.f.rsig.run(&["kill", "-9", &job, "--wait", "20s"]).ok();
 }

@@ -66,7 +66,7 @@ fn the_time_runs_out_while_a_host_is_gone() {
     }
     f.rsig.run(&["wait", &lost]).code(125);
     stop_server(&mut f);
-    let output = f.rsig.run(&["wait", "--json", "--timeout", "1s", &job]);
+    let output = f.rsig.run(&["wait", "--json", "--timeout", "5s", &job]);
     assert_eq!(json_lines(output.code(124))[0]["state"], "unknown");
     output.stderr_has("still waiting").stderr_has("not known");
     for words in [&["--any"][..], &["-q"]] {
@@ -138,7 +138,8 @@ fn a_signal_ends_a_wait_for_a_host_that_is_gone() {
         let start = Instant::now();
         wait.signal(signal);
         let status = wait.wait().status();
-        assert!(start.elapsed() < Duration::from_secs(5));
+        // Less than to wait for a connection, 15 s.
+        assert!(start.elapsed() < Duration::from_secs(14));
         assert!(signal != Signal::SIGINT || interrupted(status), "{status}");
     }
 }
@@ -155,7 +156,7 @@ fn a_wait_outlasts_a_home_that_is_not_mounted() {
     fs::rename(&jobs, &aside).expect("on one disk");
     gate.open();
     poll_until("it has ended", STEP_TIMEOUT, || !process.runs());
-    let output = f.rsig.run(&["wait", "--timeout", "300ms", &job]);
+    let output = f.rsig.run(&["wait", "--timeout", "3s", &job]);
     output.code(124).stderr_has("mounted");
     let wait = f.rsig.spawn_process(&["wait", &job]);
     wait.wait_for_stderr("still waiting");

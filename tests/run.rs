@@ -48,6 +48,25 @@ const STUBBORN: &str =
 const PATIENT: &str = "trap 'echo int' INT; trap 'echo term; sleep 1; exit 7' TERM; echo up
     while :; do sleep 0.05; done";
 
+/// Starts it and sends INT eight times, so close together that it counts once. Begins again if this process was held up
+/// meanwhile.
+fn start_interrupted(f: &Fixture) -> Running {
+    loop {
+        let run = f.start_run(&["--grace", "50s"], PATIENT);
+        run.wait_for_stdout("up\n");
+        let begun = Instant::now();
+        for _ in 0..8 {
+            run.signal(Signal::SIGINT);
+            std::thread::sleep(Duration::from_millis(40));
+        }
+        if begun.elapsed() < Duration::from_millis(450) {
+            return run;
+        }
+        run.signal(Signal::SIGTERM);
+        run.wait();
+    }
+}
+
 on_every_site! {
     fn streams_and_statuses_are_the_jobs_own(f: &Fixture) {
         let output = f.rsig.run(&f.run_words(&[], "echo out; echo err >&2; exit 3"));
@@ -120,12 +139,7 @@ on_two_sites! {
     }
 
     fn signals_that_come_together_count_once(f: &Fixture) {
-        let mut run = f.start_run(&[], PATIENT);
-        run.wait_for_stdout("up\n");
-        for _ in 0..6 {
-            run.signal(Signal::SIGINT);
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let mut run = start_interrupted(f);
         run.wait_for_stdout("int\n");
         run.signal(Signal::SIGTERM);
         run.wait_for_stdout("term\n");
@@ -135,7 +149,8 @@ on_two_sites! {
     }
 
     fn an_interrupt_and_a_late_term_leave_time_to_clean_up(f: &Fixture) {
-        let mut run = f.start_run(&[], PATIENT);
+        // It has the default grace, ten seconds from the interrupt.
+        let mut run = f.start_run(&[], &PATIENT.replace("sleep 1", "sleep 0.2"));
         run.wait_for_stdout("up\n");
         run.signal(Signal::SIGINT);
         run.wait_for_stdout("int\n");
@@ -147,7 +162,7 @@ on_two_sites! {
     }
 
     fn a_job_that_does_not_end_in_its_grace_is_killed(f: &Fixture) {
-        let run = f.start_run(&["--grace", "1s"], STUBBORN);
+        let run = f.start_run(&["--grace", "5s"], STUBBORN);
         run.wait_for_stdout("up\n");
         run.signal(Signal::SIGTERM);
         run.wait().code(137).stdout_has("term");
@@ -178,9 +193,10 @@ on_two_sites! {
     }
 
     fn a_job_ends_when_its_rsig_is_killed_unless_it_is_to_run_on(f: &Fixture) {
-        let held = f.start_run(&["--tether", "2s"], "echo up; sleep 1000");
+        let held = f.start_run(&["--tether", "10s"], "echo up; sleep 1000");
         held.wait_for_stdout("up\n");
         let job = f.only_job();
+        assert!(f.file(&job, "tied").exists());
         held.signal(Signal::SIGKILL);
         held.wait();
         f.await_state(&job, "exited");
@@ -191,12 +207,13 @@ on_two_sites! {
         loose.signal(Signal::SIGKILL);
         loose.wait();
         assert_eq!(f.state(&job), "running");
+        assert!(!f.file(&job, "tied").exists());
         f.rsig.run(&["stop", &job]).ok();
         f.await_no_processes();
     }
 
     fn a_stopped_run_holds_its_job(f: &Fixture) {
-        let run = f.start_run(&["--tether", "4s"], "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done");
+        let run = f.start_run(&["--tether", "10s"], "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done");
         run.wait_for_stdout("up\n");
         let job = f.only_job();
         // If rsig is stopped before its keeper holds the job, it can no longer make the keeper do so.
@@ -206,7 +223,7 @@ on_two_sites! {
         run.signal(Signal::SIGSTOP);
         // Longer than the tether, with the process that holds it held up itself.
         let since = std::time::Instant::now();
-        poll_until("more than the tether has passed", STEP_TIMEOUT, || since.elapsed() > Duration::from_secs(6));
+        poll_until("more than the tether has passed", STEP_TIMEOUT, || since.elapsed() > Duration::from_secs(13));
         assert_eq!(f.state(&job), "running");
         run.signal(Signal::SIGCONT);
         f.rsig.run(&["kill", &job, "USR1"]).ok();
@@ -231,6 +248,7 @@ fn a_stopped_run_behind_a_prefix_holds_its_job() {
         let words = [
             "run", "--tether", "4s", "--prefix", "env A=b", "-c", "local", line,
         ];
+        let begun = Instant::now();
         let run = rsig.spawn_process(&words);
         run.wait_for_stdout("up\n");
         let job = rsig.run(&["ps", "-q", "--cached"]).ok().line();
@@ -246,9 +264,12 @@ fn a_stopped_run_behind_a_prefix_holds_its_job() {
             (stream.to_owned(), count.parse().unwrap_or(0))
         };
         let (first, _) = beat();
+        // On a busy machine, this one may already be the private keeper's.
+        let may_stay = begun.elapsed() >= Duration::from_secs(2);
         poll_until("a private keeper sends heartbeats", STEP_TIMEOUT, || {
             let (stream, count) = beat();
-            count > 0 && (shared != "serving" || stream != first)
+            let stays = may_stay && begun.elapsed() > Duration::from_secs(20);
+            count > 0 && (shared != "serving" || stream != first || stays)
         });
         run.signal(Signal::SIGSTOP);
         let since = std::time::Instant::now();
@@ -267,7 +288,10 @@ fn leave_no_descriptors_for_a_shell(rsig: &Rsig) {
     let processes = rsig.processes();
     let keeper = processes
         .iter()
-        .find(|process| process.cmdline.contains("keeper-serve"))
+        .find(|process| {
+            let line = &process.cmdline;
+            line.contains("keeper-serve") && !line.contains("keepers/p")
+        })
         .expect("a keeper")
         .pid;
     let limit_to = |limit: u64| {
@@ -297,12 +321,8 @@ fn signals_that_come_together_count_once_on_a_slow_line() {
     let server = f.server.as_ref().expect("a server");
     let proxy = Proxy::start(server.port(), Duration::from_millis(400));
     f.go_through(&proxy);
-    let run = f.start_run(&[], PATIENT);
-    run.wait_for_stdout("up\n");
-    for _ in 0..4 {
-        run.signal(Signal::SIGINT);
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let run = start_interrupted(&f);
+    // Some of them may merge.
     run.wait_for_stdout("int\nint\nint\n");
     run.signal(Signal::SIGTERM);
     run.wait().code(7).stdout_has("term");
@@ -386,14 +406,14 @@ fn a_hangup_that_is_ignored_from_the_start_is_not_passed_on() {
 /// Connections that break one after the other, each before its first heartbeat, still count as contact.
 #[test]
 fn short_connections_keep_a_job_from_its_tether() {
-    const TETHER: Duration = Duration::from_secs(4);
+    const TETHER: Duration = Duration::from_secs(10);
     let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let line = "until [ -e over ]; do echo more; sleep 0.05; done; exit 5";
-    let words = f.words("run", &["--tether", "4s"], &["--", "sh", "-c", line]);
+    let words = f.words("run", &["--tether", "10s"], &["--", "sh", "-c", line]);
     let run = f.rsig.command(&words).stdin(*b"").start();
     let begun = Instant::now();
-    while begun.elapsed() < TETHER * 2 {
-        // The new connection has delivered output. A heartbeat is sent only once a second.
+    while begun.elapsed() < TETHER * 3 / 2 {
+        // The new connection has delivered output. A heartbeat is sent only every two seconds.
         let so_far = run.stdout_so_far().len();
         poll_until("more has come", STEP_TIMEOUT, || {
             run.stdout_so_far().len() > so_far
@@ -418,7 +438,9 @@ fn short_connections_keep_a_job_from_its_tether() {
 fn a_run_goes_on_when_rsig_is_upgraded() {
     let (f, proxy) = with_keeper(Server::openssh(Login::User).start()).through_proxy();
     let program = f.rsig.dir().join("rsig");
-    fs::copy(env!("CARGO_BIN_EXE_rsig"), &program).expect("our own directory");
+    // Not copied by this process: what another test starts meanwhile would hold the copy open for writing (ETXTBSY).
+    let install = tool("install").arg(env!("CARGO_BIN_EXE_rsig"));
+    install.arg(&program).run().ok();
     let line = "until [ -e over ]; do echo more; sleep 0.05; done; exit 5";
     let words = f.words("run", &["--tether", "1m"], &["--", "sh", "-c", line]);
     let shell = tool("sh").args(["-c", "exec \"$0\" \"$@\""]).arg(&program);
@@ -539,8 +561,11 @@ fn no_input_is_ever_taken_for_commands() {
 #[test]
 fn a_killed_dd_costs_no_more_than_it_had_read() {
     for (line, status) in [
-        ("echo a; sleep 2; echo b; exit 7", 7),
-        ("sleep 2; echo a; echo b", 125),
+        (
+            "echo a; until [ -e go ]; do sleep 0.05; done; echo b; exit 7",
+            7,
+        ),
+        ("until [ -e go ]; do sleep 0.05; done; echo a; echo b", 125),
     ] {
         let f = Site::OpenSshUser.start();
         let run = f.start_run(&[], line);
@@ -552,10 +577,11 @@ fn a_killed_dd_costs_no_more_than_it_had_read() {
         if status == 7 {
             run.wait_for_stdout("a\n");
         }
+        let mut killed = Vec::new();
         poll_until("both streams are written", STEP_TIMEOUT, || {
-            writers().len() == 2
+            killed = writers();
+            killed.len() == 2
         });
-        let killed = writers();
         for pid in &killed {
             kill(Pid::from_raw(*pid), Signal::SIGKILL).expect("it waits for the job");
         }
@@ -563,6 +589,7 @@ fn a_killed_dd_costs_no_more_than_it_had_read() {
             let now = writers();
             now.len() == 2 && !now.iter().any(|pid| killed.contains(pid))
         });
+        fs::write(f.job_home().join("go"), "").expect("the home is ours");
         let output = run.wait();
         output.code(status).stdout_is("a\nb\n");
         assert!(

@@ -75,15 +75,16 @@ fn a_panicking_test_leaves_nothing() {
     let outcome = std::thread::spawn(move || {
         let server = Server::openssh(Login::User).start();
         let job = leave_a_job(&server);
-        send.send((server.dir().to_owned(), server.port(), job))
+        send.send((server.dir().to_owned(), job))
             .expect("somebody listens");
         panic!("on purpose");
     })
     .join();
     assert!(outcome.is_err());
-    let (dir, port, job) = receive.recv().expect("the server had started");
+    let (dir, job) = receive.recv().expect("the server had started");
     assert!(!dir.exists() && procs::Process::find(job).is_none());
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    let left = procs::belonging_to(&dir, None);
+    assert!(left.is_empty(), "{}", procs::listing(&left));
 }
 
 /// Not a test: the process that the next test kills.
@@ -175,7 +176,7 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
     stream.set_nodelay(true).expect("a socket option");
     let mut answer = [0; 4];
     // The quickest of several round trips: a busy machine slows down some.
-    let trips = [(); 5].map(|()| {
+    let trips = [(); 40].map(|()| {
         let start = Instant::now();
         stream.write_all(b"ping").expect("sent");
         stream.read_exact(&mut answer).expect("an answer");
@@ -187,7 +188,7 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
         "{trips:?}"
     );
 
-    // A delay line: chunks are in transit together. With a sleep per read, these 128 would take 6 s each way.
+    // A delay line: chunks are in transit together. With a sleep per read, these 128 would take 6.4 s each way.
     let start = Instant::now();
     let mut sender = stream.try_clone().expect("a descriptor");
     let sending = std::thread::spawn(move || sender.write_all(&vec![7; 2 << 20]));
@@ -195,11 +196,11 @@ fn a_proxy_delays_each_way_by_a_delay_line() {
     sending.join().expect("no panic").expect("sent");
     let all = start.elapsed();
     assert!(
-        all >= Duration::from_millis(100) && all < Duration::from_secs(3),
+        all >= Duration::from_millis(100) && all < Duration::from_secs(6),
         "{all:?}"
     );
-    assert_eq!(proxy.bytes(Direction::ToServer), 5 * 4 + (2 << 20));
-    assert_eq!(proxy.bytes(Direction::ToClient), 5 * 4 + (2 << 20));
+    assert_eq!(proxy.bytes(Direction::ToServer), 40 * 4 + (2 << 20));
+    assert_eq!(proxy.bytes(Direction::ToClient), 40 * 4 + (2 << 20));
     assert_eq!((proxy.connections(), proxy.open_connections()), (1, 1));
     assert!(proxy.direction_changes() >= 1);
 }
@@ -276,7 +277,7 @@ fn a_proxy_freezes_what_is_open_and_nothing_else() {
 fn a_run_that_is_too_long_is_killed_and_shows_its_output() {
     let scratch = Scratch::new();
     let shell = |line: &str| tool("sh").env("HOME", scratch.path()).args(["-c", line]);
-    let limit = Duration::from_secs(1);
+    let limit = Duration::from_secs(5);
     let message = |line: &str| {
         let run = std::panic::AssertUnwindSafe(|| drop(shell(line).limit(limit).run()));
         let payload = std::panic::catch_unwind(run).expect_err("it takes too long");

@@ -73,11 +73,9 @@ impl Farm {
         let line = "while :; do sleep";
         poll_until("no job is left", STEP_TIMEOUT, || {
             let jobs = self.rsig.run(&["ps"]).stdout();
-            let runs = self
-                .server
-                .processes()
-                .iter()
-                .any(|process| process.cmdline.contains(line));
+            let here = self.rsig.processes();
+            let mut all = self.server.processes().into_iter().chain(here);
+            let runs = all.any(|process| process.cmdline.contains(line));
             !runs && !jobs.contains(" running ")
         });
     }
@@ -250,7 +248,7 @@ fn signals_go_to_all() {
     );
     farm.await_no_jobs();
 
-    let run = farm.begin(&["--grace", "1s"], "127.1.0.[1-3],local", STUBBORN);
+    let run = farm.begin(&["--grace", "5s"], "127.1.0.[1-3],local", STUBBORN);
     started(&run);
     run.signal(Signal::SIGTERM);
     let output = run.wait();
@@ -273,8 +271,10 @@ fn signals_go_to_all() {
     poll_until("rsig is stopped", STEP_TIMEOUT, || {
         fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))
     });
-    let jobs = farm.rsig.run(&["ps"]).ok().stdout();
-    assert_eq!(jobs.matches(" stopped ").count(), 4, "{jobs}");
+    poll_until("the jobs are stopped", STEP_TIMEOUT, || {
+        let jobs = farm.rsig.run(&["ps"]).ok().stdout();
+        jobs.matches(" stopped ").count() == 4
+    });
     run.signal(Signal::SIGCONT);
     run.signal(Signal::SIGHUP);
     run.wait().code(129);

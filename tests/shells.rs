@@ -106,7 +106,7 @@ fn main_flow(f: &Fixture) {
     f.await_state(&job, "running");
     let killed = f
         .rsig
-        .run(&["kill", "--json", &job, "-w", "1s", "--then", "KILL"]);
+        .run(&["kill", "--json", &job, "-w", "5s", "--then", "KILL"]);
     let told = json_lines(killed.ok()).remove(0);
     assert_eq!(
         pick(
@@ -125,10 +125,10 @@ fn main_flow(f: &Fixture) {
     let job = f.spawn(&["-c"], &["echo one; sleep 1000; echo two"]);
     let follow = f.rsig.spawn_process(&["tail", "-f", &job]);
     follow.wait_for_stdout("one\n");
-    f.rsig
-        .run(&["ps", "-r", "--json", &job])
-        .ok()
-        .stdout_has("\"processes\":2}");
+    poll_until("it has started sleep", STEP_TIMEOUT, || {
+        let listed = f.rsig.run(&["ps", "-r", "--json", &job]).ok().stdout();
+        listed.contains("\"processes\":2}")
+    });
     f.rsig.run(&["wait", "--timeout", "50ms", &job]).code(124);
     f.rsig.run(&["stop", &job]).ok().stdout_has("143 (TERM)");
     follow.wait().ok().stdout_is("one\n");
@@ -398,7 +398,11 @@ fn check_relays_under(shell: &str) {
     let job = new_counter(&f);
     await_warm_relay(&f, &job);
     for way in ["channel", "pid"] {
-        f.rsig.run(&["kill", "--via", way, &job, "USR1"]).ok();
+        // Until a slow probe is answered, the server counts as one that passes no signals on.
+        poll_until("it is sent", STEP_TIMEOUT, || {
+            let kill = f.rsig.run(&["kill", "--via", way, &job, "USR1"]);
+            !kill.stderr().contains("nothing was sent") && kill.ok().status().success()
+        });
     }
     let kills: Vec<_> = (0..4)
         .map(|_| f.rsig.spawn_process(&["kill", &job, "USR1"]))
@@ -417,7 +421,7 @@ fn check_relays_under(shell: &str) {
         .ok()
         .stdout_has("143 (TERM)");
     assert!(
-        start.elapsed() < Duration::from_secs(5),
+        start.elapsed() < Duration::from_secs(15),
         "{shell}: {:?}",
         start.elapsed()
     );
@@ -689,18 +693,26 @@ fn works_in_one_login(options: &Options) {
             let log = f.server.as_ref().expect("a server").log();
             log.matches("Accepted publickey").count()
         };
+        // After two seconds on a shared connection, a stream gets a private one.
+        let moved =
+            |start: Instant| usize::from(keeper && start.elapsed() >= Duration::from_secs(2));
         let line = "echo out; echo err >&2; sleep 0.5; cat; exit 3";
         let words = f.words("run", &[], &["--", "sh", "-c", line]);
+        let start = Instant::now();
         let output = f.rsig.command(&words).stdin("in\n").run();
+        let mut most = 1 + moved(start);
         output.code(3).stdout_is("out\nin\n");
-        assert_eq!((output.stderr(), logins()), ("err\n", 1), "{output}");
+        assert_eq!(output.stderr(), "err\n", "{output}");
+        assert!((1..=most).contains(&logins()), "{output}");
         let line = "echo out; echo err >&2; sleep 1; echo end";
         let job = f.spawn(&[], &["sh", "-c", line]);
-        let begun = logins();
+        let start = Instant::now();
         let tail = f.rsig.run(&["tail", "-f", "-n", "all", &job]);
+        // Without a keeper, each command logs in.
+        most += moved(start) + 2 * usize::from(!keeper);
         tail.ok().stdout_is("out\nend\n");
         assert_eq!(tail.stderr(), "err\n");
-        assert!(logins() <= begun + usize::from(!keeper), "{tail}");
+        assert!(logins() <= most, "{tail}");
         f.rsig.run(&["wait", &job]).ok();
     }
 }

@@ -6,7 +6,6 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::{Site, on_every_site, on_two_sites, poll_until, tool};
 use crate::jobs::{STEP_TIMEOUT, json_lines};
@@ -125,19 +124,12 @@ on_every_site! {
         let rest = f.words("", &[], &["--", "sh", "-c", "env -0; exec sleep 1000"]);
         words.extend(rest[1..].iter().map(OsString::from));
         let spawn = f.rsig.command(&[]).args(words).env("PASSED", &secret);
-        let over = AtomicBool::new(false);
         let job = std::thread::scope(|scope| {
-            let seen = scope.spawn(|| {
-                let mut seen = false;
-                while !over.load(Ordering::Relaxed) {
-                    seen |= is_in_some_argv(&secret);
-                }
-                seen
-            });
-            let job = spawn.run().ok().line();
-            over.store(true, Ordering::Relaxed);
-            assert!(!seen.join().expect("no panic"), "the value stood in an argv");
-            job
+            let job = scope.spawn(|| spawn.run().ok().line());
+            while !job.is_finished() {
+                assert!(!is_in_some_argv(&secret), "the value stood in an argv");
+            }
+            job.join().expect("it is spawned")
         });
         poll_until("it has written its environment", STEP_TIMEOUT, || f.process(&job).name == "sleep");
         let variables = variables(&fs::read(f.file(&job, "out")).expect("its log"));
@@ -436,7 +428,7 @@ os.setxattr(sys.argv[1], "system.posix_acl_default", acl)"#;
     f.rsig.run(&["kill", &job, "CONT"]).ok();
     f.rsig.run(&["kill", "-w", "20s", &job]).ok();
     f.rsig
-        .run(&f.words("run", &[], &["sh", "-c", "echo out; echo err >&2"]))
+        .run(&f.words("run", &["--keep"], &["sh", "-c", "echo out; echo err >&2"]))
         .ok();
     let mut directories = vec![f.jobs_dir().parent().expect("rsig").to_owned()];
     while let Some(directory) = directories.pop() {

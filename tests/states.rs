@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Process, on_two_sites, poll_until};
+use crate::harness::{Process, on_two_sites, poll_until, tool};
 use crate::jobs::{STEP_TIMEOUT, json_lines, pick};
 
 /// Waits in clone(2) for a child that has not executed its program yet (`CLONE_VFORK`), as a shell does after vfork(2).
@@ -107,7 +107,8 @@ on_two_sites! {
         // The kernel's name for the process is part of its stat file, and could be mistaken for other fields.
         let name = "a) Z 1 1\n) T";
         let program = f.job_home().join(name);
-        fs::copy("/bin/sleep", &program).expect("the home is writable");
+        // Not by fs::copy: a child of another thread could hold the file open for writing (ETXTBSY).
+        tool("install").args(["-m", "755", "/bin/sleep"]).arg(&program).run().ok();
         let job = f.spawn(&[], &[&format!("./{name}"), "1000"]);
         poll_until("it has its name", STEP_TIMEOUT, || f.process(&job).cmdline.contains("a)"));
         assert_eq!(f.state(&job), "running");

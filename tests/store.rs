@@ -450,11 +450,11 @@ fn a_state_file_that_is_locked_for_a_moment_is_waited_for() {
     database
         .execute_batch("BEGIN IMMEDIATE")
         .expect("a transaction");
-    let rm = rsig.spawn_process(&["rm", &job]);
     // Readers do not wait, and see the state before the transaction.
     for _ in 0..3 {
         assert_eq!(kit::recorded(&rsig), [job.as_str()]);
     }
+    let rm = rsig.spawn_process(&["rm", &job]);
     std::thread::sleep(Duration::from_millis(300));
     database.execute_batch("COMMIT").expect("the end of it");
     rm.wait().ok();

@@ -209,9 +209,9 @@ on_two_sites! {
             &["deaf"],
         );
         // The job ends, but what it started does not.
-        f.rsig.run(&["kill", "--target", "tree", "-w", "2s", &job]).code(124).stdout_has("what it started still runs");
+        f.rsig.run(&["kill", "--target", "tree", "-w", "8s", &job]).code(124).stdout_has("what it started still runs");
         assert!(members[0].runs() && f.job(&job)["exit_status"] == 5);
-        f.rsig.run(&["stop", "--target", "tree", "--grace", "2s", &job]).ok();
+        f.rsig.run(&["stop", "--target", "tree", "--grace", "8s", &job]).ok();
         await_gone(&members);
     }
 }
@@ -306,26 +306,38 @@ fn a_connection_that_breaks_in_the_middle_leaves_nothing_stopped() {
     let job = spawn_crowd(&f, CROWD);
     let first = f.process(&job);
     for signals in 1..=3 {
-        let kill = f
+        let mut kill = f
             .rsig
             .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
-        poll_until("it is being stopped", STEP_TIMEOUT, || is_stopped(&first));
+        poll_until("it is being stopped", STEP_TIMEOUT, || {
+            is_stopped(&first) || kill.has_ended()
+        });
         proxy.cut();
         // The command asks again, with the same claim.
         kill.wait().ok().stdout_has("USR1 sent to its whole tree");
         assert_crowd_goes_on(&f, CROWD, signals);
     }
     // A cut that is never repaired.
-    let kill = f
-        .rsig
-        .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
-    poll_until("it is being stopped", STEP_TIMEOUT, || is_stopped(&first));
-    proxy.refuse(true);
-    proxy.cut();
-    let told = kill.wait();
-    assert_eq!(told.status().code(), Some(255), "{told}");
-    assert_crowd_goes_on(&f, CROWD, 4);
-    proxy.refuse(false);
+    let hit = (4..14).any(|signals| {
+        let mut kill = f
+            .rsig
+            .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
+        poll_until("it is being stopped", STEP_TIMEOUT, || {
+            is_stopped(&first) || kill.has_ended()
+        });
+        proxy.refuse(true);
+        proxy.cut();
+        let told = kill.wait();
+        assert_crowd_goes_on(&f, CROWD, signals);
+        proxy.refuse(false);
+        let is_cut = told.status().code() == Some(255);
+        if !is_cut {
+            // It had its answer before the cut.
+            told.ok();
+        }
+        is_cut
+    });
+    assert!(hit, "it was never cut in the middle");
 }
 
 #[test]
@@ -346,7 +358,7 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
         |command: i32| shells_of(command).is_some_and(|script| send(script, Signal::SIGKILL));
     // Sends all signals short of KILL to the part of the script that does the work.
     let signal_worker = |command: i32| {
-        let worker = shells_of(command).and_then(shells_of);
+        let worker = shells_of(command).and_then(shells_of).and_then(shells_of);
         worker.is_some_and(|worker| {
             let signals = [
                 Signal::SIGHUP,
@@ -361,11 +373,13 @@ fn whoever_is_killed_in_the_middle_leaves_nothing_stopped() {
     let mut sent = 0;
     for (index, victim) in victims.into_iter().enumerate() {
         let hit = (0..10).any(|_| {
-            let running = f
+            let mut running = f
                 .rsig
                 .spawn_process(&["kill", "--target", "tree", &job, "USR1"]);
-            poll_until("it is being stopped", STEP_TIMEOUT, || is_stopped(&first));
-            let hit = victim(running.pid());
+            poll_until("it is being stopped", STEP_TIMEOUT, || {
+                is_stopped(&first) || running.has_ended()
+            });
+            let hit = !running.has_ended() && victim(running.pid());
             drop(running.wait());
             sent += 1;
             assert_crowd_goes_on(&f, CROWD, sent);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::{Fixture, Invocation, Login, Proxy, Server};
+use crate::harness::{Fixture, Invocation, Login, Proxy, STEP_TIMEOUT, Server, poll_until};
 use crate::keepers::{keepers, with_keeper};
 
 /// A value that no shell may split or expand.
@@ -106,13 +106,17 @@ fn each_environment_has_a_keeper_of_its_own() {
         run(Some("two"));
         run(None);
     }
-    assert_eq!(keepers(&f).len(), 3);
+    poll_until("there are three keepers", STEP_TIMEOUT, || {
+        keepers(&f).len() == 3
+    });
     // A variable that is not sent makes no difference, and a command that starts nothing uses any of the keepers.
     let command = printing(&f, "spawn", &["SendEnv=RS_*"], "RS_A");
     let job = command.env("OTHER", "1").run().ok().line();
     let wait = f.rsig.command(&["wait", &job]).env("RS_A", "three");
     wait.run().ok();
-    assert_eq!(keepers(&f).len(), 3);
+    poll_until("there are three keepers", STEP_TIMEOUT, || {
+        keepers(&f).len() == 3
+    });
 }
 
 #[test]
@@ -127,7 +131,9 @@ fn commands_of_several_environments_may_begin_together() {
         let output = command.wait();
         output.ok().stdout_is(&format!("RS_A=[{value}]\n"));
     }
-    assert_eq!(keepers(&f).len(), values.len());
+    poll_until("each has its keeper", STEP_TIMEOUT, || {
+        keepers(&f).len() == values.len()
+    });
 }
 
 #[test]
@@ -149,7 +155,9 @@ fn many_shells_at_once_have_the_variables() {
                 .stdout_is("RSET=[a]\nRS_2=[c]\nNO_2=[unset]\n");
         }
     }
-    assert_eq!(keepers(&f).len(), 1);
+    poll_until("there is one keeper", STEP_TIMEOUT, || {
+        keepers(&f).len() == 1
+    });
 }
 
 #[test]

@@ -89,7 +89,7 @@ on_two_sites! {
         let all = f.rsig.spawn_process(&["wait", "--for", "ready", &never, &one]);
         all.wait_for_stdout("ready 1\n");
         f.rsig.run(&["wait", "--any", "--for", "ready [2-9]", &never, &two, &one]).ok().stdout_is("ready 2\n");
-        f.rsig.run(&["wait", "--timeout", "2s", "--for", "ready 1", &never, &one]).code(124).stdout_is("ready 1\n");
+        f.rsig.run(&["wait", "--timeout", "8s", "--for", "ready 1", &never, &one]).code(124).stdout_is("ready 1\n");
         gate.open();
         // As for several jobs that end, the last one named counts.
         all.wait().ok().stderr_has("without such a line");

@@ -114,7 +114,7 @@ impl Mcp {
         drop(self);
     }
 
-    /// Ends the client normally; the server then has to end too.
+    /// Ends the client normally. Its library closes the server's input, and kills a server that does not end soon.
     #[track_caller]
     pub fn close(self) {
         self.client.wait().ok();

@@ -3,13 +3,12 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::keys::Key;
-use super::poll_until;
 use super::programs::tool;
 use super::running::{Invocation, Running};
 use super::scratch::Scratch;
+use super::{STEP_TIMEOUT, poll_until};
 
 /// Stopped on drop.
 pub struct Agent {
@@ -28,7 +27,7 @@ impl Agent {
             .args(["-D", "-a"])
             .arg(&socket)
             .start();
-        poll_until("ssh-agent listens", Duration::from_secs(10), || {
+        poll_until("ssh-agent listens", STEP_TIMEOUT, || {
             UnixStream::connect(&socket).is_ok()
         });
         Self {

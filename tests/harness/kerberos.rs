@@ -1,6 +1,6 @@
 //! A Kerberos realm on loopback: Debian's krb5-kdc with a database of its own.
 
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
 
 use super::claim::{Claim, claim};
@@ -51,7 +51,7 @@ impl Realm {
         realm.administer(&format!("ktadd -k {dir}/keytab host/127.0.0.1"));
         realm.kdc = Some(realm.within(tool("krb5kdc").arg("-n")).start());
         poll_until("the KDC listens", STEP_TIMEOUT, || {
-            UdpSocket::bind(("127.0.0.1", number)).is_err()
+            TcpStream::connect(("127.0.0.1", number)).is_ok()
         });
         realm
     }

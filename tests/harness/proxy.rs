@@ -59,9 +59,13 @@ struct State {
 #[derive(Default)]
 struct Pipe {
     held: bool,
+    /// Bytes received, and bytes forwarded.
+    arrived: u64,
     bytes: u64,
     /// Bytes that are still forwarded before all connections are cut.
     until_cut: Option<u64>,
+    /// What that becomes after a cut.
+    again: Option<u64>,
 }
 
 struct Connection {
@@ -123,7 +127,7 @@ impl Proxy {
         let broken = self.shared.reset_all();
         super::poll_until(
             "the proxy's connections are cut",
-            Duration::from_secs(10),
+            super::STEP_TIMEOUT,
             || {
                 broken
                     .iter()
@@ -136,6 +140,13 @@ impl Proxy {
     /// arrive, followed by a FIN.
     pub fn cut_after_bytes(&self, direction: Direction, count: u64) {
         self.shared.lock().lane(direction).until_cut = Some(count);
+    }
+
+    /// [`cut_after_bytes`](Self::cut_after_bytes), and again after each cut.
+    pub fn cut_every_bytes(&self, direction: Direction, count: u64) {
+        let mut state = self.shared.lock();
+        let lane = state.lane(direction);
+        (lane.until_cut, lane.again) = (Some(count), Some(count));
     }
 
     /// Stops forwarding in one direction, silently: both sides see an open connection without data.
@@ -190,6 +201,11 @@ impl Proxy {
         self.shared.lock().lane(direction).bytes
     }
 
+    /// Number of bytes received for this direction, those that are held or delayed included.
+    pub fn arrived(&self, direction: Direction) -> u64 {
+        self.shared.lock().lane(direction).arrived
+    }
+
     /// How often the direction changed within a connection. Two changes are a round trip that one side waited for,
     /// unless both sides send at once, as with SSH's version lines.
     pub fn direction_changes(&self) -> u64 {
@@ -222,7 +238,7 @@ impl Shared {
     fn cut(&self, state: &mut State) {
         state.cuts += 1;
         for lane in &mut state.lanes {
-            lane.until_cut = None;
+            lane.until_cut = lane.again;
         }
         self.changed.notify_all();
     }
@@ -333,6 +349,7 @@ impl Connection {
         if count > 0 {
             state.last = Some(direction);
         }
+        state.lane(direction).arrived += count as u64;
         state.delay
     }
 

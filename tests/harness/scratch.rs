@@ -4,10 +4,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use super::procs::{self, Process};
-use super::warden;
+use super::{STEP_TIMEOUT, warden};
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
@@ -61,7 +60,10 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let killed = procs::kill_until_none(Duration::from_secs(10), || self.processes());
+        let killed = procs::kill_until_none(STEP_TIMEOUT, || self.processes());
+        if let (Ok(()), Some(uid)) = (&killed, self.user) {
+            warden::release_user(uid);
+        }
         let removed = fs::remove_dir_all(&self.dir);
         // A second panic would abort the whole test binary and hide the first one.
         if std::thread::panicking() {

@@ -6,8 +6,9 @@
 //! thread that started the child, and each test has its own thread.
 
 use std::collections::hash_map::RandomState;
+use std::fmt::Display;
 use std::hash::BuildHasher;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
@@ -30,10 +31,20 @@ pub fn base() -> &'static Path {
     &WARDEN.base
 }
 
-/// Makes the warden kill every process of this user when the test process ends.
+/// Makes the warden kill every process of this user when the test process ends, unless the user is released before.
 pub fn watch_user(uid: u32) {
+    tell(uid).expect("the warden takes a user id");
+}
+
+/// To be called before another test process can claim the user id.
+pub fn release_user(uid: u32) {
+    // An error means that the warden is gone.
+    let _ = tell(format_args!("-{uid}"));
+}
+
+fn tell(text: impl Display) -> io::Result<()> {
     let mut line = WARDEN.line.lock().unwrap_or_else(PoisonError::into_inner);
-    writeln!(line, "{uid}").expect("the warden takes a user id");
+    writeln!(line, "{text}")
 }
 
 /// /dev/shm if programs can be executed there and it has room, since tests create many thousand small files; else /tmp.

@@ -3,8 +3,9 @@
 # usage: sh -c "$(cat warden.sh)" warden BASE
 #
 # Its standard input is a pipe from the test process, which is closed when that process ends, even by SIGKILL. Each line
-# of input is a user id that was claimed for a throwaway account. At the end of the input, every process that belongs to
-# BASE or to one of these users is killed, then BASE is removed.
+# of input is a user id that was claimed for a throwaway account; with a minus sign, one that is released, so that others
+# may claim it. At the end of the input, every process that belongs to BASE or to one of the remaining users is killed,
+# then BASE is removed.
 
 base=$1
 trap '' HUP INT QUIT TERM
@@ -13,7 +14,15 @@ echo ready
 exec >/dev/null 2>&1
 
 uids=' '
-while read -r uid; do uids="$uids$uid "; done
+while read -r uid; do
+    case $uid in
+    -*)
+        uid=" ${uid#-} "
+        uids="${uids%%"$uid"*} ${uids#*"$uid"}"
+        ;;
+    *) uids="$uids$uid " ;;
+    esac
+done
 # If BASE is empty, every guard was dropped and has already looked for its processes.
 rmdir -- "$base" && exit
 
