@@ -132,6 +132,23 @@ on_every_site! {
 }
 
 on_two_sites! {
+    fn output_that_was_removed_is_said_to_be(f: &Fixture) {
+        f.rsig.run(&f.words("run", &[], &["echo", "hi"])).ok();
+        f.await_only_tombstones();
+        let dir = fs::read_dir(f.jobs_dir()).expect("a directory").next().expect("a tombstone").expect("readable");
+        let of_run = dir.file_name().into_string().expect("an id");
+        let of_job = f.spawn(&[], &["sh", "-c", "echo hi; rm \"$0/$RSIG_JOB/out\"; exit 3", f.jobs_dir().to_str().expect("text")]);
+        f.rsig.run(&["wait", &of_job]).code(3);
+        let connect: Vec<&str> = f.connect.iter().map(String::as_str).collect();
+        for job in [of_run, of_job] {
+            let job = format!("{}/{job}", f.host);
+            for words in [&["tail"][..], &["tail", "-f"], &["wait", "--for", "hi"]] {
+                let output = f.rsig.run(&[words, &connect, &[&job]].concat());
+                output.code(1).stdout_is("").stderr_has("its output was removed from its host");
+            }
+        }
+    }
+
     fn logs_that_are_gone_or_were_cut_are_errors(f: &Fixture) {
         let (job, gate) = f.spawn_gated(&[], 0);
         fs::write(f.file(&job, "out"), "something\n").expect("writable");
