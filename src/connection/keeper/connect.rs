@@ -76,8 +76,7 @@ fn find_or_start(
     if let Some((ready, place)) = find(place.clone(), policy)? {
         return connection(ready, place);
     }
-    let others = siblings(&place)?.count();
-    if others >= SIBLINGS_MAX {
+    if siblings(&place)?.count() >= SIBLINGS_MAX {
         return Err(io::Error::other(
             "there are too many for other environments",
         ));
@@ -97,16 +96,19 @@ fn find_or_start(
     if let Some(ready) = KeeperClient::open(&place.socket)? {
         return connection(ready, place);
     }
-    if waited && siblings(&place)?.count() <= others {
-        // The other command has failed. Trying again here would make all waiting commands fail one after the other.
+    // The lock file is empty if the last start succeeded.
+    if waited && lock.metadata()?.len() > 0 {
+        // Trying again here would make all waiting commands fail one after the other.
         return Err(io::Error::other("another command failed to start it"));
     }
+    lock.set_len(1)?;
     // Checked first, so that the user is not prompted by a keeper that then can't listen.
     place.probe()?;
     match start(destination, &place, policy, false, configuration)? {
         Ok(keeper) => reap(keeper),
         Err(failure) => return Ok(Err(failure)),
     }
+    lock.set_len(0)?;
     drop(lock);
     match KeeperClient::open(&place.socket)? {
         Some(ready) => connection(ready, place),
