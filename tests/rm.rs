@@ -23,6 +23,7 @@ on_two_sites! {
         f.rsig.run(&["rm", &runs, &second]).code(1).stdout_is(&format!("{second}\n")).stderr_has("it has not ended");
         assert_eq!(f.state(&runs), "running");
         f.rsig.run(&["rm"]).code(2);
+        f.rsig.run(&["rm", "--older-than", "30d", &runs]).code(2).stdout_is("");
         f.rsig.run(&["rm", "--older-than", "1h"]).ok().stdout_is("");
         f.rsig.run(&["rm", "--older-than", "1"]).code(2);
         f.rsig.run(&["rm", "--finished"]).ok().stdout_is(&format!("{third}\n"));

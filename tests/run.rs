@@ -218,7 +218,9 @@ on_two_sites! {
         let job = f.only_job();
         // If rsig is stopped before its keeper holds the job, it can no longer make the keeper do so.
         if f.is_remote() {
-            poll_until("it is held", STEP_TIMEOUT, || f.file(&job, "beat").exists());
+            poll_until("it is held", STEP_TIMEOUT, || {
+                fs::read_to_string(f.file(&job, "beat")).is_ok_and(|beat| !beat.trim().is_empty())
+            });
         }
         run.signal(Signal::SIGSTOP);
         // Longer than the tether, with the process that holds it held up itself.
@@ -260,7 +262,8 @@ fn a_stopped_run_behind_a_prefix_holds_its_job() {
                 .join(&job)
                 .join("beat");
             let text = fs::read_to_string(beat).unwrap_or_default();
-            let (stream, count) = text.trim().split_once('.').unwrap_or_default();
+            let line = text.lines().next().unwrap_or_default();
+            let (stream, count) = line.split_once('.').unwrap_or_default();
             (stream.to_owned(), count.parse().unwrap_or(0))
         };
         let (first, _) = beat();
@@ -312,6 +315,37 @@ fn leave_no_descriptors_for_a_shell(rsig: &Rsig) {
     let is_open = |number: &u64| fs::exists(format!("/proc/{keeper}/fd/{number}")).unwrap_or(true);
     let third_free = (0..).filter(|number| !is_open(number)).nth(2);
     limit_to(third_free.expect("a number"));
+}
+
+/// Behind a prefix, a keeper can always be reached, even if no shell starts any more.
+#[test]
+fn a_run_behind_a_prefix_gives_up_when_its_host_is_gone() {
+    let rsig = Rsig::new();
+    let prefix = r#"sh -c 'if [ -e down ]; then echo away >&2; exit 1; fi; exec "$@"' sh"#;
+    let words = [
+        "run",
+        "--tether",
+        "1s",
+        "--prefix",
+        prefix,
+        "-c",
+        "local",
+        "echo up; sleep 1000",
+    ];
+    let run = rsig.spawn_process(&words);
+    run.wait_for_stdout("up\n");
+    let job = rsig.run(&["ps", "-q", "--cached"]).ok().line();
+    fs::write(rsig.home().join("down"), "").expect("ours");
+    let shells = rsig.processes();
+    for shell in shells.iter().filter(|one| one.cmdline == "/bin/sh -s") {
+        let _ = kill(Pid::from_raw(shell.pid), Signal::SIGKILL);
+    }
+    let output = run.wait();
+    output
+        .code(255)
+        .stderr_has("away")
+        .stderr_lacks("connected again");
+    output.stderr_has(&format!("`rsig wait {job}` asks again"));
 }
 
 /// Signals count by the time they reach rsig, not by the time the host has handled the previous one.
@@ -375,7 +409,10 @@ fn nobody_to_take_the_output_ends_the_job() {
             .env("RSIG_STATE_DIR", f.rsig.state())
             .env("RSIG_KEEPER", "0")
             .run();
-        output.ok().stdout_is("y\ny\n");
+        output
+            .ok()
+            .stdout_is("y\ny\n")
+            .stderr_has("its files stay; `rsig rm ");
         f.await_no_jobs();
     }
 }

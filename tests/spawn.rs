@@ -329,8 +329,12 @@ on_two_sites! {
             assert!(fs::read(f.file(&job, "out")).expect("readable") == expected, "{given}");
         }
         f.rsig.run(&f.words("spawn", &["--stdin", "no-such"], &["cat"])).code(2).stderr_has("--stdin no-such");
+        // A file that has no length, and still something to read.
+        let job = f.rsig.run(&f.words("spawn", &["--stdin", "/proc/version"], &["cat"])).ok().line();
+        f.rsig.run(&["wait", &job]).ok();
+        assert_eq!(f.written(&job), fs::read_to_string("/proc/version").expect("Linux"));
         f.rsig.run(&f.words("spawn", &["--stdin", path, "-C", "/no/such"], &["cat"])).code(1).stderr_has("/no/such");
-        assert_eq!(f.job_ids_on_host().len(), 4);
+        assert_eq!(f.job_ids_on_host().len(), 5);
     }
 
     fn a_name_is_taken_until_its_job_has_ended(f: &Fixture) {

@@ -26,6 +26,9 @@ use crate::terminal::{Output, warn};
 /// Time that a job stopped by `--force` has to end by itself before KILL.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// The options that select jobs, instead of naming them.
+const SELECTORS: [&str; 5] = ["finished", "lost", "older_than", "host", "name_pattern"];
+
 /// Forget finished jobs, and remove their files from their hosts
 #[derive(Args, Debug)]
 pub struct Rm {
@@ -55,7 +58,8 @@ pub struct Rm {
     /// Ids, names, unique id prefixes, or HOST/ID
     #[arg(
         value_name = "JOB",
-        required_unless_present_any = ["finished", "lost", "older_than", "host", "name_pattern"],
+        required_unless_present_any = SELECTORS,
+        conflicts_with_all = SELECTORS,
         value_parser = job_word(),
         add = ArgValueCompleter::new(complete::finished)
     )]

@@ -168,7 +168,17 @@ fn alone(
         })
     });
     match broken {
-        Some(error) => Err(terminal::output_failure(&error)),
+        Some(error) => {
+            // Its last line tells which job stays; what went wrong is told below, and nothing for a closed pipe.
+            if let Some(stays) = ran
+                .as_ref()
+                .err()
+                .and_then(|run| run.message.lines().last())
+            {
+                terminal::warn(stays);
+            }
+            Err(terminal::output_failure(&error))
+        }
         None => process::status(&ran?, tether),
     }
 }

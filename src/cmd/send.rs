@@ -126,10 +126,14 @@ pub fn append(
         });
         match result {
             Ok(answer) => break answer,
-            Err(failure) if failure.kind == Kind::NoShell => {
+            Err(failure) if failure.kind.has_no_shell() => {
                 silent_shells += 1;
                 if !connection.may_try_another(silent_shells) {
-                    return Err(failure);
+                    return Err(if breaks > 0 {
+                        unconfirmed(&failure)
+                    } else {
+                        failure
+                    });
                 }
             }
             Err(failure) if failure.kind.is_outage() && asked => {

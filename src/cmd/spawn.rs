@@ -135,7 +135,8 @@ pub fn whole_input(path: &Path) -> Result<Input, Failure> {
     } else {
         let file = File::open(path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
-        if metadata.is_file() {
+        // Files of /proc have no length.
+        if metadata.is_file() && metadata.len() > 0 {
             return Ok(Input::new(file, metadata.len()));
         }
         file

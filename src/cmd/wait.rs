@@ -120,7 +120,7 @@ impl Wait {
         if until.any && reports.last().is_some_and(is_done) {
             reports.drain(..reports.len() - 1);
         }
-        reports.sort_by_key(|report| named.iter().position(|word| *word == report.word));
+        reports.sort_by_key(|report| named.iter().rposition(|word| *word == report.word));
         Ok(status(&reports, until.pattern.is_some()))
     }
 }

@@ -245,12 +245,26 @@ impl Delivery {
             // Only the job's state is missing.
             return;
         }
+        self.outcome.still_running = None;
         if self.unsent().is_some() && self.asked {
             self.outcome.sent = SendOutcome::Unknown;
         } else if self.then_unsent().is_some() && self.then_asked {
             self.outcome.then = Some(SendOutcome::Unknown);
         } else {
-            self.outcome.error = Some(failure.clone());
+            let sent = match (self.signal, self.outcome.sent) {
+                (Some(signal), SendOutcome::Yes(_)) => Some(signal.name()),
+                _ => None,
+            };
+            self.outcome.error = Some(match sent {
+                Some(name) => Failure::new(
+                    failure.kind,
+                    format!(
+                        "{}: {failure}; {name} was sent",
+                        self.outcome.record.label()
+                    ),
+                ),
+                None => failure.clone(),
+            });
             return;
         }
         let what = format!(

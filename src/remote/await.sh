@@ -64,7 +64,8 @@ await() {
 				left="$left $index"
 				# Woken but not ended: its supervisor was killed.
 				[ "$index" != "$woken" ] || vain=1
-				[ -n "$first$vain" ] || [ ! -p "$dir/ended" ] || first=$index first_dir=$dir
+				# While a job starts, a line in its FIFO is for the start.
+				[ -n "$first$vain" ] || [ "$state" = starting ] || [ ! -p "$dir/ended" ] || first=$index first_dir=$dir
 				;;
 			*) if lingers "$index"; then left="$left $index"; else report "$index"; fi ;;
 			esac

@@ -4,7 +4,7 @@
 cancel() {
 	place "$1"
 	if mkdir -p "${dir%/*}" && mkdir "$dir"; then
-		: >"$dir/gone"
+		true >"$dir/gone"
 		return
 	fi
 	enter "$dir" || return

@@ -40,12 +40,12 @@ forget_read() {
 	exited | lost) ;;
 	*) return ;;
 	esac
-	[ "$3" = 0 ] || : >read.out
-	[ "$4" = 0 ] || : >read.err
+	[ "$3" = 0 ] || true >read.out
+	[ "$4" = 0 ] || true >read.err
 	# The output of a job in the foreground is not in these files, and its client says when it is delivered.
 	if [ ! -e out.pipe ]; then
-		[ -s out ] || : >read.out
-		[ -s err ] || : >read.err
+		[ -s out ] || true >read.out
+		[ -s err ] || true >read.err
 	fi
 	if [ -e read.out ] && [ -e read.err ]; then
 		! { erase || erase; } || rs_say gone "$1"

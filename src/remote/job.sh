@@ -77,7 +77,7 @@ rs_start() {
 	rs_began="$$ $rs_group $rs_birth $rs_boot $rs_system $rs_began $rs_machine $rs_node"
 	# Emptied with builtins; the files themselves are removed when the job ends.
 	{
-		: >"$rs_here/job" && : >"$rs_here/supervise" && { [ ! -s "$rs_here/become" ] || : >"$rs_here/become"; } &&
+		true >"$rs_here/job" && true >"$rs_here/supervise" && { [ ! -s "$rs_here/become" ] || true >"$rs_here/become"; } &&
 			printf '%s\n' "$rs_began" >"$rs_here/pid"
 	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
 	[ ! -p "$rs_here/ended" ] || printf 'begun %s\n' "$rs_began" 1<>"$rs_here/ended"

@@ -15,7 +15,7 @@ rs_hold_pipes() {
 	if [ -p err.pipe ]; then
 		exec 4<>err.pipe
 	else
-		: >err.0
+		true >err.0
 		echo 0 >err.end
 	fi
 }
@@ -116,7 +116,7 @@ rs_fill() {
 				sleep 1
 			fi
 		done
-		: >"$rs_name.spare"
+		true >"$rs_name.spare"
 	done
 }
 

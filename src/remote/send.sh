@@ -16,7 +16,7 @@ redo() {
 	if [ "$last_eof" = 1 ] && [ ! -s in.end ]; then
 		printf '%s\n' "$next" >in.end.new && mv -f in.end.new in.end || return
 	fi
-	: >"put.$last_claim"
+	true >"put.$last_claim"
 } 2>/dev/null
 
 # is_put : succeeds if in.last has named an earlier attempt with the same claim.

@@ -34,7 +34,7 @@ rs_is_over() {
 
 # rs_go_on : sleeps briefly, and longer after some time without input. Exits if the job is over or never began.
 rs_go_on() {
-	[ -e made ] && ! rs_is_over || exit
+	[ -e made ] && kill -0 $$ 2>/dev/null && ! rs_is_over || exit
 	rs_idle=$((rs_idle + 1)) rs_time=0.02
 	[ "$rs_idle" -lt 100 ] || rs_time=0.1
 	[ "$rs_idle" -lt 200 ] || [ -z "$rs_open" ] || rs_time=0.2
@@ -72,7 +72,7 @@ rs_take() {
 			rs_waiting "$1"
 			[ "$rs_total" -ge "$rs_most" ]
 		do
-			[ -e made ] || exit
+			[ -e made ] && kill -0 $$ 2>/dev/null || exit
 			if ! rs_is_over; then
 				sleep 0.02 2>/dev/null || sleep 1
 			elif [ "$rs_most" = "$rs_limit" ]; then
@@ -101,11 +101,17 @@ rs_take() {
 			[ "$rs_blocks" -le 256 ] || rs_blocks=256
 			continue
 		fi
-		rs_sum "$1.$rs_at"
+		# Again if ls was killed.
+		while
+			rs_sum "$1.$rs_at"
+			[ "$rs_total" -eq 0 ] && [ -s "$1.$rs_at" ]
+		do
+			sleep 0.02 2>/dev/null || sleep 1
+		done
 		[ "$rs_total" -gt 0 ] || [ "$rs_code" -ne 0 ] || break
 		rs_at=$((rs_at + rs_total))
 	done
-	: >"$1.end"
+	true >"$1.end"
 	rs_ring_bell
 }
 
@@ -143,7 +149,7 @@ rs_give() {
 
 rs_takers=
 rs_spool() {
-	[ -z "$rs_open" ] || : >in.open
+	[ -z "$rs_open" ] || true >in.open
 	[ -z "$rs_ring" ] || rs_hold_pipes
 	for rs_part in $rs_pipes; do
 		if [ "$rs_part" = in ]; then
@@ -151,8 +157,8 @@ rs_spool() {
 			continue
 		fi
 		# Created at the start, so that the client need not wait for them.
-		: >"$rs_part.spare"
-		: >"$rs_part.0"
+		true >"$rs_part.spare"
+		true >"$rs_part.0"
 		# In parentheses, since some shells keep descriptors that are redirected for a function: a copy of 5 would keep
 		# the FIFO from reaching end of file.
 		("$rs_taker" "$rs_part") >/dev/null 2>&1 5>&- &

@@ -243,7 +243,8 @@ tell_room() {
 take() {
 	wanted=$1
 	while [ "$wanted" -gt 0 ]; do
-		dd bs="$wanted" count=1 <&3 >>"in.$in_at" 2>/dev/null
+		# After a failure on a full disk, the client sends the rest again.
+		dd bs="$wanted" count=1 <&3 >>"in.$in_at" 2>/dev/null || { sleep 1 && return 1; }
 		sum "in.$in_at"
 		[ "$total" -gt "$in_size" ] || return 1
 		wanted=$((wanted - total + in_size)) in_size=$total
@@ -260,7 +261,7 @@ obey() {
 		case $word in
 		'')
 			beats=$((beats + 1))
-			printf '%s.%s\n' "$rs_nonce" "$beats" >beat
+			printf '%s.%s\n' "$rs_nonce" "$beats" 1<>beat
 			# One at a time: the script reads none while it waits for its client, and a full bell would block the
 			# heartbeats.
 			if [ -n "$rs_beats" ] && read -r one <heard && [ "$one" = "$rung" ]; then
@@ -277,10 +278,15 @@ obey() {
 		in) take "$one" || return 1 ;;
 		room) tell_room ;;
 		ping) printf '\001%s here\n' "$rs_nonce" ;;
-		eof) printf '%s\n' "$one" >in.end.new && mv in.end.new in.end ;;
+		eof)
+			if ! { printf '%s\n' "$one" >in.end.new && mv in.end.new in.end; }; then
+				sleep 1
+				return 1
+			fi
+			;;
 		quit) return 0 ;;
 		forget)
-			: >forget
+			true >forget || mv -f cookie forget
 			return 0
 			;;
 		esac
@@ -433,7 +439,7 @@ stream() {
 	) 2>/dev/null 6<&- 7<&- &
 	reader=$!
 	# The stream itself counts as contact: connections may break before the first heartbeat arrives.
-	[ -z "$rs_runs" ] || [ ! -e tied ] || printf '%s.0\n' "$rs_nonce" >beat
+	[ -z "$rs_runs" ] || [ ! -e tied ] || printf '%s.0\n' "$rs_nonce" 1<>beat
 	begin_data
 	step=5 round=0 patience=1000 cut='' fresh=1 told='' over='' now=${now-}
 	slow_down
@@ -505,7 +511,7 @@ stream() {
 
 # bury : removes the job's files. A tombstone keeps its end for a minute; a later bury removes that.
 bury() {
-	: >gone
+	true >gone || mv -f forget gone
 	set --
 	for file in * .[!.]*; do
 		case $file in
@@ -553,7 +559,7 @@ run_started() {
 }
 
 run_on() {
-	[ -n "$rs_wanted" ] || [ -e err.0 ] || : >>err.0
+	[ -n "$rs_wanted" ] || [ -e err.0 ] || true >>err.0
 	report 0
 	has_out=1 has_err=1 inodes=
 	stream "$1" "$2"

@@ -8,7 +8,8 @@
 rs_nap() {
 	rs_time=$(($1 / 100))
 	[ $(($1 % 100)) -eq 0 ] || rs_time=$rs_time.$(($1 / 10 % 10))$(($1 % 10))
-	sleep "$rs_time" 2>/dev/null &
+	# By `command`, as a shell that can't fork ends otherwise.
+	command eval 'sleep "$rs_time" 2>/dev/null &' || return 127
 	rs_slept=127
 	while kill -0 $!; do
 		wait $!
@@ -54,10 +55,10 @@ rs_beside_job() {
 }
 
 # rs_dismiss : ends these processes and their sleeps. Repeats, since a shell can lose a signal while it is being forked.
-# A process that has created its file has set its traps.
+# A process that has created its file has set its traps. One that has ended before has left its number to others.
 rs_dismiss() {
 	for rs_one in $rs_watchdogs; do
-		while kill -ALRM "${rs_one#*:}"; do
+		while rs_process "${rs_one#*:}" && [ "$rs_parent" = $$ ] && kill -ALRM "${rs_one#*:}"; do
 			if [ -e "${rs_one%:*}" ]; then
 				wait "${rs_one#*:}"
 			else
@@ -67,14 +68,19 @@ rs_dismiss() {
 	done 2>/dev/null
 }
 
-# rs_end_job FILE REASON : sends TERM to the job's group, CONT so that a stopped job can act on it, and KILL 10 s later.
-# Records the reason by renaming the file, since a full disk has no room for a new one.
-rs_end_job() {
+# rs_know_job FILE : waits until the job has started, while FILE exists, and sets rs_pid, rs_pgid and rs_born. Later,
+# somebody may remove the files.
+rs_know_job() {
 	until [ -s pid ] || [ ! -e "$1" ]; do
 		rs_nap 1 || rs_nap 100
 	done
 	read -r rs_pid rs_pgid rs_born rs_rest <pid
-	rs_is_job "$rs_pid" "$rs_born" && mv -f "$1" "$2" || return
+}
+
+# rs_end_job FILE REASON : after rs_know_job, sends TERM to the job's group, CONT so that a stopped job can act on it, and
+# KILL 10 s later. Records the reason by renaming the file, since a full disk has no room for a new one.
+rs_end_job() {
+	rs_is_job "$rs_pid" "$rs_born" && { mv -f "$1" "$2" || [ ! -d "$PWD" ]; } || return
 	if kill -TERM "-$rs_pgid"; then
 		kill -CONT "-$rs_pgid"
 		rs_pause 1000

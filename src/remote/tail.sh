@@ -151,7 +151,7 @@ asked() {
 spooled() {
 	for stream in out err; do
 		numbers "$stream"
-		[ -n "$numbers" ] || [ -e "$stream.end" ] || : >>"$stream.0"
+		[ -n "$numbers" ] || [ -e "$stream.end" ] || true >>"$stream.0"
 	done
 	[ "$state" != exited ] || until is_written; do nap 5; done
 	asked out

@@ -15,6 +15,7 @@ rs_is_held() {
 }
 
 rs_lease() {
+	rs_know_job tied
 	rs_beat='' rs_quiet=0
 	while [ "$rs_quiet" -lt "$rs_tether" ]; do
 		# A round counts as one second, whatever the clock says: the machine may have been suspended.
@@ -26,6 +27,8 @@ rs_lease() {
 }
 
 rs_tie() {
-	: >tied
+	true >tied
+	# So that a full disk has room for the heartbeats.
+	printf '%64s\n' '' >beat
 	rs_beside_job rs_lease
 }

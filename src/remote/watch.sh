@@ -7,6 +7,7 @@ rs_watch() {
 	*.*) rs_limit=$(((1${rs_limit#*.} - 991) / 10 + ${rs_limit%.*} * 100)) ;;
 	*) rs_limit=${rs_limit}00 ;;
 	esac
+	rs_know_job limit
 	rs_pause "$rs_limit"
 	rs_end_job limit expired
 }

@@ -256,13 +256,30 @@ fn update_record(
     let Some(known) = find_record(connection, record)? else {
         return Ok(());
     };
-    // A recorded end is kept.
-    let is_old = known.state == State::Exited && record.state != State::Exited;
+    // A recorded end is kept, and what a start has reported.
+    let is_old = known.state == State::Exited && record.state != State::Exited
+        || record.state == State::Starting
+            && matches!(known.state, State::Running | State::Stopped);
+    let (new, other) = if is_old {
+        (&known, record)
+    } else {
+        (record, &known)
+    };
+    // Another command may have read the record before the start had written what it knows.
+    let or_other = |own: &Option<String>, other: &Option<String>| own.clone().or(other.clone());
     let record = Record {
         last_signal: last_signal
             .or(known.last_signal.clone())
             .or(record.last_signal.clone()),
-        ..if is_old { &known } else { record }.clone()
+        dir: or_other(&new.dir, &other.dir),
+        pid: new.pid.or(other.pid),
+        pgid: new.pgid.or(other.pgid),
+        started_at: new.started_at.or(other.started_at),
+        os: or_other(&new.os, &other.os),
+        birth: or_other(&new.birth, &other.birth),
+        boot: or_other(&new.boot, &other.boot),
+        machine: or_other(&new.machine, &other.machine),
+        ..new.clone()
     };
     if record.state.is_finished() && record.state != known.state {
         history::write(connection, &record, Action::end(&record))?;
@@ -358,6 +375,39 @@ mod tests {
             ),
             "{history:?}"
         );
+    }
+
+    #[test]
+    fn who_read_the_record_before_its_start_was_written_erases_nothing() {
+        for start_is_last in [false, true] {
+            let (_directory, mut store) = store();
+            let early = inserted(&mut store);
+            let started = Record {
+                state: State::Running,
+                dir: Some("/jobs/x".into()),
+                pid: Some(7),
+                ..early.clone()
+            };
+            let ended = Record {
+                state: State::Exited,
+                exit_status: Some(3),
+                ..early.clone()
+            };
+            let all = if start_is_last {
+                [&early, &ended, &started]
+            } else {
+                [&started, &early, &ended]
+            };
+            for record in all {
+                store.update([record]);
+            }
+            let known = store.get(&early.id).unwrap().unwrap();
+            assert_eq!((known.state, known.exit_status), (State::Exited, Some(3)));
+            assert_eq!(
+                (known.dir.as_deref(), known.pid),
+                (Some("/jobs/x"), Some(7))
+            );
+        }
     }
 
     #[test]

@@ -186,7 +186,7 @@ pub fn run(
         if matches!(&result, Err(failure) if failure.kind == Kind::Failed) {
             held.end_job(&record);
         }
-        let (end, forgotten) = result?;
+        let (end, forgotten) = result.map_err(|failure| stays(&failure, &record))?;
         end.update(&mut record);
         let store = &mut context.lock().store;
         store.update([&record]);
@@ -198,6 +198,20 @@ pub fn run(
             loss: end.loss,
         })
     })
+}
+
+/// The failure of a run whose job stays, with the job's id.
+fn stays(failure: &Failure, record: &Record) -> Failure {
+    let id = &record.id;
+    let what = if failure.kind.is_outage() {
+        format!("it may still run; `rsig wait {id}` asks again")
+    } else {
+        format!("its files stay; `rsig rm {id}` removes them")
+    };
+    Failure::new(
+        failure.kind,
+        format!("{failure}\n{}: {what}", record.label()),
+    )
 }
 
 /// The failure of a run that a signal ended before its job started. It is never shown.
@@ -384,7 +398,9 @@ impl<'a> RunContext<'a> {
         sink: &mut Sink<'_>,
     ) -> Result<(JobEnd, bool), Failure> {
         let (host, place) = (connection.host(), record.job_dir());
-        let mut pause = RECONNECT_PAUSE.0;
+        let (mut pause, mut is_again) = (RECONNECT_PAUSE.0, false);
+        // The last moment at which the streams were known to be passed on.
+        let mut contact = Instant::now();
         loop {
             self.shared().connection = Some(connection.share());
             let private = PrivateConnection::prepare(&connection);
@@ -395,6 +411,8 @@ impl<'a> RunContext<'a> {
                 input: None,
                 forgets: record.ephemeral,
                 forgotten: false,
+                begun: false,
+                is_again: std::mem::take(&mut is_again),
                 moved: 0,
             };
             let result = match flow.take() {
@@ -416,6 +434,9 @@ impl<'a> RunContext<'a> {
                 }),
             };
             let (forgotten, moved) = (passing.forgotten, passing.moved);
+            if passing.begun {
+                contact = Instant::now();
+            }
             self.shared().input = None;
             match result {
                 Ok(Some(end)) => {
@@ -435,25 +456,22 @@ impl<'a> RunContext<'a> {
                     } else {
                         (pause * 2).min(RECONNECT_PAUSE.1)
                     };
+                    let left = || match self.patience {
+                        Some(patience) => patience.saturating_sub(contact.elapsed()),
+                        None => Duration::MAX,
+                    };
+                    if left().is_zero() {
+                        return Err(failure);
+                    }
                     (self.note)(&format!("{failure}; connecting again"));
                     std::thread::sleep(pause);
-                    self.reconnect(&mut connection)?;
+                    connection.close();
+                    crate::connection::keep_trying(left, || connection.connect())?;
+                    is_again = true;
                 }
                 Err(failure) => return Err(failure),
             }
         }
-    }
-
-    fn reconnect(&self, connection: &mut HostConnection<'a>) -> Result<(), Failure> {
-        let begun = Instant::now();
-        let left = || match self.patience {
-            Some(patience) => patience.saturating_sub(begun.elapsed()),
-            None => Duration::MAX,
-        };
-        connection.close();
-        crate::connection::keep_trying(left, || connection.connect())?;
-        (self.note)(&format!("{}: connected again", self.destination));
-        Ok(())
     }
 
     /// Sends messages to the script: acknowledgements of delivered output, and the input.

@@ -19,12 +19,20 @@ pub(super) struct RunStream<'s, 'h, 'a, 'k> {
     pub(super) input: Option<Arc<ShellInput>>,
     pub(super) forgets: bool,
     pub(super) forgotten: bool,
+    /// The script runs.
+    pub(super) begun: bool,
+    /// The connection before broke, and the user was told.
+    pub(super) is_again: bool,
     /// Number of bytes carried, of output and input.
     pub(super) moved: u64,
 }
 
 impl Runner for RunStream<'_, '_, '_, '_> {
     fn begun(&mut self) {
+        self.begun = true;
+        if self.is_again {
+            (self.held.note)(&format!("{}: connected again", self.held.destination));
+        }
         let Some(input) = self.input.clone() else {
             return;
         };

@@ -110,12 +110,16 @@ impl Tool for Exec {
         }
         let (now, timeout) = (Instant::now(), Duration::from_millis(self.timeout_ms));
         let id = self.id?;
-        answer.job_id = Some(id.to_string());
         let mut request = NewJob::new(self.host, self.command).request(call.context)?;
         request.job.timeout = Some(timeout);
-        request.id = Some(id);
+        request.id = Some(id.clone());
         request.last = Some(OUTPUT_MAX as u64);
-        let (started, ending) = start(call, request, now, timeout)?;
+        let started = start(call, request, now, timeout);
+        // A job without a record was not started.
+        if started.is_ok() || matches!(call.context.store.get(&id), Ok(Some(_))) {
+            answer.job_id = Some(id.to_string());
+        }
+        let (started, ending) = started?;
         let job = JobWord::from(&started);
         if let Some((end, ends)) = ending {
             answer.exit_status = end.exit_status;
@@ -133,6 +137,9 @@ impl Tool for Exec {
             let message = "still running, even after KILL: look at it with ssh_list_jobs";
             let message = format!("{}: {message}", record.label());
             return Err(Failure::new(Kind::Failed, message).into());
+        }
+        if record.state == State::Lost {
+            return Err(Failure::lost(&record.label(), record.why_lost()).into());
         }
         answer.exit_status = record.exit_status;
         answer.timed_out = record.timed_out;
