@@ -317,11 +317,31 @@ fn leave_no_descriptors_for_a_shell(rsig: &Rsig) {
     limit_to(third_free.expect("a number"));
 }
 
+/// A reader that takes its time costs neither the job nor its input.
+#[test]
+fn input_outlives_a_reader_that_pauses() {
+    for site in [Site::OpenSshUser.start_with_keeper(), Site::Local.start()] {
+        let words = site.run_words(&["--tether", "4s"], "cat");
+        let quoted: Vec<String> = words
+            .iter()
+            .map(|word| format!("'{}'", word.replace('\'', "'\\''")))
+            .collect();
+        let line = format!(
+            "head -c 50000000 /dev/zero | {} {} | {{ sleep 12; wc -c; }}",
+            env!("CARGO_BIN_EXE_rsig"),
+            quoted.join(" ")
+        );
+        let output = site.rsig.within(tool("sh").args(["-c", &line])).run();
+        output.ok().stdout_is("50000000\n").stderr_is_empty();
+    }
+}
+
 /// Behind a prefix, a keeper can always be reached, even if no shell starts any more.
 #[test]
 fn a_run_behind_a_prefix_gives_up_when_its_host_is_gone() {
     let rsig = Rsig::new();
-    let prefix = r#"sh -c 'if [ -e down ]; then echo away >&2; exit 1; fi; exec "$@"' sh"#;
+    let prefix =
+        r#"sh -c 'if [ -e down ]; then echo connection refused >&2; exit 1; fi; exec "$@"' sh"#;
     let words = [
         "run",
         "--tether",
@@ -343,7 +363,7 @@ fn a_run_behind_a_prefix_gives_up_when_its_host_is_gone() {
     let output = run.wait();
     output
         .code(255)
-        .stderr_has("away")
+        .stderr_has("connection refused")
         .stderr_lacks("connected again");
     output.stderr_has(&format!("`rsig wait {job}` asks again"));
 }

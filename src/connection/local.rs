@@ -289,7 +289,7 @@ impl Shell for LocalShell {
     fn input(&self) -> io::Result<ShellInput> {
         let (input, heartbeat_input) = (Arc::clone(&self.input), Arc::clone(&self.input));
         Ok(ShellInput::new(
-            Box::new(move |bytes| write(&input, bytes)),
+            Box::new(move |bytes, _| write(&input, bytes)),
             Box::new(move |every| {
                 let input = Arc::clone(&heartbeat_input);
                 let send_heartbeats = move || {
@@ -359,8 +359,14 @@ impl Drop for LocalShell {
                 _ => return,
             }
         }
-        // Failure means that it has ended meanwhile.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let group = Pid::from_raw(self.child.id().cast_signed());
+        let _ = killpg(group, Signal::SIGKILL);
+        // A process of another user (sudo) can't be killed, and is left.
+        for _ in 0..200 {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
+                _ => return,
+            }
+        }
     }
 }

@@ -88,7 +88,8 @@ pub trait Shell {
 /// Interval between checks whether another thread is still writing.
 const WRITER_RECHECK: Duration = Duration::from_millis(5);
 
-type Write = dyn Fn(&[u8]) -> std::io::Result<()> + Send + Sync;
+/// Writes bytes. If they may not wait, they are one short line, and the write fails with `WouldBlock`.
+type Write = dyn Fn(&[u8], bool) -> std::io::Result<()> + Send + Sync;
 
 /// Writes to a shell from threads other than the one that reads from it. Each write arrives in one piece.
 pub struct ShellInput {
@@ -112,7 +113,7 @@ impl ShellInput {
             .as_ref()
             .ok_or(std::io::ErrorKind::BrokenPipe)
             .map_err(std::io::Error::from)
-            .and_then(|write| write(bytes))
+            .and_then(|write| write(bytes, true))
     }
 
     /// The writer, unless another thread is writing: the reader must not wait for a writer that may wait for the
@@ -129,19 +130,23 @@ impl ShellInput {
     pub fn try_write(&self, bytes: &[u8]) {
         if let Some(write) = self.try_lock().as_deref().and_then(Option::as_ref) {
             // The thread that reads will notice a broken connection.
-            drop(write(bytes));
+            drop(write(bytes, false));
         }
     }
 
-    /// Writes the last line; later writes fail. False if another thread kept writing until `timeout`.
+    /// Writes the last line; later writes fail. False if another thread kept writing until `timeout`, or there was no
+    /// room: the reader, which calls this, must not wait for that.
     pub fn finish(&self, line: &str, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         loop {
             if let Some(mut write) = self.try_lock() {
-                if let Some(write) = write.take() {
-                    drop(write(line.as_bytes()));
+                let written = write.as_ref().map(|write| write(line.as_bytes(), false));
+                let is_full =
+                    |error: std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+                if !written.and_then(Result::err).is_some_and(is_full) {
+                    *write = None;
+                    return true;
                 }
-                return true;
             }
             if Instant::now() >= until {
                 return false;
@@ -614,7 +619,8 @@ mod tests {
     #[test]
     fn the_last_line_does_not_wait_for_a_writer_without_end() {
         let (takes, taken) = sync_channel(0);
-        let write = move |bytes: &[u8]| takes.send(bytes.to_vec()).map_err(std::io::Error::other);
+        let write =
+            move |bytes: &[u8], _| takes.send(bytes.to_vec()).map_err(std::io::Error::other);
         let input = ShellInput::new(Box::new(write), Box::new(|_| ()));
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| input.write(b"much"));

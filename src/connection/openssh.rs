@@ -15,6 +15,8 @@ use crate::sys;
 
 /// How long the connection stays open after the keeper was killed, in seconds.
 const PERSIST_SECONDS: u32 = 60;
+/// The time to connect if the user sets none, as for other hosts.
+const CONNECT_TIMEOUT: &str = "ConnectTimeout=15";
 /// How much of ssh's standard error is kept, in bytes.
 const STDERR_MAX: u64 = 64 << 10;
 /// Options that switch off what neither the connection nor its shells may do, whatever the configuration says.
@@ -75,6 +77,9 @@ impl Master {
         master.add_connection_args(&mut command);
         // ssh uses the first value of an option, so the user's options come first.
         command.args(["-o", "ServerAliveInterval=10"]);
+        if !master.has_timeout() {
+            command.args(["-o", CONNECT_TIMEOUT]);
+        }
         command.args(["--", &master.name]);
         (policy.step)(&format!("{destination}: starting ssh -M"));
         let failed = |error: io::Error| {
@@ -102,6 +107,16 @@ impl Master {
             return Ok(Some(master));
         }
         Err(refusal(destination, &messages))
+    }
+
+    /// Whether the user's configuration limits the time to connect.
+    fn has_timeout(&self) -> bool {
+        let mut query = self.ssh();
+        self.add_connection_args(&mut query);
+        let output = query.args(["-G", "--", &self.name]).output();
+        let is_none = |line: &[u8]| line == b"connecttimeout none";
+        // If ssh reports nothing, it says why when it connects.
+        output.is_ok_and(|output| !output.stdout.split(|byte| *byte == b'\n').any(is_none))
     }
 
     /// The command that runs a shell on the host.

@@ -233,10 +233,23 @@ received() {
 	fi
 }
 
+# tell WORD... : sends the client a mark, in a process of its own: that waits while the client takes no output, and
+# heartbeats must still be read. If one waits already, it is left out: the client asks again.
+teller=
+tell() {
+	if [ -n "$teller" ]; then
+		! rs_process "$teller" || [ "$rs_run" = Z ] || [ "$rs_parent" != "${rs_me-}" ] || return 0
+		wait "$teller"
+	fi
+	printf '\001%s %s\n' "$rs_nonce" "$*" &
+	teller=$!
+}
+
 # tell_room : tells the client how much of the input is stored here, and how much more fits.
 tell_room() {
+	pieces=0
 	sum in.[0-9]*
-	printf '\001%s have %s %s\n' "$rs_nonce" $((in_at + in_size)) $((rs_input_max - total))
+	tell have $((in_at + in_size)) $((rs_input_max - total))
 }
 
 # take SIZE : reads that many bytes of input. Each dd reads what is available, and never more than is left.
@@ -250,12 +263,14 @@ take() {
 		wanted=$((wanted - total + in_size)) in_size=$total
 	done
 	[ "$in_size" -lt 1048576 ] || { in_at=$((in_at + in_size)) in_size=0; }
-	tell_room
+	# Not each time, since that takes processes. The client goes on with up to 4 MB before it knows.
+	pieces=$((pieces + 1))
+	[ "$pieces" -lt 8 ] || tell_room
 }
 
 # obey : carries out the client's lines. Fails if the connection is gone.
 obey() {
-	beats=0 rung=0 was=0
+	beats=0 rung=0 was=0 pieces=0
 	received
 	while read -r word one two <&3; do
 		case $word in
@@ -277,7 +292,7 @@ obey() {
 			;;
 		in) take "$one" || return 1 ;;
 		room) tell_room ;;
-		ping) printf '\001%s here\n' "$rs_nonce" ;;
+		ping) tell here ;;
 		eof)
 			if ! { printf '%s\n' "$one" >in.end.new && mv in.end.new in.end; }; then
 				sleep 1
@@ -434,6 +449,8 @@ stream() {
 		fi
 		obey
 		set -- $?
+		# Nothing of it may follow the end of this script.
+		[ -z "$teller" ] || wait "$teller"
 		[ -z "$rings" ] || echo "gone 0 $rs_nonce" >&4
 		exit "$1"
 	) 2>/dev/null 6<&- 7<&- &

@@ -203,10 +203,11 @@ pub fn run(
 /// The failure of a run whose job stays, with the job's id.
 fn stays(failure: &Failure, record: &Record) -> Failure {
     let id = &record.id;
-    let what = if failure.kind.is_outage() {
-        format!("it may still run; `rsig wait {id}` asks again")
-    } else {
+    let what = if failure.kind == Kind::Failed {
+        // It was told to end.
         format!("its files stay; `rsig rm {id}` removes them")
+    } else {
+        format!("it may still run; `rsig wait {id}` asks again")
     };
     Failure::new(
         failure.kind,
@@ -330,7 +331,9 @@ impl Shared<'_> {
         let unsent = self.kept.len().saturating_sub(ahead);
         let room = usize::try_from((self.has + self.room).saturating_sub(sent)).unwrap_or(0);
         match unsent.min(room).min(PIECE_MAX) {
-            0 if unsent > 0 => asks.then(|| self.request_room()),
+            0 if unsent > 0 || self.kept.len() >= INPUT_KEPT_MAX => {
+                asks.then(|| self.request_room())
+            }
             0 if self.has_all_input => {
                 self.told = true;
                 Some(stream::end_of_input(sent))

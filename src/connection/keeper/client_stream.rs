@@ -29,6 +29,12 @@ pub struct Client {
 }
 
 impl Client {
+    /// Whether its requests may be carried out while at most `backlog` bytes wait for it. With a channel, they make no
+    /// output.
+    pub(super) fn takes_requests(&self, backlog: usize) -> bool {
+        self.channel.is_some() || self.output.len() < backlog
+    }
+
     /// Whether its end of the socket is still open, as far as a peek can tell.
     pub(super) fn is_connected(&self) -> bool {
         use nix::sys::socket::{MsgFlags, recv};

@@ -227,7 +227,7 @@ pub struct KeeperSettings {
 }
 
 /// A private keeper's process, which ends at end of file on its standard input.
-struct PrivateKeeper {
+pub(super) struct PrivateKeeper {
     place: KeeperPath,
     child: Mutex<Option<Child>>,
     _directory: Option<TempDir>,
@@ -351,7 +351,10 @@ impl KeeperConnection {
         // A keeper ends when it finds its connection broken. Then the second round finds or starts another one.
         for _ in 0..2 {
             match self.open_client().and_then(KeeperShell::check_out) {
-                Ok(shell) => return Ok(Some(Box::new(shell))),
+                Ok(mut shell) => {
+                    shell.keeper.clone_from(&self.private);
+                    return Ok(Some(Box::new(shell)));
+                }
                 Err(error) => why = error.to_string(),
             }
             // Another shared keeper would do no better, but a private one may. If that can't start the process either,

@@ -17,6 +17,8 @@ const SPARE_CHANNELS: usize = 2;
 const HELD_MIN: Duration = Duration::from_millis(500);
 /// How long an unused shell other than the first is kept.
 const IDLE_SHELL_MAX: Duration = Duration::from_secs(20);
+/// Maximum time for a process to become a shell.
+const START_MAX: Duration = Duration::from_secs(20);
 /// Maximum delay between the end of a script that has signalled a job and the end of the job's relay.
 const RELAY_END_LAG: Duration = Duration::from_millis(50);
 /// A relay is started once no command has connected for `QUIET_BEFORE_RELAY`, but at most `RELAY_DELAY_MAX` after its
@@ -263,7 +265,7 @@ impl Keeper {
         let heard = client.flush().is_ok() && client.output.is_empty();
         if !heard {
             // At most part of the message is in the socket, and the rest never follows.
-            self.clients.remove(&id);
+            self.drop_client(id);
         }
         heard
     }
@@ -319,7 +321,9 @@ impl Keeper {
     pub(super) fn close_shells(&mut self, now: Instant) {
         let mut free = 0;
         for channel in self.channels.values_mut() {
-            let late = channel.due.is_some_and(|due| now >= due);
+            let is_stuck =
+                channel.stage == Stage::Starting && channel.opened.elapsed() >= START_MAX;
+            let late = channel.due.map_or(is_stuck, |due| now >= due);
             if late && channel.stage != Stage::Open {
                 channel.kill();
                 continue;

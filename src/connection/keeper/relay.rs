@@ -312,7 +312,7 @@ impl Relay {
 
     fn retire(&mut self, why: RelayResult) -> Vec<Action> {
         self.stage = Stage::EndOnly(why);
-        self.probe_until = None;
+        (self.probe_until, self.ready_until) = (None, None);
         let pending = self.pending.take().map(|pending| pending.client);
         let unanswered = pending.map(|client| self.answer(client, RelayResult::Unanswered));
         let queue = std::mem::take(&mut self.queue);

@@ -91,7 +91,7 @@ impl Keeper {
             let Some(client) = self
                 .clients
                 .get_mut(&id)
-                .filter(|client| !is_open || client.output.len() < self.backlog)
+                .filter(|client| !is_open || client.takes_requests(self.backlog))
             else {
                 return;
             };
@@ -174,6 +174,12 @@ impl Keeper {
             Request::Beat { seconds } => {
                 let every = beat_interval(seconds);
                 client.heartbeat = Some((every, now + every));
+            }
+            // These make output, see `takes_requests`.
+            Request::Signal { .. } | Request::Watch { .. } | Request::Status
+                if client.channel.is_some() =>
+            {
+                return false;
             }
             Request::Signal { job, name } => self.send_signal(id, &job, &name, now),
             Request::Watch { job } => {

@@ -357,6 +357,10 @@ impl Keeper {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::POLLIN, self.takes_input(client));
             flags.set(PollFlags::POLLOUT, !client.output.is_empty());
+            // poll(2) always reports the end of a connection; here it is noticed when the client is served again.
+            if flags.is_empty() {
+                continue;
+            }
             ids.push(*id);
             fds.push(PollFd::new(client.stream.as_fd(), flags));
         }
@@ -405,13 +409,14 @@ impl Keeper {
         self.lifeline.is_some() && self.stop_deadline.is_none()
     }
 
-    /// Whether more may be read from a command: neither its input nor the output for it may pile up here.
+    /// Whether more may be read from a command: neither its input nor the output for it may pile up here. While it has
+    /// a channel, its input makes no output here, and goes on while it takes none.
     pub(super) fn takes_input(&self, client: &Client) -> bool {
         let in_channel = client
             .channel
             .and_then(|channel| self.channels.get(&channel))
             .map_or(0, ShellChannel::queued_bytes);
-        client.is_closing || in_channel < self.backlog && client.output.len() < self.backlog
+        client.is_closing || in_channel < self.backlog && client.takes_requests(self.backlog)
     }
 
     fn next_deadline(&self) -> Instant {

@@ -1,10 +1,14 @@
 //! A shell that a command has checked out of a keeper's pool.
 
 use std::io::{self, ErrorKind, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{self, MsgFlags};
+
 use super::client::{GREETING_MAX, KeeperClient, SHELL};
+use super::connect::PrivateKeeper;
 use super::protocol::{self, Frame, Reply, Request};
 use crate::connection::{Chunk, Shell, ShellInput};
 use crate::job::JobId;
@@ -17,6 +21,8 @@ pub struct KeeperShell {
     wanted: bool,
     /// Held while a frame is written: other threads write too.
     writing: Arc<Mutex<()>>,
+    /// Its keeper, if that is private: it ends once nobody holds it.
+    pub(super) keeper: Option<Arc<PrivateKeeper>>,
 }
 
 impl KeeperShell {
@@ -30,6 +36,7 @@ impl KeeperShell {
                 may_hang,
                 wanted: false,
                 writing: Arc::default(),
+                keeper: None,
             }),
             Frame::Message(Reply::Busy) => Err(io::Error::other(
                 "the server refuses further sessions on the keeper's connection",
@@ -107,17 +114,24 @@ impl Shell for KeeperShell {
     fn input(&self) -> io::Result<ShellInput> {
         let stream = Arc::new(self.client.stream.try_clone()?);
         let writing = Arc::clone(&self.writing);
-        let send = Arc::new(move |frames: &[u8]| {
+        let send = Arc::new(move |frames: &[u8], waits: bool| {
             let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
-            (&*stream).write_all(frames)
+            if waits {
+                stream.set_write_timeout(None)?;
+                return (&*stream).write_all(frames);
+            }
+            // A Unix socket takes all of a short line or nothing.
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            socket::send(stream.as_raw_fd(), frames, flags)?;
+            Ok(())
         });
         let beat = Arc::clone(&send);
         Ok(ShellInput::new(
-            Box::new(move |bytes| send(&protocol::bytes(false, bytes))),
+            Box::new(move |bytes, waits| send(&protocol::bytes(false, bytes), waits)),
             Box::new(move |every| {
                 let seconds = every.as_secs().max(1);
                 // If the keeper is gone, the reader notices it.
-                drop(beat(&protocol::message(&Request::Beat { seconds })));
+                drop(beat(&protocol::message(&Request::Beat { seconds }), true));
             }),
         ))
     }
