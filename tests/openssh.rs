@@ -1,16 +1,16 @@
 //! `openssh://`: the `ssh` program connects, once for all commands.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::harness::kerberos::Realm;
 use crate::harness::keys::{self, Format, Type};
-use crate::harness::{Fixture, Login, Output, STEP_TIMEOUT, Server, poll_until, tool};
+use crate::harness::{Fixture, Login, Output, Rsig, STEP_TIMEOUT, Server, poll_until, tool};
 use crate::jobs::json_lines;
 use crate::keepers::{keeper_pids, kill9, with_keeper};
-use crate::kit::assert_clear_message;
+use crate::kit::{FixedReply, FixedServer, assert_clear_message, config_for};
 
 /// A server that commands reach through the `ssh` program.
 fn by_openssh(server: Server) -> Fixture {
@@ -288,4 +288,19 @@ fn a_ticket_of_kerberos_is_enough() {
     // The built-in client does not support GSSAPI, and says so.
     "server".clone_into(&mut f.host);
     assert_clear_message(run(&f).code(255).stderr_has("gssapi"));
+}
+
+/// ssh has no limit of its own for a server that accepts connections and says nothing.
+#[test]
+fn a_silent_server_is_given_up() {
+    let rsig = Rsig::new();
+    let silent = FixedServer::start(FixedReply::Once(Vec::new()));
+    for (lines, at_least) in [("", 14), ("ConnectTimeout 2", 1)] {
+        let config = config_for(&rsig, "silent", silent.port(), lines);
+        let begun = Instant::now();
+        let output = rsig.run(&["spawn", "-F", &config, "openssh://silent", "true"]);
+        output.code(255).stdout_is("").stderr_has("silent");
+        assert_clear_message(&output);
+        assert!(begun.elapsed() >= Duration::from_secs(at_least), "{output}");
+    }
 }

@@ -113,10 +113,15 @@ impl Master {
     fn has_timeout(&self) -> bool {
         let mut query = self.ssh();
         self.add_connection_args(&mut query);
-        let output = query.args(["-G", "--", &self.name]).output();
-        let is_none = |line: &[u8]| line == b"connecttimeout none";
-        // If ssh reports nothing, it says why when it connects.
-        output.is_ok_and(|output| !output.stdout.split(|byte| *byte == b'\n').any(is_none))
+        query.args(["-G", "--", &self.name]).stdout(Stdio::piped());
+        // If ssh can't tell, it says why when it connects.
+        query.output().is_ok_and(|output| {
+            let text = String::from_utf8_lossy(&output.stdout);
+            let mut values = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("connecttimeout "));
+            values.any(|value| value != "none")
+        })
     }
 
     /// The command that runs a shell on the host.

@@ -489,6 +489,14 @@ mod tests {
     }
 
     #[test]
+    fn an_end_before_it_was_ready_leaves_nothing_to_wait_for() {
+        let now = Instant::now();
+        let mut relay = Relay::new("job".into(), "W".into(), Trust::Assumed, now);
+        assert_eq!(shown(relay.receive(b"W end 0 1\n", now)), [""; 0]);
+        assert_eq!(relay.deadline(), None);
+    }
+
+    #[test]
     fn where_signals_are_known_to_arrive_there_is_no_probe() {
         let now = Instant::now();
         let mut relay = Relay::new("job".into(), "W".into(), Trust::Proven, now);
