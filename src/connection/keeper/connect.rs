@@ -227,7 +227,7 @@ pub struct KeeperSettings {
 }
 
 /// A private keeper's process, which ends at end of file on its standard input.
-pub(super) struct PrivateKeeper {
+struct PrivateKeeper {
     place: KeeperPath,
     child: Mutex<Option<Child>>,
     _directory: Option<TempDir>,
@@ -352,7 +352,7 @@ impl KeeperConnection {
         for _ in 0..2 {
             match self.open_client().and_then(KeeperShell::check_out) {
                 Ok(mut shell) => {
-                    shell.keeper.clone_from(&self.private);
+                    shell.keeper = self.private.clone().map(|keeper| keeper as _);
                     return Ok(Some(Box::new(shell)));
                 }
                 Err(error) => why = error.to_string(),

@@ -1,5 +1,6 @@
 //! A shell that a command has checked out of a keeper's pool.
 
+use std::any::Any;
 use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,6 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{self, MsgFlags};
 
 use super::client::{GREETING_MAX, KeeperClient, SHELL};
-use super::connect::PrivateKeeper;
 use super::protocol::{self, Frame, Reply, Request};
 use crate::connection::{Chunk, Shell, ShellInput};
 use crate::job::JobId;
@@ -22,7 +22,7 @@ pub struct KeeperShell {
     /// Held while a frame is written: other threads write too.
     writing: Arc<Mutex<()>>,
     /// Its keeper, if that is private: it ends once nobody holds it.
-    pub(super) keeper: Option<Arc<PrivateKeeper>>,
+    pub(super) keeper: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl KeeperShell {
