@@ -71,6 +71,36 @@ fn private_followers(rsig: &Rsig) -> usize {
     all.iter().filter(is_private).filter(is_follower).count()
 }
 
+/// However many signals are on their way to a host that hangs, the run ends in time.
+#[test]
+fn signals_to_a_host_that_hangs_do_not_hold_up_the_end() {
+    let mut rsig = Rsig::new();
+    rsig.keeper = true;
+    let prefix = r#"sh -c 'if [ -e hangs ]; then exec sleep 1000; fi; exec "$@"' sh"#;
+    let words = [
+        "run",
+        "--grace",
+        "1s",
+        "--prefix",
+        prefix,
+        "-c",
+        "local",
+        "echo up; sleep 1000",
+    ];
+    let run = rsig.spawn_process(&words);
+    run.wait_for_stdout("up\n");
+    fs::write(rsig.home().join("hangs"), "").expect("our own directory");
+    hang(&rsig);
+    let start = Instant::now();
+    for _ in 0..3 {
+        run.signal(Signal::SIGTERM);
+        std::thread::sleep(Duration::from_millis(600));
+    }
+    run.wait().code(143).stderr_has("how it ended is not known");
+    // 1 s of grace and 15 s for a connection. Each of the signals waits for as long.
+    assert!(start.elapsed() < Duration::from_secs(28));
+}
+
 #[test]
 fn a_shell_that_hangs_is_not_used() {
     let rsig = rsig(true);

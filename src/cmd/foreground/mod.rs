@@ -143,8 +143,7 @@ pub fn run(
         let (held, signals) = (&held, outside.signals.1);
         // Makes the threads end on every way out of this scope.
         let _over = EndGuard(held);
-        std::thread::Builder::new()
-            .spawn_scoped(scope, move || held.pass_signals(&signals))
+        held.start_passing(scope, signals)
             .map_err(|error| no_thread(&error))?;
         let mut connection = HostConnection::new(&destination, &policy);
         if let Some(permits) = request.permits {

@@ -1,6 +1,8 @@
 //! Passes the user's signals to a foreground job, and applies their effects on the run itself.
 
-use std::sync::mpsc::Receiver;
+use std::io;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{Builder, Scope};
 use std::time::{Duration, Instant};
 
 use super::{CONNECT_MAX, PassedSignal, Phase, RunContext, Shared};
@@ -23,6 +25,14 @@ const INTERRUPTS_MAX: u32 = 3;
 /// Longest sleep of the thread for signals, which is woken by each signal and by the end of the run.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// A signal to deliver.
+struct Order {
+    record: Box<Record>,
+    signal: SignalWord,
+    /// Tells, when dropped, that it was delivered.
+    _done: Sender<()>,
+}
+
 impl<'a> RunContext<'a> {
     /// Stops this process. It sends no heartbeats while stopped, so this first waits until another process does.
     pub(super) fn stop(&self) {
@@ -36,9 +46,36 @@ impl<'a> RunContext<'a> {
         (self.stop)();
     }
 
+    /// Starts the threads that pass the user's signals to the job.
+    pub(super) fn start_passing<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        signals: Receiver<Option<PassedSignal>>,
+    ) -> io::Result<()> {
+        let (orders, queued) = mpsc::channel();
+        // A host that hangs holds up each delivery, and must not hold up the end of the run.
+        let deliver = move || {
+            for Order { record, signal, .. } in queued {
+                self.deliver(&record, signal, None, None);
+            }
+        };
+        Builder::new().spawn_scoped(scope, deliver)?;
+        Builder::new().spawn_scoped(scope, move || self.pass_signals(&signals, &orders))?;
+        Ok(())
+    }
+
     /// Passes the user's signals to the job. After a signal that asks the job to end, makes sure that the job and this
     /// process do end.
-    pub(super) fn pass_signals(&self, signals: &Receiver<Option<PassedSignal>>) {
+    fn pass_signals(&self, signals: &Receiver<Option<PassedSignal>>, orders: &Sender<Order>) {
+        // A failed send means that the run is over.
+        let send = |record: &Record, signal, done| {
+            let record = Box::new(record.clone());
+            drop(orders.send(Order {
+                record,
+                signal,
+                _done: done,
+            }));
+        };
         let (mut kill_at, mut give_up): (Option<Instant>, Option<(Instant, u8)>) = (None, None);
         let (mut interrupts, mut last) = (0, None::<Instant>);
         while !self.shared().over {
@@ -65,8 +102,11 @@ impl<'a> RunContext<'a> {
                 continue;
             };
             if let Some(pass) = pass {
-                self.deliver(&record, pass.signal, None, None);
+                let (done, delivered) = mpsc::channel();
+                send(&record, pass.signal, done);
                 if pass.stops {
+                    // Ends when the order is dropped.
+                    let _ = delivered.recv();
                     self.stop();
                 }
                 let at = pass.at;
@@ -85,7 +125,7 @@ impl<'a> RunContext<'a> {
             }
             if kill_at.is_some_and(|at| now >= at) {
                 kill_at = Some(now + self.grace);
-                self.deliver(&record, SignalWord::KILL, None, None);
+                send(&record, SignalWord::KILL, mpsc::channel().0);
             }
             if let Some((_, status)) = give_up.filter(|(at, _)| now >= *at) {
                 (self.note)(&format!(
