@@ -242,7 +242,9 @@ fn fish_completes() {
 #[test]
 fn elvish_completes() {
     let jobs = Jobs::start();
-    let shell = jobs.shell("elvish").arg("-norc").tty(100, 40);
+    // Else it leaves a directory in /tmp.
+    let shell = jobs.shell("elvish").env("XDG_RUNTIME_DIR", jobs.rsig.dir());
+    let shell = shell.arg("-norc").tty(100, 40);
     let prepare = "eval (env RSIG_COMPLETE=elvish rsig | slurp); use str; \
          fn rsig {|@words| print '<'(str:join ' ' $words)'>' }; print ready(+ 20 3)";
     // If the word must be quoted, elvish only displays it, and inserts it at the Enter key.

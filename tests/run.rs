@@ -18,6 +18,15 @@ impl Fixture {
         self.words("run", options, &["--", "sh", "-c", line])
     }
 
+    /// A `run` as a part of a line for a shell.
+    fn run_in_shell(&self, options: &[&str], line: &str) -> String {
+        let words = self.run_words(options, line);
+        let quoted = words
+            .iter()
+            .map(|word| format!(" '{}'", word.replace('\'', "'\\''")));
+        env!("CARGO_BIN_EXE_rsig").to_owned() + &quoted.collect::<String>()
+    }
+
     fn start_run(&self, options: &[&str], line: &str) -> Running {
         self.rsig
             .command(&self.run_words(options, line))
@@ -321,16 +330,8 @@ fn leave_no_descriptors_for_a_shell(rsig: &Rsig) {
 #[test]
 fn input_outlives_a_reader_that_pauses() {
     for site in [Site::OpenSshUser.start_with_keeper(), Site::Local.start()] {
-        let words = site.run_words(&["--tether", "4s"], "cat");
-        let quoted: Vec<String> = words
-            .iter()
-            .map(|word| format!("'{}'", word.replace('\'', "'\\''")))
-            .collect();
-        let line = format!(
-            "head -c 50000000 /dev/zero | {} {} | {{ sleep 12; wc -c; }}",
-            env!("CARGO_BIN_EXE_rsig"),
-            quoted.join(" ")
-        );
+        let run = site.run_in_shell(&["--tether", "4s"], "cat");
+        let line = format!("head -c 50000000 /dev/zero | {run} | {{ sleep 12; wc -c; }}");
         let output = site.rsig.within(tool("sh").args(["-c", &line])).run();
         output.ok().stdout_is("50000000\n").stderr_is_empty();
     }
@@ -413,16 +414,8 @@ fn cuts_are_bridged_at_the_right_byte_both_ways() {
 fn nobody_to_take_the_output_ends_the_job() {
     for site in [Site::Local, Site::OpenSshUser] {
         let f = site.start();
-        let words = f.run_words(&[], "while :; do echo y; sleep 0.01; done");
-        let quoted: Vec<String> = words
-            .iter()
-            .map(|word| format!("'{}'", word.replace('\'', "'\\''")))
-            .collect();
-        let line = format!(
-            "{} {} | head -n 2",
-            env!("CARGO_BIN_EXE_rsig"),
-            quoted.join(" ")
-        );
+        let run = f.run_in_shell(&[], "while :; do echo y; sleep 0.01; done");
+        let line = format!("{run} | head -n 2");
         let output = tool("sh")
             .args(["-c", &line])
             .env("HOME", f.rsig.home())

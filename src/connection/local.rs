@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use memchr::memmem;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -289,6 +289,7 @@ impl Shell for LocalShell {
     fn input(&self) -> io::Result<ShellInput> {
         let (input, heartbeat_input) = (Arc::clone(&self.input), Arc::clone(&self.input));
         Ok(ShellInput::new(
+            // The last line never finds the pipe full: the script reads its input whenever its output is read.
             Box::new(move |bytes, _| write(&input, bytes)),
             Box::new(move |every| {
                 let input = Arc::clone(&heartbeat_input);
@@ -342,6 +343,20 @@ impl Shell for LocalShell {
     }
 }
 
+impl LocalShell {
+    /// Waits for the end of the process. Returns whether it has ended, or can't be waited for.
+    fn ends_within(&mut self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
 impl Drop for LocalShell {
     /// A script ends with its input. A shell that does not end is killed, so that no process is left behind.
     fn drop(&mut self) {
@@ -353,20 +368,11 @@ impl Drop for LocalShell {
         );
         (self.out, self.err) = (None, None);
         // Its last script may still be removing the files of a job.
-        for _ in 0..2000 {
-            match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
-                _ => return,
-            }
-        }
-        let group = Pid::from_raw(self.child.id().cast_signed());
-        let _ = killpg(group, Signal::SIGKILL);
-        // A process of another user (sudo) can't be killed, and is left.
-        for _ in 0..200 {
-            match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
-                _ => return,
-            }
+        if !self.ends_within(Duration::from_secs(2)) {
+            let group = Pid::from_raw(self.child.id().cast_signed());
+            let _ = killpg(group, Signal::SIGKILL);
+            // A process of another user (sudo) can't be killed, and is left.
+            self.ends_within(Duration::from_millis(200));
         }
     }
 }

@@ -28,7 +28,10 @@ rs_input_max=16777216
 # has_output : after `look`, succeeds unless the job's output was removed: by `run` once it was delivered, or by the job
 # itself. Then the next `report` says so.
 has_output() {
-	[ -p out.pipe ] || [ "$state" = starting ] || { [ -e out ] && [ -e err ]; } || ! expired=dir
+	if [ ! -p out.pipe ] && [ "$state" != starting ] && { [ ! -e out ] || [ ! -e err ]; }; then
+		expired=dir
+		return 1
+	fi
 }
 
 # numbers STREAM : sets numbers to the positions in the names of a stream's files.
