@@ -237,6 +237,17 @@ on_two_sites! {
         f.rsig.run(&["wait", &job]).code(143).stdout_has("timed out");
     }
 
+    fn a_member_whose_first_thread_has_exited_is_signalled_with_the_tree(f: &Fixture) {
+        let job = f.spawn(&[], &["sh", "-c", "setsid python3 -c \"$0\" & echo $! >&2; wait", HEADLESS]);
+        f.await_written(&job, "ready\n");
+        let pid = fs::read_to_string(f.file(&job, "err")).expect("written before");
+        let (stat, threads) = (format!("/proc/{}/stat", pid.trim()), format!("/proc/{}/task", pid.trim()));
+        poll_until("its first thread is gone", STEP_TIMEOUT, || fs::read_to_string(&stat).expect("there").contains(") Z "));
+        f.rsig.run(&["kill", "--target", "tree", "-w", "20s", &job]).ok();
+        // What is left may be a zombie for a moment.
+        poll_until("it has ended", STEP_TIMEOUT, || fs::read_dir(&threads).map_or(0, Iterator::count) <= 1);
+    }
+
     fn where_the_home_is_missing_nothing_is_said(f: &Fixture) {
         let job = f.spawn(&["-n", "there"], &["sleep", "1000"]);
         let signalled = f.spawn(&[], &["sleep", "1000"]);

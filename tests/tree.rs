@@ -79,6 +79,46 @@ fn is_stopped(process: &Process) -> bool {
 /// Held while a job keeps forking: several such jobs at once leave a small machine no time for anything else.
 static FORK_LOCK: Mutex<()> = Mutex::new(());
 
+/// Two processes that spend nearly all of their time in fork(2), since they have many mappings to copy. A process that
+/// is sent STOP finishes its fork first, and each child leaves the session.
+const SLOW_FORK: &str = "import ctypes, mmap, os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+pages = 60000
+memory = mmap.mmap(-1, pages * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.write(bytes(len(memory)))
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+mprotect = ctypes.CDLL(None).mprotect
+for page in range(0, pages, 2):
+    mprotect(ctypes.c_void_p(start + page * 4096), ctypes.c_size_t(4096), mmap.PROT_READ)
+os.fork()
+kept = []
+while True:
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        time.sleep(1000)
+    kept.append(child)
+    if len(kept) > 2:
+        os.kill(kept.pop(0), signal.SIGKILL)";
+
+/// For each signal: starts this job, waits until more than this many processes run its program, and asserts that the
+/// signal to its tree ends them all.
+fn assert_none_slips_away(f: &Fixture, job: &[&str], many: usize, signals: &[&str]) {
+    let _lock = FORK_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = || {
+        let all = f.processes().into_iter();
+        all.filter(|process| process.name == job[0]).count()
+    };
+    for signal in signals {
+        let job = f.spawn(&[], job);
+        poll_until("it is in full swing", STEP_TIMEOUT, || count() > many);
+        let kill = ["kill", "--target", "tree", "-w", "20s", &job, signal];
+        f.rsig.run(&kill).ok();
+        poll_until("none is left", STEP_TIMEOUT, || count() == 0);
+    }
+}
+
 on_two_sites! {
     fn a_signal_reaches_what_has_left_the_group(f: &Fixture) {
         let line = format!("{FAMILY} while :; do sleep 0.05; done");
@@ -163,14 +203,11 @@ on_two_sites! {
                 kill 'KILL', shift @kept if @kept > 4;
                 select undef, undef, undef, 0.01;
             }";
-        let _lock = FORK_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-        for signal in ["TERM", "KILL", "INT"] {
-            let job = f.spawn(&[], &["perl", "-e", bomb]);
-            let ours = || f.processes().into_iter().filter(|process| process.name == "perl").collect::<Vec<_>>();
-            poll_until("it is in full swing", STEP_TIMEOUT, || ours().len() > 30);
-            f.rsig.run(&["kill", "--target", "tree", "-w", "20s", &job, signal]).ok();
-            poll_until("none is left", STEP_TIMEOUT, || ours().is_empty());
-        }
+        assert_none_slips_away(f, &["perl", "-e", bomb], 30, &["TERM", "KILL", "INT"]);
+    }
+
+    fn a_child_whose_fork_was_under_way_does_not_slip_away(f: &Fixture) {
+        assert_none_slips_away(f, &["python3", "-c", SLOW_FORK], 5, &["TERM", "INT"]);
     }
 
     fn what_was_stopped_before_stays_so_and_the_others_go_on(f: &Fixture) {

@@ -1,9 +1,11 @@
 # Signals a job and all processes that it has started: those of its session, those with its cookie in their environment,
 # and the children of both, even if they have moved to another group or session.
 
-# survey : looks at all processes once. Prints kin,PID,BIRTH,STATE for each new process of the job, the oldest first,
-# and maybe,PID,BIRTH,NEAR for each process that only its environment could identify (NEAR is 1 in the job's session).
-# Uses pid, birth and pgid of the job's first process, `first` (1 while that runs), `kin` and `strangers`.
+# survey : looks at all processes once. Prints kin,PID,BIRTH for each new process of the job, the oldest first, and
+# maybe,PID,BIRTH,END,NEAR for each process that only its environment could identify, which ends at the address END (it
+# changes with exec(2)); NEAR is 1 in the job's session. Prints moving,STATE if a process of kin had not stopped
+# before: a fork(2) goes on after STOP was sent, and its child may not be listed yet. Uses pid, birth and pgid of the
+# job's first process, `first` (1 while that runs), `kin` and `strangers`.
 #
 # Spares this script with its children and ancestors, and the job's supervisor. A session's number is not reused while
 # the session has members, so its members belong to the job while any known process of the job runs. Uses awk, since a
@@ -14,19 +16,22 @@ survey() {
 		printf 'kin,%s\n' $kin
 		# shellcheck disable=SC2086
 		printf 'stranger,%s\n' $strangers
-		echo processes
 		if [ "$rs_system" = Linux ]; then
+			echo threads
+			threads
+			echo processes
 			cat /proc/[0-9]*/stat
 		else
+			echo processes
 			TZ=UTC0 ps -A -o pid= -o ppid= -o pgid= -o stat= -o lstart=
 		fi
 	} 2>/dev/null | awk -v linux="$([ "$rs_system" != Linux ] || echo 1)" -v own="$rs_me" -v above="$rs_owner" \
 		-v pid="$pid" -v birth="$birth" -v session="$pgid" -v first="$first" '
-	!begun {
-		begun = /^processes/
+	text == "" && /^(threads|processes)$/ { list = $0; next }
+	list == "" {
 		split($0, word, ",")
-		if (word[1] == "kin") kin[word[2]] = word[3]
-		if (word[1] == "stranger") stranger[word[2]] = word[3]
+		if (word[1] == "kin") { kin[word[2]] = word[3]; denied[word[2]] = word[4] == "denied" }
+		if (word[1] == "stranger") stranger[word[2]] = word[3] "," word[4]
 		next
 	}
 	linux {
@@ -36,17 +41,22 @@ survey() {
 		if (split(part[end], field, " ") < 20) next
 		one = text + 0
 		text = ""
+		if (list == "threads") { note(field[1]); next }
 		state[one] = field[1]; parent[one] = field[2]; group[one] = field[3]; leader[one] = field[4]; born[one] = field[20]
+		ends[one] = field[49]
+		# Only its first thread has ended.
+		if (state[one] == "Z" && field[18] > 1) state[one] = "R"
 		next
 	}
 	NF == 9 {
 		state[$1] = substr($4, 1, 1); parent[$1] = $2; group[$1] = leader[$1] = $3
 		born[$1] = $5 "_" $6 "_" $7 "_" $8 "_" $9
 	}
-	function is(one, list) { return one in list && list[one] == born[one] }
+	function is_kin(one) { return one in kin && kin[one] == born[one] }
+	function note(letter) { if (letter !~ /^[TtZX]/ && moving != "R") moving = letter }
 	END {
 		if (first && born[pid] == birth) known[pid]
-		for (one in born) if (is(one, kin)) known[one]
+		for (one in born) if (is_kin(one)) known[one]
 		for (one in known) if (leader[one] == session || group[one] == session) first = 1
 		spared[own]
 		do {
@@ -68,12 +78,27 @@ survey() {
 		for (one in born) {
 			if (one in spared || state[one] ~ /^[ZX]/) continue
 			if (one in known) {
-				if (!is(one, kin)) print "kin," one "," born[one] "," state[one]
-			} else if (linux && born[one] + 0 >= birth + 0 && !is(one, stranger)) {
-				print "maybe," one "," born[one] "," (leader[one] == session || group[one] == session)
+				if (!is_kin(one)) print "kin," one "," born[one]
+			} else if (linux && born[one] + 0 >= birth + 0) {
+				seen = born[one] "," ends[one]
+				if (one in stranger && stranger[one] == seen) continue
+				print "maybe," one "," seen "," (leader[one] == session || group[one] == session)
 			}
 		}
+		if (!linux) for (one in kin) if (is_kin(one) && !denied[one]) note(state[one])
+		if (moving) print "moving," moving
 	}' | sort -t, -k3n -k2n
+}
+
+# threads : prints the state of each thread of the processes in kin that STOP could be sent to. Before the list of all
+# processes, so that a process that had stopped here has all its children there.
+threads() {
+	[ -n "$holding" ] || return 0
+	set --
+	for one in $kin; do
+		[ "${one##*,}" = denied ] || set -- "$@" "/proc/${one%%,*}/task"/*/stat
+	done
+	[ $# -eq 0 ] || cat "$@"
 }
 
 # cookies PATH... : prints all cookies in these environments, one per line. Entries end in NUL and may contain newlines.
@@ -91,7 +116,7 @@ bears() {
 	[ "$2" = 1 ] && { [ "/proc/$1/fd/1" -ef out ] || [ "/proc/$1/fd/2" -ef err ]; }
 }
 
-# recognise PID,BIRTH,NEAR... : sets new to those processes that belong to the job, and adds the others to strangers.
+# recognise PID,BIRTH,END,NEAR... : sets new to those that belong to the job, and adds the others to strangers.
 recognise() {
 	new='' paths='' hits=''
 	[ -n "$cookie" ] || return 0
@@ -111,7 +136,7 @@ recognise() {
 		*" /proc/${one%%,*}/environ "*)
 			if [ -n "$hits" ] || [ "${one##*,}" = 1 ]; then
 				if bears "${one%%,*}" "${one##*,}"; then
-					new="$new ${one%,*}"
+					new="$new ${one%,*,*}"
 					continue
 				fi
 			fi
@@ -122,7 +147,7 @@ recognise() {
 }
 
 # hold PID,BIRTH... : adds these processes to kin, and with `holding` stops them. Marks with 1 those that were stopped
-# before.
+# before, and with `denied` those that can't be stopped.
 hold() {
 	for one; do
 		rs_lives "${one%%,*}" "${one#*,}" || continue
@@ -131,19 +156,21 @@ hold() {
 		if [ "$rs_run" = T ] && [ "$round" -eq 1 ]; then
 			was=1
 		fi
-		[ -z "$holding" ] || kill -STOP "${one%%,*}"
+		[ -z "$holding" ] || kill -STOP "${one%%,*}" || was=denied
 		kin="$kin $one,$was"
 	done
 }
 
 # gather : sets kin to the job's processes, each as PID,BIRTH,STOPPED, and links to 1 if environments can't be read.
-# With `holding`, stops each process when it is found, and repeats until no new one appears: a stopped process starts no
-# others.
+# With `holding`, stops each process when it is found, and repeats until all have stopped and no new one appears: a
+# stopped process starts no others. Waits 3 s for one that runs, and 0.4 s for one in another state, which may be in
+# vfork(2) or frozen.
 gather() {
 	LC_ALL=C
 	export LC_ALL
 	kin='' strangers='' round=0 first='' links='' cookie=''
 	rs_self
+	rs_waited=0
 	case $pid in
 	'' | *[!0-9]*) return 0 ;;
 	esac
@@ -161,14 +188,12 @@ gather() {
 		rs_lives "$rs_owner" "$rs_owner_birth" || rs_owner=0
 	fi
 	while [ "$round" -lt 200 ]; do
-		round=$((round + 1)) found='' maybe=''
+		round=$((round + 1)) found='' maybe='' moving=''
 		for one in $(survey); do
 			case $one in
-			kin,*)
-				one=${one#kin,}
-				found="$found ${one%,*}"
-				;;
+			kin,*) found="$found ${one#kin,}" ;;
 			maybe,*) maybe="$maybe ${one#maybe,}" ;;
+			moving,*) moving=${one#moving,} ;;
 			esac
 		done
 		# shellcheck disable=SC2086
@@ -177,8 +202,16 @@ gather() {
 		recognise $maybe
 		# shellcheck disable=SC2086
 		hold $new
-		[ -n "$found$new" ] || break
-		[ -z "$holding" ] || hold_group
+		if [ -n "$found$new" ]; then
+			[ -z "$holding" ] || hold_group
+			continue
+		fi
+		case ${holding:+$moving} in
+		'') break ;;
+		R) [ "$rs_waited" -lt 3000 ] || break ;;
+		*) [ "$rs_waited" -lt 400 ] || break ;;
+		esac
+		rs_nap
 	done
 } 2>/dev/null
 
