@@ -182,6 +182,42 @@ fn a_start_behind_a_slow_prefix_is_cancelled() {
     f.await_no_processes();
 }
 
+/// A setsid(1) for which a supervisor takes its time: it creates the file `asked`, and waits for the file `go`.
+const SLOW_SETSID: &str = r#"#!/bin/sh
+PATH=${PATH#*:}
+wait=
+case $* in *supervise*) wait=': >"$HOME/asked"; until [ -e "$HOME/go" ]; do sleep 0.02; done;' ;; esac
+exec setsid sh -c "$wait"' exec "$@"' sh "$@"
+"#;
+
+#[test]
+fn a_job_that_begins_after_its_start_was_cancelled_does_not_run() {
+    let f = Site::OpenSshUser.start_with_keeper();
+    let bin = f.job_home().join("slow");
+    fs::create_dir(&bin).expect("our own directory");
+    let write = tool("sh").args(["-c", "cat >\"$0\"; chmod 755 \"$0\""]);
+    let write = write.arg(bin.join("setsid")).stdin(SLOW_SETSID);
+    write.run().ok();
+    let path = std::env::var("PATH").expect("a path");
+    let prefix = format!("env PATH={}:{path}", bin.display());
+    let line = ": >ran; exec sleep 1000";
+    let words = f.words("spawn", &["--prefix", &prefix, "-c"], &[line]);
+    let spawn = f.rsig.spawn_process(&words);
+    poll_until("the host was asked", STEP_TIMEOUT, || {
+        f.job_home().join("asked").exists()
+    });
+    spawn.signal(Signal::SIGTERM);
+    spawn.wait().stdout_is("");
+    let mut jobs = fs::read_dir(f.jobs_dir()).expect("it was created");
+    let dir = jobs.next().expect("a job").expect("readable").path();
+    poll_until("it is cancelled", STEP_TIMEOUT, || {
+        dir.join("cancelled").exists()
+    });
+    fs::write(f.job_home().join("go"), "").expect("the home is writable");
+    f.await_no_processes();
+    assert!(!f.job_home().join("ran").exists());
+}
+
 #[test]
 fn an_id_that_can_not_be_printed_is_on_standard_error() {
     let f = Site::Local.start();

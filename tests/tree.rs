@@ -210,6 +210,36 @@ on_two_sites! {
         assert_none_slips_away(f, &["python3", "-c", SLOW_FORK], 5, &["TERM", "INT"]);
     }
 
+    fn a_child_does_not_hear_of_the_end_of_its_parent(f: &Fixture) {
+        // When a parent ends, the kernel sends HUP to a group that it leaves behind with stopped members.
+        let server = "setpgrp; $| = 1; $SIG{HUP} = sub { print 'HUP ' }; $SIG{TERM} = sub { print 'TERM '; exit };
+            print 'ready '; sleep 1 while 1";
+        for _ in 0..3 {
+            let job = f.spawn(&[], &["sh", "-c", "perl -e \"$0\"; :", server]);
+            f.await_written(&job, "ready ");
+            f.rsig.run(&["kill", "--target", "tree", "-w", "20s", &job]).ok();
+            f.await_written(&job, "ready TERM ");
+        }
+    }
+
+    fn a_parent_that_stops_with_its_child_goes_on(f: &Fixture) {
+        // As runuser(1) does.
+        let parent = "use POSIX ':sys_wait_h'; $| = 1; $SIG{USR1} = 'IGNORE'; $SIG{USR2} = sub { print 'answer ' };
+            my $child = fork;
+            if (!$child) { $SIG{USR2} = 'IGNORE'; print 'ready '; sleep 1 while 1 }
+            while (1) { kill 'STOP', $$ if waitpid($child, WUNTRACED) > 0 && WIFSTOPPED(${^CHILD_ERROR_NATIVE}) }";
+        let job = f.spawn(&[], &["perl", "-e", parent]);
+        f.await_written(&job, "ready ");
+        let mut answers = "ready ".to_owned();
+        for _ in 0..6 {
+            f.rsig.run(&["kill", "--target", "tree", &job, "USR1"]).ok();
+            f.rsig.run(&["kill", "--target", "process", &job, "USR2"]).ok();
+            answers += "answer ";
+            f.await_written(&job, &answers);
+        }
+        f.rsig.run(&["stop", "--target", "tree", &job]).ok();
+    }
+
     fn what_was_stopped_before_stays_so_and_the_others_go_on(f: &Fixture) {
         let (job, members) = spawn_noting(
             f,

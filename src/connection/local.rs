@@ -368,7 +368,7 @@ impl Drop for LocalShell {
         );
         (self.out, self.err) = (None, None);
         // Its last script may still be removing the files of a job.
-        if !self.ends_within(Duration::from_secs(2)) {
+        if !self.ends_within(Duration::from_secs(10)) {
             let group = Pid::from_raw(self.child.id().cast_signed());
             let _ = killpg(group, Signal::SIGKILL);
             // A process of another user (sudo) can't be killed, and is left.

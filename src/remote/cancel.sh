@@ -11,6 +11,8 @@ cancel() {
 	while [ ! -s pid ] && [ ! -s refused ] && [ "$elapsed" -lt 2000 ]; do
 		nap 10
 	done
+	# A start that takes longer ends the job itself (job.sh).
+	[ -s pid ] || true >cancelled
 	look
 	case $state in
 	running | stopped)

@@ -99,7 +99,7 @@ deliver() {
 		elif kill "-$6" "$to"; then
 			sent=yes
 			# Checked again, since a STOP may have been on its way.
-			if [ "$8" = 1 ] && { [ "$state" = stopped ] || { alive "$pid" "$birth" "$boot" && [ "$rs_run" = T ]; }; }; then
+			if [ "$8" = 1 ] && { [ "$state" = stopped ] || { alive "$pid" "$birth" "$boot" && rs_is_stopped "$pid"; }; }; then
 				kill -CONT "$to"
 			fi
 		elif alive "$pid" "$birth" "$boot"; then

@@ -112,7 +112,7 @@ alive() {
 # is_running : after `alive`, sets state.
 is_running() {
 	state=running
-	[ "$rs_run" != T ] || state=stopped
+	! rs_is_stopped "$pid" || state=stopped
 }
 
 # has_ended : in a job's directory, succeeds if its end is recorded, and sets code, ended and expired.

@@ -111,6 +111,11 @@ rs_pending() {
 	return "$rs_waits"
 } 2>/dev/null
 
+# rs_is_stopped PID : after rs_process, succeeds if the process is stopped, or about to stop.
+rs_is_stopped() {
+	[ "$rs_run" = T ] || { [ "$rs_run" = R ] && rs_pending "$1" 19; }
+}
+
 # rs_self : sets rs_me to the number of this shell and rs_me_birth to its start time. In a subshell, $$ is the parent.
 rs_me=''
 rs_self() {

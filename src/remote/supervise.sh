@@ -126,12 +126,14 @@ os.execv(sys.argv[1], sys.argv[1:])' /bin/sh ./job "$@" 2>&7 7>&- 5>&- 4>&- 3>&-
 monitor)
 	set -m
 	/bin/sh ./job "$@" 2>&7 7>&- 5>&- 4>&- 3>&- &
-	# A trap cuts a wait short.
+	# A trap cuts a wait short, and so does a stop in bash.
 	until
 		wait $!
 		rs_code=$?
 		! kill -0 $!
-	do :; done
+	do
+		sleep 0.05 || sleep 1
+	done
 	set +m
 	(exit "$rs_code")
 	;;

@@ -146,18 +146,32 @@ recognise() {
 	done
 }
 
-# hold PID,BIRTH... : adds these processes to kin, and with `holding` stops them. Marks with 1 those that were stopped
+# hold PID,BIRTH... : adds these processes to kin, before the others, and with `holding` stops them. Marks with 1 those that were stopped
 # before, and with `denied` those that can't be stopped.
 hold() {
 	for one; do
 		rs_lives "${one%%,*}" "${one#*,}" || continue
 		was=0
 		# In later rounds a stopped process may have been stopped by hold_group, even if it has left the group since.
-		if [ "$rs_run" = T ] && [ "$round" -eq 1 ]; then
+		if [ "$round" -eq 1 ] && rs_is_stopped "${one%%,*}"; then
 			was=1
 		fi
-		[ -z "$holding" ] || kill -STOP "${one%%,*}" || was=denied
-		kin="$kin $one,$was"
+		if [ -n "$holding" ]; then
+			kill -STOP "${one%%,*}" || was=denied
+			rest "${one%%,*}"
+		fi
+		# The youngest first: when a parent ends, the kernel sends HUP and CONT to a stopped group that is left behind.
+		kin=" $one,$was$kin"
+	done
+}
+
+# rest PID : waits briefly until the process has stopped. Some parents stop when they see a child stop (runuser).
+rest() {
+	tries=0
+	while [ "$tries" -lt 10 ] && rs_process "$1"; do
+		case $rs_run in [TtZX]) break ;; esac
+		tries=$((tries + 1))
+		sleep 0.002 || break
 	done
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A number that is reserved as long as this lives.
 ///
@@ -19,11 +20,17 @@ impl Claim {
     }
 }
 
+/// Counts the claims of this process.
+static CLAIMS: AtomicU32 = AtomicU32::new(0);
+
 /// Claims the first number of `range` that is free and that `usable` accepts. The search starts at a number that
-/// depends on the process id.
+/// depends on the process id, and further on each time: what still uses a number that was released is left alone.
 pub fn claim(kind: &str, range: Range<u16>, usable: impl Fn(u16) -> bool) -> Claim {
     let size = range.end - range.start;
-    let offset = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(size)).unwrap_or(0);
+    let start = std::process::id()
+        .wrapping_mul(97)
+        .wrapping_add(CLAIMS.fetch_add(1, Ordering::Relaxed));
+    let offset = u16::try_from(start % u32::from(size)).unwrap_or(0);
     range
         .clone()
         .cycle()

@@ -64,9 +64,8 @@ impl Server {
         options.kind.program();
         let (account, scratch) =
             Account::create(options.login, options.shell, options.password.as_deref());
-        let port = claim("port", PORTS, |port| {
-            TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-        });
+        // Without listen(2): a child of another test that has not called exec yet would keep a listener open.
+        let port = claim("port", PORTS, |port| !listens(port));
         for (name, content) in &options.home_files {
             account.write(name, content, 0o644);
         }

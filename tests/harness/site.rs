@@ -149,19 +149,19 @@ impl Fixture {
         id
     }
 
-    /// Waits up to two seconds for the keeper to hold a job's relay, which it opens once the job runs. Not every keeper
-    /// has a session to spare for one.
+    /// Waits some seconds for the keeper to hold a job's relay, which it opens once the job runs and no command has come
+    /// for a moment. Not every keeper has a session to spare for one.
     pub fn await_relay(&self, id: &str) {
         if !self.rsig.keeper || self.signal_route() != "channel" {
             return;
         }
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(3);
         while std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(200));
             let status = self.rsig.run(&["keeper", "status", "--json"]).ok().stdout();
             if status.contains(id) {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
         }
     }
 

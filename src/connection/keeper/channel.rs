@@ -266,7 +266,9 @@ impl ShellChannel {
             && self
                 .checked_out_at
                 .is_some_and(|given| given.elapsed() < short);
-        working || matches!(self.stage, Stage::Draining | Stage::Closing)
+        working
+            || self.relay.as_ref().is_some_and(Relay::has_ended)
+            || matches!(self.stage, Stage::Draining | Stage::Closing)
     }
 
     /// Queues a command's bytes for the shell. If they were not announced with a `done`, they are its last script.

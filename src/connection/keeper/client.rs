@@ -13,6 +13,8 @@ use crate::job::JobId;
 pub(super) const GREETING_MAX: Duration = Duration::from_secs(3);
 /// Maximum wait for a shell: a little longer than the keeper lets a command wait for one.
 pub(super) const SHELL: Duration = Duration::from_secs(5);
+/// Maximum wait for a keeper to end: it gives what it holds a few seconds.
+const STOP_MAX: Duration = Duration::from_secs(10);
 /// Maximum wait for the keeper to close its side after this command has closed its own.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -58,10 +60,10 @@ impl KeeperClient {
             jobs: Vec::new(),
             connect_timeout: Duration::ZERO,
         };
-        client.send(&Request::Hello {
+        let hello = client.send(&Request::Hello {
             version: VERSION.to_owned(),
-        })?;
-        match client.receive(Instant::now() + GREETING_MAX) {
+        });
+        match hello.and_then(|()| client.receive(Instant::now() + GREETING_MAX)) {
             Ok(Frame::Message(Reply::Hello {
                 version,
                 jobs,
@@ -75,14 +77,7 @@ impl KeeperClient {
                 "a keeper of another version listens on its socket",
             )),
             // The keeper was about to end.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
-                ) =>
-            {
-                Ok(None)
-            }
+            Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -108,16 +103,29 @@ impl KeeperClient {
     }
 }
 
+/// Whether the error means that the keeper has ended.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
+}
+
 /// The status of the keeper at a socket; `None` if no keeper of this version is listening there.
 pub fn status(socket: &std::path::Path) -> Option<Status> {
     ask(socket, &Request::Status).ok()
 }
 
-/// Ends the keeper at a socket, and waits until it has closed the connection.
+/// Ends the keeper at a socket, and waits until it has closed the connection. One that has ended meanwhile is no error.
 pub fn stop(socket: &std::path::Path) -> io::Result<()> {
-    let mut client = KeeperClient::open(socket)?.ok_or(ErrorKind::NotFound)?;
-    client.send(&Request::Stop)?;
-    let until = Instant::now() + GREETING_MAX;
+    let Some(mut client) = KeeperClient::open(socket)? else {
+        return Ok(());
+    };
+    match client.send(&Request::Stop) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        sent => sent?,
+    }
+    let until = Instant::now() + STOP_MAX;
     loop {
         match client.receive(until) {
             Ok(_) => {}

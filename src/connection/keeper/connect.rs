@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::client::KeeperClient;
+use super::client::{KeeperClient, is_gone};
 use super::path::{KeeperPath, KnownConfiguration};
 use super::protocol::Request;
 use super::shell::KeeperShell;
@@ -350,13 +350,16 @@ impl KeeperConnection {
         let mut why = String::new();
         // A keeper ends when it finds its connection broken. Then the second round finds or starts another one.
         for _ in 0..2 {
-            match self.open_client().and_then(KeeperShell::check_out) {
+            let gone = match self.open_client().and_then(KeeperShell::check_out) {
                 Ok(mut shell) => {
                     shell.keeper = self.private.clone().map(|keeper| keeper as _);
                     return Ok(Some(Box::new(shell)));
                 }
-                Err(error) => why = error.to_string(),
-            }
+                Err(error) => {
+                    why = error.to_string();
+                    is_gone(&error)
+                }
+            };
             // Another shared keeper would do no better, but a private one may. If that can't start the process either,
             // the caller starts it itself, to learn why it fails.
             if destination.is_process() {
@@ -368,7 +371,7 @@ impl KeeperConnection {
                     format!("{destination}: {why}"),
                 ));
             }
-            if !matches!(KeeperClient::open(&self.place.socket), Ok(None)) {
+            if !gone && !matches!(KeeperClient::open(&self.place.socket), Ok(None)) {
                 break;
             }
             match find_or_start(destination, policy) {

@@ -119,9 +119,19 @@ impl Relay {
         matches!(self.stage, Stage::Probing | Stage::Taking) && self.ended.is_none()
     }
 
+    /// Whether its job has ended.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
     /// Whether it needs no probe.
     pub fn is_proven(&self) -> bool {
         self.trust == Trust::Proven
+    }
+
+    /// Whether it passes signals on without delay: it takes them, and no probe is under way.
+    pub fn passes_signals(&self) -> bool {
+        matches!(self.stage, Stage::Taking) && self.ended.is_none()
     }
 
     /// What the probe has shown about the server, once that is known.

@@ -258,7 +258,7 @@ impl Keeper {
             pid: std::process::id(),
             since: self.since,
             relays: relays
-                .map(|relay| (relay.job.clone(), relay.takes_signals()))
+                .map(|relay| (relay.job.clone(), relay.passes_signals()))
                 .collect(),
             channels: self.channels.len(),
             commands: self.clients.len().saturating_sub(1),
