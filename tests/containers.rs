@@ -224,7 +224,7 @@ fn what_a_killed_keeper_was_doing_is_found_out() {
     }
     place.run(&["kill", &job, "USR1"]).ok();
     follower.wait_for_stdout(&"usr1\n".repeat(4));
-    place.run(&["stop", "--grace", "1s", &job]).ok();
+    place.run(&["stop", "--grace", "8s", &job]).ok();
 }
 
 #[test]
@@ -547,7 +547,7 @@ fn a_container_that_has_begun_again_has_lost_its_jobs() {
         place
             .run(
                 &[
-                    &["stop", "--grace", "1s"][..],
+                    &["stop", "--grace", "8s"][..],
                     &others.iter().map(String::as_str).collect::<Vec<_>>(),
                 ]
                 .concat(),

@@ -32,11 +32,12 @@ fn hang(rsig: &Rsig) -> Vec<Process> {
         .cloned()
         .collect();
     assert!(!shells.is_empty(), "{processes:?}");
-    for shell in &shells {
-        // Each leads a process group.
-        killpg(Pid::from_raw(shell.pid), Signal::SIGSTOP).expect("it is ours");
-    }
-    shells
+    // Each leads a process group. One of a private keeper may be ending.
+    let mut stopped = shells;
+    stopped
+        .retain(|shell| shell.runs() && killpg(Pid::from_raw(shell.pid), Signal::SIGSTOP).is_ok());
+    assert!(!stopped.is_empty());
+    stopped
 }
 
 fn spawn(rsig: &Rsig, line: &str) -> String {
@@ -138,14 +139,13 @@ fn what_follows_goes_on_when_its_shell_hangs() {
         let go = rsig.home().join("go");
         let line = "echo first; until [ -e go ]; do sleep 0.05; done; echo second; exit 7";
         let job = spawn(&rsig, line);
-        let start = Instant::now();
         let follower = rsig.spawn_process(&["tail", "-f", &job]);
         follower.wait_for_stdout("first\n");
         let words = [&["run"][..], &PREFIX, &["-c", "local", line]].concat();
         let run = rsig.spawn_process(&words);
         run.wait_for_stdout("first\n");
         // After two seconds, the streams move to private keepers. None must be between two shells.
-        if keeper && start.elapsed() > Duration::from_secs(1) {
+        if keeper {
             poll_until("both have moved", STEP_TIMEOUT, || {
                 private_followers(&rsig) == 2
             });

@@ -3,8 +3,7 @@
 use std::fs;
 use std::os::unix::fs::chown;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::programs::program_path;
@@ -326,7 +325,7 @@ on_two_sites! {
 fn kill_sleeps(f: &Fixture) {
     for sleep in f.processes().iter().filter(|one| one.name == "sleep") {
         // It may have ended in the meantime.
-        let _ = kill(Pid::from_raw(sleep.pid), Signal::SIGKILL);
+        sleep.signal_if_runs(Signal::SIGKILL);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::harness::procs::all;
-use crate::harness::{Direction, Fixture, Proxy, Running, Site, poll_until, tool};
+use crate::harness::{Direction, Fixture, Proxy, Running, Site, idle_shells, poll_until, tool};
 use crate::jobs::STEP_TIMEOUT;
 use crate::keepers::keeper_pids;
 use crate::kit::{FixedReply, FixedServer, config_for, interrupted, recorded};
@@ -76,6 +76,10 @@ fn the_first_process_of_a_container_ends_by_signals() {
 
 /// Starts a job over a connection that hangs from the moment the start is sent.
 fn stuck_spawn(f: &Fixture, proxy: &Proxy) -> Running {
+    let server = f.server.as_ref().expect("a server");
+    poll_until("a shell waits", STEP_TIMEOUT, || {
+        !idle_shells(&server.processes()).is_empty()
+    });
     proxy.hold_both();
     let passed = proxy.bytes(Direction::ToServer);
     let arrived = proxy.arrived(Direction::ToServer);

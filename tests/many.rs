@@ -154,14 +154,14 @@ fn a_job_is_started_on_several_hosts() {
 fn a_dead_host_holds_nobody() {
     let farm = Farm::start(&[Login::User, Login::User]);
     let sayer = FixedServer::start(FixedReply::Once(Vec::new()));
-    farm.configure(&silent_host_config(&sayer));
-    // The dead host comes first, and takes longer than it can hold the other ids back.
+    // The dead host comes first, and takes longer than it can hold the other ids back. The file's longest timeout limits
+    // how long ssh may take to read it.
+    let dead = silent_host_config(&sayer).replace("Timeout 1", "Timeout 4");
+    farm.configure(&format!("{dead}ConnectTimeout 15\n"));
     let slow = farm.rsig.run(&[
         "spawn",
         "-F",
         &farm.config,
-        "-o",
-        "ConnectTimeout=4",
         "dead,s[0-1],s1",
         "sleep",
         "1000",
@@ -198,7 +198,7 @@ fn a_dead_host_holds_nobody() {
 
     // A host that dies later: its jobs are reported as errors, and the other hosts are handled.
     farm.configure(&format!(
-        "Host s0\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\n",
+        "Host s0\nHostName 127.0.0.1\nPort {}\nConnectTimeout 1\nConnectTimeout 15\n",
         sayer.port()
     ));
     farm.rsig.run(&["keeper", "stop", "--all"]);

@@ -192,7 +192,7 @@ fn a_connection_of_ssh_that_breaks_is_made_again() {
         f.rsig.run(&["kill", &job, "USR1"]).ok();
         follower.wait_for_stdout(&format!("on\n{}", "usr1\n".repeat(round)));
     }
-    f.rsig.run(&["stop", "--grace", "1s", &job]).ok();
+    f.rsig.run(&["stop", "--grace", "8s", &job]).ok();
     follower.wait().ok();
 }
 

@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::faults::on_a_small_disk;
 use crate::harness::{Fixture, Process, Rsig, Site, on_two_sites, poll_until, program_path};
@@ -66,7 +65,8 @@ fn spoolers(f: &Fixture) -> Option<[Process; 3]> {
 
 fn kill_process(process: &Process) {
     // The process may have ended by itself.
-    let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    process.signal_if_runs(Signal::SIGKILL);
+    poll_until("it is gone", STEP_TIMEOUT, || !process.runs());
 }
 
 on_two_sites! {
@@ -128,7 +128,7 @@ on_two_sites! {
 
     fn a_slow_writer_gets_one_file_and_each_line_at_once(f: &Fixture) {
         let job = f.spawn(&["--log-max", "64k", "--stdin-open", "--merge"], &["sh", "-c", "while read -r line; do echo $line; echo $line >&2; done"]);
-        let follow = f.rsig.spawn_process(&["tail", "-f", &job]);
+        let follow = f.rsig.spawn_process(&["tail", "-f", "-n", "all", &job]);
         let mut all = String::new();
         for number in 1..=40 {
             f.rsig.run(&["send", &job, &number.to_string()]).ok();

@@ -25,12 +25,12 @@ fn each_server() -> [Options; 4] {
 }
 
 /// Starts a process that outlives the session, and returns its pid.
-fn leave_a_job(server: &Server) -> i32 {
-    let pid = server
+fn leave_a_job(server: &Server) -> procs::Process {
+    let line = server
         .run("sh -c 'setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!'")
         .ok()
         .line();
-    pid.parse().expect("a pid")
+    procs::Process::find(line.parse().expect("a pid")).expect("it runs")
 }
 
 /// A server that accepts one connection and sends back what it receives. Returns its port and thread.
@@ -58,7 +58,7 @@ fn nothing_of_a_server_is_left_after_drop() {
         assert!(before.len() >= 4, "{}", procs::listing(&before));
         drop(server);
         assert!(!dir.exists());
-        assert!(procs::Process::find(job).is_none());
+        assert!(!job.runs());
         let left: Vec<_> = before.into_iter().filter(procs::Process::runs).collect();
         assert!(
             left.iter().all(|process| process.pid == session.pid()),
@@ -82,7 +82,7 @@ fn a_panicking_test_leaves_nothing() {
     .join();
     assert!(outcome.is_err());
     let (dir, job) = receive.recv().expect("the server had started");
-    assert!(!dir.exists() && procs::Process::find(job).is_none());
+    assert!(!dir.exists() && !job.runs());
     let left = procs::belonging_to(&dir, None);
     assert!(left.is_empty(), "{}", procs::listing(&left));
 }
@@ -104,7 +104,7 @@ fn helper_that_is_killed() {
     let local = Site::Local.start();
     local.spawn(&[], &["sleep", "1000"]);
     for server in &servers {
-        told.push_str(&leave_a_job(server).to_string());
+        told.push_str(&leave_a_job(server).pid.to_string());
         told.push('\n');
     }
     fs::write(format!("{file}.new"), told).expect("the directory is there");
@@ -163,9 +163,11 @@ fn a_job_that_sheds_its_environment_and_directory_is_still_found_by_its_user() {
     poll_until("it has shed its environment", STEP_TIMEOUT, || {
         procs::Process::find(pid).is_some_and(|process| process.name == "sleep")
     });
-    assert!(server.processes().iter().any(|process| process.pid == pid));
+    let process = server.processes();
+    let process = process.iter().find(|process| process.pid == pid);
+    let process = process.expect("it is found").clone();
     drop(server);
-    assert!(procs::Process::find(pid).is_none());
+    assert!(!process.runs());
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl Container {
         // By a process of its own: a child of another test that has not called exec yet would keep a file open for
         // writing, and it could not be run (ETXTBSY).
         let copy = |from: &Path, to: &Path| {
-            tool("cp").args([from, to]).run().ok();
+            tool("install").args([from, to]).run().ok();
         };
         copy(&program_path("busybox"), &busybox);
         // Debian's busybox-static does not need them.

@@ -34,6 +34,15 @@ pub fn keeper_pids(f: &Fixture) -> Vec<i32> {
     found.iter().map(|process| process.pid).collect()
 }
 
+/// Number of keepers that commands share. A command that waits two seconds for a shell starts a private one.
+pub fn shared_keepers(f: &Fixture) -> usize {
+    let mut found = f.rsig.processes();
+    found.retain(|process| {
+        process.cmdline.contains("keeper-serve") && !process.cmdline.contains("keepers/p")
+    });
+    found.len()
+}
+
 pub fn kill9(pid: i32) {
     // An error means that the process has just ended.
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -69,8 +69,15 @@ impl Process {
     /// Signals this process, not its group.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.pid), signal)
-            .unwrap_or_else(|error| panic!("{signal} to {self}: {error}"));
+        assert!(
+            self.signal_if_runs(signal),
+            "{signal} to {self}: it has ended"
+        );
+    }
+
+    /// Signals this process if it still runs. While many tests run, the number of one that has ended is soon another's.
+    pub fn signal_if_runs(&self, signal: Signal) -> bool {
+        self.runs() && kill(Pid::from_raw(self.pid), signal).is_ok()
     }
 
     /// Kills it and waits until it is gone.
@@ -150,7 +157,12 @@ pub fn belonging_to(dir: &Path, user: Option<u32>) -> Vec<Process> {
         .into_iter()
         .filter(|process| process.pid != myself)
         .partition(|process| Some(process.uid) == user || process.bears_mark_of(dir));
-    let mut parents: HashSet<i32> = ours.iter().map(|process| process.pid).collect();
+    // The number of one that has ended meanwhile may be that of another test's process, with children.
+    let pids = |processes: &[Process]| -> HashSet<i32> {
+        let running = processes.iter().filter(|process| process.runs());
+        running.map(|process| process.pid).collect()
+    };
+    let mut parents = pids(&ours);
     loop {
         let (children, rest): (Vec<_>, Vec<_>) = others
             .into_iter()
@@ -158,7 +170,7 @@ pub fn belonging_to(dir: &Path, user: Option<u32>) -> Vec<Process> {
         if children.is_empty() {
             return ours;
         }
-        parents = children.iter().map(|process| process.pid).collect();
+        parents = pids(&children);
         ours.extend(children);
         others = rest;
     }
@@ -182,8 +194,8 @@ pub fn kill_until_none(
             return Err(found);
         }
         for process in &found {
-            // An error means that the process has ended in the meantime. A survivor shows up in the next round.
-            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+            // A survivor shows up in the next round.
+            process.signal_if_runs(Signal::SIGKILL);
         }
         while Instant::now() < deadline && found.iter().any(Process::runs) {
             std::thread::sleep(Duration::from_millis(2));
