@@ -157,8 +157,11 @@ hold() {
 			was=1
 		fi
 		if [ -n "$holding" ]; then
-			kill -STOP "${one%%,*}" || was=denied
-			rest "${one%%,*}"
+			if kill -STOP "${one%%,*}"; then
+				rest "${one%%,*}"
+			else
+				was=denied
+			fi
 		fi
 		# The youngest first: when a parent ends, the kernel sends HUP and CONT to a stopped group that is left behind.
 		kin=" $one,$was$kin"
