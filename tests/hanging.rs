@@ -26,18 +26,17 @@ fn hang(rsig: &Rsig) -> Vec<Process> {
         let mut rsig = processes.iter().filter(|process| process.name == "rsig");
         rsig.any(|process| process.pid == pid)
     };
-    let shells: Vec<Process> = processes
+    let mut shells: Vec<Process> = processes
         .iter()
         .filter(|process| process.cmdline == "/bin/sh -s" && is_rsig(process.ppid))
         .cloned()
         .collect();
     assert!(!shells.is_empty(), "{processes:?}");
     // Each leads a process group. One of a private keeper may be ending.
-    let mut stopped = shells;
-    stopped
+    shells
         .retain(|shell| shell.runs() && killpg(Pid::from_raw(shell.pid), Signal::SIGSTOP).is_ok());
-    assert!(!stopped.is_empty());
-    stopped
+    assert!(!shells.is_empty());
+    shells
 }
 
 fn spawn(rsig: &Rsig, line: &str) -> String {

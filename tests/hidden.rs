@@ -239,7 +239,9 @@ on_two_sites! {
     fn a_member_whose_first_thread_has_exited_is_signalled_with_the_tree(f: &Fixture) {
         let job = f.spawn(&[], &["sh", "-c", "setsid python3 -c \"$0\" & echo $! >&2; wait", HEADLESS]);
         f.await_written(&job, "ready\n");
-        let pid = fs::read_to_string(f.file(&job, "err")).expect("written before");
+        let noted = || fs::read_to_string(f.file(&job, "err")).expect("there");
+        poll_until("its number is noted", STEP_TIMEOUT, || noted().ends_with('\n'));
+        let pid = noted();
         let (stat, threads) = (format!("/proc/{}/stat", pid.trim()), format!("/proc/{}/task", pid.trim()));
         poll_until("its first thread is gone", STEP_TIMEOUT, || fs::read_to_string(&stat).expect("there").contains(") Z "));
         f.rsig.run(&["kill", "--target", "tree", "-w", "20s", &job]).ok();

@@ -81,7 +81,11 @@ rs_start() {
 			printf '%s\n' "$rs_began" >"$rs_here/pid"
 	} 2>/dev/null || rs_refuse disk "its process can't be recorded in $rs_here: the disk is full, or the directory is gone"
 	# Checked after the record, which cancel.sh reads after it has created this file.
-	[ ! -e "$rs_here/cancelled" ] || kill -TERM $$
+	[ ! -e "$rs_here/cancelled" ] || {
+		kill -TERM $$
+		# TERM may be ignored.
+		exit 143
+	}
 	[ ! -p "$rs_here/ended" ] || printf 'begun %s\n' "$rs_began" 1<>"$rs_here/ended"
 	umask "$rs_mask"
 	# exec takes a word with a leading dash as an option, and env(1) a word with = as a variable.

@@ -146,8 +146,8 @@ recognise() {
 	done
 }
 
-# hold PID,BIRTH... : adds these processes to kin, before the others, and with `holding` stops them. Marks with 1 those that were stopped
-# before, and with `denied` those that can't be stopped.
+# hold PID,BIRTH... : adds these processes to kin, before the others, and with `holding` stops them. Marks with 1 those
+# that were stopped before, and with `denied` those that can't be stopped.
 hold() {
 	for one; do
 		rs_lives "${one%%,*}" "${one#*,}" || continue
